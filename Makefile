@@ -1,0 +1,67 @@
+# The one place for set-up. Every target first brings .venv up to date; that takes no time when nothing has changed.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+LOG := $(VENV)/install.log
+RUN := $(VENV)/bin/python
+
+# What .venv is made with: the first of these that will do, or make PYTHON=/path/to/python3.11
+CANDIDATES := python3.11 python3.12 python3 python
+PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
+	$$candidate deployments/check.py --interpreter >/dev/null 2>&1 && echo $$candidate && break; done)
+
+# Given twice, because older pips apply the first to source builds too and newer ones only the second. The paths are
+# relative, because pip splits the values at spaces and a checkout may lie under a folder with one in its name.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(RUN) -m pip install --no-input --progress-bar off -e ".[dev]"
+
+# The parts of pip's output that tell how far a long installation is.
+PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with everything that the other targets need
+	@$(RUN) -m deployments.check
+
+demo: $(STAMP)  ## find the artifacts in eight sample pairs; the result is demo/demo.png
+	@$(RUN) -m deployments.demo --output demo
+
+test: $(STAMP)  ## run the tests that take seconds
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## run the tests that take minutes
+	$(RUN) -m pytest -m slow
+
+lint: $(STAMP)  ## check rules and format (ruff) and types (mypy)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(STAMP)  ## measure speed and memory
+	$(RUN) tests/benchmarks/run.py
+
+clean:  ## remove .venv, the caches and the demo
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# There is no stamp while packages are being installed, and an environment without one is made anew: what an
+# interrupted set-up left behind is never used.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No usable Python among $(CANDIDATES): install Python 3.11 with its venv module," \
+		"or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" deployments/check.py
+	@test -f $@ || "$(PYTHON)" -m venv --clear $(VENV)
+	@rm -f $@
+	@echo "Installing into $(VENV): about two minutes and 2.3 GB, more where PyTorch brings CUDA. Log: $(LOG)"
+	@set -o pipefail; trap 'exit 130' INT; \
+	$(INSTALL) 2>&1 | tee $(LOG) | { grep --line-buffered -oE '$(PROGRESS)' || true; } || { \
+		tail -n 20 $(LOG) | cut -c 1-300 >&2; \
+		echo "Set-up failed; the reason is above, all of it in $(LOG). The same command starts it again." >&2; \
+		exit 1; }
+	@touch $@

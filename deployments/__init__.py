@@ -1,0 +1,1 @@
+"""How people start runs: the command line, and the servers that it needs."""

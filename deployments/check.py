@@ -1,0 +1,134 @@
+"""Can this machine run DeSRA? What is missing, one line each, with the package that brings it.
+
+Needs the standard library only, so that it runs before anything is installed (as a file) and also afterwards
+(``python -m deployments.check``). A missing system library would otherwise show two gigabytes later, as an
+``ImportError`` that does not name its package. No compiler is needed: mmcv-full and basicsr are built from
+source, but without their compiled operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+OLDEST = (3, 11)
+BELOW = (3, 13)
+
+
+class Library(NamedTuple):
+    """A shared library of the system, and where it comes from.
+
+    ``soname`` is what the dynamic loader is asked for, ``needed_by`` the Python package that asks; ``debian``
+    and ``fedora`` name the packages that bring it.
+    """
+
+    soname: str
+    needed_by: str
+    debian: str
+    fedora: str
+
+
+LIBRARIES = (
+    Library("libGL.so.1", "opencv-python", "libgl1", "mesa-libGL"),
+    Library(
+        "libgthread-2.0.so.0",
+        "opencv-python",
+        "libglib2.0-0 (libglib2.0-0t64 from Debian 13 and Ubuntu 24.04)",
+        "glib2",
+    ),
+)
+
+
+def interpreter_problems() -> list[str]:
+    """Say what is wrong with the running Python, one line each; nothing when it will do."""
+    running = ".".join(map(str, sys.version_info[:3]))
+    if not OLDEST <= sys.version_info[:2] < BELOW:
+        return [
+            f"{sys.executable} is Python {running}, but 3.11 or 3.12 is needed: mmcv-full and basicsr "
+            "do not build on later ones; install one of them, or name it: make PYTHON=/path/to/python3.11"
+        ]
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if missing:
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        return [
+            f"{sys.executable} has no {' and no '.join(missing)}: install {package} (Debian, Ubuntu), "
+            "or name another Python: make PYTHON=/path/to/python3.11"
+        ]
+    return []
+
+
+def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
+    """Say which shared libraries cannot be loaded, one line each; nothing when all are there.
+
+    Parameters
+    ----------
+    libraries
+        The libraries to try, each as the dynamic loader would find it.
+
+    Examples
+    --------
+    >>> library_problems([Library("liba.so.1", "example", "liba1", "liba")])
+    ['liba.so.1, which example needs, is missing: install liba1 (Debian, Ubuntu) or liba (Fedora)']
+    """
+    problems = []
+    for library in libraries:
+        reason = _load_error(library.soname)
+        if reason is not None:
+            problems.append(
+                f"{library.soname}, which {library.needed_by} needs, {reason}: "
+                f"install {library.debian} (Debian, Ubuntu) or {library.fedora} (Fedora)"
+            )
+    return problems
+
+
+def platform_problems() -> list[str]:
+    """Say what is wrong with the operating system, one line each; nothing when it will do."""
+    if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):
+        return [
+            "this system (Alpine Linux) uses musl, for which PyTorch has no wheels: use Debian or the like"
+        ]
+    return library_problems() if sys.platform == "linux" else []
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write what is missing, or one line that nothing is.
+
+    Parameters
+    ----------
+    arguments
+        ``--interpreter`` looks at the Python version and its modules only.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when nothing is missing, 2 otherwise.
+    """
+    problems = interpreter_problems()
+    if "--interpreter" not in arguments:
+        problems += platform_problems()
+    for problem in problems:
+        sys.stderr.write(f"error: {problem}\n")
+    if problems:
+        return 2
+    sys.stdout.write(f"Set-up check: Python {sys.version.split()[0]} and the system libraries are fine.\n")
+    return 0
+
+
+def _load_error(soname: str) -> str | None:
+    """Why the dynamic loader cannot load a library, as the predicate of a sentence; None when it can."""
+    try:
+        ctypes.CDLL(soname)
+    except OSError as error:
+        reason = str(error)
+        if reason.startswith(f"{soname}: cannot open shared object file"):
+            return "is missing"
+        return f"cannot be loaded ({reason})"
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

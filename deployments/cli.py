@@ -1,0 +1,279 @@
+"""``desra``: a verb per flow. Plans from the workspace before it imports Prefect, Dask or torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from pydantic import BaseModel, ValidationError
+
+from desra_core import __version__
+from desra_core.corpus import read_manifest
+from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.plan import Plan, load_settings, make_plan, prepare
+from desra_core.settings import Detection, Machine
+from desra_core.tables import publish_tables, worst_regions
+from desra_core.workspace import Workspace
+
+_SHOWN_FAILURES = 20
+_SHOWN_REGIONS = 10
+_LINE_SECONDS = 5.0
+
+Model = TypeVar("Model", bound=BaseModel)
+
+app = typer.Typer(
+    name="desra",
+    help="Find and delete the artifacts of GAN super-resolution models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 some images failed, 2 bad usage or input."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except DesraError as error:
+        _say(f"error: {printable(error)}")
+        sys.exit(1 if isinstance(error, TransientError) else 2)
+    except KeyboardInterrupt:
+        _say("interrupted: the same command goes on where it stopped")
+        sys.exit(130)
+
+
+def _field(model: type[BaseModel], name: str) -> Any:
+    return typer.Option(help=model.model_fields[name].description, show_default=name != "config")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"desra {__version__}")
+        raise typer.Exit
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a TOML file the defaults of the command's flags."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(path, f"cannot be read as TOML ({error})", "mend it, or leave --config out") from None
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {parameter.name for parameter in context.command.params} - {"config", "help"}
+    if unknown := sorted(set(values) - known):
+        names = ", ".join(sorted(name.replace("_", "-") for name in known if name))
+        raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
+    context.default_map = values
+    return path
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def detect(
+    mse_sr: Annotated[Path, _field(Detection, "mse_sr")],
+    gan_sr: Annotated[Path, _field(Detection, "gan_sr")],
+    workspace: Annotated[Path, _field(Detection, "workspace")],
+    lr: Annotated[Path | None, _field(Detection, "lr")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of class-index PNGs; short for --segmenter labels:DIR.")
+    ] = None,
+    segmenter: Annotated[str | None, _field(Detection, "segmenter")] = None,
+    weights: Annotated[str | None, _field(Detection, "weights")] = None,
+    threshold: Annotated[float, _field(Detection, "threshold")] = 0.7,
+    min_area: Annotated[str, _field(Detection, "min_area")] = "4000",
+    window: Annotated[int, _field(Detection, "window")] = 11,
+    keep: Annotated[Literal["artifacts", "maps", "all"], _field(Detection, "keep")] = "artifacts",
+    limit: Annotated[int | None, _field(Detection, "limit")] = None,
+    shard_size: Annotated[int, _field(Detection, "shard_size")] = 1000,
+    tile: Annotated[int, _field(Machine, "tile")] = 256,
+    device: Annotated[Literal["auto", "cpu", "cuda"], _field(Machine, "device")] = "auto",
+    workers: Annotated[int | None, _field(Machine, "workers")] = None,
+    memory: Annotated[str | None, _field(Machine, "memory")] = None,
+    scheduler: Annotated[str | None, _field(Machine, "scheduler")] = None,
+    config: Annotated[  # noqa: ARG001
+        Path | None,
+        typer.Option(
+            callback=_read_config,
+            is_eager=True,
+            help="TOML file with any of these flags as keys; the command line wins.",
+        ),
+    ] = None,
+) -> None:
+    """Compare two folders of super-resolution results and mark the artifacts.
+
+    Writes a mask per image to WORKSPACE/masks and a table of regions to WORKSPACE/regions.parquet. The same command
+    again goes on where it was cut off, takes in new files, and does nothing where nothing has changed.
+    """
+    if labels is not None and segmenter is not None:
+        raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+    detection = _validated(
+        Detection,
+        mse_sr=mse_sr.absolute(),
+        gan_sr=gan_sr.absolute(),
+        workspace=workspace.absolute(),
+        lr=lr and lr.absolute(),
+        segmenter=_absolute(f"labels:{labels}" if labels else segmenter or "none"),
+        weights=weights if weights in (None, "published", "none") else str(Path(weights).absolute()),
+        threshold=threshold,
+        min_area=min_area,
+        window=window,
+        keep=keep,
+        limit=limit,
+        shard_size=shard_size,
+    )
+    machine = _validated(
+        Machine, workers=workers, memory=memory, scheduler=scheduler, device=device, tile=tile
+    )
+    raise typer.Exit(_detect(detection, machine))
+
+
+@app.command()
+def status(
+    workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
+    failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
+) -> None:
+    """Say what is done, pending and failed, from the workspace alone."""
+    place = Workspace(workspace.absolute())
+    _, target = load_settings(place)
+    manifest = read_manifest(place)
+    assert manifest is not None
+    plan = make_plan(place, manifest, target)
+    unscanned = pq.read_table(place.scan_failures) if place.scan_failures.exists() else plan.failures.slice(0, 0)
+    failed = pa.concat_tables([unscanned, plan.failures])
+    vanished = manifest.num_rows - plan.images
+    owner = place.owner()
+    typer.echo(f"workspace  {place.root}")
+    typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
+    typer.echo(f"images     {plan.images}" + (f" and {vanished} vanished ones, whose outputs stay" if vanished else ""))
+    typer.echo(f"done       {plan.done}")
+    typer.echo(f"pending    {plan.pending}")
+    typer.echo(f"failed     {failed.num_rows}")
+    _show_failures(failed, limit=None if failures else _SHOWN_FAILURES)
+
+
+def _detect(detection: Detection, machine: Machine) -> int:
+    workspace = Workspace(detection.workspace)
+    workspace.create()
+    with workspace.locked():
+        if detection.segmenter == "none":
+            _say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+        _, plan, _ = prepare(detection, on_hashed=_HashingLines())
+        _show_failures(pq.read_table(workspace.scan_failures))
+        _show_failures(plan.failures)
+        if plan.dropped:
+            _say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+        broken: tuple[str, ...] = ()
+        if plan.pending:
+            broken = _run(detection, machine, workspace)
+        else:
+            publish_tables(workspace)
+        for line in broken:
+            _say(f"error: {line}")
+        return _report(workspace, detection, plan) or int(bool(broken))
+
+
+def _run(detection: Detection, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
+    """Run the flow; returns a line for each shard that could not finish."""
+    from deployments.server import prefect_server, wait_for_task_runs
+
+    with prefect_server(workspace) as url:
+        _say(f"watch at {url.removesuffix('/api')}")
+        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        from flows.detect import detect as flow
+
+        summary = flow(detection, machine, rescan=False)
+        if not wait_for_task_runs(url, summary.flow_run, summary.task_runs):
+            _say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+    return summary.broken_shards
+
+
+def _report(workspace: Workspace, detection: Detection, before: Plan) -> int:
+    """Print how the run ended; returns the exit code."""
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    after = make_plan(workspace, manifest, before.target, limit=detection.limit)
+    failures = pq.read_metadata(workspace.failures).num_rows
+    regions = pq.read_table(workspace.regions, columns=["image"])
+    if not before.pending:
+        typer.echo(f"nothing to do: all {after.images} images are done or have failed before")
+    else:
+        typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    marked = len(regions["image"].unique())
+    weighting = "weight 1 for every class" if detection.segmenter == "none" else "semantic weights"
+    typer.echo(f"{regions.num_rows} artifact regions in {marked} images, found with {weighting}")
+    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
+        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
+        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
+    typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
+    if failures:
+        typer.echo(f"failures {workspace.failures}")
+    return int(failures > 0 or after.pending > 0)
+
+
+class _HashingLines:
+    """Says now and then how far the hashing of new files is."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            _say(f"reading new files: {done} of {total} images")
+
+
+def _show_failures(failures: pa.Table, limit: int | None = _SHOWN_FAILURES) -> None:
+    for row in failures.slice(0, limit).to_pylist():
+        _say(f"failed: {printable(DesraError(row['subject'], row['reason'], row['remedy']))}")
+    if limit is not None and failures.num_rows > limit:
+        _say(f"and {failures.num_rows - limit} more: desra status --failures lists them")
+
+
+def _validated(model: type[Model], **values: Any) -> Model:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        reason = f"{first['input']} is not accepted ({first['msg']})"
+        raise UsageError(flag, reason, "see desra detect --help") from None
+
+
+def _absolute(segmenter: str) -> str:
+    """Make the paths of a segmenter absolute: workers have folders of their own."""
+    kind, colon, paths = segmenter.partition(":")
+    return kind + colon + ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

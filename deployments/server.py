@@ -1,0 +1,146 @@
+"""A real Prefect server for the length of a run, where no other is configured.
+
+Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a free
+loopback port, with its database in the workspace; the next run ends one that a killed run left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import psutil
+
+from desra_core.errors import UsageError
+from desra_core.workspace import Workspace
+
+_START_SECONDS = 90
+_STOP_SECONDS = 15
+_ARRIVAL_SECONDS = 20
+
+
+@contextlib.contextmanager
+def prefect_server(workspace: Workspace) -> Iterator[str]:
+    """Make sure that Prefect has a server, and yield the address of its API.
+
+    Sets environment variables that Prefect reads when it is imported; call it before. The workspace must be locked.
+
+    Raises
+    ------
+    UsageError
+        The configured server does not answer, or none can be started.
+    """
+    if configured := os.environ.get("PREFECT_API_URL"):
+        _check(configured)
+        yield configured
+        return
+    home = workspace.prefect_home
+    home.mkdir(parents=True, exist_ok=True)
+    _end_leftover(home)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    os.environ.update(
+        PREFECT_HOME=str(home),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_LOGGING_LEVEL="WARNING",
+        DO_NOT_TRACK="1",
+    )
+    server = _started(home, port)
+    try:
+        _wait_until_healthy(server, url, home)
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        _end(psutil.Process(server.pid))
+        server.wait()
+        (home / "server.json").unlink(missing_ok=True)
+
+
+def wait_for_task_runs(url: str, flow_run_id: str, expected: int) -> bool:
+    """Send what Prefect still holds back, and wait until the server knows how each task run of a flow run ended.
+
+    Returns
+    -------
+    False when they have not all arrived in good time.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    query = {
+        "flow_runs": {"id": {"any_": [flow_run_id]}},
+        "task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}},
+    }
+    headers = {"Content-Type": "application/json"}
+    request = Request(f"{url}/task_runs/count", data=json.dumps(query).encode(), headers=headers)
+    deadline = time.monotonic() + _ARRIVAL_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urlopen(request, timeout=10) as response:
+            if json.load(response) >= expected:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _started(home: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    started = psutil.Process(server.pid).create_time()
+    (home / "server.json").write_text(json.dumps({"pid": server.pid, "started": started, "port": port}))
+    return server
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, home: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), urlopen(f"{url}/health", timeout=2):
+            return
+        time.sleep(0.05)
+    raise UsageError(home / "server.log", "the Prefect server did not start", "read that log")
+
+
+def _check(url: str) -> None:
+    try:
+        with urlopen(f"{url}/health", timeout=10):
+            pass
+    except (URLError, OSError, ValueError) as error:
+        reason = f"no Prefect server answers ({getattr(error, 'reason', error)})"
+        raise UsageError(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+
+
+def _end_leftover(home: Path) -> None:
+    """Stop the server that a killed run left behind. Its pid may be another program's by now."""
+    try:
+        left = json.loads((home / "server.json").read_bytes())
+        process = psutil.Process(left["pid"])
+        if process.create_time() == left["started"]:
+            _end(process)
+    except (OSError, ValueError, KeyError, psutil.Error):
+        pass
+
+
+def _end(process: psutil.Process) -> None:
+    """Stop a process and its children."""
+    with contextlib.suppress(psutil.Error):
+        family = [*process.children(recursive=True), process]
+        for member in family:
+            with contextlib.suppress(psutil.Error):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for member in alive:
+            with contextlib.suppress(psutil.Error):
+                member.kill()

@@ -1,0 +1,79 @@
+"""Per-image arrays in zarr: one group per image, tiles as chunks, few files, published whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import Any
+
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+from desra_core.workspace import Workspace, storage_errors
+
+_CHUNK = 512
+_SHARD = 4096
+
+
+def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
+    """Store a 2-D array of an image under the key of the settings that made it, in place of any older one.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    group = workspace.group(image_id)
+    with storage_errors(group / name):
+        if not (group / "zarr.json").exists():
+            zarr.open_group(group, mode="a", zarr_format=3)
+        scratch = workspace.scratch()
+        stored = zarr.create_array(
+            scratch,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(_CHUNK, _CHUNK),
+            shards=_shards(array.shape),
+            compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
+            attributes={"key": key},
+            zarr_format=3,
+        )
+        stored[:] = array
+        shutil.rmtree(group / name, ignore_errors=True)
+        # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
+        with contextlib.suppress(FileExistsError):
+            _move(scratch, group / name)
+
+
+def read_array(workspace: Workspace, image_id: str, name: str) -> npt.NDArray[Any]:
+    """Read a whole array of an image.
+
+    Raises
+    ------
+    TransientError
+        It is not there, or the disk failed.
+    """
+    path = workspace.group(image_id) / name
+    with storage_errors(path):
+        array: npt.NDArray[Any] = zarr.open_array(path, mode="r")[:]  # type: ignore[assignment]
+        return array
+
+
+def drop_arrays(workspace: Workspace, image_id: str) -> None:
+    """Delete the group of an image, if there is one."""
+    shutil.rmtree(workspace.group(image_id), ignore_errors=True)
+
+
+def _shards(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Whole chunks that cover the array in one zarr shard, or in a few where it is large."""
+    return tuple(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in shape)
+
+
+def _move(scratch: Any, target: Any) -> None:
+    try:
+        scratch.rename(target)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not target.exists():
+            raise

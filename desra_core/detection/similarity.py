@@ -1,0 +1,199 @@
+"""The paper's D (Eq. 7): how alike the local textures of two super-resolution results are.
+
+The paper calls D a distance. It is 1 where the textures agree and falls towards 0 where they differ, so it is
+called a similarity here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeAlias
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.tiling import grid
+
+Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+WINDOW = 11
+SIGMA = 1.5
+# The 11 rows that a tile is filtered from fit into a 1 MiB L2 cache; smaller tiles filter more halo.
+TILE = 256
+
+_EPSILON = 1e-8
+_STABILISER = (0.03 * 255) ** 2
+_Kernel: TypeAlias = Callable[..., npt.NDArray[np.float32]]
+_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32", "float64"))
+
+
+def variance_similarity(
+    mse_sr: Samples,
+    gan_sr: Samples,
+    *,
+    window: int = WINDOW,
+    sigma: float = SIGMA,
+    tile: int = TILE,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Compare the local variances of two images, channel by channel, and average over the channels.
+
+    Parameters
+    ----------
+    mse_sr, gan_sr
+        ``(H, W)`` or ``(H, W, C)``: uint8, uint16 (divided by 257), or floats already in 0..255. Of 2 or 4
+        channels the last is alpha and ignored. Gray is compared with each colour. The dtypes may differ.
+    window, sigma
+        Side and standard deviation of the Gaussian window, in pixels.
+    tile
+        Side of the squares that are computed at a time. Bounds the extra memory; does not change the result.
+    threads
+        How many tiles are computed at the same time; does not change the result.
+
+    Returns
+    -------
+    ndarray
+        ``(H - window + 1, W - window + 1)`` in (0, 1]: only where the window lies inside the image.
+
+    Raises
+    ------
+    ValueError
+        The images differ in size, are smaller than the window or hold something else than samples in 0..255,
+        or a setting is out of range.
+
+    Examples
+    --------
+    >>> flat = np.zeros((11, 12), np.uint8)
+    >>> variance_similarity(flat, flat)
+    array([[1., 1.]], dtype=float32)
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"the window must be odd and positive, not {window}")
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be positive, not {sigma}")
+    if tile < 1 or threads < 1:
+        raise ValueError(f"tile and threads must be at least 1, not {tile} and {threads}")
+    x, y = _colours(mse_sr, "mse_sr"), _colours(gan_sr, "gan_sr")
+    height, width = x.shape[:2]
+    if y.shape[:2] != (height, width):
+        raise ValueError(f"mse_sr is {width}x{height} pixels, but gan_sr is {y.shape[1]}x{y.shape[0]}")
+    if min(height, width) < window:
+        raise ValueError(f"{width}x{height} pixels are fewer than the {window}x{window} window")
+
+    channels = max(x.shape[2], y.shape[2])
+    taps = _half_gaussian(window, sigma)
+    halo = window // 2
+    similarity = np.empty((height - 2 * halo, width - 2 * halo), np.float32)
+
+    def fill_share(thread: int) -> None:
+        for part in islice(grid(height - 2 * halo, width - 2 * halo, tile), thread, None, threads):
+            source = part.source(halo).slices
+            rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
+            similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
+
+    if threads == 1:
+        fill_share(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill_share, range(threads)))
+    return similarity
+
+
+def _colours(image: Samples, name: str) -> Samples:
+    """View an image as ``(H, W, 1 or 3)``, without alpha."""
+    if image.dtype not in _DTYPES:
+        raise ValueError(f"{name} is of dtype {image.dtype}, not uint8, uint16, float32 or float64")
+    if not (image.ndim == 2 or (image.ndim == 3 and 1 <= image.shape[2] <= 4)):
+        raise ValueError(f"{name} is of shape {image.shape}, not (H, W) or (H, W, 1 to 4)")
+    if image.ndim == 2:
+        image = image[:, :, np.newaxis]
+    colours = image[:, :, : image.shape[2] - (image.shape[2] in (2, 4))]
+    # Reductions, because a comparison per sample would need memory of the image's size. NaN fails them too.
+    if colours.dtype.kind == "f" and colours.size and not (colours.min() >= 0 and colours.max() <= 255):
+        raise ValueError(f"{name} holds samples that are not finite or lie outside of 0..255")
+    return colours
+
+
+def _half_gaussian(window: int, sigma: float) -> tuple[float, ...]:
+    """Return the normalised Gaussian window from its centre outwards."""
+    half = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(window // 2 + 1)]
+    total = half[0] + 2 * math.fsum(half[1:])
+    return tuple(value / total for value in half)
+
+
+def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
+    """Copy a tile's samples, in 0..255, to contiguous ``(H, W * channels)``.
+
+    So the kernel is compiled for one kind of array only, whatever the dtypes and strides of the images.
+    """
+    height, width, _ = part.shape
+    rows = np.broadcast_to(part, (height, width, channels)).astype(np.float64, order="C")
+    if part.dtype == np.uint16:
+        rows /= 257.0
+    return rows.reshape(height, width * channels)
+
+
+def _compiled(kernel: _Kernel) -> _Kernel:
+    """Compile a function at its first call and keep the result on disk, where that can be written."""
+    # No fastmath: with it a sample's value could depend on where in a vector, and so in which tile, it lies.
+    try:
+        compiled: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
+    except RuntimeError:  # neither the package nor a home can be written: every process compiles anew
+        compiled = numba.njit(nogil=True, error_model="numpy")(kernel)
+    return compiled
+
+
+@_compiled
+def _filtered(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], taps: tuple[float, ...], channels: int
+) -> npt.NDArray[np.float32]:
+    """Compute the similarity of one tile from its samples and their halo."""
+    # The compiler knows a tuple's length: loops over the taps unroll, and then those over samples vectorise.
+    radius = len(taps) - 1
+    samples = x.shape[1]
+    height = x.shape[0] - 2 * radius
+    width = samples // channels - 2 * radius
+    # Row sums of x, x^2, y and y^2, weighted down the columns; then the similarity of each sample of one row.
+    sum_x, sum_xx = np.empty(samples), np.empty(samples)
+    sum_y, sum_yy = np.empty(samples), np.empty(samples)
+    by_channel = np.empty(width * channels)
+    similarity = np.empty((height, width), np.float32)
+    for row in range(height):
+        centre = row + radius
+        for i in range(samples):
+            p, q = x[centre, i], y[centre, i]
+            m_x, m_xx, m_y, m_yy = taps[0] * p, taps[0] * (p * p), taps[0] * q, taps[0] * (q * q)
+            for k in range(1, radius + 1):
+                p, p2 = x[centre - k, i], x[centre + k, i]
+                q, q2 = y[centre - k, i], y[centre + k, i]
+                m_x += taps[k] * (p + p2)
+                m_xx += taps[k] * (p * p + p2 * p2)
+                m_y += taps[k] * (q + q2)
+                m_yy += taps[k] * (q * q + q2 * q2)
+            sum_x[i], sum_xx[i], sum_y[i], sum_yy[i] = m_x, m_xx, m_y, m_yy
+        for i in range(width * channels):
+            # Unsigned: what might be a negative index is looked up lane by lane, three times as slow.
+            c = np.uint64(i + radius * channels)
+            m_x, m_xx = taps[0] * sum_x[c], taps[0] * sum_xx[c]
+            m_y, m_yy = taps[0] * sum_y[c], taps[0] * sum_yy[c]
+            for k in range(1, radius + 1):
+                a = np.uint64(i + (radius - k) * channels)
+                b = np.uint64(i + (radius + k) * channels)
+                m_x += taps[k] * (sum_x[a] + sum_x[b])
+                m_xx += taps[k] * (sum_xx[a] + sum_xx[b])
+                m_y += taps[k] * (sum_y[a] + sum_y[b])
+                m_yy += taps[k] * (sum_yy[a] + sum_yy[b])
+            # In a flat region rounding leaves about -1e-11, well within epsilon: the root stays real.
+            var_x, var_y = m_xx - m_x * m_x, m_yy - m_y * m_y
+            root = math.sqrt((var_x + _EPSILON) * (var_y + _EPSILON))
+            by_channel[i] = (2.0 * root + _STABILISER) / (var_x + var_y + _STABILISER)
+        for i in range(width):
+            total = 0.0
+            for k in range(channels):
+                total += by_channel[np.uint64(i * channels + k)]
+            similarity[row, i] = total / channels
+    return similarity

@@ -1,0 +1,56 @@
+"""Everything that can go wrong and be told in one line: what, why, and what to do about it.
+
+::
+
+    DesraError
+    ├── UsageError          the command or its settings cannot be carried out      exit code 2
+    │   └── LockedError     another run holds the workspace
+    └── ImageError          one image cannot be processed; the others go on       exit code 1
+        └── TransientError  the same image may well succeed when tried again
+"""
+
+from __future__ import annotations
+
+
+class DesraError(Exception):
+    """A problem told in one line: ``subject: reason; remedy``.
+
+    Parameters
+    ----------
+    subject
+        The file, folder or setting that is at fault.
+    reason
+        What is wrong with it.
+    remedy
+        What the reader can do about it.
+    """
+
+    def __init__(self, subject: object, reason: str, remedy: str) -> None:
+        super().__init__(str(subject), reason, remedy)
+        self.subject = str(subject)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}; {self.remedy}"
+
+
+class UsageError(DesraError):
+    """The command, a setting or a whole input folder is unusable. Nothing was started."""
+
+
+class LockedError(UsageError):
+    """Another run holds the workspace."""
+
+
+class ImageError(DesraError):
+    """One image cannot be processed, and would fail again unless its file or the settings change."""
+
+
+class TransientError(ImageError):
+    """One image failed for a reason outside its content (a full disk, a lost worker): try again."""
+
+
+def printable(text: object) -> str:
+    """One line of text, with the control characters of file names made visible."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))

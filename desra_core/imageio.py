@@ -1,0 +1,217 @@
+"""Decode and encode image files: the only module that knows BGR, bit depth, alpha and EXIF.
+
+Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16.
+ICC profiles are not applied; their presence is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from desra_core.errors import ImageError, TransientError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+
+# Deflate stops near 1000 samples a byte; a large header that promises far more is a truncated file or a bomb.
+_BOMB_PIXELS = 2**26
+_BOMB_PIXELS_PER_BYTE = 20_000
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSED = frozenset({5, 6, 7, 8})
+_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16B", "I;16L"})
+_SAVE_AGAIN = "save it again as PNG, or remove it"
+
+# The size of an image is judged here, by bytes and by the memory limit of a run, not by Pillow's fixed number.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Photo(NamedTuple):
+    """A decoded image file.
+
+    ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None
+    has_icc_profile: bool
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises
+    ------
+    ImageError
+        The file is gone or may not be read.
+    TransientError
+        The storage failed.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(path, "the file has vanished", "put it back, or run again without it") from None
+    except PermissionError:
+        raise ImageError(path, "may not be read (permission denied)", "give read permission to it") from None
+    except OSError as error:
+        raise TransientError(path, f"cannot be read ({error.strerror})", "check the disk and run again") from None
+
+
+def digest(data: bytes) -> str:
+    """The content hash that identifies a file in a workspace: 128 bits of BLAKE2b, as hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
+    """Decode an image file: EXIF orientation applied, alpha apart, 16 bits kept, palettes expanded.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    path
+        Named in errors.
+    max_pixels
+        Larger images are refused before anything of their size is allocated.
+
+    Raises
+    ------
+    ImageError
+        The file is empty, no image, of an unsupported colour model, too large, truncated or damaged.
+    """
+    with _opened(data, path) as image:
+        bit_depth = _checked_depth(image, data, path, max_pixels)
+        pixels = _loaded(image, data, path, bit_depth)
+        pixels = _upright(pixels, _orientation(image))
+        has_icc_profile = "icc_profile" in image.info
+    channels = pixels.shape[2]
+    alpha = pixels[:, :, -1] if channels in (2, 4) else None
+    return Photo(np.ascontiguousarray(pixels[:, :, : channels - (alpha is not None)]), alpha, has_icc_profile)
+
+
+def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
+    """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
+
+    Raises
+    ------
+    ImageError
+        As `decode`, or the file has colour channels or values above 255.
+    """
+    with _opened(data, path) as image:
+        bit_depth = _checked_depth(image, data, path, max_pixels)
+        pixels = _loaded(image, data, path, bit_depth, expand_palette=False)
+    if pixels.shape[2] != 1:
+        raise ImageError(path, "has colour channels, but class labels are one index per pixel",
+                         "save labels as 8-bit gray PNG")  # fmt: skip
+    if pixels.max() > 255:
+        raise ImageError(path, f"holds the label {pixels.max()}", "labels are ADE20K indices 0..149")
+    return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """Encode a ``(H, W)`` bool mask as a 1-bit PNG, 0 and 255 to whoever reads it."""
+    return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, as PNG."""
+    if pixels.ndim == 3 and pixels.shape[2] >= 3:
+        order = [2, 1, 0, 3][: pixels.shape[2]]
+        pixels = pixels[:, :, order]
+    return _encode(np.ascontiguousarray(pixels), [])
+
+
+def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """``(H, W, 3)`` uint8 BGR of any pixels, gray replicated, 16 bits rounded: what MMSegmentation expects."""
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
+def _encode(array: Pixels, options: list[int]) -> bytes:
+    ok, encoded = cv2.imencode(".png", array, options)
+    if not ok:
+        raise ValueError(f"cannot encode an array of shape {array.shape} and dtype {array.dtype} as PNG")
+    return encoded.tobytes()
+
+
+def _opened(data: bytes, path: Path) -> Image.Image:
+    if not data:
+        raise ImageError(path, "is empty", "copy it again, or remove it")
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageError(path, "is not an image", "remove it, or give it the suffix of what it is") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(path, f"has a damaged header ({error})", _SAVE_AGAIN) from None
+
+
+def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int) -> int:
+    """Bits per channel, 8 or 16, of an opened image whose header is acceptable."""
+    if image.mode not in _READ_MODES:
+        raise ImageError(path, f"has the colour model {image.mode}", "convert it to RGB or gray")
+    width, height = image.size
+    if width * height > max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * len(data)):
+        raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
+    if width * height > max_pixels:
+        reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
+        raise ImageError(path, reason, "raise --memory or use fewer --workers")
+    return 16 if image.mode.startswith("I;16") or any(";16" in str(tile.args) for tile in image.tile) else 8
+
+
+def _orientation(image: Image.Image) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF of a sound image
+        try:
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        except (OSError, SyntaxError, ValueError, TypeError):
+            return 1
+
+
+def _loaded(
+    image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expand_palette: bool = True
+) -> Pixels:
+    """All channels of an opened image as ``(H, W, C)``, not rotated yet."""
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        raise ImageError(path, f"is truncated or damaged ({error})", "copy it again, or remove it") from None
+    if bit_depth == 16:
+        # Pillow keeps 8 of 16 bits of colour images; it only proved above that the file is whole.
+        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if decoded is None or decoded.dtype != np.uint16:
+            raise ImageError(path, "is a 16-bit image that OpenCV cannot decode", _SAVE_AGAIN)
+        deep: npt.NDArray[np.uint16] = decoded.reshape(*decoded.shape[:2], -1)
+        return deep if deep.shape[2] < 3 else deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("P", "PA") and expand_palette:
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    elif image.mode == "RGBX":
+        image = image.convert("RGB")
+    shallow: npt.NDArray[np.uint8] = np.asarray(image)
+    return shallow.reshape(*shallow.shape[:2], -1)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation (1..8; others mean 1) to ``(H, W, C)`` pixels."""
+    if orientation in _TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    # In terms of the upright image: 2, 3, 6, 7 run right to left, 3, 4, 7, 8 bottom to top.
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels

@@ -1,0 +1,174 @@
+"""What became of each image: a small record that workers journal and the driver gathers into tables.
+
+A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files; when a shard is
+through, its records become one Parquet file and the journal goes. A journaled record is always the newer one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from desra_core.errors import ImageError
+from desra_core.workspace import Workspace
+
+REGION_FIELDS = [
+    pa.field("x", pa.int32()),
+    pa.field("y", pa.int32()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("area", pa.int64()),
+    pa.field("dominant_class", pa.int16()),
+    pa.field("mean_similarity", pa.float64()),
+    pa.field("severity", pa.float64()),
+]
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("similarity_key", pa.string()),
+        pa.field("similarity_kept", pa.bool_()),
+        pa.field("segmentation_key", pa.string()),
+        pa.field("labels_kept", pa.bool_()),
+        pa.field("labels_hash", pa.string()),
+        pa.field("weighting_key", pa.string()),
+        pa.field("proven_weight", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("min_area", pa.int64()),
+        pa.field("mask_key", pa.string()),
+        pa.field("artifact_pixels", pa.int64()),
+        pa.field("regions", pa.list_(pa.struct(REGION_FIELDS))),
+        pa.field("failed_stage", pa.string()),
+        pa.field("failed_key", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("remedy", pa.string()),
+        pa.field("transient", pa.bool_()),
+        pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state of one image in a workspace.
+
+    Attributes
+    ----------
+    similarity_key, segmentation_key, mask_key
+        Settings under which each product was made; None where it was not. ``mask_key`` is set once the mask is
+        published.
+    similarity_kept, labels_kept
+        Whether the array lies in the image's zarr group.
+    proven_weight
+        When set, the mask is empty for all class weights from this value up, whatever the labels.
+    threshold, min_area, weighting_key, labels_hash
+        What ``artifact_pixels`` was found with; ``min_area`` in pixels, ``weighting_key`` for class weights and the
+        origin of the labels.
+    artifact_pixels
+        Pixels in the mask; None while unknown.
+    regions
+        One dict per region, fields as in `desra_core.detection.Region`.
+    failed_stage, failed_key, subject, reason, remedy, transient
+        The failure, if the image failed: the stage, the ``mask_key`` that was wanted, and the error's words.
+    seconds
+        Computing time by stage.
+    """
+
+    id: str
+    height: int | None = None
+    width: int | None = None
+    similarity_key: str | None = None
+    similarity_kept: bool = False
+    segmentation_key: str | None = None
+    labels_kept: bool = False
+    labels_hash: str | None = None
+    weighting_key: str | None = None
+    proven_weight: float | None = None
+    threshold: float | None = None
+    min_area: int | None = None
+    mask_key: str | None = None
+    artifact_pixels: int | None = None
+    regions: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failed_stage: str | None = None
+    failed_key: str | None = None
+    subject: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    transient: bool = False
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image could not be processed."""
+        return self.failed_stage is not None
+
+    @property
+    def error(self) -> ImageError:
+        """The failure of a failed image, in the words of the error that was raised."""
+        return ImageError(self.subject, self.reason or "", self.remedy or "")
+
+
+def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
+    """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
+    path = workspace.shard_journal(shard) / f"{outcome.id}.json"
+    workspace.publish(path, json.dumps(dataclasses.asdict(outcome)).encode())
+
+
+def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:
+    """All records of a shard by image id, the journal's over the table's."""
+    table = workspace.shard_outcomes(shard)
+    rows = pq.read_table(table).to_pylist() if table.exists() else []
+    rows += _journaled(workspace.shard_journal(shard))
+    return {row["id"]: _outcome(row) for row in rows}
+
+
+def gather_shard(workspace: Workspace, shard: int, outcomes: Iterable[Outcome] = ()) -> None:
+    """Turn a shard's journal, and outcomes that no worker could journal, into its table."""
+    records = read_shard(workspace, shard) | {outcome.id: outcome for outcome in outcomes}
+    workspace.publish_table(workspace.shard_outcomes(shard), to_table(records[key] for key in sorted(records)))
+    shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
+
+
+def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
+    """The newest record of every image, as one table with the given columns of `SCHEMA`.
+
+    Shards left in flight by a killed run are gathered in memory only.
+    """
+    journaled = {int(folder.name) for folder in workspace.journal.glob("[0-9]*")}
+    tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
+    for path in sorted(workspace.outcomes.glob("*.parquet")):
+        if int(path.stem) not in journaled:
+            tables.append(pq.read_table(path, columns=columns, schema=SCHEMA))
+    for shard in sorted(journaled):
+        tables.append(to_table(read_shard(workspace, shard).values()).select(columns or SCHEMA.names))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def to_table(outcomes: Iterable[Outcome]) -> pa.Table:
+    """Records as rows of `SCHEMA`."""
+    rows = [outcome.__dict__ | {"seconds": list(outcome.seconds.items())} for outcome in outcomes]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _journaled(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            rows.append(json.loads(path.read_bytes()))
+        except ValueError:  # emptied by a power cut: the image is computed again
+            continue
+    return rows
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    return Outcome(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))

@@ -1,0 +1,331 @@
+"""What is left to do: the manifest and the outcomes held against what a run wants. The workspace alone decides."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.corpus import FAILURES, read_manifest, scan
+from desra_core.detection.segmenters import segmenter_key
+from desra_core.detection.semantics import Weights, load_weights
+from desra_core.errors import UsageError
+from desra_core.outcomes import read_outcomes
+from desra_core.settings import Detection, min_area_pixels
+from desra_core.workspace import Workspace, fingerprint
+
+# Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
+SIMILARITY_VERSION = 1
+MASK_VERSION = 1
+
+_COLUMNS = [
+    "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
+    "weighting_key", "proven_weight", "threshold", "min_area", "mask_key", "artifact_pixels",
+    "failed_stage", "failed_key", "subject", "reason", "remedy", "transient",
+]  # fmt: skip
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the outcome of an image must say for the image to count as done."""
+
+    similarity_key: str
+    segmentation_key: str
+    weighting_key: str
+    min_weight: float
+    threshold: float
+    min_area: str
+    keep: str
+    mask_key: str
+
+    @property
+    def segments(self) -> bool:
+        """Whether labels are computed, rather than read or absent."""
+        return self.segmentation_key.startswith("mmseg:")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels are read from files."""
+        return self.segmentation_key == "labels"
+
+
+def target_of(detection: Detection) -> tuple[Target, Weights]:
+    """Resolve settings to keys and class weights.
+
+    Raises
+    ------
+    UsageError
+        Weights without labels, or unreadable weights, config or checkpoint.
+    """
+    labelled = detection.segmenter != "none"
+    source = detection.weights or ("published" if labelled else "none")
+    if source != "none" and not labelled:
+        raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
+    weights = load_weights(source)
+    kind = detection.segmenter.partition(":")[0]
+    segmentation_key = segmenter_key(detection.segmenter) if kind == "mmseg" else kind
+    similarity_key = fingerprint("similarity", SIMILARITY_VERSION, detection.window)
+    weighting_key = fingerprint("weighting", segmentation_key, weights.key)
+    mask_key = fingerprint(
+        "mask", MASK_VERSION, similarity_key, weighting_key, detection.threshold, detection.min_area
+    )
+    target = Target(
+        similarity_key=similarity_key,
+        segmentation_key=segmentation_key,
+        weighting_key=weighting_key,
+        min_weight=float(weights.values.min()),
+        threshold=detection.threshold,
+        min_area=detection.min_area,
+        keep=detection.keep,
+        mask_key=mask_key,
+    )
+    return target, weights
+
+
+class Work(NamedTuple):
+    """Per manifest row, which stages have something to do, and where that stands."""
+
+    similarity: Flags
+    segmentation: Flags
+    mask: Flags
+    failed: Flags
+    dropped: Flags
+
+    @property
+    def pending(self) -> Flags:
+        """Rows with anything to do."""
+        return self.similarity | self.segmentation | self.mask
+
+
+def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) -> Work:
+    """Hold manifest rows against their outcomes.
+
+    Parameters
+    ----------
+    rows
+        Rows of a manifest.
+    outcomes
+        Records of any images, columns of `desra_core.outcomes.SCHEMA`.
+    target
+        What is wanted.
+    on_disk
+        What the workspace holds; a record whose files are gone does not count.
+
+    Returns
+    -------
+    ``failed`` are images that failed for good under the very same settings; ``dropped`` those that are computed
+    again only because their maps were not kept.
+    """
+    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
+
+    def equal(column: str, value: str) -> Flags:
+        return _flags(pc.equal(record[column], value))
+
+    def number(column: str) -> npt.NDArray[np.float64]:
+        return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
+
+    same_labels = np.ones(len(index), bool)
+    if target.reads_labels:
+        same_labels = _flags(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
+    same_similarity = equal("similarity_key", target.similarity_key)
+    same_weighting = equal("weighting_key", target.weighting_key) & same_labels
+    stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
+    weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
+    empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
+
+    has_group = on_disk.has_group(rows["id"].combine_chunks())
+    has_similarity = same_similarity & _flags(record["similarity_kept"]) & has_group
+    has_labels = equal("segmentation_key", target.segmentation_key) & _flags(record["labels_kept"]) & has_group
+    published = _flags(record["mask_key"].is_valid())
+    current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
+    masked = current & on_disk.has_mask(rows["name"].combine_chunks())
+    kept = has_similarity | ~_flags(record["similarity_kept"])
+    if target.keep != "artifacts":
+        kept = has_similarity & (has_labels | (not target.segments))
+
+    failed = _flags(record["failed_stage"].is_valid())
+    for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~_flags(record["transient"])
+    pending = ~(masked & kept & ~failed) & ~for_good
+    skippable = empty & (target.keep == "artifacts")
+    similarity = pending & ~has_similarity & ~skippable
+    return Work(
+        similarity=similarity,
+        segmentation=pending & ~has_labels & ~skippable & target.segments,
+        mask=pending,
+        failed=for_good,
+        dropped=similarity & same_similarity & ~failed & ~_flags(record["similarity_kept"]),
+    )
+
+
+class OnDisk:
+    """Which masks and which zarr groups a workspace holds."""
+
+    def __init__(self, masks: pa.Array, groups: pa.Array) -> None:
+        self._masks = masks
+        self._groups = groups
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> OnDisk:
+        """List a workspace."""
+        masks = (name.removesuffix(".png") for name in _paths(workspace.masks, ""))
+        groups = (
+            entry.name.removesuffix(".zarr")
+            for folder in workspace.maps.glob("*")
+            for entry in os.scandir(folder)  # noqa: PTH208
+        )
+        return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
+
+    @classmethod
+    def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
+        """Look for what belongs to some manifest rows."""
+        names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
+        masks = [name for name in names if workspace.mask(name).exists()]
+        groups = [image_id for image_id in ids if workspace.group(image_id).exists()]
+        return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
+
+    def has_mask(self, names: pa.Array) -> Flags:
+        """Whether the masks of these names are there."""
+        return _flags(pc.is_in(names, self._masks))
+
+    def has_group(self, ids: pa.Array) -> Flags:
+        """Whether the zarr groups of these images are there."""
+        return _flags(pc.is_in(ids, self._groups))
+
+
+class Plan:
+    """The work of a run, by shard.
+
+    Attributes
+    ----------
+    target
+        What is wanted.
+    images, failed, pending, dropped
+        Names in the run; those that failed for good before; those with anything to do; those among them that are
+        computed again only because a looser setting needs maps that ``--keep`` dropped.
+    failures
+        Why they failed (schema `desra_core.corpus.FAILURES`).
+    shards
+        Number of pending names by shard, of the shards that have any.
+    """
+
+    def __init__(self, rows: pa.Table, work: Work, target: Target, failures: pa.Table) -> None:
+        self.target = target
+        self.failures = failures
+        self.images = rows.num_rows
+        self.failed = int(work.failed.sum())
+        self.pending = int(work.pending.sum())
+        self.dropped = int(work.dropped.sum())
+        self._rows = rows
+        pending = rows.filter(pa.array(work.pending))
+        shards, counts = np.unique(pending["shard"].to_numpy(), return_counts=True)
+        self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
+
+    @property
+    def done(self) -> int:
+        """Names whose mask is there and up to date."""
+        return self.images - self.failed - self.pending
+
+    def rows(self, shard: int) -> pa.Table:
+        """The manifest rows of one shard, finished ones included."""
+        return self._rows.filter(pc.equal(self._rows["shard"], shard))
+
+
+def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
+    """Find out what a run has to do; nothing is computed or written."""
+    rows = manifest.filter(manifest["present"])
+    rows = rows.slice(0, rows.num_rows if limit is None else limit)
+    outcomes = read_outcomes(workspace, _COLUMNS)
+    work = assess(rows, outcomes, target, OnDisk.of(workspace))
+    return Plan(rows, work, target, failure_table(rows.filter(pa.array(work.failed)), outcomes))
+
+
+def save_settings(workspace: Workspace, detection: Detection, target: Target) -> None:
+    """Record what the latest run wanted."""
+    document = {"detection": detection.model_dump(mode="json"), "target": asdict(target)}
+    workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
+
+
+def load_settings(workspace: Workspace) -> tuple[Detection, Target]:
+    """What the latest run wanted.
+
+    Raises
+    ------
+    UsageError
+        The folder is no workspace, or no run has got that far.
+    """
+    try:
+        document: dict[str, Any] = json.loads(workspace.settings.read_bytes())
+        return Detection.model_validate(document["detection"]), Target(**document["target"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra detect") from None
+
+
+def prepare(detection: Detection, *, rescan: bool = True, **scan_options: Any) -> tuple[Workspace, Plan, Weights]:
+    """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
+
+    Parameters
+    ----------
+    detection
+        What is wanted.
+    rescan
+        Look for new and changed files first; otherwise trust the manifest.
+    **scan_options
+        Passed to `desra_core.corpus.scan`.
+
+    Raises
+    ------
+    UsageError
+        As `target_of` and `desra_core.corpus.scan`.
+    """
+    workspace = Workspace(detection.workspace)
+    target, weights = target_of(detection)
+    manifest = None if rescan else read_manifest(workspace)
+    if manifest is None:
+        manifest = scan(
+            detection.sources, workspace, shard_size=detection.shard_size, limit=detection.limit, **scan_options
+        ).manifest
+    save_settings(workspace, detection, target)
+    return workspace, make_plan(workspace, manifest, target, limit=detection.limit), weights
+
+
+def failure_table(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
+    """Failed outcomes as rows of the schema `desra_core.corpus.FAILURES`, one per name."""
+    failed = outcomes.filter(outcomes["failed_stage"].is_valid())
+    index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
+    rows = manifest.filter(index.is_valid())
+    record = failed.take(index.drop_null())
+    columns = [rows["name"], record["failed_stage"], *(record[field] for field in ("subject", "reason", "remedy"))]
+    return pa.table(columns, schema=FAILURES)
+
+
+def _flags(values: pa.Array) -> Flags:
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:
+    if not target.min_area.endswith("%"):
+        return np.full(len(record["id"]), float(target.min_area))
+    sizes = zip(record["height"].to_pylist(), record["width"].to_pylist(), strict=True)
+    return np.array([min_area_pixels(target.min_area, h, w) if h else -1.0 for h, w in sizes], np.float64)
+
+
+def _paths(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative paths of the non-empty files below a folder."""
+    if not folder.is_dir():
+        return
+    for entry in os.scandir(folder):  # noqa: PTH208
+        if entry.is_dir():
+            yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.stat().st_size:
+            yield prefix + entry.name

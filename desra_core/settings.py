@@ -1,0 +1,84 @@
+"""What a run is asked to do. Flow parameters, command-line flags and TOML files all become these models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from desra_core.corpus import Sources
+
+MinArea = Annotated[str, StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$")]
+
+
+class Machine(BaseModel):
+    """Where and how wide a run computes. Nothing here changes a result or enters a cache key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int | None = Field(None, ge=1, description="Worker processes; by default one per core.")
+    memory: str | None = Field(
+        None,
+        pattern=r"(?i)^\d+(\.\d+)? ?([KMGT]i?)?B?$",
+        description="Memory of one worker, like 4GB; by default 80 % of the machine, shared evenly.",
+    )
+    scheduler: str | None = Field(
+        None, pattern=r"^\w+://.+", description="Address of a running Dask scheduler, like tcp://host:8786."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks run.")
+    tile: int = Field(256, ge=32, description="Side of a tile in pixels. Any value gives the same result.")
+
+
+class Detection(BaseModel):
+    """Two folders of super-resolution results to be compared, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
+    workspace: Path = Field(description="Folder that holds everything the runs of a corpus produce.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for pictures and datasets.")
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
+        description="Where class labels come from: none, mmseg:CONFIG,CHECKPOINT or labels:DIR.",
+    )
+    weights: str | None = Field(
+        None,
+        description="Class weights: published, none, or a CSV file. By default published when there are labels.",
+    )
+    threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
+    min_area: MinArea = Field(
+        "4000", description="Regions up to this size are dropped: pixels, or a share of the image like 0.1%."
+    )
+    window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
+    keep: Literal["artifacts", "maps", "all"] = Field(
+        "artifacts", description="Keep arrays of images with artifacts only, or similarity and labels of all."
+    )
+    limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
+    shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError("is even, but a window has a middle: give an odd number")
+        return window
+
+    @property
+    def labels(self) -> Path | None:
+        """The folder of label files, if labels come from one."""
+        return Path(self.segmenter.removeprefix("labels:")) if self.segmenter.startswith("labels:") else None
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
+        return Sources(mse_sr=self.mse_sr, gan_sr=self.gan_sr, lr=self.lr, labels=self.labels)
+
+
+def min_area_pixels(min_area: str, height: int, width: int) -> int:
+    """The minimal area in pixels of an image of the given size; a percentage is rounded down."""
+    if min_area.endswith("%"):
+        return int(float(min_area[:-1]) / 100 * height * width)
+    return int(min_area)

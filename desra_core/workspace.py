@@ -1,0 +1,247 @@
+"""Where everything of a corpus lies, how it is committed, and who may write.
+
+::
+
+    WS/
+      manifest.parquet          every image: name, files, sizes, content hashes, id, shard
+      settings.json             the settings of the latest run
+      outcomes/00000003.parquet what was done with each image of shard 3, and under which settings
+      journal/00000003/ID.json  the same of images whose shard is in flight
+      maps/ID[:2]/ID.zarr/      similarity (float32) and labels (uint8) of the images that --keep keeps
+      masks/NAME.png            1-bit artifact masks
+      regions.parquet           one row per artifact region
+      failures.parquet          one row per image that could not be processed
+      scan_failures.parquet     those of them that did not get past the latest scan
+      prefect/                  the embedded Prefect server's database
+      tmp/                      unfinished files; emptied at the start of a run
+      lock                      the run that holds the workspace
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from desra_core.errors import LockedError, TransientError, UsageError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths below one workspace directory, and the only way to write there: `publish`."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Every image of the corpus (Parquet)."""
+        return self.root / "manifest.parquet"
+
+    @property
+    def settings(self) -> Path:
+        """The settings of the latest run (JSON)."""
+        return self.root / "settings.json"
+
+    @property
+    def outcomes(self) -> Path:
+        """Finished shards (a folder of Parquet files)."""
+        return self.root / "outcomes"
+
+    @property
+    def journal(self) -> Path:
+        """Images of unfinished shards (a folder of JSON files per shard)."""
+        return self.root / "journal"
+
+    @property
+    def maps(self) -> Path:
+        """Kept arrays (a folder of zarr groups)."""
+        return self.root / "maps"
+
+    @property
+    def masks(self) -> Path:
+        """Artifact masks (a folder of PNG files)."""
+        return self.root / "masks"
+
+    @property
+    def regions(self) -> Path:
+        """Every artifact region (Parquet)."""
+        return self.root / "regions.parquet"
+
+    @property
+    def failures(self) -> Path:
+        """Every image that could not be processed (Parquet)."""
+        return self.root / "failures.parquet"
+
+    @property
+    def scan_failures(self) -> Path:
+        """Every file that the latest scan could not make an image of (Parquet)."""
+        return self.root / "scan_failures.parquet"
+
+    @property
+    def prefect_home(self) -> Path:
+        """Home of the embedded Prefect server."""
+        return self.root / "prefect"
+
+    def shard_outcomes(self, shard: int) -> Path:
+        """The table of a finished shard."""
+        return self.outcomes / f"{shard:08d}.parquet"
+
+    def shard_journal(self, shard: int) -> Path:
+        """The folder of a shard in flight."""
+        return self.journal / f"{shard:08d}"
+
+    def group(self, image_id: str) -> Path:
+        """The zarr group of an image."""
+        return self.maps / image_id[:2] / f"{image_id}.zarr"
+
+    def mask(self, name: str) -> Path:
+        """The mask of an image."""
+        return self.masks / f"{name}.png"
+
+    def scratch(self) -> Path:
+        """A path for an unfinished file or folder, on the workspace's own disk."""
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / uuid.uuid4().hex
+
+    def create(self) -> None:
+        """Make the workspace, or check that an existing folder may serve as one.
+
+        Raises
+        ------
+        UsageError
+            The path is a file, a folder of something else, or cannot be written.
+        """
+        try:
+            if self.root.is_dir() and not (self.root / "lock").exists() and any(self.root.iterdir()):
+                raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / "lock").touch()
+        except OSError as error:
+            reason = f"cannot serve as workspace ({error.strerror})"
+            raise UsageError(self.root, reason, "name a folder that can be written") from None
+
+    def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
+        """Write a file so that nobody ever sees half of it; a file that holds the data already is not touched.
+
+        Parameters
+        ----------
+        path
+            Below the workspace.
+        data
+            The whole content.
+        durable
+            Wait until the disk has it: for what a power cut must not take.
+
+        Raises
+        ------
+        TransientError
+            The disk is full or failed.
+        """
+        with storage_errors(path):
+            if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+                return
+            scratch = self.scratch()
+            with scratch.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.replace(path)
+
+    def publish_table(self, path: Path, table: pa.Table) -> None:
+        """Write an Arrow table as Parquet, durably (raises `TransientError`)."""
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        self.publish(path, sink.getvalue(), durable=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace for one run, once per process however often it is asked.
+
+        The system frees the lock of a process that dies, however it dies.
+
+        Raises
+        ------
+        LockedError
+            Another process holds it; the message names host, process and start.
+        """
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(),
+        }
+        with (self.root / "lock").open("r+") as file:
+            if file.read() == json.dumps(me):  # a flow called by a command that holds the lock
+                yield
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise LockedError(self.root, f"is in use by {self.owner()}", "wait until it has ended") from None
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(me))
+            file.flush()
+            shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            try:
+                yield
+            finally:
+                file.seek(0)
+                file.truncate()
+
+    def owner(self) -> str | None:
+        """Host, process and start time of the run that holds the workspace; None when it is free."""
+        try:
+            with (self.root / "lock").open("r") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    owner = json.loads(file.read() or "{}")
+                    return "process {pid} on {host}, started {started}".format_map(
+                        {"pid": "?", "host": "?", "started": "?"} | owner
+                    )
+        except (OSError, ValueError):
+            pass
+        return None
+
+
+@contextlib.contextmanager
+def storage_errors(subject: object) -> Iterator[None]:
+    """Turn a failing disk into one line about ``subject``.
+
+    Raises
+    ------
+    TransientError
+        In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TransientError(subject, "the disk is full", "free some space and run again") from error
+        reason = f"cannot be written ({error.strerror or error})"
+        raise TransientError(subject, reason, "check the disk and run again") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """A key for JSON-like values: equal values give equal keys, on any machine."""
+    encoded = json.dumps(parts, sort_keys=True).encode()
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()

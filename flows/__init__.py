@@ -1,0 +1,1 @@
+"""Chains of tasks that a person schedules and watches. No science here."""

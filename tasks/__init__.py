@@ -1,0 +1,1 @@
+"""The Prefect tasks over one shard, and the one place that talks to Dask."""

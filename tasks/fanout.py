@@ -1,0 +1,145 @@
+"""The one place that talks to Dask: a cluster for a run, and images spread over it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from dask.utils import parse_bytes
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+from distributed.system import MEMORY_LIMIT
+
+from desra_core.corpus import ImageRef
+from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.outcomes import Outcome
+from desra_core.settings import Machine
+
+# The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
+BYTES_PER_PIXEL = 64
+
+_MEMORY_SHARE = 0.8
+_RETRIES = 2
+_CONNECT_SECONDS = 10
+
+Result = tuple[ImageRef, Outcome | ImageError]
+
+
+class Job(NamedTuple):
+    """A function of an image and its outcome so far, and the Dask resources that it needs."""
+
+    name: str
+    function: Callable[[ImageRef, Outcome], Outcome]
+    resources: dict[str, float]
+
+
+class Dask:
+    """A connected cluster.
+
+    Attributes
+    ----------
+    threads
+        Threads that one worker may use.
+    max_pixels
+        The largest image that fits into a worker.
+    gpus
+        Number of workers with a GPU of their own.
+    """
+
+    def __init__(self, client: Client, *, threads: int, memory: int, gpus: int) -> None:
+        self._client = client
+        self.threads = threads
+        self.max_pixels = memory // BYTES_PER_PIXEL
+        self.gpus = gpus
+
+    def map(self, job: Job, work: Sequence[tuple[ImageRef, Outcome]]) -> Iterator[Result]:
+        """Run a job on every image; results come as they are ready, failures as errors that name the image."""
+        run = uuid4().hex[:8]
+        futures = self._client.map(
+            job.function,
+            [image for image, _ in work],
+            [outcome for _, outcome in work],
+            key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
+            retries=_RETRIES,
+            resources=job.resources or None,
+            pure=False,
+        )
+        images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
+        for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
+            for future, result in batch:
+                image = images[future.key]
+                yield image, _error(image, result) if future.status == "error" else result
+
+
+@contextlib.contextmanager
+def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
+    """Connect to the scheduler of a run, or start workers on this machine and stop them at the end.
+
+    Parameters
+    ----------
+    machine
+        How many workers and how large; ignored by a scheduler that runs elsewhere.
+    gpus
+        Number of additional local workers that own one GPU each and declare the resource ``GPU: 1``.
+
+    Raises
+    ------
+    UsageError
+        The scheduler does not answer or has no workers.
+    """
+    if machine.scheduler:
+        with _connected(machine.scheduler) as client:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            if not workers:
+                raise UsageError(machine.scheduler, "has no workers", "start some with dask worker")
+            memory = min(worker["memory_limit"] for worker in workers) or MEMORY_LIMIT
+            with_gpu = sum("GPU" in worker["resources"] for worker in workers)
+            yield Dask(client, threads=1, memory=memory, gpus=with_gpu)
+        return
+    cores = len(os.sched_getaffinity(0))
+    workers = machine.workers or cores
+    threads = max(1, cores // workers)
+    memory = parse_bytes(machine.memory) if machine.memory else int(MEMORY_LIMIT * _MEMORY_SHARE / (workers + gpus))
+    with (
+        SpecCluster(
+            workers=_local_workers(workers, gpus, threads, memory),
+            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}},
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield Dask(client, threads=threads, memory=memory, gpus=gpus)
+
+
+def _connected(address: str) -> Client:
+    try:
+        return Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        reason = f"no Dask scheduler answers ({type(error).__name__})"
+        raise UsageError(address, reason, "start it, or leave --scheduler out to compute on this machine") from None
+
+
+def _local_workers(workers: int, gpus: int, threads: int, memory: int) -> dict[str, dict[str, Any]]:
+    environment = {variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    options = {"nthreads": 1, "memory_limit": memory, "host": "127.0.0.1", "dashboard": False, "silence_logs": logging.CRITICAL}
+
+    def worker(resources: dict[str, float], visible: str) -> dict[str, Any]:
+        mine = environment | ({"CUDA_VISIBLE_DEVICES": visible} if gpus else {})
+        return {"cls": Nanny, "options": options | {"resources": resources, "env": mine}}
+
+    cpu = {f"cpu-{index}": worker({}, "") for index in range(workers)}
+    return cpu | {f"gpu-{index}": worker({"GPU": 1}, str(index)) for index in range(gpus)}
+
+
+def _error(image: ImageRef, raised: Any) -> ImageError:
+    error = raised[1] if isinstance(raised, tuple) else raised
+    if isinstance(error, ImageError):
+        return error
+    path = image.gan_sr.path
+    if isinstance(error, KilledWorker):
+        return TransientError(path, "took its worker down, most likely out of memory", "raise --memory and run again")
+    reason = f"failed unexpectedly with {type(error).__name__} ({error})"
+    return TransientError(path, " ".join(reason.split()), "run again; if it stays, report it with the file")

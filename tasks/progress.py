@@ -1,0 +1,110 @@
+"""How far a run is: a bar for a terminal, plain lines for a log file, an artifact for the Prefect UI."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.futures import PrefectFuture, wait
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from desra_core.errors import DesraError, printable
+
+_REFRESH_SECONDS = 1.0
+_LINE_SECONDS = 5.0
+_SHOWN_FAILURES = 20
+
+
+class RunProgress:
+    """Counts images as they pass their stages, and shows it. Shards report from threads of their own.
+
+    Parameters
+    ----------
+    images
+        Number of images to be computed.
+    stages
+        Number of stages that each has to pass.
+    """
+
+    def __init__(self, images: int, stages: int) -> None:
+        self._images = images
+        self._steps = images * stages
+        self._steps_done = self._finished = self._failed = 0
+        self._lock = threading.Lock()
+        self._started = self._last_line = time.monotonic()
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("detect"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=self._steps)
+        self._artifact = create_progress_artifact(0.0, key="progress", description=self.line())
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.show(final=True)
+        self._bar.stop()
+
+    def passed(self, images: int, *, last: bool = False) -> None:
+        """Some images have passed a stage, perhaps their last one."""
+        with self._lock:
+            self._steps_done += images
+            self._finished += images if last else 0
+
+    def failed(self, error: DesraError, stages_left: int) -> None:
+        """An image has failed and passes over the stages left."""
+        with self._lock:
+            self._failed += 1
+            self._steps_done += stages_left
+            failed = self._failed
+        if failed <= _SHOWN_FAILURES:
+            self._console.print(f"failed: {escape(printable(error))}", style="red")
+        elif failed == _SHOWN_FAILURES + 1:
+            self._console.print("more failures: see desra status --failures", style="red")
+
+    def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
+        """Show the progress until all shards have ended; returns a line for each that could not finish."""
+        waiting = set(shards)
+        while waiting:
+            waiting = wait(list(waiting), timeout=_REFRESH_SECONDS).not_done
+            self.show()
+        results = [shard.result(raise_on_failure=False) for shard in shards]
+        return tuple(printable(result) for result in results if isinstance(result, BaseException))
+
+    def show(self, *, final: bool = False) -> None:
+        """Refresh the bar and the artifact, and now and then print a line where there is no terminal."""
+        line = self.line()
+        self._bar.update(self._task, completed=self._steps_done, description=line)
+        update_progress_artifact(self._artifact, 100.0 * self._share(), line)
+        now = time.monotonic()
+        if not self._console.is_terminal and (final or now - self._last_line >= _LINE_SECONDS):
+            self._last_line = now
+            self._console.print(line)
+
+    def line(self) -> str:
+        """For instance ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
+        elapsed = time.monotonic() - self._started
+        share = self._share()
+        parts = [f"{self._finished} of {self._images} images", f"{self._failed} failed"]
+        if 0 < share:
+            parts.append(f"{share * self._images / max(elapsed, 1e-9):.1f} images/s")
+            left = int(elapsed * (1 - share) / share)
+            parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        return ", ".join(parts)
+
+    def _share(self) -> float:
+        return self._steps_done / self._steps if self._steps else 1.0

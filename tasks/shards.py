@@ -1,0 +1,131 @@
+"""One Prefect task per shard, which calls a cached task per stage."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from prefect import get_run_logger, task
+from prefect.context import TaskRunContext
+
+from desra_core.corpus import ImageRef, image_refs
+from desra_core.errors import ImageError
+from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
+from desra_core.plan import OnDisk, Plan, Work, assess
+from desra_core.stages import Stage, failure, run_stage
+from desra_core.workspace import Workspace, fingerprint
+from tasks.fanout import Dask, Job
+from tasks.progress import RunProgress
+
+Counts = dict[str, int]
+
+
+class StageSpec(NamedTuple):
+    """A stage of a flow.
+
+    ``name`` is what people see and a field of `desra_core.plan.Work`; ``function`` and its ``settings`` come from
+    `desra_core.stages`; ``key`` identifies everything but the images that determines the product; ``resources`` are
+    Dask's, like ``{"GPU": 1}``.
+    """
+
+    name: str
+    function: Stage
+    settings: Any
+    key: str
+    resources: dict[str, float]
+
+
+class Run:
+    """What the shards of one run share. Lives in the driver; never leaves it."""
+
+    def __init__(
+        self, workspace: Workspace, plan: Plan, stages: list[StageSpec], dask: Dask, progress: RunProgress
+    ) -> None:
+        self.workspace = workspace
+        self.plan = plan
+        self.stages = stages
+        self.dask = dask
+        self.progress = progress
+
+
+class Shard:
+    """The images of a shard that have something to do, and their outcomes so far."""
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.number = number
+        self._run = run
+        self._rows = run.plan.rows(number)
+        self.outcomes = read_shard(run.workspace, number)
+        pending = set(self._rows.filter(pa.array(self._work().pending))["id"].to_pylist())
+        self.images = {image.id: image for image in image_refs(self._rows) if image.id in pending}
+        self.failed: set[str] = set()
+
+    def pending(self, stage: str) -> list[tuple[ImageRef, Outcome]]:
+        """The images that a stage has to be run on, by what the workspace says now."""
+        flags: np.ndarray[Any, Any] = getattr(self._work(), stage)
+        ids = dict.fromkeys(self._rows.filter(pa.array(flags))["id"].to_pylist())
+        return [(self.images[key], self.outcome(key)) for key in ids if key in self.images and key not in self.failed]
+
+    def outcome(self, image_id: str) -> Outcome:
+        """The record of an image, or an empty one."""
+        return self.outcomes.get(image_id, Outcome(image_id))
+
+    def record(self, outcome: Outcome) -> None:
+        """Take in what became of an image."""
+        self.outcomes[outcome.id] = outcome
+        if outcome.failed:
+            self.failed.add(outcome.id)
+
+    def _work(self) -> Work:
+        on_disk = OnDisk.of_rows(self._run.workspace, self._rows)
+        return assess(self._rows, to_table(self.outcomes.values()), self._run.plan.target, on_disk)
+
+
+def _explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    return str(parameters["cache_key"])
+
+
+@task(cache_key_fn=_explicit_key, persist_result=True, result_serializer="json")
+def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
+    """Run one stage on the images of a shard that need it.
+
+    The cache key names the stage, its settings and the content of the images. Whether a cached state counts is for
+    the workspace to say: with anything left to do the cache is refreshed, not read.
+    """
+    spec = run.stages[stage]
+    mask_key = run.plan.target.mask_key
+    function = partial(
+        run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key
+    )
+    work = shard.pending(spec.name)
+    failed_before = len(shard.failed)
+    run.progress.passed(len(shard.images) - failed_before - len(work))
+    stages_left = len(run.stages) - stage
+    for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
+        if isinstance(result, ImageError):
+            result = failure(image, shard.outcome(image.id), spec.name, mask_key, result)
+        shard.record(result)
+        if result.failed:
+            run.progress.failed(result.error, stages_left)
+        else:
+            run.progress.passed(1, last=stages_left == 1)
+    return {"images": len(work), "failed": len(shard.failed) - failed_before}
+
+
+@task(task_run_name="shard-{number:05d}")
+def process_shard(number: int, run: Run) -> Counts:
+    """Take a shard through all stages, then gather its records. What is done already is left alone."""
+    shard = Shard(run, number)
+    content = sorted(shard.images)
+    for index, spec in enumerate(run.stages):
+        stage_of_shard.with_options(
+            name=spec.name,
+            task_run_name=f"{spec.name}-{number:05d}",
+            refresh_cache=bool(shard.pending(spec.name)),
+        )(fingerprint(spec.name, spec.key, content), index, shard, run)
+    gather_shard(run.workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
+    counts = {"images": len(shard.images), "failed": len(shard.failed)}
+    get_run_logger().info("shard %05d: %d images, %d failed", number, counts["images"], counts["failed"])
+    return counts

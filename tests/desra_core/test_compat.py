@@ -1,0 +1,100 @@
+"""Each mend: needed in this environment (or skipped, saying so), and sufficient. Imports run in processes of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+PLAIN_IMPORTS = {
+    "torchvision": "import torchvision",
+    "mmcv": "compat.mend_torchvision(); import mmcv.ops",
+    "basicsr": "compat.mend_torchvision(); import basicsr",
+}
+MENDED_USES = {
+    "torchvision": """
+        from torchvision.models import vgg19
+        from torchvision.transforms import functional
+        import torch
+        features = vgg19(weights=None).features[:4](torch.zeros(1, 3, 8, 8))
+        assert features.shape == (1, 64, 8, 8)
+    """,
+    "mmcv": """
+        import mmcv
+        import mmseg.apis
+        from mmseg.models import SEGMENTORS
+        assert "EncoderDecoder" in SEGMENTORS
+    """,
+    "basicsr": """
+        import torch
+        from basicsr.losses.gan_loss import GANLoss
+        from basicsr.losses.basic_loss import L1Loss
+        from basicsr.data.degradations import rgb_to_grayscale
+        assert rgb_to_grayscale(torch.ones(1, 3, 2, 2)).shape == (1, 1, 2, 2)
+        assert float(L1Loss()(torch.zeros(1), torch.ones(1))) == 1
+        assert float(GANLoss("vanilla")(torch.full((1,), 50.0), True, is_disc=True)) < 1e-6
+    """,
+}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    lines = "\n".join(line.strip() for line in code.splitlines())
+    command = [sys.executable, "-W", "error", "-c", f"from desra_core import compat\n{lines}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("package", PLAIN_IMPORTS)
+def test_import_fails_without_the_mend(package):
+    # Warnings must not fail this import: only what the mend is for may.
+    result = run(f"import warnings; warnings.simplefilter('ignore'); {PLAIN_IMPORTS[package]}")
+    if result.returncode == 0:
+        pytest.skip(f"{package} needs no mend in this environment")
+    reasons = {
+        "torchvision": "operator torchvision::nms does not exist",
+        "mmcv": "No module named 'mmcv._ext'",
+        "basicsr": "No module named 'torchvision.transforms.functional_tensor'",
+    }
+    assert reasons[package] in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("package", MENDED_USES)
+def test_mended_package_works_without_a_warning(package):
+    result = run(f"compat.mend_{package}(); compat.mend_{package}()\n{MENDED_USES[package]}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_all_mends_together_in_any_order():
+    result = run(
+        "compat.mend_basicsr(); compat.mend_mmcv(); compat.mend_torchvision(); import mmseg.apis, basicsr"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_missing_mmcv_op_says_so_when_it_is_called():
+    result = run("""
+        compat.mend_mmcv()
+        import sys, torch
+        if "mmcv._ext" in sys.modules and sys.modules["mmcv._ext"].__spec__.loader is None:
+            from mmcv.ops import nms
+            nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
+    """)
+    if result.returncode == 0:
+        pytest.skip("mmcv-full has its compiled ops in this environment")
+    assert result.stderr.splitlines()[-1].startswith(
+        "NotImplementedError: mmcv-full was installed without compiled ops"
+    )
+
+
+def test_mend_leaves_working_torchvision_ops_alone():
+    if run("import torchvision").returncode != 0:
+        pytest.skip("torchvision's compiled ops do not fit this torch")
+    result = run("""
+        compat.mend_torchvision()
+        import torch, torchvision
+        torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
+    """)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_compat_imports_no_heavy_package():
+    result = run("import sys; assert not {'torch', 'torchvision', 'mmcv', 'basicsr'} & set(sys.modules)")
+    assert result.returncode == 0, result.stderr
