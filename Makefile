@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" deployments/check.py
 	@test -f $@ || "$(PYTHON)" -m venv --clear $(VENV)
 	@rm -f $@
-	@echo "Installing into $(VENV): about two minutes and 2.3 GB, more where PyTorch brings CUDA. Log: $(LOG)"
+	@echo "Installing into $(VENV): about two minutes and 2.3 GB, or 6 GB where PyTorch brings CUDA. Log: $(LOG)"
 	@set -o pipefail; trap 'exit 130' INT; \
 	$(INSTALL) 2>&1 | tee $(LOG) | { grep --line-buffered -oE '$(PROGRESS)' || true; } || { \
 		tail -n 20 $(LOG) | cut -c 1-300 >&2; \

@@ -88,9 +88,7 @@ def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
 def platform_problems() -> list[str]:
     """Say what is wrong with the operating system, one line each; nothing when it will do."""
     if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):
-        return [
-            "this system (Alpine Linux) uses musl, for which PyTorch has no wheels: use Debian or the like"
-        ]
+        return ["this system (Alpine Linux) uses musl, for which PyTorch has no wheels: use Debian or the like"]
     return library_problems() if sys.platform == "linux" else []
 
 

@@ -81,7 +81,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -141,9 +141,7 @@ def detect(
         limit=limit,
         shard_size=shard_size,
     )
-    machine = _validated(
-        Machine, workers=workers, memory=memory, scheduler=scheduler, device=device, tile=tile
-    )
+    machine = _validated(Machine, workers=workers, memory=memory, scheduler=scheduler, device=device, tile=tile)
     raise typer.Exit(_detect(detection, machine))
 
 

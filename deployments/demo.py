@@ -38,18 +38,14 @@ class Finding(NamedTuple):
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for the pairs, the workspace and the picture.")] = Path(
-        "demo"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder for the pairs, the workspace and the picture.")] = Path("demo"),
 ) -> None:
     """Make sample pairs from bundled photos, detect their artifacts and draw the worst of them."""
     pairs, workspace = output / "pairs", output / "workspace"
     try:
         make_pairs(pairs)
     except OSError as error:
-        typer.echo(
-            f"error: {error.filename or output}: {error.strerror}; name another --output folder", err=True
-        )
+        typer.echo(f"error: {error.filename or output}: {error.strerror}; name another --output folder", err=True)
         raise typer.Exit(2) from None
     code = _detect(pairs, workspace)
     if code != 0:
@@ -148,11 +144,7 @@ def _detect(pairs: Path, workspace: Path) -> int:
 def _where_to_look(output: Path, worst: Sequence[Finding]) -> str:
     """Write the last lines of the demo, for a reader who has never seen the project."""
     desra = os.path.relpath(Path(sys.executable).with_name("desra"))
-    picture = (
-        f"{output / 'demo.png'}, the worst {len(worst)}: LR, GAN result, mask"
-        if worst
-        else "none: no artifacts"
-    )
+    picture = f"{output / 'demo.png'}, the worst {len(worst)}: LR, GAN result, mask" if worst else "none: no artifacts"
     return "\n".join(
         (
             f"Picture: {picture}",

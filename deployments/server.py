@@ -15,9 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
+import httpx
 import psutil
 
 from desra_core.errors import UsageError
@@ -84,12 +83,10 @@ def wait_for_task_runs(url: str, flow_run_id: str, expected: int) -> bool:
         "flow_runs": {"id": {"any_": [flow_run_id]}},
         "task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}},
     }
-    headers = {"Content-Type": "application/json"}
-    request = Request(f"{url}/task_runs/count", data=json.dumps(query).encode(), headers=headers)
     deadline = time.monotonic() + _ARRIVAL_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urlopen(request, timeout=10) as response:
-            if json.load(response) >= expected:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.post(f"{url}/task_runs/count", json=query, timeout=10).json() >= expected:
                 return True
         time.sleep(0.1)
     return False
@@ -107,7 +104,8 @@ def _started(home: Path, port: int) -> subprocess.Popen[bytes]:
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, home: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError), urlopen(f"{url}/health", timeout=2):
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{url}/health", timeout=2).raise_for_status()
             return
         time.sleep(0.05)
     raise UsageError(home / "server.log", "the Prefect server did not start", "read that log")
@@ -115,10 +113,9 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, home: Path) -
 
 def _check(url: str) -> None:
     try:
-        with urlopen(f"{url}/health", timeout=10):
-            pass
-    except (URLError, OSError, ValueError) as error:
-        reason = f"no Prefect server answers ({getattr(error, 'reason', error)})"
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = f"no Prefect server answers ({error})"
         raise UsageError(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
 
 

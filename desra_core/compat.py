@@ -100,9 +100,7 @@ def _package_folders(package: str) -> list[Path]:
 
 def _has_module(package: str, name: str) -> bool:
     suffixes = (".py", *EXTENSION_SUFFIXES)
-    return any(
-        (folder / f"{name}{suffix}").exists() for folder in _package_folders(package) for suffix in suffixes
-    )
+    return any((folder / f"{name}{suffix}").exists() for folder in _package_folders(package) for suffix in suffixes)
 
 
 def _stand_in(name: str, attribute: Callable[[str], Any]) -> ModuleType:

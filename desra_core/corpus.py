@@ -89,7 +89,7 @@ def scan(
     *,
     shard_size: int,
     limit: int | None = None,
-    on_hashed: Callable[[int, int], None] = lambda done, total: None,
+    on_hashed: Callable[[int, int], None] | None = None,
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
@@ -213,18 +213,18 @@ def _walk(
 ) -> Iterator[os.DirEntry[str]]:
     """Image files below a folder; links are followed, but not in circles, and ``skip`` is left out."""
     try:
-        status = os.stat(folder)  # noqa: PTH116
+        status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        entries = list(os.scandir(folder))  # noqa: PTH208
+        entries = list(os.scandir(folder))
     except OSError as error:
         problems.append(_problem(str(folder), f"cannot be opened ({error.strerror})", "give read permission to it"))
         return
-    if here in above or (skip.exists() and os.path.samefile(folder, skip)):  # noqa: PTH121
+    if here in above or (skip.exists() and os.path.samefile(folder, skip)):
         return
     for entry in entries:
         if entry.is_dir():
             yield from _walk(entry.path, skip, problems, above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):  # noqa: PTH122
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
             yield entry
 
 
@@ -243,7 +243,9 @@ def _match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
         failures.append(problems)
     tables, ambiguous = _without_ambiguity(tables)
     failures.append(ambiguous)
-    joined = _renamed(tables["gan_sr"], "gan_sr").join(_renamed(tables["mse_sr"], "mse_sr"), "name", join_type="full outer")
+    joined = _renamed(tables["gan_sr"], "gan_sr").join(
+        _renamed(tables["mse_sr"], "mse_sr"), "name", join_type="full outer"
+    )
     for role in ("lr", "labels"):
         table = _renamed(tables.get(role, _FILES.empty_table()), role)
         joined = joined.join(table, "name", join_type="left outer")
@@ -303,7 +305,7 @@ def _doubled(table: pa.Table) -> pa.Table:
 
 
 def _identified(
-    found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None]
+    found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
     """Add ``ROLE_hash`` and ``id``, hashing only files that the previous manifest does not hold unchanged."""
     columns = {name: found[name].combine_chunks() for name in found.column_names}
@@ -327,7 +329,8 @@ def _identified(
                         failed.append(problem | {"name": columns["name"][row].as_py()})
                     else:
                         hashes[role][row] = result
-            on_hashed(start + batch.size, rows.size)
+            if on_hashed:
+                on_hashed(start + batch.size, rows.size)
     table = found
     for role in ROLES:
         table = table.append_column(f"{role}_hash", pa.array(hashes[role], pa.string()))
@@ -344,7 +347,8 @@ def _without_contradictory_labels(current: pa.Table) -> tuple[pa.Table, pa.Table
     suspect = kinds.filter(pc.greater(kinds["labels_hash_count_distinct"], 1))["id"].combine_chunks()
     if len(suspect) == 0:
         return current, FAILURES.empty_table()
-    problems, first = [], {}
+    problems = []
+    first: dict[str, dict[str, str]] = {}
     for row in current.filter(pc.is_in(current["id"], suspect)).to_pylist():
         twin = first.setdefault(row["id"], row)
         if row["labels_hash"] != twin["labels_hash"]:

@@ -95,9 +95,9 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
         pixels = _loaded(image, data, path, bit_depth)
         pixels = _upright(pixels, _orientation(image))
         has_icc_profile = "icc_profile" in image.info
-    channels = pixels.shape[2]
-    alpha = pixels[:, :, -1] if channels in (2, 4) else None
-    return Photo(np.ascontiguousarray(pixels[:, :, : channels - (alpha is not None)]), alpha, has_icc_profile)
+    colours = 1 if pixels.shape[2] < 3 else 3
+    alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
+    return Photo(_contiguous(pixels[:, :, :colours]), alpha, has_icc_profile)
 
 
 def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
@@ -129,7 +129,7 @@ def encode_png(pixels: Pixels) -> bytes:
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
         order = [2, 1, 0, 3][: pixels.shape[2]]
         pixels = pixels[:, :, order]
-    return _encode(np.ascontiguousarray(pixels), [])
+    return _encode(_contiguous(pixels), [])
 
 
 def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
@@ -137,6 +137,10 @@ def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
+def _contiguous(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels)  # type: ignore[return-value]
 
 
 def _encode(array: Pixels, options: list[int]) -> bytes:
@@ -167,7 +171,11 @@ def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int)
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
         raise ImageError(path, reason, "raise --memory or use fewer --workers")
-    return 16 if image.mode.startswith("I;16") or any(";16" in str(tile.args) for tile in image.tile) else 8
+    return (
+        16
+        if image.mode.startswith("I;16") or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+        else 8
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,9 +187,7 @@ def _orientation(image: Image.Image) -> int:
             return 1
 
 
-def _loaded(
-    image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expand_palette: bool = True
-) -> Pixels:
+def _loaded(image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expand_palette: bool = True) -> Pixels:
     """All channels of an opened image as ``(H, W, C)``, not rotated yet."""
     try:
         image.load()
@@ -193,7 +199,7 @@ def _loaded(
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if decoded is None or decoded.dtype != np.uint16:
             raise ImageError(path, "is a 16-bit image that OpenCV cannot decode", _SAVE_AGAIN)
-        deep: npt.NDArray[np.uint16] = decoded.reshape(*decoded.shape[:2], -1)
+        deep = np.asarray(decoded, np.uint16).reshape(*decoded.shape[:2], -1)
         return deep if deep.shape[2] < 3 else deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
     if image.mode == "1":
         image = image.convert("L")

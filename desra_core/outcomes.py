@@ -146,11 +146,10 @@ def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.
     """
     journaled = {int(folder.name) for folder in workspace.journal.glob("[0-9]*")}
     tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
-    for path in sorted(workspace.outcomes.glob("*.parquet")):
-        if int(path.stem) not in journaled:
-            tables.append(pq.read_table(path, columns=columns, schema=SCHEMA))
-    for shard in sorted(journaled):
-        tables.append(to_table(read_shard(workspace, shard).values()).select(columns or SCHEMA.names))
+    finished = [path for path in sorted(workspace.outcomes.glob("*.parquet")) if int(path.stem) not in journaled]
+    tables += [pq.read_table(path, columns=columns, schema=SCHEMA) for path in finished]
+    in_flight = (to_table(read_shard(workspace, shard).values()) for shard in sorted(journaled))
+    tables += [table.select(columns or SCHEMA.names) for table in in_flight]
     return pa.concat_tables(tables).combine_chunks()
 
 

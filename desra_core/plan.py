@@ -76,9 +76,7 @@ def target_of(detection: Detection) -> tuple[Target, Weights]:
     segmentation_key = segmenter_key(detection.segmenter) if kind == "mmseg" else kind
     similarity_key = fingerprint("similarity", SIMILARITY_VERSION, detection.window)
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
-    mask_key = fingerprint(
-        "mask", MASK_VERSION, similarity_key, weighting_key, detection.threshold, detection.min_area
-    )
+    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, detection.threshold, detection.min_area)
     target = Target(
         similarity_key=similarity_key,
         segmentation_key=segmentation_key,
@@ -180,9 +178,7 @@ class OnDisk:
         """List a workspace."""
         masks = (name.removesuffix(".png") for name in _paths(workspace.masks, ""))
         groups = (
-            entry.name.removesuffix(".zarr")
-            for folder in workspace.maps.glob("*")
-            for entry in os.scandir(folder)  # noqa: PTH208
+            entry.name.removesuffix(".zarr") for folder in workspace.maps.glob("*") for entry in os.scandir(folder)
         )
         return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
 
@@ -234,7 +230,7 @@ class Plan:
     @property
     def done(self) -> int:
         """Names whose mask is there and up to date."""
-        return self.images - self.failed - self.pending
+        return int(self.images - self.failed - self.pending)
 
     def rows(self, shard: int) -> pa.Table:
         """The manifest rows of one shard, finished ones included."""
@@ -324,7 +320,7 @@ def _paths(folder: Path, prefix: str) -> Iterator[str]:
     """Relative paths of the non-empty files below a folder."""
     if not folder.is_dir():
         return
-    for entry in os.scandir(folder):  # noqa: PTH208
+    for entry in os.scandir(folder):
         if entry.is_dir():
             yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.stat().st_size:

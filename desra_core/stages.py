@@ -73,9 +73,7 @@ class MaskSettings:
 Stage = Callable[[ImageRef, Outcome, Workspace, Any], Outcome]
 
 
-def similarity_stage(
-    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings
-) -> Outcome:
+def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings) -> Outcome:
     """Compare the pair; store the map where it is needed later (raises `ImageError`)."""
     mse_sr = _pixels(image.mse_sr, settings.max_pixels)
     gan_sr = _pixels(image.gan_sr, settings.max_pixels)
@@ -224,9 +222,7 @@ def failure(image: ImageRef, outcome: Outcome, stage: str, mask_key: str, error:
 
 def cleared(outcome: Outcome) -> Outcome:
     """The outcome without an earlier failure."""
-    return replace(
-        outcome, failed_stage=None, failed_key=None, subject=None, reason=None, remedy=None, transient=False
-    )
+    return replace(outcome, failed_stage=None, failed_key=None, subject=None, reason=None, remedy=None, transient=False)
 
 
 def _content(file: File) -> bytes:

@@ -123,8 +123,16 @@ def _connected(address: str) -> Client:
 
 
 def _local_workers(workers: int, gpus: int, threads: int, memory: int) -> dict[str, dict[str, Any]]:
-    environment = {variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    options = {"nthreads": 1, "memory_limit": memory, "host": "127.0.0.1", "dashboard": False, "silence_logs": logging.CRITICAL}
+    environment = {
+        variable: str(threads) for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    options = {
+        "nthreads": 1,
+        "memory_limit": memory,
+        "host": "127.0.0.1",
+        "dashboard": False,
+        "silence_logs": logging.CRITICAL,
+    }
 
     def worker(resources: dict[str, float], visible: str) -> dict[str, Any]:
         mine = environment | ({"CUDA_VISIBLE_DEVICES": visible} if gpus else {})

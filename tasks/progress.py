@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, wait
@@ -47,7 +48,7 @@ class RunProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=self._steps)
-        self._artifact = create_progress_artifact(0.0, key="progress", description=self.line())
+        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -100,7 +101,7 @@ class RunProgress:
         elapsed = time.monotonic() - self._started
         share = self._share()
         parts = [f"{self._finished} of {self._images} images", f"{self._failed} failed"]
-        if 0 < share:
+        if share > 0:
             parts.append(f"{share * self._images / max(elapsed, 1e-9):.1f} images/s")
             left = int(elapsed * (1 - share) / share)
             parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")

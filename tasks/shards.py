@@ -96,9 +96,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     """
     spec = run.stages[stage]
     mask_key = run.plan.target.mask_key
-    function = partial(
-        run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key
-    )
+    function = partial(run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key)
     work = shard.pending(spec.name)
     failed_before = len(shard.failed)
     run.progress.passed(len(shard.images) - failed_before - len(work))

@@ -58,7 +58,7 @@ def artifact_mask(
     -----
     The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
-    suspect = np.empty(similarity.shape, np.uint8)
+    suspect: npt.NDArray[Any] = np.empty(similarity.shape, np.uint8)
     for rows in _strips(similarity.shape):
         classes = None if labels is None else _valid(labels, frame)[rows]
         suspect[rows] = adjusted_similarity(similarity[rows], classes, weights) < threshold
@@ -90,7 +90,7 @@ def _strips(shape: tuple[int, ...]) -> list[slice]:
 
 def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Fill what an 8-connected path of zeros does not join to the border (``binary_fill_holes`` with 3x3 ones)."""
-    count, components, stats, _ = cv2.connectedComponentsWithStats(1 - binary, connectivity=8)
+    _, components, stats, _ = cv2.connectedComponentsWithStats(1 - binary, connectivity=8)
     height, width = binary.shape
     left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
     right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
@@ -99,7 +99,7 @@ def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(filled.astype(np.uint8)[components])
 
 
-def _without_small_components(binary: npt.NDArray[np.uint8], min_area: int) -> Mask:
+def _without_small_components(binary: npt.NDArray[Any], min_area: int) -> Mask:
     if not binary.any():
         return binary.astype(np.bool_)
     _, components, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)

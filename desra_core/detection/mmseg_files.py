@@ -11,6 +11,8 @@ import os
 import pickle
 import re
 import struct
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -22,9 +24,7 @@ import numpy as np
 from desra_core import compat
 from desra_core.errors import UsageError
 
-_CONFIG_REMEDY = (
-    "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
-)
+_CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
 _DAMAGED_REMEDY = "download or copy the checkpoint again"
 # What a config, which is a Python program, and the models built from it can raise.
 _CONFIG_ERRORS = (
@@ -84,22 +84,34 @@ def load_model(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str,
 def _read_config(path: Path) -> Any:
     from mmcv import Config
 
+    search_path = sys.path.copy()
     try:
         settings = Config.fromfile(str(path))
     except _CONFIG_ERRORS as error:
+        sys.path[:] = search_path
+        _drop_frames(error)
         raise UsageError(path, f"cannot be run as a config ({_one_line(error)})", _CONFIG_REMEDY) from None
     if "model" not in settings:
         raise UsageError(path, "describes no model", _CONFIG_REMEDY)
     if "data" not in settings:
-        generation = (
-            "is of MMSegmentation 1.x" if "data_preprocessor" in settings.model else "has no test pipeline"
-        )
+        generation = "is of MMSegmentation 1.x" if "data_preprocessor" in settings.model else "has no test pipeline"
         raise UsageError(path, generation, _CONFIG_REMEDY)
     if settings.model.get("type") != "EncoderDecoder":
-        raise UsageError(
-            path, "describes no EncoderDecoder", "use a config of such a model, for example SegFormer"
-        )
+        raise UsageError(path, "describes no EncoderDecoder", "use a config of such a model, for example SegFormer")
     return settings
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Let go of what mmcv holds where a config failed, before it can complain.
+
+    It removes a temporary folder with an open self-deleting file in it, whose finalizer then prints a traceback.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def _build(settings: Any, path: Path) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -115,9 +127,7 @@ def _build(settings: Any, path: Path) -> tuple[Any, Callable[[dict[str, Any]], d
         pipeline = Compose(settings.data.test.pipeline[1:])
         mode, classes = model.test_cfg.mode, model.decode_head.out_channels
     except _CONFIG_ERRORS as error:
-        raise UsageError(
-            path, f"describes no model that can be built ({_one_line(error)})", _CONFIG_REMEDY
-        ) from None
+        raise UsageError(path, f"describes no model that can be built ({_one_line(error)})", _CONFIG_REMEDY) from None
     if mode != "whole":
         raise UsageError(path, f"infers in {mode} mode, but the class weights assume whole images",
                          "set model.test_cfg = dict(mode='whole')")  # fmt: skip
@@ -136,9 +146,7 @@ def _check_single_view(pipeline: Callable[[dict[str, Any]], dict[str, Any]], pat
         flips = [meta.data["flip"] for meta in views["img_metas"]]
         sizes = [view.data.shape for view in views["img"]]
     except _CONFIG_ERRORS as error:
-        raise UsageError(
-            path, f"has a test pipeline that fails ({_one_line(error)})", _CONFIG_REMEDY
-        ) from None
+        raise UsageError(path, f"has a test pipeline that fails ({_one_line(error)})", _CONFIG_REMEDY) from None
     if flips != [False] or len(sizes) != 1 or len(sizes[0]) != 3:
         reason = f"has a test pipeline that makes {len(sizes)} views of an image, scaled or flipped"
         raise UsageError(path, reason, "leave it one img_scale, no img_ratios and flip=False")
@@ -196,8 +204,7 @@ def _load_weights(model: Any, content: Mapping[str, Any], config: Path, path: Pa
     wrong = sorted(needed.keys() ^ weights.keys()) + [
         name
         for name, value in needed.items()
-        if name in weights
-        and not (isinstance(weights[name], torch.Tensor) and weights[name].shape == value.shape)
+        if name in weights and not (isinstance(weights[name], torch.Tensor) and weights[name].shape == value.shape)
     ]
     if wrong:
         raise UsageError(path, f"does not fit {config}: {len(wrong)} parameters differ, such as {wrong[0]}",
@@ -237,9 +244,7 @@ def _digest(path: Path) -> str:
     except FileNotFoundError:
         raise UsageError(path, "does not exist", "check the path in the segmenter's spec") from None
     except OSError as error:
-        raise UsageError(
-            path, f"cannot be read ({os.strerror(error.errno or 0)})", "give a readable file"
-        ) from None
+        raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})", "give a readable file") from None
 
 
 @lru_cache(maxsize=64)

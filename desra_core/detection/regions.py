@@ -62,7 +62,7 @@ def find_regions(
     count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     frame = (mask.shape[0] - similarity.shape[0]) // 2
     rows, columns = np.nonzero(mask)
-    component = components[rows, columns]
+    component = components[rows, columns].astype(np.int64)
     # OpenCV's numbering may depend on its threads; the first pixel in reading order does not.
     first = np.full(count, component.size)
     np.minimum.at(first, component, np.arange(component.size))
@@ -92,13 +92,11 @@ def find_regions(
     ]
 
 
-def _dominant_classes(
-    component: npt.NDArray[np.int32], classes: Labels | None, count: int
-) -> list[int | None]:
+def _dominant_classes(component: npt.NDArray[np.int64], classes: Labels | None, count: int) -> list[int | None]:
     """The most frequent class of each component; the lower index wins a tie."""
     if classes is None:
         return [None] * count
-    pairs = component.astype(np.int64) * CLASS_COUNT + classes
+    pairs = component * CLASS_COUNT + classes
     found, pixels = np.unique(pairs, return_counts=True)
     dominant: list[int | None] = [None] * count
     best = [0] * count

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 _BAND_ROWS = 512
+# Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
+_SMALL_SIZE = 128
 
 
 class Segmenter(Protocol):
@@ -183,6 +185,11 @@ def upsampled_argmax(
     import torch
     from torch.nn.functional import interpolate
 
+    if sum(network_size) <= _SMALL_SIZE or sum(size) <= _SMALL_SIZE:
+        planes = interpolate(logits, network_size, mode="bilinear", align_corners=align_corners)
+        planes = planes[:, :, : kept_size[0], : kept_size[1]]
+        planes = interpolate(planes, size, mode="bilinear", align_corners=align_corners)
+        return planes[0].argmax(0).to(torch.uint8)
     device = logits.device
     best = torch.full(size, -torch.inf, device=device)
     better = torch.empty(size, dtype=torch.bool, device=device)
@@ -190,9 +197,7 @@ def upsampled_argmax(
     # Resizing into one buffer: at 64 MP, fresh pages for each class cost more than the arithmetic.
     resized = torch.empty((1, 1, *size), device=device)
     for index in _contenders(logits, network_size):
-        plane = interpolate(
-            logits[:, index : index + 1], network_size, mode="bilinear", align_corners=align_corners
-        )
+        plane = interpolate(logits[:, index : index + 1], network_size, mode="bilinear", align_corners=align_corners)
         plane = plane[:, :, : kept_size[0], : kept_size[1]]
         torch.ops.aten.upsample_bilinear2d.out(plane, size, align_corners, None, None, out=resized)
         torch.gt(resized[0, 0], best, out=better)

@@ -73,10 +73,7 @@ def class_names() -> list[str]:
 def _parse(row: dict[str, str], where: str) -> tuple[int, float]:
     try:
         index = int(row["ade20k_index"])
-        if "weight" in row:
-            weight = float(row["weight"])
-        else:
-            weight = _BINS / (_BINS - int(row["interval"]))
+        weight = float(row["weight"]) if "weight" in row else _BINS / (_BINS - int(row["interval"]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UsageError(where, "is no class weight", _FORMAT) from None
     if not 0 <= index < CLASS_COUNT:

@@ -1,7 +1,8 @@
-"""Each mend: needed in this environment (or skipped, saying so), and sufficient. Imports run in processes of their own."""
+"""Each mend is needed in this environment, or skipped saying so, and is enough. Each import has its own process."""
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -37,8 +38,8 @@ MENDED_USES = {
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    lines = "\n".join(line.strip() for line in code.splitlines())
-    command = [sys.executable, "-W", "error", "-c", f"from desra_core import compat\n{lines}"]
+    script = f"from desra_core import compat\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-W", "error", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -58,14 +59,12 @@ def test_import_fails_without_the_mend(package):
 
 @pytest.mark.parametrize("package", MENDED_USES)
 def test_mended_package_works_without_a_warning(package):
-    result = run(f"compat.mend_{package}(); compat.mend_{package}()\n{MENDED_USES[package]}")
+    result = run(f"compat.mend_{package}(); compat.mend_{package}()\n{textwrap.dedent(MENDED_USES[package])}")
     assert result.returncode == 0, result.stderr
 
 
 def test_all_mends_together_in_any_order():
-    result = run(
-        "compat.mend_basicsr(); compat.mend_mmcv(); compat.mend_torchvision(); import mmseg.apis, basicsr"
-    )
+    result = run("compat.mend_basicsr(); compat.mend_mmcv(); compat.mend_torchvision(); import mmseg.apis, basicsr")
     assert result.returncode == 0, result.stderr
 
 

@@ -129,7 +129,12 @@ def test_labels_on_cuda(folder):
 @pytest.mark.parametrize("spread", [0.1, 30.0])  # many winners, and few
 @pytest.mark.parametrize(
     ("network", "kept", "size"),
-    [((48, 64), (48, 64), (301, 403)), ((48, 64), (41, 57), (19, 23)), ((9, 11), (9, 11), (40, 50))],
+    [
+        ((48, 96), (48, 96), (301, 403)),
+        ((48, 96), (41, 87), (19, 123)),
+        ((48, 96), (41, 87), (19, 23)),
+        ((11, 120), (11, 120), (40, 150)),  # smaller than the logits
+    ],
 )
 def test_upsampled_argmax_is_argmax_of_two_resizes(network, kept, size, spread, align_corners):
     generator = torch.Generator().manual_seed(3)
@@ -137,12 +142,8 @@ def test_upsampled_argmax_is_argmax_of_two_resizes(network, kept, size, spread, 
     logits += spread * torch.randn((1, 150, 1, 1), generator=generator)
     logits[:, 149] = logits[:, 7]  # equal values everywhere: the lower index wins
     resized = interpolate(logits, network, mode="bilinear", align_corners=align_corners)
-    resized = interpolate(
-        resized[:, :, : kept[0], : kept[1]], size, mode="bilinear", align_corners=align_corners
-    )
-    labels = upsampled_argmax(
-        logits, network_size=network, kept_size=kept, size=size, align_corners=align_corners
-    )
+    resized = interpolate(resized[:, :, : kept[0], : kept[1]], size, mode="bilinear", align_corners=align_corners)
+    labels = upsampled_argmax(logits, network_size=network, kept_size=kept, size=size, align_corners=align_corners)
     assert torch.equal(labels.long(), resized[0].argmax(0))
 
 
@@ -201,9 +202,7 @@ def test_key_needs_no_torch(folder):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "mmseg", "mmseg:", "mmseg:a.py", "mmseg:a.py,", "mmseg:a,b,c", "onnx:a,b"]
-)
+@pytest.mark.parametrize("spec", ["", "mmseg", "mmseg:", "mmseg:a.py", "mmseg:a.py,", "mmseg:a,b,c", "onnx:a,b"])
 def test_malformed_spec(spec):
     with pytest.raises(UsageError, match="mmseg:CONFIG,CHECKPOINT"):
         segmenter_key(spec)
@@ -257,9 +256,7 @@ def test_files_that_are_no_checkpoint(folder, tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert "is not a checkpoint, or only a part of one" in refusal(
-            folder / "config.py", tmp_path / name
-        ), name
+        assert "is not a checkpoint, or only a part of one" in refusal(folder / "config.py", tmp_path / name), name
 
 
 def test_pickle_with_code_is_refused_unexecuted(folder, model, tmp_path):
@@ -355,7 +352,7 @@ def cityscapes(config):
 
 
 def broken_pipeline(config):
-    config.data.test.pipeline[1].transforms[2]["mean"] = [1.0]
+    config.data.test.pipeline[1].transforms[4]["keys"] = ["nothing"]
 
 
 @pytest.mark.parametrize(
@@ -399,8 +396,8 @@ segmenter(skimage.data.chelsea())
 pixels = np.tile(skimage.data.chelsea(), (27, 18, 1))[:8000, :8000].copy()
 before = psutil.Process().memory_info().rss
 labels = segmenter(pixels)
-assert labels.shape == (8000, 8000) and len(np.unique(labels)) > 3
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+assert labels.shape == (8000, 8000) and labels.min() < labels.max()
 """
 
 
