@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import typer
 from pydantic import BaseModel, ValidationError
 
+from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core import __version__
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
@@ -47,9 +48,6 @@ def main() -> None:
     except DesraError as error:
         _say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
-    except KeyboardInterrupt:
-        _say("interrupted: the same command goes on where it stopped")
-        sys.exit(130)
 
 
 def _field(model: type[BaseModel], name: str) -> Any:
@@ -142,7 +140,12 @@ def detect(
         shard_size=shard_size,
     )
     machine = _validated(Machine, workers=workers, memory=memory, scheduler=scheduler, device=device, tile=tile)
-    raise typer.Exit(_detect(detection, machine))
+    try:
+        code = _detect(detection, machine)
+    except KeyboardInterrupt:
+        _say("interrupted: the same command goes on where it stopped")
+        code = 130
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -173,6 +176,7 @@ def _detect(detection: Detection, machine: Machine) -> int:
     workspace = Workspace(detection.workspace)
     workspace.create()
     with workspace.locked():
+        end_leftover_server(workspace)
         if detection.segmenter == "none":
             _say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
         _, plan, _ = prepare(detection, on_hashed=_HashingLines())
@@ -192,8 +196,6 @@ def _detect(detection: Detection, machine: Machine) -> int:
 
 def _run(detection: Detection, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
     """Run the flow; returns a line for each shard that could not finish."""
-    from deployments.server import prefect_server, wait_for_task_runs
-
     with prefect_server(workspace) as url:
         _say(f"watch at {url.removesuffix('/api')}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -15,8 +15,10 @@ import numpy.typing as npt
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
-from deployments.demo_pairs import SAMPLES, SCALE, make_pairs
+from deployments.demo_pairs import SCALE, make_pairs
 from desra_core import imageio
+from desra_core.tables import worst_regions
+from desra_core.workspace import Workspace
 
 # Of one crop in the picture, in pixels of the SR results; multiples of SCALE, so that the LR crop fits it.
 CELL_WIDTH, CELL_HEIGHT = 320, 256
@@ -29,53 +31,36 @@ _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 Pixels = npt.NDArray[np.uint8]
 
 
-class Finding(NamedTuple):
-    """An image with artifacts: its mask's pixels in all, and the centre (x, y) of the largest region."""
-
-    name: str
-    area: int
-    centre: tuple[int, int]
-
-
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the pairs, the workspace and the picture.")] = Path("demo"),
 ) -> None:
     """Make sample pairs from bundled photos, detect their artifacts and draw the worst of them."""
-    pairs, workspace = output / "pairs", output / "workspace"
+    pairs, workspace = output / "pairs", Workspace(output / "workspace")
     try:
         make_pairs(pairs)
     except OSError as error:
         typer.echo(f"error: {error.filename or output}: {error.strerror}; name another --output folder", err=True)
         raise typer.Exit(2) from None
-    code = _detect(pairs, workspace)
+    code = _detect(pairs, workspace.root)
     if code != 0:
         raise typer.Exit(code)
-    worst = worst_images(workspace / "masks")
+    worst = worst_regions(workspace, _WORST).to_pylist()
     if worst:
         partial = output / "demo.partial"
-        partial.write_bytes(imageio.encode_png(draw(worst, pairs, workspace / "masks")))
+        partial.write_bytes(imageio.encode_png(draw(worst, pairs, workspace.masks)))
         partial.replace(output / "demo.png")
     typer.echo(_where_to_look(output, worst))
 
 
-def worst_images(masks: Path) -> list[Finding]:
-    """Find the images with the most artifact pixels, worst first, three at most."""
-    findings = []
-    for sample in SAMPLES:
-        path = masks / f"{sample.name}.png"
-        if not path.exists():
-            continue
-        mask = imageio.decode(path.read_bytes(), path).pixels[:, :, 0]
-        count, _, stats, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        if count > 1:
-            areas = stats[1:, cv2.CC_STAT_AREA]
-            x, y = centres[1 + int(np.argmax(areas))]
-            findings.append(Finding(sample.name, int(areas.sum()), (round(x), round(y))))
-    return sorted(findings, key=lambda finding: (-finding.area, finding.name))[:_WORST]
+def draw(regions: Sequence[dict[str, Any]], pairs: Path, masks: Path) -> Pixels:
+    """Draw one row per region: LR, GAN result and the mask over it, one crop at one scale.
 
-
-def draw(findings: Sequence[Finding], pairs: Path, masks: Path) -> Pixels:
-    """Draw one row per finding: LR, GAN result and the mask over it, one crop at one scale.
+    Parameters
+    ----------
+    regions
+        Rows of the region table.
+    pairs, masks
+        The folders of the images and of their masks.
 
     Returns
     -------
@@ -83,30 +68,26 @@ def draw(findings: Sequence[Finding], pairs: Path, masks: Path) -> Pixels:
         ``(H, W, 3)`` uint8 RGB.
     """
     row_height = _CAPTION + CELL_HEIGHT + _MARGIN
-    size = (3 * CELL_WIDTH + 4 * _MARGIN, len(findings) * row_height + _MARGIN)
+    size = (3 * CELL_WIDTH + 4 * _MARGIN, len(regions) * row_height + _MARGIN)
     picture = Image.new("RGB", size, _PAPER)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    for row, finding in enumerate(findings):
-        captions = (
-            f"{finding.name}: LR, x{SCALE}",
-            "GAN result",
-            f"artifact mask, {finding.area:,} px in the whole image",
-        )
-        for column, (caption, cell) in enumerate(zip(captions, _cells(finding, pairs, masks), strict=True)):
+    for row, region in enumerate(regions):
+        captions = (f"{region['image']}: LR, x{SCALE}", "GAN result", f"mask: {region['area']:,} px in this region")
+        for column, (caption, cell) in enumerate(zip(captions, _cells(region, pairs, masks), strict=True)):
             corner = (_MARGIN + column * (CELL_WIDTH + _MARGIN), _MARGIN // 2 + row * row_height)
             pen.text(corner, caption, fill=_INK, font=font)
             picture.paste(Image.fromarray(cell), (corner[0], corner[1] + _CAPTION))
     return np.asarray(picture)
 
 
-def _cells(finding: Finding, pairs: Path, masks: Path) -> tuple[Pixels, Pixels, Pixels]:
+def _cells(region: dict[str, Any], pairs: Path, masks: Path) -> tuple[Pixels, Pixels, Pixels]:
     """Cut out the three crops of one row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
-    file = f"{finding.name}.png"
+    file = f"{region['image']}.png"
     gan_sr, mask = _read(pairs / "gan_sr" / file), _read(masks / file)[:, :, 0] > 0
     lr = _read(pairs / "lr" / file).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     height, width = mask.shape
-    left = _start(finding.centre[0], CELL_WIDTH, width)
-    top = _start(finding.centre[1], CELL_HEIGHT, height)
+    left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, width)
+    top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, height)
     crop = (slice(top, top + CELL_HEIGHT), slice(left, left + CELL_WIDTH))
     return lr[crop], gan_sr[crop], _overlay(gan_sr, mask)[crop]
 
@@ -141,16 +122,17 @@ def _detect(pairs: Path, workspace: Path) -> int:
                 continue  # Ctrl-C reached the detection too, which ends on its own and says how it went
 
 
-def _where_to_look(output: Path, worst: Sequence[Finding]) -> str:
+def _where_to_look(output: Path, worst: Sequence[dict[str, Any]]) -> str:
     """Write the last lines of the demo, for a reader who has never seen the project."""
     desra = os.path.relpath(Path(sys.executable).with_name("desra"))
-    picture = f"{output / 'demo.png'}, the worst {len(worst)}: LR, GAN result, mask" if worst else "none: no artifacts"
+    picture = "none, since there are no artifacts"
+    if worst:
+        picture = f"{output / 'demo.png'}, the worst {len(worst)} regions: LR, GAN result, mask"
     return "\n".join(
         (
-            f"Picture: {picture}",
-            f"Masks:   {output / 'workspace' / 'masks'}; the pairs they belong to are in {output / 'pairs'}",
-            f"Regions: {output / 'workspace' / 'regions.parquet'}, one row per artifact region",
-            f"Status:  {desra} status --workspace {output / 'workspace'}",
+            f"picture  {picture}",
+            f"pairs    {output / 'pairs'}",
+            f"status   {desra} status --workspace {output / 'workspace'}",
         )
     )
 

@@ -25,6 +25,8 @@ from desra_core.workspace import Workspace
 _START_SECONDS = 90
 _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
+# The system's idea of when a process started moves with its clock.
+_CLOCK_SECONDS = 5
 
 
 @contextlib.contextmanager
@@ -44,7 +46,6 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         return
     home = workspace.prefect_home
     home.mkdir(parents=True, exist_ok=True)
-    _end_leftover(home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,6 +62,8 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         os.environ["PREFECT_API_URL"] = url
         yield url
     finally:
+        if "prefect" in sys.modules:
+            _drain()
         os.environ.pop("PREFECT_API_URL", None)
         _end(psutil.Process(server.pid))
         server.wait()
@@ -68,17 +71,13 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 
 
 def wait_for_task_runs(url: str, flow_run_id: str, expected: int) -> bool:
-    """Send what Prefect still holds back, and wait until the server knows how each task run of a flow run ended.
+    """Wait until the server knows how each task run of a flow run ended.
 
     Returns
     -------
     False when they have not all arrived in good time.
     """
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)
-    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    _drain()
     query = {
         "flow_runs": {"id": {"any_": [flow_run_id]}},
         "task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}},
@@ -90,6 +89,15 @@ def wait_for_task_runs(url: str, flow_run_id: str, expected: int) -> bool:
                 return True
         time.sleep(0.1)
     return False
+
+
+def _drain() -> None:
+    """Send the events and logs that Prefect still holds back."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)
 
 
 def _started(home: Path, port: int) -> subprocess.Popen[bytes]:
@@ -119,13 +127,15 @@ def _check(url: str) -> None:
         raise UsageError(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
 
 
-def _end_leftover(home: Path) -> None:
-    """Stop the server that a killed run left behind. Its pid may be another program's by now."""
+def end_leftover_server(workspace: Workspace) -> None:
+    """Stop the server that a killed run left behind. The workspace must be locked."""
     try:
-        left = json.loads((home / "server.json").read_bytes())
+        left = json.loads((workspace.prefect_home / "server.json").read_bytes())
         process = psutil.Process(left["pid"])
-        if process.create_time() == left["started"]:
+        # The pid may be another program's by now.
+        if abs(process.create_time() - left["started"]) < _CLOCK_SECONDS:
             _end(process)
+        (workspace.prefect_home / "server.json").unlink(missing_ok=True)
     except (OSError, ValueError, KeyError, psutil.Error):
         pass
 

@@ -123,8 +123,8 @@ def scan(
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
     previous = read_manifest(workspace)
     current, unreadable = _identified(found.slice(0, beyond), previous, sources, on_hashed)
-    current, contradictory = _without_contradictory_labels(current)
-    failures = pa.concat_tables([failures, unreadable, contradictory])
+    current = _told_apart_by_labels(current)
+    failures = pa.concat_tables([failures, unreadable])
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
     manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
     for name in replaced:
@@ -341,21 +341,17 @@ def _identified(
     return table.append_column("id", ids), problems
 
 
-def _without_contradictory_labels(current: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Drop names whose images are those of an earlier name while their labels are not: an image has one mask."""
+def _told_apart_by_labels(current: pa.Table) -> pa.Table:
+    """Give names of equal images but other labels than the first of them an id of their own: their masks differ."""
     kinds = current.group_by("id").aggregate([("labels_hash", "count_distinct")])
-    suspect = kinds.filter(pc.greater(kinds["labels_hash_count_distinct"], 1))["id"].combine_chunks()
-    if len(suspect) == 0:
-        return current, FAILURES.empty_table()
-    problems = []
-    first: dict[str, dict[str, str]] = {}
-    for row in current.filter(pc.is_in(current["id"], suspect)).to_pylist():
-        twin = first.setdefault(row["id"], row)
-        if row["labels_hash"] != twin["labels_hash"]:
-            reason = f"shows the same images as {twin['name']} but has other labels"
-            problems.append(_problem(row["name"], reason, "give both the same labels"))
-    rows = pa.Table.from_pylist(problems, FAILURES)
-    return current.filter(pc.invert(pc.is_in(current["name"], rows["name"].combine_chunks()))), rows
+    shared = kinds.filter(pc.greater(kinds["labels_hash_count_distinct"], 1))["id"].to_pylist()
+    ids = current["id"].combine_chunks()
+    for image_id in shared:
+        same = pc.equal(ids, image_id)
+        labels = current["labels_hash"].filter(same).to_pylist()
+        told_apart = [image_id if label == labels[0] else digest(f"{image_id} {label}".encode()) for label in labels]
+        ids = pc.replace_with_mask(ids, same, pa.array(told_apart, pa.string()))
+    return current.set_column(current.schema.get_field_index("id"), "id", ids)
 
 
 def _known_hashes(

@@ -139,16 +139,22 @@ def gather_shard(workspace: Workspace, shard: int, outcomes: Iterable[Outcome] =
     shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
 
 
+def gather_journals(workspace: Workspace) -> None:
+    """Turn what a killed run left in its journals into tables. The workspace must be locked."""
+    for shard in _journaled_shards(workspace):
+        gather_shard(workspace, shard)
+
+
 def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """The newest record of every image, as one table with the given columns of `SCHEMA`.
 
-    Shards left in flight by a killed run are gathered in memory only.
+    Shards in flight are gathered in memory only.
     """
-    journaled = {int(folder.name) for folder in workspace.journal.glob("[0-9]*")}
+    journaled = _journaled_shards(workspace)
     tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
     finished = [path for path in sorted(workspace.outcomes.glob("*.parquet")) if int(path.stem) not in journaled]
     tables += [pq.read_table(path, columns=columns, schema=SCHEMA) for path in finished]
-    in_flight = (to_table(read_shard(workspace, shard).values()) for shard in sorted(journaled))
+    in_flight = (to_table(read_shard(workspace, shard).values()) for shard in journaled)
     tables += [table.select(columns or SCHEMA.names) for table in in_flight]
     return pa.concat_tables(tables).combine_chunks()
 
@@ -157,6 +163,10 @@ def to_table(outcomes: Iterable[Outcome]) -> pa.Table:
     """Records as rows of `SCHEMA`."""
     rows = [outcome.__dict__ | {"seconds": list(outcome.seconds.items())} for outcome in outcomes]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _journaled_shards(workspace: Workspace) -> list[int]:
+    return sorted(int(folder.name) for folder in workspace.journal.glob("[0-9]*"))
 
 
 def _journaled(folder: Path) -> list[dict[str, Any]]:

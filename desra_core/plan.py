@@ -18,7 +18,7 @@ from desra_core.corpus import FAILURES, read_manifest, scan
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
-from desra_core.outcomes import read_outcomes
+from desra_core.outcomes import gather_journals, read_outcomes
 from desra_core.settings import Detection, min_area_pixels
 from desra_core.workspace import Workspace, fingerprint
 
@@ -286,6 +286,7 @@ def prepare(detection: Detection, *, rescan: bool = True, **scan_options: Any) -
     """
     workspace = Workspace(detection.workspace)
     target, weights = target_of(detection)
+    gather_journals(workspace)
     manifest = None if rescan else read_manifest(workspace)
     if manifest is None:
         manifest = scan(

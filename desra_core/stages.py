@@ -125,7 +125,10 @@ def segmentation_stage(
 ) -> Outcome:
     """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
     segmenter = load_segmenter(settings.segmenter, settings.device)
-    labels = segmenter(_pixels(image.gan_sr, settings.max_pixels))
+    try:
+        labels = segmenter(_pixels(image.gan_sr, settings.max_pixels))
+    except ImageError as error:
+        raise type(error)(image.gan_sr.path, error.reason, error.remedy) from None
     write_array(workspace, image.id, "labels", labels, key=settings.key)
     return replace(outcome, segmentation_key=settings.key, labels_kept=True)
 

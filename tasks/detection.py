@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from desra_core.detection.segmenters import load_segmenter
 from desra_core.detection.semantics import Weights
 from desra_core.errors import UsageError
 from desra_core.plan import Target
@@ -39,7 +40,13 @@ def gpus_wanted(target: Target, machine: Machine) -> int:
 def detection_stages(
     detection: Detection, target: Target, weights: Weights, machine: Machine, dask: Dask
 ) -> list[StageSpec]:
-    """Similarity, labels where they are to be computed, then mask and regions."""
+    """Similarity, labels where they are to be computed, then mask and regions.
+
+    Raises
+    ------
+    UsageError
+        The segmenter cannot be loaded; better told once and now than by every image.
+    """
     keep_all = target.keep != "artifacts"
     similarity = SimilaritySettings(
         key=target.similarity_key,
@@ -71,6 +78,7 @@ def detection_stages(
     stages = [StageSpec("similarity", similarity_stage, similarity, target.similarity_key, {})]
     if target.segments:
         gpu: dict[str, float] = {"GPU": 1} if dask.gpus else {}
+        dask.call(load_segmenter, segmentation.segmenter, segmentation.device, resources=gpu)
         stages.append(StageSpec("segmentation", segmentation_stage, segmentation, target.segmentation_key, gpu))
     stages.append(StageSpec("mask", mask_stage, mask, target.mask_key, {}))
     return stages

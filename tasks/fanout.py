@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from dask.utils import parse_bytes
-from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import ImageRef
@@ -24,6 +26,7 @@ BYTES_PER_PIXEL = 64
 _MEMORY_SHARE = 0.8
 _RETRIES = 2
 _CONNECT_SECONDS = 10
+_LOST_SECONDS = 20
 
 Result = tuple[ImageRef, Outcome | ImageError]
 
@@ -68,10 +71,35 @@ class Dask:
             pure=False,
         )
         images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
-        for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
-            for future, result in batch:
-                image = images[future.key]
-                yield image, _error(image, result) if future.status == "error" else result
+        with self._watched(futures):
+            for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
+                for future, result in batch:
+                    image = images[future.key]
+                    yield image, result if future.status == "finished" else _error(image, result)
+
+    @contextlib.contextmanager
+    def _watched(self, futures: list[Future]) -> Iterator[None]:
+        """Cancel the futures when all workers have been gone for a while: else their images wait for ever."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            alone = 0
+            while alone < 2 and not ended.wait(_LOST_SECONDS / 2):
+                alone = 0 if self._client.nthreads() else alone + 1
+            if alone:
+                self._client.cancel(futures)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
+        """Call a function on one worker, and raise what it raises."""
+        self._client.submit(function, *arguments, resources=resources or None, pure=False).result()
 
 
 @contextlib.contextmanager
@@ -147,6 +175,8 @@ def _error(image: ImageRef, raised: Any) -> ImageError:
     if isinstance(error, ImageError):
         return error
     path = image.gan_sr.path
+    if isinstance(error, CancelledError):
+        return TransientError(path, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):
         return TransientError(path, "took its worker down, most likely out of memory", "raise --memory and run again")
     reason = f"failed unexpectedly with {type(error).__name__} ({error})"

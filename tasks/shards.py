@@ -51,7 +51,10 @@ class Run:
 
 
 class Shard:
-    """The images of a shard that have something to do, and their outcomes so far."""
+    """The images of a shard that have something to do, and their outcomes so far.
+
+    ``content`` are the ids of all its images, those included that are done.
+    """
 
     def __init__(self, run: Run, number: int) -> None:
         self.number = number
@@ -61,6 +64,7 @@ class Shard:
         pending = set(self._rows.filter(pa.array(self._work().pending))["id"].to_pylist())
         self.images = {image.id: image for image in image_refs(self._rows) if image.id in pending}
         self.failed: set[str] = set()
+        self.content = sorted(set(self._rows["id"].to_pylist()))
 
     def pending(self, stage: str) -> list[tuple[ImageRef, Outcome]]:
         """The images that a stage has to be run on, by what the workspace says now."""
@@ -116,13 +120,12 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
 def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. What is done already is left alone."""
     shard = Shard(run, number)
-    content = sorted(shard.images)
     for index, spec in enumerate(run.stages):
         stage_of_shard.with_options(
             name=spec.name,
             task_run_name=f"{spec.name}-{number:05d}",
             refresh_cache=bool(shard.pending(spec.name)),
-        )(fingerprint(spec.name, spec.key, content), index, shard, run)
+        )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     get_run_logger().info("shard %05d: %d images, %d failed", number, counts["images"], counts["failed"])

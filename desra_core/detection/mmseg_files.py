@@ -91,7 +91,7 @@ def _read_config(path: Path) -> Any:
         sys.path[:] = search_path
         _drop_frames(error)
         raise UsageError(path, f"cannot be run as a config ({_one_line(error)})", _CONFIG_REMEDY) from None
-    if "model" not in settings:
+    if not isinstance(settings.get("model"), dict):
         raise UsageError(path, "describes no model", _CONFIG_REMEDY)
     if "data" not in settings:
         generation = "is of MMSegmentation 1.x" if "data_preprocessor" in settings.model else "has no test pipeline"

@@ -52,9 +52,7 @@ def run() -> None:
     first = time.perf_counter()
     variance_similarity(black, black)
     print(f"first call (compiles, or loads the compiled code): {time.perf_counter() - first:.2f} s")
-    print(
-        f"OpenCV {cv2.__version__} with {cv2.getNumThreads()} threads; ratios are to OpenCV; H x W x 3, uint8"
-    )
+    print(f"OpenCV {cv2.__version__} with {cv2.getNumThreads()} threads; ratios are to OpenCV; H x W x 3, uint8")
     print("   side  OpenCV s  1 thread s  ratio  2 threads s  ratio  max diff")
     for side in SIDES:
         x, y = rng.integers(0, 256, (2, side, side, 3), np.uint8)

@@ -65,18 +65,18 @@ def test_complete_pairs_are_left_alone_and_a_lost_file_comes_back(pairs):
     assert kept.stat().st_mtime_ns == written
 
 
-def test_the_picture_shows_the_worst_three_of_the_masks(pairs, tmp_path):
-    sides = {"astronaut": 40, "camera": 0, "coffee": 60, "retina": 90, "rocket": 80}
-    for name, side in sides.items():
-        mask = np.zeros(pixels(pairs / "gan_sr" / f"{name}.png").shape[:2], bool)
-        mask[10 : 10 + side, 20 : 20 + side] = True
-        (tmp_path / f"{name}.png").write_bytes(imageio.encode_mask(mask))
-    worst = demo.worst_images(tmp_path)
-    assert [(finding.name, finding.area) for finding in worst] == [
-        ("retina", 8100),
-        ("rocket", 6400),
-        ("coffee", 3600),
+def test_the_picture_shows_each_region_with_its_mask(pairs, tmp_path):
+    regions = [
+        {"image": "camera", "x": 2, "y": 3, "width": 60, "height": 50, "area": 3000},
+        {"image": "rocket", "x": 880, "y": 590, "width": 70, "height": 40, "area": 2800},
     ]
-    picture = demo.draw(worst, pairs, tmp_path)
-    assert picture.shape[1] > 3 * demo.CELL_WIDTH
+    for region in regions:
+        mask = np.zeros(pixels(pairs / "gan_sr" / f"{region['image']}.png").shape[:2], bool)
+        mask[region["y"] :, region["x"] :][: region["height"], : region["width"]] = True
+        (tmp_path / f"{region['image']}.png").write_bytes(imageio.encode_mask(mask))
+    picture = demo.draw(regions, pairs, tmp_path)
     assert len(imageio.encode_png(picture)) < 1_500_000
+    outlined = (picture == (0, 255, 128)).all(axis=2)
+    halves = np.array_split(outlined, 2)
+    assert all(half.sum() > 300 for half in halves)
+    assert not outlined[:, : 2 * demo.CELL_WIDTH].any()

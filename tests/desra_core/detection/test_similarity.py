@@ -75,9 +75,7 @@ def test_agrees_with_the_literal_formula(pair: tuple[Pixels, Pixels]) -> None:
     np.testing.assert_allclose(variance_similarity(*pair), slow_similarity(*pair), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("window", "sigma"), [(1, 1.5), (3, 0.5), (7, 4.0), (11, 1e-3), (11, 1e9), (23, 3.0)]
-)
+@pytest.mark.parametrize(("window", "sigma"), [(1, 1.5), (3, 0.5), (7, 4.0), (11, 1e-3), (11, 1e9), (23, 3.0)])
 def test_agrees_with_the_literal_formula_for_other_windows(window: int, sigma: float) -> None:
     x, y = texture((40, 45, 3), 1), texture((40, 45, 3), 2)
     similarity = variance_similarity(x, y, window=window, sigma=sigma)
@@ -94,9 +92,7 @@ def test_flat_images_are_alike_whatever_their_level(left: int, right: int) -> No
 
 def test_flat_against_the_strongest_texture() -> None:
     flat = np.full((40, 40, 3), 255, np.uint8)
-    checks = np.broadcast_to((np.indices((40, 40)).sum(0) % 2 * 255)[:, :, None], (40, 40, 3)).astype(
-        np.uint8
-    )
+    checks = np.broadcast_to((np.indices((40, 40)).sum(0) % 2 * 255)[:, :, None], (40, 40, 3)).astype(np.uint8)
     similarity = variance_similarity(flat, checks)
     np.testing.assert_allclose(similarity, slow_similarity(flat, checks), rtol=0, atol=1e-6)
     assert similarity.max() < 0.01
@@ -124,9 +120,7 @@ def test_lies_above_0_and_up_to_1_is_symmetric_and_1_for_equal_images(
     np.testing.assert_array_equal(variance_similarity(x, x), 1)
 
 
-@given(
-    tile=st.integers(1, 80), threads=st.integers(1, 5), height=st.integers(11, 70), width=st.integers(11, 70)
-)
+@given(tile=st.integers(1, 80), threads=st.integers(1, 5), height=st.integers(11, 70), width=st.integers(11, 70))
 @settings(max_examples=40, deadline=None)
 def test_tile_and_threads_change_no_bit(tile: int, threads: int, height: int, width: int) -> None:
     x, y = texture((70, 70, 3), 1)[:height, :width], texture((70, 70, 3), 2)[:height, :width]
@@ -157,9 +151,7 @@ def test_16_bits_mean_the_same_as_8(pair: tuple[Pixels, Pixels]) -> None:
 def test_16_bits_are_not_truncated_to_8() -> None:
     rng = np.random.default_rng(3)
     x, y = rng.integers(0, 65536, (2, 40, 40, 3), np.uint16)
-    np.testing.assert_allclose(
-        variance_similarity(x, y), slow_similarity(x / 257, y / 257), rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(variance_similarity(x, y), slow_similarity(x / 257, y / 257), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -260,9 +252,7 @@ def test_works_where_the_compiled_code_cannot_be_kept(tmp_path: Path) -> None:
         "print(similarity.__file__, similarity.variance_similarity(x, x))"
     )
     command = [sys.executable, "-c", code]
-    answer = subprocess.run(
-        command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert answer.stdout == f"{tmp_path}/desra_core/detection/similarity.py [[1.]]\n"
 
 
@@ -279,14 +269,10 @@ def test_extra_memory_does_not_grow_with_the_image(dtype: type) -> None:
 
 
 @pytest.mark.skipif(not PAIRS.is_dir(), reason="the reference pairs are not here")
-@pytest.mark.parametrize(
-    "name", ["butterfly2", "frog", "dog", "pattern", "computer", "tiger", "painting", "OST_009"]
-)
+@pytest.mark.parametrize("name", ["butterfly2", "frog", "dog", "pattern", "computer", "tiger", "painting", "OST_009"])
 def test_gives_the_published_script_s_values_on_real_pairs(name: str) -> None:
     expected = json.loads((PAIRS / "reference.json").read_text())[name]["distance"]
-    mse_sr, gan_sr = (
-        cv2.imread(str(next((PAIRS / folder).glob(f"{name}.*")))) for folder in ("mse_sr", "gan_sr")
-    )
+    mse_sr, gan_sr = (cv2.imread(str(next((PAIRS / folder).glob(f"{name}.*")))) for folder in ("mse_sr", "gan_sr"))
     similarity = variance_similarity(mse_sr, gan_sr).astype(np.float64)
     assert similarity.mean() == pytest.approx(expected["mean"], abs=1e-7)
     assert similarity.min() == pytest.approx(expected["min"], abs=1e-6)

@@ -1,0 +1,153 @@
+"""How much memory the stages take for a 16 MP pair, each in a fresh process.
+
+Run it with ``python tests/benchmarks/run.py memory``.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import psutil
+from markdown import print_table
+from pairs import large_pair
+
+from desra_core.corpus import image_refs, read_manifest
+from desra_core.outcomes import Outcome, read_shard
+from desra_core.plan import prepare
+from desra_core.settings import Detection
+from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
+from desra_core.workspace import Workspace
+
+SIDE = 4096
+SMALL = 256
+MEGABYTE = 2**20
+
+
+class Case(NamedTuple):
+    name: str
+    depth: int
+    alpha: bool
+    labelled: bool
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of both images as arrays, alpha left out."""
+        return 2 * SIDE * SIDE * 3 * self.depth // 8
+
+
+CASES = (
+    Case("8-bit RGB", 8, alpha=False, labelled=False),
+    Case("16-bit RGB", 16, alpha=False, labelled=False),
+    Case("16-bit RGBA, class labels", 16, alpha=True, labelled=True),
+)
+
+
+def run() -> None:
+    from tasks.fanout import BYTES_PER_PIXEL
+
+    print(f"{SIDE}x{SIDE} px with artifacts, stages as Dask runs them; growth over the memory after a {SMALL} px pair.\n")
+    rows: list[list[str | float]] = []
+    worst = 0.0
+    for case in CASES:
+        with tempfile.TemporaryDirectory(prefix="desra-bench-") as name:
+            _write_pairs(Path(name), case)
+            for stage in ("similarity", "mask"):
+                measured = _measured_in_a_process(Path(name), stage)
+                growth, each = measured["growth"], measured["growth"] / SIDE**2
+                worst = max(worst, each)
+                rows.append(
+                    [f"{case.name}, {stage}", growth / MEGABYTE, each, case.decoded / MEGABYTE, growth / case.decoded]
+                )
+                base, regions = measured["base"] / MEGABYTE, measured["regions"]
+        print(f"{case.name}: {regions} regions; {base:.0f} MB before")
+    print()
+    print_table(["", "peak growth MB", "bytes a pixel", "decoded pair MB", "x decoded pair"], rows)
+    verdict = "holds" if worst <= BYTES_PER_PIXEL else "IS TOO SMALL"
+    print(f"\ntasks.fanout.BYTES_PER_PIXEL allows {BYTES_PER_PIXEL} bytes a pixel: it {verdict}, the most was {worst:.1f}.")
+
+
+def _write_pairs(folder: Path, case: Case) -> None:
+    """The large pair, and a small one that warms the process up, in corpora of their own."""
+    pair = large_pair(SIDE, depth=case.depth, alpha=case.alpha)
+    for size, results in (("large", pair), ("small", [result[:SMALL, :SMALL] for result in pair])):
+        for role, result in zip(("mse_sr", "gan_sr"), results, strict=True):
+            path = folder / size / role / "image.png"
+            path.parent.mkdir(parents=True)
+            assert cv2.imwrite(str(path), result)
+        if case.labelled:
+            (folder / size / "labels").mkdir()
+            assert cv2.imwrite(str(folder / size / "labels" / "image.png"), np.full(result.shape[:2], 2, np.uint8))
+
+
+def _measured_in_a_process(folder: Path, stage: str) -> dict[str, int]:
+    command = [sys.executable, __file__, str(folder), stage]
+    measured: dict[str, int] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return measured
+
+
+def measure(folder: Path, stage: str) -> dict[str, int]:
+    """Run one stage on the small pair, then on the large one, and say by how much the peak has risen.
+
+    What a stage needs of an earlier one is in the workspace, where an earlier process left it.
+    """
+    _run_stages(folder / "small", ["similarity", "mask"])
+    base = psutil.Process().memory_info().rss
+    outcome = _run_stages(folder / "large", [stage])
+    assert not outcome.failed, outcome.error
+    return {"growth": _peak() - base, "base": base, "regions": len(outcome.regions)}
+
+
+def _run_stages(corpus: Path, stages: list[str]) -> Outcome:
+    labels = corpus / "labels"
+    detection = Detection(
+        mse_sr=corpus / "mse_sr",
+        gan_sr=corpus / "gan_sr",
+        workspace=corpus / "workspace",
+        segmenter=f"labels:{labels}" if labels.exists() else "none",
+    )
+    workspace = Workspace(detection.workspace)
+    workspace.create()
+    _, plan, weights = prepare(detection)
+    target = plan.target
+    settings = {
+        "similarity": SimilaritySettings(
+            key=target.similarity_key, window=detection.window, threshold=target.threshold, min_area=target.min_area,
+            min_weight=target.min_weight, keep_all=False, tile=256, threads=1, max_pixels=2**40,
+        ),
+        "mask": MaskSettings(
+            key=target.mask_key, segmentation_key=target.segmentation_key, weighting_key=target.weighting_key,
+            weights=weights.values if labels.exists() else None, threshold=target.threshold,
+            min_area=target.min_area, keep_all=False, max_pixels=2**40,
+        ),
+    }  # fmt: skip
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    (image,) = image_refs(manifest)
+    outcome = read_shard(workspace, image.shard).get(image.id, Outcome(image.id))
+    for stage in stages:
+        function = {"similarity": similarity_stage, "mask": mask_stage}[stage]
+        outcome = run_stage(function, image, outcome, workspace, settings[stage], target.mask_key)
+    return outcome
+
+
+def _peak() -> int:
+    """The most memory that this process ever had resident, in bytes.
+
+    Linux lets ``ru_maxrss`` begin with the memory of the parent, so its own account of the process is read where
+    there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))

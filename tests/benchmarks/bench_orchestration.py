@@ -1,0 +1,186 @@
+"""What an image costs beside its computation: Prefect, Dask and planning, and apart from them the commits.
+
+Everything is real (server, cluster, tasks, workspace) but the stages, which do nothing.
+Run it with ``python tests/benchmarks/run.py orchestration``.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from markdown import print_table
+from pairs import write_tiny_pairs
+
+from deployments.server import prefect_server, wait_for_task_runs
+from desra_core.corpus import ImageRef, image_refs
+from desra_core.imageio import encode_mask
+from desra_core.outcomes import Outcome, gather_shard, write_journal
+from desra_core.plan import Plan, prepare
+from desra_core.settings import Detection, Machine
+from desra_core.stages import Stage
+from desra_core.workspace import Workspace
+
+IMAGES = 2000
+SHARD = 1000
+SIDE = 16
+WORKERS = 2
+STAGES = 2
+
+Settings = tuple[str, bytes]
+
+
+def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Settings) -> Outcome:
+    """Nothing, but the record says that the map was made."""
+    return replace(outcome, height=SIDE, width=SIDE, similarity_key=settings[0])
+
+
+def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Settings) -> Outcome:
+    """Publish the mask if there is one, and say so in the record."""
+    for name in image.names if settings[1] else ():
+        workspace.publish(workspace.mask(name), settings[1])
+    return replace(outcome, mask_key=settings[0], artifact_pixels=0, threshold=0.7, min_area=4000)
+
+
+def uncommitted(
+    stage: Stage, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Any, mask_key: str
+) -> Outcome:
+    """Stand in for `desra_core.stages.run_stage`: the stage alone, without a journal."""
+    return stage(image, outcome, workspace, settings)
+
+
+def no_op(image: ImageRef, outcome: Outcome) -> Outcome:
+    """What the smallest Dask task could be."""
+    return outcome
+
+
+def run() -> None:
+    with tempfile.TemporaryDirectory(prefix="desra-bench-") as name, patch.dict(os.environ):
+        os.environ.pop("PREFECT_API_URL", None)
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+        folder = Path(name)
+        write_tiny_pairs(folder, IMAGES, SIDE)
+        detection = Detection(
+            mse_sr=folder / "mse_sr", gan_sr=folder / "gan_sr", workspace=folder / "workspace", shard_size=SHARD
+        )
+        workspace = Workspace(detection.workspace)
+        workspace.create()
+        with workspace.locked():
+            _, plan, _ = prepare(detection)
+            started = time.perf_counter()
+            with prefect_server(workspace) as url:
+                server = time.perf_counter() - started
+                _print_costs(_measured(workspace, plan, url), server)
+
+
+def _measured(workspace: Workspace, plan: Plan, url: str) -> dict[str, float]:
+    """Seconds by what was done with all images."""
+    from tasks.fanout import Job, open_dask
+    from tasks.shards import StageSpec
+
+    images = image_refs(plan.rows(0)) + image_refs(plan.rows(1))
+    work = [(image, Outcome(image.id)) for image in images]
+    keys = (plan.target.similarity_key, plan.target.mask_key)
+    mask = encode_mask(np.zeros((SIDE, SIDE), np.bool_))
+    seconds = {"plain loop": _timed(lambda: [no_op(*pair) for pair in work for _ in range(STAGES)])}
+    seconds["commits in a plain loop"] = _timed(lambda: _commit_all(workspace, work, mask, keys))
+    _forget(workspace)
+
+    def specs(mask: bytes) -> list[Any]:
+        functions = (similarity_stage, mask_stage)
+        return [
+            StageSpec(function.__name__.removesuffix("_stage"), function, (key, mask), key, {})
+            for function, key in zip(functions, keys, strict=True)
+        ]
+
+    with ExitStack() as stack:
+        started = time.perf_counter()
+        dask = stack.enter_context(open_dask(Machine(workers=WORKERS)))
+        job = Job("no-op", no_op, {})
+        list(dask.map(job, work[:100]))
+        seconds["cluster"] = time.perf_counter() - started
+        seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))
+        with patch("tasks.shards.run_stage", uncommitted), patch("tasks.shards.gather_shard"):
+            seconds["orchestration"] = _flow_seconds(workspace, plan, specs(b""), dask, url)
+        seconds["with commits"] = _flow_seconds(workspace, plan, specs(mask), dask, url)
+    assert sum(1 for _ in workspace.masks.rglob("*.png")) == IMAGES
+    return seconds
+
+
+def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any, url: str) -> float:
+    """Time the shards of a flow run, from the first submission to the last result, as `flows.detect` runs them."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from tasks.progress import RunProgress
+    from tasks.shards import Run, process_shard
+
+    @flow(name="no-ops", task_runner=ThreadPoolTaskRunner(max_workers=3))  # type: ignore[arg-type]
+    def no_ops() -> tuple[float, str]:
+        with RunProgress(plan.pending, len(stages)) as progress:
+            run = Run(workspace, plan, stages, dask, progress)
+            started = time.perf_counter()
+            broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+            elapsed = time.perf_counter() - started
+        assert not broken, broken
+        return elapsed, str(flow_run.id)
+
+    elapsed, flow_run_id = no_ops()
+    assert wait_for_task_runs(url, flow_run_id, len(plan.shards) * (1 + len(stages)))
+    return elapsed
+
+
+def _commit_all(workspace: Workspace, work: list[tuple[ImageRef, Outcome]], mask: bytes, keys: tuple[str, str]) -> None:
+    """The commits of all images, one after the other in this process: two journal entries and a mask, then gather."""
+    for image, empty in work:
+        outcome = similarity_stage(image, empty, workspace, (keys[0], mask))
+        write_journal(workspace, image.shard, outcome)
+        write_journal(workspace, image.shard, mask_stage(image, outcome, workspace, (keys[1], mask)))
+    for shard in sorted({image.shard for image, _ in work}):
+        gather_shard(workspace, shard)
+
+
+def _forget(workspace: Workspace) -> None:
+    for folder in (workspace.outcomes, workspace.masks):
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            path.unlink()
+
+
+def _timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def _print_costs(seconds: dict[str, float], server: float) -> None:
+    """Per image, in milliseconds; and as multiples of the plain loop over the same no-op."""
+    cost = {what: 1000 * value / IMAGES for what, value in seconds.items()}
+    commits = cost["with commits"] - cost["orchestration"]
+    print(
+        f"{IMAGES} images of {SIDE}x{SIDE} px, {STAGES} stages that do nothing, shards of {SHARD}, {WORKERS} workers."
+    )
+    print(f"Once per run, not counted: server {server:.1f} s, cluster {seconds['cluster']:.1f} s.\n")
+
+    def row(what: str, milliseconds: float) -> list[str | float]:
+        ratio = milliseconds / cost["plain loop"]
+        return [what, milliseconds, milliseconds / STAGES, f"{ratio:,.0f}"]
+
+    print_table(
+        ["", "ms an image", "ms an image and stage", "x plain loop"],
+        [
+            row("plain loop over the no-op, one process", cost["plain loop"]),
+            row("bare no-op through Dask.map", cost["Dask.map"]),
+            row("orchestration: process_shard without commits (aim: 3 a stage)", cost["orchestration"]),
+            row("  of it Prefect, planning, progress", cost["orchestration"] - cost["Dask.map"]),
+            row("process_shard with commits", cost["with commits"]),
+            row("commits: journal, mask, gather (the difference)", commits),
+            row("the same commits in a plain loop, one process", cost["commits in a plain loop"]),
+        ],
+    )

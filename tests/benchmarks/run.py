@@ -1,0 +1,43 @@
+"""All benchmarks in one run, or those named: ``python tests/benchmarks/run.py [similarity orchestration ...]``.
+
+Nothing is asserted about time. Each comparison holds its baseline in the same run, because machines differ.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+
+TITLES = {
+    "similarity": "Similarity against OpenCV's float64 filters",
+    "orchestration": "Orchestration and commits per image",
+    "memory": "Peak memory for a 16 MP pair",
+    "detect": "The whole of desra detect",
+}
+
+
+def benchmark(name: str) -> Callable[[], None]:
+    """The function of a benchmark. What it imports is its own affair and does not weigh on the others."""
+    function: Callable[[], None] = __import__(f"bench_{name}").run
+    return function
+
+
+def main(names: list[str]) -> int:
+    if unknown := sorted(set(names) - set(TITLES)):
+        print(f"no benchmark is called {unknown[0]}: there are {', '.join(TITLES)}", file=sys.stderr)
+        return 2
+    load = os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0))
+    print(f"# Benchmarks\n\nPython {platform.python_version()}, {cores} cores, load {load:.1f} at the start", end="")
+    print(" (not a quiet machine: times are too long)" if load > 0.5 else "")
+    for name in names or TITLES:
+        print(f"\n## {TITLES[name]}\n", flush=True)
+        started = time.perf_counter()
+        benchmark(name)()
+        print(f"\n({time.perf_counter() - started:.0f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""Fixtures shared by the end-to-end tests: small real pairs, the real command line, one real Prefect server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deployments.server import prefect_server
+from desra_core.workspace import Workspace
+
+Desra = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data beside the checkout; tests that need it skip without it."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a command that uses one Prefect server for the whole session."""
+    workspace = Workspace(tmp_path_factory.mktemp("prefect"))
+    before = dict(os.environ)
+    with prefect_server(workspace) as url:
+        environment = dict(os.environ, PREFECT_API_URL=url)
+        os.environ.clear()
+        os.environ.update(before)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def desra(prefect_environment: dict[str, str]) -> Desra:
+    """Run ``desra`` with some arguments as a user would, in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            desra_command(*arguments),
+            env=prefect_environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    return run
+
+
+def desra_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "deployments.cli", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[[Path, int], list[str]]:
+    """Write pairs of results to FOLDER/mse_sr and FOLDER/gan_sr; two of three have an artifact."""
+
+    def make(folder: Path, count: int) -> list[str]:
+        names = [f"set{index % 2}/photo{index:03d}" for index in range(count)]
+        for index, name in enumerate(names):
+            rng = np.random.default_rng(index)
+            smooth = cv2.GaussianBlur(rng.integers(0, 256, (200, 240, 3)).astype(np.float32), (0, 0), 6)
+            mse_sr = np.clip(128 + 6 * (smooth - 128), 0, 255)
+            gan_sr = mse_sr.copy()
+            if index % 3:
+                gan_sr[40:140, 60:180] += rng.normal(0, 40, (100, 120, 3))
+            for role, pixels in (("mse_sr", mse_sr), ("gan_sr", np.clip(gan_sr, 0, 255))):
+                path = folder / role / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(path), pixels.astype(np.uint8))
+        return names
+
+    return make

@@ -1,0 +1,245 @@
+"""``desra detect`` as its users meet it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+SETTINGS = [
+    ("plain", 0.7, 400),
+    ("plain", 0.7, 4000),
+    ("plain", 0.85, 400),
+    ("semantic", 0.7, 400),
+    ("semantic", 0.7, 4000),
+    ("semantic", 0.85, 400),
+]
+
+
+def read_masks(workspace: Path) -> dict[str, bytes]:
+    masks = workspace / "masks"
+    return {str(path.relative_to(masks)): path.read_bytes() for path in sorted(masks.rglob("*.png"))}
+
+
+def mtimes(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_reference_mask_in_one_workspace(shared_data, desra, tmp_path) -> None:
+    """All six settings one after the other, so that each has to be told from what the others left."""
+    pairs, workspace = shared_data / "pairs", tmp_path / "ws"
+    for kind, threshold, min_area in SETTINGS:
+        labels = ["--labels", pairs / "labels"] if kind == "semantic" else []
+        run = desra(
+            "detect", "--mse-sr", pairs / "mse_sr", "--gan-sr", pairs / "gan_sr", "--workspace", workspace,
+            "--threshold", threshold, "--min-area", min_area, *labels,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        reference = pairs / "reference_mask" / f"{kind}_t{threshold}_a{min_area}"
+        for path in sorted(reference.iterdir()):
+            mask = cv2.imread(str(workspace / "masks" / path.name), cv2.IMREAD_UNCHANGED)
+            expected = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            assert np.array_equal(mask[5:-5, 5:-5], expected), (path.name, kind, threshold, min_area)
+            assert not mask[:5].any()
+            assert not mask[:, -5:].any()
+
+
+def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
+    names = make_pairs(tmp_path, 6)
+    workspace = tmp_path / "ws"
+    command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    sources = mtimes(tmp_path / "mse_sr") | mtimes(tmp_path / "gan_sr")
+    first = desra(*command)
+    assert first.returncode == 0, first.stderr
+    assert "6 of 6 images done, 0 failed" in first.stdout
+    assert "weight 1" in first.stdout
+    assert first.stderr.count("warning:") == 1
+    assert set(read_masks(workspace)) == {f"{name}.png" for name in names}
+    regions = pq.read_table(workspace / "regions.parquet").to_pylist()
+    assert {region["image"] for region in regions} == {name for index, name in enumerate(names) if index % 3}
+    assert len(list((workspace / "maps").glob("*/*.zarr/similarity/zarr.json"))) == 4
+    before = mtimes(workspace)
+    again = desra(*command)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    after = {path: time for path, time in mtimes(workspace).items() if "/prefect/" not in path}
+    assert after.items() <= (before | {str(workspace / "lock"): after[str(workspace / "lock")]}).items()
+    assert sources == mtimes(tmp_path / "mse_sr") | mtimes(tmp_path / "gan_sr")
+
+    status = desra("status", "--workspace", workspace)
+    assert status.returncode == 0
+    assert "done       6" in status.stdout
+    assert "pending    0" in status.stdout
+
+
+def test_changes_redo_only_what_depends_on_them(make_pairs, desra, tmp_path) -> None:
+    names = make_pairs(tmp_path, 6)
+    workspace = tmp_path / "ws"
+    command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    assert desra(*command).returncode == 0
+    maps = mtimes(workspace / "maps")
+
+    stricter = desra(*command, "--threshold", "0.6")
+    assert stricter.returncode == 0
+    assert "4 of 4 images" in stricter.stderr  # those with artifacts; from the maps that were kept
+    assert mtimes(workspace / "maps") == maps
+
+    looser = desra(*command, "--threshold", "0.8")
+    assert looser.returncode == 0
+    assert "2 images are computed again" in looser.stderr
+    assert "6 of 6 images" in looser.stderr
+    assert {path: time for path, time in mtimes(workspace / "maps").items() if path in maps} == maps
+
+    changed = tmp_path / "gan_sr" / f"{names[1]}.png"
+    shutil.copyfile(tmp_path / "mse_sr" / f"{names[1]}.png", changed)
+    (workspace / "masks" / f"{names[4]}.png").unlink()
+    others = {path: time for path, time in mtimes(workspace / "masks").items() if names[1] not in path}
+    redone = desra(*command, "--threshold", "0.8")
+    assert redone.returncode == 0
+    assert "2 of 2 images" in redone.stderr
+    assert others.items() <= mtimes(workspace / "masks").items()
+    assert not cv2.imread(str(workspace / "masks" / f"{names[1]}.png"), cv2.IMREAD_UNCHANGED).any()
+    assert names[1] not in pq.read_table(workspace / "regions.parquet")["image"].to_pylist()
+
+
+@pytest.fixture
+def bad_folder(make_pairs, tmp_path) -> Path:
+    """Good pairs, and one of each kind of trouble."""
+    from PIL import Image
+
+    names = make_pairs(tmp_path, 3)
+    mse, gan = tmp_path / "mse_sr", tmp_path / "gan_sr"
+    good = cv2.imread(str(gan / f"{names[1]}.png"))
+    gray = np.full((200, 240), 90, np.uint8)
+
+    def both(name: str, write) -> None:
+        for folder in (mse, gan):
+            write(folder / name)
+
+    both("small1.png", lambda path: cv2.imwrite(str(path), gray[:1, :1]))
+    both("small10.png", lambda path: cv2.imwrite(str(path), gray[:10, :10]))
+    both("cmyk.jpg", lambda path: Image.new("CMYK", (64, 64)).save(path))
+    both("empty.png", lambda path: path.write_bytes(b""))
+    both("text.png", lambda path: path.write_text("not an image\n"))
+    jpeg = cv2.imencode(".jpg", good)[1].tobytes()
+    both("truncated.jpg", lambda path: path.write_bytes(jpeg[: len(jpeg) // 2]))
+    png = bytearray(cv2.imencode(".png", gray)[1].tobytes()[:1000])
+    png[16:24] = (40_000).to_bytes(4, "big") * 2
+    import zlib
+
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    both("gigapixel.png", lambda path: path.write_bytes(png))
+    cv2.imwrite(str(mse / "sizes.png"), gray)
+    cv2.imwrite(str(gan / "sizes.png"), gray[:100])
+    cv2.imwrite(str(gan / "lonely.png"), gray)
+    both("double.png", lambda path: cv2.imwrite(str(path), gray))
+    cv2.imwrite(str(gan / "double.jpg"), gray)
+    labels = tmp_path / "labels"
+    for path in gan.rglob("*.*"):
+        target = (labels / path.relative_to(gan)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), np.zeros((200, 240), np.uint8))
+    both("labelsize.png", lambda path: cv2.imwrite(str(path), gray))
+    cv2.imwrite(str(labels / "labelsize.png"), np.zeros((20, 20), np.uint8))
+    both("label150.png", lambda path: cv2.imwrite(str(path), gray))
+    cv2.imwrite(str(labels / "label150.png"), np.full((200, 240), 150, np.uint8))
+    return tmp_path
+
+
+def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra) -> None:
+    sources = {role: mtimes(bad_folder / role) for role in ("mse_sr", "gan_sr", "labels")}
+    workspace = bad_folder / "ws"
+    command = (
+        "detect", "--mse-sr", bad_folder / "mse_sr", "--gan-sr", bad_folder / "gan_sr",
+        "--labels", bad_folder / "labels", "--workspace", workspace,
+    )  # fmt: skip
+    run = desra(*command)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr + run.stdout
+    troubles = {
+        "small1": "is 1x1", "small10": "is 10x10", "cmyk": "CMYK", "empty": "is empty", "text": "is not an image",
+        "truncated": "truncated", "gigapixel": "40000x40000", "sizes": "is 240x100", "lonely": "no twin",
+        "double": "two candidates", "labelsize": "is 20x20", "label150": "the label 150",
+    }  # fmt: skip
+    lines = [line for line in run.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == len(troubles), run.stderr
+    for name, reason in troubles.items():
+        [line] = [line for line in lines if f"{name}." in line or f"{name}:" in line]
+        assert reason in line
+        assert "; " in line
+    failures = pq.read_table(workspace / "failures.parquet").to_pylist()
+    assert {row["name"].split(".")[0] for row in failures} == set(troubles)
+    assert len(read_masks(workspace)) == 3
+    assert sources == {role: mtimes(bad_folder / role) for role in sources}
+
+    again = desra(*command)  # what failed for good is told again, and not tried again
+    assert again.returncode == 1
+    assert "nothing to do" in again.stdout
+    assert sorted(line for line in again.stderr.splitlines() if line.startswith("failed: ")) == sorted(lines)
+
+    for role in ("mse_sr", "gan_sr"):  # a mended file is taken in
+        cv2.imwrite(str(bad_folder / role / "empty.png"), np.full((200, 240), 91, np.uint8))
+    mended = desra(*command)
+    assert mended.returncode == 1
+    assert "1 of 1 images" in mended.stderr
+    assert len(read_masks(workspace)) == 4
+
+
+def test_bad_usage_exits_2_with_one_line(make_pairs, desra, tmp_path) -> None:
+    make_pairs(tmp_path, 1)
+    inputs = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
+    workspace = ("--workspace", tmp_path / "ws")
+    bad = tmp_path / "bad.toml"
+    bad.write_text('treshold = 0.6\nworkspace = "x"\n')
+    for arguments, expected in [
+        (("--mse-sr", tmp_path / "none", "--gan-sr", tmp_path / "gan_sr", *workspace), "is no folder"),
+        ((*inputs, *workspace, "--threshold", "1.5"), "--threshold"),
+        ((*inputs, *workspace, "--window", "10"), "odd"),
+        ((*inputs, *workspace, "--weights", "published"), "needs class labels"),
+        ((*inputs, *workspace, "--min-area", "many"), "--min-area"),
+        ((*inputs, *workspace, "--segmenter", "magic"), "--segmenter"),
+        ((*inputs, *workspace, "--segmenter", f"mmseg:{bad},{bad}"), "bad.toml"),
+        ((*inputs, *workspace, "--memory", "lots"), "--memory"),
+        ((*inputs, *workspace, "--config", bad), "treshold"),
+        ((*inputs, "--workspace", tmp_path), "other things"),
+        ((*inputs, *workspace, "--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
+        (inputs, "--workspace"),
+    ]:
+        run = desra("detect", *arguments)
+        assert run.returncode == 2, (arguments, run.stderr)
+        assert expected in run.stderr, (arguments, run.stderr)
+        assert "Traceback" not in run.stderr
+    down = desra("detect", *inputs, *workspace, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert down.returncode == 2
+    assert "no Prefect server answers" in down.stderr
+
+
+def test_config_file_gives_flags_and_the_command_line_wins(make_pairs, desra, tmp_path) -> None:
+    make_pairs(tmp_path, 2)
+    config = tmp_path / "desra.toml"
+    config.write_text(
+        f'mse-sr = "{tmp_path}/mse_sr"\ngan_sr = "{tmp_path}/gan_sr"\nworkspace = "{tmp_path}/ws"\n'
+        'threshold = 0.5\nmin-area = "0.1%"\nkeep = "maps"\nworkers = 1\n'
+    )
+    run = desra("detect", "--config", config, "--threshold", "0.6", "--limit", "1")
+    assert run.returncode == 0, run.stderr
+    settings = json.loads((tmp_path / "ws" / "settings.json").read_text())["detection"]
+    assert (settings["threshold"], settings["min_area"], settings["keep"]) == (0.6, "0.1%", "maps")
+    assert len(read_masks(tmp_path / "ws")) == 1
+
+
+def test_equal_content_is_computed_once_and_masked_at_each_path(make_pairs, desra, tmp_path) -> None:
+    [name, other] = make_pairs(tmp_path, 2)
+    for role in ("mse_sr", "gan_sr"):
+        shutil.copyfile(tmp_path / role / f"{other}.png", tmp_path / role / "copy.png")
+    workspace = tmp_path / "ws"
+    run = desra("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    assert run.returncode == 0, run.stderr
+    masks = read_masks(workspace)
+    assert masks["copy.png"] == masks[f"{other}.png"] != masks[f"{name}.png"]
+    assert len(pq.read_table(workspace / "outcomes" / "00000000.parquet")) == 2

@@ -1,0 +1,127 @@
+"""Runs that are killed, and what the next one finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from desra_core.workspace import Workspace
+from tests.conftest import desra_command
+
+PAIRS = 24
+
+
+def finished(workspace: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in workspace.glob("masks/**/*.png")}
+
+
+def results(workspace: Path) -> dict[str, bytes]:
+    paths = [*sorted(workspace.glob("masks/**/*.png")), workspace / "regions.parquet"]
+    return {str(path.relative_to(workspace)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def corpus(make_pairs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_pairs(folder, PAIRS)
+    return folder
+
+
+def arguments(corpus: Path, workspace: Path) -> list[str]:
+    return desra_command(
+        "detect", "--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr", "--workspace", workspace,
+        "--shard-size", "10",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, prefect_environment, tmp_path_factory) -> dict[str, bytes]:
+    workspace = tmp_path_factory.mktemp("undisturbed") / "ws"
+    subprocess.run(arguments(corpus, workspace), env=prefect_environment, check=True, capture_output=True)
+    return results(workspace)
+
+
+def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
+    """SIGKILL a run as soon as ``ready()`` holds; False if it ended before."""
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None:
+        if ready():
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def test_killed_at_many_points_it_ends_as_if_undisturbed(corpus, undisturbed, prefect_environment, tmp_path) -> None:
+    workspace = tmp_path / "ws"
+    command = arguments(corpus, workspace)
+    journal, outcomes = workspace / "journal", workspace / "outcomes"
+    points = [
+        lambda: (workspace / "manifest.parquet").exists(),
+        lambda: any(journal.glob("*/*.json")),
+        lambda: len(finished(workspace)) >= 1,
+        lambda: len(finished(workspace)) >= 9,
+        lambda: any(outcomes.glob("*.parquet")),
+        lambda: len(finished(workspace)) >= PAIRS - 2,
+    ]
+    killed = 0
+    for ready in points:
+        killed += kill_when(command, prefect_environment, ready)
+        before = finished(workspace)
+        time.sleep(0.5)  # nothing of the killed run goes on
+        assert finished(workspace) == before
+    assert killed >= 4
+    before = finished(workspace)
+    last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert before.items() <= finished(workspace).items()
+    assert results(workspace) == undisturbed
+    assert not list((workspace / "journal").glob("*/*.json"))
+
+
+def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, prefect_environment, tmp_path) -> None:
+    """With the embedded server: the killed run's one is ended by the next run, and no process stays behind."""
+    environment = {key: value for key, value in prefect_environment.items() if key != "PREFECT_API_URL"}
+    workspace = tmp_path / "ws"
+    command = arguments(corpus, workspace)
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not finished(workspace):
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"process {first.pid} on {os.uname().nodename}" in second.stderr
+    assert "started" in second.stderr
+    assert Workspace(workspace).owner() is not None
+    first.kill()
+    first.wait()
+    server = json.loads((workspace / "prefect" / "server.json").read_bytes())
+    assert psutil.pid_exists(server["pid"])
+    assert Workspace(workspace).owner() is None
+    third = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+    assert "warning: the Prefect server" not in third.stderr
+    assert results(workspace) == undisturbed
+    assert not psutil.pid_exists(server["pid"])
+    assert not (workspace / "prefect" / "server.json").exists()
+
+
+def test_an_interrupt_says_how_to_go_on(corpus, prefect_environment, tmp_path) -> None:
+    workspace = tmp_path / "ws"
+    run = subprocess.Popen(arguments(corpus, workspace), env=prefect_environment, stderr=subprocess.PIPE, text=True)
+    while not finished(workspace):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "goes on where it stopped" in stderr
+    assert "Traceback" not in stderr

@@ -1,0 +1,422 @@
+"""Scanning folders: names, twins, identity, shards and what is left alone. Scanning never decodes: any bytes do."""
+
+from __future__ import annotations
+
+import os
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from desra_core.corpus import FAILURES, MANIFEST, Corpus, Sources, image_refs, read_manifest, scan
+from desra_core.errors import UsageError
+from desra_core.workspace import Workspace
+
+BOTH = ("mse_sr", "gan_sr")
+
+
+class Folders:
+    """The source folders and the workspace of a test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.workspace = Workspace(root / "ws")
+        self.workspace.create()
+        for role in BOTH:
+            (root / role).mkdir()
+
+    def put(self, name: str, content: str = "", roles: tuple[str, ...] = BOTH) -> None:
+        for role in roles:
+            path = self.root / role / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{role} {content or name}")
+
+    def sources(self) -> Sources:
+        optional = {role: self.root / role for role in ("lr", "labels") if (self.root / role).exists()}
+        return Sources(self.root / "mse_sr", self.root / "gan_sr", **optional)
+
+    def scan(self, *, shard_size: int = 2, limit: int | None = None) -> Corpus:
+        return scan(self.sources(), self.workspace, shard_size=shard_size, limit=limit)
+
+    def tree(self) -> dict[str, int]:
+        paths = [path for path in self.root.rglob("*") if self.workspace.root not in (path, *path.parents)]
+        return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path)
+
+
+def rows(corpus: Corpus) -> dict[str, dict]:
+    return {row["name"]: row for row in corpus.manifest.to_pylist()}
+
+
+def present(corpus: Corpus) -> list[str]:
+    return [row["name"] for row in corpus.manifest.to_pylist() if row["present"]]
+
+
+def reasons(corpus: Corpus) -> dict[str, str]:
+    found = {row["name"]: row["reason"] for row in corpus.failures.to_pylist()}
+    assert len(found) == corpus.failures.num_rows, "one row per file"
+    return found
+
+
+def test_nested_folders_and_any_spelling_of_suffixes(folders: Folders) -> None:
+    folders.put("b.PNG")
+    folders.put("deep/er/a.JPeG")
+    folders.put("deep/a.b.tif")
+    folders.put("notes.txt")
+    folders.put("README")
+    corpus = folders.scan()
+    assert present(corpus) == ["b", "deep/a.b", "deep/er/a"]
+    assert corpus.failures.num_rows == 0
+    assert (corpus.added, corpus.replaced, corpus.vanished) == (3, 0, 0)
+
+
+def test_twins_match_without_suffix(folders: Folders) -> None:
+    folders.put("a.png", roles=("mse_sr",))
+    folders.put("a.jpg", roles=("gan_sr",))
+    folders.put("a.webp", roles=("lr",))
+    folders.put("a.bmp", roles=("labels",))
+    (ref,) = image_refs(folders.scan().manifest)
+    assert ref.mse_sr.path == folders.root / "mse_sr/a.png"
+    assert ref.gan_sr.path == folders.root / "gan_sr/a.jpg"
+    assert ref.labels is not None
+    assert ref.labels.path == folders.root / "labels/a.bmp"
+    assert ref.names == ("a",)
+
+
+def test_two_candidates_in_one_folder_fail_alone(folders: Folders) -> None:
+    folders.put("x.png")
+    folders.put("x.jpg", roles=("gan_sr",))
+    folders.put("y.png")
+    corpus = folders.scan()
+    assert present(corpus) == ["y"]
+    assert reasons(corpus) == {"x": "has two candidates among the gan_sr files: x.jpg and x.png"}
+
+
+def test_the_same_two_candidates_everywhere_keep_their_suffix(folders: Folders) -> None:
+    folders.put("x.png")
+    folders.put("x.jpg")
+    folders.put("y.png")
+    corpus = folders.scan()
+    assert present(corpus) == ["x.jpg", "x.png", "y"]
+    assert corpus.failures.num_rows == 0
+    assert folders.workspace.mask("x.jpg").name == "x.jpg.png"
+
+
+def test_names_that_would_meet_in_one_output_fail(folders: Folders) -> None:
+    for name in ("x.png", "x.jpg", "x.jpg.png", "y.png"):
+        folders.put(name)
+    corpus = folders.scan()
+    assert present(corpus) == ["x.png", "y"]
+    assert {row["name"] for row in corpus.failures.to_pylist()} == {"x.jpg"}
+
+
+def test_missing_twins_and_labels_fail_and_missing_lr_does_not(folders: Folders) -> None:
+    folders.put("whole.png", roles=(*BOTH, "labels", "lr"))
+    folders.put("no_lr.png", roles=(*BOTH, "labels"))
+    folders.put("no_labels.png", roles=(*BOTH, "lr"))
+    folders.put("no_gan.png", roles=("mse_sr", "labels"))
+    folders.put("no_mse.png", roles=("gan_sr", "labels"))
+    folders.put("only_lr.png", roles=("lr",))
+    folders.put("only_labels.png", roles=("labels",))
+    corpus = folders.scan()
+    assert present(corpus) == ["no_lr", "whole"]
+    subjects = {row["name"]: (row["subject"], row["reason"]) for row in corpus.failures.to_pylist()}
+    assert set(subjects) == {"no_gan", "no_mse", "no_labels"}
+    for name, has, lacks in (("no_gan", "mse_sr", "gan_sr"), ("no_mse", "gan_sr", "mse_sr")):
+        assert subjects[name][0] == str(folders.root / has / f"{name}.png")
+        assert subjects[name][1].endswith(str(folders.root / lacks))
+    assert str(folders.root / "labels") in subjects["no_labels"][1]
+    assert pq.read_table(folders.workspace.scan_failures).equals(corpus.failures)
+    assert corpus.failures.schema.equals(FAILURES)
+
+
+def test_equal_content_is_one_image_at_several_names(folders: Folders) -> None:
+    for name, content in (("a.png", "1"), ("b.png", "2"), ("c.png", "3"), ("sub/d.png", "1")):
+        folders.put(name, content)
+    corpus = folders.scan()
+    table = rows(corpus)
+    assert table["a"]["id"] == table["sub/d"]["id"] != table["b"]["id"]
+    assert [table[name]["shard"] for name in ("a", "b", "c", "sub/d")] == [0, 0, 1, 0]
+    assert corpus.added == 3
+    refs = image_refs(corpus.manifest)
+    assert [ref.names for ref in refs] == [("a", "sub/d"), ("b",), ("c",)]
+    folders.put("e.png", "2")
+    assert rows(folders.scan())["e"]["shard"] == 0
+
+
+def test_equal_images_with_other_labels_are_told_apart(folders: Folders) -> None:
+    """They have masks of their own. Names of equal labels still share an image."""
+    for name, label in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "3")):
+        folders.put(f"{name}.png", "same", roles=BOTH)
+        folders.put(f"{name}.png", label, roles=("labels",))
+    corpus = folders.scan()
+    assert [ref.names for ref in image_refs(corpus.manifest)] == [("a", "c"), ("b", "d"), ("e",)]
+    assert corpus.failures.num_rows == 0
+    again = folders.scan()
+    assert again.manifest.equals(corpus.manifest)
+    assert again.replaced == 0
+
+
+def test_a_grown_folder_adds_shards_and_changes_none(folders: Folders) -> None:
+    for name in "bcf":
+        folders.put(f"{name}.png")
+    before = rows(folders.scan())
+    assert [row["shard"] for row in before.values()] == [0, 0, 1]
+    for name in "adeg":
+        folders.put(f"{name}.png")
+    corpus = folders.scan(shard_size=3)
+    after = rows(corpus)
+    assert {name: after[name] for name in before} == before
+    assert [after[name]["shard"] for name in "adeg"] == [2, 2, 2, 3]
+    assert corpus.added == 4
+
+
+def test_a_changed_file_is_a_new_image_and_its_mask_goes(folders: Folders) -> None:
+    for name in ("a", "b"):
+        folders.put(f"{name}.png")
+    before = rows(folders.scan())
+    for name in ("a", "b"):
+        folders.workspace.publish(folders.workspace.mask(name), b"mask")
+    folders.put("a.png", "changed", roles=("mse_sr",))
+    corpus = folders.scan()
+    after = rows(corpus)
+    assert after["a"]["id"] != before["a"]["id"]
+    assert after["a"]["shard"] not in {row["shard"] for row in before.values()}
+    assert after["b"] == before["b"]
+    assert corpus.replaced == 1
+    assert not folders.workspace.mask("a").exists()
+    assert folders.workspace.mask("b").exists()
+
+
+def test_changed_labels_or_lr_are_the_same_image(folders: Folders) -> None:
+    folders.put("a.png", roles=(*BOTH, "lr", "labels"))
+    before = rows(folders.scan())["a"]
+    folders.put("a.png", "changed", roles=("lr", "labels"))
+    after = rows(folders.scan())["a"]
+    assert (after["id"], after["shard"]) == (before["id"], before["shard"])
+    assert after["labels_hash"] != before["labels_hash"]
+    assert after["lr_hash"] != before["lr_hash"]
+
+
+def test_touched_files_keep_their_id(folders: Folders) -> None:
+    folders.put("a.png")
+    before = rows(folders.scan())["a"]
+    folders.workspace.publish(folders.workspace.mask("a"), b"mask")
+    os.utime(folders.root / "gan_sr/a.png", ns=(1, 1))
+    corpus = folders.scan()
+    after = rows(corpus)["a"]
+    assert after["gan_sr_mtime"] == 1
+    assert after["id"] == before["id"]
+    assert corpus.replaced == 0
+    assert folders.workspace.mask("a").exists()
+
+
+def test_a_vanished_file_keeps_row_and_mask_and_comes_back(folders: Folders) -> None:
+    folders.put("a.png")
+    folders.put("b.png")
+    before = folders.scan()
+    folders.workspace.publish(folders.workspace.mask("a"), b"mask")
+    (folders.root / "gan_sr/a.png").rename(folders.root / "away")
+    gone = folders.scan()
+    assert rows(gone)["a"] == rows(before)["a"] | {"present": False}
+    assert gone.vanished == 1
+    assert folders.workspace.mask("a").exists()
+    (folders.root / "away").rename(folders.root / "gan_sr/a.png")
+    assert folders.scan().manifest.equals(before.manifest, check_metadata=True)
+
+
+def test_unchanged_files_are_not_read_again(folders: Folders) -> None:
+    folders.put("a.png")
+    before = rows(folders.scan())
+    path = folders.root / "mse_sr/a.png"
+    status, size = path.stat(), len(path.read_bytes())
+    path.write_bytes(b"!" * size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert rows(folders.scan()) == before
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert rows(folders.scan())["a"]["id"] != before["a"]["id"]
+
+
+def test_another_folder_is_hashed_anew(folders: Folders) -> None:
+    folders.put("a.png", "1")
+    before = rows(folders.scan())["a"]
+    (folders.root / "gan_sr").rename(folders.root / "other")
+    path = folders.root / "other/a.png"
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_text("gan_sr 2")
+    os.utime(path, ns=times)
+    sources = Sources(folders.root / "mse_sr", folders.root / "other")
+    after = rows(scan(sources, folders.workspace, shard_size=2))["a"]
+    assert after["id"] != before["id"]
+
+
+def test_a_workspace_inside_a_source_folder_is_left_out(tmp_path: Path) -> None:
+    for name in ("mse/a.png", "gan/a.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    workspace = Workspace(tmp_path / "gan/results/ws")
+    workspace.create()
+    workspace.publish(workspace.mask("a"), b"mask")
+    corpus = scan(Sources(tmp_path / "mse", tmp_path / "gan"), workspace, shard_size=2)
+    assert present(corpus) == ["a"]
+    assert corpus.failures.num_rows == 0
+
+
+def test_links_are_followed_but_not_in_circles(folders: Folders) -> None:
+    folders.put("sub/a.png")
+    for role in BOTH:
+        (folders.root / role / "sub/up").symlink_to(folders.root / role)
+        (folders.root / role / "twin").symlink_to("sub")
+        (folders.root / role / "linked.png").symlink_to("sub/a.png")
+    corpus = folders.scan()
+    assert present(corpus) == ["linked", "sub/a", "twin/a"]
+    assert corpus.failures.num_rows == 0
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "broken.png"], ids=["dangling", "to itself"])
+def test_a_broken_link_fails_alone(folders: Folders, target: str) -> None:
+    folders.put("a.png")
+    (folders.root / "gan_sr/broken.png").symlink_to(target)
+    corpus = folders.scan()
+    assert present(corpus) == ["a"]
+    (row,) = corpus.failures.to_pylist()
+    assert row["subject"] == str(folders.root / "gan_sr/broken.png")
+
+
+def test_a_pipe_with_the_name_of_an_image_fails_alone(folders: Folders) -> None:
+    folders.put("a.png")
+    folders.put("b.png", roles=("mse_sr",))
+    pipe = folders.root / "gan_sr/b.png"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)  # without one, whoever opens the pipe for reading waits for ever
+    release = threading.Timer(1, os.close, (writer,))
+    release.start()
+    corpus = folders.scan()
+    release.join()
+    assert present(corpus) == ["a"]
+    assert str(pipe) in corpus.failures["subject"].to_pylist()
+
+
+def test_names_that_are_not_utf8_fail_alone(folders: Folders) -> None:
+    folders.put("a.png")
+    (folders.root / "gan_sr" / os.fsdecode(b"\xff.png")).write_text("x")
+    corpus = folders.scan()
+    assert present(corpus) == ["a"]
+    (row,) = corpus.failures.to_pylist()
+    assert row["reason"] == "has a name that is not UTF-8"
+    row["subject"].encode()
+
+
+def test_awkward_names_are_kept(folders: Folders) -> None:
+    names = ["line\nbreak", "quote'", "über/ñandú 日本", "with space", "x" * 200]
+    for name in names:
+        folders.put(f"{name}.png")
+    assert present(folders.scan()) == sorted(names, key=str.encode)
+
+
+def test_hidden_files_are_left_out(folders: Folders) -> None:
+    folders.put("a.png")
+    folders.put("._a.png", roles=("gan_sr",))
+    folders.put(".png")
+    corpus = folders.scan()
+    assert present(corpus) == ["a"]
+    assert corpus.failures.num_rows == 0
+
+
+def test_limit_takes_the_first_by_name_and_keeps_the_others_rows(folders: Folders) -> None:
+    for name in "cab":
+        folders.put(f"{name}.png")
+    assert present(folders.scan(limit=2)) == ["a", "b"]
+    whole = folders.scan()
+    assert present(whole) == ["a", "b", "c"]
+    assert folders.scan(limit=1).manifest.equals(whole.manifest)
+    assert folders.scan(limit=99).manifest.equals(whole.manifest)
+
+
+def test_no_images_at_all(folders: Folders) -> None:
+    folders.put("notes.txt")
+    with pytest.raises(UsageError, match="holds no images") as caught:
+        folders.scan()
+    assert caught.value.subject == str(folders.root / "gan_sr")
+    assert not folders.workspace.manifest.exists()
+
+
+@pytest.mark.parametrize("role", ["mse_sr", "gan_sr", "lr", "labels"])
+def test_a_missing_folder(folders: Folders, role: str) -> None:
+    folders.put("a.png")
+    given = {each: folders.root / each for each in BOTH} | {role: folders.root / "nowhere"}
+    with pytest.raises(UsageError, match="nowhere: is no folder"):
+        scan(Sources(**given), folders.workspace, shard_size=2)
+
+
+def test_nothing_but_failures(folders: Folders) -> None:
+    folders.put("a.png", roles=("mse_sr",))
+    corpus = folders.scan()
+    assert corpus.manifest.num_rows == 0
+    assert list(reasons(corpus)) == ["a"]
+
+
+def test_sources_are_never_written(folders: Folders) -> None:
+    folders.put("a.png", roles=(*BOTH, "lr", "labels"))
+    folders.put("sub/b.png")
+    before = folders.tree()
+    folders.scan()
+    folders.scan(limit=1)
+    assert folders.tree() == before
+
+
+def test_the_manifest_is_sorted_and_a_second_scan_leaves_it_alone(folders: Folders) -> None:
+    for name in ("z", "a/b", "a", "é", "B"):
+        folders.put(f"{name}.png")
+    corpus = folders.scan()
+    stored = pq.read_table(folders.workspace.manifest)
+    assert stored.schema.remove_metadata().equals(MANIFEST)
+    names = stored["name"].to_pylist()
+    assert names == sorted(names, key=str.encode)
+    assert stored.equals(corpus.manifest, check_metadata=True)
+    assert stored.equals(read_manifest(folders.workspace))
+    before = folders.workspace.manifest.stat()
+    again = folders.scan()
+    assert (again.added, again.replaced, again.vanished) == (0, 0, 0)
+    after = folders.workspace.manifest.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_scanning_does_not_depend_on_the_order_of_the_directory(tmp_path: Path) -> None:
+    manifests = []
+    for number, order in enumerate((1, -1)):
+        folders = Folders(tmp_path / str(number) if (tmp_path / str(number)).mkdir() is None else tmp_path)
+        for index in list(range(40))[::order]:
+            folders.put(f"{index % 7}/{index}.png", str(index % 30))
+        manifests.append(folders.scan(shard_size=4).manifest.select(["name", "id", "shard", "present"]))
+    assert manifests[0].equals(manifests[1])
+
+
+def test_progress_of_hashing(folders: Folders) -> None:
+    for name in "abc":
+        folders.put(f"{name}.png")
+    seen: list[tuple[int, int]] = []
+    scan(folders.sources(), folders.workspace, shard_size=2, on_hashed=lambda *counts: seen.append(counts))
+    assert seen[-1] == (3, 3)
+    seen.clear()
+    scan(folders.sources(), folders.workspace, shard_size=2, on_hashed=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
+def test_memory_of_a_large_corpus(folders: Folders) -> None:
+    """20,000 files; a second scan keeps no Python objects per image beyond its batches and columns."""
+    for index in range(10_000):
+        folders.put(f"{index % 10}/{index}.png", str(index))
+    assert folders.scan(shard_size=1000).added == 10_000
+    tracemalloc.start()
+    corpus = folders.scan(shard_size=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert corpus.manifest.num_rows == 10_000
+    assert peak < 60e6

@@ -1,0 +1,298 @@
+"""The functions that Dask runs, on small real pairs: files they leave, failures they tell, being run twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from desra_core.arrays import read_array
+from desra_core.corpus import File, ImageRef
+from desra_core.detection import artifact_mask, find_regions, variance_similarity
+from desra_core.detection.semantics import load_weights
+from desra_core.errors import ImageError, TransientError
+from desra_core.imageio import digest, encode_png
+from desra_core.outcomes import Outcome, read_shard
+from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
+from desra_core.workspace import Workspace
+
+RNG = np.random.default_rng(3)
+BASE = np.clip(128 + 5 * (cv2.GaussianBlur(RNG.random((64, 72, 3)) * 255, (0, 0), 6) - 128), 40, 210)
+NOISE = RNG.normal(0, 40, (64, 72, 3)) * np.pad(np.ones((34, 40, 1)), ((15, 15), (16, 16), (0, 0)))
+MSE_SR = BASE.astype(np.uint8)
+GAN_SR = np.clip(BASE + NOISE, 0, 255).astype(np.uint8)
+SIMILARITY = SimilaritySettings(
+    "similarity-key", 11, 0.7, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
+)
+MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep_all=False, max_pixels=10**6)
+LABELLED = replace(MASK, segmentation_key="labels", weights=load_weights("published").values)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    return workspace
+
+
+def stored(path: Path, content: np.ndarray | bytes) -> File:
+    data = content if isinstance(content, bytes) else encode_png(content)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return File(path, digest(data))
+
+
+def pair(
+    workspace: Workspace,
+    gan_sr: np.ndarray | bytes = GAN_SR,
+    mse_sr: np.ndarray | bytes = MSE_SR,
+    labels: np.ndarray | bytes | None = None,
+    names: tuple[str, ...] = ("a",),
+) -> ImageRef:
+    root = workspace.root.parent
+    return ImageRef(
+        id="ab" * 16,
+        shard=0,
+        names=names,
+        mse_sr=stored(root / "mse_sr/a.png", mse_sr),
+        gan_sr=stored(root / "gan_sr/a.png", gan_sr),
+        labels=None if labels is None else stored(root / "labels/a.png", labels),
+    )
+
+
+def process(
+    image: ImageRef,
+    workspace: Workspace,
+    similarity: SimilaritySettings = SIMILARITY,
+    mask: MaskSettings = MASK,
+) -> Outcome:
+    outcome = Outcome(image.id)
+    for stage, settings in ((similarity_stage, similarity), (mask_stage, mask)):
+        outcome = run_stage(stage, image, outcome, workspace, settings, mask.key)
+        if outcome.failed:
+            break
+    return outcome
+
+
+def read_mask(workspace: Workspace, name: str = "a") -> np.ndarray:
+    mask = cv2.imread(str(workspace.mask(name)), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
+    return mask
+
+
+def files(workspace: Workspace) -> dict[str, tuple[bytes, int]]:
+    paths = [path for path in workspace.root.rglob("*") if path.is_file() and path.suffix != ".json"]
+    paths += list(workspace.maps.rglob("zarr.json"))
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def test_an_artifact(workspace: Workspace) -> None:
+    outcome = process(pair(workspace), workspace)
+    similarity = variance_similarity(MSE_SR, GAN_SR)
+    expected = artifact_mask(similarity, min_area=200)
+    assert np.array_equal(read_mask(workspace), np.where(expected, 255, 0))
+    assert np.array_equal(read_array(workspace, "ab" * 16, "similarity"), similarity)
+    assert outcome.regions == [region._asdict() for region in find_regions(expected, similarity)]
+    assert outcome.artifact_pixels == expected.sum() > 200
+    assert (outcome.height, outcome.width, outcome.min_area, outcome.threshold) == (64, 72, 200, 0.7)
+    assert (outcome.similarity_key, outcome.mask_key) == ("similarity-key", "mask-key")
+    assert outcome.similarity_kept
+    assert outcome.proven_weight is None
+    assert set(outcome.seconds) == {"similarity", "mask"}
+    assert read_shard(workspace, 0) == {outcome.id: outcome}
+
+
+def test_masks_have_the_size_of_the_image_and_an_empty_frame(workspace: Workspace) -> None:
+    noisy = RNG.integers(0, 256, MSE_SR.shape, dtype=np.uint8)
+    process(pair(workspace, gan_sr=noisy), workspace)
+    mask = read_mask(workspace)
+    assert mask.shape == (64, 72)
+    assert mask[5:-5, 5:-5].all()
+    mask[5:-5, 5:-5] = 0
+    assert not mask.any()
+
+
+def test_another_window_has_another_frame(workspace: Workspace) -> None:
+    noisy = RNG.integers(0, 256, MSE_SR.shape, dtype=np.uint8)
+    process(pair(workspace, gan_sr=noisy), workspace, replace(SIMILARITY, window=7))
+    mask = read_mask(workspace)
+    assert mask[3:-3, 3:-3].all()
+    assert mask.sum() == 255 * 58 * 66
+
+
+@pytest.mark.parametrize("gan_sr", [MSE_SR, MSE_SR // 2 * 2], ids=["equal", "alike"])
+def test_a_clean_image_stores_no_map(workspace: Workspace, gan_sr: np.ndarray) -> None:
+    image = pair(workspace, gan_sr=gan_sr)
+    outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, SIMILARITY, MASK.key)
+    assert not workspace.maps.exists()
+    assert (outcome.artifact_pixels, outcome.proven_weight, outcome.similarity_kept) == (0, 1.0, False)
+    assert not workspace.mask("a").exists()
+    outcome = run_stage(mask_stage, image, outcome, workspace, MASK, MASK.key)
+    assert not read_mask(workspace).any()
+    assert (outcome.artifact_pixels, outcome.regions, outcome.proven_weight) == (0, [], 1.0)
+    assert outcome.mask_key == "mask-key"
+
+
+def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None:
+    """Suspect under the smallest weight, clean under the weight of its class."""
+    image = pair(workspace, labels=np.zeros((64, 72), np.uint8))
+    heavy = replace(LABELLED, weights=np.full(150, 20.0))
+    outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, SIMILARITY, MASK.key)
+    assert workspace.group(image.id).exists()
+    outcome = run_stage(mask_stage, image, outcome, workspace, heavy, MASK.key)
+    assert not workspace.group(image.id).exists()
+    assert not outcome.similarity_kept
+    assert outcome.proven_weight is None, "labels may change"
+
+
+def test_keep_maps_keeps_all(workspace: Workspace) -> None:
+    image = pair(workspace, gan_sr=MSE_SR)
+    outcome = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep_all=True))
+    assert outcome.similarity_kept
+    assert (read_array(workspace, image.id, "similarity") == 1).all()
+    assert not read_mask(workspace).any()
+
+
+def test_labels_from_a_folder_weigh_and_name_regions(workspace: Workspace) -> None:
+    labels = np.full((64, 72), 4, np.uint8)
+    labels[:, 40:] = 16
+    outcome = process(pair(workspace, labels=labels), workspace, mask=LABELLED)
+    weighting: dict[str, Any] = {"labels": labels, "weights": LABELLED.weights}
+    similarity = variance_similarity(MSE_SR, GAN_SR)
+    expected = artifact_mask(similarity, min_area=200, **weighting)
+    assert expected.any()
+    assert np.array_equal(read_mask(workspace) > 0, expected)
+    assert outcome.regions == [region._asdict() for region in find_regions(expected, similarity, **weighting)]
+    assert outcome.regions[0]["dominant_class"] in (4, 16)
+    assert outcome.labels_hash == digest(encode_png(labels))
+
+
+def test_every_name_gets_the_mask(workspace: Workspace) -> None:
+    process(pair(workspace, names=("a", "deep/er/b", "c.jpg")), workspace)
+    for name in ("deep/er/b", "c.jpg"):
+        assert workspace.mask(name).read_bytes() == workspace.mask("a").read_bytes()
+
+
+def test_gray_16_bits_and_colour_compare(workspace: Workspace) -> None:
+    gray = (MSE_SR[:, :, :1].astype(np.uint16) * 257)[:, :, 0]
+    outcome = process(pair(workspace, mse_sr=gray), workspace)
+    assert not outcome.failed
+    assert np.array_equal(read_array(workspace, "ab" * 16, "similarity"), variance_similarity(gray, GAN_SR))
+
+
+def test_alpha_does_not_count(workspace: Workspace) -> None:
+    alpha = RNG.integers(0, 256, (64, 72, 1), dtype=np.uint8)
+    outcome = process(pair(workspace, gan_sr=np.dstack([MSE_SR, alpha])), workspace)
+    assert outcome.artifact_pixels == 0
+
+
+def test_twice_leaves_the_same_files(workspace: Workspace) -> None:
+    image = pair(workspace)
+    first = process(image, workspace)
+    before = files(workspace)
+    second = process(image, workspace)
+    after = files(workspace)
+    assert {path: data for path, (data, _) in after.items()} == {path: data for path, (data, _) in before.items()}
+    assert after[str(workspace.mask("a"))] == before[str(workspace.mask("a"))]
+    assert replace(second, seconds={}) == replace(first, seconds={})
+    assert run_stage(mask_stage, image, second, workspace, MASK, MASK.key).regions == first.regions
+
+
+@pytest.mark.parametrize(
+    ("gan_sr", "reason"),
+    [
+        (GAN_SR[:60], "is 72x60 but .*mse_sr/a.png is 72x64; both results"),
+        (b"", "is empty"),
+        (b"text", "is not an image"),
+        (encode_png(GAN_SR)[:2000], "is truncated"),
+    ],
+    ids=["size", "empty", "text", "truncated"],
+)
+def test_bad_images_become_failures(workspace: Workspace, gan_sr: np.ndarray | bytes, reason: str) -> None:
+    image = pair(workspace, gan_sr=gan_sr, names=("a", "b"))
+    for name in image.names:
+        workspace.publish(workspace.mask(name), b"of an earlier run")
+    outcome = process(image, workspace)
+    assert (outcome.failed_stage, outcome.failed_key, outcome.transient) == ("similarity", "mask-key", False)
+    assert outcome.subject == str(image.gan_sr.path)
+    with pytest.raises(ImageError, match=reason):
+        raise outcome.error
+    assert not any(workspace.mask(name).exists() for name in image.names)
+    assert read_shard(workspace, 0)[image.id] == outcome
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (10, 10), (10, 64), (64, 10)])
+def test_images_smaller_than_the_window(workspace: Workspace, shape: tuple[int, int]) -> None:
+    image = pair(workspace, gan_sr=GAN_SR[: shape[0], : shape[1]], mse_sr=MSE_SR[: shape[0], : shape[1]])
+    outcome = process(image, workspace)
+    assert outcome.reason == f"is {shape[1]}x{shape[0]}, smaller than the 11 px window"
+
+
+def test_the_smallest_image(workspace: Workspace) -> None:
+    assert not process(pair(workspace, gan_sr=GAN_SR[:11, :11], mse_sr=MSE_SR[:11, :11]), workspace).failed
+    assert read_mask(workspace).shape == (11, 11)
+
+
+def test_images_larger_than_a_worker(workspace: Workspace) -> None:
+    outcome = process(pair(workspace), workspace, replace(SIMILARITY, max_pixels=64 * 72 - 1))
+    assert "more than fit into a worker's memory" in (outcome.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.zeros((63, 72), np.uint8), "is 72x63 but its image is 72x64"),
+        (np.full((64, 72), 150, np.uint8), "holds the label 150"),
+        (np.zeros((64, 72, 3), np.uint8), "has colour channels"),
+        (b"", "is empty"),
+    ],
+    ids=["size", "value", "colour", "empty"],
+)
+@pytest.mark.parametrize("gan_sr", [GAN_SR, MSE_SR], ids=["artifact", "clean"])
+def test_bad_labels_become_failures(
+    workspace: Workspace, gan_sr: np.ndarray, labels: np.ndarray | bytes, reason: str
+) -> None:
+    image = pair(workspace, gan_sr=gan_sr, labels=labels)
+    outcome = process(image, workspace, mask=LABELLED)
+    assert image.labels is not None
+    assert (outcome.failed_stage, outcome.subject) == ("mask", str(image.labels.path))
+    assert reason in (outcome.reason or "")
+    assert outcome.labels_hash == image.labels.hash
+    assert not workspace.mask("a").exists()
+
+
+@pytest.mark.parametrize("role", ["mse_sr", "gan_sr", "labels"])
+def test_a_file_that_changes_after_the_scan_is_transient(workspace: Workspace, role: str) -> None:
+    image = pair(workspace, labels=np.zeros((64, 72), np.uint8))
+    changed: File = getattr(image, role)
+    changed.path.write_bytes(changed.path.read_bytes() + b"more")
+    with pytest.raises(TransientError, match="changed after the run had started") as caught:
+        process(image, workspace, mask=LABELLED)
+    assert caught.value.subject == str(changed.path)
+    assert not any(outcome.failed for outcome in read_shard(workspace, 0).values())
+
+
+def test_a_vanished_file_is_told(workspace: Workspace) -> None:
+    image = pair(workspace)
+    image.gan_sr.path.unlink()
+    assert process(image, workspace).reason == "the file has vanished"
+
+
+def test_a_failure_is_cleared_by_success(workspace: Workspace) -> None:
+    good = pair(workspace)
+    failed = failure(good, Outcome(good.id), "similarity", "mask-key", TransientError("a", "b", "c"))
+    assert failed.transient
+    outcome = run_stage(similarity_stage, good, failed, workspace, SIMILARITY, MASK.key)
+    assert not outcome.failed
+    assert outcome.reason is None
+
+
+def test_a_record_is_small_and_plain(workspace: Workspace) -> None:
+    outcome = process(pair(workspace), workspace)
+    assert json.loads(json.dumps(asdict(outcome))) == asdict(outcome)
+    assert len(json.dumps(asdict(outcome))) < 2000

@@ -1,0 +1,123 @@
+"""Images over a real Dask cluster, and what becomes of those that go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from distributed import get_worker
+
+from desra_core.corpus import File, ImageRef
+from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.outcomes import Outcome
+from desra_core.settings import Machine
+from tasks.fanout import Dask, Job, open_dask
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def job(function: Callable[[ImageRef, Outcome], Outcome]) -> Job:
+    """Workers cannot import a test module; what only cloudpickle can pickle travels by value."""
+    return Job(function.__name__, lambda image, outcome: function(image, outcome), {})
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[Dask]:
+    with open_dask(Machine(workers=2, memory="1GB")) as cluster:
+        yield cluster
+
+
+def images(*names: str) -> list[tuple[ImageRef, Outcome]]:
+    return [
+        (ImageRef(name, 0, (name,), File(Path(name), ""), File(Path(f"gan/{name}"), ""), None), Outcome(name))
+        for name in names
+    ]
+
+
+def done(image: ImageRef, outcome: Outcome) -> Outcome:
+    return Outcome(image.id, mask_key="done")
+
+
+def fails_once(image: ImageRef, outcome: Outcome) -> Outcome:
+    marker = Path(os.environ["MARKERS"]) / image.id
+    if not marker.exists():
+        marker.touch()
+        raise TransientError(image.id, "failed for now", "try again")
+    return done(image, outcome)
+
+
+def troubled(image: ImageRef, outcome: Outcome) -> Outcome:
+    if image.id == "killer":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if image.id == "surprise":
+        raise ZeroDivisionError("a\nbug")
+    if image.id == "full":
+        raise TransientError("disk", "the disk is full", "free some space and run again")
+    return done(image, outcome)
+
+
+def test_every_image_comes_back_once(dask: Dask) -> None:
+    work = images(*(f"photo{index}" for index in range(50)))
+    results = list(dask.map(job(done), work))
+    assert sorted(image.id for image, _ in results) == sorted(image.id for image, _ in work)
+    assert all(result == Outcome(image.id, mask_key="done") for image, result in results)
+    assert list(dask.map(job(done), [])) == []
+
+
+def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
+    work = images("killer", "surprise", "full", *(f"photo{index}" for index in range(10)))
+    results = {image.id: result for image, result in dask.map(job(troubled), work)}
+    assert len(results) == len(work)
+    errors = {name: result for name, result in results.items() if isinstance(result, ImageError)}
+    assert set(errors) >= {"killer", "surprise", "full"}
+    assert "--memory" in str(errors["killer"])
+    assert str(errors["surprise"]).startswith("gan/surprise: failed unexpectedly with ZeroDivisionError (a bug)")
+    assert str(errors["full"]) == "disk: the disk is full; free some space and run again"
+    assert all(isinstance(error, TransientError) for error in errors.values())
+    assert all("took its worker down" in error.reason for name, error in errors.items() if name.startswith("photo"))
+
+
+def leaves(image: ImageRef, outcome: Outcome) -> Outcome:
+    get_worker().io_loop.add_callback(get_worker().close, nanny=True)
+    time.sleep(60)
+    return done(image, outcome)
+
+
+def test_a_run_whose_workers_have_gone_does_not_wait_for_ever() -> None:
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        [(_, result)] = cluster.map(job(leaves), images("photo"))
+    assert "the Dask workers have gone" in str(result)
+
+
+def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKERS", str(tmp_path))
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        [(_, result)] = cluster.map(job(fails_once), images("photo"))
+    assert result == Outcome("photo", mask_key="done")
+
+
+def test_memory_and_workers_bound_the_image_size() -> None:
+    with open_dask(Machine(workers=1, memory="640MB")) as cluster:
+        assert cluster.max_pixels == 10_000_000
+        assert cluster.gpus == 0
+
+
+def test_a_scheduler_that_runs_elsewhere_is_used(dask: Dask) -> None:
+    address = dask._client.scheduler.address
+    with open_dask(Machine(scheduler=address)) as cluster:
+        assert cluster.max_pixels == dask.max_pixels
+        [(_, result)] = cluster.map(job(done), images("photo"))
+    assert result == Outcome("photo", mask_key="done")
+
+
+def test_a_scheduler_that_does_not_answer_is_named() -> None:
+    with pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(
+        Machine(scheduler="tcp://127.0.0.1:9")
+    ):
+        pass

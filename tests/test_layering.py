@@ -1,0 +1,101 @@
+"""Arrows run one way: deployments → flows → tasks → desra_core; and planning stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("desra_core", "tasks", "flows", "deployments")
+HEAVY = {"prefect", "dask", "distributed", "torch", "numba", "mmseg", "mmcv", "zarr"}
+FORBIDDEN = {
+    "desra_core": {"prefect", "dask", "distributed", "tasks", "flows", "deployments"},
+    "tasks": {"flows", "deployments"},
+    "flows": {"deployments"},
+    "deployments": set(),
+}
+DASK = {"dask", "distributed"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the arrows"
+            found.add(str(node.module).partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found.add(ast.unparse(node.args[0]).strip("'").partition(".")[0])
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    found = imported(path)
+    assert not found & FORBIDDEN[relative.parts[0]]
+    if relative != Path("tasks/fanout.py"):
+        assert not found & DASK, "only tasks/fanout.py talks to Dask"
+
+
+def test_every_package_is_looked_at() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in modules()} == set(PACKAGES)
+    assert imported(ROOT / "tasks/fanout.py") >= DASK
+
+
+def loaded_after(*lines: str) -> set[str]:
+    """Top-level modules in a fresh process after it has run some lines."""
+    code = "\n".join([*lines, "import sys", "print('loaded', *{name.partition('.')[0] for name in sys.modules})"])
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.splitlines()[-1].split()[1:])
+
+
+def test_importing_the_command_line_is_light() -> None:
+    assert not HEAVY & loaded_after("import deployments.cli")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["detect", "--help"], ["--version"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    loaded = loaded_after(
+        "import sys, contextlib, runpy",
+        f"sys.argv = ['desra', *{arguments!r}]",
+        "with contextlib.suppress(SystemExit):",
+        "    runpy.run_module('deployments.cli', run_name='__main__')",
+    )
+    assert not HEAVY & loaded
+
+
+def test_planning_and_status_are_light(tmp_path: Path) -> None:
+    """The whole way of `desra status`, on a workspace with a plan in it."""
+    for role in ("mse", "gan"):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "a.png").write_bytes(role.encode())
+    plan = [
+        "from pathlib import Path",
+        "from desra_core.plan import prepare",
+        "from desra_core.settings import Detection",
+        "from desra_core.workspace import Workspace",
+        f"root = Path({str(tmp_path)!r})",
+        "Workspace(root / 'ws').create()",
+        "prepare(Detection(mse_sr=root / 'mse', gan_sr=root / 'gan', workspace=root / 'ws'))",
+    ]
+    status = [
+        "import contextlib, sys",
+        "from deployments.cli import main",
+        f"sys.argv = ['desra', 'status', '--workspace', {str(tmp_path / 'ws')!r}]",
+        "with contextlib.suppress(SystemExit):",
+        "    main()",
+    ]
+    assert not HEAVY & loaded_after(*plan)
+    assert not HEAVY & loaded_after(*status)
