@@ -98,8 +98,8 @@ class Dask:
             watcher.join()
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
-        """Call a function on one worker, and raise what it raises."""
-        self._client.submit(function, *arguments, resources=resources or None, pure=False).result()
+        """Call a function on one worker, leave its result there, and raise what it raises."""
+        self._client.submit(_without_result, function, *arguments, resources=resources or None, pure=False).result()
 
 
 @contextlib.contextmanager
@@ -140,6 +140,10 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
         Client(cluster) as client,
     ):
         yield Dask(client, threads=threads, memory=memory, gpus=gpus)
+
+
+def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
+    function(*arguments)
 
 
 def _connected(address: str) -> Client:

@@ -55,14 +55,23 @@ def write_tiny_pairs(folder: Path, count: int, side: int = 24) -> None:
         _write(folder, index, x, y)
 
 
-def large_pair(side: int, *, depth: int, alpha: bool, patch: int = 1024) -> tuple[Pixels, Pixels]:
-    """A square pair ``(side, side, 3 or 4)`` BGR, 8 or 16 bits deep, with an artifact in each of its equal patches."""
+def large_pair(
+    side: int, *, depth: int, alpha: bool, ruined: bool = False, patch: int = 1024
+) -> tuple[Pixels, Pixels]:
+    """A square pair ``(side, side, 3 or 4)`` BGR, 8 or 16 bits deep, of equal patches with an artifact in each.
+
+    ``ruined``: nothing else but an artifact, a single one.
+    """
     rng = np.random.default_rng(0)
-    photo = _cut(cv2.imread(str(photo_files()[0])), patch, rng)
     kind, scale = (np.uint16, 257) if depth == 16 else (np.uint8, 1)
+    if ruined:
+        shape = (patch, patch, 3)
+        pair = (np.full(shape, 128, np.float32), rng.uniform(0, 255, shape).astype(np.float32))
+    else:
+        pair = pair_of(_cut(cv2.imread(str(photo_files()[0])), patch, rng), artifact=True, rng=rng)
     opaque = np.full((patch, patch, 1), 255 * scale, kind)
-    pair = [np.rint(result * scale).astype(kind) for result in pair_of(photo, artifact=True, rng=rng)]
-    first, second = (np.concatenate([result, opaque], axis=2) if alpha else result for result in pair)
+    patches = [np.rint(result * scale).astype(kind) for result in pair]
+    first, second = (np.concatenate([result, opaque], axis=2) if alpha else result for result in patches)
     repeats = (side // patch, side // patch, 1)
     return np.tile(first, repeats), np.tile(second, repeats)
 

@@ -196,25 +196,21 @@ def test_the_same_process_may_ask_again(workspace: Workspace) -> None:
 
 def test_who_asks_for_the_owner_is_none(workspace: Workspace) -> None:
     """`desra status` looks while `desra detect` starts: neither may take the other for an owner."""
-    refused: list[str] = []
-    command = "import sys\nfrom pathlib import Path\nfrom desra_core.workspace import Workspace\n"
-    command += "workspace = Workspace(Path(sys.argv[1]))\nprint(flush=True)\nwhile True: workspace.owner()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, str(workspace.root)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    for _ in range(300):
-        try:
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            workspace.owner()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(150):
             with workspace.locked():
                 pass
-        except LockedError as error:
-            refused.append(str(error))
-    process.kill()
-    process.communicate()
-    assert refused == []
+    finally:
+        stop.set()
+        looker.join()
 
 
 def test_the_lock_is_freed_by_an_error(workspace: Workspace) -> None:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 import torch
+import zarr
 from torch.nn.functional import interpolate
 
 from desra_core import compat
@@ -22,7 +24,7 @@ from desra_core.detection.segmenters import (
     upsampled_argmax,
 )
 from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import bgr8
+from desra_core.imageio import bgr8, decode
 
 compat.mend_mmcv()
 
@@ -412,3 +414,26 @@ def test_64_megapixels_need_less_than_a_gigabyte(folder, tmp_path):
     command = [sys.executable, "-c", MEMORY_SCRIPT, spec]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout.splitlines()[-1]) < 1e9
+
+
+def test_desra_detect_with_segformer(folder, segmenter, make_pairs, desra, tmp_path):
+    """Labels are computed where a mask is possible at all; with --keep maps, for every image."""
+    make_pairs(tmp_path, 4)
+    workspace = tmp_path / "ws"
+    command = (
+        "detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace,
+        "--segmenter", f"mmseg:{folder / 'config.py'},{folder / 'v0.pth'}", "--weights", "none",
+    )  # fmt: skip
+    run = desra(*command)
+    assert run.returncode == 0, run.stderr
+    assert "warning" not in run.stderr.lower()
+    stored = sorted(workspace.glob("maps/*/*.zarr/labels"))
+    assert len(stored) == 2
+    assert desra(*command, "--keep", "maps").returncode == 0
+    assert len(list(workspace.glob("maps/*/*.zarr/labels"))) == 4
+    regions = pq.read_table(workspace / "regions.parquet").to_pylist()
+    assert {region["image"] for region in regions} == {"set1/photo001", "set0/photo002"}
+    path = tmp_path / "gan_sr" / f"{regions[0]['image']}.png"
+    labels = zarr.open_array(workspace.glob(f"maps/*/{regions[0]['id']}.zarr/labels").__next__(), mode="r")[:]
+    np.testing.assert_array_equal(labels, segmenter(decode(path.read_bytes(), path).pixels))
+    assert all(region["class_name"] for region in regions)
