@@ -196,6 +196,7 @@ def _detect(detection: Detection, machine: Machine) -> int:
 
 def _run(detection: Detection, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
     """Run the flow; returns a line for each shard that could not finish."""
+    _say("starting Prefect and the workers, which takes some seconds")
     with prefect_server(workspace) as url:
         _say(f"watch at {url.removesuffix('/api')}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
@@ -216,7 +217,7 @@ def _report(workspace: Workspace, detection: Detection, before: Plan) -> int:
     failures = pq.read_metadata(workspace.failures).num_rows
     regions = pq.read_table(workspace.regions, columns=["image"])
     if not before.pending:
-        typer.echo(f"nothing to do: all {after.images} images are done or have failed before")
+        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
     else:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
     marked = len(regions["image"].unique())

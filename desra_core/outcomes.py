@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
+        pa.field("icc_profile", pa.bool_()),
         pa.field("similarity_key", pa.string()),
         pa.field("similarity_kept", pa.bool_()),
         pa.field("segmentation_key", pa.string()),
@@ -64,6 +65,8 @@ class Outcome:
 
     Attributes
     ----------
+    icc_profile
+        Whether the GAN result has a colour profile, which is ignored.
     similarity_key, segmentation_key, mask_key
         Settings under which each product was made; None where it was not. ``mask_key`` is set once the mask is
         published.
@@ -87,6 +90,7 @@ class Outcome:
     id: str
     height: int | None = None
     width: int | None = None
+    icc_profile: bool = False
     similarity_key: str | None = None
     similarity_kept: bool = False
     segmentation_key: str | None = None

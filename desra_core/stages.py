@@ -21,7 +21,7 @@ from desra_core.detection import artifact_mask, find_regions, variance_similarit
 from desra_core.detection.segmenters import load_segmenter
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError, TransientError
-from desra_core.imageio import Labels, Pixels, decode, decode_labels, digest, encode_mask, read_bytes
+from desra_core.imageio import Labels, Photo, decode, decode_labels, digest, encode_mask, read_bytes
 from desra_core.outcomes import Outcome, write_journal
 from desra_core.settings import min_area_pixels
 from desra_core.workspace import Workspace
@@ -75,8 +75,9 @@ Stage = Callable[[ImageRef, Outcome, Workspace, Any], Outcome]
 
 def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings) -> Outcome:
     """Compare the pair; store the map where it is needed later (raises `ImageError`)."""
-    mse_sr = _pixels(image.mse_sr, settings.max_pixels)
-    gan_sr = _pixels(image.gan_sr, settings.max_pixels)
+    mse_sr = _photo(image.mse_sr, settings.max_pixels).pixels
+    gan_photo = _photo(image.gan_sr, settings.max_pixels)
+    gan_sr = gan_photo.pixels
     height, width = gan_sr.shape[:2]
     if mse_sr.shape[:2] != (height, width):
         reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
@@ -103,6 +104,7 @@ def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, se
         id=image.id,
         height=height,
         width=width,
+        icc_profile=gan_photo.has_icc_profile,
         similarity_key=settings.key,
         similarity_kept=kept,
         segmentation_key=outcome.segmentation_key,
@@ -126,7 +128,7 @@ def segmentation_stage(
     """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
     segmenter = load_segmenter(settings.segmenter, settings.device)
     try:
-        labels = segmenter(_pixels(image.gan_sr, settings.max_pixels))
+        labels = segmenter(_photo(image.gan_sr, settings.max_pixels).pixels)
     except ImageError as error:
         raise type(error)(image.gan_sr.path, error.reason, error.remedy) from None
     write_array(workspace, image.id, "labels", labels, key=settings.key)
@@ -235,8 +237,8 @@ def _content(file: File) -> bytes:
     return data
 
 
-def _pixels(file: File, max_pixels: int) -> Pixels:
-    return decode(_content(file), file.path, max_pixels=max_pixels).pixels
+def _photo(file: File, max_pixels: int) -> Photo:
+    return decode(_content(file), file.path, max_pixels=max_pixels)
 
 
 def _labels(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Labels | None:

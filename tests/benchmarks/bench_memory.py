@@ -53,7 +53,9 @@ CASES = (
 def run() -> None:
     from tasks.fanout import BYTES_PER_PIXEL
 
-    print(f"{SIDE}x{SIDE} px, stages as Dask runs them, each in a new process; growth since it did a {SMALL} px pair.\n")
+    print(
+        f"{SIDE}x{SIDE} px, stages as Dask runs them, each in a new process; growth since it did a {SMALL} px pair.\n"
+    )
     rows: list[list[str | float]] = []
     worst = 0.0
     for case in CASES:
@@ -68,7 +70,9 @@ def run() -> None:
     headings = ["", "MB before", "peak growth MB", "bytes a pixel", "decoded pair MB", "x decoded pair"]
     print_table(headings, rows)
     verdict = "holds" if worst <= BYTES_PER_PIXEL else "IS TOO SMALL"
-    print(f"\ntasks.fanout.BYTES_PER_PIXEL allows {BYTES_PER_PIXEL} bytes a pixel: it {verdict}, the most was {worst:.1f}.")
+    print(
+        f"\ntasks.fanout.BYTES_PER_PIXEL allows {BYTES_PER_PIXEL} bytes a pixel: it {verdict}, the most was {worst:.1f}."
+    )
 
 
 def _write_pairs(folder: Path, case: Case) -> None:

@@ -55,9 +55,7 @@ def write_tiny_pairs(folder: Path, count: int, side: int = 24) -> None:
         _write(folder, index, x, y)
 
 
-def large_pair(
-    side: int, *, depth: int, alpha: bool, ruined: bool = False, patch: int = 1024
-) -> tuple[Pixels, Pixels]:
+def large_pair(side: int, *, depth: int, alpha: bool, ruined: bool = False, patch: int = 1024) -> tuple[Pixels, Pixels]:
     """A square pair ``(side, side, 3 or 4)`` BGR, 8 or 16 bits deep, of equal patches with an artifact in each.
 
     ``ruined``: nothing else but an artifact, a single one.

@@ -17,9 +17,7 @@ def test_what_the_server_knows_of_a_run(make_pairs, desra, prefect_environment, 
     )  # fmt: skip
 
     def latest_run() -> tuple[dict, dict[str, str], dict[str, dict]]:
-        [flow_run] = [
-            run for run in httpx.post(f"{url}/flow_runs/filter", json={}).json() if run["id"] not in known
-        ]
+        [flow_run] = [run for run in httpx.post(f"{url}/flow_runs/filter", json={}).json() if run["id"] not in known]
         known.add(flow_run["id"])
         query = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
         task_runs = httpx.post(f"{url}/task_runs/filter", json=query).json()

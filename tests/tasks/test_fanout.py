@@ -117,7 +117,8 @@ def test_a_scheduler_that_runs_elsewhere_is_used(dask: Dask) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_named() -> None:
-    with pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(
-        Machine(scheduler="tcp://127.0.0.1:9")
+    with (
+        pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
+        open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
     ):
         pass
