@@ -65,7 +65,7 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         if "prefect" in sys.modules:
             _drain()
         os.environ.pop("PREFECT_API_URL", None)
-        _end(psutil.Process(server.pid))
+        _end(server.pid)
         server.wait()
         (home / "server.json").unlink(missing_ok=True)
 
@@ -134,15 +134,16 @@ def end_leftover_server(workspace: Workspace) -> None:
         process = psutil.Process(left["pid"])
         # The pid may be another program's by now.
         if abs(process.create_time() - left["started"]) < _CLOCK_SECONDS:
-            _end(process)
+            _end(process.pid)
         (workspace.prefect_home / "server.json").unlink(missing_ok=True)
     except (OSError, ValueError, KeyError, psutil.Error):
         pass
 
 
-def _end(process: psutil.Process) -> None:
+def _end(pid: int) -> None:
     """Stop a process and its children."""
     with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
         family = [*process.children(recursive=True), process]
         for member in family:
             with contextlib.suppress(psutil.Error):

@@ -78,7 +78,7 @@ class Dask:
                     yield image, result if future.status == "finished" else _error(image, result)
 
     @contextlib.contextmanager
-    def _watched(self, futures: list[Future]) -> Iterator[None]:
+    def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
         """Cancel the futures when all workers have been gone for a while: else their images wait for ever."""
         ended = threading.Event()
 

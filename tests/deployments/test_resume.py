@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -112,6 +113,32 @@ def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, 
     assert results(workspace) == undisturbed
     assert not psutil.pid_exists(server["pid"])
     assert not (workspace / "prefect" / "server.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, small_disk) -> None:
+    workspace = small_disk / "ws"
+    command = arguments(corpus, workspace)
+    full = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert "the disk is full; free some space and run again" in full.stderr
+    assert "Traceback" not in full.stderr
+    before = finished(workspace)
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    again = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert before.items() <= finished(workspace).items()
+    assert results(workspace) == undisturbed
 
 
 def test_an_interrupt_says_how_to_go_on(corpus, prefect_environment, tmp_path) -> None:
