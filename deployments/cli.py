@@ -242,7 +242,7 @@ class _HashingLines:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            _say(f"reading new files: {done} of {total} images")
+            _say(f"reading new files: {done} of {total}")
 
 
 def _show_failures(failures: pa.Table, limit: int | None = _SHOWN_FAILURES) -> None:

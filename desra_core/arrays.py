@@ -6,10 +6,12 @@ import contextlib
 import shutil
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
+from desra_core.errors import TransientError
 from desra_core.workspace import Workspace, storage_errors
 
 _CHUNK = 512
@@ -37,32 +39,52 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             shards=_shards(array.shape),
             compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
             attributes={"key": key},
+            fill_value=_missing(array.dtype),
             zarr_format=3,
         )
-        stored[:] = array
-        shutil.rmtree(group / name, ignore_errors=True)
-        # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
-        with contextlib.suppress(FileExistsError):
-            _move(scratch, group / name)
+        try:
+            stored[:] = array
+            shutil.rmtree(group / name, ignore_errors=True)
+            # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
+            with contextlib.suppress(FileExistsError):
+                _move(scratch, group / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def read_array(workspace: Workspace, image_id: str, name: str) -> npt.NDArray[Any]:
-    """Read a whole array of an image.
+def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
+    """Read a whole array of an image that was made under the given key.
 
     Raises
     ------
     TransientError
-        It is not there, or the disk failed.
+        It is not there, not whole, or was made under another key. The image's group is dropped, so that the next
+        run makes it anew.
     """
     path = workspace.group(image_id) / name
-    with storage_errors(path):
-        array: npt.NDArray[Any] = zarr.open_array(path, mode="r")[:]  # type: ignore[assignment]
-        return array
+    try:
+        stored = zarr.open_array(path, mode="r")
+        array: npt.NDArray[Any] = stored[:]  # type: ignore[assignment]
+        if stored.attrs.get("key") == key and not _has_missing(array):
+            return array
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):
+        pass
+    drop_arrays(workspace, image_id)
+    raise TransientError(path, "is damaged, or of a run that was cut off", "run again: it is made anew")
 
 
 def drop_arrays(workspace: Workspace, image_id: str) -> None:
     """Delete the group of an image, if there is one."""
     shutil.rmtree(workspace.group(image_id), ignore_errors=True)
+
+
+def _missing(dtype: npt.DTypeLike) -> float:
+    """What zarr gives for a chunk that is not there: no similarity is NaN, and no class 255."""
+    return np.nan if np.dtype(dtype).kind == "f" else 255
+
+
+def _has_missing(array: npt.NDArray[Any]) -> bool:
+    return bool(np.isnan(array).any() if array.dtype.kind == "f" else (array == 255).any())
 
 
 def _shards(shape: tuple[int, ...]) -> tuple[int, ...]:

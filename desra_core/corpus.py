@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,7 +110,7 @@ def scan(
     limit
         Take only the first so many images, by name.
     on_hashed
-        Called now and then with the number of images hashed and to be hashed.
+        Called now and then with the number of files hashed and to be hashed.
 
     Raises
     ------
@@ -129,6 +131,9 @@ def scan(
     manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
     for name in replaced:
         workspace.mask(name).unlink(missing_ok=True)
+    if replaced and previous is not None:
+        for image_id in previous["id"].filter(pc.invert(pc.is_in(previous["id"], manifest["id"]))).to_pylist():
+            shutil.rmtree(workspace.group(image_id), ignore_errors=True)
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
     if previous is None or not manifest.equals(previous, check_metadata=True):
@@ -186,6 +191,8 @@ def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
     """All image files below a folder (schema ``_FILES``), and what could not be looked at."""
     if not folder.is_dir():
         raise UsageError(folder, "is no folder", "name a folder of images")
+    if not str(folder).isprintable():
+        raise UsageError(ascii(str(folder)), "has a name that is not printable UTF-8", "rename the folder")
     problems: list[dict[str, str]] = []
     batches, rows = [_FILES.empty_table()], []
     for entry in _walk(folder, skip, problems, frozenset()):
@@ -193,6 +200,9 @@ def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
         try:
             relative.encode()
             status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):
+                problems.append(_problem(entry.path, "is no file", "remove it"))
+                continue
         except UnicodeEncodeError:
             problems.append(_problem(ascii(relative), "has a name that is not UTF-8", "rename it"))
             continue
@@ -215,17 +225,25 @@ def _walk(
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        entries = list(os.scandir(folder))
+        if here in above or (skip.exists() and os.path.samefile(folder, skip)):
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    yield from _walk(entry.path, skip, problems, above | {here})
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    yield entry
     except OSError as error:
         problems.append(_problem(str(folder), f"cannot be opened ({error.strerror})", "give read permission to it"))
-        return
-    if here in above or (skip.exists() and os.path.samefile(folder, skip)):
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, skip, problems, above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
-            yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _problem(subject: str, reason: str, remedy: str) -> dict[str, str]:
@@ -310,35 +328,43 @@ def _identified(
     """Add ``ROLE_hash`` and ``id``, hashing only files that the previous manifest does not hold unchanged."""
     columns = {name: found[name].combine_chunks() for name in found.column_names}
     hashes = {role: _known_hashes(columns, previous, sources, role) for role in ROLES}
-    pending = np.zeros(found.num_rows, bool)
-    for role in sources.used():
-        pending |= columns[f"{role}_path"].is_valid().to_numpy(False) & (hashes[role] == "")
-    rows = np.flatnonzero(pending)
+    unknown = {role: columns[f"{role}_path"].is_valid().to_numpy(False) for role in sources.used()}
+    for role, flags in unknown.items():
+        flags &= hashes[role].is_null().to_numpy(False)
+    total = sum(int(flags.sum()) for flags in unknown.values())
+    done = 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for start in range(0, rows.size, _HASH_BATCH):
-            batch = rows[start : start + _HASH_BATCH]
-            for role in sources.used():
-                todo = [int(row) for row in batch if hashes[role][row] == "" and columns[f"{role}_path"][row].is_valid]
-                folder = sources.folder(role)
-                assert folder is not None
-                paths = [folder / columns[f"{role}_path"][row].as_py() for row in todo]
-                for row, result in zip(todo, pool.map(_hashed, paths), strict=True):
-                    if isinstance(result, ImageError):
-                        problem = _problem(result.subject, result.reason, result.remedy)
-                        failed.append(problem | {"name": columns["name"][row].as_py()})
-                    else:
-                        hashes[role][row] = result
-            if on_hashed:
-                on_hashed(start + batch.size, rows.size)
+        for role, flags in unknown.items():
+            folder = sources.folder(role)
+            assert folder is not None
+            rows = np.flatnonzero(flags)
+            found_hashes = [pa.array([], pa.string())]
+            for start in range(0, rows.size, _HASH_BATCH):
+                batch = pa.array(rows[start : start + _HASH_BATCH])
+                names = columns["name"].take(batch).to_pylist()
+                paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
+                results = list(pool.map(_hashed, paths))
+                failed += [
+                    _problem(result.subject, result.reason, result.remedy) | {"name": name}
+                    for name, result in zip(names, results, strict=True)
+                    if isinstance(result, ImageError)
+                ]
+                found_hashes.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                done += len(batch)
+                if on_hashed:
+                    on_hashed(done, total)
+            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(flags), pa.concat_arrays(found_hashes))
     table = found
     for role in ROLES:
-        table = table.append_column(f"{role}_hash", pa.array(hashes[role], pa.string()))
+        table = table.append_column(f"{role}_hash", hashes[role])
     problems = pa.Table.from_pylist(failed, FAILURES)
     table = table.filter(pc.invert(pc.is_in(table["name"], problems["name"].combine_chunks())))
-    pairs = zip(table["mse_sr_hash"].to_pylist(), table["gan_sr_hash"].to_pylist(), strict=True)
-    ids = pa.array((digest(f"{mse_sr} {gan_sr}".encode()) for mse_sr, gan_sr in pairs), pa.string())
-    return table.append_column("id", ids), problems
+    ids = [pa.array([], pa.string())]
+    for rows in table.select(["mse_sr_hash", "gan_sr_hash"]).to_batches(max_chunksize=_BATCH):
+        pairs = zip(rows[0].to_pylist(), rows[1].to_pylist(), strict=True)
+        ids.append(pa.array((digest(f"{mse_sr} {gan_sr}".encode()) for mse_sr, gan_sr in pairs), pa.string()))
+    return table.append_column("id", pa.concat_arrays(ids)), problems
 
 
 def _told_apart_by_labels(current: pa.Table) -> pa.Table:
@@ -354,22 +380,19 @@ def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     return current.set_column(current.schema.get_field_index("id"), "id", ids)
 
 
-def _known_hashes(
-    columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str
-) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    """Hashes of the files whose folder, path, size and time are as before; "" for the others."""
+def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
+    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
     names = columns["name"]
     folder = sources.folder(role)
     if previous is None or folder is None or _stored_roots(previous).get(role) != str(folder).encode():
-        return np.full(len(names), "", object)
+        return pa.nulls(len(names), pa.string())
     rows = pc.index_in(names, previous["name"].combine_chunks())
     same = rows.is_valid()
     for field in ("path", "size", "mtime"):
         before = previous[f"{role}_{field}"].combine_chunks().take(rows)
         same = pc.and_(same, pc.fill_null(pc.equal(columns[f"{role}_{field}"], before), False))
-    before = previous[f"{role}_hash"].combine_chunks().take(rows)
-    known = pc.if_else(same, before, "")
-    return np.array(pc.fill_null(known, "").to_numpy(zero_copy_only=False), dtype=object)
+    known = previous[f"{role}_hash"].combine_chunks().take(rows)
+    return pc.if_else(same, known, pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:

@@ -6,9 +6,11 @@ ICC profiles are not applied; their presence is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +156,8 @@ def _opened(data: bytes, path: Path) -> Image.Image:
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     try:
-        return Image.open(io.BytesIO(data))
+        with _quiet():
+            return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError(path, "is not an image", "remove it, or give it the suffix of what it is") from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -171,16 +174,21 @@ def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int)
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
         raise ImageError(path, reason, "raise --memory or use fewer --workers")
-    return (
-        16
-        if image.mode.startswith("I;16") or any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
-        else 8
-    )
+    # Not BGR;16, which is a pixel of a BMP with 5 or 6 bits per channel.
+    raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ())).replace("BGR;16", "")
+    return 16 if image.mode.startswith("I;16") or ";16" in raw_modes else 8
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns about damaged metadata, of sound images too; what matters comes as an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _orientation(image: Image.Image) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF of a sound image
+    with _quiet():
         try:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
         except (OSError, SyntaxError, ValueError, TypeError):
@@ -190,8 +198,9 @@ def _orientation(image: Image.Image) -> int:
 def _loaded(image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expand_palette: bool = True) -> Pixels:
     """All channels of an opened image as ``(H, W, C)``, not rotated yet."""
     try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        with _quiet():
+            image.load()
+    except (OSError, SyntaxError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise ImageError(path, f"is truncated or damaged ({error})", "copy it again, or remove it") from None
     if bit_depth == 16:
         # Pillow keeps 8 of 16 bits of colour images; it only proved above that the file is whole.

@@ -186,7 +186,7 @@ class OnDisk:
     def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
         """Look for what belongs to some manifest rows."""
         names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
-        masks = [name for name in names if workspace.mask(name).exists()]
+        masks = [name for name in names if _holds_data(workspace.mask(name))]
         groups = [image_id for image_id in ids if workspace.group(image_id).exists()]
         return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
 
@@ -315,6 +315,14 @@ def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.fl
         return np.full(len(record["id"]), float(target.min_area))
     sizes = zip(record["height"].to_pylist(), record["width"].to_pylist(), strict=True)
     return np.array([min_area_pixels(target.min_area, h, w) if h else -1.0 for h, w in sizes], np.float64)
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether it is a file that no power cut has emptied."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _paths(folder: Path, prefix: str) -> Iterator[str]:

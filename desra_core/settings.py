@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,5 +81,5 @@ class Detection(BaseModel):
 def min_area_pixels(min_area: str, height: int, width: int) -> int:
     """The minimal area in pixels of an image of the given size; a percentage is rounded down."""
     if min_area.endswith("%"):
-        return int(float(min_area[:-1]) / 100 * height * width)
+        return int(Decimal(min_area[:-1]) * height * width / 100)
     return int(min_area)

@@ -148,7 +148,7 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
     regions: list[dict[str, Any]] = []
     mask = np.zeros(shape, np.bool_)
     if outcome.similarity_kept:
-        similarity = read_array(workspace, image.id, "similarity")
+        similarity = read_array(workspace, image.id, "similarity", key=outcome.similarity_key)
         weighting: dict[str, Any] = {
             "threshold": settings.threshold,
             "labels": labels,
@@ -245,7 +245,7 @@ def _labels(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: M
     """Labels of the image's size with values below 150; None where none were asked for or none are needed."""
     if settings.segmentation_key != "labels" or image.labels is None:
         if outcome.labels_kept and outcome.segmentation_key == settings.segmentation_key:
-            stored: Labels = read_array(workspace, image.id, "labels")
+            stored: Labels = read_array(workspace, image.id, "labels", key=outcome.segmentation_key)
             return stored
         return None
     path = image.labels.path

@@ -28,18 +28,22 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, TransientError, UsageError
+
+# Tells this process from another one of the same number, in another container or after a restart.
+_PROCESS = uuid.uuid4().hex
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,16 @@ class Workspace:
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
                 return
             scratch = self.scratch()
-            with scratch.open("wb") as file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.replace(path)
+            try:
+                with scratch.open("wb") as file:
+                    file.write(data)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                scratch.replace(path)
+            finally:
+                scratch.unlink(missing_ok=True)
 
     def publish_table(self, path: Path, table: pa.Table) -> None:
         """Write an Arrow table as Parquet, durably (raises `TransientError`)."""
@@ -183,16 +190,18 @@ class Workspace:
         LockedError
             Another process holds it; the message names host, process and start.
         """
-        me = {"host": socket.gethostname(), "pid": os.getpid()}
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
         with (self.root / "lock").open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            while not _flocked(file, fcntl.LOCK_EX):
+                file.seek(0)
                 holder = json.loads(file.read() or "{}")
                 if me.items() <= holder.items():  # a flow called by a command that holds the lock
                     yield
                     return
-                raise LockedError(self.root, f"is in use by {self.owner()}", "wait until it has ended") from None
+                owner = self.owner()
+                if owner:
+                    raise LockedError(self.root, f"is in use by {owner}", "wait until it has ended")
+                time.sleep(0.01)  # somebody only looked who the owner is
             file.seek(0)
             file.truncate()
             started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone()
@@ -219,6 +228,14 @@ class Workspace:
         except (OSError, ValueError):
             pass
         return None
+
+
+def _flocked(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

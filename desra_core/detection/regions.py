@@ -72,10 +72,10 @@ def find_regions(
     classes = None if labels is None else labels[rows, columns]
     adjusted = adjusted_similarity(inside, classes, weights)
     area = np.bincount(component, minlength=count)
-    safe_area = np.maximum(area, 1)
-    mean_similarity = np.bincount(component, weights=inside, minlength=count) / safe_area
-    mean_adjusted = np.bincount(component, weights=adjusted, minlength=count) / safe_area
-    severities = severity(area, mean_adjusted, threshold)
+    area[0] = 1  # the background, which is no region, is not to divide by zero
+    mean_similarity = np.bincount(component, weights=inside, minlength=count) / area
+    mean_adjusted = np.bincount(component, weights=adjusted, minlength=count) / area
+    severities = severity(area[1:], mean_adjusted[1:], threshold)
     dominant = _dominant_classes(component, classes, count)
     return [
         Region(
@@ -86,7 +86,7 @@ def find_regions(
             area=int(area[index]),
             dominant_class=dominant[index],
             mean_similarity=float(mean_similarity[index]),
-            severity=float(severities[index]),
+            severity=float(severities[index - 1]),
         )
         for index in order
     ]

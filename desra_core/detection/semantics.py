@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -70,11 +71,15 @@ def class_names() -> list[str]:
     return [row["name"] for row in rows]
 
 
+def _weight(interval: int) -> float:
+    return _BINS / (_BINS - interval) if 0 <= interval < _BINS else math.nan
+
+
 def _parse(row: dict[str, str], where: str) -> tuple[int, float]:
     try:
         index = int(row["ade20k_index"])
-        weight = float(row["weight"]) if "weight" in row else _BINS / (_BINS - int(row["interval"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        weight = float(row["weight"]) if "weight" in row else _weight(int(row["interval"]))
+    except (KeyError, TypeError, ValueError):
         raise UsageError(where, "is no class weight", _FORMAT) from None
     if not 0 <= index < CLASS_COUNT:
         raise UsageError(where, f"has class {index}", "ADE20K classes are 0..149")

@@ -70,9 +70,7 @@ def run() -> None:
     headings = ["", "MB before", "peak growth MB", "bytes a pixel", "decoded pair MB", "x decoded pair"]
     print_table(headings, rows)
     verdict = "holds" if worst <= BYTES_PER_PIXEL else "IS TOO SMALL"
-    print(
-        f"\ntasks.fanout.BYTES_PER_PIXEL allows {BYTES_PER_PIXEL} bytes a pixel: it {verdict}, the most was {worst:.1f}."
-    )
+    print(f"\ntasks.fanout.BYTES_PER_PIXEL, {BYTES_PER_PIXEL} bytes a pixel, {verdict}: the most was {worst:.1f}.")
 
 
 def _write_pairs(folder: Path, case: Case) -> None:

@@ -3,6 +3,7 @@
 Nothing is asserted about time. Each comparison holds its baseline in the same run, because machines differ.
 """
 
+import importlib
 import os
 import platform
 import sys
@@ -19,7 +20,7 @@ TITLES = {
 
 def benchmark(name: str) -> Callable[[], None]:
     """The function of a benchmark. What it imports is its own affair and does not weigh on the others."""
-    function: Callable[[], None] = __import__(f"bench_{name}").run
+    function: Callable[[], None] = importlib.import_module(f"bench_{name}").run
     return function
 
 
@@ -35,7 +36,7 @@ def main(names: list[str]) -> int:
         print(f"\n## {TITLES[name]}\n", flush=True)
         started = time.perf_counter()
         benchmark(name)()
-        print(f"\n({time.perf_counter() - started:.0f} s)", flush=True)
+        print(f"\n({time.perf_counter() - started:.0f} s, load {os.getloadavg()[0]:.1f} at the end)", flush=True)
     return 0
 
 

@@ -403,7 +403,7 @@ def test_progress_of_hashing(folders: Folders) -> None:
         folders.put(f"{name}.png")
     seen: list[tuple[int, int]] = []
     scan(folders.sources(), folders.workspace, shard_size=2, on_hashed=lambda *counts: seen.append(counts))
-    assert seen[-1] == (3, 3)
+    assert seen[-1] == (6, 6)
     seen.clear()
     scan(folders.sources(), folders.workspace, shard_size=2, on_hashed=lambda *counts: seen.append(counts))
     assert seen == []

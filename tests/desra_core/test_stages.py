@@ -96,7 +96,7 @@ def test_an_artifact(workspace: Workspace) -> None:
     similarity = variance_similarity(MSE_SR, GAN_SR)
     expected = artifact_mask(similarity, min_area=200)
     assert np.array_equal(read_mask(workspace), np.where(expected, 255, 0))
-    assert np.array_equal(read_array(workspace, "ab" * 16, "similarity"), similarity)
+    assert np.array_equal(read_array(workspace, "ab" * 16, "similarity", key="similarity-key"), similarity)
     assert outcome.regions == [region._asdict() for region in find_regions(expected, similarity)]
     assert outcome.artifact_pixels == expected.sum() > 200
     assert (outcome.height, outcome.width, outcome.min_area, outcome.threshold) == (64, 72, 200, 0.7)
@@ -154,7 +154,7 @@ def test_keep_maps_keeps_all(workspace: Workspace) -> None:
     image = pair(workspace, gan_sr=MSE_SR)
     outcome = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep_all=True))
     assert outcome.similarity_kept
-    assert (read_array(workspace, image.id, "similarity") == 1).all()
+    assert (read_array(workspace, image.id, "similarity", key="similarity-key") == 1).all()
     assert not read_mask(workspace).any()
 
 
@@ -182,7 +182,9 @@ def test_gray_16_bits_and_colour_compare(workspace: Workspace) -> None:
     gray = (MSE_SR[:, :, :1].astype(np.uint16) * 257)[:, :, 0]
     outcome = process(pair(workspace, mse_sr=gray), workspace)
     assert not outcome.failed
-    assert np.array_equal(read_array(workspace, "ab" * 16, "similarity"), variance_similarity(gray, GAN_SR))
+    assert np.array_equal(
+        read_array(workspace, "ab" * 16, "similarity", key="similarity-key"), variance_similarity(gray, GAN_SR)
+    )
 
 
 def test_alpha_does_not_count(workspace: Workspace) -> None:

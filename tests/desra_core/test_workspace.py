@@ -259,7 +259,7 @@ def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
         array = (rng.random(shape) * 255).astype(dtype)
         write_array(workspace, name, "map", array, key="k")
         write_array(workspace, name, "map", array, key="k")
-        stored = read_array(workspace, name, "map")
+        stored = read_array(workspace, name, "map", key="k")
         assert stored.dtype == dtype
         assert np.array_equal(stored, array)
     assert sum(path.is_file() for path in (workspace.group(name) / "map").rglob("*")) == 2
@@ -267,4 +267,4 @@ def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
     drop_arrays(workspace, name)
     assert not workspace.group(name).exists()
     with pytest.raises(TransientError):
-        read_array(workspace, name, "map")
+        read_array(workspace, name, "map", key="k")
