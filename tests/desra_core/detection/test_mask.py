@@ -33,8 +33,9 @@ def slow_mask(similarity, threshold, min_area, labels=None, weights=None, frame=
                 adjusted[row, column] *= weights[inner[row, column]]
     binary = np.clip(adjusted, 0, 1) < threshold
     binary = ndimage.binary_erosion(binary, FIVE, border_value=1)
-    binary = ndimage.binary_dilation(binary, FIVE, iterations=3)
-    binary = ndimage.binary_fill_holes(binary, EIGHT)
+    binary = np.pad(binary, 8)  # scipy 1.17's iterated morphology is wrong on arrays narrower than its structure
+    binary = ndimage.binary_dilation(binary, FIVE, iterations=3)[8:-8, 8:-8]
+    binary = ndimage.binary_fill_holes(np.pad(binary, 8), EIGHT)[8:-8, 8:-8]
     components, count = ndimage.label(binary, EIGHT)
     for index in range(1, count + 1):
         if (components == index).sum() <= min_area:
