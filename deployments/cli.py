@@ -20,10 +20,11 @@ from deployments.server import end_leftover_server, prefect_server, wait_for_tas
 from desra_core import __version__
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.matching import FAILURES
 from desra_core.plan import Plan, load_settings, make_plan, prepare
 from desra_core.settings import Detection, Machine
 from desra_core.tables import publish_tables, worst_regions
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, read_table
 
 _SHOWN_FAILURES = 20
 _SHOWN_REGIONS = 10
@@ -159,8 +160,7 @@ def status(
     manifest = read_manifest(place)
     assert manifest is not None
     plan = make_plan(place, manifest, target)
-    unscanned = pq.read_table(place.scan_failures) if place.scan_failures.exists() else plan.failures.slice(0, 0)
-    failed = pa.concat_tables([unscanned, plan.failures])
+    failed = pa.concat_tables([read_table(place.scan_failures, FAILURES), plan.failures])
     vanished = manifest.num_rows - plan.images
     owner = place.owner()
     typer.echo(f"workspace  {place.root}")
@@ -180,7 +180,7 @@ def _detect(detection: Detection, machine: Machine) -> int:
         if detection.segmenter == "none":
             _say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
         _, plan, _ = prepare(detection, on_hashed=_HashingLines())
-        _show_failures(pq.read_table(workspace.scan_failures))
+        _show_failures(read_table(workspace.scan_failures, FAILURES))
         _show_failures(plan.failures)
         if plan.dropped:
             _say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")

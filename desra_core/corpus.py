@@ -1,4 +1,4 @@
-"""The images of a workspace: scan folders, match twins, identify content, assign shards.
+"""The images of a workspace: identify content, assign shards, keep the manifest.
 
 Everything is columns of an Arrow table; no Python object per image outlives its batch.
 """
@@ -6,10 +6,8 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,42 +16,19 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import SUFFIXES, digest, read_bytes
-from desra_core.workspace import Workspace
-
-ROLES = ("mse_sr", "gan_sr", "lr", "labels")
-FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
+from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
+from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
 _HASH_BATCH = 512
-_FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The folders of a corpus. Files belong together when their paths below them agree without suffix."""
-
-    mse_sr: Path
-    gan_sr: Path
-    lr: Path | None = None
-    labels: Path | None = None
-
-    def folder(self, role: str) -> Path | None:
-        """The folder of a role, if there is one."""
-        folder: Path | None = getattr(self, role)
-        return folder
-
-    def used(self) -> list[str]:
-        """The roles that have a folder."""
-        return [role for role in ROLES if self.folder(role) is not None]
 
 
 class File(NamedTuple):
@@ -117,7 +92,7 @@ def scan(
     UsageError
         A folder does not exist, or no image was found at all.
     """
-    found, failures = _match(sources, workspace.root)
+    found, failures = match(sources, workspace.root)
     if found.num_rows == 0 and failures.num_rows == 0:
         kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
         raise UsageError(sources.gan_sr, "holds no images", f"name a folder with {kinds} files")
@@ -146,7 +121,7 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
     """The manifest of a workspace, sorted by name; None when it has none yet."""
     if not workspace.manifest.exists():
         return None
-    return pq.read_table(workspace.manifest)
+    return read_table(workspace.manifest, MANIFEST)
 
 
 def image_refs(rows: pa.Table) -> list[ImageRef]:
@@ -172,12 +147,6 @@ def image_refs(rows: pa.Table) -> list[ImageRef]:
     ]
 
 
-def failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, remedy: str) -> pa.Table:
-    """Rows of the schema `FAILURES` that share a reason."""
-    constant = [pa.array([text] * len(names), pa.string()) for text in (stage, reason, remedy)]
-    return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
-
-
 def _roots(sources: Sources) -> dict[str, str]:
     return {role: str(sources.folder(role)) for role in sources.used()}
 
@@ -185,141 +154,6 @@ def _roots(sources: Sources) -> dict[str, str]:
 def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
     stored = manifest.schema.metadata or {}
     return {role: stored[role.encode()] for role in ROLES if role.encode() in stored}
-
-
-def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
-    """All image files below a folder (schema ``_FILES``), and what could not be looked at."""
-    if not folder.is_dir():
-        raise UsageError(folder, "is no folder", "name a folder of images")
-    if not str(folder).isprintable():
-        raise UsageError(ascii(str(folder)), "has a name that is not printable UTF-8", "rename the folder")
-    problems: list[dict[str, str]] = []
-    batches, rows = [_FILES.empty_table()], []
-    for entry in _walk(folder, skip, problems, frozenset()):
-        relative = os.path.relpath(entry.path, folder)
-        try:
-            relative.encode()
-            status = entry.stat()
-            if not stat.S_ISREG(status.st_mode):
-                problems.append(_problem(entry.path, "is no file", "remove it"))
-                continue
-        except UnicodeEncodeError:
-            problems.append(_problem(ascii(relative), "has a name that is not UTF-8", "rename it"))
-            continue
-        except OSError as error:
-            problems.append(_problem(entry.path, f"cannot be looked at ({error.strerror})", "mend or remove it"))
-            continue
-        name = relative[: relative.rindex(".")]
-        rows.append({"name": name, "path": relative, "size": status.st_size, "mtime": status.st_mtime_ns})
-        if len(rows) == _BATCH:
-            batches.append(pa.Table.from_pylist(rows, _FILES))
-            rows.clear()
-    batches.append(pa.Table.from_pylist(rows, _FILES))
-    return pa.concat_tables(batches).combine_chunks(), pa.Table.from_pylist(problems, FAILURES)
-
-
-def _walk(
-    folder: Path | str, skip: Path, problems: list[dict[str, str]], above: frozenset[tuple[int, int]]
-) -> Iterator[os.DirEntry[str]]:
-    """Image files below a folder; links are followed, but not in circles, and ``skip`` is left out."""
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above or (skip.exists() and os.path.samefile(folder, skip)):
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    yield from _walk(entry.path, skip, problems, above | {here})
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    yield entry
-    except OSError as error:
-        problems.append(_problem(str(folder), f"cannot be opened ({error.strerror})", "give read permission to it"))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _problem(subject: str, reason: str, remedy: str) -> dict[str, str]:
-    return {"name": subject, "stage": "scan", "subject": subject, "reason": reason, "remedy": remedy}
-
-
-def _match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
-    """One row per name that has all it needs, with the columns ``ROLE_path``, ``_size`` and ``_mtime``."""
-    tables: dict[str, pa.Table] = {}
-    failures = [FAILURES.empty_table()]
-    for role in sources.used():
-        folder = sources.folder(role)
-        assert folder is not None
-        tables[role], problems = _files(folder, skip)
-        failures.append(problems)
-    tables, ambiguous = _without_ambiguity(tables)
-    failures.append(ambiguous)
-    joined = _renamed(tables["gan_sr"], "gan_sr").join(
-        _renamed(tables["mse_sr"], "mse_sr"), "name", join_type="full outer"
-    )
-    for role in ("lr", "labels"):
-        table = _renamed(tables.get(role, _FILES.empty_table()), role)
-        joined = joined.join(table, "name", join_type="left outer")
-    required = [("mse_sr", "gan_sr"), ("gan_sr", "mse_sr")]
-    if sources.labels is not None:
-        required.append(("labels", "gan_sr"))
-    for role, twin in required:
-        lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
-        failures.append(_missing(lacking, sources, role, twin))
-        joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
-    return joined, pa.concat_tables(failures)
-
-
-def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
-    paths = lacking[f"{twin}_path"].combine_chunks()
-    subjects = pc.binary_join_element_wise(f"{sources.folder(twin)}", paths, "/")
-    reason = f"has no twin of the same relative path, suffix aside, in {sources.folder(role)}"
-    return failure_rows(lacking["name"].combine_chunks(), "scan", subjects, reason, "add the twin, or remove it")
-
-
-def _renamed(files: pa.Table, role: str) -> pa.Table:
-    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
-
-
-def _without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names with two candidates, unless all roles hold the same files for it: then the suffix joins the name."""
-    doubled = pa.concat_tables([_doubled(table) for table in tables.values()]).column("name").combine_chunks().unique()
-    if len(doubled) == 0:
-        return tables, FAILURES.empty_table()
-    candidates: dict[str, dict[str, list[str]]] = {}
-    for role, table in tables.items():
-        for row in table.filter(pc.is_in(table["name"], doubled)).to_pylist():
-            candidates.setdefault(row["name"], {}).setdefault(role, []).append(row["path"])
-    problems, clear = [], set()
-    for name, by_role in sorted(candidates.items()):
-        if len(by_role) == len(tables) and len({tuple(sorted(paths)) for paths in by_role.values()}) == 1:
-            clear.add(name)
-            continue
-        role, paths = next((role, sorted(paths)) for role, paths in by_role.items() if len(paths) > 1)
-        reason = f"has two candidates among the {role} files: {' and '.join(paths[:2])}"
-        problems.append(_problem(name, reason, "keep one of them"))
-    kept = {}
-    for role, table in tables.items():
-        rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
-        suffixed = table.filter(pc.is_in(table["name"], pa.array(sorted(clear), pa.string())))
-        suffixed = suffixed.set_column(0, "name", suffixed["path"])
-        kept[role] = pa.concat_tables([rest, suffixed])
-        for name in _doubled(kept[role]).column("name").to_pylist():
-            problems.append(_problem(name, f"is the name of two {role} files' outputs", "rename one of them"))
-            kept[role] = kept[role].filter(pc.not_equal(kept[role]["name"], name))
-    return kept, pa.Table.from_pylist(problems, FAILURES)
-
-
-def _doubled(table: pa.Table) -> pa.Table:
-    counts = table.group_by("name").aggregate([([], "count_all")])
-    return counts.filter(pc.greater(counts["count_all"], 1)).select(["name"])
 
 
 def _identified(
@@ -346,7 +180,7 @@ def _identified(
                 paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
                 results = list(pool.map(_hashed, paths))
                 failed += [
-                    _problem(result.subject, result.reason, result.remedy) | {"name": name}
+                    scan_failure(result.subject, result.reason, result.remedy) | {"name": name}
                     for name, result in zip(names, results, strict=True)
                     if isinstance(result, ImageError)
                 ]

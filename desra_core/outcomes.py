@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from desra_core.errors import ImageError
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, read_table
 
 REGION_FIELDS = [
     pa.field("x", pa.int32()),
@@ -130,8 +129,7 @@ def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:
     """All records of a shard by image id, the journal's over the table's."""
-    table = workspace.shard_outcomes(shard)
-    rows = pq.read_table(table).to_pylist() if table.exists() else []
+    rows = read_table(workspace.shard_outcomes(shard), SCHEMA).to_pylist()
     rows += _journaled(workspace.shard_journal(shard))
     return {row["id"]: _outcome(row) for row in rows}
 
@@ -157,7 +155,7 @@ def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.
     journaled = _journaled_shards(workspace)
     tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
     finished = [path for path in sorted(workspace.outcomes.glob("*.parquet")) if int(path.stem) not in journaled]
-    tables += [pq.read_table(path, columns=columns, schema=SCHEMA) for path in finished]
+    tables += [read_table(path, SCHEMA, columns) for path in finished]
     in_flight = (to_table(read_shard(workspace, shard).values()) for shard in journaled)
     tables += [table.select(columns or SCHEMA.names) for table in in_flight]
     return pa.concat_tables(tables).combine_chunks()

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import FAILURES, read_manifest, scan
+from desra_core.corpus import read_manifest, scan
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
+from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
 from desra_core.settings import Detection, min_area_pixels
 from desra_core.workspace import Workspace, fingerprint

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from desra_core.corpus import Sources
+from desra_core.matching import Sources
 
 MinArea = Annotated[str, StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$")]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from desra_core.corpus import FAILURES, read_manifest
+from desra_core.corpus import read_manifest
 from desra_core.detection.semantics import class_names
+from desra_core.matching import FAILURES
 from desra_core.outcomes import REGION_FIELDS, read_outcomes
 from desra_core.plan import failure_table
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, read_table
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -25,14 +25,13 @@ def publish_tables(workspace: Workspace) -> None:
     outcomes = read_outcomes(workspace, columns)
     workspace.publish_table(workspace.regions, _regions(manifest, outcomes))
     failed = failure_table(manifest.filter(manifest["present"]), outcomes)
-    unscanned = pq.read_table(workspace.scan_failures) if workspace.scan_failures.exists() else FAILURES.empty_table()
-    failures = pa.concat_tables([unscanned, failed]).sort_by("name")
+    failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
     workspace.publish_table(workspace.failures, failures)
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:
     """The most severe regions of a workspace, worst first (schema `REGIONS`)."""
-    regions = pq.read_table(workspace.regions)
+    regions = read_table(workspace.regions, REGIONS)
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
 
 

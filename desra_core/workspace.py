@@ -230,6 +230,24 @@ class Workspace:
         return None
 
 
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table of a workspace; an empty one where it does not exist.
+
+    Raises
+    ------
+    UsageError
+        The file is damaged or of another version.
+    """
+    if not path.exists():
+        return schema.empty_table().select(columns or schema.names)
+    try:
+        table = pq.read_table(path, columns=columns, schema=schema)
+        return table.replace_schema_metadata(pq.read_schema(path).metadata)
+    except (pa.ArrowException, OSError) as error:
+        reason = f"cannot be read ({' '.join(str(error).split())})"
+        raise UsageError(path, reason, "delete it: what it told is found out again") from None
+
+
 def _flocked(file: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)

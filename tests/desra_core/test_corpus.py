@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.corpus import FAILURES, MANIFEST, Corpus, Sources, image_refs, read_manifest, scan
+from desra_core.corpus import MANIFEST, Corpus, image_refs, read_manifest, scan
 from desra_core.errors import UsageError
+from desra_core.matching import FAILURES, Sources
 from desra_core.workspace import Workspace
 
 BOTH = ("mse_sr", "gan_sr")
