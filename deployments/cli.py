@@ -269,6 +269,7 @@ def _absolute(segmenter: str) -> str:
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    _say("terminated: the same command goes on where it stopped")
     sys.exit(128 + number)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from dask.utils import parse_bytes
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, as_completed
 from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import ImageRef
@@ -57,9 +58,20 @@ class Dask:
         self.threads = threads
         self.max_pixels = memory // BYTES_PER_PIXEL
         self.gpus = gpus
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """From here on lost images are no failures: the run is over, perhaps before its time."""
+        self._ended.set()
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Outcome]]) -> Iterator[Result]:
-        """Run a job on every image; results come as they are ready, failures as errors that name the image."""
+        """Run a job on every image; results come as they are ready, failures as errors that name the image.
+
+        Raises
+        ------
+        CancelledError
+            The run has ended meanwhile.
+        """
         run = uuid4().hex[:8]
         futures = self._client.map(
             job.function,
@@ -74,6 +86,8 @@ class Dask:
         with self._watched(futures):
             for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
                 for future, result in batch:
+                    if self._ended.is_set():
+                        raise CancelledError
                     image = images[future.key]
                     yield image, result if future.status == "finished" else _error(image, result)
 
@@ -125,7 +139,8 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
                 raise UsageError(machine.scheduler, "has no workers", "start some with dask worker")
             memory = min(worker["memory_limit"] for worker in workers) or MEMORY_LIMIT
             with_gpu = sum("GPU" in worker["resources"] for worker in workers)
-            yield Dask(client, threads=1, memory=memory, gpus=with_gpu)
+            with _ending(Dask(client, threads=1, memory=memory, gpus=with_gpu)) as dask:
+                yield dask
         return
     cores = len(os.sched_getaffinity(0))
     workers = machine.workers or cores
@@ -139,11 +154,29 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        yield Dask(client, threads=threads, memory=memory, gpus=gpus)
+        client.register_plugin(_Shielded())
+        with _ending(Dask(client, threads=threads, memory=memory, gpus=gpus)) as dask:
+            yield dask
+
+
+@contextlib.contextmanager
+def _ending(dask: Dask) -> Iterator[Dask]:
+    try:
+        yield dask
+    finally:
+        dask.end()
 
 
 def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
+
+
+class _Shielded(WorkerPlugin):
+    """A Ctrl-C in the terminal is for the driver, which stops its workers itself."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Called by Dask when the worker starts."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _connected(address: str) -> Client:

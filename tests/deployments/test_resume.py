@@ -145,11 +145,17 @@ def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, sma
 
 def test_an_interrupt_says_how_to_go_on(corpus, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
-    run = subprocess.Popen(arguments(corpus, workspace), env=prefect_environment, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        arguments(corpus, workspace),
+        env=prefect_environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not finished(workspace):
         assert run.poll() is None
         time.sleep(0.01)
-    run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "goes on where it stopped" in stderr
