@@ -99,8 +99,10 @@ class Dask:
         def watch() -> None:
             alone = 0
             while alone < 2 and not ended.wait(_LOST_SECONDS / 2):
-                alone = 0 if self._client.nthreads() else alone + 1
-            if alone:
+                with contextlib.suppress(OSError):  # a scheduler that has gone
+                    alone = -1 if self._client.nthreads() else alone
+                alone += 1
+            if alone == 2:
                 self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -154,7 +156,7 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.register_plugin(_Shielded())
+        client.register_plugin(_WorkerSetup(threads))
         with _ending(Dask(client, threads=threads, memory=memory, gpus=gpus)) as dask:
             yield dask
 
@@ -171,11 +173,18 @@ def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
 
 
-class _Shielded(WorkerPlugin):
-    """A Ctrl-C in the terminal is for the driver, which stops its workers itself."""
+class _WorkerSetup(WorkerPlugin):
+    """What a local worker is told when it starts; threads of other libraries are set by its environment."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Called by Dask when the worker starts."""
+        """Called by Dask."""
+        import cv2
+
+        cv2.setNumThreads(self._threads)
+        # A Ctrl-C in the terminal is for the driver, which stops its workers itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
