@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import httpx
@@ -58,8 +59,9 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     )
     server = _started(home, port)
     try:
-        _wait_until_healthy(server, url, home)
         os.environ["PREFECT_API_URL"] = url
+        import_module("prefect")  # takes a second, while the server starts
+        _wait_until_healthy(server, url, home)
         yield url
     finally:
         if "prefect" in sys.modules:

@@ -104,9 +104,10 @@ def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
     if not str(folder).isprintable():
         raise UsageError(ascii(str(folder)), "has a name that is not printable UTF-8", "rename the folder")
     problems: list[dict[str, str]] = []
+    above_length = len(os.path.join(folder, ""))
     batches, rows = [_FILES.empty_table()], []
     for entry in _walk(folder, skip, problems, frozenset()):
-        relative = os.path.relpath(entry.path, folder)
+        relative = entry.path[above_length:]
         try:
             relative.encode()
             status = entry.stat()

@@ -124,7 +124,7 @@ class Outcome:
 def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
     """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
     path = workspace.shard_journal(shard) / f"{outcome.id}.json"
-    workspace.publish(path, json.dumps(dataclasses.asdict(outcome)).encode())
+    workspace.publish(path, json.dumps(outcome.__dict__).encode())
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:

@@ -89,12 +89,14 @@ def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, se
         mse_sr, gan_sr, window=settings.window, tile=settings.tile, threads=settings.threads
     )
     min_area = min_area_pixels(settings.min_area, height, width)
+    # One class of the smallest weight everywhere; at weight 1 there is nothing to weight.
+    one_class = None if settings.min_weight == 1 else np.zeros((height, width), np.uint8)
     suspect = artifact_mask(
         similarity,
         threshold=settings.threshold,
         min_area=min_area,
-        labels=np.zeros((height, width), np.uint8),
-        weights=np.full(CLASS_COUNT, settings.min_weight),
+        labels=one_class,
+        weights=np.full(1, settings.min_weight),
         frame=settings.window // 2,
     ).any()
     kept = bool(suspect) or settings.keep_all

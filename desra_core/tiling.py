@@ -24,6 +24,12 @@ class Tile(NamedTuple):
         return Tile(self.y, self.x, self.height + 2 * halo, self.width + 2 * halo)
 
 
+def row_strips(shape: tuple[int, ...], pixels: int = 2**20) -> Iterator[slice]:
+    """Row ranges of about so many pixels, from top to bottom: wide copies of them stay small for any image size."""
+    step = max(1, pixels // shape[1])
+    return (slice(row, row + step) for row in range(0, shape[0], step))
+
+
 def grid(height: int, width: int, size: int) -> Iterator[Tile]:
     """Yield tiles of ``size`` x ``size`` that cover an image exactly once, row by row; smaller at its end.
 

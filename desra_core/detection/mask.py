@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.imageio import Labels, Mask
+from desra_core.tiling import row_strips
 
 THRESHOLD = 0.7
 MIN_AREA = 4000
 
-_STRIP_PIXELS = 2**20
 _KERNEL = np.ones((5, 5), np.uint8)
 _DILATIONS = 3
 
@@ -59,11 +59,13 @@ def artifact_mask(
     The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
     suspect: npt.NDArray[Any] = np.empty(similarity.shape, np.uint8)
-    for rows in _strips(similarity.shape):
-        classes = None if labels is None else _valid(labels, frame)[rows]
+    for rows in row_strips(similarity.shape):
+        classes = None if labels is None else valid(labels, frame)[rows]
         suspect[rows] = adjusted_similarity(similarity[rows], classes, weights) < threshold
     # OpenCV's default border ignores the outside when eroding and adds nothing when dilating.
     suspect = cv2.erode(suspect, _KERNEL)
+    if not suspect.any():
+        return np.zeros((suspect.shape[0] + 2 * frame, suspect.shape[1] + 2 * frame), np.bool_)
     suspect = cv2.dilate(suspect, _KERNEL, iterations=_DILATIONS)
     return np.pad(_without_small_components(_filled(suspect), min_area), frame)
 
@@ -78,14 +80,9 @@ def adjusted_similarity(
     return np.clip(adjusted, 0, 1, out=adjusted)
 
 
-def _valid(labels: Labels, frame: int) -> Labels:
-    return labels[frame : labels.shape[0] - frame, frame : labels.shape[1] - frame]
-
-
-def _strips(shape: tuple[int, ...]) -> list[slice]:
-    """Row ranges of about a megapixel: float64 copies stay small for any image size."""
-    step = max(1, _STRIP_PIXELS // shape[1])
-    return [slice(row, row + step) for row in range(0, shape[0], step)]
+def valid(image: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
+    """The pixels of an ``(H, W)`` image that have a similarity: all but a frame of the given width."""
+    return image[frame : image.shape[0] - frame, frame : image.shape[1] - frame]
 
 
 def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -100,8 +97,6 @@ def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _without_small_components(binary: npt.NDArray[Any], min_area: int) -> Mask:
-    if not binary.any():
-        return binary.astype(np.bool_)
     _, components, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
     kept = stats[:, cv2.CC_STAT_AREA] > min_area
     kept[0] = False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import THRESHOLD, Similarity, adjusted_similarity
+from desra_core.detection.mask import THRESHOLD, Similarity, adjusted_similarity, valid
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.imageio import Labels, Mask
+from desra_core.tiling import row_strips
 
 
 class Region(NamedTuple):
@@ -59,49 +60,73 @@ def find_regions(
     severity
         Ranks regions from area (pixels), mean adjusted similarity (0..1) and threshold.
     """
-    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     frame = (mask.shape[0] - similarity.shape[0]) // 2
-    rows, columns = np.nonzero(mask)
-    component = components[rows, columns].astype(np.int64)
-    # OpenCV's numbering may depend on its threads; the first pixel in reading order does not.
-    first = np.full(count, component.size)
-    np.minimum.at(first, component, np.arange(component.size))
-    order = np.argsort(first[1:], kind="stable") + 1
-
-    inside = similarity[rows - frame, columns - frame]
-    classes = None if labels is None else labels[rows, columns]
-    adjusted = adjusted_similarity(inside, classes, weights)
-    area = np.bincount(component, minlength=count)
-    area[0] = 1  # the background, which is no region, is not to divide by zero
-    mean_similarity = np.bincount(component, weights=inside, minlength=count) / area
-    mean_adjusted = np.bincount(component, weights=adjusted, minlength=count) / area
-    severities = severity(area[1:], mean_adjusted[1:], threshold)
-    dominant = _dominant_classes(component, classes, count)
+    marked = valid(mask, frame)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
+    sums = _Sums(count)
+    for rows in row_strips(marked.shape):
+        inside = marked[rows]
+        classes = None if labels is None else valid(labels, frame)[rows][inside]
+        sums.add(components[rows][inside], similarity[rows][inside], classes, weights)
+    area = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+    mean_similarity = sums.similarity[1:] / area
+    severities = severity(area, sums.adjusted[1:] / area, threshold)
+    dominant = sums.dominant_classes()
     return [
         Region(
-            x=int(stats[index, cv2.CC_STAT_LEFT]),
-            y=int(stats[index, cv2.CC_STAT_TOP]),
+            x=int(stats[index, cv2.CC_STAT_LEFT]) + frame,
+            y=int(stats[index, cv2.CC_STAT_TOP]) + frame,
             width=int(stats[index, cv2.CC_STAT_WIDTH]),
             height=int(stats[index, cv2.CC_STAT_HEIGHT]),
-            area=int(area[index]),
-            dominant_class=dominant[index],
-            mean_similarity=float(mean_similarity[index]),
+            area=int(area[index - 1]),
+            dominant_class=dominant.get(index),
+            mean_similarity=float(mean_similarity[index - 1]),
             severity=float(severities[index - 1]),
         )
-        for index in order
+        for index in sums.order
     ]
 
 
-def _dominant_classes(component: npt.NDArray[np.int64], classes: Labels | None, count: int) -> list[int | None]:
-    """The most frequent class of each component; the lower index wins a tie."""
-    if classes is None:
-        return [None] * count
-    pairs = component * CLASS_COUNT + classes
-    found, pixels = np.unique(pairs, return_counts=True)
-    dominant: list[int | None] = [None] * count
-    best = [0] * count
-    for pair, size in zip(found.tolist(), pixels.tolist(), strict=True):
-        index, label = divmod(pair, CLASS_COUNT)
-        if size > best[index]:
-            best[index], dominant[index] = size, label
-    return dominant
+class _Sums:
+    """Sums over the pixels of each component, gathered strip by strip from top to bottom.
+
+    ``order`` lists the components by their first pixel in reading order: OpenCV's own numbering may depend on its
+    threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.similarity = np.zeros(count)
+        self.adjusted = np.zeros(count)
+        self.order: list[int] = []
+        self._seen = np.zeros(count, np.bool_)
+        self._pixels: dict[tuple[int, int], int] = {}
+
+    def add(
+        self,
+        component: npt.NDArray[Any],
+        similarity: Similarity,
+        classes: Labels | None,
+        weights: npt.NDArray[np.float64] | None,
+    ) -> None:
+        """Take in pixels: the component, similarity and class of each."""
+        count = self._seen.size
+        adjusted = adjusted_similarity(similarity, classes, weights)
+        self.similarity += np.bincount(component, weights=similarity, minlength=count)
+        self.adjusted += np.bincount(component, weights=adjusted, minlength=count)
+        fresh = component[~self._seen[component]]
+        found, first = np.unique(fresh, return_index=True)
+        self.order += fresh[np.sort(first)].tolist()
+        self._seen[found] = True
+        if classes is None:
+            return
+        pairs, pixels = np.unique(component.astype(np.int64) * CLASS_COUNT + classes, return_counts=True)
+        for pair, size in zip(pairs.tolist(), pixels.tolist(), strict=True):
+            key = divmod(pair, CLASS_COUNT)
+            self._pixels[key] = self._pixels.get(key, 0) + size
+
+    def dominant_classes(self) -> dict[int, int]:
+        """The most frequent class of each component; the lower index wins a tie."""
+        best: dict[int, tuple[int, int]] = {}
+        for (component, label), size in self._pixels.items():
+            best[component] = max(best.get(component, (0, 0)), (size, -label))
+        return {component: -label for component, (_, label) in best.items()}

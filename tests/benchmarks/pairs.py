@@ -91,7 +91,6 @@ def _noise(count: int, side: int, rng: np.random.Generator) -> Iterator[npt.NDAr
 
 def _write(folder: Path, index: int, mse_sr: npt.NDArray[np.generic], gan_sr: npt.NDArray[np.generic]) -> None:
     for role, result in (("mse_sr", mse_sr), ("gan_sr", gan_sr)):
-        # A folder with 10,000 files is as good as any; corpora come with subfolders.
         path = folder / role / f"{index // 1000:02d}" / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         ok, encoded = cv2.imencode(".png", np.rint(result).astype(np.uint8), _BYTE_PNG)

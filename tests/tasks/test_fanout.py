@@ -103,8 +103,8 @@ def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_memory_and_workers_bound_the_image_size() -> None:
-    with open_dask(Machine(workers=1, memory="640MB")) as cluster:
-        assert cluster.max_pixels == 10_000_000
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        assert cluster.max_pixels == 11_250_000
         assert cluster.gpus == 0
 
 
