@@ -21,7 +21,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt P
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,8 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 demo: $(STAMP)  ## find the artifacts in eight sample pairs; the result is demo/demo.png
 	@$(RUN) -m deployments.demo --output demo
 
-test: $(STAMP)  ## run the tests that take seconds
-	$(RUN) -m pytest -m "not slow"
-
-test-slow: $(STAMP)  ## run the tests that take minutes
-	$(RUN) -m pytest -m slow
+test: $(STAMP)  ## run the tests; about five minutes on two cores
+	$(RUN) -m pytest
 
 lint: $(STAMP)  ## check rules and format (ruff) and types (mypy)
 	$(RUN) -m ruff check .

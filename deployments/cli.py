@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,8 @@ from desra_core.settings import Detection, Machine
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace, read_table
 
+_DETECTION = Detection.model_fields
+_MACHINE = Machine.model_fields
 _SHOWN_FAILURES = 20
 _SHOWN_REGIONS = 10
 _LINE_SECONDS = 5.0
@@ -42,7 +45,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 some images failed, 2 bad usage or input."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 130 interrupted, 143 terminated.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
@@ -52,7 +58,12 @@ def main() -> None:
 
 
 def _field(model: type[BaseModel], name: str) -> Any:
-    return typer.Option(help=model.model_fields[name].description, show_default=name != "config")
+    return typer.Option(help=model.model_fields[name].description)
+
+
+def _given_on_the_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _version(asked: bool) -> None:
@@ -68,7 +79,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(path, f"cannot be read as TOML ({error})", "mend it, or leave --config out") from None
+        reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
+        raise UsageError(path, f"cannot be read ({reason})", "mend the file or its name") from None
     values = {key.replace("-", "_"): value for key, value in values.items()}
     known = {parameter.name for parameter in context.command.params} - {"config", "help"}
     if unknown := sorted(set(values) - known):
@@ -89,6 +101,7 @@ def _root(
 
 @app.command()
 def detect(
+    context: typer.Context,
     mse_sr: Annotated[Path, _field(Detection, "mse_sr")],
     gan_sr: Annotated[Path, _field(Detection, "gan_sr")],
     workspace: Annotated[Path, _field(Detection, "workspace")],
@@ -98,14 +111,14 @@ def detect(
     ] = None,
     segmenter: Annotated[str | None, _field(Detection, "segmenter")] = None,
     weights: Annotated[str | None, _field(Detection, "weights")] = None,
-    threshold: Annotated[float, _field(Detection, "threshold")] = 0.7,
-    min_area: Annotated[str, _field(Detection, "min_area")] = "4000",
-    window: Annotated[int, _field(Detection, "window")] = 11,
-    keep: Annotated[Literal["artifacts", "maps", "all"], _field(Detection, "keep")] = "artifacts",
+    threshold: Annotated[float, _field(Detection, "threshold")] = _DETECTION["threshold"].default,
+    min_area: Annotated[str, _field(Detection, "min_area")] = _DETECTION["min_area"].default,
+    window: Annotated[int, _field(Detection, "window")] = _DETECTION["window"].default,
+    keep: Annotated[Literal["artifacts", "maps", "all"], _field(Detection, "keep")] = _DETECTION["keep"].default,
     limit: Annotated[int | None, _field(Detection, "limit")] = None,
-    shard_size: Annotated[int, _field(Detection, "shard_size")] = 1000,
-    tile: Annotated[int, _field(Machine, "tile")] = 256,
-    device: Annotated[Literal["auto", "cpu", "cuda"], _field(Machine, "device")] = "auto",
+    shard_size: Annotated[int, _field(Detection, "shard_size")] = _DETECTION["shard_size"].default,
+    tile: Annotated[int, _field(Machine, "tile")] = _MACHINE["tile"].default,
+    device: Annotated[Literal["auto", "cpu", "cuda"], _field(Machine, "device")] = _MACHINE["device"].default,
     workers: Annotated[int | None, _field(Machine, "workers")] = None,
     memory: Annotated[str | None, _field(Machine, "memory")] = None,
     scheduler: Annotated[str | None, _field(Machine, "scheduler")] = None,
@@ -114,7 +127,8 @@ def detect(
         typer.Option(
             callback=_read_config,
             is_eager=True,
-            help="TOML file with any of these flags as keys; the command line wins.",
+            help="TOML file with any of these flags as keys; the command line wins. Paths in it are relative to "
+            "where the command runs.",
         ),
     ] = None,
 ) -> None:
@@ -124,7 +138,10 @@ def detect(
     again goes on where it was cut off, takes in new files, and does nothing where nothing has changed.
     """
     if labels is not None and segmenter is not None:
-        raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+        from_line = [name for name in ("labels", "segmenter") if _given_on_the_line(context, name)]
+        if len(from_line) != 1:
+            raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+        labels, segmenter = (labels, None) if from_line == ["labels"] else (None, segmenter)
     detection = _validated(
         Detection,
         mse_sr=mse_sr.absolute(),
@@ -156,20 +173,23 @@ def status(
 ) -> None:
     """Say what is done, pending and failed, from the workspace alone."""
     place = Workspace(workspace.absolute())
-    _, target = load_settings(place)
+    detection, target = load_settings(place)
     manifest = read_manifest(place)
-    assert manifest is not None
-    plan = make_plan(place, manifest, target)
+    if manifest is None:
+        raise UsageError(place.root, "has no manifest", "run desra detect")
+    plan = make_plan(place, manifest, target, limit=detection.limit)
     failed = pa.concat_tables([read_table(place.scan_failures, FAILURES), plan.failures])
-    vanished = manifest.num_rows - plan.images
+    vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     owner = place.owner()
+    images = plan.images + read_table(place.scan_failures, FAILURES).num_rows
+    retried = f", {plan.retries.num_rows} of them failed and will be tried again" if plan.retries.num_rows else ""
     typer.echo(f"workspace  {place.root}")
     typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
-    typer.echo(f"images     {plan.images}" + (f" and {vanished} vanished ones, whose outputs stay" if vanished else ""))
+    typer.echo(f"images     {images}" + (f", and {vanished} vanished ones, whose outputs stay" if vanished else ""))
     typer.echo(f"done       {plan.done}")
-    typer.echo(f"pending    {plan.pending}")
+    typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
-    _show_failures(failed, limit=None if failures else _SHOWN_FAILURES)
+    _show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else _SHOWN_FAILURES)
 
 
 def _detect(detection: Detection, machine: Machine) -> int:
@@ -179,9 +199,11 @@ def _detect(detection: Detection, machine: Machine) -> int:
         end_leftover_server(workspace)
         if detection.segmenter == "none":
             _say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
-        _, plan, _ = prepare(detection, on_hashed=_HashingLines())
-        _show_failures(read_table(workspace.scan_failures, FAILURES))
-        _show_failures(plan.failures)
+        _, plan, _, scanned = prepare(detection, on_hashed=_HashingLines())
+        assert scanned is not None
+        if scanned.replaced or scanned.vanished:
+            _say(f"since the last run: {scanned.replaced} changed, {scanned.vanished} vanished")
+        _show_failures(pa.concat_tables([scanned.failures, plan.failures]))
         if plan.dropped:
             _say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
         broken: tuple[str, ...] = ()
@@ -191,7 +213,7 @@ def _detect(detection: Detection, machine: Machine) -> int:
             publish_tables(workspace)
         for line in broken:
             _say(f"error: {line}")
-        return _report(workspace, detection, plan) or int(bool(broken))
+        return _report(workspace, detection, plan, scanned.failures.num_rows) or int(bool(broken))
 
 
 def _run(detection: Detection, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
@@ -204,17 +226,17 @@ def _run(detection: Detection, machine: Machine, workspace: Workspace) -> tuple[
         from flows.detect import detect as flow
 
         summary = flow(detection, machine, rescan=False)
-        if not wait_for_task_runs(url, summary.flow_run, summary.task_runs):
+        if not wait_for_task_runs(summary.flow_run, summary.task_runs):
             _say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
     return summary.broken_shards
 
 
-def _report(workspace: Workspace, detection: Detection, before: Plan) -> int:
+def _report(workspace: Workspace, detection: Detection, before: Plan, scan_failures: int) -> int:
     """Print how the run ended; returns the exit code."""
     manifest = read_manifest(workspace)
     assert manifest is not None
     after = make_plan(workspace, manifest, before.target, limit=detection.limit)
-    failures = pq.read_metadata(workspace.failures).num_rows
+    failures = scan_failures + after.failed + after.retries.num_rows
     regions = pq.read_table(workspace.regions, columns=["image"])
     if not before.pending:
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
@@ -257,9 +279,10 @@ def _validated(model: type[Model], **values: Any) -> Model:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        reason = f"{first['input']} is not accepted ({first['msg']})"
-        raise UsageError(flag, reason, "see desra detect --help") from None
+        name = str(first["loc"][0])
+        why = "" if first["type"] == "string_pattern_mismatch" else f" ({first['msg'].removeprefix('Value error, ')})"
+        reason = f"{first['input']} is not accepted{why}"
+        raise UsageError("--" + name.replace("_", "-"), reason, model.model_fields[name].description or "") from None
 
 
 def _absolute(segmenter: str) -> str:

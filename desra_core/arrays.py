@@ -58,8 +58,8 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
     Raises
     ------
     TransientError
-        It is not there, not whole, or was made under another key. The image's group is dropped, so that the next
-        run makes it anew.
+        It is not there, not whole, or was made under another key. It is dropped, so that the next run makes it
+        anew.
     """
     path = workspace.group(image_id) / name
     try:
@@ -69,7 +69,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
             return array
     except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         pass
-    drop_arrays(workspace, image_id)
+    shutil.rmtree(path, ignore_errors=True)
     raise TransientError(path, "is damaged, or of a run that was cut off", "run again: it is made anew")
 
 

@@ -102,6 +102,8 @@ def scan(
     current, unreadable = _identified(found.slice(0, beyond), previous, sources, on_hashed)
     current = _told_apart_by_labels(current)
     failures = pa.concat_tables([failures, unreadable])
+    if beyond < found.num_rows:
+        failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
     manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
     for name in replaced:

@@ -55,17 +55,15 @@ def read_bytes(path: Path) -> bytes:
 
     Raises
     ------
-    ImageError
-        The file is gone or may not be read.
     TransientError
-        The storage failed.
+        The file is gone or may not be read, or the storage failed.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ImageError(path, "the file has vanished", "put it back, or run again without it") from None
+        raise TransientError(path, "the file has vanished", "put it back, or run again without it") from None
     except PermissionError:
-        raise ImageError(path, "may not be read (permission denied)", "give read permission to it") from None
+        raise TransientError(path, "may not be read (permission denied)", "give read permission to it") from None
     except OSError as error:
         raise TransientError(path, f"cannot be read ({error.strerror})", "check the disk and run again") from None
 
@@ -90,7 +88,9 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     Raises
     ------
     ImageError
-        The file is empty, no image, of an unsupported colour model, too large, truncated or damaged.
+        The file is empty, no image, of an unsupported colour model, truncated or damaged.
+    TransientError
+        It has more than ``max_pixels``.
     """
     with _opened(data, path) as image:
         bit_depth = _checked_depth(image, data, path, max_pixels)
@@ -173,7 +173,7 @@ def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int)
         raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
-        raise ImageError(path, reason, "raise --memory or use fewer --workers")
+        raise TransientError(path, reason, "raise --memory or use fewer --workers")
     # Not BGR;16, which is a pixel of a BMP with 5 or 6 bits per channel.
     raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ())).replace("BGR;16", "")
     return 16 if image.mode.startswith("I;16") or ";16" in raw_modes else 8
@@ -200,7 +200,7 @@ def _loaded(image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expa
     try:
         with _quiet():
             image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
         raise ImageError(path, f"is truncated or damaged ({error})", "copy it again, or remove it") from None
     if bit_depth == 16:
         # Pillow keeps 8 of 16 bits of colour images; it only proved above that the file is whole.

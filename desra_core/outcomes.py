@@ -19,6 +19,8 @@ import pyarrow as pa
 from desra_core.errors import ImageError
 from desra_core.workspace import Workspace, read_table
 
+_NUMBER = "[0-9]" * 8
+
 REGION_FIELDS = [
     pa.field("x", pa.int32()),
     pa.field("y", pa.int32()),
@@ -154,7 +156,9 @@ def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.
     """
     journaled = _journaled_shards(workspace)
     tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
-    finished = [path for path in sorted(workspace.outcomes.glob("*.parquet")) if int(path.stem) not in journaled]
+    finished = [
+        path for path in sorted(workspace.outcomes.glob(f"{_NUMBER}.parquet")) if int(path.stem) not in journaled
+    ]
     tables += [read_table(path, SCHEMA, columns) for path in finished]
     in_flight = (to_table(read_shard(workspace, shard).values()) for shard in journaled)
     tables += [table.select(columns or SCHEMA.names) for table in in_flight]
@@ -168,7 +172,7 @@ def to_table(outcomes: Iterable[Outcome]) -> pa.Table:
 
 
 def _journaled_shards(workspace: Workspace) -> list[int]:
-    return sorted(int(folder.name) for folder in workspace.journal.glob("[0-9]*"))
+    return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
 
 
 def _journaled(folder: Path) -> list[dict[str, Any]]:
@@ -176,7 +180,7 @@ def _journaled(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             rows.append(json.loads(path.read_bytes()))
-        except ValueError:  # emptied by a power cut: the image is computed again
+        except (ValueError, OSError):  # emptied by a power cut, or gathered meanwhile
             continue
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import read_manifest, scan
+from desra_core.corpus import Corpus, read_manifest, scan
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
@@ -143,9 +143,10 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
     empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
 
-    has_group = on_disk.has_group(rows["id"].combine_chunks())
-    has_similarity = same_similarity & _flags(record["similarity_kept"]) & has_group
-    has_labels = equal("segmentation_key", target.segmentation_key) & _flags(record["labels_kept"]) & has_group
+    ids = rows["id"].combine_chunks()
+    has_similarity = same_similarity & _flags(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
+    has_labels = equal("segmentation_key", target.segmentation_key) & _flags(record["labels_kept"])
+    has_labels &= on_disk.has_array(ids, "labels")
     published = _flags(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
@@ -168,36 +169,33 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
 
 
 class OnDisk:
-    """Which masks and which zarr groups a workspace holds."""
+    """Which masks and which stored arrays a workspace holds."""
 
-    def __init__(self, masks: pa.Array, groups: pa.Array) -> None:
-        self._masks = masks
-        self._groups = groups
+    def __init__(self, masks: Iterable[str], arrays: Iterable[tuple[str, str]]) -> None:
+        self._masks = pa.array(masks, pa.string())
+        self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
 
     @classmethod
     def of(cls, workspace: Workspace) -> OnDisk:
         """List a workspace."""
         masks = (name.removesuffix(".png") for name in _paths(workspace.masks, ""))
-        groups = (
-            entry.name.removesuffix(".zarr") for folder in workspace.maps.glob("*") for entry in os.scandir(folder)
-        )
-        return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
+        return cls(masks, ((path.parent.stem, path.name) for path in workspace.maps.glob("*/*.zarr/[!z]*")))
 
     @classmethod
     def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
         """Look for what belongs to some manifest rows."""
         names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
-        masks = [name for name in names if _holds_data(workspace.mask(name))]
-        groups = [image_id for image_id in ids if workspace.group(image_id).exists()]
-        return cls(pa.array(masks, pa.string()), pa.array(groups, pa.string()))
+        masks = (name for name in names if _holds_data(workspace.mask(name)))
+        arrays = ((key, path.name) for key in ids for path in workspace.group(key).glob("[!z]*"))
+        return cls(masks, arrays)
 
     def has_mask(self, names: pa.Array) -> Flags:
         """Whether the masks of these names are there."""
         return _flags(pc.is_in(names, self._masks))
 
-    def has_group(self, ids: pa.Array) -> Flags:
-        """Whether the zarr groups of these images are there."""
-        return _flags(pc.is_in(ids, self._groups))
+    def has_array(self, ids: pa.Array, name: str) -> Flags:
+        """Whether these images have a stored array of that name."""
+        return _flags(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
 
 
 class Plan:
@@ -210,21 +208,24 @@ class Plan:
     images, failed, pending, dropped
         Names in the run; those that failed for good before; those with anything to do; those among them that are
         computed again only because a looser setting needs maps that ``--keep`` dropped.
-    failures
-        Why they failed (schema `desra_core.corpus.FAILURES`).
+    failures, retries
+        Why those failed, and why some of the pending ones did when they were last tried (schema
+        `desra_core.matching.FAILURES`).
     shards
         Number of pending names by shard, of the shards that have any.
     """
 
-    def __init__(self, rows: pa.Table, work: Work, target: Target, failures: pa.Table) -> None:
+    def __init__(self, rows: pa.Table, work: Work, target: Target, failures: pa.Table, retries: pa.Table) -> None:
         self.target = target
         self.failures = failures
+        self.retries = retries
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
-        self.pending = int(work.pending.sum())
         self.dropped = int(work.dropped.sum())
         self._rows = rows
-        pending = rows.filter(pa.array(work.pending))
+        # An image with several names is done under all of them or under none.
+        pending = rows.filter(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
+        self.pending = pending.num_rows
         shards, counts = np.unique(pending["shard"].to_numpy(), return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
@@ -244,7 +245,8 @@ def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit
     rows = rows.slice(0, rows.num_rows if limit is None else limit)
     outcomes = read_outcomes(workspace, _COLUMNS)
     work = assess(rows, outcomes, target, OnDisk.of(workspace))
-    return Plan(rows, work, target, failure_table(rows.filter(pa.array(work.failed)), outcomes))
+    failures, retries = (failure_table(rows.filter(pa.array(flags)), outcomes) for flags in (work.failed, work.pending))
+    return Plan(rows, work, target, failures, retries)
 
 
 def save_settings(workspace: Workspace, detection: Detection, target: Target) -> None:
@@ -268,7 +270,18 @@ def load_settings(workspace: Workspace) -> tuple[Detection, Target]:
         raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra detect") from None
 
 
-def prepare(detection: Detection, *, rescan: bool = True, **scan_options: Any) -> tuple[Workspace, Plan, Weights]:
+class Prepared(NamedTuple):
+    """A run that may begin; ``scanned`` is None where the manifest was trusted."""
+
+    workspace: Workspace
+    plan: Plan
+    weights: Weights
+    scanned: Corpus | None
+
+
+def prepare(
+    detection: Detection, *, rescan: bool = True, on_hashed: Callable[[int, int], None] | None = None
+) -> Prepared:
     """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
 
     Parameters
@@ -277,8 +290,8 @@ def prepare(detection: Detection, *, rescan: bool = True, **scan_options: Any) -
         What is wanted.
     rescan
         Look for new and changed files first; otherwise trust the manifest.
-    **scan_options
-        Passed to `desra_core.corpus.scan`.
+    on_hashed
+        As for `desra_core.corpus.scan`.
 
     Raises
     ------
@@ -289,12 +302,19 @@ def prepare(detection: Detection, *, rescan: bool = True, **scan_options: Any) -
     target, weights = target_of(detection)
     gather_journals(workspace)
     manifest = None if rescan else read_manifest(workspace)
+    scanned = None
     if manifest is None:
-        manifest = scan(
-            detection.sources, workspace, shard_size=detection.shard_size, limit=detection.limit, **scan_options
-        ).manifest
+        scanned = scan(
+            detection.sources,
+            workspace,
+            shard_size=detection.shard_size,
+            limit=detection.limit,
+            on_hashed=on_hashed,
+        )
+        manifest = scanned.manifest
     save_settings(workspace, detection, target)
-    return workspace, make_plan(workspace, manifest, target, limit=detection.limit), weights
+    plan = make_plan(workspace, manifest, target, limit=detection.limit)
+    return Prepared(workspace, plan, weights, scanned)
 
 
 def failure_table(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
@@ -314,8 +334,10 @@ def _flags(values: pa.Array) -> Flags:
 def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:
     if not target.min_area.endswith("%"):
         return np.full(len(record["id"]), float(target.min_area))
-    sizes = zip(record["height"].to_pylist(), record["width"].to_pylist(), strict=True)
-    return np.array([min_area_pixels(target.min_area, h, w) if h else -1.0 for h, w in sizes], np.float64)
+    sides = [pc.fill_null(record[side], 0).to_numpy() for side in ("height", "width")]
+    sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
+    areas = [min_area_pixels(target.min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
+    return np.array(areas, np.float64)[which.ravel()]
 
 
 def _holds_data(path: Path) -> bool:

@@ -55,7 +55,7 @@ class Detection(BaseModel):
     )
     window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
     keep: Literal["artifacts", "maps", "all"] = Field(
-        "artifacts", description="Keep arrays of images with artifacts only, or similarity and labels of all."
+        "artifacts", description="Keep similarity and labels of images with artifacts only, or (maps, all) of all."
     )
     limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
     shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
@@ -66,6 +66,13 @@ class Detection(BaseModel):
         if window % 2 == 0:
             raise ValueError("is even, but a window has a middle: give an odd number")
         return window
+
+    @field_validator("min_area")
+    @classmethod
+    def _share(cls, min_area: str) -> str:
+        if min_area.endswith("%") and Decimal(min_area[:-1]) > 100:
+            raise ValueError("is more than the whole image")
+        return min_area
 
     @property
     def labels(self) -> Path | None:

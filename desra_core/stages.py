@@ -198,6 +198,11 @@ def run_stage(
         made = stage(image, cleared(outcome), workspace, settings)
     except TransientError:
         raise
+    except MemoryError:
+        path = image.gan_sr.path
+        raise TransientError(
+            path, "needs more memory than there is", "raise --memory, or use fewer --workers"
+        ) from None
     except ImageError as error:
         for path in map(workspace.mask, image.names):
             path.unlink(missing_ok=True)

@@ -133,7 +133,8 @@ class Workspace:
             The path is a file, a folder of something else, or cannot be written.
         """
         try:
-            if self.root.is_dir() and not (self.root / "lock").exists() and any(self.root.iterdir()):
+            known = any(path.exists() for path in (self.root / "lock", self.settings, self.manifest))
+            if self.root.is_dir() and not known and any(self.root.iterdir()):
                 raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / "lock").touch()

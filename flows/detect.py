@@ -34,7 +34,7 @@ def detect(detection: Detection, machine: Machine = Machine(), rescan: bool = Tr
     workspace = Workspace(detection.workspace)
     workspace.create()
     with workspace.locked():
-        _, plan, weights = prepare(detection, rescan=rescan)
+        _, plan, weights, _ = prepare(detection, rescan=rescan)
         with open_dask(machine, gpus=gpus_wanted(plan.target, machine)) as dask:
             stages = detection_stages(detection, plan.target, weights, machine, dask)
             with RunProgress(plan.pending, len(stages)) as progress:

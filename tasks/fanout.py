@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from importlib import import_module
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -64,10 +65,13 @@ class Dask:
         self.max_pixels = max(0, int(_USABLE_SHARE * memory) - WORKER_BYTES) // BYTES_PER_PIXEL
         self.gpus = gpus
         self._ended = threading.Event()
+        self._live: list[list[Future[Any]]] = []
 
     def end(self) -> None:
-        """From here on lost images are no failures: the run is over, perhaps before its time."""
+        """Stop what is going on: the run is over, perhaps before its time, and lost images are no failures."""
         self._ended.set()
+        for futures in list(self._live):
+            self._client.cancel(futures)
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Outcome]]) -> Iterator[Result]:
         """Run a job on every image; results come as they are ready, failures as errors that name the image.
@@ -88,6 +92,8 @@ class Dask:
             pure=False,
         )
         images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
+        if self._ended.is_set():
+            raise CancelledError
         with self._watched(futures):
             for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
                 for future, result in batch:
@@ -104,7 +110,7 @@ class Dask:
         def watch() -> None:
             alone = 0
             while alone < 2 and not ended.wait(_LOST_SECONDS / 2):
-                with contextlib.suppress(OSError):  # a scheduler that has gone
+                with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
                     alone = -1 if self._client.nthreads() else alone
                 alone += 1
             if alone == 2:
@@ -112,9 +118,11 @@ class Dask:
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
+        self._live.append(futures)
         try:
             yield
         finally:
+            self._live.remove(futures)
             ended.set()
             watcher.join()
 
@@ -144,7 +152,8 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
             if not workers:
                 raise UsageError(machine.scheduler, "has no workers", "start some with dask worker")
-            memory = min(worker["memory_limit"] for worker in workers) or MEMORY_LIMIT
+            _check_import(machine.scheduler, client)
+            memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
             with_gpu = sum("GPU" in worker["resources"] for worker in workers)
             with _ending(Dask(client, threads=1, memory=memory, gpus=with_gpu)) as dask:
                 yield dask
@@ -153,6 +162,9 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
     workers = machine.workers or cores
     threads = max(1, cores // workers)
     memory = parse_bytes(machine.memory) if machine.memory else int(MEMORY_LIMIT * _MEMORY_SHARE / (workers + gpus))
+    if memory < WORKER_BYTES:
+        remedy = f"a worker needs {WORKER_BYTES // 10**6} MB and more; raise it or use fewer --workers"
+        raise UsageError("--memory", f"leaves {memory // 10**6} MB for each of {workers + gpus} workers", remedy)
     with (
         dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(threads)}),
         SpecCluster(
@@ -203,6 +215,14 @@ def _environment(threads: int) -> dict[str, str]:
     """
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
     return dict.fromkeys(libraries, str(threads))
+
+
+def _check_import(address: str, client: Client) -> None:
+    try:
+        client.run(import_module, "desra_core.stages")
+    except ImportError as error:
+        remedy = "install the same version of desra in the environment of every worker"
+        raise UsageError(address, f"has a worker that cannot import desra ({error})", remedy) from None
 
 
 def _local_workers(workers: int, gpus: int, memory: int) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from desra_core.errors import DesraError, printable
 
 _REFRESH_SECONDS = 1.0
 _LINE_SECONDS = 5.0
-_SHOWN_FAILURES = 20
+SHOWN_FAILURES = 20
 
 
 class RunProgress:
@@ -35,7 +35,7 @@ class RunProgress:
     def __init__(self, images: int, stages: int) -> None:
         self._images = images
         self._steps = images * stages
-        self._steps_done = self._finished = self._failed = 0
+        self._steps_done = self._finished = self._failed = self._failure_lines = 0
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -66,15 +66,16 @@ class RunProgress:
             self._steps_done += images
             self._finished += images if last else 0
 
-    def failed(self, error: DesraError, stages_left: int) -> None:
-        """An image has failed and passes over the stages left."""
+    def failed(self, error: DesraError, names: int, stages_left: int) -> None:
+        """An image of so many names has failed and passes over the stages left."""
         with self._lock:
-            self._failed += 1
-            self._steps_done += stages_left
-            failed = self._failed
-        if failed <= _SHOWN_FAILURES:
+            self._failed += names
+            self._steps_done += names * stages_left
+            self._failure_lines += 1
+            lines = self._failure_lines
+        if lines <= SHOWN_FAILURES:
             self._console.print(f"failed: {escape(printable(error))}", style="red")
-        elif failed == _SHOWN_FAILURES + 1:
+        elif lines == SHOWN_FAILURES + 1:
             self._console.print("more failures: see desra status --failures", style="red")
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:

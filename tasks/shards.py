@@ -72,6 +72,10 @@ class Shard:
         ids = dict.fromkeys(self._rows.filter(pa.array(flags))["id"].to_pylist())
         return [(self.images[key], self.outcome(key)) for key in ids if key in self.images and key not in self.failed]
 
+    def names(self) -> int:
+        """How many names the images have that have not failed."""
+        return sum(len(image.names) for key, image in self.images.items() if key not in self.failed)
+
     def outcome(self, image_id: str) -> Outcome:
         """The record of an image, or an empty one."""
         return self.outcomes.get(image_id, Outcome(image_id))
@@ -103,16 +107,15 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     function = partial(run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key)
     work = shard.pending(spec.name)
     failed_before = len(shard.failed)
-    run.progress.passed(len(shard.images) - failed_before - len(work))
     stages_left = len(run.stages) - stage
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         if isinstance(result, ImageError):
             result = failure(image, shard.outcome(image.id), spec.name, mask_key, result)
         shard.record(result)
         if result.failed:
-            run.progress.failed(result.error, stages_left)
+            run.progress.failed(result.error, len(image.names), stages_left)
         else:
-            run.progress.passed(1, last=stages_left == 1)
+            run.progress.passed(len(image.names), last=stages_left == 1)
     return {"images": len(work), "failed": len(shard.failed) - failed_before}
 
 
@@ -121,10 +124,12 @@ def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. What is done already is left alone."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
+        pending = shard.pending(spec.name)
+        run.progress.passed(shard.names() - sum(len(image.names) for image, _ in pending))
         stage_of_shard.with_options(
             name=spec.name,
             task_run_name=f"{spec.name}-{number:05d}",
-            refresh_cache=bool(shard.pending(spec.name)),
+            refresh_cache=bool(pending),
         )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}

@@ -219,6 +219,49 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, tmp_path) -> None:
     assert "no Prefect server answers" in down.stderr
 
 
+def test_what_may_pass_is_tried_again(make_pairs, desra, tmp_path) -> None:
+    names = make_pairs(tmp_path, 3)
+    workspace = tmp_path / "ws"
+    command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    large = np.zeros((3000, 3000), np.uint8)
+    for role in ("mse_sr", "gan_sr"):
+        cv2.imwrite(str(tmp_path / role / "large.png"), large)
+    tight = desra(*command, "--memory", "600MB")
+    assert tight.returncode == 1
+    assert "large.png: has 3000x3000 pixels, more than fit" in tight.stderr
+    assert "--memory" in tight.stderr
+    status = desra("status", "--workspace", workspace)
+    assert "pending    1, 1 of them failed and will be tried again" in status.stdout
+    assert "large.png" in status.stderr
+    again = desra(*command)
+    assert again.returncode == 0, again.stderr
+    assert len(read_masks(workspace)) == len(names) + 1
+
+
+def test_a_damaged_workspace_is_named_or_mended(make_pairs, desra, tmp_path) -> None:
+    make_pairs(tmp_path, 3)
+    workspace = tmp_path / "ws"
+    command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
+    assert desra(*command).returncode == 0
+    masks = read_masks(workspace)
+    for path in (workspace / "outcomes" / "00000000.parquet", workspace / "manifest.parquet"):
+        whole = path.read_bytes()
+        path.write_bytes(b"garbage")
+        for told in (desra(*command), desra("status", "--workspace", workspace)):
+            assert told.returncode == 2
+            assert f"{path}: cannot be read" in told.stderr
+            assert "delete it" in told.stderr
+            assert "Traceback" not in told.stderr
+        path.write_bytes(whole)
+    (workspace / "lock").unlink()
+    (workspace / "outcomes" / "00000000 (copy).parquet").write_bytes(b"")
+    (workspace / "maps" / ".DS_Store").write_bytes(b"")
+    (workspace / "outcomes" / "00000000.parquet").unlink()
+    mended = desra(*command)
+    assert mended.returncode == 0, mended.stderr
+    assert read_masks(workspace) == masks
+
+
 def test_config_file_gives_flags_and_the_command_line_wins(make_pairs, desra, tmp_path) -> None:
     make_pairs(tmp_path, 2)
     config = tmp_path / "desra.toml"

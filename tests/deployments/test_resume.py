@@ -143,20 +143,21 @@ def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, sma
     assert results(workspace) == undisturbed
 
 
-def test_an_interrupt_says_how_to_go_on(corpus, prefect_environment, tmp_path) -> None:
+@pytest.mark.parametrize("to_all", [True, False], ids=["as a terminal does", "to the driver alone"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
-    run = subprocess.Popen(
-        arguments(corpus, workspace),
-        env=prefect_environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not finished(workspace):
+    command = [*arguments(corpus, workspace)[:-1], "2"]  # more shards than are in flight
+    run = subprocess.Popen(command, env=prefect_environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(finished(workspace)) < 3:
         assert run.poll() is None
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    if to_all and number == signal.SIGINT:
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
     _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 128 + number
     assert "goes on where it stopped" in stderr
     assert "Traceback" not in stderr
+    assert "failed:" not in stderr

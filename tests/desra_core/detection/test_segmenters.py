@@ -4,6 +4,7 @@ The model is a real SegFormer mit-b0 in MMSegmentation's own format, with random
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -437,3 +438,19 @@ def test_desra_detect_with_segformer(folder, segmenter, make_pairs, desra, tmp_p
     labels = zarr.open_array(workspace.glob(f"maps/*/{regions[0]['id']}.zarr/labels").__next__(), mode="r")[:]
     np.testing.assert_array_equal(labels, segmenter(decode(path.read_bytes(), path).pixels))
     assert all(region["class_name"] for region in regions)
+
+    # What was stored is damaged or gone: the run after tells of it or mends it, the next one has mended it.
+    masks = {path: path.read_bytes() for path in workspace.glob("masks/**/*.png")}
+    shutil.rmtree(workspace.joinpath(*path_of(regions[0]["id"]), "labels"))
+    damaged = workspace.joinpath(*path_of(regions[-1]["id"]), "similarity", "c", "0", "0")
+    damaged.write_bytes(b"x")
+    for path in masks:
+        path.unlink()
+    desra(*command)
+    mended = desra(*command)
+    assert mended.returncode == 0, mended.stderr
+    assert {path: path.read_bytes() for path in workspace.glob("masks/**/*.png")} == masks
+
+
+def path_of(image_id):
+    return "maps", image_id[:2], f"{image_id}.zarr"
