@@ -179,14 +179,17 @@ class OnDisk:
     def of(cls, workspace: Workspace) -> OnDisk:
         """List a workspace."""
         masks = (name.removesuffix(".png") for name in _paths(workspace.masks, ""))
-        return cls(masks, ((path.parent.stem, path.name) for path in workspace.maps.glob("*/*.zarr/[!z]*")))
+        groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
+        return cls(
+            masks, ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group))
+        )
 
     @classmethod
     def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
         """Look for what belongs to some manifest rows."""
         names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
         masks = (name for name in names if _holds_data(workspace.mask(name)))
-        arrays = ((key, path.name) for key in ids for path in workspace.group(key).glob("[!z]*"))
+        arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
         return cls(masks, arrays)
 
     def has_mask(self, names: pa.Array) -> Flags:
@@ -338,6 +341,15 @@ def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.fl
     sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
     areas = [min_area_pixels(target.min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
     return np.array(areas, np.float64)[which.ravel()]
+
+
+def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """The folders in a folder, if there is one."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _holds_data(path: Path) -> bool:

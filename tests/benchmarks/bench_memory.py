@@ -114,7 +114,7 @@ def _run_stages(corpus: Path, stages: list[str]) -> Outcome:
     )
     workspace = Workspace(detection.workspace)
     workspace.create()
-    _, plan, weights = prepare(detection)
+    _, plan, weights, _ = prepare(detection)
     target = plan.target
     settings = {
         "similarity": SimilaritySettings(

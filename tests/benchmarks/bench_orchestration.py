@@ -74,7 +74,7 @@ def run() -> None:
         workspace = Workspace(detection.workspace)
         workspace.create()
         with workspace.locked():
-            _, plan, _ = prepare(detection)
+            _, plan, _, _ = prepare(detection)
             started = time.perf_counter()
             with prefect_server(workspace) as url:
                 server = time.perf_counter() - started

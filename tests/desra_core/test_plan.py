@@ -61,7 +61,7 @@ class Lab:
 
     def run(self, **changes: Any) -> dict[str, set[str]]:
         """Run the stages that have something to do; returns the names that each was run on."""
-        workspace, plan, weights = prepare(self.detection(**changes))
+        workspace, plan, weights, _ = prepare(self.detection(**changes))
         ran: dict[str, set[str]] = {}
         for shard in plan.shards:
             rows = plan.rows(shard)
@@ -337,7 +337,7 @@ def test_a_damaged_group_is_mended_by_the_second_run_at_the_latest(lab: Lab, tmp
 def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path: Path) -> None:
     """A run with another window was killed after it had stored a map and before it had said so."""
     lab.run()
-    workspace, plan, weights = prepare(lab.detection(window=7))
+    workspace, plan, weights, _ = prepare(lab.detection(window=7))
     for image in image_refs(plan.rows(0)):
         similarity_stage(image, Outcome(image.id), workspace, stages(lab.detection(window=7), plan, weights)[0][1])
     changes = {"threshold": 0.72}
@@ -348,7 +348,7 @@ def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path
 
 def test_records_in_the_journal_count(lab: Lab) -> None:
     """A run that was killed between the stages goes on with the second one."""
-    workspace, plan, weights = prepare(lab.detection())
+    workspace, plan, weights, _ = prepare(lab.detection())
     function, settings = stages(lab.detection(), plan, weights)[0]
     for image in image_refs(plan.rows(0)):
         run_stage(function, image, Outcome(image.id), workspace, settings, plan.target.mask_key)
@@ -476,19 +476,20 @@ def test_shards_count_what_is_pending(lab: Lab) -> None:
 
 def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     lab.run()
-    workspace, plan, _ = prepare(lab.detection())
+    workspace, plan, _, _ = prepare(lab.detection())
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
     listed, looked = OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)
     names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
     assert listed.has_mask(names).tolist() == looked.has_mask(names).tolist() == [False, True, False]
-    assert listed.has_group(ids).tolist() == looked.has_group(ids).tolist() == [False, True, False]
+    for array, stored in (("similarity", [False, True, False]), ("labels", [False, False, False])):
+        assert listed.has_array(ids, array).tolist() == looked.has_array(ids, array).tolist() == stored
 
 
 def test_make_plan_writes_nothing(lab: Lab) -> None:
     lab.run()
-    workspace, plan, _ = prepare(lab.detection())
+    workspace, plan, _, _ = prepare(lab.detection())
     before = {path: path.stat().st_mtime_ns for path in (lab.root / "ws").rglob("*")}
     make_plan(workspace, plan.rows(0), plan.target)
     assert {path: path.stat().st_mtime_ns for path in (lab.root / "ws").rglob("*")} == before
