@@ -76,12 +76,12 @@ def run() -> None:
         with workspace.locked():
             _, plan, _, _ = prepare(detection)
             started = time.perf_counter()
-            with prefect_server(workspace) as url:
+            with prefect_server(workspace):
                 server = time.perf_counter() - started
-                _print_costs(_measured(workspace, plan, url), server)
+                _print_costs(_measured(workspace, plan), server)
 
 
-def _measured(workspace: Workspace, plan: Plan, url: str) -> dict[str, float]:
+def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
     from tasks.fanout import Job, open_dask
     from tasks.shards import StageSpec
@@ -110,16 +110,16 @@ def _measured(workspace: Workspace, plan: Plan, url: str) -> dict[str, float]:
         seconds["cluster"] = time.perf_counter() - started
         seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))
         warm_up = make_plan(workspace, manifest, plan.target, limit=10)
-        _flow_seconds(workspace, warm_up, specs(b""), dask, url)
+        _flow_seconds(workspace, warm_up, specs(b""), dask)
         workspace.shard_outcomes(0).unlink()
         with patch("tasks.shards.run_stage", uncommitted), patch("tasks.shards.gather_shard"):
-            seconds["orchestration"] = _flow_seconds(workspace, plan, specs(b""), dask, url)
-        seconds["with commits"] = _flow_seconds(workspace, plan, specs(mask), dask, url)
+            seconds["orchestration"] = _flow_seconds(workspace, plan, specs(b""), dask)
+        seconds["with commits"] = _flow_seconds(workspace, plan, specs(mask), dask)
     assert sum(1 for _ in workspace.masks.rglob("*.png")) == IMAGES
     return seconds
 
 
-def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any, url: str) -> float:
+def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any) -> float:
     """Time the shards of a flow run, from the first submission to the last result, as `flows.detect` runs them."""
     from prefect import flow
     from prefect.runtime import flow_run
@@ -140,7 +140,7 @@ def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress lines
         elapsed, flow_run_id = no_ops()
-    assert wait_for_task_runs(url, flow_run_id, len(plan.shards) * (1 + len(stages)))
+    assert wait_for_task_runs(flow_run_id, len(plan.shards) * (1 + len(stages)))
     return elapsed
 
 
