@@ -201,8 +201,10 @@ def _detect(detection: Detection, machine: Machine) -> int:
             _say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
         _, plan, _, scanned = prepare(detection, on_hashed=_HashingLines())
         assert scanned is not None
-        if scanned.replaced or scanned.vanished:
-            _say(f"since the last run: {scanned.replaced} changed, {scanned.vanished} vanished")
+        if scanned.replaced:
+            _say(f"{scanned.replaced} images have changed and are computed again")
+        if scanned.vanished:
+            _say(f"{scanned.vanished} images have vanished; their outputs stay")
         _show_failures(pa.concat_tables([scanned.failures, plan.failures]))
         if plan.dropped:
             _say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
@@ -243,7 +245,8 @@ def _report(workspace: Workspace, detection: Detection, before: Plan, scan_failu
     else:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
     marked = len(regions["image"].unique())
-    weighting = "weight 1 for every class" if detection.segmenter == "none" else "semantic weights"
+    unweighted = detection.segmenter == "none" or detection.weights == "none"
+    weighting = "weight 1 for every class" if unweighted else "semantic weights"
     typer.echo(f"{regions.num_rows} artifact regions in {marked} images, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
