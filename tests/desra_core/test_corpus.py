@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -421,3 +424,38 @@ def test_memory_of_a_large_corpus(folders: Folders) -> None:
     tracemalloc.stop()
     assert corpus.manifest.num_rows == 10_000
     assert peak < 60e6
+
+
+@pytest.fixture
+def plain_user() -> Iterator[Path]:
+    """A folder of a user without root's right to read everything, and for as long that user."""
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+    if root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_goes_on(plain_user: Path) -> None:
+    for role in ("mse", "gan"):
+        for name in ("a", "secret/b", "c"):
+            path = plain_user / role / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        (plain_user / role / "secret").chmod(0)
+    (plain_user / "gan" / "c.png").chmod(0)
+    workspace = Workspace(plain_user / "ws")
+    workspace.create()
+    corpus = scan(Sources(plain_user / "mse", plain_user / "gan"), workspace, shard_size=10)
+    for role in ("mse", "gan"):
+        (plain_user / role / "secret").chmod(0o700)
+    assert corpus.manifest["name"].to_pylist() == ["a"]
+    reasons = {Path(row["subject"]).name: row["reason"] for row in corpus.failures.to_pylist()}
+    assert reasons == {
+        "secret": "cannot be opened (Permission denied)",
+        "c.png": "may not be read (permission denied)",
+    }
