@@ -205,14 +205,13 @@ def _identified(
 
 def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     """Give names of equal images but other labels than the first of them an id of their own: their masks differ."""
-    kinds = current.group_by("id").aggregate([("labels_hash", "count_distinct")])
-    shared = kinds.filter(pc.greater(kinds["labels_hash_count_distinct"], 1))["id"].to_pylist()
-    ids = current["id"].combine_chunks()
-    for image_id in shared:
-        same = pc.equal(ids, image_id)
-        labels = current["labels_hash"].filter(same).to_pylist()
-        told_apart = [image_id if label == labels[0] else digest(f"{image_id} {label}".encode()) for label in labels]
-        ids = pc.replace_with_mask(ids, same, pa.array(told_apart, pa.string()))
+    ids, labels = current["id"].combine_chunks(), current["labels_hash"].combine_chunks()
+    firsts = current.group_by("id", use_threads=False).aggregate([("labels_hash", "first")])
+    first = firsts["labels_hash_first"].combine_chunks().take(pc.index_in(ids, firsts["id"].combine_chunks()))
+    other = pc.fill_null(pc.not_equal(labels, first), False)
+    pairs = zip(ids.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((digest(f"{image_id} {label}".encode()) for image_id, label in pairs), pa.string())
+    ids = pc.replace_with_mask(ids, other, own)
     return current.set_column(current.schema.get_field_index("id"), "id", ids)
 
 
