@@ -22,9 +22,10 @@ from desra_core import __version__
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
-from desra_core.plan import Plan, load_settings, make_plan, prepare
+from desra_core.plan import Plan, make_plan, prepare
 from desra_core.settings import Detection, Machine
 from desra_core.tables import publish_tables, worst_regions
+from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
 
 _DETECTION = Detection.model_fields

@@ -5,7 +5,6 @@ from __future__ import annotations
 from desra_core.detection.segmenters import load_segmenter
 from desra_core.detection.semantics import Weights
 from desra_core.errors import UsageError
-from desra_core.plan import Target
 from desra_core.settings import Detection, Machine
 from desra_core.stages import (
     MaskSettings,
@@ -15,6 +14,7 @@ from desra_core.stages import (
     segmentation_stage,
     similarity_stage,
 )
+from desra_core.target import Target
 from tasks.fanout import Dask
 from tasks.shards import StageSpec
 
