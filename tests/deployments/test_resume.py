@@ -148,7 +148,15 @@ def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, sma
 def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
     command = [*arguments(corpus, workspace)[:-1], "2"]  # more shards than are in flight
-    run = subprocess.Popen(command, env=prefect_environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        env=prefect_environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell makes what it starts in the background, these tests perhaps, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while len(finished(workspace)) < 3:
         assert run.poll() is None
         time.sleep(0.01)
