@@ -65,12 +65,15 @@ class Dask:
         self.max_pixels = max(0, int(_USABLE_SHARE * memory) - WORKER_BYTES) // BYTES_PER_PIXEL
         self.gpus = gpus
         self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._live: list[list[Future[Any]]] = []
 
     def end(self) -> None:
         """Stop what is going on: the run is over, perhaps before its time, and lost images are no failures."""
-        self._ended.set()
-        for futures in list(self._live):
+        with self._lock:
+            self._ended.set()
+            live = list(self._live)
+        for futures in live:
             self._client.cancel(futures)
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Outcome]]) -> Iterator[Result]:
@@ -92,8 +95,10 @@ class Dask:
             pure=False,
         )
         images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
-        if self._ended.is_set():
-            raise CancelledError
+        with self._lock:
+            if self._ended.is_set():
+                raise CancelledError
+            self._live.append(futures)
         with self._watched(futures):
             for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
                 for future, result in batch:
@@ -118,7 +123,6 @@ class Dask:
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        self._live.append(futures)
         try:
             yield
         finally:
