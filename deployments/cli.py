@@ -179,10 +179,11 @@ def status(
     if manifest is None:
         raise UsageError(place.root, "has no manifest", "run desra detect")
     plan = make_plan(place, manifest, target, limit=detection.limit)
-    failed = pa.concat_tables([read_table(place.scan_failures, FAILURES), plan.failures])
+    unscanned = read_table(place.scan_failures, FAILURES)
+    failed = pa.concat_tables([unscanned, plan.failures])
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     owner = place.owner()
-    images = plan.images + read_table(place.scan_failures, FAILURES).num_rows
+    images = plan.images + unscanned.num_rows
     retried = f", {plan.retries.num_rows} of them failed and will be tried again" if plan.retries.num_rows else ""
     typer.echo(f"workspace  {place.root}")
     typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
