@@ -21,7 +21,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt P
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test slow lint bench browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,14 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 	@$(RUN) -m deployments.check
 
-demo: $(STAMP)  ## find the artifacts in eight sample pairs; the result is demo/demo.png
+demo: $(STAMP)  ## mine a dozen photos with a small model pair; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
 test: $(STAMP)  ## run the tests; about five minutes on two cores
 	$(RUN) -m pytest
+
+slow: $(STAMP)  ## run the tests that take minutes each
+	$(RUN) -m pytest -m slow --timeout 1800
 
 lint: $(STAMP)  ## check rules and format (ruff) and types (mypy)
 	$(RUN) -m ruff check .
@@ -42,6 +45,10 @@ lint: $(STAMP)  ## check rules and format (ruff) and types (mypy)
 
 bench: $(STAMP)  ## measure speed and memory
 	$(RUN) tests/benchmarks/run.py
+
+browser:  ## install Debian's Chromium, with which the tests look at pages; needs root
+	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 clean:  ## remove .venv, the caches and the demo
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage

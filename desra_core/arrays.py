@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _SHARD = 4096
 
 
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
-    """Store a 2-D array of an image under the key of the settings that made it, in place of any older one.
+    """Store an ``(H, W)`` or ``(H, W, C)`` array under the key of the settings that made it, in place of any older one.
 
     Raises
     ------
@@ -35,11 +36,10 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             scratch,
             shape=array.shape,
             dtype=array.dtype,
-            chunks=(_CHUNK, _CHUNK),
+            chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
             shards=_shards(array.shape),
             compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
-            attributes={"key": key},
-            fill_value=_missing(array.dtype),
+            attributes={"key": key, "crc32": _crc32(array)},
             zarr_format=3,
         )
         try:
@@ -65,7 +65,8 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
     try:
         stored = zarr.open_array(path, mode="r")
         array: npt.NDArray[Any] = stored[:]  # type: ignore[assignment]
-        if stored.attrs.get("key") == key and not _has_missing(array):
+        # A chunk that is not there would be read as zeros.
+        if stored.attrs.get("key") == key and stored.attrs.get("crc32") == _crc32(array):
             return array
     except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         pass
@@ -73,23 +74,26 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
     raise TransientError(path, "is damaged, or of a run that was cut off", "run again: it is made anew")
 
 
-def drop_arrays(workspace: Workspace, image_id: str) -> None:
-    """Delete the group of an image, if there is one."""
-    shutil.rmtree(workspace.group(image_id), ignore_errors=True)
+def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
+    """As `read_array`, but None for what is not there."""
+    try:
+        return read_array(workspace, image_id, name, key=key)
+    except TransientError:
+        return None
 
 
-def _missing(dtype: npt.DTypeLike) -> float:
-    """What zarr gives for a chunk that is not there: no similarity is NaN, and no class 255."""
-    return np.nan if np.dtype(dtype).kind == "f" else 255
+def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
+    """Delete an array of an image, if it is there."""
+    shutil.rmtree(workspace.group(image_id) / name, ignore_errors=True)
 
 
-def _has_missing(array: npt.NDArray[Any]) -> bool:
-    return bool(np.isnan(array).any() if array.dtype.kind == "f" else (array == 255).any())
+def _crc32(array: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)
 
 
 def _shards(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Whole chunks that cover the array in one zarr shard, or in a few where it is large."""
-    return tuple(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in shape)
+    return (*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in shape[:2]), *shape[2:])
 
 
 def _move(scratch: Any, target: Any) -> None:

@@ -6,12 +6,11 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,14 +39,22 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image to be processed: a pair of SR results, at every name under which it occurs."""
+    """One image to be processed, at every name under which it occurs: a pair of SR results, or an LR photo."""
 
     id: str
     shard: int
     names: tuple[str, ...]
-    mse_sr: File
-    gan_sr: File
+    mse_sr: File | None
+    gan_sr: File | None
+    lr: File | None
     labels: File | None
+
+    @property
+    def path(self) -> Path:
+        """The file that stands for the image in messages."""
+        file = self.gan_sr or self.lr
+        assert file is not None
+        return file.path
 
 
 class Corpus(NamedTuple):
@@ -95,7 +102,7 @@ def scan(
     found, failures = match(sources, workspace.root)
     if found.num_rows == 0 and failures.num_rows == 0:
         kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
-        raise UsageError(sources.gan_sr, "holds no images", f"name a folder with {kinds} files")
+        raise UsageError(sources.main, "holds no images", f"name a folder with {kinds} files")
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
     previous = read_manifest(workspace)
@@ -107,10 +114,10 @@ def scan(
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
     manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
     for name in replaced:
-        workspace.mask(name).unlink(missing_ok=True)
+        workspace.withdraw(name)
     if replaced and previous is not None:
         for image_id in previous["id"].filter(pc.invert(pc.is_in(previous["id"], manifest["id"]))).to_pylist():
-            shutil.rmtree(workspace.group(image_id), ignore_errors=True)
+            workspace.drop_group(image_id)
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
     if previous is None or not manifest.equals(previous, check_metadata=True):
@@ -130,10 +137,11 @@ def image_refs(rows: pa.Table) -> list[ImageRef]:
     """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows."""
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
-    def file(row: dict[str, str], role: str) -> File:
-        return File(roots[role] / row[f"{role}_path"], row[f"{role}_hash"])
+    def file(row: dict[str, str | None], role: str) -> File | None:
+        path, content = row[f"{role}_path"], row[f"{role}_hash"]
+        return File(roots[role] / path, content) if path and content else None
 
-    by_id: dict[str, list[dict[str, str]]] = {}
+    by_id: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         by_id.setdefault(row["id"], []).append(row)
     return [
@@ -141,9 +149,7 @@ def image_refs(rows: pa.Table) -> list[ImageRef]:
             id=image_id,
             shard=int(same[0]["shard"]),
             names=tuple(row["name"] for row in same),
-            mse_sr=file(same[0], "mse_sr"),
-            gan_sr=file(same[0], "gan_sr"),
-            labels=file(same[0], "labels") if same[0]["labels_path"] else None,
+            **{role: file(same[0], role) for role in ROLES},
         )
         for image_id, same in by_id.items()
     ]
@@ -197,9 +203,9 @@ def _identified(
     problems = pa.Table.from_pylist(failed, FAILURES)
     table = table.filter(pc.invert(pc.is_in(table["name"], problems["name"].combine_chunks())))
     ids = [pa.array([], pa.string())]
-    for rows in table.select(["mse_sr_hash", "gan_sr_hash"]).to_batches(max_chunksize=_BATCH):
-        pairs = zip(rows[0].to_pylist(), rows[1].to_pylist(), strict=True)
-        ids.append(pa.array((digest(f"{mse_sr} {gan_sr}".encode()) for mse_sr, gan_sr in pairs), pa.string()))
+    for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
+        contents = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
     return table.append_column("id", pa.concat_arrays(ids)), problems
 
 

@@ -127,11 +127,20 @@ def encode_mask(mask: Mask) -> bytes:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, as PNG."""
+    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, or uint8 gray and alpha, as PNG."""
+    if pixels.ndim == 3 and pixels.shape[2] == 2:  # which OpenCV does not write
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
         order = [2, 1, 0, 3][: pixels.shape[2]]
         pixels = pixels[:, :, order]
     return _encode(_contiguous(pixels), [])
+
+
+def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """``(H, W, C)`` and ``(H, W)`` as ``(H, W, C + 1)``."""
+    return np.dstack([pixels, alpha])  # type: ignore[return-value]
 
 
 def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,12 +24,27 @@ _FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.in
 
 @dataclass(frozen=True)
 class Sources:
-    """The folders of a corpus. Files belong together when their paths below them agree without suffix."""
+    """The folders of a corpus: pairs of results, or low-resolution photos.
 
-    mse_sr: Path
-    gan_sr: Path
+    Files belong together when their paths below the folders agree without suffix.
+    """
+
+    mse_sr: Path | None = None
+    gan_sr: Path | None = None
     lr: Path | None = None
     labels: Path | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The roles whose content makes an image what it is; each image has them all."""
+        return ("mse_sr", "gan_sr") if self.gan_sr is not None else ("lr",)
+
+    @property
+    def main(self) -> Path:
+        """The folder whose files give the images their names."""
+        folder = self.folder(self.identity[-1])
+        assert folder is not None
+        return folder
 
     def folder(self, role: str) -> Path | None:
         """The folder of a role, if there is one."""
@@ -70,15 +86,14 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
         failures.append(problems)
     tables, ambiguous = _without_ambiguity(tables)
     failures.append(ambiguous)
-    joined = _renamed(tables["gan_sr"], "gan_sr").join(
-        _renamed(tables["mse_sr"], "mse_sr"), "name", join_type="full outer"
-    )
-    for role in ("lr", "labels"):
+    *others, main = sources.identity
+    joined = _renamed(tables[main], main)
+    for role in (*others, *(role for role in ROLES if role not in sources.identity)):
         table = _renamed(tables.get(role, _FILES.empty_table()), role)
-        joined = joined.join(table, "name", join_type="left outer")
-    required = [("mse_sr", "gan_sr"), ("gan_sr", "mse_sr")]
+        joined = joined.join(table, "name", join_type="full outer" if role in others else "left outer")
+    required = [(role, twin) for role, twin in permutations(sources.identity, 2)]
     if sources.labels is not None:
-        required.append(("labels", "gan_sr"))
+        required.append(("labels", main))
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
         failures.append(_missing(lacking, sources, role, twin))

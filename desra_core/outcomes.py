@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("icc_profile", pa.bool_()),
+        pa.field("tile", pa.int32()),
         pa.field("similarity_key", pa.string()),
         pa.field("similarity_kept", pa.bool_()),
         pa.field("segmentation_key", pa.string()),
@@ -67,7 +68,9 @@ class Outcome:
     Attributes
     ----------
     icc_profile
-        Whether the GAN result has a colour profile, which is ignored.
+        Whether the GAN result, or the photo, has a colour profile, which is ignored.
+    tile
+        Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
     similarity_key, segmentation_key, mask_key
         Settings under which each product was made; None where it was not. ``mask_key`` is set once the mask is
         published.
@@ -92,6 +95,7 @@ class Outcome:
     height: int | None = None
     width: int | None = None
     icc_profile: bool = False
+    tile: int | None = None
     similarity_key: str | None = None
     similarity_kept: bool = False
     segmentation_key: str | None = None

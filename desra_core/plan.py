@@ -16,9 +16,9 @@ from desra_core.corpus import Corpus, read_manifest, scan
 from desra_core.detection.semantics import Weights
 from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
-from desra_core.settings import Detection, min_area_pixels
-from desra_core.target import Target, save_settings, target_of
-from desra_core.workspace import Workspace
+from desra_core.settings import CorpusSettings, min_area_pixels
+from desra_core.target import Target, check_kind, save_settings, target_of
+from desra_core.workspace import DATASET, Workspace
 
 _COLUMNS = [
     "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
@@ -85,18 +85,26 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     has_similarity = same_similarity & _flags(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
     has_labels = equal("segmentation_key", target.segmentation_key) & _flags(record["labels_kept"])
     has_labels &= on_disk.has_array(ids, "labels")
+    has_pair = np.ones(len(index), bool)
+    exported = has_pair
+    if target.super_resolves:
+        has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
+        wanted = (number("artifact_pixels") > 0) | (target.keep == "all")
+        exported = ~wanted | on_disk.has_dataset(rows["name"].combine_chunks())
     published = _flags(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
     kept = has_similarity | ~_flags(record["similarity_kept"])
     if target.keep != "artifacts":
         kept = has_similarity & (has_labels | (not target.segments))
+    if target.keep == "all":
+        kept &= has_pair
 
     failed = _flags(record["failed_stage"].is_valid())
     for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~_flags(record["transient"])
-    pending = ~(masked & kept & ~failed) & ~for_good
+    pending = ~(masked & kept & exported & ~failed) & ~for_good
     skippable = empty & (target.keep == "artifacts")
-    similarity = pending & ~has_similarity & ~skippable
+    similarity = pending & ~(has_similarity & has_pair) & ~skippable
     return Work(
         similarity=similarity,
         segmentation=pending & ~has_labels & ~skippable & target.segments,
@@ -107,19 +115,29 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
 
 
 class OnDisk:
-    """Which masks and which stored arrays a workspace holds."""
+    """Which masks, stored arrays and dataset pictures (kind, name) a workspace holds."""
 
-    def __init__(self, masks: Iterable[str], arrays: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        masks: Iterable[str],
+        arrays: Iterable[tuple[str, str]],
+        pictures: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self._masks = pa.array(masks, pa.string())
         self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
+        by_kind: dict[str, list[str]] = {kind: [] for kind in DATASET}
+        for kind, name in pictures:
+            by_kind[kind].append(name)
+        self._pictures = [pa.array(names, pa.string()) for names in by_kind.values()]
 
     @classmethod
     def of(cls, workspace: Workspace) -> OnDisk:
         """List a workspace."""
-        masks = (name.removesuffix(".png") for name in _paths(workspace.masks, ""))
         groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
         return cls(
-            masks, ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group))
+            _pngs(workspace.masks),
+            ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group)),
+            ((kind, name) for kind in DATASET for name in _pngs(workspace.dataset(kind, "").parent)),
         )
 
     @classmethod
@@ -128,11 +146,19 @@ class OnDisk:
         names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
         masks = (name for name in names if _holds_data(workspace.mask(name)))
         arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
-        return cls(masks, arrays)
+        pictures = ((kind, name) for kind in DATASET for name in names if _holds_data(workspace.dataset(kind, name)))
+        return cls(masks, arrays, pictures)
 
     def has_mask(self, names: pa.Array) -> Flags:
         """Whether the masks of these names are there."""
         return _flags(pc.is_in(names, self._masks))
+
+    def has_dataset(self, names: pa.Array) -> Flags:
+        """Whether all dataset pictures of these names are there."""
+        found = np.ones(len(names), bool)
+        for pictures in self._pictures:
+            found &= _flags(pc.is_in(names, pictures))
+        return found
 
     def has_array(self, ids: pa.Array, name: str) -> Flags:
         """Whether these images have a stored array of that name."""
@@ -200,13 +226,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    detection: Detection, *, rescan: bool = True, on_hashed: Callable[[int, int], None] | None = None
+    settings: CorpusSettings, *, rescan: bool = True, on_hashed: Callable[[int, int], None] | None = None
 ) -> Prepared:
     """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
 
     Parameters
     ----------
-    detection
+    settings
         What is wanted.
     rescan
         Look for new and changed files first; otherwise trust the manifest.
@@ -216,24 +242,25 @@ def prepare(
     Raises
     ------
     UsageError
-        As `target_of` and `desra_core.corpus.scan`.
+        As `target_of`, `check_kind` and `desra_core.corpus.scan`.
     """
-    workspace = Workspace(detection.workspace)
-    target, weights = target_of(detection)
+    workspace = Workspace(settings.workspace)
+    check_kind(workspace, settings)
+    target, weights = target_of(settings)
     gather_journals(workspace)
     manifest = None if rescan else read_manifest(workspace)
     scanned = None
     if manifest is None:
         scanned = scan(
-            detection.sources,
+            settings.sources,
             workspace,
-            shard_size=detection.shard_size,
-            limit=detection.limit,
+            shard_size=settings.shard_size,
+            limit=settings.limit,
             on_hashed=on_hashed,
         )
         manifest = scanned.manifest
-    save_settings(workspace, detection, target)
-    plan = make_plan(workspace, manifest, target, limit=detection.limit)
+    save_settings(workspace, settings, target)
+    plan = make_plan(workspace, manifest, target, limit=settings.limit)
     return Prepared(workspace, plan, weights, scanned)
 
 
@@ -275,6 +302,11 @@ def _holds_data(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
+
+
+def _pngs(folder: Path) -> Iterator[str]:
+    """Names of the pictures below a folder."""
+    return (path.removesuffix(".png") for path in _paths(folder, ""))
 
 
 def _paths(folder: Path, prefix: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -22,7 +22,8 @@ class Machine(BaseModel):
     memory: str | None = Field(
         None,
         pattern=r"(?i)^\d+(\.\d+)? ?([KMGT]i?)?B?$",
-        description="Memory of one worker, like 4GB; by default 80 % of the machine, shared evenly.",
+        description="Memory of one worker (on a GPU, of each of its threads), like 4GB; by default 80 % of the "
+        "machine, shared evenly.",
     )
     scheduler: str | None = Field(
         None, pattern=r"^\w+://.+", description="Address of a running Dask scheduler, like tcp://host:8786."
@@ -31,15 +32,13 @@ class Machine(BaseModel):
     tile: int = Field(256, ge=32, description="Side of a tile in pixels. Any value gives the same result.")
 
 
-class Detection(BaseModel):
-    """Two folders of super-resolution results to be compared, and how."""
+class CorpusSettings(BaseModel):
+    """How the artifacts of a corpus are found, wherever its results come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    verb: ClassVar[str]
 
-    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
-    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
     workspace: Path = Field(description="Folder that holds everything the runs of a corpus produce.")
-    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for pictures and datasets.")
     segmenter: str = Field(
         "none",
         pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
@@ -55,7 +54,9 @@ class Detection(BaseModel):
     )
     window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
     keep: Literal["artifacts", "maps", "all"] = Field(
-        "artifacts", description="Keep similarity and labels of images with artifacts only, or (maps, all) of all."
+        "artifacts",
+        description="Keep arrays of images with artifacts only (artifacts), similarity and labels of all (maps), or "
+        "all of all, SR results and dataset included (all).",
     )
     limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
     shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
@@ -82,7 +83,40 @@ class Detection(BaseModel):
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
+        raise NotImplementedError
+
+
+class Detection(CorpusSettings):
+    """Two folders of super-resolution results to be compared, and how."""
+
+    verb: ClassVar[str] = "detect"
+
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
         return Sources(mse_sr=self.mse_sr, gan_sr=self.gan_sr, lr=self.lr, labels=self.labels)
+
+
+class Mining(CorpusSettings):
+    """A folder of photos, and the two models whose results are to be compared."""
+
+    verb: ClassVar[str] = "mine"
+
+    photos: Path = Field(description="Folder of low-resolution photos.")
+    mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
+    gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
+    )
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
+        return Sources(lr=self.photos, labels=self.labels)
 
 
 def min_area_pixels(min_area: str, height: int, width: int) -> int:

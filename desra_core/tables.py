@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -10,19 +11,38 @@ from desra_core.detection.semantics import class_names
 from desra_core.matching import FAILURES
 from desra_core.outcomes import REGION_FIELDS, read_outcomes
 from desra_core.plan import failure_table
-from desra_core.workspace import Workspace, read_table
+from desra_core.target import Target
+from desra_core.workspace import DATASET, Workspace, read_table
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
 )
+# Paths are relative to the dataset; rows with one ``made_under`` come from the same models and settings.
+IMAGES = pa.schema(
+    [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
+    + [pa.field(name, pa.int32()) for name in ("height", "width")]
+    + [pa.field("artifact_pixels", pa.int64()), pa.field("regions", pa.int32()), pa.field("severity", pa.float64())]
+    + [pa.field("made_under", pa.string())]
+)
+
+_COLUMNS = [
+    "id", "height", "width", "artifact_pixels", "regions", "mask_key", "failed_stage", "subject", "reason", "remedy",
+]  # fmt: skip
 
 
-def publish_tables(workspace: Workspace) -> None:
-    """Write ``regions.parquet`` and ``failures.parquet`` (raises `desra_core.errors.TransientError`)."""
+def publish_tables(workspace: Workspace, target: Target) -> None:
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
     manifest = read_manifest(workspace)
     assert manifest is not None
-    columns = ["id", "regions", "failed_stage", "subject", "reason", "remedy"]
-    outcomes = read_outcomes(workspace, columns)
+    outcomes = read_outcomes(workspace, _COLUMNS)
+    if target.super_resolves:
+        workspace.publish_table(workspace.dataset_manifest, _dataset(manifest, outcomes, target))
     workspace.publish_table(workspace.regions, _regions(manifest, outcomes))
     failed = failure_table(manifest.filter(manifest["present"]), outcomes)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
@@ -33,6 +53,24 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
     """The most severe regions of a workspace, worst first (schema `REGIONS`)."""
     regions = read_table(workspace.regions, REGIONS)
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
+
+
+def _dataset(manifest: pa.Table, outcomes: pa.Table, target: Target) -> pa.Table:
+    """One row per image of the dataset, sorted by name."""
+    wanted = pc.is_valid(outcomes["mask_key"])
+    if target.keep != "all":
+        wanted = pc.and_(wanted, pc.greater(outcomes["artifact_pixels"], 0))
+    outcomes = outcomes.filter(wanted)
+    index = pc.index_in(manifest["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    names = manifest["name"].combine_chunks().filter(index.is_valid())
+    records = outcomes.take(index.drop_null()).combine_chunks()
+    files = [pc.binary_join_element_wise(kind, pc.binary_join_element_wise(names, "png", "."), "/") for kind in DATASET]
+    lists = records["regions"].combine_chunks()
+    severities = pc.struct_field(pc.list_flatten(lists), "severity")
+    severity = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
+    columns = [names, records["id"], *files, records["height"], records["width"], records["artifact_pixels"]]
+    columns += [pc.list_value_length(lists), pa.array(severity, pa.float64()), records["mask_key"]]
+    return pa.table(columns, schema=IMAGES)
 
 
 def _regions(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:

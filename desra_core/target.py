@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from desra_core import __version__
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
-from desra_core.settings import Detection
+from desra_core.settings import CorpusSettings, Detection, Mining
+from desra_core.sr.checkpoints import checkpoint_key
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
+SUPER_RESOLUTION_VERSION = 1
 SIMILARITY_VERSION = 1
 MASK_VERSION = 1
+
+_KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
+# Whose numbers results depend on.
+_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow")
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,13 @@ class Target:
     min_area: str
     keep: str
     mask_key: str
+    mse_sr_key: str | None = None
+    gan_sr_key: str | None = None
+
+    @property
+    def super_resolves(self) -> bool:
+        """Whether the results are computed, rather than read from files."""
+        return self.gan_sr_key is not None
 
     @property
     def segments(self) -> bool:
@@ -41,7 +58,7 @@ class Target:
         return self.segmentation_key == "labels"
 
 
-def target_of(detection: Detection) -> tuple[Target, Weights]:
+def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     """Resolve settings to keys and class weights.
 
     Raises
@@ -49,36 +66,74 @@ def target_of(detection: Detection) -> tuple[Target, Weights]:
     UsageError
         Weights without labels, or unreadable weights, config or checkpoint.
     """
-    labelled = detection.segmenter != "none"
-    source = detection.weights or ("published" if labelled else "none")
+    labelled = settings.segmenter != "none"
+    source = settings.weights or ("published" if labelled else "none")
     if source != "none" and not labelled:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
-    kind = detection.segmenter.partition(":")[0]
-    segmentation_key = segmenter_key(detection.segmenter) if kind == "mmseg" else kind
-    similarity_key = fingerprint("similarity", SIMILARITY_VERSION, detection.window)
+    result_keys = _result_keys(settings)
+    mse_sr_key, gan_sr_key = result_keys or (None, None)
+    segmentation_key = settings.segmenter.partition(":")[0]
+    if segmentation_key == "mmseg":
+        segmentation_key = segmenter_key(settings.segmenter)
+        if gan_sr_key is not None:  # where results are files, they are part of an image's id
+            segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key)}"
+    similarity_key = fingerprint("similarity", SIMILARITY_VERSION, settings.window, *result_keys)
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
-    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, detection.threshold, detection.min_area)
+    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, settings.threshold, settings.min_area)
     target = Target(
         similarity_key=similarity_key,
         segmentation_key=segmentation_key,
         weighting_key=weighting_key,
         min_weight=float(weights.values.min()),
-        threshold=detection.threshold,
-        min_area=detection.min_area,
-        keep=detection.keep,
+        threshold=settings.threshold,
+        min_area=settings.min_area,
+        keep=settings.keep,
         mask_key=mask_key,
+        mse_sr_key=mse_sr_key,
+        gan_sr_key=gan_sr_key,
     )
     return target, weights
 
 
-def save_settings(workspace: Workspace, detection: Detection, target: Target) -> None:
-    """Record what the latest run wanted."""
-    document = {"detection": detection.model_dump(mode="json"), "target": asdict(target)}
+def result_key(model: Path, precision: str) -> str:
+    """Identify what a checkpoint makes of photos.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read.
+    """
+    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, checkpoint_key(model), precision)
+
+
+def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """Record what the latest run wanted, and with which versions."""
+    document = {
+        "verb": settings.verb,
+        "settings": settings.model_dump(mode="json"),
+        "target": asdict(target),
+        "versions": {"desra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
     workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
 
 
-def load_settings(workspace: Workspace) -> tuple[Detection, Target]:
+def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
+    """See that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
+
+    Raises
+    ------
+    UsageError
+        It belongs to another kind.
+    """
+    kind = _document(workspace).get("verb", settings.verb)
+    if kind != settings.verb:
+        reason = f"belongs to runs of desra {kind}"
+        raise UsageError(workspace.root, reason, f"name another folder as workspace of desra {settings.verb}")
+
+
+def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
     """What the latest run wanted.
 
     Raises
@@ -86,8 +141,24 @@ def load_settings(workspace: Workspace) -> tuple[Detection, Target]:
     UsageError
         The folder is no workspace, or no run has got that far.
     """
+    document = _document(workspace)
+    try:
+        settings = _KINDS[document["verb"]].model_validate(document["settings"])
+        return settings, Target(**document["target"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine") from None
+
+
+def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
+    """Keys of the MSE and the GAN result; none where they are files."""
+    if not isinstance(settings, Mining):
+        return ()
+    return tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
+
+
+def _document(workspace: Workspace) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(workspace.settings.read_bytes())
-        return Detection.model_validate(document["detection"]), Target(**document["target"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra detect") from None
+    except (OSError, ValueError):
+        return {}
+    return document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,3 +40,55 @@ def grid(height: int, width: int, size: int) -> Iterator[Tile]:
     for y in range(0, height, size):
         for x in range(0, width, size):
             yield Tile(y, x, min(size, height - y), min(size, width - x))
+
+
+class Window(NamedTuple):
+    """One of the overlapping windows of an image that a network sees, and the part of the image it answers for."""
+
+    source: Tile
+    kept: Tile
+
+
+def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1) -> list[Window]:
+    """Cut an image into as few windows of one size as possible, so that they can be run in batches.
+
+    Parameters
+    ----------
+    height, width
+        The size of the image, multiples of ``multiple``.
+    side
+        The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
+    halo
+        So far from the border of its window a kept pixel lies at least, unless it is the border of the image
+        as well. A multiple of ``multiple``.
+    multiple
+        Windows start at multiples of it and have sizes that are.
+
+    Returns
+    -------
+    The windows row by row. Their kept parts cover the image exactly once.
+
+    >>> [(window.source.x, window.kept.x, window.kept.width) for window in windows(4, 10, side=6, halo=1)]
+    [(0, 0, 5), (4, 5, 5)]
+    """
+    rows = _spans(height, side, halo, multiple)
+    columns = _spans(width, side, halo, multiple)
+    return [
+        Window(Tile(y, x, high, wide), Tile(top, left, bottom - top, right - left))
+        for y, high, top, bottom in rows
+        for x, wide, left, right in columns
+    ]
+
+
+def _spans(length: int, side: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """`windows` in one dimension: start and size of each, first and last + 1 of what it keeps."""
+    if length <= side:
+        return [(0, length, 0, length)]
+    count = -(-(length - 2 * halo) // (side - 2 * halo))
+    # The smallest size with which the last one ends at the image's end: count * size - (count - 1) * 2 * halo >= length
+    size = -(-(length + 2 * halo * (count - 1)) // (count * multiple)) * multiple
+    blocks = (length - size) // multiple
+    starts = [index * blocks // (count - 1) * multiple for index in range(count)]
+    # Half-way through each overlap, which leaves half of it, at least the halo, on either side.
+    cuts = [0, *((start + size + after) // 2 for start, after in itertools.pairwise(starts)), length]
+    return [(start, size, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True)]

@@ -7,10 +7,13 @@
       settings.json             the settings of the latest run
       outcomes/00000003.parquet what was done with each image of shard 3, and under which settings
       journal/00000003/ID.json  the same of images whose shard is in flight
-      maps/ID[:2]/ID.zarr/      similarity (float32) and labels (uint8) of the images that --keep keeps
+      maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
       masks/NAME.png            1-bit artifact masks
+      dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
+      dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
       failures.parquet          one row per image that could not be processed
+      report.html               the page to forward
       scan_failures.parquet     those of them that did not get past the latest scan
       prefect/                  the embedded Prefect server's database
       tmp/                      unfinished files; emptied at the start of a run
@@ -41,6 +44,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, TransientError, UsageError
+
+# What the dataset holds of an image.
+DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
 
 # Tells this process from another one of the same number, in another container or after a restart.
 _PROCESS = uuid.uuid4().hex
@@ -93,6 +99,16 @@ class Workspace:
         return self.root / "failures.parquet"
 
     @property
+    def report(self) -> Path:
+        """The report (HTML)."""
+        return self.root / "report.html"
+
+    @property
+    def dataset_manifest(self) -> Path:
+        """The images of the dataset (Parquet)."""
+        return self.root / "dataset" / "manifest.parquet"
+
+    @property
     def scan_failures(self) -> Path:
         """Every file that the latest scan could not make an image of (Parquet)."""
         return self.root / "scan_failures.parquet"
@@ -117,6 +133,24 @@ class Workspace:
     def mask(self, name: str) -> Path:
         """The mask of an image."""
         return self.masks / f"{name}.png"
+
+    def dataset(self, kind: str, name: str) -> Path:
+        """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""
+        return self.root / "dataset" / kind / f"{name}.png"
+
+    def withdraw(self, name: str) -> None:
+        """Delete the mask and the dataset pictures of an image, as far as they are there."""
+        self.mask(name).unlink(missing_ok=True)
+        self.withdraw_dataset(name)
+
+    def withdraw_dataset(self, name: str) -> None:
+        """Delete the dataset pictures of an image, as far as they are there."""
+        for kind in DATASET:
+            self.dataset(kind, name).unlink(missing_ok=True)
+
+    def drop_group(self, image_id: str) -> None:
+        """Delete the arrays of an image, if there are any."""
+        shutil.rmtree(self.group(image_id), ignore_errors=True)
 
     def scratch(self) -> Path:
         """A path for an unfinished file or folder, on the workspace's own disk."""

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -19,7 +20,7 @@ from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecClus
 from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import DesraError, ImageError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 
@@ -27,6 +28,9 @@ from desra_core.settings import Machine
 BYTES_PER_PIXEL = 40
 # What a worker holds without an image.
 WORKER_BYTES = 300_000_000
+
+# Threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
+GPU_THREADS = 3
 
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
@@ -52,9 +56,9 @@ class Dask:
     Attributes
     ----------
     threads
-        Threads that one worker may use.
+        Threads that the work on one image may use.
     max_pixels
-        The largest image that fits into a worker.
+        The largest image that fits into a worker's share of memory.
     gpus
         Number of workers with a GPU of their own.
     """
@@ -86,7 +90,7 @@ class Dask:
         """
         run = uuid4().hex[:8]
         futures = self._client.map(
-            job.function,
+            partial(_picklable, job.function),
             [image for image, _ in work],
             [outcome for _, outcome in work],
             key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
@@ -132,7 +136,8 @@ class Dask:
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker, leave its result there, and raise what it raises."""
-        self._client.submit(_without_result, function, *arguments, resources=resources or None, pure=False).result()
+        submitted = partial(_picklable, partial(_without_result, function))
+        self._client.submit(submitted, *arguments, resources=resources or None, pure=False).result()
 
 
 @contextlib.contextmanager
@@ -144,7 +149,7 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
     machine
         How many workers and how large; ignored by a scheduler that runs elsewhere.
     gpus
-        Number of additional local workers that own one GPU each and declare the resource ``GPU: 1``.
+        Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
 
     Raises
     ------
@@ -165,10 +170,11 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
     cores = len(os.sched_getaffinity(0))
     workers = machine.workers or cores
     threads = max(1, cores // workers)
-    memory = parse_bytes(machine.memory) if machine.memory else int(MEMORY_LIMIT * _MEMORY_SHARE / (workers + gpus))
+    in_flight = workers + GPU_THREADS * gpus
+    memory = parse_bytes(machine.memory) if machine.memory else int(MEMORY_LIMIT * _MEMORY_SHARE / in_flight)
     if memory < WORKER_BYTES:
         remedy = f"a worker needs {WORKER_BYTES // 10**6} MB and more; raise it or use fewer --workers"
-        raise UsageError("--memory", f"leaves {memory // 10**6} MB for each of {workers + gpus} workers", remedy)
+        raise UsageError("--memory", f"leaves {memory // 10**6} MB for each of {in_flight} images in flight", remedy)
     with (
         dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(threads)}),
         SpecCluster(
@@ -189,6 +195,15 @@ def _ending(dask: Dask) -> Iterator[Dask]:
         yield dask
     finally:
         dask.end()
+
+
+def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; what it raises is freed of what led to it, which Dask would pickle too, and often cannot."""
+    try:
+        return function(*arguments)
+    except DesraError as error:
+        error.__cause__ = error.__context__ = None
+        raise
 
 
 def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
@@ -231,26 +246,24 @@ def _check_import(address: str, client: Client) -> None:
 
 def _local_workers(workers: int, gpus: int, memory: int) -> dict[str, dict[str, Any]]:
     options = {
-        "nthreads": 1,
-        "memory_limit": memory,
         "host": "127.0.0.1",
         "dashboard": False,
         "silence_logs": logging.CRITICAL,
     }
 
-    def worker(resources: dict[str, float], visible: str) -> dict[str, Any]:
-        environment = {"CUDA_VISIBLE_DEVICES": visible} if gpus else {}
-        return {"cls": Nanny, "options": options | {"resources": resources, "env": environment}}
+    def worker(threads: int, resources: dict[str, float], visible: str) -> dict[str, Any]:
+        own = {"nthreads": threads, "memory_limit": threads * memory, "resources": resources}
+        return {"cls": Nanny, "options": options | own | {"env": {"CUDA_VISIBLE_DEVICES": visible} if gpus else {}}}
 
-    cpu = {f"cpu-{index}": worker({}, "") for index in range(workers)}
-    return cpu | {f"gpu-{index}": worker({"GPU": 1}, str(index)) for index in range(gpus)}
+    cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(workers)}
+    return cpu | {f"gpu-{index}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, str(index)) for index in range(gpus)}
 
 
 def _error(image: ImageRef, raised: Any) -> ImageError:
     error = raised[1] if isinstance(raised, tuple) else raised
     if isinstance(error, ImageError):
         return error
-    path = image.gan_sr.path
+    path = image.path
     if isinstance(error, CancelledError):
         return TransientError(path, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):

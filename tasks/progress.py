@@ -26,13 +26,15 @@ class RunProgress:
 
     Parameters
     ----------
+    verb
+        What the run does, in a word.
     images
         Number of images to be computed.
     stages
         Number of stages that each has to pass.
     """
 
-    def __init__(self, images: int, stages: int) -> None:
+    def __init__(self, verb: str, images: int, stages: int) -> None:
         self._images = images
         self._steps = images * stages
         self._steps_done = self._finished = self._failed = self._failure_lines = 0
@@ -40,7 +42,7 @@ class RunProgress:
         self._started = self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._bar = Progress(
-            TextColumn("detect"),
+            TextColumn(verb),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.description}"),

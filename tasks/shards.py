@@ -25,12 +25,13 @@ Counts = dict[str, int]
 class StageSpec(NamedTuple):
     """A stage of a flow.
 
-    ``name`` is what people see and a field of `desra_core.plan.Work`; ``function`` and its ``settings`` come from
-    `desra_core.stages`; ``key`` identifies everything but the images that determines the product; ``resources`` are
-    Dask's, like ``{"GPU": 1}``.
+    ``name`` is what people see; ``product`` is the field of `desra_core.plan.Work` that tells which images need it;
+    ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
+    that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
     """
 
     name: str
+    product: str
     function: Stage
     settings: Any
     key: str
@@ -66,9 +67,9 @@ class Shard:
         self.failed: set[str] = set()
         self.content = sorted(set(self._rows["id"].to_pylist()))
 
-    def pending(self, stage: str) -> list[tuple[ImageRef, Outcome]]:
-        """The images that a stage has to be run on, by what the workspace says now."""
-        flags: np.ndarray[Any, Any] = getattr(self._work(), stage)
+    def pending(self, product: str) -> list[tuple[ImageRef, Outcome]]:
+        """The images that lack a product, by what the workspace says now."""
+        flags: np.ndarray[Any, Any] = getattr(self._work(), product)
         ids = dict.fromkeys(self._rows.filter(pa.array(flags))["id"].to_pylist())
         return [(self.images[key], self.outcome(key)) for key in ids if key in self.images and key not in self.failed]
 
@@ -105,7 +106,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     spec = run.stages[stage]
     mask_key = run.plan.target.mask_key
     function = partial(run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key)
-    work = shard.pending(spec.name)
+    work = shard.pending(spec.product)
     failed_before = len(shard.failed)
     stages_left = len(run.stages) - stage
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
@@ -124,7 +125,7 @@ def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. What is done already is left alone."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
-        pending = shard.pending(spec.name)
+        pending = shard.pending(spec.product)
         run.progress.passed(shard.names() - sum(len(image.names) for image, _ in pending))
         stage_of_shard.with_options(
             name=spec.name,

@@ -9,7 +9,9 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
+from desra_core.report import write_report
 from desra_core.tables import publish_tables, worst_regions
+from desra_core.target import Target
 from desra_core.workspace import Workspace
 
 _WORST = 20
@@ -26,9 +28,10 @@ class Summary(NamedTuple):
 
 
 @task
-def publish_results(workspace: Workspace, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
-    """Write the region and failure tables and show the worst regions in the UI."""
-    publish_tables(workspace)
+def publish_results(workspace: Workspace, target: Target, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
+    """Write the tables and the report, and show the worst regions in the UI."""
+    publish_tables(workspace, target)
+    write_report(workspace)
     worst = worst_regions(workspace, _WORST).drop_columns(["id"]).to_pylist()
     create_table_artifact(worst, key="worst-regions", description=f"The {len(worst)} most severe regions.")
     return Summary(

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from deployments.server import prefect_server
 from desra_core.workspace import Workspace
@@ -80,3 +81,54 @@ def make_pairs() -> Callable[[Path, int], list[str]]:
         return names
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_models() -> Callable[..., tuple[Path, Path]]:
+    """Write a small real MSE/GAN pair: the one repeats pixels, the other adds texture where a photo is bright."""
+
+    def weights(strength: float, scale: int) -> dict[str, torch.Tensor]:
+        pattern = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], 3 * scale**2)).float()
+        pick, keep, add = torch.zeros(4, 3, 3, 3), torch.zeros(4, 4, 3, 3), torch.zeros(3 * scale**2, 4, 3, 3)
+        pick[0, :, 1, 1], keep[0, 0, 1, 1], add[:, 0, 1, 1] = 1 / 3, 1, strength * pattern
+        bias = torch.tensor([-0.7, 0, 0, 0])
+        layers = [(pick, bias), (torch.zeros(4),), (keep, torch.zeros(4)), (torch.zeros(4),), (add, 0 * pattern)]
+        return {
+            f"body.{index}.{name}": value
+            for index, layer in enumerate(layers)
+            for name, value in zip(("weight", "bias"), layer, strict=False)
+        }
+
+    def make(folder: Path, scale: int = 4, strength: float = 1.5) -> tuple[Path, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = folder / "mse.pth", folder / "gan.pth"
+        for path, texture in zip(paths, (0.0, strength), strict=True):
+            torch.save({"params": weights(texture, scale)}, path)
+        return paths
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_photos() -> Callable[[Path, int], list[str]]:
+    """Write low-resolution photos to a folder; two of three are bright somewhere."""
+
+    def make(folder: Path, count: int) -> list[str]:
+        names = [f"set{index % 2}/photo{index:03d}" for index in range(count)]
+        for index, name in enumerate(names):
+            path = folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), photo(index, bright=bool(index % 3)))
+        return names
+
+    return make
+
+
+def photo(seed: int, *, bright: bool, height: int = 50, width: int = 60) -> np.ndarray:
+    """``(H, W, 3)`` uint8: dark and smooth, with a bright patch where asked for."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3)).astype(np.float32), (0, 0), 4)
+    pixels = np.clip(90 + 3 * (smooth - 128), 20, 160)
+    if bright:
+        pixels[10:40, 15:45] += 0.6 * (250 - pixels[10:40, 15:45]) + 20
+    return np.clip(pixels, 0, 255).astype(np.uint8)

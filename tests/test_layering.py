@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("desra_core", "tasks", "flows", "deployments")
-HEAVY = {"prefect", "dask", "distributed", "torch", "numba", "mmseg", "mmcv", "zarr"}
+HEAVY = {
+    "prefect",
+    "dask",
+    "distributed",
+    "torch",
+    "numba",
+    "mmseg",
+    "mmcv",
+    "zarr",
+    "spandrel",
+    "matplotlib",
+    "jinja2",
+}
 FORBIDDEN = {
     "desra_core": {"prefect", "dask", "distributed", "tasks", "flows", "deployments"},
     "tasks": {"flows", "deployments"},

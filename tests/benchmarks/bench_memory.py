@@ -124,7 +124,7 @@ def _run_stages(corpus: Path, stages: list[str]) -> Outcome:
         "mask": MaskSettings(
             key=target.mask_key, segmentation_key=target.segmentation_key, weighting_key=target.weighting_key,
             weights=weights.values if labels.exists() else None, threshold=target.threshold,
-            min_area=target.min_area, keep_all=False, max_pixels=2**40,
+            min_area=target.min_area, keep="artifacts", max_pixels=2**40,
         ),
     }  # fmt: skip
     manifest = read_manifest(workspace)

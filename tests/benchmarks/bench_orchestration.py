@@ -98,8 +98,8 @@ def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     def specs(mask: bytes) -> list[Any]:
         functions = (similarity_stage, mask_stage)
         return [
-            StageSpec(function.__name__.removesuffix("_stage"), function, (key, mask), key, {})
-            for function, key in zip(functions, keys, strict=True)
+            StageSpec(name, name, function, (key, mask), key, {})
+            for name, function, key in zip(("similarity", "mask"), functions, keys, strict=True)
         ]
 
     with ExitStack() as stack:
@@ -130,7 +130,7 @@ def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any
 
     @flow(name="no-ops", task_runner=ThreadPoolTaskRunner(max_workers=3))  # type: ignore[arg-type]
     def no_ops() -> tuple[float, str]:
-        with RunProgress(plan.pending, len(stages)) as progress:
+        with RunProgress("no-ops", plan.pending, len(stages)) as progress:
             run = Run(workspace, plan, stages, dask, progress)
             started = time.perf_counter()
             broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])

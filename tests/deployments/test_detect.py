@@ -271,7 +271,7 @@ def test_config_file_gives_flags_and_the_command_line_wins(make_pairs, desra, tm
     )
     run = desra("detect", "--config", config, "--threshold", "0.6", "--limit", "1")
     assert run.returncode == 0, run.stderr
-    settings = json.loads((tmp_path / "ws" / "settings.json").read_text())["detection"]
+    settings = json.loads((tmp_path / "ws" / "settings.json").read_text())["settings"]
     assert (settings["threshold"], settings["min_area"], settings["keep"]) == (0.6, "0.1%", "maps")
     assert len(read_masks(tmp_path / "ws")) == 1
 

@@ -111,7 +111,7 @@ def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, An
     mask = MaskSettings(
         target.mask_key, target.segmentation_key, target.weighting_key,
         None if target.segmentation_key == "none" else weights.values,
-        target.threshold, target.min_area, keep_all=keep_all, max_pixels=10**6,
+        target.threshold, target.min_area, keep=target.keep, max_pixels=10**6,
     )  # fmt: skip
     return [(similarity_stage, similarity), (mask_stage, mask)]
 

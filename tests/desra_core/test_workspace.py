@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.arrays import drop_arrays, read_array, write_array
+from desra_core.arrays import read_array, write_array
 from desra_core.errors import LockedError, TransientError, UsageError
 from desra_core.workspace import Workspace, fingerprint
 
@@ -255,7 +255,8 @@ def test_fingerprints_are_stable_and_tell_values_apart() -> None:
 
 def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
     name, rng = "ab" * 16, np.random.default_rng(0)
-    for shape, dtype in (((700, 513), np.float32), ((5, 9), np.float32), ((5, 9), np.uint8)):
+    shapes = [((700, 513, 3), np.uint16), ((700, 513), np.float32), ((5, 9), np.float32), ((5, 9), np.uint8)]
+    for shape, dtype in shapes:
         array = (rng.random(shape) * 255).astype(dtype)
         write_array(workspace, name, "map", array, key="k")
         write_array(workspace, name, "map", array, key="k")
@@ -263,8 +264,8 @@ def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
         assert stored.dtype == dtype
         assert np.array_equal(stored, array)
     assert sum(path.is_file() for path in (workspace.group(name) / "map").rglob("*")) == 2
-    drop_arrays(workspace, name)
-    drop_arrays(workspace, name)
+    workspace.drop_group(name)
+    workspace.drop_group(name)
     assert not workspace.group(name).exists()
     with pytest.raises(TransientError):
         read_array(workspace, name, "map", key="k")

@@ -35,7 +35,7 @@ def dask() -> Iterator[Dask]:
 
 def images(*names: str) -> list[tuple[ImageRef, Outcome]]:
     return [
-        (ImageRef(name, 0, (name,), File(Path(name), ""), File(Path(f"gan/{name}"), ""), None), Outcome(name))
+        (ImageRef(name, 0, (name,), File(Path(name), ""), File(Path(f"gan/{name}"), ""), None, None), Outcome(name))
         for name in names
     ]
 
@@ -122,3 +122,23 @@ def test_a_scheduler_that_does_not_answer_is_named() -> None:
         open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
     ):
         pass
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> str:
+        raise TypeError("cannot be pickled")
+
+
+def refuse(*_: object) -> Outcome:
+    try:
+        raise UnpicklableError
+    except UnpicklableError:
+        raise TransientError("a", "b", "c") from None
+
+
+def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
+    with pytest.raises(TransientError, match="a: b; c"):
+        dask.call(refuse, resources={})
+    [(_, result)] = dask.map(job(refuse), images("photo"))
+    assert isinstance(result, TransientError)
+    assert str(result) == "a: b; c"

@@ -29,7 +29,7 @@ GAN_SR = np.clip(BASE + NOISE, 0, 255).astype(np.uint8)
 SIMILARITY = SimilaritySettings(
     "similarity-key", 11, 0.7, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
 )
-MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep_all=False, max_pixels=10**6)
+MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep="artifacts", max_pixels=10**6)
 LABELLED = replace(MASK, segmentation_key="labels", weights=load_weights("published").values)
 
 
@@ -61,6 +61,7 @@ def pair(
         names=names,
         mse_sr=stored(root / "mse_sr/a.png", mse_sr),
         gan_sr=stored(root / "gan_sr/a.png", gan_sr),
+        lr=None,
         labels=None if labels is None else stored(root / "labels/a.png", labels),
     )
 
@@ -152,7 +153,7 @@ def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None
 
 def test_keep_maps_keeps_all(workspace: Workspace) -> None:
     image = pair(workspace, gan_sr=MSE_SR)
-    outcome = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep_all=True))
+    outcome = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep="maps"))
     assert outcome.similarity_kept
     assert (read_array(workspace, image.id, "similarity", key="similarity-key") == 1).all()
     assert not read_mask(workspace).any()

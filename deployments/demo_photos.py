@@ -1,0 +1,134 @@
+"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and spoilt as real ones are.
+
+None of them shows what the demo's models were trained on (``demo_training.PHOTOS``). Some are as clean as their
+training was, others grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from desra_core import imageio
+
+_SEED = 2023
+
+Floats = npt.NDArray[np.float32]
+
+
+class Photo(NamedTuple):
+    """A photo to make, and what happens to it, in this order.
+
+    Parameters
+    ----------
+    name
+        The file to write.
+    source
+        A file in ``skimage/data``.
+    box
+        Left, top, width and height of the part to take, in pixels of the source.
+    width
+        The width to bring it to.
+    blur
+        Standard deviation of a Gaussian, in pixels: out of focus, or shaken.
+    sharpen
+        Share of an unsharp mask to add, which overshoots at edges: a camera's idea of crisp.
+    noise
+        Standard deviation in grey levels, grain of a small sensor.
+    quality
+        Of a JPEG. A PNG can hold one too, as a photo that was saved again.
+    """
+
+    name: str
+    source: str
+    box: tuple[int, int, int, int]
+    width: int
+    blur: float = 0.0
+    sharpen: float = 0.0
+    noise: float = 0.0
+    quality: int | None = None
+
+
+PHOTOS = (
+    Photo("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
+    Photo("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
+    Photo("cells.jpg", "ihc.png", (0, 0, 400, 320), 200, noise=6, quality=70),
+    Photo("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
+    Photo("engine.jpg", "motorcycle_left.png", (300, 170, 240, 200), 220, noise=5, quality=60),
+    Photo("galaxies.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
+    Photo("moon.png", "moon.png", (0, 0, 512, 400), 200, noise=5),
+    Photo("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
+    Photo("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
+    Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, sharpen=2, quality=60),
+    Photo("shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Photo("writing.png", "text.png", (60, 0, 340, 172), 200, noise=8),
+)
+
+
+def make_photos(folder: Path) -> None:
+    """Write the photos into a folder; those that exist are left as they are.
+
+    The same bytes come out everywhere the same versions of NumPy, OpenCV and Pillow are installed.
+
+    Parameters
+    ----------
+    folder
+        Where to; made when it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, photo in enumerate(PHOTOS):
+        path = folder / photo.name
+        if path.exists():
+            continue
+        pixels = _spoilt(_taken(photo), photo, np.random.default_rng([_SEED, index]))
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(_encoded(pixels, photo))
+        partial.replace(path)
+
+
+def _taken(photo: Photo) -> Floats:
+    """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
+    file = resources.files("skimage") / "data" / photo.source
+    pixels = imageio.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
+    left, top, width, height = photo.box
+    part = pixels[top : top + height, left : left + width]
+    size = photo.width, round(height * photo.width / width)
+    kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
+    return _with_channels(cv2.resize(part, size, interpolation=kind))
+
+
+def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Blur, sharpen and add grain, as told."""
+    if photo.blur:
+        image = _blurred(image, photo.blur)
+    if photo.sharpen:
+        image = image + photo.sharpen * (image - _blurred(image, 1.0))
+    if photo.noise:
+        image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _encoded(pixels: npt.NDArray[np.uint8], photo: Photo) -> bytes:
+    if photo.quality is None:
+        return imageio.encode_png(pixels)
+    data = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
+    return data.getvalue()
+
+
+def _blurred(image: Floats, sigma: float) -> Floats:
+    return _with_channels(cv2.GaussianBlur(image, (0, 0), sigma))
+
+
+def _with_channels(image: npt.ArrayLike) -> Floats:
+    """Give a gray image its channel back, which OpenCV drops."""
+    pixels = np.asarray(image, np.float32)
+    return pixels.reshape(*pixels.shape[:2], -1)

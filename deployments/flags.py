@@ -1,0 +1,146 @@
+"""Command-line flags made from the settings models: one flag per field, with its type, default and description."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from desra_core.errors import UsageError
+from desra_core.settings import CorpusSettings, Machine
+
+Settings = TypeVar("Settings", bound=CorpusSettings)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def with_flags(
+    kind: type[Settings], *, argument: str | None = None
+) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
+    """Turn a function of settings and machine into a Typer command with a flag for each field of both.
+
+    Parameters
+    ----------
+    kind
+        The model of the settings.
+    argument
+        A field that is given by position instead.
+    """
+
+    def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            context = values.pop("context")
+            values.pop("config")
+            values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
+            if values["weights"] not in (None, "published", "none"):
+                values["weights"] = str(Path(values["weights"]).absolute())
+            machine = {name: values.pop(name) for name in Machine.model_fields}
+            run(_validated(kind, values, argument), _validated(Machine, machine, argument))
+
+        parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
+        parameters += [
+            _field_parameter(name, field, typer.Argument if name == argument else typer.Option)
+            for name, field in _ordered_fields(kind)
+        ]
+        parameters += [
+            _LABELS,
+            *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
+            _CONFIG,
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__, command.__name__ = run.__doc__, run.__name__
+        return command
+
+    return decorate
+
+
+def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """The fields, those without a default first and those of the kind itself before the inherited ones."""
+    own = set(kind.__annotations__)
+    return sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
+
+
+def _field_parameter(name: str, field: FieldInfo, kind: Callable[..., Any] = typer.Option) -> inspect.Parameter:
+    look = {"metavar": name.upper()} if kind is typer.Argument else {}
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return _parameter(name, Annotated[field.annotation, kind(help=field.description, **look)], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a TOML file the defaults of the command's flags."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
+        raise UsageError(path, f"cannot be read ({reason})", "mend the file or its name") from None
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {parameter.name for parameter in context.command.params} - {"config", "help"}
+    if unknown := sorted(set(values) - known):
+        names = ", ".join(sorted(name.replace("_", "-") for name in known if name))
+        raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
+    context.default_map = values
+    return path
+
+
+_LABELS = _parameter(
+    "labels",
+    Annotated[
+        Path | None, typer.Option(help="Folder of class-index PNGs by image name; short for --segmenter labels:DIR.")
+    ],
+    None,
+)
+_CONFIG = _parameter(
+    "config",
+    Annotated[
+        Path | None,
+        typer.Option(
+            callback=_read_config,
+            is_eager=True,
+            help="TOML file with any of these flags as keys; the command line wins. Paths in it are relative to "
+            "where the command runs.",
+        ),
+    ],
+    None,
+)
+
+
+def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:
+    """What ``--labels`` and ``--segmenter`` ask for, with absolute paths: workers have folders of their own."""
+    if labels is not None:
+        from_line = _given_on_the_line(context, "labels"), _given_on_the_line(context, "segmenter")
+        if segmenter != "none" and from_line[0] == from_line[1]:
+            raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+        if segmenter == "none" or from_line[0]:
+            segmenter = f"labels:{labels}"
+    kind, colon, paths = segmenter.partition(":")
+    return kind + colon + ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
+
+
+def _given_on_the_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _validated(model: type[Model], values: dict[str, Any], argument: str | None) -> Model:
+    values = {name: value.absolute() if isinstance(value, Path) else value for name, value in values.items()}
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        why = "" if first["type"] == "string_pattern_mismatch" else f" ({first['msg'].removeprefix('Value error, ')})"
+        flag = name.upper() if name == argument else "--" + name.replace("_", "-")
+        reason = f"{first['input']} is not accepted{why}"
+        raise UsageError(flag, reason, model.model_fields[name].description or "") from None

@@ -1,0 +1,119 @@
+"""Start a flow from the command line: plan first, start servers only where there is something to do, report."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
+from desra_core.corpus import read_manifest
+from desra_core.errors import DesraError, printable
+from desra_core.plan import Plan, make_plan, prepare
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.tables import publish_tables, worst_regions
+from desra_core.workspace import Workspace
+
+SHOWN_FAILURES = 20
+
+_SHOWN_REGIONS = 10
+_LINE_SECONDS = 5.0
+
+
+def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
+    """Run the flow that the settings are for and say how it went; returns the exit code."""
+    workspace = Workspace(settings.workspace)
+    workspace.create()
+    with workspace.locked():
+        end_leftover_server(workspace)
+        if settings.segmenter == "none":
+            say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+        _, plan, _, scanned = prepare(settings, on_hashed=_HashingLines())
+        assert scanned is not None
+        if scanned.replaced:
+            say(f"{scanned.replaced} images have changed and are computed again")
+        if scanned.vanished:
+            say(f"{scanned.vanished} images have vanished; their outputs stay")
+        show_failures(pa.concat_tables([scanned.failures, plan.failures]))
+        if plan.dropped:
+            say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+        broken: tuple[str, ...] = ()
+        if plan.pending:
+            broken = _run_flow(settings, machine, workspace)
+        else:
+            publish_tables(workspace, plan.target)
+        for line in broken:
+            say(f"error: {line}")
+        return _sum_up(workspace, settings, plan, scanned.failures.num_rows) or int(bool(broken))
+
+
+def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> None:
+    """Print rows of the schema `desra_core.matching.FAILURES`, a line each."""
+    for row in failures.slice(0, limit).to_pylist():
+        say(f"failed: {printable(DesraError(row['subject'], row['reason'], row['remedy']))}")
+    if limit is not None and failures.num_rows > limit:
+        say(f"and {failures.num_rows - limit} more: desra status --failures lists them")
+
+
+def say(line: str) -> None:
+    """Print a line that is not the result."""
+    typer.echo(line, err=True)
+
+
+def _run_flow(settings: CorpusSettings, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
+    """Run the flow; returns a line for each shard that could not finish."""
+    say("starting Prefect and the workers, which takes some seconds")
+    with prefect_server(workspace) as url:
+        say(f"watch at {url.removesuffix('/api')}")
+        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        from flows import FLOWS
+
+        summary = FLOWS[type(settings)](settings, machine, rescan=False)
+        if not wait_for_task_runs(summary.flow_run, summary.task_runs):
+            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+    return summary.broken_shards
+
+
+def _sum_up(workspace: Workspace, settings: CorpusSettings, before: Plan, scan_failures: int) -> int:
+    """Print how the run ended; returns the exit code."""
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    failures = scan_failures + after.failed + after.retries.num_rows
+    regions = pq.read_table(workspace.regions, columns=["image"])
+    if not before.pending:
+        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
+    else:
+        typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    marked = len(regions["image"].unique())
+    unweighted = settings.segmenter == "none" or settings.weights == "none"
+    weighting = "weight 1 for every class" if unweighted else "semantic weights"
+    typer.echo(f"{regions.num_rows} artifact regions in {marked} images, found with {weighting}")
+    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
+        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
+        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
+    typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
+    if before.target.super_resolves:
+        typer.echo(f"dataset  {workspace.dataset_manifest.parent}")
+    if workspace.report.exists():
+        typer.echo(f"report   {workspace.report}")
+    if failures:
+        typer.echo(f"failures {workspace.failures}")
+    return int(failures > 0 or after.pending > 0)
+
+
+class _HashingLines:
+    """Says now and then how far the hashing of new files is."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            say(f"reading new files: {done} of {total}")

@@ -1,0 +1,170 @@
+"""The worst regions as rows of pictures, few per image, within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from desra_core.corpus import MANIFEST, image_refs
+from desra_core.errors import ImageError, printable
+from desra_core.report.crops import RGB, Crops
+from desra_core.report.results import Results
+from desra_core.workspace import Workspace
+
+PER_IMAGE = 3
+KINDS = {
+    "lr": "LR",
+    "mse_sr": "MSE-SR",
+    "gan_sr": "GAN-SR",
+    "difference": "1 − D",
+    "mask": "artifact mask",
+    "pseudo_gt": "pseudo-GT",
+}
+
+# Each holds a whole decoded picture, of 800 MB at the very most.
+_THREADS = 2
+_QUALITY = 88
+_PREFIX = "data:image/webp;base64,"
+_ORDER = [("severity", "descending"), ("image", "ascending"), ("y", "ascending"), ("x", "ascending")]
+
+
+class Cell(NamedTuple):
+    """A picture as a data URI, or why there is none."""
+
+    kind: str
+    uri: str | None
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+
+class Row(NamedTuple):
+    """A region (a row of the region table) and its pictures."""
+
+    region: dict[str, Any]
+    cells: list[Cell]
+
+
+class Gallery(NamedTuple):
+    """The rows shown, and how many more were asked for but did not fit."""
+
+    rows: list[Row]
+    left_out: int
+
+
+def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
+    """Cut out and encode the pictures of the worst regions.
+
+    Parameters
+    ----------
+    results
+        The workspace.
+    worst
+        Number of regions wanted.
+    budget
+        Characters that the pictures may take in the page.
+    """
+    chosen = choose(results.regions, worst)
+    files = _files(results, sorted({region["image"] for region in chosen}))
+    shapes = _shapes(results, chosen)
+    kinds = [kind for kind in KINDS if kind != "lr" or "lr" in results.sources]
+
+    def row(region: dict[str, Any]) -> Row:
+        shape = shapes.get(region["id"], (0, 0))
+        return Row(region, _cells(region, kinds, files.get(region["image"], {}), shape, results.workspace))
+
+    rows: list[Row] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for made in pool.map(row, chosen):
+            budget -= sum(len(cell.uri or "") for cell in made.cells)
+            if budget < 0:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+            rows.append(made)
+    return Gallery(rows, len(chosen) - len(rows))
+
+
+def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[dict[str, Any]]:
+    """The most severe regions, worst first, at most ``per_image`` of one image and of its copies together."""
+    reach = 4 * worst
+    while worst > 0:
+        found = regions.take(pc.select_k_unstable(regions, min(reach, regions.num_rows), _ORDER)).to_pylist()
+        seen: Counter[str] = Counter()
+        shown: set[tuple[str, int, int]] = set()
+        chosen = []
+        for region in found:
+            place = (region["id"], region["x"], region["y"])
+            if seen[region["id"]] < per_image and place not in shown:
+                seen[region["id"]] += 1
+                shown.add(place)
+                chosen.append(region)
+        if len(chosen) >= worst or len(found) == regions.num_rows:
+            return chosen[:worst]
+        reach *= 8
+    return []
+
+
+def _files(results: Results, names: list[str]) -> dict[str, dict[str, Path]]:
+    """The picture files of some images by name and kind: the dataset's of a mined corpus, else the sources."""
+    workspace = results.workspace
+    if results.verb == "mine":
+        kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
+        return {
+            name: {kind: workspace.dataset(kind, name) for kind in kinds} | {"mask": workspace.mask(name)}
+            for name in names
+        }
+    wanted = pc.field("name").isin(pa.array(names, pa.string()))
+    rows = pq.read_table(workspace.manifest, schema=MANIFEST, filters=wanted)
+    rows = rows.replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)
+    files = {}
+    for row in range(rows.num_rows):
+        (image,) = image_refs(rows.slice(row, 1))
+        found = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr, "lr": image.lr}
+        files[image.names[0]] = {kind: file.path for kind, file in found.items() if file is not None}
+        files[image.names[0]]["mask"] = workspace.mask(image.names[0])
+    return files
+
+
+def _shapes(results: Results, chosen: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """``(H, W)`` of the results by image id."""
+    ids = pa.array(sorted({region["id"] for region in chosen}), pa.string())
+    rows = results.images.filter(pc.is_in(results.images["id"], ids)).select(["id", "height", "width"])
+    return {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
+
+
+def _cells(
+    region: dict[str, Any], kinds: list[str], files: Mapping[str, Path], shape: tuple[int, int], workspace: Workspace
+) -> list[Cell]:
+    if 0 in shape:
+        return [Cell(kind, None, reason="The image has failed since.") for kind in kinds]
+    box = (region["x"], region["y"], region["width"], region["height"])
+    similarity = workspace.group(region["id"]) / "similarity"
+    crops = Crops(files, similarity, shape, box)
+    return [_cell(crops, kind) for kind in kinds]
+
+
+def _cell(crops: Crops, kind: str) -> Cell:
+    try:
+        pixels = crops.make(kind)
+    except ImageError as error:
+        return Cell(kind, None, reason=printable(f"{Path(error.subject).name}: {error.reason}"))
+    except MemoryError:
+        return Cell(kind, None, reason="It needs more memory than there is.")
+    return Cell(kind, _uri(pixels), pixels.shape[1], pixels.shape[0])
+
+
+def _uri(pixels: RGB) -> str:
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, "WEBP", quality=_QUALITY, method=4)
+    return _PREFIX + base64.b64encode(sink.getvalue()).decode()

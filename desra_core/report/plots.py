@@ -1,0 +1,156 @@
+"""The plots of the report as inline SVG: no colours or fonts of their own, the page's style gives them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from desra_core.report.summary import StageTime
+from desra_core.report.wording import stage_name
+
+_BINS = 36
+# Stand-ins that no plot needs otherwise; in the page they follow its light or dark scheme.
+_INK, _BAR, _SOFT = "#010203", "#010204", "#010205"
+_PAGE_COLOURS = {_INK: "currentColor", _BAR: "var(--accent)", _SOFT: "var(--soft)"}
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "desra",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+# An SVG inside a page needs no prologue, no namespaces, of which each is an address, and no font but the page's.
+_NOT_INLINE = re.compile(r'^.*?(?=<svg)| xmlns(:\w+)?="[^"]*"| font-family: [^;"]*;', re.DOTALL)
+
+Values = npt.NDArray[np.float64]
+
+
+def severity_histogram(severity: Values) -> Markup:
+    """Severities, which spread over decades on both sides of zero."""
+    scale = 10.0
+    low, high = np.arcsinh(severity.min() / scale), np.arcsinh(severity.max() / scale)
+    edges = scale * np.sinh(np.linspace(*_apart(low, high), _BINS + 1))
+    decades = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.set_xscale("asinh", linear_width=scale)
+        _histogram(axes, severity, edges, decades)
+        axes.set_xlabel("severity")
+        axes.set_ylabel("regions")
+        return _inline(figure, "Histogram of the severity of the regions")
+
+
+def area_histogram(area: Values) -> Markup:
+    """Areas of regions in pixels, on a logarithmic axis."""
+    return _log_histogram(area, "area of a region in pixels", "regions", "Histogram of the area of the regions")
+
+
+def share_histogram(shares: Values) -> Markup:
+    """Masked shares of images with artifacts, 0..1, on a logarithmic axis in percent."""
+    title = "Histogram of the masked share of the images with artifacts"
+    return _log_histogram(100 * shares, "masked share of an image in %", "images", title)
+
+
+def similarity_histogram(similarity: Values) -> Markup:
+    """Mean similarities of regions, 0..1."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes()
+        _histogram(axes, similarity, np.linspace(0, 1, _BINS + 1), [0, 0.25, 0.5, 0.75, 1])
+        axes.set_xlabel("mean similarity of a region")
+        axes.set_ylabel("regions")
+        return _inline(figure, "Histogram of the mean similarity of the regions")
+
+
+def stage_bars(times: Sequence[StageTime]) -> Markup:
+    """Mean (bar) and median (line) seconds per image by stage."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(width=4.4, height=0.55 + 0.3 * len(times))
+        rows = np.arange(len(times))[::-1]
+        colours = [_SOFT if time.part else _BAR for time in times]
+        axes.barh(rows, [time.mean for time in times], height=0.62, color=colours)
+        for row, time in zip(rows, times, strict=True):
+            axes.plot([time.median] * 2, [row - 0.42, row + 0.42], color=_INK, linewidth=1.4)
+        axes.set_yticks(rows, [stage_name(time.stage) for time in times])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds per image: mean (bar), median (line)")
+        return _inline(figure, "Seconds per image by stage")
+
+
+def _log_histogram(values: Values, xlabel: str, ylabel: str, title: str) -> Markup:
+    low, high = np.log10(values.min()), np.log10(values.max())
+    edges = np.logspace(*_apart(low, high), _BINS + 1)
+    steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 3 else (1,)
+    ticks = [step * 10.0**power for power in range(-6, 12) for step in steps]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.set_xscale("log")
+        _histogram(axes, values, edges, ticks)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _inline(figure, title)
+
+
+def _axes(width: float = 6.0, height: float = 2.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """A range that is not empty, where all values are alike."""
+    return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
+
+
+def _histogram(axes: Axes, values: Values, edges: Values, ticks: Sequence[float]) -> None:
+    # Rounding in the edges must not lose the smallest or the largest value.
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    axes.stairs(counts, edges, fill=True, color=_BAR)
+    axes.set_xlim(edges[0], edges[-1])
+    shown = [tick for tick in ticks if edges[0] <= tick <= edges[-1]]
+    if len(shown) < 3:  # values that are nearly alike
+        even = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
+        shown = [tick for tick in even if edges[0] <= tick <= edges[-1]]
+    axes.set_xticks(shown, [_short(tick) for tick in shown])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(number: float) -> str:
+    """10 k, 3 M: a tick label."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:g}{unit}".replace("-", "−")
+    return f"{number:g}".replace("-", "−")
+
+
+def _inline(figure: Figure, title: str) -> Markup:
+    """The figure as an ``svg`` element for the page."""
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", metadata=_NO_METADATA)
+    svg = _NOT_INLINE.sub("", sink.getvalue())
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))  # noqa: S704

@@ -1,0 +1,150 @@
+"""What a workspace holds, as the report needs it: columns for everything, no Python object per image or region."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from desra_core.corpus import MANIFEST
+from desra_core.errors import UsageError
+from desra_core.matching import FAILURES
+from desra_core.outcomes import read_outcomes
+from desra_core.tables import REGIONS
+from desra_core.workspace import Workspace, read_table
+
+_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a workspace.
+
+    Attributes
+    ----------
+    document
+        Content of ``settings.json``; empty where there is none.
+    sources
+        The scanned folders by role.
+    images
+        One row per image name of the run, sorted by name: name, id and the fields ``_RECORD`` of its outcome, null
+        where there is none yet.
+    seconds
+        Computing times, a row per image content and stage: ``stage``, ``seconds``.
+    regions
+        Regions of these images (schema `desra_core.tables.REGIONS`).
+    failures
+        What failed, the scan's failures included (schema `desra_core.matching.FAILURES`).
+    vanished
+        Names that are no longer in the folders; they are in none of the above.
+    unscanned
+        Files that no image could be made of; they are in ``failures`` only.
+    changed
+        When the workspace's results last changed.
+    """
+
+    workspace: Workspace
+    document: dict[str, Any]
+    sources: dict[str, str]
+    images: pa.Table
+    seconds: pa.Table
+    regions: pa.Table
+    failures: pa.Table
+    vanished: int
+    unscanned: int
+    changed: datetime
+
+    @property
+    def verb(self) -> str:
+        """The command that made the results: ``detect`` or ``mine``."""
+        return str(self.document.get("verb", "detect"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the latest run."""
+        settings = self.document.get("settings", {})
+        return settings if isinstance(settings, dict) else {}
+
+
+def read_results(workspace: Workspace) -> Results:
+    """Read the tables of a workspace; nothing is written.
+
+    Raises
+    ------
+    UsageError
+        The folder is no workspace, or a table of it is damaged.
+    """
+    if not workspace.manifest.exists():
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra detect")
+    document = _document(workspace)
+    manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present"])
+    rows = manifest.filter(manifest["present"])
+    vanished = manifest.num_rows - rows.num_rows
+    limit = document.get("settings", {}).get("limit")
+    rows = rows.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
+    outcomes = read_outcomes(workspace, ["id", *_RECORD, "seconds"])
+    images = _joined(rows, outcomes)
+    regions = read_table(workspace.regions, REGIONS)
+    unscanned = read_table(workspace.scan_failures, FAILURES)
+    return Results(
+        workspace=workspace,
+        document=document,
+        sources=_sources(workspace),
+        images=images,
+        seconds=_seconds(outcomes, rows["id"].combine_chunks()),
+        regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
+        failures=pa.concat_tables([unscanned, _failures(images)]).sort_by("name"),
+        vanished=vanished,
+        unscanned=unscanned.num_rows,
+        changed=_changed(workspace),
+    )
+
+
+def _document(workspace: Workspace) -> dict[str, Any]:
+    """The settings document, in one layout; empty where it is absent or damaged, which costs one section only."""
+    try:
+        document = json.loads(workspace.settings.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}
+
+
+def _sources(workspace: Workspace) -> dict[str, str]:
+    metadata = pq.read_schema(workspace.manifest).metadata or {}
+    roles = {name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")}
+    stored = {key.decode(): value.decode() for key, value in metadata.items()}
+    return {role: folder for role, folder in stored.items() if role in roles}
+
+
+def _joined(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
+    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    for name in _RECORD:
+        rows = rows.append_column(name, outcomes[name].combine_chunks().take(index))
+    return rows
+
+
+def _failures(images: pa.Table) -> pa.Table:
+    failed = images.filter(images["failed_stage"].is_valid())
+    columns = [failed[name] for name in ("name", "failed_stage", "subject", "reason", "remedy")]
+    return pa.table(columns, schema=FAILURES)
+
+
+def _seconds(outcomes: pa.Table, ids: pa.Array) -> pa.Table:
+    """Flatten the maps of these images."""
+    schema = pa.schema([("stage", pa.string()), ("seconds", pa.float64())])
+    tables = [schema.empty_table()]
+    for maps in outcomes.filter(pc.is_in(outcomes["id"], ids))["seconds"].chunks:
+        if len(maps):
+            used = slice(maps.offsets[0].as_py(), maps.offsets[-1].as_py())
+            tables.append(pa.table([maps.keys[used], maps.items[used]], schema=schema))
+    return pa.concat_tables(tables)
+
+
+def _changed(workspace: Workspace) -> datetime:
+    paths = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.outcomes]
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in paths if path.exists()), UTC)

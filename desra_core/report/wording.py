@@ -1,0 +1,127 @@
+"""Settings, stages and numbers in words that a reader knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from desra_core import settings as settings_module
+from desra_core.errors import printable
+
+# A file name may have 4000 characters; a page has to stay readable, and below its size.
+_LONGEST = 240
+
+STAGES = {
+    "super_resolution": "super-resolution",
+    "inference": "of which inference",
+    "similarity": "similarity",
+    "segmentation": "segmentation",
+    "mask": "mask and regions",
+    "scan": "scan of the folders",
+}
+ROLES = {"lr": "LR photos", "mse_sr": "MSE-SR results", "gan_sr": "GAN-SR results", "labels": "class labels"}
+_SETTINGS = ROLES | {
+    "workspace": "workspace",
+    "photos": "LR photos",
+    "mse_model": "MSE model",
+    "gan_model": "GAN model",
+    "segmenter": "source of class labels",
+    "weights": "class weights",
+    "threshold": "similarity threshold",
+    "min_area": "minimal area of a region",
+    "window": "Gaussian window",
+    "keep": "arrays kept",
+    "limit": "images at most",
+    "shard_size": "images per shard",
+}
+
+
+class Setting(NamedTuple):
+    """A row of the settings table."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def settings_rows(settings: dict[str, Any]) -> list[Setting]:
+    """The settings of a run as rows; what is nested gets a row per leaf."""
+    described = _descriptions()
+    rows = []
+    for path, value in _leaves(settings):
+        label = " ".join(_SETTINGS.get(part, part.replace("_", " ")) for part in path)
+        rows.append(Setting(shortened(label), _value(path[-1], value, settings), described.get(path[0], "")))
+    return rows
+
+
+def stage_name(stage: str | None) -> str:
+    """What a stage does."""
+    return STAGES.get(stage or "", (stage or "").replace("_", " "))
+
+
+def shortened(text: object, longest: int = _LONGEST) -> str:
+    """One line of printable text, its middle left out where it is very long."""
+    line = printable("" if text is None else text)
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
+def count(number: int) -> str:
+    """12,345."""
+    return f"{number:,}"
+
+
+def percent(share: float | None) -> str:
+    """A share with two significant digits, or a dash where it is undefined."""
+    if share is None:
+        return "–"
+    value = 100 * share
+    if value == 0 or value >= 10:
+        return f"{value:.1f} %".replace(".0 %", " %")
+    return f"{value:.{max(1, 1 - math.floor(math.log10(value)))}f} %" if value >= 1e-4 else "below 0.0001 %"
+
+
+def decimal(number: float | None) -> str:
+    """A measured number with three significant digits."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    digits = 2 - math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:,.{max(0, min(digits, 4))}f}"
+
+
+def duration(seconds: float) -> str:
+    """A computing time in the unit that suits it."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{decimal(seconds / length)} {unit}"
+    return f"{decimal(seconds)} s"
+
+
+def _descriptions() -> dict[str, str]:
+    """Descriptions of all settings by name."""
+    models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    fields = {name: field for model in models for name, field in model.model_fields.items()}
+    return {name: field.description or "" for name, field in fields.items()}
+
+
+def _leaves(settings: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _value(name: str, value: Any, settings: dict[str, Any]) -> str:
+    if name == "weights" and value is None:
+        return "none, every class has weight 1" if settings.get("segmenter", "none") == "none" else "published"
+    if value is None:
+        return "all" if name == "limit" else "not given"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return shortened(", ".join(map(str, value)))
+    return shortened(value)

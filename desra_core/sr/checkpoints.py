@@ -1,0 +1,247 @@
+"""Load super-resolution networks from checkpoint files.
+
+`checkpoint_key` is found without importing torch: planning needs nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from desra_core import compat
+from desra_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Precision = Literal["float32", "bfloat16"]
+
+# A worker's threads that need a model at the same time wait for one of them to load it.
+_LOADING = threading.Lock()
+# While one of them has the GPU compute, the others decode and encode. Two at once would only share its memory.
+_GPU = threading.Lock()
+# GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
+_GPU_TILE_FACTOR = 2
+_ARCHITECTURE_REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
+# What spandrel and the networks raise where weights are like those of an architecture, but do not fit it.
+_MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A super-resolution network and how to run it on windows of an image. Lengths are in LR pixels."""
+
+    path: Path
+    network: nn.Module
+    """In evaluation mode, its weights float32 and in channels-last format."""
+    architecture: str
+    scale: int
+    halo: int
+    """The context that a result pixel needs around it."""
+    multiple: int
+    """Windows start at multiples of it, and their sizes are multiples of it."""
+    minimum: int
+    """The least side of a window."""
+    tile: int
+    """The largest default side of a window."""
+    device: str
+    dtype: torch.dtype
+    """What the network computes in."""
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Run the network on ``(N, 3, h, w)`` values in 0..1; returns ``(N, 3, h * scale, w * scale)``, not clamped.
+
+        Both are float32. On a GPU float32 means just that, not TF32, and what it gives can be reproduced.
+        """
+        import torch
+
+        with torch.inference_mode(), torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if batch.device.type != "cuda":
+                output: torch.Tensor = self.network(batch)
+            else:
+                exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+                with _GPU, exact:
+                    output = self.network(batch)
+            return output.float()
+
+
+def checkpoint_key(path: Path) -> str:
+    """Hash the content of a checkpoint file: 128 bits of BLAKE2b, as hex.
+
+    Raises
+    ------
+    UsageError
+        It is missing, a folder, or unreadable.
+    """
+    try:
+        status = path.stat()
+        return _content_digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except FileNotFoundError:
+        raise UsageError(path, "does not exist", "check the path of the checkpoint") from None
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})",
+                         "give a readable checkpoint file") from None  # fmt: skip
+
+
+def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
+    """Load a network, once per process for the same content, device and precision.
+
+    Parameters
+    ----------
+    path
+        Weights of a 3-channel SR network that spandrel knows, as torch or safetensors saves them. Cannot run code.
+    device
+        A torch device, such as ``cpu`` or ``cuda:0``.
+    precision
+        What it computes in.
+
+    Raises
+    ------
+    UsageError
+        The file or the device cannot be used.
+    """
+    with _LOADING:
+        return _loaded(path, checkpoint_key(path), device, precision)
+
+
+def load_pair(
+    mse_model: Path, gan_model: Path, device: str = "cpu", precision: Precision = "float32"
+) -> tuple[Model, Model]:
+    """Load an MSE-trained network and its GAN-trained twin; parameters as for `load_model`.
+
+    Raises
+    ------
+    UsageError
+        As `load_model`, or their scales differ.
+    """
+    mse, gan = (load_model(path, device, precision) for path in (mse_model, gan_model))
+    if mse.scale != gan.scale:
+        raise UsageError(gan_model, f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}",
+                         "give two models of the same scale")  # fmt: skip
+    return mse, gan
+
+
+@lru_cache(maxsize=64)
+def _content_digest(path: Path, *_status: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
+    import torch
+
+    from desra_core.sr.architectures import traits_of
+
+    descriptor = _recognised(path, precision)
+    network = descriptor.model.eval().requires_grad_(False).float()
+    requirements = descriptor.size_requirements
+    traits = traits_of(descriptor.architecture.id, network, requirements.multiple_of, requirements.minimum)
+    if precision == "bfloat16" and traits.last is not None:
+        _keep_float32(traits.last)
+    _move(network, device)
+    model = Model(
+        path=path,
+        network=network,
+        architecture=str(descriptor.architecture.name),
+        scale=int(descriptor.scale),
+        halo=traits.halo,
+        multiple=traits.multiple,
+        minimum=traits.minimum,
+        tile=traits.tile * (1 if device == "cpu" else _GPU_TILE_FACTOR),
+        device=device,
+        dtype=getattr(torch, precision),
+    )
+    _try_out(model)
+    return model
+
+
+def _recognised(path: Path, precision: Precision) -> Any:
+    """Find out what network the weights of a file are for; returns spandrel's descriptor with that network."""
+    compat.mend_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        from spandrel import ModelLoader, UnsupportedModelError
+
+        from desra_core.sr.weights import read_weights
+
+        weights = read_weights(path)
+        try:
+            descriptor = ModelLoader().load_from_state_dict(weights)
+        except UnsupportedModelError:
+            raise UsageError(path, "is of no architecture that spandrel knows", _ARCHITECTURE_REMEDY) from None
+        except _MISFIT_ERRORS as error:
+            reason = f"does not fit the architecture that it looks like ({type(error).__name__}: {error})"
+            raise UsageError(path, " ".join(reason.split())[:300], _ARCHITECTURE_REMEDY) from None
+    _check_purpose(descriptor, path, precision)
+    return descriptor
+
+
+def _check_purpose(descriptor: Any, path: Path, precision: Precision) -> None:
+    name = descriptor.architecture.name
+    if descriptor.purpose != "SR":
+        raise UsageError(path, f"is a network for {descriptor.purpose.lower()} ({name})", _ARCHITECTURE_REMEDY)
+    channels = descriptor.input_channels, descriptor.output_channels
+    if channels != (3, 3):
+        raise UsageError(path, f"maps {channels[0]} channels to {channels[1]} ({name})",
+                         "give a network for colour images: it gets gray ones as three equal channels")  # fmt: skip
+    if int(descriptor.scale) != descriptor.scale or descriptor.scale < 2:
+        raise UsageError(path, f"enlarges by {descriptor.scale} ({name})", "give a network of scale 2, 3, 4 or so")
+    if precision == "bfloat16" and not descriptor.supports_bfloat16:
+        raise UsageError(path, f"is a network that cannot compute in bfloat16 ({name})", "use float32")
+
+
+def _keep_float32(module: Any) -> None:
+    """Exempt a module from autocast.
+
+    The last one rounds the result itself, to 1/256 above 0.5, and costs nearly nothing.
+    """
+    import torch
+
+    forward = module.forward
+
+    def in_float32(values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return forward(values.float())  # type: ignore[no-any-return]
+
+    module.forward = in_float32
+
+
+def _move(network: Any, device: str) -> None:
+    import torch
+
+    try:
+        network.to(device, memory_format=torch.channels_last)
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
+                         "use cpu, or cuda with a driver and a torch for it") from None  # fmt: skip
+
+
+def _try_out(model: Model) -> None:
+    """Run the network on a small image: it must map it to one of `scale` times its size.
+
+    Raises
+    ------
+    UsageError
+        It does not.
+    """
+    import torch
+
+    side = -(-max(16, model.minimum) // model.multiple) * model.multiple
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape = tuple(model(torch.zeros((1, 3, side, side), device=model.device)).shape)
+    except _MISFIT_ERRORS as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _ARCHITECTURE_REMEDY) from None
+    if shape != (1, 3, side * model.scale, side * model.scale):
+        raise UsageError(model.path, f"does not enlarge images by {model.scale} ({model.architecture})",
+                         _ARCHITECTURE_REMEDY)  # fmt: skip

@@ -1,0 +1,38 @@
+"""Segmentation: the class of every pixel of the GAN result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from desra_core.arrays import write_array
+from desra_core.corpus import ImageRef
+from desra_core.detection.segmenters import load_segmenter
+from desra_core.errors import ImageError
+from desra_core.outcomes import Outcome
+from desra_core.stages.sources import read_gan_sr
+from desra_core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What the segmentation stage needs; ``gan_sr_key`` where the GAN result is no file."""
+
+    key: str
+    gan_sr_key: str | None
+    segmenter: str
+    device: str
+    max_pixels: int
+
+
+def segmentation_stage(
+    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SegmentationSettings
+) -> Outcome:
+    """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
+    segmenter = load_segmenter(settings.segmenter, settings.device)
+    gan_sr = read_gan_sr(image, workspace, settings.gan_sr_key, settings.max_pixels)
+    try:
+        labels = segmenter(gan_sr)
+    except ImageError as error:
+        raise type(error)(image.path, error.reason, error.remedy) from None
+    write_array(workspace, image.id, "labels", labels, key=settings.key)
+    return replace(outcome, segmentation_key=settings.key, labels_kept=True)

@@ -1,0 +1,121 @@
+"""Similarity: compare a pair of results, and prove most images clean before anything else is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from desra_core.arrays import write_array
+from desra_core.corpus import ImageRef
+from desra_core.detection import artifact_mask, variance_similarity
+from desra_core.detection.mask import Similarity
+from desra_core.errors import ImageError
+from desra_core.imageio import Pixels
+from desra_core.outcomes import Outcome
+from desra_core.settings import min_area_pixels
+from desra_core.stages.sources import read_photo
+from desra_core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """What the similarity stage needs.
+
+    ``threshold``, ``min_area`` and ``min_weight`` (the smallest class weight) bound the mask from above: where even
+    that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented.
+    """
+
+    key: str
+    window: int
+    threshold: float
+    min_area: str
+    min_weight: float
+    keep_all: bool
+    tile: int
+    threads: int
+    max_pixels: int
+
+
+def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings) -> Outcome:
+    """Compare the pair; store the map where it is needed later (raises `ImageError`)."""
+    assert image.mse_sr is not None
+    assert image.gan_sr is not None
+    mse_sr = read_photo(image.mse_sr, settings.max_pixels).pixels
+    gan_sr, _, has_icc_profile = read_photo(image.gan_sr, settings.max_pixels)
+    if mse_sr.shape[:2] != gan_sr.shape[:2]:
+        height, width = gan_sr.shape[:2]
+        reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
+        raise ImageError(image.gan_sr.path, reason, "both results of one photo must have the same size")
+    outcome = replace(outcome, icc_profile=has_icc_profile)
+    return compare(image, mse_sr, gan_sr, outcome, workspace, settings)
+
+
+def compare(
+    image: ImageRef,
+    mse_sr: Pixels,
+    gan_sr: Pixels,
+    outcome: Outcome,
+    workspace: Workspace,
+    settings: SimilaritySettings,
+) -> Outcome:
+    """Compute the similarity of two results ``(H, W, C)``, see whether they can be clean, and store what is needed.
+
+    Raises
+    ------
+    ImageError
+        They are smaller than the window.
+    """
+    height, width = gan_sr.shape[:2]
+    if min(height, width) < settings.window:
+        verb = "is" if image.gan_sr else "becomes"
+        reason = f"{verb} {width}x{height}, smaller than the {settings.window} px window"
+        raise ImageError(image.path, reason, "remove it, or give a smaller --window")
+    similarity = variance_similarity(
+        mse_sr, gan_sr, window=settings.window, tile=settings.tile, threads=settings.threads
+    )
+    suspect = is_suspect(similarity, settings, height, width)
+    kept = suspect or settings.keep_all
+    if kept:
+        write_array(workspace, image.id, "similarity", similarity, key=settings.key)
+    made = Outcome(
+        id=image.id,
+        height=height,
+        width=width,
+        icc_profile=outcome.icc_profile,
+        tile=outcome.tile,
+        similarity_key=settings.key,
+        similarity_kept=kept,
+        segmentation_key=outcome.segmentation_key,
+        labels_kept=outcome.labels_kept,
+        seconds=outcome.seconds,
+    )
+    return made if suspect else proven_clean(made, settings)
+
+
+def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int, width: int) -> bool:
+    """Whether the mask of an image may have pixels, whatever its labels."""
+    # One class of the smallest weight everywhere; at weight 1 there is nothing to weight.
+    one_class = None if settings.min_weight == 1 else np.zeros((height, width), np.uint8)
+    bound = artifact_mask(
+        similarity,
+        threshold=settings.threshold,
+        min_area=min_area_pixels(settings.min_area, height, width),
+        labels=one_class,
+        weights=np.full(1, settings.min_weight),
+        frame=settings.window // 2,
+    )
+    return bool(bound.any())
+
+
+def proven_clean(outcome: Outcome, settings: SimilaritySettings) -> Outcome:
+    """The outcome of an image that is not suspect."""
+    assert outcome.height is not None
+    assert outcome.width is not None
+    return replace(
+        outcome,
+        proven_weight=settings.min_weight,
+        threshold=settings.threshold,
+        min_area=min_area_pixels(settings.min_area, outcome.height, outcome.width),
+        artifact_pixels=0,
+    )

@@ -1,0 +1,128 @@
+"""Super-resolution: infer both results of a photo, as far as they are not there yet, and compare them in memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from desra_core.arrays import find_array, write_array
+from desra_core.corpus import ImageRef
+from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.imageio import Photo, Pixels
+from desra_core.outcomes import Outcome
+from desra_core.sr.checkpoints import Model, load_pair
+from desra_core.sr.inference import super_resolve
+from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
+from desra_core.stages.sources import read_photo
+from desra_core.target import result_key
+from desra_core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class SuperResolutionSettings:
+    """What the super-resolution stage needs; the keys identify a result by its model and precision.
+
+    ``segmentation_key`` is set where every image is to be labelled, even a clean one; ``keep_pair`` where both
+    results are to stay.
+    """
+
+    mse_sr_key: str
+    gan_sr_key: str
+    mse_model: Path
+    gan_model: Path
+    precision: Literal["float32", "bfloat16"]
+    device: str
+    segmentation_key: str | None
+    keep_pair: bool
+    similarity: SimilaritySettings
+
+
+def super_resolution_stage(
+    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
+) -> Outcome:
+    """Infer the pair and compare it; store what is needed later (raises `ImageError`)."""
+    known = _known_clean(image, outcome, workspace, settings)
+    if known is not None:
+        return known
+    pair = _Pair(image, outcome, workspace, settings)
+    mse_sr, gan_sr = pair.result("mse_sr", settings.mse_sr_key), pair.result("gan_sr", settings.gan_sr_key)
+    made = compare(image, mse_sr, gan_sr, pair.outcome, workspace, settings.similarity)
+    needed = made.artifact_pixels is None or settings.keep_pair
+    if needed:
+        pair.store("mse_sr", settings.mse_sr_key)
+    if needed or settings.segmentation_key:
+        pair.store("gan_sr", settings.gan_sr_key)
+    return made
+
+
+class _Pair:
+    """Both results of a photo, which is read once and only when one of them has to be inferred."""
+
+    def __init__(
+        self, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
+    ) -> None:
+        self.outcome = replace(outcome, seconds=outcome.seconds | {"inference": 0.0})
+        self._image = image
+        self._workspace = workspace
+        self._settings = settings
+        self._photo: Photo | None = None
+        self._inferred: dict[str, Pixels] = {}
+
+    def result(self, role: Literal["mse_sr", "gan_sr"], key: str) -> Pixels:
+        """The stored result, or a new one."""
+        stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key)
+        if stored is not None:
+            return stored
+        settings = self._settings
+        pair = load_pair(settings.mse_model, settings.gan_model, settings.device, settings.precision)
+        model = pair[role == "gan_sr"]
+        if result_key(model.path, settings.precision) != key:
+            raise TransientError(model.path, "changed after the run had started", "run again")
+        self._inferred[role] = self._infer(model)
+        return self._inferred[role]
+
+    def store(self, role: str, key: str) -> None:
+        """Store a result, unless it is there."""
+        if role in self._inferred:
+            write_array(self._workspace, self._image.id, role, self._inferred[role], key=key)
+
+    def _infer(self, model: Model) -> Pixels:
+        if self._photo is None:
+            assert self._image.lr is not None
+            self._photo = read_photo(self._image.lr, self._settings.similarity.max_pixels // model.scale**2)
+            self.outcome = replace(self.outcome, icc_profile=self._photo.has_icc_profile, tile=None)
+        started = time.perf_counter()
+        try:
+            pixels, tile = super_resolve(model, self._photo.pixels)
+        except UsageError as error:  # weights that overflow on this photo, maybe on no other
+            raise ImageError(self._image.path, f"cannot be upscaled: {error.subject} {error.reason}",
+                             error.remedy) from None  # fmt: skip
+        inference = self.outcome.seconds["inference"] + time.perf_counter() - started
+        tiles = [side for side in (self.outcome.tile, tile) if side]
+        self.outcome = replace(
+            self.outcome,
+            tile=min(tiles, default=None),
+            seconds=self.outcome.seconds | {"inference": round(inference, 4)},
+        )
+        return pixels
+
+
+def _known_clean(
+    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
+) -> Outcome | None:
+    """The outcome of an image that its stored map proves clean and whose results are not needed; None otherwise."""
+    labelled = settings.segmentation_key is None or (
+        outcome.labels_kept and outcome.segmentation_key == settings.segmentation_key
+    )
+    if settings.keep_pair or not labelled or not outcome.similarity_kept:
+        return None
+    if outcome.similarity_key != settings.similarity.key:
+        return None
+    similarity = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
+    assert outcome.height is not None
+    assert outcome.width is not None
+    if similarity is None or is_suspect(similarity, settings.similarity, outcome.height, outcome.width):
+        return None
+    return proven_clean(outcome, settings.similarity)

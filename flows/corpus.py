@@ -1,0 +1,49 @@
+"""What detect and mine have in common: take the shards of a corpus through the stages of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from desra_core.plan import prepare
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.workspace import Workspace
+from tasks.fanout import open_dask
+from tasks.progress import RunProgress
+from tasks.shards import Run, process_shard
+from tasks.stages import gpus_wanted, stages_of
+from tasks.summary import Summary, publish_results
+
+# While the last images of one shard finish, the next one keeps the workers busy.
+_SHARDS_IN_FLIGHT = 3
+
+
+def shard_runner() -> TaskRunner[Any]:
+    """Run a few shards at a time."""
+    return ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
+
+
+def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
+    """Find out what there is to do, do it shard by shard and publish the results. For the body of a flow.
+
+    Parameters
+    ----------
+    settings
+        What is wanted.
+    machine
+        Where and how wide to compute.
+    rescan
+        Look for new and changed files first.
+    """
+    workspace = Workspace(settings.workspace)
+    workspace.create()
+    with workspace.locked():
+        _, plan, weights, _ = prepare(settings, rescan=rescan)
+        with open_dask(machine, gpus=gpus_wanted(plan.target, machine)) as dask:
+            stages = stages_of(settings, plan.target, weights, machine, dask)
+            with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
+                run = Run(workspace, plan, stages, dask, progress)
+                broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+        task_runs = len(plan.shards) * (1 + len(stages)) + 1
+        return publish_results(workspace, plan.target, task_runs, broken)

@@ -1,0 +1,141 @@
+"""A headless Chromium for tests of pages: what it showed, what it asked the network for, what it complained about."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_SECONDS = 30.0
+_KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_FLAGS = (
+    "--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+class Page:
+    """A page that has loaded.
+
+    Attributes
+    ----------
+    requests
+        Addresses that the page asked for, other than itself and data it holds.
+    complaints
+        Errors and warnings of scripts and of the browser.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self._connection = connection
+        self._number = 0
+        self._session: str | None = None
+        self._loaded = False
+
+    def open(self, address: str) -> None:
+        """Go there and wait until everything has loaded."""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self._call(f"{domain}.enable")
+        self._loaded = False
+        self._call("Page.navigate", url=address)
+        while not self._loaded:
+            self._receive()
+        self.requests = [url for url in self.requests if url != address and not url.startswith("data:")]
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, which may be a promise."""
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and release a key: Enter, Escape or an arrow."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
+
+    def screenshot(self) -> bytes:
+        """What is in view, as PNG."""
+        return base64.b64decode(self._call("Page.captureScreenshot")["data"])
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        self._connection.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+
+    def _receive(self) -> dict[str, Any]:
+        message: dict[str, Any] = json.loads(self._connection.recv(timeout=_SECONDS))
+        method, parameters = message.get("method"), message.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(parameters["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            self.complaints.append(json.dumps(parameters["args"]))
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(parameters["entry"]["text"])
+        elif method == "Page.loadEventFired":
+            self._loaded = True
+        return message
+
+
+@contextlib.contextmanager
+def opened(address: str, profile: Path, *, width: int = 1400, height: int = 1000) -> Iterator[Page]:
+    """Open an address in a browser of its own; skips the test where there is none.
+
+    Parameters
+    ----------
+    address
+        Such as ``path.as_uri()``.
+    profile
+        An empty folder for the browser's files.
+    width, height
+        Of the window, in pixels.
+    """
+    binary = next(filter(None, map(shutil.which, _NAMES)), None)
+    if binary is None:
+        pytest.skip("no Chromium here: make browser installs one")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # root cannot have one
+    command = [binary, *_FLAGS, *sandbox, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as browser:
+        try:
+            with connect(_debugger(profile, browser), max_size=None, open_timeout=_SECONDS) as connection:
+                page = Page(connection)
+                page.open(address)
+                yield page
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(browser.pid, signal.SIGKILL)
+
+
+def _debugger(profile: Path, browser: subprocess.Popen[bytes]) -> str:
+    """Wait for the file in which the browser says where it listens."""
+    file = profile / "DevToolsActivePort"
+    until = time.monotonic() + _SECONDS
+    while time.monotonic() < until and browser.poll() is None:
+        if file.exists() and len(lines := file.read_text().split("\n")) >= 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.05)
+    raise AssertionError(f"Chromium did not start (exit code {browser.poll()})")

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from deployments import demo_training
+from desra_core.compat import mend_torchvision
+
+COMMITTED = Path(demo_training.__file__).with_name("demo_models")
+
+
+def described(path: Path):
+    mend_torchvision()
+    from spandrel import ModelLoader
+
+    return ModelLoader(device="cpu").load_from_file(path)
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    params = torch.load(path, map_location="cpu", weights_only=True)["params"]
+    return {name: tuple(weights.shape) for name, weights in params.items()}
+
+
+def assert_is_a_pair(folder: Path) -> None:
+    mse, gan = (described(folder / name) for name in ("mse.pth", "gan.pth"))
+    assert mse.scale == gan.scale == 4
+    assert mse.architecture.id == gan.architecture.id == "RealESRGAN Compact"
+    assert shapes(folder / "mse.pth") == shapes(folder / "gan.pth")
+    lr = torch.rand(1, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    mse_sr, gan_sr = mse(lr), gan(lr)
+    assert mse_sr.shape == gan_sr.shape == (1, 3, 48, 40)
+    assert not torch.equal(mse_sr, gan_sr)
+
+
+def test_a_few_iterations_make_a_pair(tmp_path, capsys):
+    demo_training.main(output=tmp_path / "models", mse_iterations=3, gan_iterations=2, seed=1)
+    assert_is_a_pair(tmp_path / "models")
+    said = capsys.readouterr().out
+    assert "mse 3/3" in said
+    assert "gan 2/2" in said
+
+
+def test_the_same_seed_makes_the_same_pair(tmp_path):
+    for run in ("one", "two"):
+        demo_training.main(output=tmp_path / run, mse_iterations=2, gan_iterations=1, seed=7)
+    for name in ("mse.pth", "gan.pth"):
+        one, two = (torch.load(tmp_path / run / name, weights_only=True)["params"] for run in ("one", "two"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["mse.pth", "gan.pth"])
+def test_the_committed_models_are_small(name):
+    assert (COMMITTED / name).stat().st_size < 3_000_000
+
+
+def test_the_committed_models_are_a_pair():
+    assert_is_a_pair(COMMITTED)

@@ -1,0 +1,125 @@
+"""Workspaces to report on: a detected corpus with everything odd in it, and its likeness as a mined one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from desra_core.corpus import image_refs
+from desra_core.outcomes import Outcome, gather_shard
+from desra_core.plan import prepare
+from desra_core.report import write_report
+from desra_core.settings import Detection
+from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
+from desra_core.tables import publish_tables
+from desra_core.workspace import Workspace
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{ 7*7 }} {% raw %}",
+    "a&amp;b 'c' `d` ${e}",
+    "two\nlines \u202egnp",
+)
+SIZE = (200, 240)
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".png", pixels)[1]  # imwrite would take % in a name as a pattern
+    path.write_bytes(encoded.tobytes())
+
+
+def read(path: Path) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def make_corpus(folder: Path, make_pairs) -> None:
+    """Thirteen pairs under hostile names, of odd kinds, one LR missing, and three that cannot be processed."""
+    plain = make_pairs(folder, 13)
+    marked = [name for index, name in enumerate(plain) if index % 3]
+    for old, new in zip(marked, HOSTILE, strict=False):
+        for role in ("mse_sr", "gan_sr"):
+            path = folder / role / f"{new}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (folder / role / f"{old}.png").rename(path)
+    gray, deep, clear = marked[5:8]
+    for role in ("mse_sr", "gan_sr"):
+        pixels = {name: read(folder / role / f"{name}.png") for name in (gray, deep, clear)}
+        write(folder / role / f"{gray}.png", cv2.cvtColor(pixels[gray], cv2.COLOR_BGR2GRAY))
+        write(folder / role / f"{deep}.png", pixels[deep].astype(np.uint16) * 257)
+        write(folder / role / f"{clear}.png", np.dstack([pixels[clear], np.full(SIZE, 9, np.uint8)]))
+        shutil.copytree(folder / role / "set0", folder / role / "again")  # the same content at other names
+    for path in (folder / "gan_sr").rglob("*.png"):
+        write(folder / "lr" / path.relative_to(folder / "gan_sr"), cv2.resize(read(path), None, fx=0.25, fy=0.25))
+    (folder / "lr" / f"{HOSTILE[1]}.png").unlink()
+    (folder / "gan_sr" / "broken <b>.png").write_bytes(b"no image")
+    (folder / "mse_sr" / "broken <b>.png").write_bytes(b"no image")
+    write(folder / "gan_sr" / "other size.png", np.zeros((64, 64, 3), np.uint8))
+    write(folder / "mse_sr" / "other size.png", np.zeros((32, 32, 3), np.uint8))
+    write(folder / "gan_sr" / "no twin.png", np.zeros((64, 64, 3), np.uint8))
+
+
+def detect(folder: Path, *roles: str) -> Workspace:
+    """Run the stages on the corpus in a folder, one after the other; the workspace is its ``ws``."""
+    detection = Detection(workspace=folder / "ws", **{role: folder / role for role in roles})
+    Workspace(detection.workspace).create()
+    workspace, plan, *_ = prepare(detection)
+    target = plan.target
+    similarity = SimilaritySettings(
+        target.similarity_key, 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=2**24
+    )
+    mask = MaskSettings(
+        target.mask_key, "none", target.weighting_key, None, 0.7, "4000", keep="artifacts", max_pixels=2**24
+    )
+    for image in image_refs(plan.rows(0).replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)):
+        outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, similarity, mask.key)
+        if not outcome.failed:
+            run_stage(mask_stage, image, outcome, workspace, mask, mask.key)
+    gather_shard(workspace, 0)
+    publish_tables(workspace, target)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, make_pairs) -> Path:
+    """A folder with a corpus, and in ``ws`` its workspace."""
+    folder = tmp_path_factory.mktemp("corpus & <i>")
+    make_corpus(folder, make_pairs)
+    detect(folder, "mse_sr", "gan_sr", "lr")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page(corpus) -> str:
+    """The report of that workspace."""
+    return write_report(Workspace(corpus / "ws")).read_text("utf-8")
+
+
+@pytest.fixture
+def workspace(corpus, tmp_path) -> Workspace:
+    """A copy of that workspace to be changed."""
+    return Workspace(Path(shutil.copytree(corpus / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("prefect"))))
+
+
+@pytest.fixture
+def mined(corpus, workspace) -> Workspace:
+    """A workspace as ``desra mine`` leaves it: pictures in the dataset, each pseudo-GT a plain colour."""
+    for path in (corpus / "gan_sr").rglob("*.png"):
+        name = str(path.relative_to(corpus / "gan_sr"))[:-4]
+        for kind in ("lr", "mse_sr", "gan_sr"):
+            if (corpus / kind / f"{name}.png").exists():
+                target = workspace.dataset(kind, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(corpus / kind / f"{name}.png", target)
+        write(workspace.dataset("pseudo_gt", name), np.full((*SIZE, 3), (10, 200, 30), np.uint8))
+    document = json.loads(workspace.settings.read_bytes())
+    settings = {"photos": "/photos", "mse_model": "/m/mse.pth", "gan_model": "/m/gan.pth", "threshold": 0.7}
+    workspace.settings.write_text(json.dumps(document | {"verb": "mine", "settings": settings}))
+    return workspace

@@ -1,0 +1,227 @@
+"""The page as text: what it says, and what no name and no file can make it do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from desra_core.errors import UsageError
+from desra_core.matching import FAILURES
+from desra_core.outcomes import SCHEMA
+from desra_core.report import page as page_module
+from desra_core.report import write_report
+from desra_core.workspace import Workspace
+from tests.desra_core.report.conftest import HOSTILE, detect, write
+
+EVENTS = re.compile(r"^on[a-z]+$")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open = tag
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        if self._open not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def words(page: str) -> str:
+    return " ".join(Elements(page).text.split())
+
+
+def test_the_page_names_no_address(page: str) -> None:
+    assert "http:" not in page
+    assert "https:" not in page
+    elements = Elements(page)
+    references = {
+        value for _, attributes in elements.tags for name, value in attributes.items() if name in ("src", "href")
+    }
+    assert all(value.startswith(("data:", "#")) for value in references)
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert [tag for tag, _ in elements.tags if tag in ("iframe", "object", "embed", "base", "form")] == []
+
+
+def test_names_are_text_and_nothing_else(page: str) -> None:
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.tags].count("script") == 1
+    assert not [name for _, attributes in elements.tags for name in attributes if EVENTS.match(name)]
+    for name in HOSTILE[:4]:
+        assert name in elements.text
+    assert "two\\nlines \\u202egnp" in elements.text  # what cannot be seen is made visible
+    assert "\u202e" not in page
+    assert "broken <b>" in elements.text
+    alternatives = {attributes.get("alt") for tag, attributes in elements.tags if tag == "img"}
+    assert f"GAN-SR of {HOSTILE[1]}" in alternatives
+
+
+def test_the_policy_allows_this_script_only(page: str) -> None:
+    policy = next(attributes["content"] for tag, attributes in Elements(page).tags if tag == "meta" and
+                  attributes.get("http-equiv") == "Content-Security-Policy")  # fmt: skip
+    script = re.search("<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    assert "default-src 'none'" in policy
+    assert f"script-src '{page_module._csp_hash(script[1])}'" in policy
+
+
+def test_what_the_page_says(page: str) -> None:
+    text = words(page)
+    assert "10 of 18 images have artifacts: 10 regions that cover" in text
+    assert "21 images" in text
+    assert "3 failed" in text
+    assert "3 of 21 images could not be processed" in text
+    for failure in ("broken <b>", "other size", "no twin"):
+        assert failure in text
+    assert "both results of one photo must have the same size" in text
+    assert "weight 1 for every class" in text
+    assert "run with --segmenter mmseg:CONFIG,CHECKPOINT" in text
+    assert "similarity threshold" in text
+    assert "Suspect where the adjusted similarity is below this." in text
+    assert "LR photo: none of this name" in text
+
+
+def test_pictures_are_those_of_the_region(page: str) -> None:
+    rows = page.split('<article class="region">')[1:]
+    assert len(rows) == 8  # two of the ten are copies
+    for row in rows:
+        kinds = re.findall(r'data-kind="(\w+)"', row)
+        assert kinds == ["lr", "mse_sr", "gan_sr", "difference", "mask", "pseudo_gt"]
+        sizes = set(re.findall(r'<img [^>]*width="(\d+)" height="(\d+)"', row))
+        assert len(sizes) == 1
+
+
+def test_the_same_results_give_the_same_bytes(workspace: Workspace) -> None:
+    before = write_report(workspace)
+    content, made = before.read_bytes(), before.stat().st_mtime_ns
+    assert write_report(workspace) == before == workspace.root / "report.html"
+    assert before.read_bytes() == content
+    assert before.stat().st_mtime_ns == made
+
+
+def test_nothing_else_is_touched(workspace: Workspace) -> None:
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()}
+
+    array = next(workspace.maps.rglob("similarity"))
+    shutil.rmtree(array / "c")
+    before = content()
+    report = write_report(workspace, output=workspace.root.parent / "new" / "page.htm")
+    assert content() == before
+    assert report.is_file()
+    assert [path.name for path in report.parent.iterdir()] == ["page.htm"]
+
+
+def test_files_that_are_gone_cost_a_cell(corpus, workspace: Workspace) -> None:
+    shutil.rmtree(workspace.maps)
+    workspace.mask(HOSTILE[0]).write_bytes(b"damaged")
+    workspace.mask(HOSTILE[1]).unlink()
+    write(workspace.mask(HOSTILE[2]), np.zeros((10, 10), np.uint8))
+    text = words(write_report(workspace).read_text())
+    for reason in ("D: is not kept", "is not an image", "the file has vanished", "is 10x10 now, and was 240x200"):
+        assert reason in text
+
+
+def test_a_mined_workspace_shows_its_dataset(mined: Workspace) -> None:
+    page = write_report(mined).read_text()
+    assert "The latest run was desra mine" in words(page)
+    assert "Checkpoint of the GAN-trained model" in words(page)
+    shutil.rmtree(mined.root / "dataset" / "pseudo_gt")
+    without = words(write_report(mined).read_text())
+    regions, missing_lr = page.count('<article class="region">'), 1
+    assert without.count("the file has vanished") == regions + missing_lr
+
+
+def test_no_artifacts_and_no_lr(tmp_path, make_pairs) -> None:
+    make_pairs(tmp_path, 4)
+    shutil.rmtree(tmp_path / "gan_sr")
+    shutil.copytree(tmp_path / "mse_sr", tmp_path / "gan_sr")
+    page = write_report(detect(tmp_path, "mse_sr", "gan_sr")).read_text()
+    assert "No artifact was found in 4 images." in words(page)
+    assert "There is no artifact region." in words(page)
+    assert "<article" not in page
+    assert page.count("<svg") == 1  # computing times
+
+
+def test_without_lr_there_is_no_lr_column(workspace: Workspace) -> None:
+    manifest = pq.read_table(workspace.manifest)
+    metadata = {key: value for key, value in manifest.schema.metadata.items() if key != b"lr"}
+    lacking = manifest.set_column(
+        manifest.schema.get_field_index("lr_path"), "lr_path", pa.nulls(manifest.num_rows, pa.string())
+    )
+    pq.write_table(lacking.replace_schema_metadata(metadata), workspace.manifest)
+    page = write_report(workspace).read_text()
+    assert 'data-kind="lr"' not in page
+    assert 'data-kind="gan_sr"' in page
+
+
+def test_a_run_that_was_cut_off(workspace: Workspace) -> None:
+    workspace.regions.unlink()
+    for path in workspace.outcomes.iterdir():
+        table = pq.read_table(path, schema=SCHEMA)
+        pq.write_table(table.slice(0, table.num_rows - 2), path)
+    text = words(write_report(workspace).read_text())
+    assert re.search(r"[1-9]\d* images are still to be done", text)
+    assert "The region table is missing" in text
+
+
+def test_a_changed_setting_and_unknown_ones(workspace: Workspace) -> None:
+    document = json.loads(workspace.settings.read_bytes())
+    document["target"]["mask_key"] = "another"
+    document["settings"] |= {"nested": {"some_thing": [1, "<b>"]}, "absent": None, "flag": True}
+    del document["versions"]
+    workspace.settings.write_text(json.dumps(document))
+    text = words(write_report(workspace).read_text())
+    assert "that earlier settings found" in text
+    assert "nested some thing 1, <b>" in text
+    assert "flag yes" in text
+    workspace.settings.unlink()
+    assert "does not say which settings" in words(write_report(workspace).read_text())
+
+
+def test_many_and_long_failures(workspace: Workspace) -> None:
+    rows = [
+        {"name": f"{index:05d}" + '"<&' * 1000, "stage": "scan", "subject": "&" * 4000, "reason": "<" * 4000,
+         "remedy": "'" * 4000} for index in range(3000)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, FAILURES), workspace.scan_failures)
+    path = write_report(workspace, worst=0)
+    assert path.stat().st_size < 2_500_000
+    text = words(path.read_text())
+    assert "And 2,802 more that are not in this page" in text
+    assert "desra status --workspace" in text
+    assert "This report was asked for none." in text
+
+
+@pytest.mark.parametrize("name", ["report", "report.html.parquet", "masks"])
+def test_only_html_files_are_written(workspace: Workspace, name: str) -> None:
+    with pytest.raises(UsageError, match="no HTML file"):
+        write_report(workspace, output=workspace.root / name)
+
+
+def test_a_folder_that_is_no_workspace(tmp_path) -> None:
+    with pytest.raises(UsageError, match="no workspace"):
+        write_report(Workspace(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,238 @@
+"""Super-resolution, and the mask stage of mined photos: what is inferred, stored, exported and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from desra_core.corpus import File, ImageRef
+from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.imageio import decode, digest, encode_png
+from desra_core.outcomes import Outcome
+from desra_core.sr.checkpoints import load_pair
+from desra_core.stages import (
+    MaskSettings,
+    SimilaritySettings,
+    SuperResolutionSettings,
+    mask_stage,
+    run_stage,
+    super_resolution_stage,
+)
+from desra_core.stages import super_resolution as module
+from desra_core.target import result_key
+from desra_core.workspace import DATASET, Workspace
+from tests.conftest import photo
+
+BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)
+SIMILARITY = SimilaritySettings(
+    "similarity-key", 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
+)
+MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "4000", keep="artifacts", max_pixels=10**6)
+
+
+class Lab:
+    """One photo, a workspace and a pair of models."""
+
+    def __init__(self, root: Path, make_models: Callable[..., tuple[Path, Path]]) -> None:
+        self.root = root
+        self.workspace = Workspace(root / "ws")
+        self.workspace.create()
+        self.models = make_models(root / "models")
+        self.inferred: list[str] = []
+
+    def settings(self, **changes: object) -> SuperResolutionSettings:
+        mse, gan = self.models
+        settings = SuperResolutionSettings(
+            result_key(mse, "float32"), result_key(gan, "float32"), mse, gan, "float32", "cpu",
+            segmentation_key=None, keep_pair=False, similarity=SIMILARITY,
+        )  # fmt: skip
+        return replace(settings, **changes)
+
+    def image(self, pixels: np.ndarray | bytes, names: tuple[str, ...] = ("a",)) -> ImageRef:
+        data = pixels if isinstance(pixels, bytes) else encode_png(pixels)
+        path = self.root / "photo.png"
+        path.write_bytes(data)
+        return ImageRef("ab" * 16, 0, names, None, None, File(path, digest(data)), None)
+
+    def infer(self, image: ImageRef, outcome: Outcome | None = None, **changes: object) -> Outcome:
+        settings = self.settings(**changes)
+        return run_stage(
+            super_resolution_stage, image, outcome or Outcome(image.id), self.workspace, settings, MASK.key
+        )
+
+    def mask(self, image: ImageRef, outcome: Outcome, **changes: object) -> Outcome:
+        settings = self.settings()
+        settings = replace(MASK, mse_sr_key=settings.mse_sr_key, gan_sr_key=settings.gan_sr_key, **changes)
+        return run_stage(mask_stage, image, outcome, self.workspace, settings, MASK.key)
+
+    def arrays(self) -> set[str]:
+        return {path.name for path in self.workspace.group("ab" * 16).glob("*") if path.is_dir()}
+
+    def picture(self, kind: str, name: str = "a") -> np.ndarray:
+        return cv2.imread(str(self.workspace.dataset(kind, name)), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, make_models, monkeypatch) -> Lab:
+    made = Lab(tmp_path, make_models)
+
+    def counted(model, pixels):
+        made.inferred.append(model.path.stem)
+        return module_super_resolve(model, pixels)
+
+    module_super_resolve = module.super_resolve
+    monkeypatch.setattr(module, "super_resolve", counted)
+    return made
+
+
+def test_a_photo_with_an_artifact_becomes_part_of_the_dataset(lab: Lab) -> None:
+    image = lab.image(BRIGHT, names=("a", "sub/b"))
+    outcome = lab.infer(image)
+    assert lab.inferred == ["mse", "gan"]
+    assert lab.arrays() == {"mse_sr", "gan_sr", "similarity"}
+    assert outcome.seconds.keys() == {"inference", "super_resolution"}
+    outcome = lab.mask(image, outcome)
+    assert outcome.artifact_pixels
+    for name in image.names:
+        pictures = {kind: lab.picture(kind, name) for kind in DATASET}
+        mask = pictures["mask"] > 0
+        assert mask.sum() == outcome.artifact_pixels
+        assert np.array_equal(pictures["lr"][:, :, ::-1], BRIGHT)
+        assert np.array_equal(pictures["mse_sr"][:, :, ::-1], BRIGHT.repeat(4, axis=0).repeat(4, axis=1))
+        assert np.array_equal(pictures["pseudo_gt"][mask], pictures["mse_sr"][mask])
+        assert np.array_equal(pictures["pseudo_gt"][~mask], pictures["gan_sr"][~mask])
+        assert not np.array_equal(pictures["gan_sr"][mask], pictures["mse_sr"][mask])
+        assert lab.workspace.dataset("mask", name).read_bytes() == lab.workspace.mask(name).read_bytes()
+
+
+def test_a_clean_photo_leaves_an_empty_mask_and_nothing_else(lab: Lab) -> None:
+    image = lab.image(DARK)
+    outcome = lab.mask(image, lab.infer(image))
+    assert outcome.artifact_pixels == 0
+    assert not lab.arrays()
+    assert lab.workspace.mask("a").exists()
+    assert not any(lab.workspace.dataset(kind, "a").exists() for kind in DATASET)
+
+
+@pytest.mark.parametrize(
+    ("keep", "arrays", "exported"),
+    [("artifacts", set(), False), ("maps", {"similarity"}, False), ("all", {"similarity", "mse_sr", "gan_sr"}, True)],
+)
+def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], exported: bool) -> None:
+    image = lab.image(DARK)
+    similarity = replace(SIMILARITY, keep_all=keep != "artifacts")
+    outcome = lab.mask(image, lab.infer(image, similarity=similarity, keep_pair=keep == "all"), keep=keep)
+    assert lab.arrays() == arrays
+    assert lab.workspace.dataset("pseudo_gt", "a").exists() == exported
+    if exported:
+        assert np.array_equal(lab.picture("pseudo_gt"), lab.picture("gan_sr"))
+    lab.mask(image, lab.infer(image, outcome))
+    assert not lab.workspace.dataset("lr", "a").exists()
+
+
+def test_labelling_all_keeps_the_gan_result_for_it(lab: Lab) -> None:
+    lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, keep_all=True), segmentation_key="mmseg:x")
+    assert lab.arrays() == {"similarity", "gan_sr"}
+
+
+def test_only_the_missing_result_is_inferred(lab: Lab, make_models) -> None:
+    image = lab.image(BRIGHT)
+    outcome = lab.mask(image, lab.infer(image))
+    lab.models = lab.models[0], make_models(lab.root / "newer", strength=1.0)[1]
+    lab.inferred.clear()
+    outcome = lab.infer(image, outcome)
+    assert lab.inferred == ["gan"]
+    lab.inferred.clear()
+    before = lab.picture("gan_sr")
+    lab.mask(image, outcome)
+    assert not np.array_equal(lab.picture("gan_sr"), before)
+    lab.infer(image, outcome)
+    assert lab.inferred == []
+
+
+def test_a_stored_map_that_proves_a_photo_clean_spares_inference(lab: Lab) -> None:
+    image = lab.image(DARK)
+    keep_all = replace(SIMILARITY, keep_all=True)
+    outcome = lab.mask(image, lab.infer(image, similarity=keep_all), keep="maps")
+    lab.inferred.clear()
+    stricter = replace(keep_all, threshold=0.8)
+    assert lab.infer(image, outcome, similarity=stricter).threshold == 0.8
+    assert lab.inferred == []
+    lab.infer(image, outcome, similarity=stricter, segmentation_key="mmseg:x")
+    lab.infer(image, outcome, similarity=replace(keep_all, key="of another window"))
+    lab.infer(image, outcome, similarity=keep_all, keep_pair=True)
+    assert lab.inferred == ["mse", "gan", "mse", "mse"]  # the GAN result was stored for its labels
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "colour"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exports_have_the_form_of_the_photo(lab: Lab, dtype: type, channels: int, alpha: bool) -> None:
+    pixels = BRIGHT[:, :, 3 - channels :].astype(dtype) * (257 if dtype == np.uint16 else 1)
+    if alpha:
+        if channels == 1 and dtype == np.uint16:
+            pytest.skip("no decoder here reads 16-bit gray with alpha as gray")
+        ramp = np.linspace(0, np.iinfo(dtype).max, pixels.shape[1]).astype(dtype)
+        pixels = np.dstack([pixels, np.broadcast_to(ramp, pixels.shape[:2])])
+    image = lab.image(pixels)
+    lab.mask(image, lab.infer(image))
+    for kind in ("lr", "mse_sr", "gan_sr", "pseudo_gt"):
+        path = lab.workspace.dataset(kind, "a")
+        exported = decode(path.read_bytes(), path)
+        factor = 1 if kind == "lr" else 4
+        assert exported.pixels.shape == (50 * factor, 60 * factor, channels)
+        assert exported.pixels.dtype == dtype
+        assert (exported.alpha is not None) == alpha
+        if alpha and kind != "lr":
+            ramp = exported.alpha[0].astype(np.int64)
+            assert (np.diff(ramp) >= 0).all()
+            assert np.ptp(ramp) == np.iinfo(dtype).max
+
+
+def test_a_photo_that_is_too_small_or_too_large(lab: Lab) -> None:
+    outcome = lab.infer(lab.image(DARK[:2, :2]))
+    assert "becomes 8x8, smaller than the 11 px window" in outcome.reason
+    with pytest.raises(TransientError, match="more than fit into a worker's memory"):
+        lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60 - 1))
+    assert not lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60)).failed
+
+
+def test_smaller_windows_are_recorded(lab: Lab, monkeypatch) -> None:
+    monkeypatch.setattr(module, "super_resolve", lambda model, pixels: (np.zeros((200, 240, 3), np.uint8), 64))
+    assert lab.infer(lab.image(DARK)).tile == 64
+
+
+def test_weights_that_overflow_cost_one_photo(lab: Lab, monkeypatch) -> None:
+    def overflow(model, pixels):
+        raise UsageError(model.path, "gives values that are not finite", "use float32")
+
+    monkeypatch.setattr(module, "super_resolve", overflow)
+    image = lab.image(DARK)
+    outcome = lab.infer(image)
+    assert isinstance(outcome.error, ImageError)
+    assert outcome.subject == str(image.path)
+    assert "mse.pth gives values that are not finite" in outcome.reason
+
+
+def test_a_checkpoint_that_changes_during_a_run(lab: Lab, make_models) -> None:
+    settings = lab.settings()
+    make_models(lab.root / "models", strength=1.0)
+    with pytest.raises(TransientError, match=r"gan\.pth: changed after the run had started"):
+        super_resolution_stage(lab.image(BRIGHT), Outcome("ab" * 16), lab.workspace, settings)
+
+
+def test_results_are_those_of_the_models(lab: Lab) -> None:
+    image = lab.image(BRIGHT)
+    lab.mask(image, lab.infer(image))
+    import torch
+
+    values = torch.from_numpy(BRIGHT).permute(2, 0, 1)[None].float() / 255
+    for model, kind in zip(load_pair(*lab.models), ("mse_sr", "gan_sr"), strict=True):
+        with torch.inference_mode():
+            expected = (model.network(values)[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+        assert np.array_equal(lab.picture(kind)[:, :, ::-1], expected)
