@@ -44,7 +44,7 @@ class Photo(NamedTuple):
     noise
         Standard deviation in grey levels, grain of a small sensor.
     quality
-        Of a JPEG. A PNG can hold one too, as a photo that was saved again.
+        Of a JPEG; without it, the photo is a PNG.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Photo(NamedTuple):
 PHOTOS = (
     Photo("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
     Photo("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
-    Photo("cells.jpg", "ihc.png", (0, 0, 400, 320), 200, noise=6, quality=70),
+    Photo("cell.png", "cell.png", (250, 200, 300, 240), 200),
     Photo("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
-    Photo("engine.jpg", "motorcycle_left.png", (300, 170, 240, 200), 220, noise=5, quality=60),
+    Photo("engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
     Photo("galaxies.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
-    Photo("moon.png", "moon.png", (0, 0, 512, 400), 200, noise=5),
+    Photo("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
     Photo("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
     Photo("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
-    Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, sharpen=2, quality=60),
+    Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
     Photo("shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
-    Photo("writing.png", "text.png", (60, 0, 340, 172), 200, noise=8),
+    Photo("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
 )
 
 

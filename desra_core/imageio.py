@@ -126,21 +126,25 @@ def encode_mask(mask: Mask) -> bytes:
     return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, or uint8 gray and alpha, as PNG."""
-    if pixels.ndim == 3 and pixels.shape[2] == 2:  # which OpenCV does not write
+def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
+    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, as PNG.
+
+    ``alpha`` of ``(H, W)`` may come apart; beside gray pixels, only where both are uint8.
+    """
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    channels = pixels.shape[2] + (alpha is not None)
+    if channels == 1:
+        return _encode(pixels, [])
+    ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
+    if alpha is not None:
+        ordered[:, :, -1] = alpha
+    ordered[:, :, : pixels.shape[2]] = pixels
+    if channels == 2:  # which OpenCV does not write
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
+        Image.fromarray(ordered).save(buffer, "PNG")
         return buffer.getvalue()
-    if pixels.ndim == 3 and pixels.shape[2] >= 3:
-        order = [2, 1, 0, 3][: pixels.shape[2]]
-        pixels = pixels[:, :, order]
-    return _encode(_contiguous(pixels), [])
-
-
-def with_alpha(pixels: Pixels, alpha: Pixels) -> Pixels:
-    """``(H, W, C)`` and ``(H, W)`` as ``(H, W, C + 1)``."""
-    return np.dstack([pixels, alpha])  # type: ignore[return-value]
+    ordered[:, :, :3] = pixels[:, :, 2::-1]
+    return _encode(ordered, [])
 
 
 def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, find_regions
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError
-from desra_core.imageio import Labels, Mask, Pixels, decode_labels, encode_mask, encode_png, with_alpha
+from desra_core.imageio import Labels, Mask, Pixels, decode_labels, encode_mask, encode_png
 from desra_core.outcomes import Outcome
 from desra_core.pseudo_gt import assemble_pseudo_gt
 from desra_core.settings import min_area_pixels
@@ -65,6 +65,8 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
         mask = artifact_mask(similarity, min_area=min_area, frame=frame, **weighting)
         if mask.any():
             regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
+        del similarity, weighting
+    del labels
     _publish(image, mask, workspace, settings)
     kept = settings.keep != "artifacts" or bool(regions)
     return replace(
@@ -90,10 +92,7 @@ def _publish(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSe
     if settings.gan_sr_key is None:
         return
     if mask.any() or settings.keep == "all":
-        pictures = _pictures(image, mask, workspace, settings) | {"mask": encoded}
-        for name in image.names:
-            for kind, data in pictures.items():
-                workspace.publish(workspace.dataset(kind, name), data)
+        _export(image, mask, workspace, settings)
         return
     for name in image.names:
         workspace.withdraw_dataset(name)
@@ -102,18 +101,27 @@ def _publish(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSe
             drop_array(workspace, image.id, role)
 
 
-def _pictures(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSettings) -> dict[str, bytes]:
-    """The photo, its results and the pseudo-GT as PNG; alpha is resized beside them."""
+def _export(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSettings) -> None:
+    """Write the dataset pictures, one after the other: each holds several copies of itself while it is encoded."""
     assert image.lr is not None
-    photo = read_photo(image.lr, settings.max_pixels)
-    mse_sr: Pixels = read_array(workspace, image.id, "mse_sr", key=settings.mse_sr_key)
-    gan_sr: Pixels = read_array(workspace, image.id, "gan_sr", key=settings.gan_sr_key)
-    results = {"mse_sr": mse_sr, "gan_sr": gan_sr, "pseudo_gt": assemble_pseudo_gt(mse_sr, gan_sr, mask)}
-    if photo.alpha is None:
-        return {kind: encode_png(pixels) for kind, pixels in ({"lr": photo.pixels} | results).items()}
-    alpha = resize_alpha(photo.alpha, gan_sr.shape[0] // photo.alpha.shape[0])
-    encoded = {kind: encode_png(with_alpha(pixels, alpha)) for kind, pixels in results.items()}
-    return encoded | {"lr": encode_png(with_alpha(photo.pixels, photo.alpha))}
+    lr, alpha, _ = read_photo(image.lr, settings.max_pixels)
+    sr_alpha = None if alpha is None else resize_alpha(alpha, mask.shape[0] // alpha.shape[0])
+
+    def publish(kind: str, data: bytes) -> None:
+        for name in image.names:
+            workspace.publish(workspace.dataset(kind, name), data)
+
+    def mse_sr() -> Pixels:
+        return read_array(workspace, image.id, "mse_sr", key=settings.mse_sr_key)  # type: ignore[return-value]
+
+    def gan_sr() -> Pixels:
+        return read_array(workspace, image.id, "gan_sr", key=settings.gan_sr_key)  # type: ignore[return-value]
+
+    publish("lr", encode_png(lr, alpha))
+    publish("mask", encode_mask(mask))
+    publish("mse_sr", encode_png(mse_sr(), sr_alpha))
+    publish("gan_sr", encode_png(gan_sr(), sr_alpha))
+    publish("pseudo_gt", encode_png(assemble_pseudo_gt(mse_sr(), gan_sr(), mask), sr_alpha))
 
 
 def _labels(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Labels | None:

@@ -14,15 +14,17 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import psutil
+from bench_inference import models
 from markdown import print_table
 from pairs import large_pair
 
 from desra_core.corpus import image_refs, read_manifest
 from desra_core.outcomes import Outcome, read_shard
 from desra_core.plan import prepare
-from desra_core.settings import Detection
-from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
+from desra_core.settings import CorpusSettings, Detection, Machine, Mining
+from desra_core.stages import run_stage
 from desra_core.workspace import Workspace
+from tasks.stages import stages_of
 
 SIDE = 4096
 SMALL = 256
@@ -30,12 +32,17 @@ MEGABYTE = 2**20
 
 
 class Case(NamedTuple):
-    """A kind of pair; ``ruined`` is all one artifact and has class labels, the most that a pair can ask for."""
+    """A kind of pair.
+
+    ``ruined`` is all one artifact and has class labels, the most that a pair can ask for; ``mined`` is a noisy photo,
+    a quarter as wide, whose pair is inferred.
+    """
 
     name: str
     depth: int
     alpha: bool
     ruined: bool
+    mined: bool = False
 
     @property
     def decoded(self) -> int:
@@ -47,6 +54,8 @@ CASES = (
     Case("8-bit RGB, 16 regions", 8, alpha=False, ruined=False),
     Case("16-bit RGBA, 16 regions", 16, alpha=True, ruined=False),
     Case("16-bit RGBA, labels, all artifact", 16, alpha=True, ruined=True),
+    Case("mined 8-bit RGB", 8, alpha=False, ruined=False, mined=True),
+    Case("mined 16-bit RGBA", 16, alpha=True, ruined=False, mined=True),
 )
 
 
@@ -61,7 +70,7 @@ def run() -> None:
     for case in CASES:
         with tempfile.TemporaryDirectory(prefix="desra-bench-") as name:
             _write_pairs(Path(name), case)
-            for stage in ("similarity", "mask"):
+            for stage in ("super_resolution" if case.mined else "similarity", "mask"):
                 measured = _measured_in_a_process(Path(name), stage)
                 growth, each = measured["growth"], measured["growth"] / SIDE**2
                 worst = max(worst, each)
@@ -76,6 +85,11 @@ def run() -> None:
 def _write_pairs(folder: Path, case: Case) -> None:
     """The large pair, and a small one that warms the process up, in corpora of their own."""
     pair = large_pair(SIDE, depth=case.depth, alpha=case.alpha, ruined=case.ruined)
+    if case.mined:
+        for size, side in (("large", SIDE // 4), ("small", SMALL // 4)):
+            (folder / size / "photos").mkdir(parents=True)
+            assert cv2.imwrite(str(folder / size / "photos/image.png"), pair[1][:side, :side])
+        return
     for size, results in (("large", pair), ("small", [result[:SMALL, :SMALL] for result in pair])):
         for role, result in zip(("mse_sr", "gan_sr"), results, strict=True):
             path = folder / size / role / "image.png"
@@ -97,44 +111,53 @@ def measure(folder: Path, stage: str) -> dict[str, int]:
 
     What a stage needs of an earlier one is in the workspace, where an earlier process left it.
     """
-    _run_stages(folder / "small", ["similarity", "mask"])
+    first = "super_resolution" if (folder / "small/photos").exists() else "similarity"
+    _run_stages(folder / "small", [first, "mask"])
     base = psutil.Process().memory_info().rss
     outcome = _run_stages(folder / "large", [stage])
     assert not outcome.failed, outcome.error
     return {"growth": _peak() - base, "base": base}
 
 
-def _run_stages(corpus: Path, stages: list[str]) -> Outcome:
+class _OneProcess:
+    """What the settings of the stages are made from, in the place of a cluster."""
+
+    threads, max_pixels, gpus = 1, 2**40, 0
+
+    def call(self, *_: object, **__: object) -> None:
+        """Load nothing in advance."""
+
+
+def _run_stages(corpus: Path, names: list[str]) -> Outcome:
+    workspace = Workspace(corpus / "workspace")
+    workspace.create()
+    settings = _settings(corpus)
+    _, plan, weights, _ = prepare(settings)
+    specs = stages_of(settings, plan.target, weights, Machine(), _OneProcess())  # type: ignore[arg-type]
+    stages = {spec.name: spec for spec in specs}
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    (image,) = image_refs(manifest)
+    outcome = read_shard(workspace, image.shard).get(image.id, Outcome(image.id))
+    for name in names:
+        function, settings_ = stages[name].function, stages[name].settings
+        outcome = run_stage(function, image, outcome, workspace, settings_, plan.target.mask_key)
+    return outcome
+
+
+def _settings(corpus: Path) -> CorpusSettings:
+    if (corpus / "photos").exists():
+        mse_model, gan_model = models()
+        return Mining(
+            photos=corpus / "photos", mse_model=mse_model, gan_model=gan_model, workspace=corpus / "workspace"
+        )
     labels = corpus / "labels"
-    detection = Detection(
+    return Detection(
         mse_sr=corpus / "mse_sr",
         gan_sr=corpus / "gan_sr",
         workspace=corpus / "workspace",
         segmenter=f"labels:{labels}" if labels.exists() else "none",
     )
-    workspace = Workspace(detection.workspace)
-    workspace.create()
-    _, plan, weights, _ = prepare(detection)
-    target = plan.target
-    settings = {
-        "similarity": SimilaritySettings(
-            key=target.similarity_key, window=detection.window, threshold=target.threshold, min_area=target.min_area,
-            min_weight=target.min_weight, keep_all=False, tile=256, threads=1, max_pixels=2**40,
-        ),
-        "mask": MaskSettings(
-            key=target.mask_key, segmentation_key=target.segmentation_key, weighting_key=target.weighting_key,
-            weights=weights.values if labels.exists() else None, threshold=target.threshold,
-            min_area=target.min_area, keep="artifacts", max_pixels=2**40,
-        ),
-    }  # fmt: skip
-    manifest = read_manifest(workspace)
-    assert manifest is not None
-    (image,) = image_refs(manifest)
-    outcome = read_shard(workspace, image.shard).get(image.id, Outcome(image.id))
-    for stage in stages:
-        function = {"similarity": similarity_stage, "mask": mask_stage}[stage]
-        outcome = run_stage(function, image, outcome, workspace, settings[stage], target.mask_key)
-    return outcome
 
 
 def _peak() -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 TITLES = {
     "similarity": "Similarity against OpenCV's float64 filters",
     "orchestration": "Orchestration and commits per image",
+    "inference": "Super-resolution against the plain loop, and its share of desra mine",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
 }

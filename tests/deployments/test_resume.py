@@ -24,22 +24,26 @@ def finished(workspace: Path) -> dict[str, int]:
 
 
 def results(workspace: Path) -> dict[str, bytes]:
-    paths = [*sorted(workspace.glob("masks/**/*.png")), workspace / "regions.parquet"]
+    folders = [path for name in ("masks", "dataset") for path in workspace.glob(f"{name}/**/*") if path.is_file()]
+    paths = [*sorted(folders), workspace / "regions.parquet"]
     return {str(path.relative_to(workspace)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
-def corpus(make_pairs, tmp_path_factory) -> Path:
+def corpus(make_pairs, make_photos, make_models, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     make_pairs(folder, PAIRS)
+    make_photos(folder / "photos", PAIRS)
+    make_models(folder)
     return folder
 
 
-def arguments(corpus: Path, workspace: Path) -> list[str]:
-    return desra_command(
-        "detect", "--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr", "--workspace", workspace,
-        "--shard-size", "10",
-    )  # fmt: skip
+def arguments(corpus: Path, workspace: Path, verb: str = "detect") -> list[str]:
+    inputs = {
+        "detect": ("--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr"),
+        "mine": (corpus / "photos", "--mse-model", corpus / "mse.pth", "--gan-model", corpus / "gan.pth"),
+    }
+    return desra_command(verb, *inputs[verb], "--workspace", workspace, "--shard-size", "10")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +65,13 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
     return False
 
 
-def test_killed_at_many_points_it_ends_as_if_undisturbed(corpus, undisturbed, prefect_environment, tmp_path) -> None:
+@pytest.mark.parametrize("verb", ["detect", "mine"])
+def test_killed_at_many_points_it_ends_as_if_undisturbed(verb, corpus, prefect_environment, tmp_path) -> None:
+    subprocess.run(
+        arguments(corpus, tmp_path / "undisturbed", verb), env=prefect_environment, check=True, capture_output=True
+    )
     workspace = tmp_path / "ws"
-    command = arguments(corpus, workspace)
+    command = arguments(corpus, workspace, verb)
     journal, outcomes = workspace / "journal", workspace / "outcomes"
     points = [
         lambda: (workspace / "manifest.parquet").exists(),
@@ -84,7 +92,8 @@ def test_killed_at_many_points_it_ends_as_if_undisturbed(corpus, undisturbed, pr
     last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     assert before.items() <= finished(workspace).items()
-    assert results(workspace) == undisturbed
+    assert results(workspace) == results(tmp_path / "undisturbed")
+    assert verb != "mine" or (workspace / "dataset/manifest.parquet").exists()
     assert not list((workspace / "journal").glob("*/*.json"))
 
 
