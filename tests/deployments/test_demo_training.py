@@ -47,12 +47,13 @@ def test_a_few_iterations_make_a_pair(tmp_path, capsys):
     assert "gan 2/2" in said
 
 
-def test_the_same_seed_makes_the_same_pair(tmp_path):
-    for run in ("one", "two"):
-        demo_training.main(output=tmp_path / run, mse_iterations=2, gan_iterations=1, seed=7)
-    for name in ("mse.pth", "gan.pth"):
-        one, two = (torch.load(tmp_path / run / name, weights_only=True)["params"] for run in ("one", "two"))
-        assert all(torch.equal(one[key], two[key]) for key in one)
+def test_the_same_seed_makes_the_same_pair_and_the_gan_model_from_the_mse_model_alone(tmp_path):
+    results = []
+    for mse_iterations in (2, 2, 0):
+        demo_training.main(output=tmp_path, mse_iterations=mse_iterations, gan_iterations=2, seed=7)
+        results.append(torch.load(tmp_path / "gan.pth", weights_only=True)["params"])
+    for name, weights in results[0].items():
+        assert all(torch.equal(weights, again[name]) for again in results[1:])
 
 
 @pytest.mark.parametrize("name", ["mse.pth", "gan.pth"])

@@ -17,7 +17,7 @@ from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
-from tasks.fanout import Dask, Job, open_dask
+from tasks.fanout import GPU_THREADS, Dask, Job, open_dask
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -142,3 +142,18 @@ def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
     [(_, result)] = dask.map(job(refuse), images("photo"))
     assert isinstance(result, TransientError)
     assert str(result) == "a: b; c"
+
+
+def visible_devices(image: ImageRef, outcome: Outcome) -> Outcome:
+    return Outcome(image.id, mask_key=os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
+    """The workers are real, the GPU is not: what they declare and may see is all that this machine can show."""
+    with open_dask(Machine(workers=1, memory="600MB"), gpus=1) as cluster:
+        workers = cluster._client.scheduler_info(n_workers=-1)["workers"].values()
+        slots = sorted((worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers)
+        assert slots == [(1, 0), (GPU_THREADS, GPU_THREADS)]
+        on_gpu = cluster.map(Job("job", visible_devices, {"GPU": 1}), images(*"abcdef"))
+        assert {result.mask_key for _, result in on_gpu} == {"0"}
+        assert cluster.max_pixels == 3_750_000
