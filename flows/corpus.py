@@ -40,7 +40,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace.create()
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
-        with open_dask(machine, gpus=gpus_wanted(plan.target, machine)) as dask:
+        networks = plan.target.segments or plan.target.super_resolves
+        with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
             stages = stages_of(settings, plan.target, weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress)

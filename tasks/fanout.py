@@ -26,8 +26,9 @@ from desra_core.settings import Machine
 
 # The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
 BYTES_PER_PIXEL = 40
-# What a worker holds without an image.
+# What a worker holds without an image, and one that runs networks: PyTorch, weights, and a batch of windows.
 WORKER_BYTES = 300_000_000
+NETWORK_WORKER_BYTES = 1_600_000_000
 
 # Threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
 GPU_THREADS = 3
@@ -35,6 +36,8 @@ GPU_THREADS = 3
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
+# Images that fit where nobody says how many workers there are to be.
+_USUAL_PIXELS = 2**24
 _RETRIES = 2
 _CONNECT_SECONDS = 10
 _LOST_SECONDS = 20
@@ -63,10 +66,10 @@ class Dask:
         Number of workers with a GPU of their own.
     """
 
-    def __init__(self, client: Client, *, threads: int, memory: int, gpus: int) -> None:
+    def __init__(self, client: Client, *, threads: int, image_bytes: int, gpus: int) -> None:
         self._client = client
         self.threads = threads
-        self.max_pixels = max(0, int(_USABLE_SHARE * memory) - WORKER_BYTES) // BYTES_PER_PIXEL
+        self.max_pixels = image_bytes // BYTES_PER_PIXEL
         self.gpus = gpus
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -141,21 +144,24 @@ class Dask:
 
 
 @contextlib.contextmanager
-def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
+def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Iterator[Dask]:
     """Connect to the scheduler of a run, or start workers on this machine and stop them at the end.
 
     Parameters
     ----------
     machine
         How many workers and how large; ignored by a scheduler that runs elsewhere.
+    networks
+        Whether workers will run networks, and need memory for that beside their images.
     gpus
         Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
 
     Raises
     ------
     UsageError
-        The scheduler does not answer or has no workers.
+        The scheduler does not answer or has no workers, or workers have too little memory.
     """
+    own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     if machine.scheduler:
         with _connected(machine.scheduler) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -164,17 +170,16 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
             _check_import(machine.scheduler, client)
             memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
             with_gpu = sum("GPU" in worker["resources"] for worker in workers)
-            with _ending(Dask(client, threads=1, memory=memory, gpus=with_gpu)) as dask:
+            with _ending(Dask(client, threads=1, image_bytes=_image_bytes(memory, own), gpus=with_gpu)) as dask:
                 yield dask
         return
     cores = len(os.sched_getaffinity(0))
-    workers = machine.workers or cores
+    all_memory = MEMORY_LIMIT * _MEMORY_SHARE
+    by_memory = int(all_memory * _USABLE_SHARE / (own + _USUAL_PIXELS * BYTES_PER_PIXEL)) - GPU_THREADS * gpus
+    workers = machine.workers or max(1, min(cores, by_memory))
     threads = max(1, cores // workers)
-    in_flight = workers + GPU_THREADS * gpus
-    memory = parse_bytes(machine.memory) if machine.memory else int(MEMORY_LIMIT * _MEMORY_SHARE / in_flight)
-    if memory < WORKER_BYTES:
-        remedy = f"a worker needs {WORKER_BYTES // 10**6} MB and more; raise it or use fewer --workers"
-        raise UsageError("--memory", f"leaves {memory // 10**6} MB for each of {in_flight} images in flight", remedy)
+    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + GPU_THREADS * gpus))
+    image_bytes = _image_bytes(memory, own)
     with (
         dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(threads)}),
         SpecCluster(
@@ -185,8 +190,17 @@ def open_dask(machine: Machine, *, gpus: int = 0) -> Iterator[Dask]:
         Client(cluster) as client,
     ):
         client.register_plugin(_Shielded())
-        with _ending(Dask(client, threads=threads, memory=memory, gpus=gpus)) as dask:
+        with _ending(Dask(client, threads=threads, image_bytes=image_bytes, gpus=gpus)) as dask:
             yield dask
+
+
+def _image_bytes(memory: int, own: int) -> int:
+    """What a worker's share of memory leaves for an image, of what it holds without one."""
+    usable = int(_USABLE_SHARE * memory)
+    if usable <= own:
+        remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
+        raise UsageError("--memory", f"is {memory // 10**6} MB for a worker or a thread of it", remedy)
+    return usable - own
 
 
 @contextlib.contextmanager
@@ -233,7 +247,8 @@ def _environment(threads: int) -> dict[str, str]:
     as much computing time again.
     """
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-    return dict.fromkeys(libraries, str(threads))
+    # PyTorch asks for huge pages: else the page faults of its large buffers take longer than some convolutions.
+    return dict.fromkeys(libraries, str(threads)) | {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def _check_import(address: str, client: Client) -> None:

@@ -22,7 +22,7 @@ from tasks.fanout import Dask
 from tasks.shards import StageSpec
 
 
-def gpus_wanted(target: Target, machine: Machine) -> int:
+def gpus_wanted(networks: bool, machine: Machine) -> int:
     """How many GPUs of this machine a run uses: all there are, if it runs networks and may use them.
 
     Raises
@@ -30,7 +30,7 @@ def gpus_wanted(target: Target, machine: Machine) -> int:
     UsageError
         ``--device cuda`` on a machine where PyTorch sees no GPU.
     """
-    if not (target.segments or target.super_resolves) or machine.device == "cpu" or machine.scheduler:
+    if not networks or machine.device == "cpu" or machine.scheduler:
         return 0
     import torch
 

@@ -54,7 +54,12 @@ def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> T
 
 
 def _compact(network: Any) -> Traits:
-    """SRVGGNetCompact: a chain of 3x3 convolutions, so a halo of one pixel for each is exact."""
+    """SRVGGNetCompact: a chain of 3x3 convolutions, so a halo of one pixel for each is exact.
+
+    With a halo of 34, windows of 256 pixels compute 1.9 times what they keep, of 768 pixels 1.2 times. But above 352
+    (480 in bfloat16) a buffer is more than 32 MB, and malloc has the system map it anew each time. That makes
+    float32 1.7 times as slow, unless torch is started with ``THP_MEM_ALLOC_ENABLE=1``: then 1.05 times.
+    """
     return Traits(halo=_convolutions(network), tile=768, last=network.body[-1])
 
 

@@ -100,7 +100,7 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
     device
         A torch device, such as ``cpu`` or ``cuda:0``.
     precision
-        What it computes in. On a CPU with AVX512-BF16, bfloat16 took 0.5 to 0.6 of the CPU time of float32, and the
+        What it computes in. On a CPU with AVX512-BF16, bfloat16 takes about half the time of float32, and the
         three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in float32 (six
         photos; 12 levels of 255 at most). Casting them as a whole took as long and gave 0.3 to 6 dB less.
 

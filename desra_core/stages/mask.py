@@ -112,10 +112,10 @@ def _export(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSet
             workspace.publish(workspace.dataset(kind, name), data)
 
     def mse_sr() -> Pixels:
-        return read_array(workspace, image.id, "mse_sr", key=settings.mse_sr_key)  # type: ignore[return-value]
+        return read_array(workspace, image.id, "mse_sr", key=settings.mse_sr_key)
 
     def gan_sr() -> Pixels:
-        return read_array(workspace, image.id, "gan_sr", key=settings.gan_sr_key)  # type: ignore[return-value]
+        return read_array(workspace, image.id, "gan_sr", key=settings.gan_sr_key)
 
     publish("lr", encode_png(lr, alpha))
     publish("mask", encode_mask(mask))

@@ -138,7 +138,7 @@ def refuse(*_: object) -> Outcome:
 
 def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
     with pytest.raises(TransientError, match="a: b; c"):
-        dask.call(refuse, resources={})
+        dask.call(lambda: refuse(), resources={})
     [(_, result)] = dask.map(job(refuse), images("photo"))
     assert isinstance(result, TransientError)
     assert str(result) == "a: b; c"
@@ -154,6 +154,6 @@ def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
         workers = cluster._client.scheduler_info(n_workers=-1)["workers"].values()
         slots = sorted((worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers)
         assert slots == [(1, 0), (GPU_THREADS, GPU_THREADS)]
-        on_gpu = cluster.map(Job("job", visible_devices, {"GPU": 1}), images(*"abcdef"))
+        on_gpu = cluster.map(job(visible_devices)._replace(resources={"GPU": 1}), images(*"abcdef"))
         assert {result.mask_key for _, result in on_gpu} == {"0"}
         assert cluster.max_pixels == 3_750_000
