@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from desra_core import __version__
+from desra_core.content import content_key
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
 from desra_core.settings import CorpusSettings, Detection, Mining
-from desra_core.sr.checkpoints import checkpoint_key
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
@@ -104,7 +104,7 @@ def result_key(model: Path, precision: str) -> str:
     UsageError
         The file cannot be read.
     """
-    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, checkpoint_key(model), precision)
+    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, content_key(model), precision)
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import pickle
 import re
 import struct
@@ -15,13 +14,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from desra_core import compat
+from desra_core.content import content_key
 from desra_core.errors import UsageError
 
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
@@ -48,8 +47,8 @@ def fingerprint(config: Path, checkpoint: Path) -> str:
     """
     configs = hashlib.blake2b(digest_size=16)
     for path in _config_chain(config):
-        configs.update(bytes.fromhex(_digest(path)))
-    return f"{configs.hexdigest()},{_digest(checkpoint)}"
+        configs.update(bytes.fromhex(content_key(path)))
+    return f"{configs.hexdigest()},{content_key(checkpoint)}"
 
 
 def load_model(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -219,7 +218,7 @@ def _one_line(error: BaseException) -> str:
 
 def _config_chain(config: Path) -> list[Path]:
     """List a config and, depth first, the files that it inherits from by ``_base_``."""
-    _digest(config)
+    content_key(config)
     try:
         body = ast.parse(config.read_bytes()).body
     except (SyntaxError, ValueError) as error:
@@ -234,20 +233,3 @@ def _config_chain(config: Path) -> list[Path]:
             for base in [bases] if isinstance(bases, str) else bases:
                 chain += _config_chain(config.parent / base)
     return chain
-
-
-def _digest(path: Path) -> str:
-    """Content hash of a file, remembered while the file's status stays the same."""
-    try:
-        status = path.stat()
-        return _content_digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    except FileNotFoundError:
-        raise UsageError(path, "does not exist", "check the path in the segmenter's spec") from None
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})", "give a readable file") from None
-
-
-@lru_cache(maxsize=64)
-def _content_digest(path: Path, *_status: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

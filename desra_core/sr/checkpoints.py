@@ -1,12 +1,7 @@
-"""Load super-resolution networks from checkpoint files.
-
-`checkpoint_key` is found without importing torch: planning needs nothing else.
-"""
+"""Load super-resolution networks from checkpoint files."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 import warnings
 from dataclasses import dataclass
@@ -15,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from desra_core import compat
+from desra_core.content import content_key
+from desra_core.device import alone_on
 from desra_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,8 +22,6 @@ Precision = Literal["float32", "bfloat16"]
 
 # A worker's threads that need a model at the same time wait for one of them to load it.
 _LOADING = threading.Lock()
-# While one of them has the GPU compute, the others decode and encode. Two at once would only share its memory.
-_GPU = threading.Lock()
 # GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
 _GPU_TILE_FACTOR = 2
 _ARCHITECTURE_REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
@@ -67,27 +62,9 @@ class Model:
                 output: torch.Tensor = self.network(batch)
             else:
                 exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-                with _GPU, exact:
+                with alone_on(batch.device.type), exact:
                     output = self.network(batch)
             return output.float()
-
-
-def checkpoint_key(path: Path) -> str:
-    """Hash the content of a checkpoint file: 128 bits of BLAKE2b, as hex.
-
-    Raises
-    ------
-    UsageError
-        It is missing, a folder, or unreadable.
-    """
-    try:
-        status = path.stat()
-        return _content_digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    except FileNotFoundError:
-        raise UsageError(path, "does not exist", "check the path of the checkpoint") from None
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})",
-                         "give a readable checkpoint file") from None  # fmt: skip
 
 
 def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
@@ -110,7 +87,7 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
         The file or the device cannot be used.
     """
     with _LOADING:
-        return _loaded(path, checkpoint_key(path), device, precision)
+        return _loaded(path, content_key(path), device, precision)
 
 
 def load_pair(
@@ -128,12 +105,6 @@ def load_pair(
         raise UsageError(gan_model, f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}",
                          "give two models of the same scale")  # fmt: skip
     return mse, gan
-
-
-@lru_cache(maxsize=64)
-def _content_digest(path: Path, *_status: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @lru_cache(maxsize=4)

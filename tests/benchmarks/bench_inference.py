@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# As tasks.fanout starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 import cv2
 import numpy as np
 import numpy.typing as npt

@@ -1,8 +1,6 @@
 """Checkpoints of real networks in every usual form, and every way in which one can be unusable."""
 
 import os
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -15,8 +13,7 @@ from spandrel.architectures.DnCNN import DnCNN
 from spandrel.architectures.MMRealSR import MMRealSR
 
 from desra_core.errors import UsageError
-from desra_core.imageio import digest
-from desra_core.sr.checkpoints import checkpoint_key, load_model, load_pair
+from desra_core.sr.checkpoints import load_model, load_pair
 from desra_core.sr.inference import super_resolve
 
 NAMES = {
@@ -96,24 +93,6 @@ def test_a_model_is_loaded_once_until_its_file_changes(checkpoint, tmp_path):
     assert load_model(path).architecture == "SPAN"
 
 
-def test_key_is_the_hash_of_the_content(checkpoint, tmp_path):
-    path = checkpoint("SPAN")
-    copy = tmp_path / "copy"
-    copy.write_bytes(path.read_bytes())
-    assert checkpoint_key(path) == checkpoint_key(copy) == digest(path.read_bytes())
-    copy.write_bytes(b"other")
-    assert checkpoint_key(copy) == digest(b"other")
-
-
-def test_key_needs_no_torch(checkpoint):
-    code = (
-        "import sys; from pathlib import Path; from desra_core.sr.checkpoints import checkpoint_key\n"
-        f"checkpoint_key(Path({str(checkpoint('SPAN'))!r}))\n"
-        "assert not {'torch', 'spandrel'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
-
-
 def test_a_pair_has_one_scale(checkpoint):
     large, small = checkpoint("SRVGGNetCompact x4"), checkpoint("SRVGGNetCompact x2")
     mse, gan = load_pair(large, checkpoint("RRDBNet x4"))
@@ -135,11 +114,10 @@ def refusal(path, **options):
 
 
 def test_missing_and_unreadable_files(tmp_path):
-    for call in (load_model, checkpoint_key):
-        with pytest.raises(UsageError, match=r"none\.pth: does not exist; check the path"):
-            call(tmp_path / "none.pth")
-        with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\); give a readable checkpoint"):
-            call(tmp_path)
+    with pytest.raises(UsageError, match=r"none\.pth: does not exist; check the path"):
+        load_model(tmp_path / "none.pth")
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\); give a readable file"):
+        load_model(tmp_path)
 
 
 def test_files_that_are_no_checkpoint(checkpoint, network, save, tmp_path):
