@@ -1,20 +1,27 @@
-"""What a detect run looks like on the Prefect server."""
+"""What runs of detect and mine look like on the Prefect server."""
 
 from __future__ import annotations
 
 import shutil
 
 import httpx
+import pytest
 
 
-def test_what_the_server_knows_of_a_run(make_pairs, desra, prefect_environment, tmp_path) -> None:
-    make_pairs(tmp_path, 7)
+@pytest.mark.parametrize(("verb", "first"), [("detect", "similarity"), ("mine", "super_resolution")])
+def test_what_the_server_knows_of_a_run(
+    verb, first, make_pairs, make_photos, make_models, desra, prefect_environment, tmp_path
+) -> None:
+    if verb == "detect":
+        make_pairs(tmp_path, 7)
+        inputs = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
+    else:
+        make_photos(tmp_path / "photos", 7)
+        mse, gan = make_models(tmp_path)
+        inputs = (tmp_path / "photos", "--mse-model", mse, "--gan-model", gan)
     url = prefect_environment["PREFECT_API_URL"]
     known = {run["id"] for run in httpx.post(f"{url}/flow_runs/filter", json={}).json()}
-    command = (
-        "detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", tmp_path / "ws",
-        "--shard-size", "4",
-    )  # fmt: skip
+    command = (verb, *inputs, "--workspace", tmp_path / "ws", "--shard-size", "4")
 
     def latest_run() -> tuple[dict, dict[str, str], dict[str, dict]]:
         [flow_run] = [run for run in httpx.post(f"{url}/flow_runs/filter", json={}).json() if run["id"] not in known]
@@ -32,7 +39,7 @@ def test_what_the_server_knows_of_a_run(make_pairs, desra, prefect_environment, 
     assert desra(*command).returncode == 0
     flow_run, task_runs, artifacts = latest_run()
     assert flow_run["state"]["name"] == "Completed"
-    stages = [f"{stage}-{shard:05d}" for stage in ("shard", "similarity", "mask") for shard in (0, 1)]
+    stages = [f"{stage}-{shard:05d}" for stage in ("shard", first, "mask") for shard in (0, 1)]
     assert task_runs == dict.fromkeys([*stages, "publish_results"], "Completed")
     assert artifacts["progress"]["data"] == 100
     assert "7 of 7 images, 0 failed" in artifacts["progress"]["description"]
@@ -41,12 +48,12 @@ def test_what_the_server_knows_of_a_run(make_pairs, desra, prefect_environment, 
     # Only the masks depend on the threshold, and the workspace says so to the cache.
     assert desra(*command, "--threshold", "0.69").returncode == 0
     _, task_runs, _ = latest_run()
-    assert task_runs["similarity-00000"] == task_runs["similarity-00001"] == "Cached"
+    assert task_runs[f"{first}-00000"] == task_runs[f"{first}-00001"] == "Cached"
     assert task_runs["mask-00000"] == task_runs["mask-00001"] == "Completed"
 
     # A cached state whose outputs are gone does not count.
     shutil.rmtree(tmp_path / "ws" / "maps")
     assert desra(*command, "--threshold", "0.69").returncode == 0
     _, task_runs, _ = latest_run()
-    assert task_runs["similarity-00000"] == task_runs["similarity-00001"] == "Completed"
+    assert task_runs[f"{first}-00000"] == task_runs[f"{first}-00001"] == "Completed"
     assert len(list((tmp_path / "ws" / "maps").glob("*/*.zarr"))) == 4
