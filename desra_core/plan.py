@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,19 +12,18 @@ import pyarrow.compute as pc
 
 from desra_core.corpus import Corpus, read_manifest, scan
 from desra_core.detection.semantics import Weights
+from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.target import Target, check_kind, save_settings, target_of
-from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace import Workspace
 
 _COLUMNS = [
     "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
     "weighting_key", "proven_weight", "threshold", "min_area", "mask_key", "artifact_pixels",
     "failed_stage", "failed_key", "subject", "reason", "remedy", "transient",
 ]  # fmt: skip
-
-Flags = npt.NDArray[np.bool_]
 
 
 class Work(NamedTuple):
@@ -67,14 +64,14 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
 
     def equal(column: str, value: str) -> Flags:
-        return _flags(pc.equal(record[column], value))
+        return flags_of(pc.equal(record[column], value))
 
     def number(column: str) -> npt.NDArray[np.float64]:
         return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
 
     same_labels = np.ones(len(index), bool)
     if target.reads_labels:
-        same_labels = _flags(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
+        same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
     same_similarity = equal("similarity_key", target.similarity_key)
     same_weighting = equal("weighting_key", target.weighting_key) & same_labels
     stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
@@ -82,8 +79,8 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
 
     ids = rows["id"].combine_chunks()
-    has_similarity = same_similarity & _flags(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
-    has_labels = equal("segmentation_key", target.segmentation_key) & _flags(record["labels_kept"])
+    has_similarity = same_similarity & flags_of(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
+    has_labels = equal("segmentation_key", target.segmentation_key) & flags_of(record["labels_kept"])
     has_labels &= on_disk.has_array(ids, "labels")
     has_pair = np.ones(len(index), bool)
     exported = has_pair
@@ -91,17 +88,17 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
         wanted = (number("artifact_pixels") > 0) | (target.keep == "all")
         exported = ~wanted | on_disk.has_dataset(rows["name"].combine_chunks())
-    published = _flags(record["mask_key"].is_valid())
+    published = flags_of(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
-    kept = has_similarity | ~_flags(record["similarity_kept"])
+    kept = has_similarity | ~flags_of(record["similarity_kept"])
     if target.keep != "artifacts":
         kept = has_similarity & (has_labels | (not target.segments))
     if target.keep == "all":
         kept &= has_pair
 
-    failed = _flags(record["failed_stage"].is_valid())
-    for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~_flags(record["transient"])
+    failed = flags_of(record["failed_stage"].is_valid())
+    for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
     pending = ~(masked & kept & exported & ~failed) & ~for_good
     skippable = empty & (target.keep == "artifacts")
     similarity = pending & ~(has_similarity & has_pair) & ~skippable
@@ -110,59 +107,8 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
         segmentation=pending & ~has_labels & ~skippable & target.segments,
         mask=pending,
         failed=for_good,
-        dropped=similarity & same_similarity & ~failed & ~_flags(record["similarity_kept"]),
+        dropped=similarity & same_similarity & ~failed & ~flags_of(record["similarity_kept"]),
     )
-
-
-class OnDisk:
-    """Which masks, stored arrays and dataset pictures (kind, name) a workspace holds."""
-
-    def __init__(
-        self,
-        masks: Iterable[str],
-        arrays: Iterable[tuple[str, str]],
-        pictures: Iterable[tuple[str, str]] = (),
-    ) -> None:
-        self._masks = pa.array(masks, pa.string())
-        self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
-        by_kind: dict[str, list[str]] = {kind: [] for kind in DATASET}
-        for kind, name in pictures:
-            by_kind[kind].append(name)
-        self._pictures = [pa.array(names, pa.string()) for names in by_kind.values()]
-
-    @classmethod
-    def of(cls, workspace: Workspace) -> OnDisk:
-        """List a workspace."""
-        groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
-        return cls(
-            _pngs(workspace.masks),
-            ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group)),
-            ((kind, name) for kind in DATASET for name in _pngs(workspace.dataset(kind, "").parent)),
-        )
-
-    @classmethod
-    def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
-        """Look for what belongs to some manifest rows."""
-        names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
-        masks = (name for name in names if _holds_data(workspace.mask(name)))
-        arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
-        pictures = ((kind, name) for kind in DATASET for name in names if _holds_data(workspace.dataset(kind, name)))
-        return cls(masks, arrays, pictures)
-
-    def has_mask(self, names: pa.Array) -> Flags:
-        """Whether the masks of these names are there."""
-        return _flags(pc.is_in(names, self._masks))
-
-    def has_dataset(self, names: pa.Array) -> Flags:
-        """Whether all dataset pictures of these names are there."""
-        found = np.ones(len(names), bool)
-        for pictures in self._pictures:
-            found &= _flags(pc.is_in(names, pictures))
-        return found
-
-    def has_array(self, ids: pa.Array, name: str) -> Flags:
-        """Whether these images have a stored array of that name."""
-        return _flags(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
 
 
 class Plan:
@@ -274,10 +220,6 @@ def failure_table(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
     return pa.table(columns, schema=FAILURES)
 
 
-def _flags(values: pa.Array) -> Flags:
-    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
-
-
 def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:
     if not target.min_area.endswith("%"):
         return np.full(len(record["id"]), float(target.min_area))
@@ -285,36 +227,3 @@ def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.fl
     sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
     areas = [min_area_pixels(target.min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
     return np.array(areas, np.float64)[which.ravel()]
-
-
-def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder, if there is one."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
-
-
-def _holds_data(path: Path) -> bool:
-    """Whether it is a file that no power cut has emptied."""
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def _pngs(folder: Path) -> Iterator[str]:
-    """Names of the pictures below a folder."""
-    return (path.removesuffix(".png") for path in _paths(folder, ""))
-
-
-def _paths(folder: Path, prefix: str) -> Iterator[str]:
-    """Relative paths of the non-empty files below a folder."""
-    if not folder.is_dir():
-        return
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
-        elif entry.stat().st_size:
-            yield prefix + entry.name

@@ -12,8 +12,9 @@ from prefect.context import TaskRunContext
 
 from desra_core.corpus import ImageRef, image_refs
 from desra_core.errors import ImageError
+from desra_core.inventory import OnDisk
 from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
-from desra_core.plan import OnDisk, Plan, Work, assess
+from desra_core.plan import Plan, Work, assess
 from desra_core.stages import Stage, failure, run_stage
 from desra_core.workspace import Workspace, fingerprint
 from tasks.fanout import Dask, Job

@@ -15,8 +15,9 @@ from desra_core.corpus import image_refs
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import encode_png
+from desra_core.inventory import OnDisk
 from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
-from desra_core.plan import OnDisk, Plan, assess, make_plan, prepare
+from desra_core.plan import Plan, assess, make_plan, prepare
 from desra_core.settings import Detection, Machine, min_area_pixels
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.target import load_settings, save_settings, target_of

@@ -1,0 +1,105 @@
+"""What a workspace holds, as columns: masks, stored arrays and dataset pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.workspace import DATASET, Workspace
+
+Flags = npt.NDArray[np.bool_]
+
+
+class OnDisk:
+    """Which masks, stored arrays and dataset pictures (kind, name) a workspace holds."""
+
+    def __init__(
+        self,
+        masks: Iterable[str],
+        arrays: Iterable[tuple[str, str]],
+        pictures: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self._masks = pa.array(masks, pa.string())
+        self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
+        by_kind: dict[str, list[str]] = {kind: [] for kind in DATASET}
+        for kind, name in pictures:
+            by_kind[kind].append(name)
+        self._pictures = [pa.array(names, pa.string()) for names in by_kind.values()]
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> OnDisk:
+        """List a workspace."""
+        groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
+        return cls(
+            _pngs(workspace.masks),
+            ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group)),
+            ((kind, name) for kind in DATASET for name in _pngs(workspace.dataset(kind, "").parent)),
+        )
+
+    @classmethod
+    def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
+        """Look for what belongs to some manifest rows."""
+        names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
+        masks = (name for name in names if _holds_data(workspace.mask(name)))
+        arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
+        pictures = ((kind, name) for kind in DATASET for name in names if _holds_data(workspace.dataset(kind, name)))
+        return cls(masks, arrays, pictures)
+
+    def has_mask(self, names: pa.Array) -> Flags:
+        """Whether the masks of these names are there."""
+        return flags_of(pc.is_in(names, self._masks))
+
+    def has_dataset(self, names: pa.Array) -> Flags:
+        """Whether all dataset pictures of these names are there."""
+        found = np.ones(len(names), bool)
+        for pictures in self._pictures:
+            found &= flags_of(pc.is_in(names, pictures))
+        return found
+
+    def has_array(self, ids: pa.Array, name: str) -> Flags:
+        """Whether these images have a stored array of that name."""
+        return flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
+
+
+def flags_of(values: pa.Array) -> Flags:
+    """Arrow booleans as NumPy ones; null is false."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """The folders in a folder, if there is one."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether it is a file that no power cut has emptied."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _pngs(folder: Path) -> Iterator[str]:
+    """Names of the pictures below a folder."""
+    return (path.removesuffix(".png") for path in _paths(folder, ""))
+
+
+def _paths(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative paths of the non-empty files below a folder."""
+    if not folder.is_dir():
+        return
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.stat().st_size:
+            yield prefix + entry.name
