@@ -125,7 +125,8 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
         if segmenter == "none" or from_line[0]:
             segmenter = f"labels:{labels}"
     kind, colon, paths = segmenter.partition(":")
-    return kind + colon + ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
+    parts = paths.split(",") if kind == "mmseg" else [paths]
+    return kind + colon + ",".join(str(Path(path).absolute()) for path in parts if path)
 
 
 def _given_on_the_line(context: typer.Context, name: str) -> bool:

@@ -45,6 +45,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
             broken = _run_flow(settings, machine, workspace)
         else:
             publish_tables(workspace, plan.target)
+            _renew_report(workspace)
         for line in broken:
             say(f"error: {line}")
         return _sum_up(workspace, settings, plan, scanned.failures.num_rows) or int(bool(broken))
@@ -78,6 +79,17 @@ def _run_flow(settings: CorpusSettings, machine: Machine, workspace: Workspace) 
     return summary.broken_shards
 
 
+def _renew_report(workspace: Workspace) -> None:
+    """Write the report again if what it tells has changed: files that stay the same are never touched."""
+    sources = (workspace.settings, workspace.manifest, workspace.regions, workspace.failures)
+    latest = max(path.stat().st_mtime_ns for path in sources)
+    if workspace.report.exists() and workspace.report.stat().st_mtime_ns >= latest:
+        return
+    from desra_core.report import write_report
+
+    write_report(workspace)
+
+
 def _sum_up(workspace: Workspace, settings: CorpusSettings, before: Plan, scan_failures: int) -> int:
     """Print how the run ended; returns the exit code."""
     manifest = read_manifest(workspace)
@@ -92,7 +104,8 @@ def _sum_up(workspace: Workspace, settings: CorpusSettings, before: Plan, scan_f
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
-    typer.echo(f"{regions.num_rows} artifact regions in {marked} images, found with {weighting}")
+    whole = " of the whole workspace" if settings.limit else ""
+    typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
         line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"

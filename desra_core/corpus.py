@@ -133,8 +133,11 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
     return read_table(workspace.manifest, MANIFEST)
 
 
-def image_refs(rows: pa.Table) -> list[ImageRef]:
-    """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows."""
+def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
+    """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows.
+
+    With a ``manifest``, an image goes by all names that it has there, vanished ones too: its record is theirs as well.
+    """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
     def file(row: dict[str, str | None], role: str) -> File | None:
@@ -144,11 +147,15 @@ def image_refs(rows: pa.Table) -> list[ImageRef]:
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         by_id.setdefault(row["id"], []).append(row)
+    named = rows if manifest is None else manifest.filter(pc.is_in(manifest["id"], rows["id"].combine_chunks()))
+    names: dict[str, list[str]] = {}
+    for name, image_id in zip(named["name"].to_pylist(), named["id"].to_pylist(), strict=True):
+        names.setdefault(image_id, []).append(name)
     return [
         ImageRef(
             id=image_id,
             shard=int(same[0]["shard"]),
-            names=tuple(row["name"] for row in same),
+            names=tuple(names[image_id]),
             **{role: file(same[0], role) for role in ROLES},
         )
         for image_id, same in by_id.items()

@@ -62,6 +62,13 @@ class OnDisk:
             found &= flags_of(pc.is_in(names, pictures))
         return found
 
+    def has_picture(self, names: pa.Array) -> Flags:
+        """Whether any dataset picture of these names is there."""
+        found = np.zeros(len(names), bool)
+        for pictures in self._pictures:
+            found |= flags_of(pc.is_in(names, pictures))
+        return found
+
     def has_array(self, ids: pa.Array, name: str) -> Flags:
         """Whether these images have a stored array of that name."""
         return flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))

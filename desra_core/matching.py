@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,17 +75,21 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
     Raises
     ------
     UsageError
-        A folder does not exist.
+        A folder does not exist, or lies inside ``skip``.
     """
     tables: dict[str, pa.Table] = {}
     failures = [FAILURES.empty_table()]
     for role in sources.used():
         folder = sources.folder(role)
         assert folder is not None
+        if folder.resolve().is_relative_to(skip.resolve()):
+            raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
         tables[role], problems = _files(folder, skip)
         failures.append(problems)
     tables, ambiguous = _without_ambiguity(tables)
     failures.append(ambiguous)
+    tables, clashing = _without_clashes(tables)
+    failures.append(clashing)
     *others, main = sources.identity
     joined = _renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
@@ -147,11 +151,11 @@ def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
 def _walk(
     folder: Path | str, skip: Path, problems: list[dict[str, str]], above: frozenset[tuple[int, int]]
 ) -> Iterator[os.DirEntry[str]]:
-    """Image files below a folder; links are followed, but not in circles, and ``skip`` is left out."""
+    """Image files below a folder, following links, but not in circles; not those in ``skip`` and other workspaces."""
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        if here in above or (skip.exists() and os.path.samefile(folder, skip)):
+        if here in above or (skip.exists() and os.path.samefile(folder, skip)) or _is_workspace(folder):
             return
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -163,6 +167,11 @@ def _walk(
                     yield entry
     except OSError as error:
         problems.append(scan_failure(str(folder), f"cannot be opened ({error.strerror})", "give read permission to it"))
+
+
+def _is_workspace(folder: Path | str) -> bool:
+    """Whether another workspace lies there, whose pictures are no photos."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("lock", "settings.json", "manifest.parquet"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -209,6 +218,24 @@ def _without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table]
         for name in _doubled(kept[role]).column("name").to_pylist():
             problems.append(scan_failure(name, f"is the name of two {role} files' outputs", "rename one of them"))
             kept[role] = kept[role].filter(pc.not_equal(kept[role]["name"], name))
+    return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
+    folders: set[str] = set()
+    for table in tables.values():
+        for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
+            folders.update(
+                str(folder)[: -len(".png")] for folder in PurePosixPath(name).parents if folder.suffix == ".png"
+            )
+    taken = pa.array(sorted(folders), pa.string())
+    clashing = pa.concat_tables([table.filter(pc.is_in(table["name"], taken)) for table in tables.values()])
+    problems = [
+        scan_failure(name, f"has the mask {name}.png, but so is a folder called", "rename one of them")
+        for name in sorted(set(clashing["name"].to_pylist()))
+    ]
+    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], taken))) for role, table in tables.items()}
     return kept, pa.Table.from_pylist(problems, FAILURES)
 
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import Corpus, read_manifest, scan
+from desra_core.corpus import Corpus, ImageRef, image_refs, read_manifest, scan
 from desra_core.detection.semantics import Weights
 from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
 from desra_core.settings import CorpusSettings, min_area_pixels
-from desra_core.target import Target, check_kind, save_settings, target_of
+from desra_core.target import Target, check_kind, check_models, save_settings, target_of
 from desra_core.workspace import Workspace
 
 _COLUMNS = [
@@ -27,7 +27,10 @@ _COLUMNS = [
 
 
 class Work(NamedTuple):
-    """Per manifest row, which stages have something to do, and where that stands."""
+    """Per manifest row, which products are to be made, and where that stands.
+
+    ``similarity`` stands for the results too, where they are inferred: one stage makes both.
+    """
 
     similarity: Flags
     segmentation: Flags
@@ -87,11 +90,13 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     if target.super_resolves:
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
         wanted = (number("artifact_pixels") > 0) | (target.keep == "all")
-        exported = ~wanted | on_disk.has_dataset(rows["name"].combine_chunks())
+        names = rows["name"].combine_chunks()
+        exported = np.where(wanted, on_disk.has_dataset(names), ~on_disk.has_picture(names))
     published = flags_of(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
-    kept = has_similarity | ~flags_of(record["similarity_kept"])
+    intact = has_similarity | ~flags_of(record["similarity_kept"])
+    kept = intact | empty
     if target.keep != "artifacts":
         kept = has_similarity & (has_labels | (not target.segments))
     if target.keep == "all":
@@ -100,7 +105,7 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     failed = flags_of(record["failed_stage"].is_valid())
     for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
     pending = ~(masked & kept & exported & ~failed) & ~for_good
-    skippable = empty & (target.keep == "artifacts")
+    skippable = empty & intact & (target.keep == "artifacts")
     similarity = pending & ~(has_similarity & has_pair) & ~skippable
     return Work(
         similarity=similarity,
@@ -128,13 +133,16 @@ class Plan:
         Number of pending names by shard, of the shards that have any.
     """
 
-    def __init__(self, rows: pa.Table, work: Work, target: Target, failures: pa.Table, retries: pa.Table) -> None:
+    def __init__(
+        self, manifest: pa.Table, rows: pa.Table, work: Work, target: Target, failures: pa.Table, retries: pa.Table
+    ) -> None:
         self.target = target
         self.failures = failures
         self.retries = retries
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
         self.dropped = int(work.dropped.sum())
+        self._manifest = manifest
         self._rows = rows
         # An image with several names is done under all of them or under none.
         pending = rows.filter(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
@@ -148,8 +156,12 @@ class Plan:
         return int(self.images - self.failed - self.pending)
 
     def rows(self, shard: int) -> pa.Table:
-        """The manifest rows of one shard, finished ones included."""
+        """The manifest rows of one shard that are part of the run, finished ones included."""
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
+
+    def image_refs(self, shard: int) -> list[ImageRef]:
+        """The images of these rows, each at every name that it ever had."""
+        return image_refs(self.rows(shard), self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
@@ -159,7 +171,7 @@ def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit
     outcomes = read_outcomes(workspace, _COLUMNS)
     work = assess(rows, outcomes, target, OnDisk.of(workspace))
     failures, retries = (failure_table(rows.filter(pa.array(flags)), outcomes) for flags in (work.failed, work.pending))
-    return Plan(rows, work, target, failures, retries)
+    return Plan(manifest, rows, work, target, failures, retries)
 
 
 class Prepared(NamedTuple):
@@ -188,11 +200,12 @@ def prepare(
     Raises
     ------
     UsageError
-        As `target_of`, `check_kind` and `desra_core.corpus.scan`.
+        As `target_of`, `check_kind`, `check_models` and `desra_core.corpus.scan`.
     """
     workspace = Workspace(settings.workspace)
     check_kind(workspace, settings)
     target, weights = target_of(settings)
+    check_models(workspace, settings, target)
     gather_journals(workspace)
     manifest = None if rescan else read_manifest(workspace)
     scanned = None
@@ -211,7 +224,7 @@ def prepare(
 
 
 def failure_table(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
-    """Failed outcomes as rows of the schema `desra_core.corpus.FAILURES`, one per name."""
+    """Failed outcomes as rows of the schema `desra_core.matching.FAILURES`, one per name."""
     failed = outcomes.filter(outcomes["failed_stage"].is_valid())
     index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
     rows = manifest.filter(index.is_valid())

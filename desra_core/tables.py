@@ -1,4 +1,4 @@
-"""The tables a person reads: regions and failures of the whole corpus, made from the outcomes of its images."""
+"""The tables a person reads, of a whole corpus: regions, failures and dataset, made from the outcomes of its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from desra_core.workspace import DATASET, Workspace, read_table
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
 )
-# Paths are relative to the dataset; rows with one ``made_under`` come from the same models and settings.
+# Paths are relative to the dataset. Rows with one ``made_under`` come from the same models and settings; clean images,
+# which are there with --keep all, have none.
 IMAGES = pa.schema(
     [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
     + [pa.field(name, pa.int32()) for name in ("height", "width")]
@@ -69,7 +70,9 @@ def _dataset(manifest: pa.Table, outcomes: pa.Table, target: Target) -> pa.Table
     severities = pc.struct_field(pc.list_flatten(lists), "severity")
     severity = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
     columns = [names, records["id"], *files, records["height"], records["width"], records["artifact_pixels"]]
-    columns += [pc.list_value_length(lists), pa.array(severity, pa.float64()), records["mask_key"]]
+    marked = pc.greater(records["artifact_pixels"], 0)
+    made_under = pc.if_else(marked, records["mask_key"], pa.scalar(None, pa.string()))
+    columns += [pc.list_value_length(lists), pa.array(severity, pa.float64()), made_under]
     return pa.table(columns, schema=IMAGES)
 
 

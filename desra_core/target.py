@@ -15,6 +15,7 @@ from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
 from desra_core.settings import CorpusSettings, Detection, Mining
+from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
@@ -64,7 +65,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     Raises
     ------
     UsageError
-        Weights without labels, or unreadable weights, config or checkpoint.
+        Weights without labels, one model in both roles, or unreadable weights, config or checkpoint.
     """
     labelled = settings.segmenter != "none"
     source = settings.weights or ("published" if labelled else "none")
@@ -133,6 +134,20 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
         raise UsageError(workspace.root, reason, f"name another folder as workspace of desra {settings.verb}")
 
 
+def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """See that models can be used, unless the latest run has used them, before anything of it is touched.
+
+    Raises
+    ------
+    UsageError
+        One cannot be loaded, or their scales differ.
+    """
+    before = _document(workspace).get("target", {})
+    keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
+    if isinstance(settings, Mining) and not keys.items() <= before.items():
+        load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+
+
 def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
     """What the latest run wanted.
 
@@ -153,7 +168,10 @@ def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
     """Keys of the MSE and the GAN result; none where they are files."""
     if not isinstance(settings, Mining):
         return ()
-    return tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
+    keys = tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
+    if keys[0] == keys[1]:
+        raise UsageError(settings.gan_model, f"is the same as {settings.mse_model}", "give the GAN-trained twin of it")
+    return keys
 
 
 def _document(workspace: Workspace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
-from desra_core.corpus import ImageRef, image_refs
+from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
 from desra_core.inventory import OnDisk
 from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
@@ -64,7 +64,7 @@ class Shard:
         self._rows = run.plan.rows(number)
         self.outcomes = read_shard(run.workspace, number)
         pending = set(self._rows.filter(pa.array(self._work().pending))["id"].to_pylist())
-        self.images = {image.id: image for image in image_refs(self._rows) if image.id in pending}
+        self.images = {image.id: image for image in run.plan.image_refs(number) if image.id in pending}
         self.failed: set[str] = set()
         self.content = sorted(set(self._rows["id"].to_pylist()))
 

@@ -14,7 +14,7 @@ from desra_core.detection import artifact_mask, find_regions
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError
 from desra_core.imageio import Labels, Mask, Pixels, decode_labels, encode_mask, encode_png
-from desra_core.outcomes import Outcome
+from desra_core.outcomes import Outcome, write_journal
 from desra_core.pseudo_gt import assemble_pseudo_gt
 from desra_core.settings import min_area_pixels
 from desra_core.sr.inference import resize_alpha
@@ -67,6 +67,9 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
             regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
         del similarity, weighting
     del labels
+    if outcome.mask_key is not None:
+        # From here on, files are not what the record says: a run that is killed now must not be believed.
+        write_journal(workspace, image.shard, replace(outcome, mask_key=None))
     _publish(image, mask, workspace, settings)
     kept = settings.keep != "artifacts" or bool(regions)
     return replace(

@@ -117,5 +117,7 @@ def proven_clean(outcome: Outcome, settings: SimilaritySettings) -> Outcome:
         proven_weight=settings.min_weight,
         threshold=settings.threshold,
         min_area=min_area_pixels(settings.min_area, outcome.height, outcome.width),
+        mask_key=None,
         artifact_pixels=0,
+        regions=[],
     )

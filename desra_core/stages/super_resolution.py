@@ -63,7 +63,8 @@ class _Pair:
     def __init__(
         self, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
     ) -> None:
-        self.outcome = replace(outcome, seconds=outcome.seconds | {"inference": 0.0})
+        self.outcome = replace(outcome, tile=None, seconds=outcome.seconds | {"inference": 0.0})
+        self._stored_tile = outcome.tile
         self._image = image
         self._workspace = workspace
         self._settings = settings
@@ -74,6 +75,7 @@ class _Pair:
         """The stored result, or a new one."""
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key)
         if stored is not None:
+            self._note_tile(self._stored_tile)
             return stored
         settings = self._settings
         pair = load_pair(settings.mse_model, settings.gan_model, settings.device, settings.precision)
@@ -92,7 +94,7 @@ class _Pair:
         if self._photo is None:
             assert self._image.lr is not None
             self._photo = read_photo(self._image.lr, self._settings.similarity.max_pixels // model.scale**2)
-            self.outcome = replace(self.outcome, icc_profile=self._photo.has_icc_profile, tile=None)
+            self.outcome = replace(self.outcome, icc_profile=self._photo.has_icc_profile)
         started = time.perf_counter()
         try:
             pixels, tile = super_resolve(model, self._photo.pixels)
@@ -100,13 +102,13 @@ class _Pair:
             raise ImageError(self._image.path, f"cannot be upscaled: {error.subject} {error.reason}",
                              error.remedy) from None  # fmt: skip
         inference = self.outcome.seconds["inference"] + time.perf_counter() - started
-        tiles = [side for side in (self.outcome.tile, tile) if side]
-        self.outcome = replace(
-            self.outcome,
-            tile=min(tiles, default=None),
-            seconds=self.outcome.seconds | {"inference": round(inference, 4)},
-        )
+        self._note_tile(tile)
+        self.outcome = replace(self.outcome, seconds=self.outcome.seconds | {"inference": round(inference, 4)})
         return pixels
+
+    def _note_tile(self, tile: int | None) -> None:
+        """Keep the smallest window that one of the results was made with."""
+        self.outcome = replace(self.outcome, tile=min((t for t in (self.outcome.tile, tile) if t), default=None))
 
 
 def _known_clean(
