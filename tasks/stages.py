@@ -48,10 +48,13 @@ def stages_of(
     Raises
     ------
     UsageError
-        A model or the segmenter cannot be loaded; better told once and now than by every image.
+        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for; better told once and
+        now than by every image.
     """
-    device = "cuda" if dask.gpus else "cpu"
-    gpu: dict[str, float] = {"GPU": 1} if dask.gpus else {}
+    if machine.device == "cuda" and not dask.gpus and (target.segments or target.super_resolves):
+        raise UsageError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+    device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
+    gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
     similarity = SimilaritySettings(
         key=target.similarity_key,
         window=settings.window,
