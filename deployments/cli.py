@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import typer
 
 from deployments.flags import with_flags
-from deployments.runs import SHOWN_FAILURES, run_corpus, say, show_failures
+from deployments.runs import run_corpus, say, show_failures
 from desra_core import __version__
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
@@ -22,6 +22,7 @@ from desra_core.plan import make_plan
 from desra_core.settings import CorpusSettings, Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
+from tasks.lines import SHOWN_FAILURES
 
 app = typer.Typer(
     name="desra",

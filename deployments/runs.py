@@ -16,11 +16,9 @@ from desra_core.plan import Plan, make_plan, prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
-
-SHOWN_FAILURES = 20
+from tasks.lines import LINE_SECONDS, SHOWN_FAILURES
 
 _SHOWN_REGIONS = 10
-_LINE_SECONDS = 5.0
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
@@ -33,6 +31,8 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
             say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
         _, plan, _, scanned = prepare(settings, on_hashed=_HashingLines())
         assert scanned is not None
+        if scanned.added:
+            say(f"{scanned.added} new images")
         if scanned.replaced:
             say(f"{scanned.replaced} images have changed and are computed again")
         if scanned.vanished:
@@ -127,6 +127,6 @@ class _HashingLines:
         self._said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._said >= _LINE_SECONDS:
+        if time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             say(f"reading new files: {done} of {total}")

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from desra_core.matching import Sources
+from desra_core.sr.checkpoints import Precision
 
 MinArea = Annotated[str, StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$")]
 
@@ -109,7 +110,7 @@ class Mining(CorpusSettings):
     photos: Path = Field(description="Folder of low-resolution photos.")
     mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )
 

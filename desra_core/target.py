@@ -128,7 +128,7 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
     UsageError
         It belongs to another kind.
     """
-    kind = _document(workspace).get("verb", settings.verb)
+    kind = settings_document(workspace).get("verb", settings.verb)
     if kind != settings.verb:
         reason = f"belongs to runs of desra {kind}"
         raise UsageError(workspace.root, reason, f"name another folder as workspace of desra {settings.verb}")
@@ -142,7 +142,7 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
     UsageError
         One cannot be loaded, or their scales differ.
     """
-    before = _document(workspace).get("target", {})
+    before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
     if isinstance(settings, Mining) and not keys.items() <= before.items():
         load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
@@ -156,7 +156,7 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
     UsageError
         The folder is no workspace, or no run has got that far.
     """
-    document = _document(workspace)
+    document = settings_document(workspace)
     try:
         settings = _KINDS[document["verb"]].model_validate(document["settings"])
         return settings, Target(**document["target"])
@@ -174,9 +174,10 @@ def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
     return keys
 
 
-def _document(workspace: Workspace) -> dict[str, Any]:
+def settings_document(workspace: Workspace) -> dict[str, Any]:
+    """What `save_settings` wrote: verb, settings, target and versions; empty where there is nothing to be read."""
     try:
-        document: dict[str, Any] = json.loads(workspace.settings.read_bytes())
+        document = json.loads(workspace.settings.read_bytes())
     except (OSError, ValueError):
         return {}
-    return document
+    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}

@@ -15,10 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, printable
+from tasks.lines import LINE_SECONDS, SHOWN_FAILURES
 
 _REFRESH_SECONDS = 1.0
-_LINE_SECONDS = 5.0
-SHOWN_FAILURES = 20
 
 
 class RunProgress:
@@ -95,7 +94,7 @@ class RunProgress:
         self._bar.update(self._task, completed=self._steps_done, description=line)
         update_progress_artifact(self._artifact, 100.0 * self._share(), line)
         now = time.monotonic()
-        if not self._console.is_terminal and (final or now - self._last_line >= _LINE_SECONDS):
+        if not self._console.is_terminal and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
             self._console.print(line)
 

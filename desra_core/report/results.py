@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,7 @@ from desra_core.errors import UsageError
 from desra_core.matching import FAILURES
 from desra_core.outcomes import read_outcomes
 from desra_core.tables import REGIONS
+from desra_core.target import settings_document
 from desra_core.workspace import Workspace, read_table
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
@@ -80,8 +80,8 @@ def read_results(workspace: Workspace) -> Results:
         The folder is no workspace, or a table of it is damaged.
     """
     if not workspace.manifest.exists():
-        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra detect")
-    document = _document(workspace)
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine")
+    document = settings_document(workspace)
     manifest = read_table(workspace.manifest, MANIFEST, ["name", "id", "present"])
     rows = manifest.filter(manifest["present"])
     vanished = manifest.num_rows - rows.num_rows
@@ -103,15 +103,6 @@ def read_results(workspace: Workspace) -> Results:
         unscanned=unscanned.num_rows,
         changed=_changed(workspace),
     )
-
-
-def _document(workspace: Workspace) -> dict[str, Any]:
-    """The settings document, in one layout; empty where it is absent or damaged, which costs one section only."""
-    try:
-        document = json.loads(workspace.settings.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}
 
 
 def _sources(workspace: Workspace) -> dict[str, str]:

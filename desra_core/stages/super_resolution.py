@@ -12,7 +12,7 @@ from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.imageio import Photo, Pixels
 from desra_core.outcomes import Outcome
-from desra_core.sr.checkpoints import Model, load_pair
+from desra_core.sr.checkpoints import Model, Precision, load_pair
 from desra_core.sr.inference import super_resolve
 from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.sources import read_photo
@@ -32,7 +32,7 @@ class SuperResolutionSettings:
     gan_sr_key: str
     mse_model: Path
     gan_model: Path
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     device: str
     segmentation_key: str | None
     keep_pair: bool
