@@ -48,7 +48,8 @@ class OnDisk:
         names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
         masks = (name for name in names if _holds_data(workspace.mask(name)))
         arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
-        pictures = ((kind, name) for kind in DATASET for name in names if _holds_data(workspace.dataset(kind, name)))
+        kinds = DATASET if workspace.dataset_manifest.parent.is_dir() else ()
+        pictures = ((kind, name) for kind in kinds for name in names if _holds_data(workspace.dataset(kind, name)))
         return cls(masks, arrays, pictures)
 
     def has_mask(self, names: pa.Array) -> Flags:
