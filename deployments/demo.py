@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.demo_photos import make_photos
 from desra_core import imageio
-from desra_core.tables import worst_regions
-from desra_core.workspace import Workspace
+from desra_core.report.gallery import choose
+from desra_core.tables import REGIONS
+from desra_core.workspace import Workspace, read_table
 
 MODELS = Path(__file__).parent / "demo_models"
 # Of one crop in the picture, in pixels of the SR results; multiples of SCALE, so that the LR crop fits it.
@@ -46,7 +47,7 @@ def main(
     code = _mine(photos, workspace.root)
     if code != 0:
         raise typer.Exit(code)
-    worst = _one_per_image(worst_regions(workspace, 4 * _WORST).to_pylist())[:_WORST]
+    worst = choose(read_table(workspace.regions, REGIONS), _WORST, per_image=1)
     if worst:
         partial = output / "demo.partial"
         partial.write_bytes(imageio.encode_png(draw(worst, workspace)))
@@ -104,14 +105,6 @@ def _overlay(image: Pixels, mask: imageio.Mask) -> Pixels:
     inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     tint = np.where(inner, 0.25, 1.0)[..., None] * mask[..., None]
     return np.asarray(np.rint(image * (1 - tint) + _GREEN * tint), np.uint8)
-
-
-def _one_per_image(regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first region of each image, in their order."""
-    firsts: dict[str, dict[str, Any]] = {}
-    for region in regions:
-        firsts.setdefault(region["image"], region)
-    return list(firsts.values())
 
 
 def _read(path: Path) -> Pixels:

@@ -44,7 +44,7 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
         )
         try:
             stored[:] = array
-            shutil.rmtree(group / name, ignore_errors=True)
+            drop_array(workspace, image_id, name)
             # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
             with contextlib.suppress(FileExistsError):
                 _move(scratch, group / name)
@@ -70,7 +70,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
             return array
     except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         pass
-    shutil.rmtree(path, ignore_errors=True)
+    drop_array(workspace, image_id, name)
     raise TransientError(path, "is damaged, or of a run that was cut off", "run again: it is made anew")
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import struct
 from functools import lru_cache
 from pathlib import Path
 
 from desra_core.errors import UsageError
+
+# What torch.load and safetensors raise for files that are no checkpoint, or only a part of one.
+LOAD_ERRORS = (
+    AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, struct.error,
+)  # fmt: skip
 
 
 def content_key(path: Path) -> str:

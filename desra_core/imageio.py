@@ -135,15 +135,13 @@ def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     channels = pixels.shape[2] + (alpha is not None)
     if channels == 1:
         return _encode(pixels, [])
-    ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
-    if alpha is not None:
-        ordered[:, :, -1] = alpha
-    ordered[:, :, : pixels.shape[2]] = pixels
     if channels == 2:  # which OpenCV does not write
         buffer = io.BytesIO()
-        Image.fromarray(ordered).save(buffer, "PNG")
+        Image.fromarray(pixels if alpha is None else np.dstack([pixels, alpha])).save(buffer, "PNG")
         return buffer.getvalue()
+    ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
     ordered[:, :, :3] = pixels[:, :, 2::-1]
+    ordered[:, :, 3:] = pixels[:, :, 3:] if alpha is None else alpha[:, :, np.newaxis]
     return _encode(ordered, [])
 
 

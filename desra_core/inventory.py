@@ -56,19 +56,12 @@ class OnDisk:
         """Whether the masks of these names are there."""
         return flags_of(pc.is_in(names, self._masks))
 
-    def has_dataset(self, names: pa.Array) -> Flags:
-        """Whether all dataset pictures of these names are there."""
-        found = np.ones(len(names), bool)
+    def count_pictures(self, names: pa.Array) -> npt.NDArray[np.int64]:
+        """How many of the dataset's pictures of these names are there, of ``len(DATASET)`` each."""
+        count = np.zeros(len(names), np.int64)
         for pictures in self._pictures:
-            found &= flags_of(pc.is_in(names, pictures))
-        return found
-
-    def has_picture(self, names: pa.Array) -> Flags:
-        """Whether any dataset picture of these names is there."""
-        found = np.zeros(len(names), bool)
-        for pictures in self._pictures:
-            found |= flags_of(pc.is_in(names, pictures))
-        return found
+            count += flags_of(pc.is_in(names, pictures))
+        return count
 
     def has_array(self, ids: pa.Array, name: str) -> Flags:
         """Whether these images have a stored array of that name."""

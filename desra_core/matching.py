@@ -95,7 +95,7 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
         table = _renamed(tables.get(role, _FILES.empty_table()), role)
         joined = joined.join(table, "name", join_type="full outer" if role in others else "left outer")
-    required = [(role, twin) for role, twin in permutations(sources.identity, 2)]
+    required = list(permutations(sources.identity, 2))
     if sources.labels is not None:
         required.append(("labels", main))
     for role, twin in required:

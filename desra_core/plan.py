@@ -17,7 +17,7 @@ from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.target import Target, check_kind, check_models, save_settings, target_of
-from desra_core.workspace import Workspace
+from desra_core.workspace import DATASET, Workspace
 
 _COLUMNS = [
     "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
@@ -90,8 +90,7 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     if target.super_resolves:
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
         wanted = (number("artifact_pixels") > 0) | (target.keep == "all")
-        names = rows["name"].combine_chunks()
-        exported = np.where(wanted, on_disk.has_dataset(names), ~on_disk.has_picture(names))
+        exported = on_disk.count_pictures(rows["name"].combine_chunks()) == np.where(wanted, len(DATASET), 0)
     published = flags_of(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())

@@ -54,6 +54,11 @@ class Target:
         return self.segmentation_key.startswith("mmseg:")
 
     @property
+    def runs_networks(self) -> bool:
+        """Whether anything is inferred."""
+        return self.super_resolves or self.segments
+
+    @property
     def reads_labels(self) -> bool:
         """Whether labels are read from files."""
         return self.segmentation_key == "labels"

@@ -40,7 +40,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace.create()
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
-        networks = plan.target.segments or plan.target.super_resolves
+        networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
             stages = stages_of(settings, plan.target, weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:

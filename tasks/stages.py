@@ -51,7 +51,7 @@ def stages_of(
         A model or the segmenter cannot be loaded, or there is no GPU where one was asked for; better told once and
         now than by every image.
     """
-    if machine.device == "cuda" and not dask.gpus and (target.segments or target.super_resolves):
+    if machine.device == "cuda" and not dask.gpus and target.runs_networks:
         raise UsageError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
     device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
     gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}

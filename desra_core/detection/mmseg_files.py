@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import pickle
 import re
-import struct
 import sys
 import traceback
 import warnings
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from desra_core import compat
-from desra_core.content import content_key
+from desra_core.content import LOAD_ERRORS, content_key
 from desra_core.errors import UsageError
 
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
@@ -29,11 +27,6 @@ _DAMAGED_REMEDY = "download or copy the checkpoint again"
 _CONFIG_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
     RuntimeError, SyntaxError, TypeError, ValueError,
-)  # fmt: skip
-# What torch.load raises for files that are no checkpoint, or only a part of one.
-_LOAD_ERRORS = (
-    AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-    pickle.UnpicklingError, struct.error,
 )  # fmt: skip
 
 
@@ -156,7 +149,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
             raise UsageError(path, "is not a checkpoint, or only a part of one", _DAMAGED_REMEDY) from None

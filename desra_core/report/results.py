@@ -14,6 +14,7 @@ from desra_core.corpus import MANIFEST
 from desra_core.errors import UsageError
 from desra_core.matching import FAILURES
 from desra_core.outcomes import read_outcomes
+from desra_core.plan import failure_table
 from desra_core.tables import REGIONS
 from desra_core.target import settings_document
 from desra_core.workspace import Workspace, read_table
@@ -67,8 +68,8 @@ class Results:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the latest run."""
-        settings = self.document.get("settings", {})
-        return settings if isinstance(settings, dict) else {}
+        settings: dict[str, Any] = self.document.get("settings", {})
+        return settings
 
 
 def read_results(workspace: Workspace) -> Results:
@@ -98,7 +99,7 @@ def read_results(workspace: Workspace) -> Results:
         images=images,
         seconds=_seconds(outcomes, rows["id"].combine_chunks()),
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
-        failures=pa.concat_tables([unscanned, _failures(images)]).sort_by("name"),
+        failures=pa.concat_tables([unscanned, failure_table(rows, outcomes)]).sort_by("name"),
         vanished=vanished,
         unscanned=unscanned.num_rows,
         changed=_changed(workspace),
@@ -117,12 +118,6 @@ def _joined(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
     for name in _RECORD:
         rows = rows.append_column(name, outcomes[name].combine_chunks().take(index))
     return rows
-
-
-def _failures(images: pa.Table) -> pa.Table:
-    failed = images.filter(images["failed_stage"].is_valid())
-    columns = [failed[name] for name in ("name", "failed_stage", "subject", "reason", "remedy")]
-    return pa.table(columns, schema=FAILURES)
 
 
 def _seconds(outcomes: pa.Table, ids: pa.Array) -> pa.Table:

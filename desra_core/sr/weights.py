@@ -5,21 +5,15 @@ Needs torch, which is imported where it is used.
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from desra_core.content import LOAD_ERRORS
 from desra_core.errors import UsageError
 
 _DAMAGED_REMEDY = "download or copy the checkpoint again"
-# What torch.load and safetensors raise for files that are no checkpoint, or only a part of one.
-_LOAD_ERRORS = (
-    AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-    pickle.UnpicklingError, struct.error,
-)  # fmt: skip
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         return load_file(path)
-    except (*_LOAD_ERRORS, SafetensorError):
+    except (*LOAD_ERRORS, SafetensorError):
         raise _damaged(path) from None
 
 
@@ -66,7 +60,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:  # by its path, torch judges a file by its suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
             raise UsageError(path, "is a TorchScript program, not a checkpoint",
                              "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
