@@ -12,6 +12,10 @@
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
+      split.parquet             the pool of images that were asked for: training or held-out, for ever
+      models/0001/              promoted models, each with its origin and history; `current` is a link to one
+      finetunes/KEY/            the finetunes of desra cycle
+      gate/                     what the gate found on held-out images
       failures.parquet          one row per image that could not be processed
       report.html               the page to forward
       scan_failures.parquet     those of them that did not get past the latest scan
@@ -107,6 +111,11 @@ class Workspace:
     def dataset_manifest(self) -> Path:
         """The images of the dataset (Parquet)."""
         return self.root / "dataset" / "manifest.parquet"
+
+    @property
+    def split(self) -> Path:
+        """The pools of images (Parquet)."""
+        return self.root / "split.parquet"
 
     @property
     def scan_failures(self) -> Path:
