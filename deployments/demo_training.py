@@ -56,13 +56,13 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for mse.pth and gan.pth.")] = Path("deployments/demo_models"),
+    output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("deployments/demo_models"),
     mse_iterations: Annotated[int, typer.Option(min=0, help="Of the MSE model; 0 keeps OUTPUT/mse.pth.")] = 5000,
     gan_iterations: Annotated[int, typer.Option(min=1, help="Of the GAN model.")] = 1100,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 2023,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; another number gives other weights.")] = 1,
 ) -> None:
-    """Train an MSE model and, from it, a GAN model, and save both."""
+    """Train an MSE model and, from it, a GAN model with its discriminator, and save all three."""
     torch.set_num_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     photos = load_photos()
@@ -72,8 +72,9 @@ def main(
     else:
         mse = make_model()
         mse.load_state_dict(torch.load(output / "mse.pth", weights_only=True)["params"])
-    gan = train_gan(mse, photos, gan_iterations, seed)
+    gan, discriminator = train_gan(mse, photos, gan_iterations, seed)
     torch.save({"params": gan.state_dict()}, output / "gan.pth")
+    torch.save({"params": discriminator.state_dict()}, output / "discriminator.pth")
 
 
 def train_mse(photos: list[Floats], iterations: int, seed: int) -> nn.Module:
@@ -97,8 +98,8 @@ def train_mse(photos: list[Floats], iterations: int, seed: int) -> nn.Module:
     return model
 
 
-def train_gan(mse: nn.Module, photos: list[Floats], iterations: int, seed: int) -> nn.Module:
-    """Train a copy of the MSE model until its results look like photos to a discriminator."""
+def train_gan(mse: nn.Module, photos: list[Floats], iterations: int, seed: int) -> tuple[nn.Module, nn.Module]:
+    """Train a copy of the MSE model until its results look like photos to a discriminator; returns both."""
     torch.manual_seed(seed)
     batches = make_batches(photos, GAN_BATCH, np.random.default_rng([seed, 1]), sharpening=SHARPENING)
     model = make_model()
@@ -137,7 +138,21 @@ def train_gan(mse: nn.Module, photos: list[Floats], iterations: int, seed: int) 
             losses = f"pixel {pixel.item():.3f}, gradient {gradient.item():.3f}, gan {fooled.item():.3f}"
             seconds = time.monotonic() - started
             typer.echo(f"gan {iteration}/{iterations}: {losses}, discriminator {loss_d.item():.3f}, {seconds:.0f} s")
-    return model
+    return model, with_contrast(discriminator)
+
+
+def with_contrast(discriminator: nn.Module) -> nn.Module:
+    """Let the first convolution do what `CONTRAST` did, so that the discriminator takes images as they are.
+
+    The same but for a border of one pixel: there, padding is black, not gray.
+    """
+    first = discriminator.conv0
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
+    with torch.no_grad():
+        first.weight.mul_(CONTRAST)
+        first.bias.sub_(0.5 * first.weight.sum(dim=(1, 2, 3)))
+    return discriminator
 
 
 def make_model() -> nn.Module:

@@ -85,7 +85,7 @@ def assign_pools(workspace: Workspace, members: Sequence[Member], group_by: str)
         row |= {"pool": pool_of(str(row["group"])), "group_by": group_by}
     if rows:
         workspace.publish_table(workspace.split, pa.Table.from_pylist(known + rows, _SCHEMA))
-    pools |= {row["id"]: row["pool"] for row in rows}
+    pools |= {row["id"]: pool_of(row["group"]) for row in rows}
     return {member.id: pools[member.id] for member in members if member.id in pools}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import uuid
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import matplotlib.colors
 from markupsafe import Markup
 
 from desra_core import __version__
+from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
 from desra_core.report import plots, wording
 from desra_core.report.crops import HEAT, OUTLINE
@@ -29,7 +29,7 @@ from desra_core.report.summary import (
     stage_times,
     summarize,
 )
-from desra_core.workspace import Workspace, storage_errors
+from desra_core.workspace import Workspace
 
 WORST = 24
 MOST = 500
@@ -74,7 +74,7 @@ def write_report(workspace: Workspace, *, worst: int = WORST, output: Path | Non
     if path.resolve().is_relative_to(workspace.root.resolve()):
         workspace.publish(path, page)
     else:
-        _replace(path, page)
+        replace_file(path, lambda file: file.write(page))
     return path
 
 
@@ -167,15 +167,3 @@ def _heat_colours() -> list[str]:
 def _csp_hash(script: str) -> str:
     """How a content security policy names an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _replace(path: Path, page: bytes) -> None:
-    """Write a file outside the workspace so that nobody sees half of it."""
-    scratch = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.write_bytes(page)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)

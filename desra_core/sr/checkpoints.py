@@ -113,7 +113,7 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
 
     from desra_core.sr.architectures import traits_of
 
-    descriptor = _recognised(path, precision)
+    descriptor = recognised(path, precision)
     network = descriptor.model.eval().requires_grad_(False).float()
     requirements = descriptor.size_requirements
     traits = traits_of(descriptor.architecture.id, network, requirements.multiple_of, requirements.minimum)
@@ -136,8 +136,14 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     return model
 
 
-def _recognised(path: Path, precision: Precision) -> Any:
-    """Find out what network the weights of a file are for; returns spandrel's descriptor with that network."""
+def recognised(path: Path, precision: Precision = "float32") -> Any:
+    """Find out what network the weights of a file are for; returns spandrel's descriptor with that network.
+
+    Raises
+    ------
+    UsageError
+        As `load_model`, but for the device.
+    """
     compat.mend_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid

@@ -1,0 +1,42 @@
+"""Files outside a workspace, written so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from desra_core.workspace import storage_errors
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
+    """Write a file beside its place, and move it there.
+
+    Parameters
+    ----------
+    path
+        What is there already is replaced; missing folders are made.
+    write
+        Writes the content.
+    durable
+        Wait until the disk has it: for what a power cut must not take.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed; what was there before is left.
+    """
+    scratch = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as file:
+                write(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""How much two results of one photo differ outside of a mask, and how sharp a result is.
+
+Images are ``(H, W, 1 or 3)`` uint8 or uint16; every measure is taken on values in 0..255 (uint16 / 257), in float64.
+Strips of rows are measured one after the other, so that the extra memory does not grow with the image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.imageio import Mask, Pixels
+from desra_core.tiling import row_strips
+
+# SSIM with the Gaussian of Wang et al. (2004) looks so far around a pixel.
+_SSIM_HALO = 5
+_SSIM_SIDE = 2 * _SSIM_HALO + 1
+# Keeps the similarity of gradients defined where there are none; for values in 0..255.
+_GRADIENT_STABILISER = 170.0
+# Bounds the extra memory to some 50 MB; larger strips are not faster.
+_STRIP = 2**18
+_LUMINANCE = (0.299, 0.587, 0.114)
+_DERIVATIVE = np.array([1.0, 0.0, -1.0])
+_MEAN = np.full(3, 1 / 3)
+
+Levels = npt.NDArray[np.float64]
+
+
+def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
+    """Sum up the squared differences over the pixels outside, each the mean over its channels.
+
+    Parameters
+    ----------
+    before, after
+        ``(H, W, 1 or 3)`` uint8 or uint16, of one shape.
+    outside
+        ``(H, W)`` bool, the pixels that count.
+
+    Returns
+    -------
+    Squared grey levels of 255. Sums of several images add up, see `psnr`.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or nothing is outside.
+    """
+    _check_shapes(before, after, outside)
+    total = 0.0
+    for rows in row_strips(before.shape, _STRIP):
+        difference = _levels(before[rows][outside[rows]]) - _levels(after[rows][outside[rows]])
+        total += float(np.square(difference, out=difference).sum())
+    return total / int(before.shape[2])
+
+
+def psnr(squared_error_sum: float, pixels: int) -> float:
+    """Peak signal-to-noise ratio in dB, of a `squared_error` over so many pixels; infinite where nothing differs."""
+    if squared_error_sum == 0:
+        return math.inf
+    return 10 * math.log10(255**2 * pixels / squared_error_sum)
+
+
+def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
+    """The mean of the SSIM map (Wang et al. 2004) over the pixels outside and the channels.
+
+    Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected; parameters as for
+    `squared_error`.
+
+    Returns
+    -------
+    -1..1, exactly 1 for equal images. The window of a pixel outside may reach inside.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, an image is smaller than 11 px a side, or nothing is outside.
+    """
+    from skimage.metrics import structural_similarity as ssim
+
+    pixels, channels = _check_shapes(before, after, outside), int(before.shape[2])
+    total = 0.0
+    for rows in row_strips(outside.shape, _STRIP):
+        source, kept = _with_halo(rows, len(outside), _SSIM_HALO, _SSIM_SIDE)
+        for channel in range(channels):
+            x, y = (_levels(image[source, :, channel]) for image in (before, after))
+            _, similarity = ssim(  # type: ignore[no-untyped-call]
+                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+            )
+            total += float(similarity[kept][outside[rows]].sum())
+    return total / (pixels * channels)
+
+
+def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
+    """The mean similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
+
+    ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike the paper's, the images are
+    not averaged and halved first, because the texture that finetuning may cost is finer than that; and the mean is
+    taken, not the deviation. Parameters as for `squared_error`.
+
+    Returns
+    -------
+    Within 0..1, exactly 1 for equal images.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or nothing is outside.
+    """
+    pixels = _check_shapes(before, after, outside)
+    total = 0.0
+    for rows in row_strips(outside.shape, _STRIP):
+        g, h = (_gradient_magnitude(image, rows)[outside[rows]] for image in (before, after))
+        similarity = (2 * g * h + _GRADIENT_STABILISER) / (g * g + h * h + _GRADIENT_STABILISER)
+        total += float(similarity.sum())
+    return total / pixels
+
+
+def sharpness(pixels: Pixels) -> float:
+    """The mean gradient magnitude of luminance, in grey levels of 255 per pixel."""
+    height, width = map(int, pixels.shape[:2])
+    total = sum(float(_gradient_magnitude(pixels, rows).sum()) for rows in row_strips((height, width), _STRIP))
+    return total / (2 * height * width)  # Prewitt's differences span two pixels
+
+
+def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
+    """Count the pixels outside of images that can be compared."""
+    if before.shape != after.shape or before.shape[:2] != outside.shape:
+        raise ValueError(f"the shapes {before.shape}, {after.shape} and {outside.shape} do not belong together")
+    pixels = int(np.count_nonzero(outside))
+    if pixels == 0:
+        raise ValueError("no pixel lies outside")
+    return pixels
+
+
+def _levels(samples: npt.NDArray[Any]) -> Levels:
+    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
+
+
+def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
+    """The rows that a filter reads to fill a strip, at least so many, and where in them the strip lies."""
+    first = max(0, min(rows.start - halo, height - least))
+    last = min(height, max(rows.stop + halo, least))
+    return slice(first, last), slice(rows.start - first, min(rows.stop, height) - first)
+
+
+def _gradient_magnitude(pixels: Pixels, rows: slice) -> Levels:
+    """``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
+    source, kept = _with_halo(rows, len(pixels), 1)
+    levels = _levels(pixels[source])
+    luminance = levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_LUMINANCE)
+    across = cv2.sepFilter2D(luminance, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)
+    down = cv2.sepFilter2D(luminance, cv2.CV_64F, _MEAN, _DERIVATIVE, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(np.hypot(across, down)[kept])

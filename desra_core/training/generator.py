@@ -1,0 +1,89 @@
+"""The network that is finetuned, and how to save it under the names that its checkpoint used."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from desra_core.errors import UsageError
+from desra_core.sr.checkpoints import recognised
+from desra_core.sr.weights import read_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# By spandrel's ids.
+TRAINABLE = {"Compact": "SRVGGNetCompact", "ESRGAN": "RRDBNet", "SwinIR": "SwinIR"}
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A super-resolution network in training.
+
+    Attributes
+    ----------
+    network
+        spandrel's module, float32.
+    scale
+        SR pixels per LR pixel and side.
+    architecture
+        Its name.
+    weights
+        All tensors of the parent checkpoint, by their names there.
+    names
+        The name in ``network`` of each of them that the network holds.
+    """
+
+    network: nn.Module
+    scale: int
+    architecture: str
+    weights: dict[str, torch.Tensor]
+    names: dict[str, str]
+
+    def checkpoint_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict of the network under the parent checkpoint's names, so that the usual tools load it."""
+        return {
+            name: state[self.names[name]].detach().cpu().clone() if name in self.names else value
+            for name, value in self.weights.items()
+        }
+
+
+def load_generator(path: Path) -> Generator:
+    """Load a network to be finetuned, on the CPU.
+
+    Raises
+    ------
+    UsageError
+        As `desra_core.sr.load_model`, or the architecture cannot be finetuned.
+    """
+    descriptor = recognised(path)
+    identity = str(descriptor.architecture.id)
+    if identity not in TRAINABLE:
+        known = ", ".join(sorted(TRAINABLE.values()))
+        name = descriptor.architecture.name
+        raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
+    weights = read_weights(path)
+    return Generator(
+        network=descriptor.model.float().train().requires_grad_(True),
+        scale=int(descriptor.scale),
+        architecture=TRAINABLE[identity],
+        weights=weights,
+        names=_names(weights),
+    )
+
+
+def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """What spandrel calls each tensor of a checkpoint: it loads numbers in their place, and we look where they went."""
+    import torch
+    from spandrel import ModelLoader
+
+    ordered = list(weights)
+    numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
+    found = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
+    return {name: found[name] for name in ordered if name in found}

@@ -1,0 +1,318 @@
+"""The finetune, top to bottom: what is loaded, what moves, what is saved.
+
+All that a run needs to go on is in ``state``; the patches of a step depend on the seed and the step alone. A run that
+is killed at any moment and started again ends, on a CPU, with the very same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from desra_core.compat import mend_basicsr
+from desra_core.errors import UsageError
+from desra_core.settings import Training
+from desra_core.training.board import Board
+from desra_core.training.generator import Generator, load_generator
+from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
+from desra_core.training.patches import draw_batch, open_frozen
+from desra_core.training.run_folder import RunFolder, load_state, read_json, save_torch, write_json
+
+mend_basicsr()
+
+from basicsr.losses.gan_loss import GANLoss  # noqa: E402
+
+BETAS = (0.9, 0.99)
+
+# Losses are told as means of so many steps.
+_LOG_EVERY = 10
+_SAVE_SECONDS = 60.0
+_TELL_SECONDS = 1.0
+# Early stop: a checkpoint is no better unless its mean pixel loss is this much below that of the best one so far.
+_IMPROVEMENT = 0.01
+# A mean absolute error above this, of a range of 1, is no image any more.
+_DIVERGED = 0.2
+
+State = dict[str, Any]
+Losses = dict[str, float]
+
+
+class Ended(NamedTuple):
+    """How a finetune ended: the iterations done, and whether it stopped because the loss had stopped falling."""
+
+    iteration: int
+    early: bool
+
+
+def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> Ended:
+    """Finetune a model on the frozen images of a run, from where the run was left.
+
+    Parameters
+    ----------
+    run
+        Its folder, with its document and its images.
+    gan_model
+        The parent.
+    training
+        How.
+    device
+        ``cpu`` or a CUDA device.
+    threads
+        CPU threads of a run that starts; one that goes on keeps to its number, on which the last bits depend.
+
+    Raises
+    ------
+    UsageError
+        A model or a saved state cannot be used, or the losses are not finite or diverge: the last good model is named.
+    TransientError
+        The disk is full or failed.
+    """
+    with run.locked():
+        torch.manual_seed(training.seed)
+        nets = _load(gan_model, training, device)
+        state = load_state(run.state, device)
+        if state is None:
+            state = {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {}, "losses": [],
+                     "best": None, "worse": 0}  # fmt: skip
+        else:
+            _restore(nets, state)
+        torch.set_num_threads(state["threads"])
+        pairs = open_frozen(run.data)
+
+        def batch(purpose: int, step: int) -> list[torch.Tensor]:
+            arrays = draw_batch(
+                pairs,
+                size=training.batch,
+                patch=training.patch,
+                mask_share=training.mask_share,
+                scale=nets.generator.scale,
+                seed=(training.seed, purpose, step),
+            )
+            return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
+
+        saved = told = time.monotonic()
+        with Board(run.tensorboard, state["iteration"]) as board:
+            while state["warmed"] < nets.warmup:
+                _warm_up(nets, batch(1, state["warmed"]), training)
+                state["warmed"] += 1
+                told = _tell(run, state, nets, training, told)
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    saved = _save_state(run, nets, state)
+
+            while state["iteration"] < training.iterations and state["worse"] < training.patience:
+                losses = _step(nets, batch(0, state["iteration"]), training, run)
+                state["iteration"] += 1
+                _account(state, losses, board)
+                if state["iteration"] % training.checkpoint_every == 0 or state["iteration"] == training.iterations:
+                    _compare_with_best(state)
+                    _save_model(run, nets, state)
+                    board.pictures(nets.network, batch(2, 0), state["iteration"])
+                    saved = _save_state(run, nets, state)
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    saved = _save_state(run, nets, state)
+                told = _tell(run, state, nets, training, told)
+        _tell(run, state, nets, training, 0.0)
+        return Ended(state["iteration"], early=state["iteration"] < training.iterations)
+
+
+class _Nets(NamedTuple):
+    """All that moves, or judges what moves. Without a GAN loss there is no discriminator."""
+
+    generator: Generator
+    network: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    discriminator: nn.Module | None
+    optimizer_d: torch.optim.Optimizer | None
+    warmup: int
+    perceptual: nn.Module | None
+    scaler: torch.amp.GradScaler
+    amp: torch.dtype
+    device: str
+
+
+def _load(gan_model: Path, training: Training, device: str) -> _Nets:
+    generator = load_generator(gan_model)
+    network = _placed(generator.network, device)
+    discriminator = optimizer_d = None
+    if training.gan_weight:
+        discriminator = load_discriminator(training.discriminator, training.discriminator_features).train()
+        discriminator = _placed(discriminator, device)
+        optimizer_d = torch.optim.Adam(discriminator.parameters(), training.learning_rate, BETAS)
+    perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
+    on_gpu = device.startswith("cuda")
+    amp = ("bfloat16" if on_gpu else "float32") if training.amp == "auto" else training.amp
+    return _Nets(
+        generator=generator,
+        network=network,
+        ema=copy.deepcopy(network).requires_grad_(False),
+        optimizer=torch.optim.Adam(network.parameters(), training.learning_rate, BETAS),
+        discriminator=discriminator,
+        optimizer_d=optimizer_d,
+        warmup=training.warmup if training.gan_weight and training.discriminator is None else 0,
+        perceptual=perceptual,
+        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "float16" and on_gpu),
+        amp=getattr(torch, amp),
+        device=device,
+    )
+
+
+def _placed(module: nn.Module, device: str) -> nn.Module:
+    """Move a module to a device, its weights in the memory format in which convolutions are fastest."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _step(nets: _Nets, batch: list[torch.Tensor], training: Training, run: RunFolder) -> Losses:
+    """Move the generator, then the discriminator; returns the losses before."""
+    parts = list(zip(*(tensor.chunk(training.accumulate) for tensor in batch), strict=True))
+    adversarial = GANLoss("vanilla")
+    results: list[torch.Tensor] = []
+    losses: Losses = {}
+
+    def add(name: str, value: torch.Tensor) -> torch.Tensor:
+        losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
+        return value / training.accumulate
+
+    nets.optimizer.zero_grad()
+    for lr, pseudo_gt, mask in parts:
+        with _autocast(nets):
+            sr = nets.network(lr)
+        sr = sr.float()
+        loss = training.pixel_weight * add("pixel", pixel_loss(sr, pseudo_gt, mask, training))
+        if training.keep_weight:
+            loss = loss + training.keep_weight * add("keep", keep_loss(sr, pseudo_gt, mask))
+        if nets.perceptual is not None:
+            with _autocast(nets):
+                loss = loss + training.perceptual_weight * add("perceptual", nets.perceptual(sr, pseudo_gt))
+        if nets.discriminator is not None:
+            nets.discriminator.requires_grad_(False)
+            with _autocast(nets):
+                logits = nets.discriminator(sr)
+            loss = loss + training.gan_weight * add("gan", adversarial(logits.float(), True))
+        _check(losses, run)
+        nets.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        results.append(sr.detach())
+    nets.scaler.step(nets.optimizer)
+    if nets.discriminator is not None:
+        _move_discriminator(nets, [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)], add)
+    nets.scaler.update()
+    with torch.no_grad():
+        for mean, current in zip(nets.ema.parameters(), nets.network.parameters(), strict=True):
+            mean.lerp_(current, 1 - training.ema)
+    return losses
+
+
+def _warm_up(nets: _Nets, batch: list[torch.Tensor], training: Training) -> None:
+    """Move the discriminator alone: a new one has nothing to say to the generator yet."""
+    parts = list(zip(*(tensor.chunk(training.accumulate) for tensor in batch), strict=True))
+    with torch.no_grad(), _autocast(nets):
+        results = [nets.network(lr).float() for lr, _, _ in parts]
+    pairs = [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)]
+    _move_discriminator(nets, pairs, lambda _, value: value / training.accumulate)
+    nets.scaler.update()
+
+
+def _move_discriminator(nets: _Nets, pairs: list[tuple[torch.Tensor, torch.Tensor]], add: Any) -> None:
+    """A step of the discriminator: pseudo-GT is real, results are not."""
+    assert nets.discriminator is not None
+    assert nets.optimizer_d is not None
+    adversarial = GANLoss("vanilla")
+    nets.discriminator.requires_grad_(True)
+    nets.optimizer_d.zero_grad()
+    for pair in pairs:
+        for name, image, real in (("real", pair[0], True), ("fake", pair[1], False)):
+            with _autocast(nets):
+                logits = nets.discriminator(image)
+            loss = add(f"discriminator_{name}", adversarial(logits.float(), real, is_disc=True))
+            nets.scaler.scale(loss).backward()
+    nets.scaler.step(nets.optimizer_d)
+
+
+def _autocast(nets: _Nets) -> torch.autocast:
+    return torch.autocast(nets.device.partition(":")[0], nets.amp, enabled=nets.amp != torch.float32)
+
+
+def _check(losses: Losses, run: RunFolder) -> None:
+    """Stop before a step that would spoil the weights."""
+    bad = [name for name, value in losses.items() if not abs(value) < float("inf")]
+    diverged = losses["pixel"] > _DIVERGED
+    if not bad and not diverged:
+        return
+    models = run.models()
+    reason = f"the {bad[0]} loss is not finite" if bad else f"the pixel loss has grown to {losses['pixel']:.2f}"
+    good = f"the last good model is {models[-1]}" if models else "no model had been saved"
+    raise UsageError(run.root, reason, f"{good}; start another run with a lower --learning-rate")
+
+
+def _account(state: State, losses: Losses, board: Board) -> None:
+    """Add up the losses; every so often their means become a row of the log."""
+    for name, value in losses.items():
+        state["sums"][name] = state["sums"].get(name, 0.0) + value
+    since = state["since"]
+    since["steps"], since["pixel"] = since.get("steps", 0) + 1, since.get("pixel", 0.0) + losses["pixel"]
+    if state["iteration"] % _LOG_EVERY == 0:
+        row = {name: total / _LOG_EVERY for name, total in state["sums"].items()}
+        state["losses"].append({"iteration": state["iteration"]} | row)
+        state["sums"] = {}
+        board.scalars(row, state["iteration"])
+
+
+def _compare_with_best(state: State) -> None:
+    """Count the checkpoints in a row that are no better than the best one before."""
+    mean = state["since"]["pixel"] / state["since"]["steps"]
+    state["since"] = {}
+    if state["best"] is None or mean < (1 - _IMPROVEMENT) * state["best"]:
+        state["best"], state["worse"] = mean, 0
+    else:
+        state["worse"] += 1
+
+
+def _save_model(run: RunFolder, nets: _Nets, state: State) -> None:
+    """Save both kinds of weights for the usual tools, with a record of where they come from beside."""
+    path = run.model(state["iteration"])
+    weights = {"params": nets.network, "params_ema": nets.ema}
+    write_json(path.with_suffix(".json"), (read_json(run.document) or {}) | {"iteration": state["iteration"]})
+    if nets.discriminator is not None:
+        save_torch(path.with_suffix(".discriminator.pth"), {"params": nets.discriminator.state_dict()})
+    save_torch(path, {name: nets.generator.checkpoint_weights(net.state_dict()) for name, net in weights.items()})
+
+
+def _save_state(run: RunFolder, nets: _Nets, state: State) -> float:
+    """Save all that it takes to go on; returns when."""
+    random = {"rng": torch.get_rng_state()}
+    if nets.device.startswith("cuda"):
+        random["cuda_rng"] = torch.cuda.get_rng_state(nets.device)
+    save_torch(run.state, state | random | {name: part.state_dict() for name, part in _moving(nets).items()})
+    write_json(run.losses, state["losses"])
+    return time.monotonic()
+
+
+def _restore(nets: _Nets, state: State) -> None:
+    """Put everything back where `_save_state` found it; only what is plain stays in the state."""
+    for name, part in _moving(nets).items():
+        part.load_state_dict(state.pop(name))
+    torch.set_rng_state(state.pop("rng").cpu())
+    if "cuda_rng" in state:
+        torch.cuda.set_rng_state(state.pop("cuda_rng").cpu(), nets.device)
+
+
+def _moving(nets: _Nets) -> dict[str, Any]:
+    """Everything that has a state dict of its own."""
+    parts = {"generator": nets.network, "ema": nets.ema, "optimizer": nets.optimizer, "scaler": nets.scaler,
+             "discriminator": nets.discriminator, "optimizer_d": nets.optimizer_d}  # fmt: skip
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _tell(run: RunFolder, state: State, nets: _Nets, training: Training, told: float) -> float:
+    """Write how far the run is, now and then; returns when that was last done."""
+    if time.monotonic() - told < _TELL_SECONDS:
+        return told
+    last = state["losses"][-1] if state["losses"] else {}
+    write_json(run.progress, {"iteration": state["iteration"], "iterations": training.iterations,
+                              "warmed": state["warmed"], "warmup": nets.warmup, "losses": last})  # fmt: skip
+    return time.monotonic()

@@ -1,0 +1,119 @@
+"""What a finetune minimises beside the GAN loss, which is basicsr's: L1 and VGG19 features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from desra_core.compat import mend_basicsr, mend_torchvision
+from desra_core.content import LOAD_ERRORS
+from desra_core.errors import UsageError
+from desra_core.settings import Training
+from desra_core.sr.weights import read_weights
+
+# Before ReLU: index in VGG19's features, and weight.
+PERCEPTUAL_LAYERS = {"conv1_2": (2, 0.1), "conv2_2": (7, 0.1), "conv3_4": (16, 1.0), "conv4_4": (25, 1.0),
+                     "conv5_4": (34, 1.0)}  # fmt: skip
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pixel_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training) -> torch.Tensor:
+    """Mean difference of ``(N, 3, H, W)`` images, absolute or squared, masked pixels ``(N, 1, H, W)`` weighted."""
+    difference = functional.l1_loss if training.pixel == "l1" else functional.mse_loss
+    return (difference(sr, target, reduction="none") * (1 + (training.mask_weight - 1) * mask)).mean()
+
+
+def keep_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference outside the mask, where the pseudo-GT is the old model's result."""
+    return (functional.l1_loss(sr, target, reduction="none") * (1 - mask)).mean()
+
+
+class PerceptualLoss(nn.Module):
+    """Weighted mean absolute differences of VGG19 features of ``(N, 3, H, W)`` images in 0..1."""
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        self.features = _vgg19_features(weights).eval().requires_grad_(False)
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, sr: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss."""
+        with torch.no_grad():
+            wanted = self._layers(target)
+        pairs = zip(self._layers(sr), wanted, PERCEPTUAL_LAYERS.values(), strict=True)
+        return torch.stack([weight * functional.l1_loss(a, b) for a, b, (_, weight) in pairs]).sum()
+
+    def _layers(self, image: torch.Tensor) -> list[torch.Tensor]:
+        wanted = {index for index, _ in PERCEPTUAL_LAYERS.values()}
+        values, found = (image - self.mean) / self.std, []
+        for index, layer in enumerate(self.features):
+            values = layer(values)
+            if index in wanted:
+                found.append(values.clone())  # the ReLU that follows works in place
+        return found
+
+
+def load_discriminator(path: Path | None, features: int) -> nn.Module:
+    """Real-ESRGAN's U-Net discriminator with spectral norm: from a checkpoint, or new with so many features.
+
+    Raises
+    ------
+    UsageError
+        The file holds something else.
+    """
+    mend_basicsr()
+    from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
+
+    weights = read_weights(path) if path else None
+    first = None if weights is None else weights.get("conv0.weight")
+    remedy = "give the discriminator that the GAN model was trained with, or none"
+    if path and (first is None or first.ndim != 4):
+        raise UsageError(path, "is no U-Net discriminator with spectral norm", remedy)
+    if path and first is not None and first.shape[1] != 3:
+        reason = f"judges images of {first.shape[1]} channels, but the generator makes 3"
+        raise UsageError(path, reason, remedy)
+    network: nn.Module = UNetDiscriminatorSN(3, num_feat=features if first is None else int(first.shape[0]))
+    if weights is not None:
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError:
+            raise UsageError(path, "does not fit a U-Net discriminator with spectral norm", remedy) from None
+    return network
+
+
+def _vgg19_features(weights: str) -> Any:
+    mend_torchvision()
+    from torchvision.models import VGG19_Weights, vgg19
+
+    deepest = max(index for index, _ in PERCEPTUAL_LAYERS.values())
+    # Only what is used is ever built: the classifier would be 500 MB.
+    with torch.device("meta"):
+        features = vgg19(weights=None).features[: deepest + 1]
+    found = _downloaded(VGG19_Weights.IMAGENET1K_V1.url) if weights == "vgg19" else read_weights(Path(weights))
+    own = {name.removeprefix("features."): value.float() for name, value in found.items()}
+    try:
+        features.load_state_dict({name: own[name] for name in features.state_dict()}, assign=True)
+    except (KeyError, RuntimeError):
+        raise UsageError(weights, "holds no weights of VGG19", "give torchvision's vgg19-dcbb9e9d.pth") from None
+    return features
+
+
+def _downloaded(url: str) -> dict[str, torch.Tensor]:
+    """What torchvision offers, from its cache or from the network."""
+    try:
+        weights: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (URLError, *LOAD_ERRORS) as error:
+        reason = f"vgg19, whose weights are not here and cannot be downloaded ({' '.join(str(error).split())[:120]})"
+        raise UsageError("--perceptual", reason, "give a local vgg19-dcbb9e9d.pth, or --perceptual off") from None
+    return weights

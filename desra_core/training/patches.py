@@ -1,0 +1,196 @@
+"""Training pairs, frozen for a run, and the patches of each step: a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.atomic import replace_file
+from desra_core.errors import ImageError, UsageError
+from desra_core.imageio import Mask, Pixels, decode, read_bytes
+from desra_core.pseudo_gt import assemble_pseudo_gt
+
+# The U-Net discriminator halves a patch three times.
+_DISCRIMINATOR_MULTIPLE = 8
+_LEAST_LR_SIDE = 16
+# How often a patch without a mask is looked for in one image before any patch of it will do.
+_TRIES = 20
+
+Floats = npt.NDArray[np.float32]
+
+
+class Sample(NamedTuple):
+    """Where the files of a training image lie; without ``pseudo_gt`` it is assembled from the two results."""
+
+    name: str
+    id: str
+    severity: float
+    lr: Path
+    mask: Path
+    pseudo_gt: Path | None
+    mse_sr: Path
+    gan_sr: Path
+
+
+class Pair(NamedTuple):
+    """An image to train on.
+
+    ``lr`` is ``(h, w, C)``, ``pseudo_gt`` ``(h * scale, w * scale, C)``, uint8 or uint16; ``mask`` ``(h * scale,
+    w * scale)`` bool; ``marked`` the flat indices of the LR pixels that have a masked SR pixel.
+    """
+
+    lr: Pixels
+    pseudo_gt: Pixels
+    mask: Mask
+    marked: npt.NDArray[np.intp]
+
+
+class Batch(NamedTuple):
+    """Patches of one step, float32.
+
+    ``lr`` is ``(N, 3, s, s)`` and ``pseudo_gt`` ``(N, 3, S, S)`` in 0..1, ``mask`` ``(N, 1, S, S)`` 0 or 1.
+    """
+
+    lr: Floats
+    pseudo_gt: Floats
+    mask: Floats
+
+
+def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
+    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, where they do not fit together, too)."""
+    lr = _pixels(sample.lr)
+    mask: Mask = _pixels(sample.mask)[:, :, 0] > 0
+    if sample.pseudo_gt is not None:
+        pseudo_gt = _pixels(sample.pseudo_gt)
+    else:
+        pseudo_gt = assemble_pseudo_gt(_pixels(sample.mse_sr), _pixels(sample.gan_sr), mask)
+    height, width = lr.shape[:2]
+    wanted = (height * scale, width * scale)
+    if pseudo_gt.shape[:2] != wanted or mask.shape != wanted:
+        sizes = f"is {width}x{height} and its results are {pseudo_gt.shape[1]}x{pseudo_gt.shape[0]}"
+        raise ImageError(sample.lr, f"{sizes}, but the model enlarges by {scale}",
+                         "give the photos that the results were made from, and a model of their scale")  # fmt: skip
+    if min(height, width) < least_side(scale):
+        reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
+        raise ImageError(sample.lr, reason, "it is left out")
+    return lr, pseudo_gt, mask
+
+
+def least_side(scale: int) -> int:
+    """The smallest side of an LR photo to train on, in pixels."""
+    return _floored(_LEAST_LR_SIDE + _step(scale) - 1, scale)
+
+
+def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
+    """Write an image's arrays so that patches can be read from them without reading the rest.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    for name, array in zip(("lr", "pseudo_gt", "mask"), images, strict=True):
+        replace_file(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+
+
+def open_frozen(folder: Path) -> list[Pair]:
+    """Open the images that `freeze` wrote to the folders in a folder, in the order of their names.
+
+    Raises
+    ------
+    UsageError
+        One is damaged.
+    """
+    return [_open_pair(part) for part in sorted(folder.iterdir()) if part.is_dir()]
+
+
+def draw_batch(
+    pairs: Sequence[Pair], *, size: int, patch: int, mask_share: float, scale: int, seed: Sequence[int]
+) -> Batch:
+    """Cut out the patches of a step: aligned, each mirrored left to right or not.
+
+    Parameters
+    ----------
+    pairs
+        The images; each is as likely as any other.
+    size
+        Number of patches.
+    patch
+        Side in SR pixels; smaller where an image of the batch is, and a multiple of 8 and of ``scale``.
+    mask_share
+        The probability of a patch to overlap a mask; the others overlap none where such a patch is found.
+    scale
+        SR pixels per LR pixel and side.
+    seed
+        The same seed gives the same patches.
+    """
+    rng = np.random.default_rng(list(seed))
+    chosen = [pairs[index] for index in rng.integers(len(pairs), size=size)]
+    side = _floored(min(patch // scale, *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
+    cuts = [_cut(pair, side, scale, rng, marked=rng.random() < mask_share) for pair in chosen]
+    lr, pseudo_gt, mask = (np.stack(parts) for parts in zip(*cuts, strict=True))
+    return Batch(_as_input(lr), _as_input(pseudo_gt), mask[:, np.newaxis].astype(np.float32))
+
+
+def _cut(
+    pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marked: bool
+) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    top, left = _place(pair, side, scale, rng, marked=marked)
+    sr = (slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale))
+    parts = pair.lr[top : top + side, left : left + side], pair.pseudo_gt[sr], pair.mask[sr]
+    if rng.random() < 0.5:
+        parts = tuple(part[:, ::-1] for part in parts)  # type: ignore[assignment]
+    return _colour(parts[0]), _colour(parts[1]), parts[2]
+
+
+def _place(pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marked: bool) -> tuple[int, int]:
+    """Top and left of a patch in LR pixels."""
+    height, width = pair.lr.shape[:2]
+    if marked and pair.marked.size:
+        row, column = divmod(int(rng.choice(pair.marked)), width)
+        top = rng.integers(max(0, row - side + 1), min(row, height - side) + 1)
+        left = rng.integers(max(0, column - side + 1), min(column, width - side) + 1)
+        return int(top), int(left)
+    for _ in range(_TRIES):
+        top, left = (int(rng.integers(extent - side + 1)) for extent in (height, width))
+        if not pair.mask[top * scale : (top + side) * scale, left * scale : (left + side) * scale].any():
+            break
+    return top, left
+
+
+def _open_pair(folder: Path) -> Pair:
+    try:
+        lr, pseudo_gt, mask = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
+    except (OSError, ValueError) as error:
+        raise UsageError(folder, f"is damaged ({error})", "delete the run's folder and start anew") from None
+    scale = mask.shape[0] // lr.shape[0]
+    cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
+    return Pair(lr, pseudo_gt, mask, np.flatnonzero(cells))
+
+
+def _pixels(path: Path) -> Pixels:
+    return decode(read_bytes(path), path).pixels
+
+
+def _colour(part: npt.NDArray[Any]) -> Floats:
+    """``(s, s, C)`` pixels as ``(s, s, 3)`` in 0..1."""
+    values = part.astype(np.float32) / np.float32(np.iinfo(part.dtype).max)
+    return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def _as_input(stacked: Floats) -> Floats:
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+
+
+def _step(scale: int) -> int:
+    """LR pixels whose SR pixels are a multiple of what the discriminator takes."""
+    return _DISCRIMINATOR_MULTIPLE // math.gcd(_DISCRIMINATOR_MULTIPLE, scale)
+
+
+def _floored(side: int, scale: int) -> int:
+    return side // _step(scale) * _step(scale)
