@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -13,16 +14,18 @@ import pyarrow.compute as pc
 import typer
 
 from deployments.flags import with_flags
-from deployments.runs import run_corpus, say, show_failures
+from deployments.models import run_compare, run_cycle, run_finetune, run_rollback
+from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
+from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
-from desra_core.settings import CorpusSettings, Detection, Machine, Mining
+from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
-from tasks.lines import SHOWN_FAILURES
+from tasks.lines import SHOWN_FAILURES, say
 
 app = typer.Typer(
     name="desra",
@@ -36,7 +39,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, 130 interrupted,
+    143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -71,7 +75,7 @@ def mine(settings: Mining, machine: Machine) -> None:
     The same command again goes on where it was cut off, takes in new photos, and does nothing where nothing has
     changed.
     """
-    _run(settings, machine)
+    _exit(lambda: run_corpus(settings, machine))
 
 
 @app.command()
@@ -83,7 +87,46 @@ def detect(settings: Detection, machine: Machine) -> None:
     at, WORKSPACE/report.html. The same command again goes on where it was cut off, takes in new files, and does
     nothing where nothing has changed.
     """
-    _run(settings, machine)
+    _exit(lambda: run_corpus(settings, machine))
+
+
+@app.command()
+@with_flags(Finetuning)
+def finetune(settings: Finetuning, machine: Machine) -> None:
+    """Finetune the GAN model on the pseudo ground truths of its worst images.
+
+    Writes checkpoints that the usual tools load to OUTPUT/models, and losses and pictures for TensorBoard. The same
+    command again goes on where it was cut off.
+    """
+    _exit(lambda: run_finetune(settings, machine))
+
+
+@app.command()
+@with_flags(Comparing)
+def compare(settings: Comparing, machine: Machine) -> None:
+    """Judge finetuned models on held-out images: the gate alone.
+
+    Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
+    where no model passes.
+    """
+    _exit(lambda: run_compare(settings, machine))
+
+
+@app.command()
+@with_flags(Cycling, argument="photos")
+def cycle(settings: Cycling, machine: Machine) -> None:
+    """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
+
+    Starts from the workspace's current model where there is one, else from --gan-model. The same command again goes
+    on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes.
+    """
+    _exit(lambda: run_cycle(settings, machine))
+
+
+@app.command("rollback")
+def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
+    """Undo the latest promotion: the model before becomes current again."""
+    _exit(lambda: run_rollback(workspace.absolute()))
 
 
 @app.command()
@@ -127,9 +170,9 @@ def report(
     typer.echo(f"report   {write_report(place, worst=worst, output=output)}")
 
 
-def _run(settings: CorpusSettings, machine: Machine) -> None:
+def _exit(run: Callable[[], int]) -> NoReturn:
     try:
-        code = run_corpus(settings, machine)
+        code = run()
     except KeyboardInterrupt:
         say("interrupted: the same command goes on where it stopped")
         code = 130

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from desra_core.errors import UsageError
 from desra_core.settings import CorpusSettings, Machine
 
-Settings = TypeVar("Settings", bound=CorpusSettings)
+Settings = TypeVar("Settings", bound=BaseModel)
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -31,16 +31,21 @@ def with_flags(
     argument
         A field that is given by position instead.
     """
+    corpus = issubclass(kind, CorpusSettings)
 
     def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             context = values.pop("context")
             values.pop("config")
-            values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
-            if values["weights"] not in (None, "published", "none"):
-                values["weights"] = str(Path(values["weights"]).absolute())
+            if corpus:
+                values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
+                if values["weights"] not in (None, "published", "none"):
+                    values["weights"] = str(Path(values["weights"]).absolute())
             machine = {name: values.pop(name) for name in Machine.model_fields}
-            run(_validated(kind, values, argument), _validated(Machine, machine, argument))
+            # What nobody gave is left to the model, whose default may depend on what was given.
+            defaults = {name for name in values if _is_default(context, name) and name != "segmenter"}
+            given = {name: value for name, value in values.items() if name not in defaults}
+            run(_validated(kind, given, argument), _validated(Machine, machine, argument))
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         parameters += [
@@ -48,7 +53,7 @@ def with_flags(
             for name, field in _ordered_fields(kind)
         ]
         parameters += [
-            _LABELS,
+            *([_LABELS] if corpus else []),
             *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
             _CONFIG,
         ]
@@ -62,7 +67,7 @@ def with_flags(
 
 def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     """The fields, those without a default first and those of the kind itself before the inherited ones."""
-    own = set(kind.__annotations__)
+    own = set(kind.__annotations__) - {"verb"}
     return sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
 
 
@@ -127,6 +132,11 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
     kind, colon, paths = segmenter.partition(":")
     parts = paths.split(",") if kind == "mmseg" else [paths]
     return kind + colon + ",".join(str(Path(path).absolute()) for path in parts if path)
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"
 
 
 def _given_on_the_line(context: typer.Context, name: str) -> bool:

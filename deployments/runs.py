@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +14,11 @@ import typer
 from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, printable
-from desra_core.plan import Plan, make_plan, prepare
+from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
-from tasks.lines import LINE_SECONDS, SHOWN_FAILURES
+from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, say
 
 _SHOWN_REGIONS = 10
 
@@ -27,28 +29,55 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
     workspace.create()
     with workspace.locked():
         end_leftover_server(workspace)
-        if settings.segmenter == "none":
-            say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
-        _, plan, _, scanned = prepare(settings, on_hashed=_HashingLines())
-        assert scanned is not None
-        if scanned.added:
-            say(f"{scanned.added} new images")
-        if scanned.replaced:
-            say(f"{scanned.replaced} images have changed and are computed again")
-        if scanned.vanished:
-            say(f"{scanned.vanished} images have vanished; their outputs stay")
-        show_failures(pa.concat_tables([scanned.failures, plan.failures]))
-        if plan.dropped:
-            say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+        prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
-        if plan.pending:
-            broken = _run_flow(settings, machine, workspace)
+        if prepared.plan.pending:
+            with serving(workspace):
+                from flows import FLOWS
+
+                summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                wait_for(summary.flow_run, summary.task_runs)
+            broken = summary.broken_shards
         else:
-            publish_tables(workspace, plan.target)
-            _renew_report(workspace)
-        for line in broken:
-            say(f"error: {line}")
-        return _sum_up(workspace, settings, plan, scanned.failures.num_rows) or int(bool(broken))
+            publish_tables(workspace, prepared.plan.target)
+            renew_report(workspace)
+        return sum_up(prepared, settings, broken)
+
+
+def prepare_corpus(settings: CorpusSettings) -> Prepared:
+    """Scan and plan, and say what that has found."""
+    if settings.segmenter == "none":
+        say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+    prepared = prepare(settings, on_hashed=_HashingLines())
+    plan, scanned = prepared.plan, prepared.scanned
+    assert scanned is not None
+    if scanned.added:
+        say(f"{scanned.added} new images")
+    if scanned.replaced:
+        say(f"{scanned.replaced} images have changed and are computed again")
+    if scanned.vanished:
+        say(f"{scanned.vanished} images have vanished; their outputs stay")
+    show_failures(pa.concat_tables([scanned.failures, plan.failures]))
+    if plan.dropped:
+        say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+    return prepared
+
+
+@contextlib.contextmanager
+def serving(workspace: Workspace) -> Iterator[None]:
+    """Have a Prefect server for a run; say where to watch it."""
+    say("starting Prefect and the workers, which takes some seconds")
+    with prefect_server(workspace) as url:
+        say(f"watch at {url.removesuffix('/api')}")
+        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        yield
+
+
+def wait_for(flow_run: str, task_runs: int) -> None:
+    """Wait until the server has recorded a run."""
+    if not wait_for_task_runs(flow_run, task_runs):
+        say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
 
 
 def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> None:
@@ -59,27 +88,7 @@ def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> Non
         say(f"and {failures.num_rows - limit} more: desra status --failures lists them")
 
 
-def say(line: str) -> None:
-    """Print a line that is not the result."""
-    typer.echo(line, err=True)
-
-
-def _run_flow(settings: CorpusSettings, machine: Machine, workspace: Workspace) -> tuple[str, ...]:
-    """Run the flow; returns a line for each shard that could not finish."""
-    say("starting Prefect and the workers, which takes some seconds")
-    with prefect_server(workspace) as url:
-        say(f"watch at {url.removesuffix('/api')}")
-        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        from flows import FLOWS
-
-        summary = FLOWS[type(settings)](settings, machine, rescan=False)
-        if not wait_for_task_runs(summary.flow_run, summary.task_runs):
-            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
-    return summary.broken_shards
-
-
-def _renew_report(workspace: Workspace) -> None:
+def renew_report(workspace: Workspace) -> None:
     """Write the report again if what it tells has changed: files that stay the same are never touched."""
     sources = (workspace.settings, workspace.manifest, workspace.regions, workspace.failures)
     latest = max(path.stat().st_mtime_ns for path in sources)
@@ -90,12 +99,16 @@ def _renew_report(workspace: Workspace) -> None:
     write_report(workspace)
 
 
-def _sum_up(workspace: Workspace, settings: CorpusSettings, before: Plan, scan_failures: int) -> int:
+def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
     """Print how the run ended; returns the exit code."""
+    workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
+    for line in broken:
+        say(f"error: {line}")
     manifest = read_manifest(workspace)
     assert manifest is not None
+    assert scanned is not None
     after = make_plan(workspace, manifest, before.target, limit=settings.limit)
-    failures = scan_failures + after.failed + after.retries.num_rows
+    failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
     regions = pq.read_table(workspace.regions, columns=["image"])
     if not before.pending:
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
@@ -117,7 +130,7 @@ def _sum_up(workspace: Workspace, settings: CorpusSettings, before: Plan, scan_f
         typer.echo(f"report   {workspace.report}")
     if failures:
         typer.echo(f"failures {workspace.failures}")
-    return int(failures > 0 or after.pending > 0)
+    return int(failures > 0 or after.pending > 0 or bool(broken))
 
 
 class _HashingLines:

@@ -11,6 +11,9 @@ from typing import IO
 from desra_core.workspace import storage_errors
 
 
+_SCRATCH = ".unfinished"
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
     """Write a file beside its place, and move it there.
 
@@ -28,7 +31,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
     TransientError
         The disk is full or failed; what was there before is left.
     """
-    scratch = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    scratch = path.with_name(f".{uuid.uuid4().hex}{_SCRATCH}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -40,3 +43,9 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder; nobody may be writing there."""
+    for scratch in folder.glob(f".*{_SCRATCH}"):
+        scratch.unlink(missing_ok=True)

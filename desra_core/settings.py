@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from desra_core.matching import Sources
 from desra_core.sr.checkpoints import Precision
@@ -113,78 +113,14 @@ class Mining(CorpusSettings):
     precision: Precision = Field(
         "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
     )
+    keep_mse: bool = Field(
+        False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."
+    )
 
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
         return Sources(lr=self.photos, labels=self.labels)
-
-
-# What a preset gives to fields that nobody has given.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off"},
-}
-
-
-class Training(BaseModel):
-    """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    preset: Literal["paper", "cpu"] = Field(
-        "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
-    )
-    group_by: str = Field(
-        "duplicates",
-        description="What stays together in the training or in the held-out pool: duplicates, folder, or a regular "
-        "expression on names.",
-    )
-    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
-    iterations: int = Field(1000, ge=1, description="Steps of the generator.")
-    patch: int = Field(256, ge=32, description="Side of a patch in SR pixels, where the image is as large.")
-    batch: int = Field(12, ge=1, description="Patches of a step.")
-    accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
-    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
-    pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
-    pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
-    mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
-    keep_weight: float = Field(
-        0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
-    )
-    perceptual: str = Field(
-        "vgg19", description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off."
-    )
-    perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
-    gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
-    discriminator: Path | None = Field(
-        None, description="Checkpoint of the discriminator that the GAN model was trained with."
-    )
-    discriminator_features: int = Field(64, ge=4, description="Width of a discriminator that starts from nothing.")
-    warmup: int = Field(
-        200, ge=0, description="Steps of a discriminator that starts from nothing before the generator moves."
-    )
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
-    amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU."
-    )
-    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
-    patience: int = Field(
-        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
-    )
-    seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "paper") if isinstance(values, dict) else None
-        return _PRESETS[preset] | values if preset in _PRESETS else values
-
-    @model_validator(mode="after")
-    def _divided(self) -> Self:
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} cannot be computed in {self.accumulate} equal parts")
-        return self
 
 
 def min_area_pixels(min_area: str, height: int, width: int) -> int:

@@ -94,7 +94,7 @@ def _by_name(fresh: list[Member], group_by: str) -> list[dict[str, str]]:
         return [{"id": member.id, "group": str(PurePosixPath(member.name).parent)} for member in fresh]
     try:
         pattern = re.compile(group_by)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         remedy = "give duplicates, folder or a pattern"
         raise UsageError("--group-by", f"{group_by} is no regular expression ({error})", remedy) from None
     rows = []

@@ -42,6 +42,7 @@ class Target:
     mask_key: str
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
+    keep_mse: bool = False
 
     @property
     def super_resolves(self) -> bool:
@@ -95,6 +96,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         threshold=settings.threshold,
         min_area=settings.min_area,
         keep=settings.keep,
+        keep_mse=isinstance(settings, Mining) and settings.keep_mse,
         mask_key=mask_key,
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,

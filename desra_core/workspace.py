@@ -15,7 +15,7 @@
       split.parquet             the pool of images that were asked for: training or held-out, for ever
       models/0001/              promoted models, each with its origin and history; `current` is a link to one
       finetunes/KEY/            the finetunes of desra cycle
-      gate/                     what the gate found on held-out images
+      gate/verdict.json         the latest verdict on finetuned models; beside it what it rests on
       failures.parquet          one row per image that could not be processed
       report.html               the page to forward
       scan_failures.parquet     those of them that did not get past the latest scan
@@ -37,7 +37,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -118,6 +118,33 @@ class Workspace:
         return self.root / "split.parquet"
 
     @property
+    def current(self) -> Path:
+        """The entry of the current model (a link to a folder); see `desra_core.promotion`."""
+        return self.root / "models" / "current"
+
+    def finetune(self, key: str) -> Path:
+        """The folder of one of the finetunes of desra cycle."""
+        return self.root / "finetunes" / key
+
+    @property
+    def gate(self) -> Path:
+        """What the gate found (a folder)."""
+        return self.root / "gate"
+
+    def judged_crop(self, key: str, image_id: str, kind: str, rank: int) -> Path:
+        """A picture of one of the worst regions of a judged image (WebP)."""
+        return self.gate / "judgements" / key / f"{image_id}-{rank}-{kind}.webp"
+
+    @property
+    def verdict(self) -> Path:
+        """The latest verdict of the gate (JSON)."""
+        return self.gate / "verdict.json"
+
+    def judgement(self, key: str, image_id: str) -> Path:
+        """What was found of a candidate on an image (JSON)."""
+        return self.gate / "judgements" / key / f"{image_id}.json"
+
+    @property
     def scan_failures(self) -> Path:
         """Every file that the latest scan could not make an image of (Parquet)."""
         return self.root / "scan_failures.parquet"
@@ -157,9 +184,15 @@ class Workspace:
         for kind in DATASET:
             self.dataset(kind, name).unlink(missing_ok=True)
 
-    def drop_group(self, image_id: str) -> None:
-        """Delete the arrays of an image, if there are any."""
-        shutil.rmtree(self.group(image_id), ignore_errors=True)
+    def drop_group(self, image_id: str, *, spared: Collection[str] = ()) -> None:
+        """Delete the arrays of an image but for those of some names, if there are any."""
+        group = self.group(image_id)
+        if not any((group / name).exists() for name in spared):
+            shutil.rmtree(group, ignore_errors=True)
+            return
+        for array in group.iterdir():
+            if array.is_dir() and array.name not in spared:
+                shutil.rmtree(array, ignore_errors=True)
 
     def scratch(self) -> Path:
         """A path for an unfinished file or folder, on the workspace's own disk."""

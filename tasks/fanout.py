@@ -21,7 +21,6 @@ from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import ImageRef
 from desra_core.errors import DesraError, ImageError, TransientError, UsageError
-from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 
 # The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
@@ -42,14 +41,15 @@ _RETRIES = 2
 _CONNECT_SECONDS = 10
 _LOST_SECONDS = 20
 
-Result = tuple[ImageRef, Outcome | ImageError]
+# What a job made of an image, or an `ImageError` that names it.
+Result = tuple[ImageRef, Any]
 
 
 class Job(NamedTuple):
-    """A function of an image and its outcome so far, and the Dask resources that it needs."""
+    """A function of an image and something small about it, and the Dask resources that it needs."""
 
     name: str
-    function: Callable[[ImageRef, Outcome], Outcome]
+    function: Callable[[ImageRef, Any], Any]
     resources: dict[str, float]
 
 
@@ -83,7 +83,7 @@ class Dask:
         for futures in live:
             self._client.cancel(futures)
 
-    def map(self, job: Job, work: Sequence[tuple[ImageRef, Outcome]]) -> Iterator[Result]:
+    def map(self, job: Job, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
         """Run a job on every image; results come as they are ready, failures as errors that name the image.
 
         Raises
@@ -95,7 +95,7 @@ class Dask:
         futures = self._client.map(
             partial(_picklable, job.function),
             [image for image, _ in work],
-            [outcome for _, outcome in work],
+            [about for _, about in work],
             key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
             retries=_RETRIES,
             resources=job.resources or None,
@@ -141,6 +141,26 @@ class Dask:
         """Call a function on one worker, leave its result there, and raise what it raises."""
         submitted = partial(_picklable, partial(_without_result, function))
         self._client.submit(submitted, *arguments, resources=resources or None, pure=False).result()
+
+    def follow(
+        self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
+    ) -> Any:
+        """Call a function on one worker, say that time passes while it runs, and return its small result.
+
+        A worker that dies is replaced, and the function called again. What it raises is raised.
+        """
+        future = self._client.submit(
+            partial(_picklable, function), *arguments, resources=resources or None, retries=_RETRIES, pure=False
+        )
+        with self._lock:
+            if self._ended.is_set():
+                raise CancelledError
+            self._live.append([future])
+        while True:
+            try:
+                return future.result(timeout=1)
+            except TimeoutError:
+                on_second()
 
 
 @contextlib.contextmanager

@@ -31,12 +31,16 @@ class RunProgress:
         Number of images to be computed.
     stages
         Number of stages that each has to pass.
+    unit
+        What is counted, where it is not images.
     """
 
-    def __init__(self, verb: str, images: int, stages: int) -> None:
+    def __init__(self, verb: str, images: int, stages: int, unit: str = "images") -> None:
+        self._unit = unit
+        self._note = ""
         self._images = images
         self._steps = images * stages
-        self._steps_done = self._finished = self._failed = self._failure_lines = 0
+        self._steps_done = self._finished = self._before = self._failed = self._failure_lines = 0
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -66,6 +70,14 @@ class RunProgress:
         with self._lock:
             self._steps_done += images
             self._finished += images if last else 0
+
+    def reached(self, count: int, note: str) -> None:
+        """So many have passed their only stage, by the word of the work itself; what was done before has no speed."""
+        with self._lock:
+            if not self._finished:
+                self._before, self._started = count, time.monotonic()
+            self._steps_done = self._finished = count
+            self._note = note
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
         """An image of so many names has failed and passes over the stages left."""
@@ -101,11 +113,14 @@ class RunProgress:
     def line(self) -> str:
         """For instance ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
         elapsed = time.monotonic() - self._started
-        share = self._share()
-        parts = [f"{self._finished} of {self._images} images", f"{self._failed} failed"]
-        if share > 0:
-            parts.append(f"{share * self._images / max(elapsed, 1e-9):.1f} images/s")
-            left = int(elapsed * (1 - share) / share)
+        steps = self._steps_done - self._before
+        parts = [f"{self._finished} of {self._images} {self._unit}"]
+        parts += [f"{self._failed} failed"] if self._unit == "images" else []
+        parts += [self._note] if self._note else []
+        if steps > 0:
+            rate = steps / self._steps * self._images / max(elapsed, 1e-9)
+            parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {self._unit[:-1]}")
+            left = int(elapsed * (self._steps - self._steps_done) / steps)
             parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
         return ", ".join(parts)
 

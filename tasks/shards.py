@@ -93,11 +93,12 @@ class Shard:
         return assess(self._rows, to_table(self.outcomes.values()), self._run.plan.target, on_disk)
 
 
-def _explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """The cache key of a task that names it itself."""
     return str(parameters["cache_key"])
 
 
-@task(cache_key_fn=_explicit_key, persist_result=True, result_serializer="json")
+@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
     """Run one stage on the images of a shard that need it.
 
@@ -105,14 +106,21 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     the workspace to say: with anything left to do the cache is refreshed, not read.
     """
     spec = run.stages[stage]
-    mask_key = run.plan.target.mask_key
-    function = partial(run_stage, spec.function, workspace=run.workspace, settings=spec.settings, mask_key=mask_key)
+    target = run.plan.target
+    function = partial(
+        run_stage,
+        spec.function,
+        workspace=run.workspace,
+        settings=spec.settings,
+        mask_key=target.mask_key,
+        spared=("mse_sr",) if target.keep_mse else (),
+    )
     work = shard.pending(spec.product)
     failed_before = len(shard.failed)
     stages_left = len(run.stages) - stage
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         if isinstance(result, ImageError):
-            result = failure(image, shard.outcome(image.id), spec.name, mask_key, result)
+            result = failure(image, shard.outcome(image.id), spec.name, target.mask_key, result)
         shard.record(result)
         if result.failed:
             run.progress.failed(result.error, len(image.names), stages_left)

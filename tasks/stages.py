@@ -99,6 +99,7 @@ def stages_of(
         max_pixels=dask.max_pixels,
         mse_sr_key=target.mse_sr_key,
         gan_sr_key=target.gan_sr_key,
+        keep_mse=target.keep_mse,
     )
     return [*stages, StageSpec("mask", "mask", mask_stage, mask, target.mask_key, {})]
 
@@ -116,6 +117,7 @@ def _super_resolution(
         precision=mining.precision,
         device=device,
         segmentation_key=target.segmentation_key if target.segments and target.keep != "artifacts" else None,
+        keep_mse=target.keep_mse,
         keep_pair=target.keep == "all",
         similarity=similarity,
     )

@@ -29,7 +29,7 @@ class Gate(BaseModel):
 
     min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
     max_detail_loss: float = Field(
-        0.05, ge=0, le=1, description="Share of the sharpness of clean images that may be lost."
+        0.10, ge=0, le=1, description="Share of the sharpness of clean images that may be lost."
     )
     held_out: int = Field(100, ge=1, description="Held-out images with artifacts to judge, at most.")
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")

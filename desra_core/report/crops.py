@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import zarr
+from PIL import Image
 
 from desra_core.errors import ImageError
 from desra_core.imageio import Mask, bgr8, decode, read_bytes
@@ -22,6 +24,7 @@ OUTLINE = (0, 214, 255)
 _SMALLEST, _LARGEST = 192, 400
 _CONTEXT = 1.4
 _TINT, _DIM = 0.25, 0.45
+_QUALITY = 88
 _UNDEFINED = (128, 128, 128)
 # A larger picture is not decoded for a crop of it; 800 MB as RGB.
 _MAX_PIXELS = 2**28
@@ -92,8 +95,8 @@ class Crops:
         """The crop of one kind: lr, mse_sr, gan_sr, difference, mask or pseudo_gt (raises `ImageError`)."""
         special = {"lr": self._lr, "difference": self._difference, "mask": self._overlay}
         if kind == "pseudo_gt" and kind not in self._files:
-            return _fitted(np.where(self._mask()[..., np.newaxis], self._result("mse_sr"), self._result("gan_sr")))
-        return special[kind]() if kind in special else _fitted(self._result(kind))
+            return fitted(np.where(self._mask()[..., np.newaxis], self._result("mse_sr"), self._result("gan_sr")))
+        return special[kind]() if kind in special else fitted(self._result(kind))
 
     def _result(self, kind: str) -> RGB:
         """The window of a picture that has the size of the results."""
@@ -113,12 +116,12 @@ class Crops:
         pixels = _read(self._files, "lr")
         rows = _sampled(self._window.top, self._window.height, self._shape[0], pixels.shape[0])
         columns = _sampled(self._window.left, self._window.width, self._shape[1], pixels.shape[1])
-        return _fitted(pixels[rows[:, np.newaxis], columns])
+        return fitted(pixels[rows[:, np.newaxis], columns])
 
     def _overlay(self) -> RGB:
         """The GAN result with the mask outlined and the region tinted, drawn last so that lines keep their width."""
-        image = _fitted(self._result("gan_sr")).astype(np.float64)
-        mask, region = (_fitted(part.astype(np.uint8) * np.uint8(255)) > 127 for part in (self._mask(), self._region()))
+        image = fitted(self._result("gan_sr")).astype(np.float64)
+        mask, region = (fitted(part.astype(np.uint8) * np.uint8(255)) > 127 for part in (self._mask(), self._region()))
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0
         opacity = np.where(mask & ~inner, np.where(region, 1.0, _DIM), _TINT * region)
         return np.rint(image + (OUTLINE - image) * opacity[..., np.newaxis]).astype(np.uint8)
@@ -134,9 +137,16 @@ class Crops:
 
     def _difference(self) -> RGB:
         """``1 - D`` as a heat map, gray in the frame where D is undefined."""
-        values = _fitted(_read_window(self._similarity, self._shape, self._window))
+        values = fitted(_read_window(self._similarity, self._shape, self._window))
         colours = matplotlib.colormaps[HEAT](np.nan_to_num(1 - values), bytes=True)[:, :, :3]
         return np.where(np.isnan(values)[..., np.newaxis], np.array(_UNDEFINED, np.uint8), colours)
+
+
+def encode_webp(pixels: RGB) -> bytes:
+    """Encode a crop as small as looks like it."""
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, "WEBP", quality=_QUALITY, method=4)
+    return sink.getvalue()
 
 
 def _read(files: Mapping[str, Path], kind: str) -> RGB:
@@ -176,7 +186,7 @@ def _sampled(start: int, extent: int, side: int, low_side: int) -> npt.NDArray[n
     return np.asarray((np.arange(start, start + extent) * low_side) // side, np.intp)
 
 
-def _fitted(crop: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def fitted(crop: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scale a crop down to the size shown, where it is larger."""
     scale = _LARGEST / max(crop.shape[:2])
     if scale >= 1:

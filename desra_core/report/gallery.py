@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from desra_core.corpus import MANIFEST, image_refs
 from desra_core.errors import ImageError, printable
-from desra_core.report.crops import RGB, Crops
+from desra_core.report.crops import RGB, Crops, encode_webp
 from desra_core.report.results import Results
 from desra_core.workspace import Workspace
 
@@ -34,7 +31,6 @@ KINDS = {
 
 # Each holds a whole decoded picture, of 800 MB at the very most.
 _THREADS = 2
-_QUALITY = 88
 _PREFIX = "data:image/webp;base64,"
 _ORDER = [("severity", "descending"), ("image", "ascending"), ("y", "ascending"), ("x", "ascending")]
 
@@ -165,6 +161,9 @@ def _cell(crops: Crops, kind: str) -> Cell:
 
 
 def _uri(pixels: RGB) -> str:
-    sink = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, "WEBP", quality=_QUALITY, method=4)
-    return _PREFIX + base64.b64encode(sink.getvalue()).decode()
+    return as_uri(encode_webp(pixels))
+
+
+def as_uri(webp: bytes) -> str:
+    """A WebP file as a data URI."""
+    return _PREFIX + base64.b64encode(webp).decode()

@@ -107,7 +107,8 @@ def load_pair(
     return mse, gan
 
 
-@lru_cache(maxsize=4)
+# Enough for the pair of a run and all that a finetune saved of it.
+@lru_cache(maxsize=12)
 def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     import torch
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from desra_core.compat import mend_torchvision
 from desra_core.content import LOAD_ERRORS
 from desra_core.errors import UsageError
 
@@ -36,6 +37,27 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise UsageError(path, "holds no weights", "give a checkpoint of a super-resolution network")
     _check_finite(weights, path)
     return weights
+
+
+def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
+    """Read both kinds of weights that a training tool saves, ``raw`` and ``ema``; one of them where they are equal.
+
+    Raises
+    ------
+    UsageError
+        As `read_weights`.
+    """
+    import torch
+
+    content = {} if _is_safetensors(path) else _read_pickle(path)
+    if not {"params", "params_ema"} <= content.keys():
+        return {"raw": read_weights(path)}
+    kinds = {kind: _unwrapped({name: content[name]}) for kind, name in (("raw", "params"), ("ema", "params_ema"))}
+    for weights in kinds.values():
+        _check_finite(weights, path)
+    raw, ema = kinds["raw"], kinds["ema"]
+    same = raw.keys() == ema.keys() and all(torch.equal(raw[name], ema[name]) for name in raw)
+    return {"raw": raw} if same else kinds
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -84,6 +106,7 @@ def _damaged(path: Path) -> UsageError:
 
 
 def _unwrapped(content: Mapping[str, Any]) -> dict[str, Any]:
+    mend_torchvision()
     import torch
     from spandrel import canonicalize_state_dict
 

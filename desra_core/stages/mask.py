@@ -40,6 +40,7 @@ class MaskSettings:
     max_pixels: int
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
+    keep_mse: bool = False
 
 
 def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Outcome:
@@ -100,7 +101,7 @@ def _publish(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSe
     for name in image.names:
         workspace.withdraw_dataset(name)
     if settings.keep == "maps":
-        for role in ("mse_sr", "gan_sr"):
+        for role in ("gan_sr",) if settings.keep_mse else ("mse_sr", "gan_sr"):
             drop_array(workspace, image.id, role)
 
 

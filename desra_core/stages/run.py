@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,20 @@ Stage = Callable[[ImageRef, Outcome, Workspace, Any], Outcome]
 
 
 def run_stage(
-    stage: Stage, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Any, mask_key: str
+    stage: Stage,
+    image: ImageRef,
+    outcome: Outcome,
+    workspace: Workspace,
+    settings: Any,
+    mask_key: str,
+    *,
+    spared: Collection[str] = (),
 ) -> Outcome:
     """Run a stage on an image and journal what became of it.
 
     A permanent failure is an outcome too: the image's masks go, the record says why, and ``mask_key`` tells under
-    which settings. Transient failures are raised, to be tried again.
+    which settings. Transient failures are raised, to be tried again. Of an image that is done and clean the arrays go,
+    but for those that are ``spared``.
 
     Raises
     ------
@@ -45,7 +53,7 @@ def run_stage(
     made = replace(made, seconds=made.seconds | {name: round(time.perf_counter() - started, 4)})
     write_journal(workspace, image.shard, made)
     if made.mask_key and not made.similarity_kept:
-        workspace.drop_group(image.id)
+        workspace.drop_group(image.id, spared=spared)
     return made
 
 

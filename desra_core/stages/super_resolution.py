@@ -24,8 +24,8 @@ from desra_core.workspace import Workspace
 class SuperResolutionSettings:
     """What the super-resolution stage needs; the keys identify a result by its model and precision.
 
-    ``segmentation_key`` is set where every image is to be labelled, even a clean one; ``keep_pair`` where both
-    results are to stay.
+    ``segmentation_key`` is set where every image is to be labelled, even a clean one; ``keep_mse`` and ``keep_pair``
+    where the MSE result or both are to stay.
     """
 
     mse_sr_key: str
@@ -35,6 +35,7 @@ class SuperResolutionSettings:
     precision: Precision
     device: str
     segmentation_key: str | None
+    keep_mse: bool
     keep_pair: bool
     similarity: SimilaritySettings
 
@@ -50,7 +51,7 @@ def super_resolution_stage(
     mse_sr, gan_sr = pair.result("mse_sr", settings.mse_sr_key), pair.result("gan_sr", settings.gan_sr_key)
     made = compare(image, mse_sr, gan_sr, pair.outcome, workspace, settings.similarity)
     needed = made.artifact_pixels is None or settings.keep_pair
-    if needed:
+    if needed or settings.keep_mse:
         pair.store("mse_sr", settings.mse_sr_key)
     if needed or settings.segmentation_key:
         pair.store("gan_sr", settings.gan_sr_key)

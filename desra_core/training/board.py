@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
+
+from desra_core.workspace import storage_errors
 
 _PICTURES = 4
 
 
 class Board:
-    """Event files of a run; what was written after the state it goes on from is purged."""
+    """An event file of a run; what others hold beyond the state that it goes on from is purged.
+
+    torch's own writer has a thread that may die with its events, or of a full disk.
+
+    Raises
+    ------
+    TransientError
+        From all methods: the disk is full or failed.
+    """
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-        self._writer = SummaryWriter(str(folder), purge_step=iteration + 1)
+        self._folder = folder
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads the files of a run in the order of their names.
+            self._file = (folder / f"events.out.tfevents.{time.time_ns():020d}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._add(0, file_version="brain.Event:2")
+        self._add(iteration + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> Board:
         return self
@@ -26,21 +45,30 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        with storage_errors(self._folder):
+            self._file.close()
 
     def scalars(self, losses: dict[str, float], iteration: int) -> None:
         """Add the means of some losses."""
-        for name, value in losses.items():
-            self._writer.add_scalar(f"loss/{name}", value, iteration)
+        from torch.utils.tensorboard import summary
 
-    def pictures(self, network: nn.Module, batch: list[torch.Tensor], iteration: int) -> None:
+        for name, value in losses.items():
+            self._add(iteration, summary=summary.scalar(f"loss/{name}", value))  # type: ignore[no-untyped-call]
+
+    def pictures(self, lr: torch.Tensor, sr: torch.Tensor, pseudo_gt: torch.Tensor, iteration: int) -> None:
         """Add rows of LR, result and pseudo-GT."""
-        lr, pseudo_gt = batch[0][:_PICTURES], batch[1][:_PICTURES]
-        network.eval()
-        with torch.no_grad():
-            sr = network(lr).float().clamp(0, 1)
-        network.train()
+        from torch.utils.tensorboard import summary
+
         enlarged = functional.interpolate(lr, size=pseudo_gt.shape[-2:], mode="nearest")
-        rows = torch.cat([enlarged, sr, pseudo_gt], dim=3)
-        panel = torch.cat(list(rows), dim=1)
-        self._writer.add_image("lr, result, pseudo-GT", panel, iteration)
+        rows = torch.cat([enlarged, sr.clamp(0, 1), pseudo_gt], dim=3)[:_PICTURES]
+        panel = torch.cat(list(rows), dim=1).cpu()
+        picture = summary.image("lr, result, pseudo-GT", panel, dataformats="CHW")  # type: ignore[no-untyped-call]
+        self._add(iteration, summary=picture)
+
+    def _add(self, iteration: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=iteration, **content)
+        with storage_errors(self._folder):
+            self._records.write(event.SerializeToString())
+            self._file.flush()

@@ -7,6 +7,7 @@ is killed at any moment and started again ends, on a CPU, with the very same wei
 from __future__ import annotations
 
 import copy
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import nn
 
 from desra_core.compat import mend_basicsr
 from desra_core.errors import UsageError
-from desra_core.settings import Training
+from desra_core.model_settings import Training
 from desra_core.training.board import Board
 from desra_core.training.generator import Generator, load_generator
 from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
@@ -75,7 +76,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
     with run.locked():
         torch.manual_seed(training.seed)
         nets = _load(gan_model, training, device)
-        state = load_state(run.state, device)
+        state = load_state(run.state)
         if state is None:
             state = {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {}, "losses": [],
                      "best": None, "worse": 0}  # fmt: skip
@@ -108,12 +109,13 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
                 losses = _step(nets, batch(0, state["iteration"]), training, run)
                 state["iteration"] += 1
                 _account(state, losses, board)
-                if state["iteration"] % training.checkpoint_every == 0 or state["iteration"] == training.iterations:
+                checkpoint = state["iteration"] % training.checkpoint_every == 0
+                checkpoint = checkpoint or state["iteration"] == training.iterations
+                if checkpoint:
+                    _show(nets, batch(2, 0), board, state, run)
                     _compare_with_best(state)
                     _save_model(run, nets, state)
-                    board.pictures(nets.network, batch(2, 0), state["iteration"])
-                    saved = _save_state(run, nets, state)
-                if time.monotonic() - saved > _SAVE_SECONDS:
+                if checkpoint or time.monotonic() - saved > _SAVE_SECONDS:
                     saved = _save_state(run, nets, state)
                 told = _tell(run, state, nets, training, told)
         _tell(run, state, nets, training, 0.0)
@@ -194,7 +196,7 @@ def _step(nets: _Nets, batch: list[torch.Tensor], training: Training, run: RunFo
             with _autocast(nets):
                 logits = nets.discriminator(sr)
             loss = loss + training.gan_weight * add("gan", adversarial(logits.float(), True))
-        _check(losses, run)
+        _check(losses, sr, pseudo_gt, run)
         nets.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         results.append(sr.detach())
     nets.scaler.step(nets.optimizer)
@@ -237,14 +239,25 @@ def _autocast(nets: _Nets) -> torch.autocast:
     return torch.autocast(nets.device.partition(":")[0], nets.amp, enabled=nets.amp != torch.float32)
 
 
-def _check(losses: Losses, run: RunFolder) -> None:
-    """Stop before a step that would spoil the weights."""
-    bad = [name for name, value in losses.items() if not abs(value) < float("inf")]
-    diverged = losses["pixel"] > _DIVERGED
-    if not bad and not diverged:
+def _show(nets: _Nets, batch: list[torch.Tensor], board: Board, state: State, run: RunFolder) -> None:
+    """Add what the network now makes of some patches to the board, unless that is no image any more."""
+    lr, pseudo_gt, _ = batch
+    nets.network.eval()
+    with torch.no_grad(), _autocast(nets):
+        sr = nets.network(lr).float()
+    nets.network.train()
+    _check({}, sr, pseudo_gt, run)
+    board.pictures(lr, sr, pseudo_gt, state["iteration"])
+
+
+def _check(losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor, run: RunFolder) -> None:
+    """Stop before a step that would spoil the weights, and before spoilt ones are saved as a model."""
+    error = (sr - pseudo_gt).detach().abs().mean().item()
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if not bad and error <= _DIVERGED:
         return
     models = run.models()
-    reason = f"the {bad[0]} loss is not finite" if bad else f"the pixel loss has grown to {losses['pixel']:.2f}"
+    reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.2f}"
     good = f"the last good model is {models[-1]}" if models else "no model had been saved"
     raise UsageError(run.root, reason, f"{good}; start another run with a lower --learning-rate")
 
@@ -296,9 +309,10 @@ def _restore(nets: _Nets, state: State) -> None:
     """Put everything back where `_save_state` found it; only what is plain stays in the state."""
     for name, part in _moving(nets).items():
         part.load_state_dict(state.pop(name))
-    torch.set_rng_state(state.pop("rng").cpu())
-    if "cuda_rng" in state:
-        torch.cuda.set_rng_state(state.pop("cuda_rng").cpu(), nets.device)
+    torch.set_rng_state(state.pop("rng"))
+    cuda_rng = state.pop("cuda_rng", None)
+    if cuda_rng is not None and nets.device.startswith("cuda"):
+        torch.cuda.set_rng_state(cuda_rng, nets.device)
 
 
 def _moving(nets: _Nets) -> dict[str, Any]:
@@ -314,5 +328,6 @@ def _tell(run: RunFolder, state: State, nets: _Nets, training: Training, told: f
         return told
     last = state["losses"][-1] if state["losses"] else {}
     write_json(run.progress, {"iteration": state["iteration"], "iterations": training.iterations,
-                              "warmed": state["warmed"], "warmup": nets.warmup, "losses": last})  # fmt: skip
+                              "warmed": state["warmed"], "warmup": nets.warmup, "worse": state["worse"],
+                              "losses": last})  # fmt: skip
     return time.monotonic()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from desra_core.compat import mend_basicsr, mend_torchvision
 from desra_core.content import LOAD_ERRORS
 from desra_core.errors import UsageError
-from desra_core.settings import Training
+from desra_core.model_settings import Training
 from desra_core.sr.weights import read_weights
 
 # Before ReLU: index in VGG19's features, and weight.

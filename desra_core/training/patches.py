@@ -20,6 +20,7 @@ _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
 # How often a patch without a mask is looked for in one image before any patch of it will do.
 _TRIES = 20
+_ANEW = "delete the run's folder and start anew"
 
 Floats = npt.NDArray[np.float32]
 
@@ -65,20 +66,18 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, where they do not fit together, too)."""
     lr = _pixels(sample.lr)
     mask: Mask = _pixels(sample.mask)[:, :, 0] > 0
-    if sample.pseudo_gt is not None:
-        pseudo_gt = _pixels(sample.pseudo_gt)
-    else:
-        pseudo_gt = assemble_pseudo_gt(_pixels(sample.mse_sr), _pixels(sample.gan_sr), mask)
+    files = [sample.mse_sr, sample.gan_sr] if sample.pseudo_gt is None else [sample.pseudo_gt]
+    results = [_pixels(file) for file in files]
     height, width = lr.shape[:2]
-    wanted = (height * scale, width * scale)
-    if pseudo_gt.shape[:2] != wanted or mask.shape != wanted:
-        sizes = f"is {width}x{height} and its results are {pseudo_gt.shape[1]}x{pseudo_gt.shape[0]}"
-        raise ImageError(sample.lr, f"{sizes}, but the model enlarges by {scale}",
-                         "give the photos that the results were made from, and a model of their scale")  # fmt: skip
+    for part in (mask, *results):
+        if part.shape[:2] != (height * scale, width * scale):
+            sizes = f"is {width}x{height} and its results are {part.shape[1]}x{part.shape[0]}"
+            raise ImageError(sample.lr, f"{sizes}, but the model enlarges by {scale}",
+                             "give the photos that the results were made from, and a model of their scale")  # fmt: skip
     if min(height, width) < least_side(scale):
         reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
         raise ImageError(sample.lr, reason, "it is left out")
-    return lr, pseudo_gt, mask
+    return lr, results[0] if sample.pseudo_gt else assemble_pseudo_gt(results[0], results[1], mask), mask
 
 
 def least_side(scale: int) -> int:
@@ -104,9 +103,12 @@ def open_frozen(folder: Path) -> list[Pair]:
     Raises
     ------
     UsageError
-        One is damaged.
+        One is damaged, or there is none.
     """
-    return [_open_pair(part) for part in sorted(folder.iterdir()) if part.is_dir()]
+    pairs = [_open_pair(part) for part in sorted(folder.glob("*/"))]
+    if not pairs:
+        raise UsageError(folder, "holds no images", _ANEW)
+    return pairs
 
 
 def draw_batch(
@@ -131,7 +133,7 @@ def draw_batch(
     """
     rng = np.random.default_rng(list(seed))
     chosen = [pairs[index] for index in rng.integers(len(pairs), size=size)]
-    side = _floored(min(patch // scale, *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
+    side = _floored(min(max(patch // scale, _step(scale)), *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
     cuts = [_cut(pair, side, scale, rng, marked=rng.random() < mask_share) for pair in chosen]
     lr, pseudo_gt, mask = (np.stack(parts) for parts in zip(*cuts, strict=True))
     return Batch(_as_input(lr), _as_input(pseudo_gt), mask[:, np.newaxis].astype(np.float32))
@@ -166,10 +168,10 @@ def _place(pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marke
 def _open_pair(folder: Path) -> Pair:
     try:
         lr, pseudo_gt, mask = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
-    except (OSError, ValueError) as error:
-        raise UsageError(folder, f"is damaged ({error})", "delete the run's folder and start anew") from None
-    scale = mask.shape[0] // lr.shape[0]
-    cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
+        scale = mask.shape[0] // lr.shape[0]
+        cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
+    except (EOFError, OSError, ValueError) as error:
+        raise UsageError(folder, f"is damaged ({error})", _ANEW) from None
     return Pair(lr, pseudo_gt, mask, np.flatnonzero(cells))
 
 

@@ -4,7 +4,7 @@
 
     RUN/
       run.json            parents, training images and their hash, settings, versions: what makes the run this one
-      data/0000/          lr, pseudo_gt and mask of each training image, as arrays; goes when the run has ended
+      data/0000/          lr, pseudo_gt and mask of each training image, as arrays
       state.pth           all that it takes to go on
       losses.json         means of the losses since the start
       progress.json       how far the run is
@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from desra_core.atomic import replace_file
+from desra_core.atomic import replace_file, sweep
 from desra_core.content import LOAD_ERRORS
 from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.workspace import storage_errors
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,25 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one process (raises `LockedError`)."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
+        """Hold the folder for one process.
+
+        Raises
+        ------
+        LockedError
+            Another process holds it.
+        TransientError
+            It cannot be written.
+        """
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / "lock").open("w")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise LockedError(self.root, "is in use by another finetune", "wait until it has ended") from None
+            for folder in (self.root, self.root / "models"):
+                sweep(folder)
             yield
 
 
@@ -112,8 +125,8 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
         raise TransientError(path, "could not be written", "free some space, check the disk and run again") from error
 
 
-def load_state(path: Path, device: str) -> dict[str, Any] | None:
-    """The state that a run was left in; None where there is none.
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state that a run was left in, on the CPU; None where there is none.
 
     Raises
     ------
@@ -123,7 +136,7 @@ def load_state(path: Path, device: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except LOAD_ERRORS:
         raise UsageError(path, "is damaged", "delete it to start this finetune again") from None
     return state

@@ -1,0 +1,125 @@
+"""What finetuning, the gate and the whole cycle are asked to do; see `desra_core.settings` for the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from desra_core.evaluation.gate import Gate
+from desra_core.settings import Mining
+
+# What a preset gives to fields that nobody has given.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off"},
+}
+
+
+class Training(BaseModel):
+    """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Literal["paper", "cpu"] = Field(
+        "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
+    )
+    group_by: str = Field(
+        "duplicates",
+        description="What stays together in the training or in the held-out pool: duplicates, folder, or a regular "
+        "expression on names.",
+    )
+    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
+    iterations: int = Field(1000, ge=1, description="Steps of the generator.")
+    patch: int = Field(256, ge=32, description="Side of a patch in SR pixels, where the image is as large.")
+    batch: int = Field(12, ge=1, description="Patches of a step.")
+    accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
+    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
+    pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
+    pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
+    mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
+    keep_weight: float = Field(
+        0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
+    )
+    perceptual: str = Field(
+        "vgg19", description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off."
+    )
+    perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
+    gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
+    discriminator: Path | None = Field(
+        None, description="Checkpoint of the discriminator that the GAN model was trained with."
+    )
+    discriminator_features: int = Field(64, ge=4, description="Width of a discriminator that starts from nothing.")
+    warmup: int = Field(
+        200, ge=0, description="Steps of a discriminator that starts from nothing before the generator moves."
+    )
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
+    amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
+    patience: int = Field(
+        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
+    )
+    seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "paper") if isinstance(values, dict) else None
+        return _PRESETS[preset] | values if preset in _PRESETS else values
+
+    @model_validator(mode="after")
+    def _divided(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} cannot be computed in {self.accumulate} equal parts")
+        return self
+
+
+class Finetuning(Training):
+    """A workspace with artifacts, and the model that made them."""
+
+    verb: ClassVar[str] = "finetune"
+
+    workspace: Path = Field(description="Workspace of desra mine or detect, whose artifacts are to be deleted.")
+    output: Path = Field(description="Folder of this finetune; the same one again goes on.")
+    gan_model: Path | None = Field(
+        None, description="Checkpoint of the GAN-trained model; by default what the latest desra mine used."
+    )
+    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+
+
+class Comparing(Gate):
+    """A model, what became of it, and the held-out images of a workspace."""
+
+    verb: ClassVar[str] = "compare"
+
+    workspace: Path = Field(description="Workspace whose held-out images judge.")
+    after: Path = Field(description="A finetuned checkpoint, or the folder of a finetune for all that it saved.")
+    before: Path | None = Field(
+        None, description="Checkpoint of the old model; by default what the latest desra mine used."
+    )
+    mse_model: Path | None = Field(
+        None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
+    )
+    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+    group_by: str = Field("duplicates", description="As the finetune was told.")
+    lpips: Path | None = Field(
+        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+    )
+    promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
+
+
+class Cycling(Mining, Training, Gate):
+    """Photos, two models, and all that it takes to make the one of them better."""
+
+    verb: ClassVar[str] = "cycle"
+
+    lpips: Path | None = Field(
+        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+    )
+    keep_mse: bool = Field(
+        True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
+    )
+    promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")

@@ -1,0 +1,122 @@
+"""The images of a workspace as finetuning and the gate see them: marked or clean, to train on or to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.corpus import File, ImageRef, image_refs, read_manifest
+from desra_core.errors import UsageError
+from desra_core.imageio import digest, read_bytes
+from desra_core.matching import Sources, match
+from desra_core.outcomes import read_outcomes
+from desra_core.settings import CorpusSettings
+from desra_core.split import Member, Pool, assign_pools
+from desra_core.target import Target
+from desra_core.workspace import Workspace
+
+_COLUMNS = ["id", "artifact_pixels", "regions", "mask_key", "failed_stage"]
+# Clean images whose pools are looked up at a time, until there are enough of a pool.
+_CLEAN_AT_ONCE = 64
+
+
+class Marked(NamedTuple):
+    """An image with artifacts: its files, and the sum of the severities of its regions."""
+
+    image: ImageRef
+    severity: float
+
+
+class Images:
+    """The images of a workspace that are done under the settings of its latest run, by pool.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked: images are assigned to pools when they are first asked for.
+    settings, target
+        Of the latest run.
+    group_by
+        As for `desra_core.split.assign_pools`.
+    lr
+        Folder of the LR photos, where the latest run had none.
+
+    Raises
+    ------
+    UsageError
+        There is no LR folder.
+    """
+
+    def __init__(
+        self, workspace: Workspace, settings: CorpusSettings, target: Target, group_by: str, lr: Path | None = None
+    ) -> None:
+        self._workspace = workspace
+        self._group_by = group_by
+        self._lr: dict[str, Path] | None = None
+        if settings.sources.lr is None:
+            if lr is None:
+                remedy = "give --lr with the folder of the photos that the results were made from"
+                raise UsageError(workspace.root, "records no LR photos", remedy)
+            self._lr = _photos(lr, workspace)
+        manifest = read_manifest(workspace)
+        assert manifest is not None
+        self._manifest = manifest.filter(manifest["present"])
+        outcomes = read_outcomes(workspace, _COLUMNS)
+        outcomes = outcomes.filter(pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"])))
+        marked = pc.and_(pc.equal(outcomes["mask_key"], target.mask_key), pc.greater(outcomes["artifact_pixels"], 0))
+        self._marked = outcomes.filter(marked).combine_chunks()
+        clean = outcomes.filter(pc.equal(outcomes["artifact_pixels"], 0))
+        # By the hash of their content, which is a fair sample however few are taken.
+        self._clean_ids = sorted(set(clean["id"].to_pylist()) & set(self._manifest["id"].to_pylist()))
+
+    def marked(self, pool: Pool) -> list[Marked]:
+        """The images of a pool that have artifacts, the most severe first."""
+        lists = self._marked["regions"].combine_chunks()
+        severities = pc.struct_field(pc.list_flatten(lists), "severity")
+        sums = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
+        severity = dict(zip(self._marked["id"].to_pylist(), sums.tolist(), strict=True))
+        found = [Marked(image, severity[image.id]) for image in self._of_pool(list(severity), pool)]
+        return sorted(found, key=lambda marked: (-marked.severity, marked.image.names))
+
+    def clean(self, pool: Pool, count: int) -> list[ImageRef]:
+        """Some images of a pool that have no artifact."""
+        found: list[ImageRef] = []
+        for start in range(0, len(self._clean_ids), _CLEAN_AT_ONCE):
+            if len(found) >= count:
+                break
+            found += self._of_pool(self._clean_ids[start : start + _CLEAN_AT_ONCE], pool)
+        return found[:count]
+
+    def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
+        rows = self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))
+        images = {image.id: image for image in self._with_lr(image_refs(rows))}
+        members = [Member(image.id, image.names[0], _lr(image)) for image in images.values()]
+        pools = assign_pools(self._workspace, members, self._group_by)
+        return [images[key] for key in ids if key in images and pools.get(key) == pool]
+
+    def _with_lr(self, images: list[ImageRef]) -> Iterator[ImageRef]:
+        """Add the LR photo where it comes from another folder; without one an image is left out."""
+        for image in images:
+            if self._lr is None:
+                yield image
+            elif image.names[0] in self._lr:
+                path = self._lr[image.names[0]]
+                fields = image.__dict__ | {"lr": File(path, digest(read_bytes(path)))}
+                yield ImageRef(**fields)
+
+
+def _photos(folder: Path, workspace: Workspace) -> dict[str, Path]:
+    """The photos of a folder by name."""
+    found, _ = match(Sources(lr=folder), workspace.root)
+    names, paths = found["name"].to_pylist(), found["lr_path"].to_pylist()
+    return {name: folder / path for name, path in zip(names, paths, strict=True)}
+
+
+def _lr(image: ImageRef) -> Path:
+    assert image.lr is not None
+    return image.lr.path

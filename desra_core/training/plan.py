@@ -1,0 +1,188 @@
+"""What a finetune starts from: its parent and its images, settled once and recorded in the run's document."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from desra_core import __version__
+from desra_core.content import content_key
+from desra_core.errors import DesraError, ImageError, UsageError
+from desra_core.model_settings import Finetuning, Training
+from desra_core.pools import Images, Marked
+from desra_core.settings import CorpusSettings
+from desra_core.target import load_settings
+from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.run_folder import RunFolder, read_json, write_json
+from desra_core.workspace import Workspace, fingerprint
+
+_PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
+# With more of them, the same run goes on.
+_OPEN_ENDED = {"preset", "iterations", "patience"}
+
+
+class FinetunePlan(NamedTuple):
+    """A finetune that may begin or go on.
+
+    ``samples`` are the images of the training pool that have artifacts, the most severe first; none are needed where
+    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do.
+    """
+
+    run: RunFolder
+    gan_model: Path
+    training: Training
+    made_under: str
+    samples: list[Sample]
+    begun: bool
+    ended: bool
+
+
+def plan_finetune(settings: Finetuning) -> FinetunePlan:
+    """Find the parent, the run and the images. The workspace must be locked; nothing is written but pools.
+
+    Raises
+    ------
+    UsageError
+        No model is known, a network cannot be used, or the run's folder holds another finetune.
+    """
+    workspace, run = Workspace(settings.workspace), RunFolder(settings.output)
+    corpus, target = load_settings(workspace)
+    gan_model: Path | None = settings.gan_model or getattr(corpus, "gan_model", None)
+    if gan_model is None:
+        raise UsageError(workspace.root, "records no GAN model: it belongs to desra detect", "give --gan-model")
+    training = Training(**{name: getattr(settings, name) for name in Training.model_fields})
+    identity = _identity(gan_model, training)
+    document = read_json(run.document)
+    if document is not None:
+        _check_same(run, document, identity)
+    elif run.root.exists() and any(path.name not in ("data", "lock") for path in run.root.iterdir()):
+        raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
+    if document is None:
+        images = Images(workspace, corpus, target, settings.group_by, settings.lr)
+        samples = [_sample(workspace, corpus, marked) for marked in images.marked("training")]
+    return FinetunePlan(
+        run=run,
+        gan_model=gan_model,
+        training=training,
+        made_under=target.mask_key,
+        samples=[] if document else samples,
+        begun=document is not None,
+        ended=document is not None and _has_ended(run, training),
+    )
+
+
+def check_networks(plan: FinetunePlan) -> int:
+    """Load what a finetune needs, to fail before anything is started; returns the scale of the parent.
+
+    Raises
+    ------
+    UsageError
+        A network cannot be used.
+    """
+    from desra_core.training.generator import load_generator
+    from desra_core.training.losses import PerceptualLoss, load_discriminator
+
+    if plan.training.gan_weight:
+        load_discriminator(plan.training.discriminator, plan.training.discriminator_features)
+    if plan.training.perceptual != "off":
+        PerceptualLoss(plan.training.perceptual)
+    return load_generator(plan.gan_model).scale
+
+
+def begin(plan: FinetunePlan, scale: int, on_failure: Callable[[DesraError], None]) -> int:
+    """Freeze the images of a run and write its document; returns their number.
+
+    Images that cannot be used are told and the next ones taken in their place.
+
+    Raises
+    ------
+    UsageError
+        None can be used; the first one's reason is told.
+    TransientError
+        The disk is full or failed.
+    """
+    shutil.rmtree(plan.run.data, ignore_errors=True)
+    used: list[Sample] = []
+    first: ImageError | None = None
+    for sample in plan.samples:
+        if len(used) == plan.training.images:
+            break
+        try:
+            arrays = read_sample(sample, scale)
+        except ImageError as error:
+            first = first or error
+            on_failure(error)
+            continue
+        freeze(plan.run.data / f"{len(used):04d}", arrays)
+        used.append(sample)
+    if first is not None and not used:
+        raise UsageError(first.subject, first.reason, first.remedy)
+    document = _identity(plan.gan_model, plan.training) | {
+        "made_under": plan.made_under,
+        "images": [{"name": sample.name, "id": sample.id, "severity": sample.severity} for sample in used],
+        "data": _data_key(plan.made_under, used),
+        "versions": {"desra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
+    write_json(plan.run.document, document, durable=True)
+    return len(used)
+
+
+def run_key(plan: FinetunePlan) -> str:
+    """Names the finetune of a parent on the images that it would take now, however often it is asked for."""
+    wanted = plan.samples[: plan.training.images]
+    return fingerprint(_identity(plan.gan_model, plan.training), _data_key(plan.made_under, wanted))
+
+
+def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
+    """What makes a finetune this one, beside its images."""
+    discriminator = training.discriminator
+    dumped = training.model_dump(mode="json")
+    return {
+        "parent": {"path": str(gan_model), "key": content_key(gan_model)},
+        "discriminator": {"path": str(discriminator), "key": content_key(discriminator)} if discriminator else None,
+        "training": dumped,
+        "seed": training.seed,
+    }
+
+
+def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, Any]) -> None:
+    """See that the run's folder holds the finetune that is asked for."""
+    remedy = "name another --output, or give the same again"
+    for role in ("parent", "discriminator"):
+        before, now = document.get(role) or {}, identity[role] or {}
+        if before.get("key") != now.get("key"):
+            raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)
+    for name, value in identity["training"].items():
+        before = document.get("training", {}).get(name)
+        if name not in _OPEN_ENDED | {"discriminator"} and before != value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
+
+
+def _has_ended(run: RunFolder, training: Training) -> bool:
+    """Whether the last saved model is the last one wanted, or the run stopped early."""
+    progress = read_json(run.progress) or {}
+    return run.model(training.iterations).exists() or progress.get("worse", 0) >= training.patience
+
+
+def _sample(workspace: Workspace, corpus: CorpusSettings, marked: Marked) -> Sample:
+    """Where the files of an image lie: in the dataset of a mined corpus, else among the sources."""
+    image, name = marked.image, marked.image.names[0]
+    if corpus.verb == "mine":
+        files = {kind: workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt", "mse_sr", "gan_sr")}
+        return Sample(name, image.id, marked.severity, **files)
+    assert image.lr is not None
+    assert image.mse_sr is not None
+    assert image.gan_sr is not None
+    return Sample(
+        name, image.id, marked.severity, image.lr.path, workspace.mask(name), None, image.mse_sr.path, image.gan_sr.path
+    )
+
+
+def _data_key(made_under: str, samples: Iterable[Sample]) -> str:
+    return fingerprint(made_under, [sample.id for sample in samples])

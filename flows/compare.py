@@ -1,0 +1,38 @@
+"""Compare: an old model and what became of it in, a verdict by held-out images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from desra_core.comparison import plan_comparison
+from desra_core.model_settings import Comparing
+from desra_core.settings import Machine
+from desra_core.workspace import Workspace
+from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
+
+
+@flow(name="compare")
+def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
+    """Judge finetuned models on held-out images, and promote the best if that was asked for and it passes.
+
+    Parameters
+    ----------
+    comparing
+        What to compare, and what a model has to show.
+    machine
+        Where and how wide to compute.
+    """
+    workspace = Workspace(comparing.workspace)
+    with workspace.locked():
+        comparison = plan_comparison(comparing)
+        refresh = bool(comparison.missing())
+        failures = judge_images.with_options(refresh_cache=refresh)(comparison.key, comparison, machine)
+        verdict = decide_verdict(comparison)
+        promoted: Path | None = None
+        if comparing.promote and verdict.passed:
+            promoted = promote_best(comparison, verdict)
+        publish_report(workspace)
+    return Compared(str(flow_run.id), 3 + bool(promoted), verdict, failures, promoted)

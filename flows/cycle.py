@@ -1,0 +1,62 @@
+"""Cycle: photos and two models in, a better model out: mine, finetune, gate, promote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from desra_core.comparison import plan_comparison
+from desra_core.cycle import comparing_of, finetuning_of, mining_of
+from desra_core.model_settings import Cycling
+from desra_core.settings import Machine
+from desra_core.workspace import Workspace
+from flows.compare import compare
+from flows.finetune import finetune
+from flows.mine import mine
+from tasks.comparison import Compared, promote_best, publish_report
+from tasks.finetuning import Finetuned
+from tasks.summary import Summary
+
+
+class Cycled(NamedTuple):
+    """How a cycle ended; without artifacts in the training pool it ends with mining."""
+
+    flow_run: str
+    mined: Summary
+    finetuned: Finetuned | None
+    compared: Compared | None
+    promoted: Path | None
+
+
+@flow(name="cycle")
+def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
+    """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
+
+    Parameters
+    ----------
+    cycling
+        Photos, models, and how.
+    machine
+        Where and how wide to compute.
+    rescan
+        Look for new and changed photos first.
+    """
+    workspace = Workspace(cycling.workspace)
+    workspace.create()
+    with workspace.locked():
+        mining = mining_of(cycling)
+        mined = mine(mining, machine, rescan)
+        finetuning = finetuning_of(cycling, mining)
+        if finetuning is None:
+            return Cycled(str(flow_run.id), mined, None, None, None)
+        finetuned = finetune(finetuning, machine)
+        comparing = comparing_of(cycling, mining, finetuning)
+        compared = compare(comparing, machine)
+        promoted: Path | None = None
+        if cycling.promote and compared.verdict.passed:
+            promoted = promote_best(plan_comparison(comparing), compared.verdict, again=False)
+            publish_report(workspace)
+    return Cycled(str(flow_run.id), mined, finetuned, compared, promoted)

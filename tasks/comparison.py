@@ -1,0 +1,108 @@
+"""The tasks of the gate: judge candidates on held-out images, hold them against the gate, promote the best."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from desra_core.comparison import Comparison, best_of, conclude, judge_settings
+from desra_core.content import content_key
+from desra_core.errors import ImageError, UsageError
+from desra_core.evaluation.gate import Verdict
+from desra_core.evaluation.table import as_markdown, score_rows
+from desra_core.promotion import history, promote
+from desra_core.report import write_report
+from desra_core.settings import Machine
+from desra_core.stages.judge import judge_stage
+from desra_core.target import target_of
+from desra_core.training.run_folder import read_json
+from desra_core.workspace import Workspace
+from tasks.fanout import Job, open_dask
+from tasks.progress import RunProgress
+from tasks.shards import explicit_key
+from tasks.stages import gpus_wanted
+
+
+class Compared(NamedTuple):
+    """How a gate run ended: its Prefect ids, the verdict, images not judged, and the entry of a promoted model."""
+
+    flow_run: str
+    task_runs: int
+    verdict: Verdict
+    failures: int
+    promoted: Path | None
+
+
+@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
+    """Judge every candidate on every image that lacks it.
+
+    Whether a cached state counts is for the workspace to say, as for the stages of a shard.
+
+    Returns
+    -------
+    The number of images that could not be judged.
+    """
+    workspace = Workspace(comparison.settings.workspace)
+    _, weights = target_of(comparison.corpus)
+    work = comparison.missing()
+    failures = 0
+    gpus = gpus_wanted(True, machine)
+    with open_dask(machine, networks=True, gpus=gpus) as dask, RunProgress("judge", len(work), 1) as progress:
+        gpu: dict[str, float] = {"GPU": 1} if dask.gpus and machine.device != "cpu" else {}
+        settings = judge_settings(
+            comparison,
+            weights,
+            device="cuda" if gpu else "cpu",
+            tile=machine.tile,
+            threads=dask.threads,
+            max_pixels=dask.max_pixels,
+        )
+        judging = Job("judge", partial(judge_stage, workspace=workspace, settings=settings), gpu)
+        for image, result in dask.map(judging, work):
+            if isinstance(result, ImageError):
+                failures += 1
+                progress.failed(result, len(image.names), 1)
+            else:
+                progress.passed(1, last=True)
+            progress.show()
+    return failures
+
+
+@task
+def decide_verdict(comparison: Comparison) -> Verdict:
+    """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
+    verdict = conclude(comparison)
+    rows = score_rows(verdict)
+    outcome = f"**{verdict.best} passes.**" if verdict.passed else "**Failed.** " + " ".join(verdict.reasons)
+    create_markdown_artifact(f"{outcome}\n\n{as_markdown(rows)}\n", key="verdict", description="What the gate found.")
+    return verdict
+
+
+@task
+def promote_best(comparison: Comparison, verdict: Verdict, *, again: bool = True) -> Path:
+    """Make the best candidate the workspace's current model, by one rename.
+
+    ``again`` allows for one that was promoted and rolled back before.
+    """
+    workspace = Workspace(comparison.settings.workspace)
+    best = best_of(comparison, verdict)
+    assert best is not None
+    assert best.candidate.model is not None
+    if not again and content_key(best.candidate.model) in {event["model"] for event in history(workspace)[1:]}:
+        reason = "was promoted and rolled back before"
+        raise UsageError(best.source, reason, "promote it with desra compare --promote if it is to be current again")
+    record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.kind}
+    summary = {"best": verdict.best, "scores": [score for score in verdict.to_json()["scores"]
+                                                if score["candidate"] == verdict.best]}  # fmt: skip
+    return promote(workspace, best.candidate.model, parent=comparison.before, record=record, verdict=summary)
+
+
+@task
+def publish_report(workspace: Workspace) -> None:
+    """Write the report of the workspace, with the latest verdict in it."""
+    write_report(workspace)

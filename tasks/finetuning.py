@@ -1,0 +1,104 @@
+"""The tasks of a finetune: freeze its images, train on one worker, tell how it went."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.tasks import Task
+
+from desra_core.errors import DesraError, UsageError, printable
+from desra_core.settings import Machine
+from desra_core.training.plan import FinetunePlan, begin, check_networks
+from desra_core.training.run_folder import read_json
+from tasks.fanout import open_dask
+from tasks.lines import say
+from tasks.progress import RunProgress
+from tasks.stages import gpus_wanted
+
+_RETRIES, _RETRY_SECONDS = 2, 10
+_SHOWN_LOSSES = 20
+
+
+class Finetuned(NamedTuple):
+    """How a finetune ended: its Prefect ids, images and iterations, and whether it stopped early.
+
+    Without images nothing was trained: there is no artifact in the training pool.
+    """
+
+    flow_run: str
+    task_runs: int
+    images: int
+    iteration: int
+    early: bool
+
+
+@task
+def freeze_images(plan: FinetunePlan) -> int:
+    """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
+    scale = check_networks(plan)
+    if plan.begun:
+        return len(read_json(plan.run.document)["images"])
+    images = begin(plan, scale, _tell_failure)
+    if images < plan.training.images:
+        say(f"{images} images to train on, fewer than the {plan.training.images} asked for: there are no more")
+    return images
+
+
+def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
+    """A lost worker or a full disk may pass; a model that cannot be used, or a loss that is no number, will not."""
+    return not isinstance(state.result(raise_on_failure=False), UsageError)
+
+
+@task(retries=_RETRIES, retry_delay_seconds=_RETRY_SECONDS, retry_condition_fn=_may_pass)
+def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
+    """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
+
+    Returns
+    -------
+    The iterations done, and whether they ended early.
+    """
+    from desra_core.training.loop import finetune  # its torch is for the worker
+
+    gpus = min(1, gpus_wanted(True, machine))
+    one = machine if machine.scheduler else machine.model_copy(update={"workers": 1})
+    with open_dask(one, networks=True, gpus=gpus) as dask:
+        on_gpu = bool(dask.gpus) and machine.device != "cpu"
+        with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
+
+            def on_second() -> None:
+                progress.reached(*_reached(plan))
+                progress.show()
+
+            ended = dask.follow(
+                finetune, plan.run, plan.gan_model, plan.training, "cuda" if on_gpu else "cpu", dask.threads,
+                resources={"GPU": 1} if on_gpu else {}, on_second=on_second,
+            )  # fmt: skip
+            progress.reached(*_reached(plan))
+    return ended.iteration, ended.early
+
+
+@task
+def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool]) -> Finetuned:
+    """Show the losses in the UI."""
+    rows = read_json(plan.run.losses) or []
+    step = max(1, len(rows) // _SHOWN_LOSSES)
+    told = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
+    create_table_artifact(told, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
+    return Finetuned(str(flow_run.id), 3, images, *ended)
+
+
+def _reached(plan: FinetunePlan) -> tuple[int, str]:
+    """Iterations done by the run's own word, and what there is to say about them."""
+    progress = read_json(plan.run.progress) or {}
+    if progress.get("warmed", 0) < progress.get("warmup", 0):
+        return 0, f"discriminator warmed up {progress['warmed']} of {progress['warmup']} steps"
+    losses = progress.get("losses", {})
+    return progress.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else ""
+
+
+def _tell_failure(error: DesraError) -> None:
+    say(f"left out: {printable(error)}")
