@@ -29,7 +29,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 	@$(RUN) -m deployments.check
 
-demo: $(STAMP)  ## mine a dozen photos with a small model pair; look at demo/workspace/report.html
+demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
 test: $(STAMP)  ## run the tests; about five minutes on two cores

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import typer
 
 from deployments.flags import with_flags
-from deployments.models import run_compare, run_cycle, run_finetune, run_rollback
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
 from desra_core.corpus import read_manifest
@@ -22,6 +21,7 @@ from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
+from desra_core.promotion import current_model, history
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
@@ -39,8 +39,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, 130 interrupted,
-    143 terminated.
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, or none but one that
+    was rolled back, 130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -98,6 +98,8 @@ def finetune(settings: Finetuning, machine: Machine) -> None:
     Writes checkpoints that the usual tools load to OUTPUT/models, and losses and pictures for TensorBoard. The same
     command again goes on where it was cut off.
     """
+    from deployments.models import run_finetune
+
     _exit(lambda: run_finetune(settings, machine))
 
 
@@ -109,6 +111,8 @@ def compare(settings: Comparing, machine: Machine) -> None:
     Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
     where no model passes.
     """
+    from deployments.models import run_compare
+
     _exit(lambda: run_compare(settings, machine))
 
 
@@ -120,12 +124,16 @@ def cycle(settings: Cycling, machine: Machine) -> None:
     Starts from the workspace's current model where there is one, else from --gan-model. The same command again goes
     on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes.
     """
+    from deployments.models import run_cycle
+
     _exit(lambda: run_cycle(settings, machine))
 
 
 @app.command("rollback")
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
+    from deployments.models import run_rollback
+
     _exit(lambda: run_rollback(workspace.absolute()))
 
 
@@ -149,6 +157,8 @@ def status(
     retried = f", {plan.retries.num_rows} of them failed and will be tried again" if plan.retries.num_rows else ""
     typer.echo(f"workspace  {place.root}")
     typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
+    if model := current_model(place):
+        typer.echo(f"model      {model}, current by {history(place)[-1]['kind']} {history(place)[-1]['time']}")
     typer.echo(f"images     {images}" + (f", and {vanished} vanished ones, whose outputs stay" if vanished else ""))
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")

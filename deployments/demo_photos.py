@@ -1,8 +1,8 @@
 """Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and spoilt as real ones are.
 
-None of them shows what the demo's models were trained on (``demo_training.PHOTOS``). Some are as clean as their
-training was, others grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is
-downloaded.
+None of them shows what the demo's models were trained on (``demo_training.PHOTOS``). A name begins with the scene,
+so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was, others
+grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -60,16 +60,23 @@ class Photo(NamedTuple):
 PHOTOS = (
     Photo("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
     Photo("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
-    Photo("cell.png", "cell.png", (250, 200, 300, 240), 200),
+    Photo("cat_fur.jpg", "chelsea.png", (250, 120, 200, 170), 200, noise=3.0, quality=60),
     Photo("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
-    Photo("engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
-    Photo("galaxies.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
+    Photo("coins_tray.jpg", "coins.png", (150, 100, 200, 160), 200, quality=45),
+    Photo("hubble.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
     Photo("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
+    Photo("moon_rim.png", "moon.png", (180, 150, 200, 160), 160),
     Photo("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
+    Photo("motorcycle_engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
+    Photo("motorcycle_shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Photo("motorcycle_wheel.png", "motorcycle_right.png", (0, 250, 240, 200), 200),
     Photo("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
+    Photo("page_line.jpg", "page.png", (150, 60, 200, 120), 220, quality=40),
     Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
-    Photo("shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Photo("slide.png", "cell.png", (250, 200, 300, 240), 200),
+    Photo("text.jpg", "text.png", (0, 0, 448, 172), 270, quality=35),
     Photo("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
+    Photo("tissue_edge.jpg", "ihc.png", (0, 0, 250, 200), 230, quality=35),
 )
 
 

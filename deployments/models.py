@@ -9,14 +9,15 @@ import typer
 
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
 from deployments.server import end_leftover_server
-from desra_core.comparison import Comparison, conclude, plan_comparison
-from desra_core.cycle import comparing_of, finetuning_of, mining_of
-from desra_core.errors import printable
+from desra_core.comparison import conclude, plan_comparison
+from desra_core.cycle import comparing_of, discriminator_of, finetuning_of, is_to_promote, mining_of
+from desra_core.errors import UsageError, printable
 from desra_core.evaluation.gate import Verdict
+from desra_core.evaluation.perceptual import load_lpips
 from desra_core.evaluation.table import as_text, score_rows
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import rollback
-from desra_core.settings import Machine
+from desra_core.settings import Machine, Mining
 from desra_core.tables import publish_tables
 from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
 from desra_core.training.run_folder import read_json
@@ -35,16 +36,17 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
         if not plan.begun and not plan.samples:
             typer.echo("no artifact in the training pool: nothing to train on, and nothing was trained")
             return 0
-        if not plan.ended:
-            check_networks(plan)
+        if plan.ended:
+            typer.echo("nothing to do: this finetune has ended before")
+        else:
+            check_networks(plan.gan_model, plan.training)
             with serving(workspace):
                 from flows.finetune import finetune
 
                 finetuned = finetune(settings, machine)
                 wait_for(finetuned.flow_run, finetuned.task_runs)
         _tell_finetune(plan)
-        grouped = "" if settings.group_by == "duplicates" else f" --group-by {shlex.quote(settings.group_by)}"
-        typer.echo(f"next     desra compare --workspace {settings.workspace} --after {settings.output}{grouped}")
+        typer.echo(f"next     {_compare_command(settings)}")
     return 0
 
 
@@ -54,6 +56,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
     with workspace.locked():
         end_leftover_server(workspace)
         comparison = plan_comparison(settings)
+        failures = 0
         promoted: Path | None = None
         if comparison.missing() or settings.promote:
             with serving(workspace):
@@ -63,10 +66,11 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
                 wait_for(compared.flow_run, compared.task_runs)
             verdict, failures, promoted = compared.verdict, compared.failures, compared.promoted
         else:
-            verdict, failures = conclude(comparison), 0
+            typer.echo("nothing to do: all was judged before")
+            verdict = conclude(comparison)
             renew_report(workspace)
-        _tell_verdict(workspace, comparison, verdict, promoted)
-    return _exit_code(verdict, failures)
+        _tell_verdict(workspace, verdict, promoted)
+    return int(failures > 0) if verdict.passed else GATE_FAILED
 
 
 def run_cycle(settings: Cycling, machine: Machine) -> int:
@@ -81,20 +85,23 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         prepared = prepare_corpus(mining)
         broken: tuple[str, ...] = ()
         promoted: Path | None = None
+        failures = 0
         finetuning = None if prepared.plan.pending else finetuning_of(settings, mining)
         idle = not prepared.plan.pending and (finetuning is None or _is_done(settings, finetuning))
         if idle:
             publish_tables(workspace, prepared.plan.target)
             renew_report(workspace)
         else:
+            _check_models(settings, mining)
             with serving(workspace):
                 from flows.cycle import cycle
 
                 cycled = cycle(settings, machine, rescan=False)
-                for part in (cycled.mined, cycled.finetuned, cycled.compared):
+                for part in (cycled.mined, cycled.finetuned, cycled.compared, cycled):
                     if part is not None:
                         wait_for(part.flow_run, part.task_runs)
             broken, promoted = cycled.mined.broken_shards, cycled.promoted
+            failures = cycled.compared.failures if cycled.compared else 0
         code = sum_up(prepared, mining, broken)
         finetuning = finetuning or finetuning_of(settings, mining)
         if finetuning is None:
@@ -103,8 +110,12 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         _tell_finetune(plan_finetune(finetuning))
         comparison = plan_comparison(comparing_of(settings, mining, finetuning))
         verdict = conclude(comparison)
-        _tell_verdict(workspace, comparison, verdict, promoted)
-    return code or _exit_code(verdict, 0)
+        _tell_verdict(workspace, verdict, promoted)
+        if settings.promote and verdict.passed and not promoted:
+            again = f"{_compare_command(finetuning)} --promote"
+            typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
+            return GATE_FAILED
+    return max(code, int(failures > 0)) if verdict.passed else GATE_FAILED
 
 
 def run_rollback(workspace: Path) -> int:
@@ -119,8 +130,18 @@ def run_rollback(workspace: Path) -> int:
 
 def _existing(root: Path) -> Workspace:
     workspace = Workspace(root)
+    if not root.is_dir():
+        raise UsageError(root, "does not exist", "name the workspace of desra mine, detect or cycle")
     workspace.create()
     return workspace
+
+
+def _check_models(settings: Cycling, mining: Mining) -> None:
+    """See that all networks can be used before hours of mining, unlike after them."""
+    training = settings.model_copy(update={"discriminator": discriminator_of(settings, mining)})
+    check_networks(mining.gan_model, training)
+    if settings.lpips:
+        load_lpips(settings.lpips)
 
 
 def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
@@ -129,7 +150,15 @@ def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
     if not plan_finetune(finetuning).ended:
         return False
     comparison = plan_comparison(comparing_of(settings, mining, finetuning))
-    return not comparison.missing() and not (settings.promote and conclude(comparison).passed)
+    return not comparison.missing() and not is_to_promote(settings, comparison, conclude(comparison))
+
+
+def _compare_command(settings: Finetuning) -> str:
+    """What judges a finetune."""
+    flags = {"workspace": settings.workspace, "after": settings.output, "before": settings.gan_model, "lr": settings.lr,
+             "group-by": None if settings.group_by == "duplicates" else settings.group_by}  # fmt: skip
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value]
+    return " ".join(["desra compare", *given])
 
 
 def _tell_finetune(plan: FinetunePlan) -> None:
@@ -143,7 +172,7 @@ def _tell_finetune(plan: FinetunePlan) -> None:
     typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
 
 
-def _tell_verdict(workspace: Workspace, comparison: Comparison, verdict: Verdict, promoted: Path | None) -> None:
+def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None) -> None:
     control = verdict.control
     clean = f"{control.clean_images} of them clean"
     typer.echo(f"judged by {control.images} held-out images, {clean}, with {control.regions} artifact regions")
@@ -154,12 +183,6 @@ def _tell_verdict(workspace: Workspace, comparison: Comparison, verdict: Verdict
         typer.echo(f"failed   {printable(reason)}")
     if promoted:
         typer.echo(f"promoted {promoted / 'model.pth'}; desra rollback --workspace {workspace.root} undoes it")
-    elif verdict.passed and comparison.settings.promote:
-        typer.echo("it was the current model already")
     typer.echo(f"verdict  {workspace.verdict}")
     if workspace.report.exists():
         typer.echo(f"report   {workspace.report}")
-
-
-def _exit_code(verdict: Verdict, failures: int) -> int:
-    return int(failures > 0) if verdict.passed else GATE_FAILED

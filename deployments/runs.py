@@ -90,8 +90,8 @@ def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> Non
 
 def renew_report(workspace: Workspace) -> None:
     """Write the report again if what it tells has changed: files that stay the same are never touched."""
-    sources = (workspace.settings, workspace.manifest, workspace.regions, workspace.failures)
-    latest = max(path.stat().st_mtime_ns for path in sources)
+    sources = (workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict)
+    latest = max(path.stat().st_mtime_ns for path in sources if path.exists())
     if workspace.report.exists() and workspace.report.stat().st_mtime_ns >= latest:
         return
     from desra_core.report import write_report

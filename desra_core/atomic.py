@@ -10,7 +10,6 @@ from typing import IO
 
 from desra_core.workspace import storage_errors
 
-
 _SCRATCH = ".unfinished"
 
 

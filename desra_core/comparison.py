@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core.atomic import replace_file
+from desra_core.atomic import replace_file, sweep
 from desra_core.content import content_key
 from desra_core.corpus import ImageRef
 from desra_core.detection.semantics import Weights
 from desra_core.errors import UsageError
-from desra_core.evaluation.gate import Verdict, decide, score
+from desra_core.evaluation.gate import Score, Verdict, decide, score
+from desra_core.evaluation.perceptual import load_lpips
 from desra_core.model_settings import Comparing
 from desra_core.pools import Images
 from desra_core.settings import CorpusSettings, Mining
@@ -86,6 +87,8 @@ def plan_comparison(settings: Comparing) -> Comparison:
     marked = sorted((marked.image for marked in images.marked("held_out")), key=lambda image: image.id)
     saved = _candidates(workspace, settings, before, mse_model, target)
     _check_scales(saved, before, mse_model)
+    if settings.lpips:
+        load_lpips(settings.lpips)
     control = Candidate(CONTROL, None, _judge_key(settings, target, before, mse_model, CONTROL))
     return Comparison(
         settings=settings,
@@ -103,13 +106,15 @@ def plan_comparison(settings: Comparing) -> Comparison:
 def conclude(comparison: Comparison) -> Verdict:
     """Hold the scores of all candidates against the gate and publish the verdict.
 
-    Images without judgements are left out.
+    Images that lack the judgement of one candidate are left out for all of them.
 
     The verdict's document names the models, the images and the best candidate, for the report and for whoever asks
     in a year why a model was promoted.
     """
     workspace = Workspace(comparison.settings.workspace)
-    scores = [_score(workspace, comparison, candidate) for candidate in comparison.candidates]
+    lacking = {image.id for image, _ in comparison.missing()}
+    images = [image for image in comparison.images if image.id not in lacking]
+    scores = [_score(workspace, candidate, images) for candidate in comparison.candidates]
     verdict = decide(scores[:-1], scores[-1], comparison.settings)
     best = best_of(comparison, verdict)
     run = RunFolder(comparison.settings.after)
@@ -122,7 +127,7 @@ def conclude(comparison: Comparison) -> Verdict:
         "pictures": _pictures(workspace, comparison, best.candidate) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
-        "images": [image.names[0] for image in comparison.images],
+        "images": [image.names[0] for image in images],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,
     }
@@ -135,8 +140,8 @@ def best_of(comparison: Comparison, verdict: Verdict) -> Saved | None:
     return next((entry for entry in comparison.saved if entry.candidate.name == verdict.best), None)
 
 
-def _score(workspace: Workspace, comparison: Comparison, candidate: Candidate) -> Any:
-    judgements = (read_judgement(workspace, candidate, image) for image in comparison.images)
+def _score(workspace: Workspace, candidate: Candidate, images: Iterable[ImageRef]) -> Score:
+    judgements = (read_judgement(workspace, candidate, image) for image in images)
     return score(candidate.name, [judgement for judgement in judgements if judgement is not None])
 
 
@@ -156,13 +161,16 @@ def _candidates(
     files = RunFolder(settings.after).models() if settings.after.is_dir() else [settings.after]
     if not files:
         raise UsageError(settings.after, "holds no saved model", "name the folder of a finetune, or a checkpoint")
+    folder = workspace.gate / "candidates"
+    sweep(folder)
     found = []
     for file in files:
         stem = file.stem.replace("iteration_", "") if settings.after.is_dir() else file.stem
-        kinds = read_kinds(file) if content_key(file) else {}
+        content = content_key(file)
+        kinds = read_kinds(file)
         for kind, weights in kinds.items():
-            key = f"{content_key(file)}-{kind}"
-            path = workspace.gate / "candidates" / f"{key}.pth"
+            key = f"{content}-{kind}"
+            path = folder / f"{key}.pth"
             if not path.exists():
                 _save(path, weights)
             name = f"{stem} {kind}" if len(kinds) > 1 else stem

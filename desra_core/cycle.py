@@ -7,8 +7,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from desra_core.comparison import Comparison, best_of
+from desra_core.content import content_key
+from desra_core.evaluation.gate import Verdict
 from desra_core.model_settings import Comparing, Cycling, Finetuning
-from desra_core.promotion import current_model, history
+from desra_core.promotion import current_model, rolled_back
 from desra_core.settings import Mining
 from desra_core.training.plan import plan_finetune, run_key
 from desra_core.training.run_folder import read_json
@@ -31,10 +34,8 @@ def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning | None:
     None where the training pool has no artifact.
     """
     workspace = Workspace(mining.workspace)
-    discriminator = _own_discriminator(workspace) if mining.gan_model != cycling.gan_model else cycling.discriminator
-    finetuning = _part(
-        Finetuning, cycling, gan_model=mining.gan_model, discriminator=discriminator, output=workspace.finetune("new")
-    )
+    models = {"gan_model": mining.gan_model, "discriminator": discriminator_of(cycling, mining)}
+    finetuning = _part(Finetuning, cycling, **models, output=workspace.finetune("new"))
     plan = plan_finetune(finetuning)
     if not plan.samples:
         return None
@@ -47,13 +48,21 @@ def comparing_of(cycling: Cycling, mining: Mining, finetuning: Finetuning) -> Co
     return _part(Comparing, cycling, **models, after=finetuning.output, promote=False)
 
 
-def _own_discriminator(workspace: Workspace) -> Path | None:
-    """The discriminator that the current model was trained with, if it is still there."""
-    source = read_json(workspace.current / "model.json") or {}
-    if history(workspace)[-1]["kind"] == "origin" or "source" not in source:
-        return None
-    path = Path(source["source"]).with_suffix(".discriminator.pth")
-    return path if path.exists() else None
+def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) -> bool:
+    """Whether the best candidate is to become current: it passes, and nobody has rolled it back."""
+    best = best_of(comparison, verdict)
+    if not cycling.promote or not verdict.passed or best is None or best.candidate.model is None:
+        return False
+    return not rolled_back(Workspace(cycling.workspace), best.candidate.model)
+
+
+def discriminator_of(cycling: Cycling, mining: Mining) -> Path | None:
+    """The discriminator that the model that mined was trained with, if it is still there."""
+    if content_key(mining.gan_model) == content_key(cycling.gan_model):
+        return cycling.discriminator
+    source = (read_json(mining.gan_model.with_name("model.json")) or {}).get("source", "")
+    path = Path(source).with_suffix(".discriminator.pth") if source else None
+    return path if path and path.exists() else None
 
 
 def _part(kind: type[Part], cycling: Cycling, **other: object) -> Part:

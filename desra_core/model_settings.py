@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from desra_core.evaluation.gate import Gate
 from desra_core.settings import Mining
@@ -70,11 +70,13 @@ class Training(BaseModel):
         preset = values.get("preset", "paper") if isinstance(values, dict) else None
         return _PRESETS[preset] | values if preset in _PRESETS else values
 
-    @model_validator(mode="after")
-    def _divided(self) -> Self:
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} cannot be computed in {self.accumulate} equal parts")
-        return self
+    @field_validator("accumulate")
+    @classmethod
+    def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch", accumulate)  # absent where it is not accepted itself
+        if batch % accumulate:
+            raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
+        return accumulate
 
 
 class Finetuning(Training):

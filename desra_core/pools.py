@@ -20,7 +20,7 @@ from desra_core.split import Member, Pool, assign_pools
 from desra_core.target import Target
 from desra_core.workspace import Workspace
 
-_COLUMNS = ["id", "artifact_pixels", "regions", "mask_key", "failed_stage"]
+_COLUMNS = ["id", "artifact_pixels", "regions", "similarity_key", "mask_key", "failed_stage"]
 # Clean images whose pools are looked up at a time, until there are enough of a pool.
 _CLEAN_AT_ONCE = 64
 
@@ -49,7 +49,7 @@ class Images:
     Raises
     ------
     UsageError
-        There is no LR folder.
+        There is no LR folder, or another one.
     """
 
     def __init__(
@@ -66,13 +66,18 @@ class Images:
         manifest = read_manifest(workspace)
         assert manifest is not None
         self._manifest = manifest.filter(manifest["present"])
+        if self._lr is not None and self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
+            raise UsageError(lr, "holds no photo of any image of the workspace", "name the folder that mirrors theirs")
         outcomes = read_outcomes(workspace, _COLUMNS)
         outcomes = outcomes.filter(pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"])))
         marked = pc.and_(pc.equal(outcomes["mask_key"], target.mask_key), pc.greater(outcomes["artifact_pixels"], 0))
         self._marked = outcomes.filter(marked).combine_chunks()
-        clean = outcomes.filter(pc.equal(outcomes["artifact_pixels"], 0))
+        clean = pc.and_(
+            pc.equal(outcomes["similarity_key"], target.similarity_key), pc.equal(outcomes["artifact_pixels"], 0)
+        )
         # By the hash of their content, which is a fair sample however few are taken.
-        self._clean_ids = sorted(set(clean["id"].to_pylist()) & set(self._manifest["id"].to_pylist()))
+        known = set(self._manifest["id"].to_pylist())
+        self._clean_ids = sorted(known & set(outcomes.filter(clean)["id"].to_pylist()))
 
     def marked(self, pool: Pool) -> list[Marked]:
         """The images of a pool that have artifacts, the most severe first."""

@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from desra_core.comparison import plan_comparison
-from desra_core.cycle import comparing_of, finetuning_of, mining_of
+from desra_core.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.model_settings import Cycling
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
@@ -25,6 +25,7 @@ class Cycled(NamedTuple):
     """How a cycle ended; without artifacts in the training pool it ends with mining."""
 
     flow_run: str
+    task_runs: int
     mined: Summary
     finetuned: Finetuned | None
     compared: Compared | None
@@ -51,12 +52,13 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         mined = mine(mining, machine, rescan)
         finetuning = finetuning_of(cycling, mining)
         if finetuning is None:
-            return Cycled(str(flow_run.id), mined, None, None, None)
+            return Cycled(str(flow_run.id), 0, mined, None, None, None)
         finetuned = finetune(finetuning, machine)
         comparing = comparing_of(cycling, mining, finetuning)
         compared = compare(comparing, machine)
         promoted: Path | None = None
-        if cycling.promote and compared.verdict.passed:
-            promoted = promote_best(plan_comparison(comparing), compared.verdict, again=False)
+        comparison = plan_comparison(comparing)
+        if is_to_promote(cycling, comparison, compared.verdict):
+            promoted = promote_best(comparison, compared.verdict)
             publish_report(workspace)
-    return Cycled(str(flow_run.id), mined, finetuned, compared, promoted)
+    return Cycled(str(flow_run.id), 2 * bool(promoted), mined, finetuned, compared, promoted)

@@ -10,12 +10,11 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from desra_core.comparison import Comparison, best_of, conclude, judge_settings
-from desra_core.content import content_key
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import ImageError
 from desra_core.evaluation.gate import Verdict
-from desra_core.evaluation.table import as_markdown, score_rows
-from desra_core.promotion import history, promote
+from desra_core.promotion import promote
 from desra_core.report import write_report
+from desra_core.report.markdown import verdict_markdown
 from desra_core.settings import Machine
 from desra_core.stages.judge import judge_stage
 from desra_core.target import target_of
@@ -77,25 +76,18 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 def decide_verdict(comparison: Comparison) -> Verdict:
     """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
     verdict = conclude(comparison)
-    rows = score_rows(verdict)
-    outcome = f"**{verdict.best} passes.**" if verdict.passed else "**Failed.** " + " ".join(verdict.reasons)
-    create_markdown_artifact(f"{outcome}\n\n{as_markdown(rows)}\n", key="verdict", description="What the gate found.")
+    told = verdict_markdown(Workspace(comparison.settings.workspace))
+    create_markdown_artifact(told, key="verdict", description="What the gate found.")
     return verdict
 
 
 @task
-def promote_best(comparison: Comparison, verdict: Verdict, *, again: bool = True) -> Path:
-    """Make the best candidate the workspace's current model, by one rename.
-
-    ``again`` allows for one that was promoted and rolled back before.
-    """
+def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
+    """Make the best candidate the workspace's current model, by one rename."""
     workspace = Workspace(comparison.settings.workspace)
     best = best_of(comparison, verdict)
     assert best is not None
     assert best.candidate.model is not None
-    if not again and content_key(best.candidate.model) in {event["model"] for event in history(workspace)[1:]}:
-        reason = "was promoted and rolled back before"
-        raise UsageError(best.source, reason, "promote it with desra compare --promote if it is to be current again")
     record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.kind}
     summary = {"best": verdict.best, "scores": [score for score in verdict.to_json()["scores"]
                                                 if score["candidate"] == verdict.best]}  # fmt: skip

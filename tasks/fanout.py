@@ -102,21 +102,21 @@ class Dask:
             pure=False,
         )
         images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
-        with self._lock:
-            if self._ended.is_set():
-                raise CancelledError
-            self._live.append(futures)
         with self._watched(futures):
             for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
                 for future, result in batch:
                     if self._ended.is_set():
                         raise CancelledError
                     image = images[future.key]
-                    yield image, result if future.status == "finished" else _error(image, result)
+                    yield image, result if future.status == "finished" else _error(image.path, result)
 
     @contextlib.contextmanager
     def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
-        """Cancel the futures when all workers have been gone for a while: else their images wait for ever."""
+        """Cancel futures when the run ends, or all workers have been gone for a while: else they wait for ever."""
+        with self._lock:
+            if self._ended.is_set():
+                raise CancelledError
+            self._live.append(futures)
         ended = threading.Event()
 
         def watch() -> None:
@@ -139,28 +139,33 @@ class Dask:
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker, leave its result there, and raise what it raises."""
-        submitted = partial(_picklable, partial(_without_result, function))
-        self._client.submit(submitted, *arguments, resources=resources or None, pure=False).result()
+        without_result = partial(_without_result, function)
+        self.follow(without_result, *arguments, resources=resources, on_second=lambda: None)
 
     def follow(
         self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
     ) -> Any:
         """Call a function on one worker, say that time passes while it runs, and return its small result.
 
-        A worker that dies is replaced, and the function called again. What it raises is raised.
+        A worker that dies is replaced, and the function called again.
+
+        Raises
+        ------
+        TransientError
+            All workers have gone, or it took down several of them.
+        Exception
+            What the function raises.
         """
-        future = self._client.submit(
-            partial(_picklable, function), *arguments, resources=resources or None, retries=_RETRIES, pure=False
-        )
-        with self._lock:
-            if self._ended.is_set():
-                raise CancelledError
-            self._live.append([future])
-        while True:
-            try:
-                return future.result(timeout=1)
-            except TimeoutError:
-                on_second()
+        future = self._client.submit(partial(_picklable, function), *arguments, resources=resources or None, pure=False)
+        try:
+            with self._watched([future]):
+                while not future.done():
+                    with contextlib.suppress(TimeoutError):
+                        future.result(timeout=1)
+                    on_second()
+                return future.result()
+        except (CancelledError, KilledWorker) as error:
+            raise _error("the computation", error) from None
 
 
 @contextlib.contextmanager
@@ -294,14 +299,13 @@ def _local_workers(workers: int, gpus: int, memory: int) -> dict[str, dict[str, 
     return cpu | {f"gpu-{index}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, str(index)) for index in range(gpus)}
 
 
-def _error(image: ImageRef, raised: Any) -> ImageError:
+def _error(name: object, raised: Any) -> ImageError:
     error = raised[1] if isinstance(raised, tuple) else raised
     if isinstance(error, ImageError):
         return error
-    path = image.path
     if isinstance(error, CancelledError):
-        return TransientError(path, "was not computed, because the Dask workers have gone", "start some and run again")
+        return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):
-        return TransientError(path, "took its worker down, most likely out of memory", "raise --memory and run again")
+        return TransientError(name, "took its worker down, most likely out of memory", "raise --memory and run again")
     reason = f"failed unexpectedly with {type(error).__name__} ({error})"
-    return TransientError(path, " ".join(reason.split()), "run again; if it stays, report it with the file")
+    return TransientError(name, " ".join(reason.split()), "run again; if it stays, report it with the file")

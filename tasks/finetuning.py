@@ -10,12 +10,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
-from desra_core.errors import DesraError, UsageError, printable
+from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks
 from desra_core.training.run_folder import read_json
 from tasks.fanout import open_dask
-from tasks.lines import say
+from tasks.lines import SHOWN_FAILURES, say
 from tasks.progress import RunProgress
 from tasks.stages import gpus_wanted
 
@@ -39,10 +39,14 @@ class Finetuned(NamedTuple):
 @task
 def freeze_images(plan: FinetunePlan) -> int:
     """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
-    scale = check_networks(plan)
+    scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
-    images = begin(plan, scale, _tell_failure)
+    images, errors = begin(plan, scale)
+    for error in errors[:SHOWN_FAILURES]:
+        say(f"left out: {printable(error)}")
+    if len(errors) > SHOWN_FAILURES:
+        say(f"and {len(errors) - SHOWN_FAILURES} more")
     if images < plan.training.images:
         say(f"{images} images to train on, fewer than the {plan.training.images} asked for: there are no more")
     return images
@@ -98,7 +102,3 @@ def _reached(plan: FinetunePlan) -> tuple[int, str]:
         return 0, f"discriminator warmed up {progress['warmed']} of {progress['warmup']} steps"
     losses = progress.get("losses", {})
     return progress.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else ""
-
-
-def _tell_failure(error: DesraError) -> None:
-    say(f"left out: {printable(error)}")

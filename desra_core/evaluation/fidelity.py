@@ -23,7 +23,7 @@ _SSIM_SIDE = 2 * _SSIM_HALO + 1
 _GRADIENT_STABILISER = 170.0
 # Bounds the extra memory to some 50 MB; larger strips are not faster.
 _STRIP = 2**18
-_LUMINANCE = (0.299, 0.587, 0.114)
+_RGB_SHARES = (0.299, 0.587, 0.114)
 _DERIVATIVE = np.array([1.0, 0.0, -1.0])
 _MEAN = np.full(3, 1 / 3)
 
@@ -65,7 +65,7 @@ def psnr(squared_error_sum: float, pixels: int) -> float:
 
 
 def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """The mean of the SSIM map (Wang et al. 2004) over the pixels outside and the channels.
+    """The mean of the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
 
     Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected; parameters as for
     `squared_error`.
@@ -81,17 +81,16 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
     """
     from skimage.metrics import structural_similarity as ssim
 
-    pixels, channels = _check_shapes(before, after, outside), int(before.shape[2])
+    pixels = _check_shapes(before, after, outside)
     total = 0.0
     for rows in row_strips(outside.shape, _STRIP):
         source, kept = _with_halo(rows, len(outside), _SSIM_HALO, _SSIM_SIDE)
-        for channel in range(channels):
-            x, y = (_levels(image[source, :, channel]) for image in (before, after))
-            _, similarity = ssim(  # type: ignore[no-untyped-call]
-                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
-            )
-            total += float(similarity[kept][outside[rows]].sum())
-    return total / (pixels * channels)
+        x, y = (_luminance(image[source]) for image in (before, after))
+        _, similarity = ssim(  # type: ignore[no-untyped-call]
+            x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        )
+        total += float(similarity[kept][outside[rows]].sum())
+    return total / pixels
 
 
 def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
@@ -140,6 +139,11 @@ def _levels(samples: npt.NDArray[Any]) -> Levels:
     return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
 
 
+def _luminance(pixels: Pixels) -> Levels:
+    levels = _levels(pixels)
+    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_RGB_SHARES)
+
+
 def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
     """The rows that a filter reads to fill a strip, at least so many, and where in them the strip lies."""
     first = max(0, min(rows.start - halo, height - least))
@@ -150,8 +154,7 @@ def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[sli
 def _gradient_magnitude(pixels: Pixels, rows: slice) -> Levels:
     """``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
     source, kept = _with_halo(rows, len(pixels), 1)
-    levels = _levels(pixels[source])
-    luminance = levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_LUMINANCE)
+    luminance = _luminance(pixels[source])
     across = cv2.sepFilter2D(luminance, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)
     down = cv2.sepFilter2D(luminance, cv2.CV_64F, _MEAN, _DERIVATIVE, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(np.hypot(across, down)[kept])

@@ -49,7 +49,7 @@ def _row(score: Score) -> dict[str, str]:
                 _number(score.ssim),
                 _number(score.gradient_similarity),
                 _number(score.lpips),
-                _percent(score.detail_loss, digits=1),
+                _percent(score.detail_loss),
             ),
             strict=True,
         )
@@ -59,11 +59,11 @@ def _row(score: Score) -> dict[str, str]:
 def _share(value: float | None, interval: Interval) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.0f} % ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
+    return f"{100 * value:.1f} % ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def _number(value: float | None) -> str:

@@ -18,6 +18,7 @@ from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
 from desra_core.report import plots, wording
 from desra_core.report.crops import HEAT, OUTLINE
+from desra_core.report.finetuning import Finetuning, read_finetuning
 from desra_core.report.gallery import KINDS, PER_IMAGE, make_gallery
 from desra_core.report.results import Results, read_results
 from desra_core.report.summary import (
@@ -80,34 +81,42 @@ def write_report(workspace: Workspace, *, worst: int = WORST, output: Path | Non
 
 def render(results: Results, worst: int) -> str:
     """The page as text."""
+    folder = resources.files("desra_core.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    words = (wording.count, wording.percent, wording.decimal, wording.duration, wording.shortened, wording.stage_name)
+    words = (wording.count, wording.percent, wording.decimal, wording.duration, wording.shortened, wording.stage_name,
+             wording.short_path)  # fmt: skip
     environment.filters |= {function.__name__: function for function in words} | {"csp_hash": _csp_hash}
-    source = (resources.files("desra_core.report") / "report.html.j2").read_text("utf-8")
-    return environment.from_string(source).render(_content(results, worst))
+    return environment.get_template("report.html.j2").render(_content(results, worst))
 
 
 def _content(results: Results, worst: int) -> dict[str, Any]:
     summary = summarize(results)
     times = stage_times(results.seconds)
     settings = results.settings
+    finetuning, damage = _finetuning(results)
+    pictures = PICTURE_CHARACTERS - (finetuning.characters if finetuning else 0)
     return {
         "workspace": results.workspace.root.absolute(),
         "verb": results.verb,
         "version": __version__,
-        "changed": f"{results.changed:%-d %B %Y, %H:%M} UTC",
+        "changed": wording.moment(results.changed),
         "sources": {wording.ROLES.get(role, role): folder for role, folder in results.sources.items()},
         "summary": summary,
-        "notes": _notes(results, summary),
+        "notes": _notes(results, summary) + damage,
+        "finetuning": finetuning,
         "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
         "threshold": settings.get("threshold"),
         "classes": class_counts(results.regions),
         "classes_at_once": _CLASSES_AT_ONCE,
         "labelled": results.regions["class_name"].null_count < results.regions.num_rows,
         "plots": _plots(results),
-        "gallery": make_gallery(results, worst, PICTURE_CHARACTERS),
+        "gallery": make_gallery(results, worst, pictures),
         "kinds": KINDS,
         "per_image": PER_IMAGE,
         "heat": ", ".join(_heat_colours()),
@@ -121,6 +130,15 @@ def _content(results: Results, worst: int) -> dict[str, Any]:
         "versions": results.document.get("versions") or {},
         "keys": results.document.get("target") or {},
     }
+
+
+def _finetuning(results: Results) -> tuple[Finetuning | None, list[str]]:
+    """What became of the latest finetune, and a note where that cannot be read."""
+    try:
+        mask_key = (results.document.get("target") or {}).get("mask_key")
+        return read_finetuning(results.workspace, mask_key), []
+    except UsageError as error:
+        return None, [wording.shortened(f"The verdict on finetuned models is left out: {error}.", 480)]
 
 
 def _notes(results: Results, summary: Summary) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,8 +20,11 @@ from desra_core.report.wording import stage_name
 
 _BINS = 36
 # Stand-ins that no plot needs otherwise; in the page they follow its light or dark scheme.
-_INK, _BAR, _SOFT = "#010203", "#010204", "#010205"
-_PAGE_COLOURS = {_INK: "currentColor", _BAR: "var(--accent)", _SOFT: "var(--soft)"}
+_INK, _BAR, _SOFT, _ALERT = "#010203", "#010204", "#010205", "#010206"
+_PAGE_COLOURS = {_INK: "currentColor", _BAR: "var(--accent)", _SOFT: "var(--soft)", _ALERT: "var(--alert)"}
+# Told apart without colour too. Dashes are drawn over a solid line that they may lie on.
+_LINES: tuple[tuple[str, Any], ...] = ((_BAR, "-"), (_ALERT, (0, (5, 2))), (_INK, (0, (1.2, 1.6))))
+_POINTS = 500
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "desra",
     "svg.fonttype": "none",
@@ -94,6 +97,49 @@ def stage_bars(times: Sequence[StageTime]) -> Markup:
         axes.set_xlim(left=0)
         axes.set_xlabel("seconds per image: mean (bar), median (line)")
         return _inline(figure, "Seconds per image by stage")
+
+
+def loss_curves(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], best: int | None) -> Markup | None:
+    """Losses by iteration, three curves at most; None where there is nothing to draw.
+
+    Parameters
+    ----------
+    title
+        Of the axis.
+    curves
+        Iterations and values, by what the legend calls them. Of many, means of neighbours are drawn.
+    best
+        The iteration to mark.
+    """
+    drawn = {label: thinned(points) for label, points in curves.items()}
+    drawn = {label: points for label, points in drawn.items() if len(points)}
+    if not drawn:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(width=4.4, height=2.2)
+        for (label, points), (colour, dashes) in zip(drawn.items(), _LINES, strict=False):
+            axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.3, label=label,
+                      marker="o" if len(points) == 1 else None)  # fmt: skip
+        axes.set_xlim(0, max(1.0, *(points[-1, 0] for points in drawn.values())))
+        if best is not None and best <= axes.get_xlim()[1]:
+            axes.axvline(best, color=_INK, linewidth=0.6)
+            axes.text(best, 1, "best", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        if len(drawn) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, frameon=False, borderpad=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: _short(value))
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(title)
+        return _inline(figure, f"The {title} by iteration")
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> Values:
+    """Points ``(N, 2)`` that are finite; of many the means of neighbours, so that no page becomes large by them."""
+    values = np.array(points, np.float64).reshape(-1, 2)
+    values = values[np.isfinite(values).all(axis=1)]
+    parts = np.array_split(values, min(len(values), _POINTS)) if len(values) else []
+    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
 
 
 def _log_histogram(values: Values, xlabel: str, ylabel: str, title: str) -> Markup:

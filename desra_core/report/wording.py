@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -36,6 +38,12 @@ _SETTINGS = ROLES | {
     "keep": "arrays kept",
     "limit": "images at most",
     "shard_size": "images per shard",
+    "group_by": "kept together",
+    "pixel": "pixel loss",
+    "perceptual": "perceptual loss",
+    "gan_weight": "GAN weight",
+    "ema": "EMA",
+    "amp": "number format",
 }
 
 
@@ -98,6 +106,17 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{decimal(seconds / length)} {unit}"
     return f"{decimal(seconds)} s"
+
+
+def moment(time: datetime) -> str:
+    """A point in time, to the minute."""
+    return f"{time.astimezone(UTC):%-d %B %Y, %H:%M} UTC"
+
+
+def short_path(path: str) -> str:
+    """The end of a path: a file and its folder."""
+    parts = PurePath(path).parts
+    return shortened(path if len(parts) <= 3 else "/".join(("…", *parts[-2:])), 90)
 
 
 def _descriptions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ _PICTURES = 4
 class Board:
     """An event file of a run; what others hold beyond the state that it goes on from is purged.
 
-    torch's own writer has a thread that may die with its events, or of a full disk.
+    Not torch's own writer, whose thread dies with events that it has not written, and noisily of a full disk.
 
     Raises
     ------
@@ -28,25 +27,11 @@ class Board:
 
     def __init__(self, folder: Path, iteration: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-        self._folder = folder
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            # TensorBoard reads the files of a run in the order of their names.
-            self._file = (folder / f"events.out.tfevents.{time.time_ns():020d}").open("wb")
-        self._records = RecordWriter(self._file)
+        # TensorBoard reads the files of a run in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns():020d}"
         self._add(0, file_version="brain.Event:2")
         self._add(iteration + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with storage_errors(self._folder):
-            self._file.close()
 
     def scalars(self, losses: dict[str, float], iteration: int) -> None:
         """Add the means of some losses."""
@@ -67,8 +52,10 @@ class Board:
 
     def _add(self, iteration: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         event = Event(wall_time=time.time(), step=iteration, **content)
-        with storage_errors(self._folder):
-            self._records.write(event.SerializeToString())
-            self._file.flush()
+        with storage_errors(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())

@@ -97,27 +97,27 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
         saved = told = time.monotonic()
-        with Board(run.tensorboard, state["iteration"]) as board:
-            while state["warmed"] < nets.warmup:
-                _warm_up(nets, batch(1, state["warmed"]), training)
-                state["warmed"] += 1
-                told = _tell(run, state, nets, training, told)
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    saved = _save_state(run, nets, state)
+        board = Board(run.tensorboard, state["iteration"])
+        while state["warmed"] < nets.warmup:
+            _warm_up(nets, batch(1, state["warmed"]), training)
+            state["warmed"] += 1
+            told = _tell(run, state, nets, training, told)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                saved = _save_state(run, nets, state)
 
-            while state["iteration"] < training.iterations and state["worse"] < training.patience:
-                losses = _step(nets, batch(0, state["iteration"]), training, run)
-                state["iteration"] += 1
-                _account(state, losses, board)
-                checkpoint = state["iteration"] % training.checkpoint_every == 0
-                checkpoint = checkpoint or state["iteration"] == training.iterations
-                if checkpoint:
-                    _show(nets, batch(2, 0), board, state, run)
-                    _compare_with_best(state)
-                    _save_model(run, nets, state)
-                if checkpoint or time.monotonic() - saved > _SAVE_SECONDS:
-                    saved = _save_state(run, nets, state)
-                told = _tell(run, state, nets, training, told)
+        while state["iteration"] < training.iterations and state["worse"] < training.patience:
+            losses = _step(nets, batch(0, state["iteration"]), training, run)
+            state["iteration"] += 1
+            _account(state, losses, board)
+            checkpoint = state["iteration"] % training.checkpoint_every == 0
+            checkpoint = checkpoint or state["iteration"] == training.iterations
+            if checkpoint:
+                _show(nets, batch(2, 0), board, state, run)
+                _compare_with_best(state)
+                _save_model(run, nets, state)
+            if checkpoint or time.monotonic() - saved > _SAVE_SECONDS:
+                saved = _save_state(run, nets, state)
+            told = _tell(run, state, nets, training, told)
         _tell(run, state, nets, training, 0.0)
         return Ended(state["iteration"], early=state["iteration"] < training.iterations)
 
@@ -253,11 +253,11 @@ def _show(nets: _Nets, batch: list[torch.Tensor], board: Board, state: State, ru
 def _check(losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor, run: RunFolder) -> None:
     """Stop before a step that would spoil the weights, and before spoilt ones are saved as a model."""
     error = (sr - pseudo_gt).detach().abs().mean().item()
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    bad = [name for name, value in (losses | {"pixel": error}).items() if not math.isfinite(value)]
     if not bad and error <= _DIVERGED:
         return
     models = run.models()
-    reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.2f}"
+    reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.3g}"
     good = f"the last good model is {models[-1]}" if models else "no model had been saved"
     raise UsageError(run.root, reason, f"{good}; start another run with a lower --learning-rate")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from desra_core.compat import mend_basicsr, mend_torchvision
-from desra_core.content import LOAD_ERRORS
+from desra_core.content import LOAD_ERRORS, content_key
 from desra_core.errors import UsageError
 from desra_core.model_settings import Training
 from desra_core.sr.weights import read_weights
@@ -73,21 +73,27 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
     mend_basicsr()
     from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 
-    weights = read_weights(path) if path else None
-    first = None if weights is None else weights.get("conv0.weight")
+    if path is None:
+        return UNetDiscriminatorSN(3, num_feat=features)  # type: ignore[no-any-return]
+    weights = _read(path)
     remedy = "give the discriminator that the GAN model was trained with, or none"
-    if path and (first is None or first.ndim != 4):
+    first = weights.get("conv0.weight")
+    if first is None or first.ndim != 4:
         raise UsageError(path, "is no U-Net discriminator with spectral norm", remedy)
-    if path and first is not None and first.shape[1] != 3:
+    if first.shape[1] != 3:
         reason = f"judges images of {first.shape[1]} channels, but the generator makes 3"
         raise UsageError(path, reason, remedy)
-    network: nn.Module = UNetDiscriminatorSN(3, num_feat=features if first is None else int(first.shape[0]))
-    if weights is not None:
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError:
-            raise UsageError(path, "does not fit a U-Net discriminator with spectral norm", remedy) from None
+    network: nn.Module = UNetDiscriminatorSN(3, num_feat=first.shape[0])
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise UsageError(path, "does not fit a U-Net discriminator with spectral norm", remedy) from None
     return network
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content_key(path)  # tells that there is no such file
+    return read_weights(path)
 
 
 def _vgg19_features(weights: str) -> Any:
@@ -98,7 +104,7 @@ def _vgg19_features(weights: str) -> Any:
     # Only what is used is ever built: the classifier would be 500 MB.
     with torch.device("meta"):
         features = vgg19(weights=None).features[: deepest + 1]
-    found = _downloaded(VGG19_Weights.IMAGENET1K_V1.url) if weights == "vgg19" else read_weights(Path(weights))
+    found = _downloaded(VGG19_Weights.IMAGENET1K_V1.url) if weights == "vgg19" else _read(Path(weights))
     own = {name.removeprefix("features."): value.float() for name, value in found.items()}
     try:
         features.load_state_dict({name: own[name] for name in features.state_dict()}, assign=True)

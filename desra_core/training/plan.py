@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core import __version__
 from desra_core.content import content_key
-from desra_core.errors import DesraError, ImageError, UsageError
+from desra_core.errors import ImageError, UsageError
 from desra_core.model_settings import Finetuning, Training
 from desra_core.pools import Images, Marked
 from desra_core.settings import CorpusSettings
@@ -23,6 +23,8 @@ from desra_core.workspace import Workspace, fingerprint
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 # With more of them, the same run goes on.
 _OPEN_ENDED = {"preset", "iterations", "patience"}
+# Images in a row, from the first, that cannot be used before the others are not tried.
+_TRIES = 20
 
 
 class FinetunePlan(NamedTuple):
@@ -59,7 +61,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     document = read_json(run.document)
     if document is not None:
         _check_same(run, document, identity)
-    elif run.root.exists() and any(path.name not in ("data", "lock") for path in run.root.iterdir()):
+    elif _is_taken(run):
         raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
     if document is None:
         images = Images(workspace, corpus, target, settings.group_by, settings.lr)
@@ -75,7 +77,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     )
 
 
-def check_networks(plan: FinetunePlan) -> int:
+def check_networks(gan_model: Path, training: Training) -> int:
     """Load what a finetune needs, to fail before anything is started; returns the scale of the parent.
 
     Raises
@@ -86,41 +88,44 @@ def check_networks(plan: FinetunePlan) -> int:
     from desra_core.training.generator import load_generator
     from desra_core.training.losses import PerceptualLoss, load_discriminator
 
-    if plan.training.gan_weight:
-        load_discriminator(plan.training.discriminator, plan.training.discriminator_features)
-    if plan.training.perceptual != "off":
-        PerceptualLoss(plan.training.perceptual)
-    return load_generator(plan.gan_model).scale
+    if training.gan_weight:
+        load_discriminator(training.discriminator, training.discriminator_features)
+    if training.perceptual != "off":
+        PerceptualLoss(training.perceptual)
+    return load_generator(gan_model).scale
 
 
-def begin(plan: FinetunePlan, scale: int, on_failure: Callable[[DesraError], None]) -> int:
-    """Freeze the images of a run and write its document; returns their number.
+def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
+    """Freeze the images of a run and write its document.
 
-    Images that cannot be used are told and the next ones taken in their place.
+    Images that cannot be used are left out and the next ones taken in their place.
+
+    Returns
+    -------
+    The number of images, and why others were left out.
 
     Raises
     ------
     UsageError
-        None can be used; the first one's reason is told.
+        None can be used, or none of the first ones, as with a model of another scale; the first one's reason is told.
     TransientError
         The disk is full or failed.
     """
     shutil.rmtree(plan.run.data, ignore_errors=True)
     used: list[Sample] = []
-    first: ImageError | None = None
+    errors: list[ImageError] = []
     for sample in plan.samples:
-        if len(used) == plan.training.images:
+        if len(used) == plan.training.images or (not used and len(errors) == _TRIES):
             break
         try:
             arrays = read_sample(sample, scale)
         except ImageError as error:
-            first = first or error
-            on_failure(error)
+            errors.append(error)
             continue
         freeze(plan.run.data / f"{len(used):04d}", arrays)
         used.append(sample)
-    if first is not None and not used:
-        raise UsageError(first.subject, first.reason, first.remedy)
+    if not used:
+        raise UsageError(errors[0].subject, errors[0].reason, errors[0].remedy)
     document = _identity(plan.gan_model, plan.training) | {
         "made_under": plan.made_under,
         "images": [{"name": sample.name, "id": sample.id, "severity": sample.severity} for sample in used],
@@ -129,13 +134,14 @@ def begin(plan: FinetunePlan, scale: int, on_failure: Callable[[DesraError], Non
         | {name: version(name) for name in _PACKAGES},
     }
     write_json(plan.run.document, document, durable=True)
-    return len(used)
+    return len(used), errors
 
 
 def run_key(plan: FinetunePlan) -> str:
     """Names the finetune of a parent on the images that it would take now, however often it is asked for."""
-    wanted = plan.samples[: plan.training.images]
-    return fingerprint(_identity(plan.gan_model, plan.training), _data_key(plan.made_under, wanted))
+    models = [content_key(path) if path else None for path in (plan.gan_model, plan.training.discriminator)]
+    training = plan.training.model_dump(mode="json", exclude=_OPEN_ENDED | {"discriminator"})
+    return fingerprint(models, training, _data_key(plan.made_under, plan.samples[: plan.training.images]))
 
 
 def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
@@ -162,6 +168,12 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         if name not in _OPEN_ENDED | {"discriminator"} and before != value:
             flag = "--" + name.replace("_", "-")
             raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
+
+
+def _is_taken(run: RunFolder) -> bool:
+    """Whether the folder of a run that is to begin holds more than one that was killed then would leave."""
+    names = [path.name for path in run.root.iterdir()] if run.root.exists() else []
+    return any(name not in ("data", "lock") and not name.startswith(".") for name in names)
 
 
 def _has_ended(run: RunFolder, training: Training) -> bool:

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from desra_core.atomic import replace_file, sweep
 from desra_core.content import LOAD_ERRORS
 from desra_core.errors import LockedError, TransientError, UsageError
@@ -119,6 +117,8 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
     TransientError
         The disk is full or failed; what was there before is left.
     """
+    import torch
+
     try:
         replace_file(path, lambda file: torch.save(content, file), durable=True)
     except RuntimeError as error:  # torch's writer where a write fails
@@ -135,6 +135,8 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except LOAD_ERRORS:

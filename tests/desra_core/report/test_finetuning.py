@@ -1,0 +1,436 @@
+"""The section on finetuning: documents as the gate publishes them, real crops, and everything that may be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from desra_core.content import content_key
+from desra_core.evaluation.gate import Gate, Verdict, decide, score
+from desra_core.evaluation.judgement import Added, Judgement, RegionFate
+from desra_core.evaluation.table import COLUMNS, score_rows
+from desra_core.model_settings import Training
+from desra_core.promotion import promote, rollback
+from desra_core.report import page as page_module
+from desra_core.report import write_report
+from desra_core.report.crops import encode_webp
+from desra_core.report.finetuning import COLUMNS as EXPLAINED
+from desra_core.report.finetuning import LOSSES
+from desra_core.report.gallery import as_uri
+from desra_core.report.plots import loss_curves, thinned
+from desra_core.workspace import Workspace
+from tests.browser import opened
+from tests.desra_core.report.conftest import HOSTILE
+from tests.desra_core.report.test_in_browser import viewer
+from tests.desra_core.report.test_page import EVENTS, Elements, words
+
+NAMES = [*HOSTILE, "street/0007", "park/0012", "coast/0001"]
+CLASSES = ("tree", "building", "sky", None)
+SIDE, CROP = 640, 212
+
+
+def judgements(
+    candidate: str, *, gone: float, added: int = 0, kept: float = 0.99, labelled: bool = True
+) -> list[Judgement]:
+    """Forty images with two regions each, and ten clean ones; of the regions a share is gone."""
+    made = []
+    for index in range(50):
+        regions = [
+            RegionFate(40 + 90 * part, 200, 150, 120, 9000 + 100 * index, CLASSES[index % 4] if labelled else None,
+                       900.5 - 7 * index - part, 13 * (2 * index + part) % 80 < 80 * gone) for part in range(2)
+        ]  # fmt: skip
+        new = [Added(5, 5, 80, 70, 5000, "sky", 80.0)] if index < added else []
+        before = 0 if index >= 40 else sum(region.area for region in regions)
+        left = sum(region.area for region in regions if not region.gone) if before else 0
+        made.append(
+            Judgement(
+                image=NAMES[index % len(NAMES)], id=f"{index:032x}", candidate=candidate, pixels=SIDE**2,
+                regions=regions if before else [], added=new, artifact_pixels_before=before, artifact_pixels_after=left,
+                outside_pixels=SIDE**2 - before, squared_error=9.5 * SIDE**2, ssim=0.981, gradient_similarity=0.9912,
+                lpips=None, sharpness_before=12.0, sharpness_after=12.0 * kept,
+            )
+        )  # fmt: skip
+    return made
+
+
+@cache
+def crop(kind: str, seed: int) -> bytes:
+    """A scene with a square of wrong texture before, in every third a trace of it after, and none in the others."""
+    random = np.random.default_rng(seed)
+    scene = sum(
+        cv2.resize(random.normal(0, 25, (side, side, 1)), (CROP, CROP), interpolation=cv2.INTER_CUBIC)
+        for side in (4, 12, 60)
+    )
+    rows, columns = np.mgrid[:CROP, :CROP] - CROP / 2
+    stripes = np.sin(rows / 2.1) * np.cos(columns / 2.7) * (abs(rows) < 50) * (abs(columns) < 60)
+    strength = {"before": 60.0, "after": 14.0 * (seed % 3 == 0)}.get(kind, 0.0)
+    gray = 128 + scene + strength * stripes
+    pixels = np.clip(gray[..., None] + (10, 0, -20), 0, 255).astype(np.uint8)
+    return encode_webp(pixels[::4, ::4].repeat(4, 0).repeat(4, 1) if kind == "lr" else pixels)
+
+
+def pictures(workspace: Workspace, judged: list[Judgement], key: str = "b" * 32) -> list[dict[str, Any]]:
+    """Publish the crops of the worst regions, and list them as the gate does."""
+    found = []
+    for index, judgement in enumerate(judged[:8]):
+        region = judgement.regions[0]
+        crops = {}
+        for kind in ("lr", "mse_sr", "before", "after"):
+            path = workspace.judged_crop(key, judgement.id, kind, 0)
+            workspace.publish(path, crop(kind, index))
+            crops[kind] = str(path.relative_to(workspace.gate))
+        found.append({"image": judgement.image, "region": region._asdict(), "crops": crops})
+    return found
+
+
+def losses(count: int = 100) -> list[dict[str, float]]:
+    steps = 10.0 * np.arange(1, count + 1)
+    wave = np.random.default_rng(0).normal(0, 1, count)
+    return [
+        {"iteration": int(step), "pixel": 0.02 + 0.02 * np.exp(-step / 300) + 0.001 * dev,
+         "perceptual": 4.2 + 0.2 * dev,
+         "gan": 0.7 + 0.1 * np.tanh(step / 500) + 0.02 * dev, "discriminator_real": 0.66 - 0.02 * dev,
+         "discriminator_fake": 0.64 + 0.02 * dev} for step, dev in zip(steps, wave, strict=True)
+    ]  # fmt: skip
+
+
+def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **changes: Any) -> dict[str, Any]:
+    """Publish a verdict on four candidates as `desra_core.comparison.conclude` does, with some parts changed."""
+    judged = judgements("000500 ema", gone=gone, kept=kept)
+    others = [score(name, judgements(name, gone=gone * part, added=2, kept=kept)) for name, part in
+              (("000250 raw", 0.6), ("000250 ema", 0.3), ("000500 raw", 0.95))]  # fmt: skip
+    control = score("control", judgements("control", gone=0.0, added=1, kept=1.002))
+    verdict = decide([*others, score("000500 ema", judged)], control, Gate())
+    target = json.loads(workspace.settings.read_bytes())["target"]
+    document = {
+        "verdict": verdict.to_json(),
+        "before": {"path": "/models/of the team/gan.pth", "key": "0123456789abcdef" * 2},
+        "mse_model": {"path": "/models/of the team/mse.pth", "key": "fedcba9876543210" * 2},
+        "after": "/runs/first finetune",
+        "best": {"path": "/runs/first finetune/models/iteration_000500.pth", "key": "ab" * 16, "weights": "ema",
+                 "file": str(workspace.gate / "candidates" / f"{'ab' * 16}-ema.pth")},
+        "pictures": pictures(workspace, judged),
+        "finetune": {
+            "parent": {"path": "/models/of the team/gan.pth", "key": "0123456789abcdef" * 2},
+            "discriminator": None,
+            "training": Training(preset="cpu").model_dump(mode="json"),
+            "seed": 0,
+            "images": [{"name": f"{NAMES[index % 8]} {index}", "id": f"{index:032x}", "severity": 900.0 - index}
+                       for index in range(60)],
+            "data": "d" * 32,
+            "versions": {"desra": "0.4", "torch": "2.5.1"},
+        },
+        "losses": losses(),
+        "images": [judgement.image for judgement in judged],
+        "key": "k" * 32,
+        "mask_key": target["mask_key"],
+    } | changes  # fmt: skip
+    workspace.publish(workspace.verdict, json.dumps(document, indent=1).encode())
+    return document
+
+
+def section(path: Path) -> str:
+    found = re.search('<section id="finetuning">.*?</section>', path.read_text(), re.DOTALL)
+    assert found is not None
+    return found[0]
+
+
+def text_of(path: Path) -> str:
+    return re.sub(r" ([,.:])(?= |$)", r"\1", words(section(path)))
+
+
+def promoted(workspace: Workspace, model: Path, parent: Path) -> None:
+    for path in (model, parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    promote(workspace, model, parent=parent, record={}, verdict={})
+
+
+def test_without_a_verdict_there_is_no_section(page: str) -> None:
+    assert "Finetuning" not in words(page)
+    assert 'href="#finetuning"' not in page
+
+
+def test_a_passed_verdict(workspace: Workspace) -> None:
+    document = publish(workspace)
+    path = write_report(workspace, worst=2)
+    page, text = section(path), text_of(path)
+    for sentence in (
+        "Passed. 000500 ema may replace the old model.",
+        "90 % of 80 artifact regions are gone",
+        "0 of 50 images gained a region; by noise alone 1",
+        "3.0 % of the sharpness of clean images lost",
+        "old model …/of the team/gan.pth 01234567",
+        "finetuned …/models/iteration_000500.pth abababab, ema weights",
+        "on 50 held-out images with 80 artifact regions; 10 of the images are clean",
+        "75 % of the regions gone",
+        "at most 10 % of the sharpness",
+        "current model the old one: none was promoted yet",
+        "tree 20 18 90 %",
+        "no label 20 18 90 %",
+        "The 8 most severe regions",
+        "1 <script>alert(1)</script> gone severity 900.5 · tree · 9,000 px",
+        "still there severity",
+        "trained on 60 images",
+        "And 10 more.",
+        "learning rate 0.0001",
+        "desra 0.4, torch 2.5.1",
+    ):
+        assert sentence in text
+    for row in score_rows(Verdict.from_json(document["verdict"])):
+        assert " ".join(row.values()).replace("-", "−").replace("500 ema", "500 ema best") in text
+    assert page.count('class="best"') == 1
+    assert page.count("data:image/webp") == 32
+    assert page.count("<svg") == 3
+    assert '<a href="#finetuning">' in path.read_text()
+
+
+def test_a_failed_verdict_says_why(workspace: Workspace) -> None:
+    document = publish(workspace, gone=0.5, kept=0.8)
+    path = write_report(workspace, worst=0)
+    page, text = section(path), text_of(path)
+    assert "Not passed. The best of 4 candidates, 000500 ema, falls short:" in text
+    assert len(document["verdict"]["reasons"]) == 2
+    for reason in document["verdict"]["reasons"]:
+        assert reason in text
+    assert page.count('class="tile alert"') == 2
+
+
+def test_no_candidate_no_labels_and_no_run(workspace: Workspace) -> None:
+    control = score("control", judgements("control", gone=0))
+    publish(workspace, verdict=decide([], control, Gate()).to_json(), best=None, pictures=[], finetune=None, losses=[])
+    text = text_of(write_report(workspace, worst=0))
+    assert "Not passed. There is no candidate." in text
+    assert "Nothing is recorded beside the checkpoint." in text
+    assert "Before and after" not in text
+    only = score("model", judgements("model", gone=1, kept=1.1, labelled=False))
+    publish(workspace, verdict=decide([only], control, Gate(min_removal=1)).to_json() | {"passed": False})
+    text = text_of(write_report(workspace, worst=0))
+    assert "Not passed. model falls short:" in text
+    assert "10 % of the sharpness of clean images gained" in text
+    assert "Regions by class" not in text
+    lone = decide([score("model", judgements("", gone=1)[:1])], score("control", judgements("", gone=0)[:1]), Gate())
+    publish(workspace, verdict=lone.to_json())
+    text = text_of(write_report(workspace, worst=0))
+    assert "on 1 held-out image with 2 artifact regions; none of the images is clean asked for" in text
+    assert lone.reasons[0] in text
+
+
+def test_many_candidates_are_folded(workspace: Workspace) -> None:
+    some = judgements("", gone=0.5)[::5]
+    scores = [score(f"{250 * index:06d} raw", some) for index in range(1, 300)]
+    best = score("000001 ema", judgements("", gone=1.0)[::5])
+    verdict = decide([best, *scores], score("control", some), Gate())
+    publish(workspace, verdict=verdict.to_json())
+    top, more = section(write_report(workspace, worst=0)).split("All candidates")
+    assert (top.count('class="best"'), top.count('class="candidate"'), top.count('class="control"')) == (1, 0, 1)
+    assert (more.count('class="best"'), more.count('class="candidate"')) == (1, 199)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> None:
+    judged = [judgement for judgement in judgements("", gone=0.5) if judgement.regions]
+    odd = [RegionFate(*region[:5], name, *region[6:]) for region in judged[0].regions]
+    scored = score(name, [*judged, judged[0].from_json(judged[0].to_json() | {"regions": [r._asdict() for r in odd]})])
+    told = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
+    run = publish(workspace)["finetune"] | {
+        "parent": told,
+        "discriminator": told,
+        "data": name,
+        "training": {name: name},
+    }
+    publish(workspace, verdict=decide([scored], scored, Gate()).to_json() | {"reasons": [name]}, before=told,
+            after=name, mse_model=told, best=told | {"weights": name, "file": name}, losses=[],
+            finetune=run | {"versions": {name: name}},
+            pictures=[{"image": name, "region": odd[0]._asdict(), "crops": {}}])  # fmt: skip
+    path = write_report(workspace, worst=0)
+    elements = Elements(section(path))
+    assert not {"script", "img"} & {tag for tag, _ in elements.tags}
+    assert not [key for _, attributes in elements.tags for key in attributes if EVENTS.match(key)]
+    assert elements.text.count(name.replace("\n", "\\n").replace("\u202e", "\\u202e")) >= 12
+    assert "\u202e" not in path.read_text()
+
+
+def _threshold_lost(text: str) -> str:
+    return text.replace("max_detail_loss", "max_loss")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda _: "", lambda _: "[]", lambda _: "null", lambda text: text[:-9], _threshold_lost, lambda _: "[" * 10**5,
+     lambda text: text.replace('"best": "000500 ema"', '"best": "lost"'), lambda text: text.replace("80", '"many"'),
+     lambda text: text.replace('"losses"', '"lost"')],
+    ids=["empty", "list", "null", "cut", "threshold", "deep", "best", "type", "field"],
+)  # fmt: skip
+def test_a_damaged_verdict_costs_the_section_only(workspace: Workspace, change: Callable[[str], str]) -> None:
+    publish(workspace)
+    workspace.verdict.write_text(change(workspace.verdict.read_text()))
+    page = write_report(workspace, worst=2).read_text()
+    assert 'id="finetuning"' not in page
+    assert 'href="#finetuning"' not in page
+    assert "The verdict on finetuned models is left out" in words(page)
+    assert "is damaged or of another version; run desra compare again" in words(page)
+    assert page.count('<article class="region">') == 2
+
+
+def test_a_verdict_that_cannot_be_read(workspace: Workspace) -> None:
+    workspace.verdict.mkdir(parents=True)
+    assert "cannot be read (Is a directory); run desra compare again" in words(write_report(workspace).read_text())
+
+
+def test_crops_that_are_not_there_say_so(workspace: Workspace) -> None:
+    document = publish(workspace)
+    first, second, third, fourth, *_ = (picture["crops"] for picture in document["pictures"])
+    (workspace.gate / first["after"]).unlink()
+    (workspace.gate / second["after"]).write_bytes((workspace.gate / second["after"]).read_bytes()[:200])
+    (workspace.gate / third["before"]).write_bytes(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes())
+    (workspace.gate / third["after"]).write_bytes(encode_webp(np.zeros((1200, 1200, 3), np.uint8)))
+    outside = workspace.root / "private.webp"
+    shutil.copy(workspace.gate / first["before"], outside)
+    fourth |= {"lr": "../private.webp", "mse_sr": str(outside), "before": "a\0b"}
+    del fourth["after"]
+    workspace.verdict.write_text(json.dumps(document))
+    page = section(write_report(workspace, worst=0))
+    assert page.count("data:image/webp") == 32 - 8
+    for reason in ("the file has vanished", "It has been changed.", "It lies elsewhere.", "None was made.", "pixels"):
+        assert reason in words(page)
+    shutil.rmtree(workspace.gate / "judgements")
+    assert "data:image/webp" not in section(write_report(workspace, worst=0))
+
+
+def test_the_same_verdict_gives_the_same_bytes(workspace: Workspace) -> None:
+    publish(workspace)
+    path = write_report(workspace, worst=2)
+    content = path.read_bytes()
+    path.unlink()
+    assert write_report(workspace, worst=2).read_bytes() == content
+
+
+def test_pictures_count_against_the_size_of_the_page(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = publish(workspace)
+    noise = encode_webp(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    for picture in document["pictures"]:
+        for crop in picture["crops"].values():
+            (workspace.gate / crop).write_bytes(noise)
+    workspace.verdict.write_text(json.dumps(document | {"pictures": 9 * document["pictures"]}))
+    path = write_report(workspace, worst=0)
+    assert section(path).count("data:image/webp") == 32
+    assert 5_000_000 < path.stat().st_size < 7_000_000
+    monkeypatch.setattr(page_module, "PICTURE_CHARACTERS", 32 * len(as_uri(noise)) + 1)
+    text = words(write_report(workspace, worst=8).read_text())
+    assert "8 more were asked for and are left out, to keep this page below 20 MB" in text
+
+
+def test_a_verdict_under_older_settings_says_so(workspace: Workspace) -> None:
+    publish(workspace, mask_key="another")
+    assert "other settings, or another model, than this verdict" in text_of(write_report(workspace, worst=0))
+    workspace.settings.unlink()
+    assert "other settings, or another model" not in text_of(write_report(workspace, worst=0))
+
+
+def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path) -> None:
+    document = publish(workspace)
+    old, best = tmp_path / "old.pth", Path(document["best"]["file"])
+    promoted(workspace, best, old)
+    text = text_of(write_report(workspace, worst=0))
+    assert "current model the finetuned one, entry 1 of its history" in text
+    assert re.search(r"1 promoted \d+ \w+ \d{4}, \d\d:\d\d UTC \w{8} 0 where the first finetune started", text)
+    rollback(workspace)
+    text = text_of(write_report(workspace, worst=0))
+    assert "current model another one than these two, entry 2" in text
+    assert "2 rolled back to 0" in text
+    publish(workspace, before={"path": str(old), "key": content_key(old)})
+    assert "current model the old one, entry 2" in text_of(write_report(workspace, worst=0))
+    for _ in range(5):
+        promoted(workspace, best, old)
+        rollback(workspace)
+    history = section(write_report(workspace, worst=0)).split('class="history"')[1].split("</table>")[0]
+    assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(12, 2, -1)]
+
+
+def test_what_is_wrong_with_the_current_model_is_told(workspace: Workspace, tmp_path: Path) -> None:
+    document = publish(workspace)
+    promoted(workspace, Path(document["best"]["file"]), tmp_path / "old.pth")
+    (workspace.root / "models" / "0001" / "model.pth").write_text("another")
+    text = text_of(write_report(workspace, worst=0))
+    assert "has changed since it was promoted" in text
+    assert "the finetuned one, entry 1" in text
+    (workspace.root / "models" / "0001" / "history.json").write_text("[{}]")
+    text = text_of(write_report(workspace, worst=0))
+    assert "history.json: is no history; restore it from a backup" in text
+    assert "current model unknown" in text
+
+
+def test_every_column_is_explained() -> None:
+    assert tuple(EXPLAINED) == COLUMNS
+
+
+def test_every_loss_is_drawn() -> None:
+    drawn = {name for _, names in LOSSES for name in names}
+    assert drawn == {*losses(1)[0], "keep"} - {"iteration"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e30, 1e30)), max_size=1200))
+def test_thinned_curves_keep_their_mean_and_order(points: list[tuple[float, float]]) -> None:
+    points.sort()
+    kept = thinned(points)
+    assert len(kept) == min(len(points), 500)
+    assert (np.diff(kept[:, 0]) >= 0).all()
+    if 0 < len(points) <= 500:
+        assert np.array_equal(kept, np.array(points))
+
+
+def test_curves_of_anything() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert loss_curves("pixel loss", {"a": [], "b": [(1, nan), (2, inf)]}, best=None) is None
+    for points in ([(0, 0.0)], [(5, 1.0)], [(1, 2.0), (2, nan), (3, 2.0)], [(1, -1e300), (10**9, 1e300)]):
+        svg = loss_curves("pixel loss", {"a": points, "b": points[:1]}, best=2)
+        assert svg is not None
+        assert svg.startswith("<svg role=")
+        assert "#0102" not in svg
+        assert "://" not in svg
+    long = [(float(step), np.sin(step)) for step in range(100_000)]
+    svg = loss_curves("GAN losses", {"a": long, "b": long, "c": long}, best=50_000)
+    assert svg is not None
+    assert len(svg) < 60_000
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_it_fits_its_window(workspace: Workspace, tmp_path: Path, width: int) -> None:
+    publish(workspace)
+    report = write_report(workspace, worst=2)
+    with opened(report.as_uri(), tmp_path / "profile", width=width) as page:
+        assert page.evaluate("[...document.querySelectorAll('.card img')].every(image => image.naturalWidth > 0)")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.complaints == []
+        assert page.requests == []
+
+
+def test_before_and_after_are_enlarged_and_flipped(workspace: Workspace, tmp_path: Path) -> None:
+    publish(workspace)
+    report = write_report(workspace, worst=2)
+    with opened(report.as_uri(), tmp_path / "profile") as page:
+        page.evaluate("document.querySelector('.card figure[data-kind=before] img').click()")
+        assert viewer(page) == [True, "1", "before", True]
+        page.evaluate("viewer.querySelector('img').click()")
+        assert viewer(page) == [True, "1", "after", True]
+        page.evaluate("viewer.querySelector('img').click()")
+        assert viewer(page) == [True, "1", "before", True]
+        for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+            page.press(key)
+        assert viewer(page) == [True, "2", "LR", True]
+        for _ in range(9):
+            page.press("ArrowDown")
+        assert viewer(page) == [True, "8", "LR", True]  # the worst regions of the corpus are another gallery
+        assert page.complaints == []

@@ -1,0 +1,172 @@
+"""Finetunes that are killed again and again, and end with the very weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from desra_core.compat import mend_basicsr
+from desra_core.model_settings import Training
+from desra_core.training.run_folder import RunFolder, read_json
+
+mend_basicsr()
+
+from basicsr.archs.swinir_arch import SwinIR  # noqa: E402
+
+# It never computes itself, so that what it has forked can.
+SCRIPT = """
+import json, os, random, signal, sys, time, traceback
+from pathlib import Path
+import torch
+from desra_core.model_settings import Training
+from desra_core.training import loop
+from desra_core.training.run_folder import RunFolder
+import tensorboard.summary.writer.record_writer, torch.utils.tensorboard
+
+random.seed(0)
+
+def start(folder, model, settings, save_seconds):
+    pid = os.fork()
+    if not pid:
+        loop._SAVE_SECONDS, loop._TELL_SECONDS = save_seconds, 0.02
+        status = 1
+        try:
+            loop.finetune(RunFolder(Path(folder)), Path(model), Training(**settings), "cpu", 1)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+def saved(state):
+    return state.stat().st_ino if state.exists() else None
+
+def where(state):
+    found = torch.load(state, weights_only=True)
+    return [found["warmed"], found["iteration"]]
+
+def undisturbed(folder, *arguments):
+    assert os.waitpid(start(folder, *arguments, 60), 0)[1] == 0
+
+def killed(folder, *arguments):
+    state, moments = RunFolder(Path(folder)).state, []
+    while True:
+        # The first time as soon as anything is saved.
+        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(20)) if moments else (0, 0)
+        before, pid = saved(state), start(folder, *arguments, save_seconds)
+        while saved(state) == before and not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            time.sleep(0.002)
+        if saved(state) != before:
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            ended = os.waitpid(pid, 0)
+        if os.WIFEXITED(ended[1]):
+            assert ended[1] == 0
+            return moments
+        moments.append(where(state))
+
+found = {}
+for case, (whole, other, *arguments) in json.loads(sys.argv[1]).items():
+    undisturbed(whole, *arguments)
+    found[case] = killed(other, *arguments)
+print(json.dumps(found))
+"""
+
+CASES: dict[str, dict[str, Any]] = {
+    "l1": {"gan_weight": 0, "iterations": 24, "checkpoint_every": 7},
+    "gan": {"warmup": 10, "iterations": 14, "checkpoint_every": 7, "accumulate": 2},
+    "swinir": {"gan_weight": 0, "iterations": 12, "checkpoint_every": 5},
+}
+MODELS = {"l1": [7, 14, 21, 24], "gan": [7, 14], "swinir": [5, 10, 12]}
+
+
+class Runs(NamedTuple):
+    """A run that was killed many times, one that was not, and where (warmed, iteration) the former was each time."""
+
+    killed: RunFolder
+    whole: RunFolder
+    moments: list[tuple[int, int]]
+
+
+def swinir(path: Path) -> Path:
+    """A model that skips some of its layers by chance while it is trained."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch.meshgrid
+        network = SwinIR(img_size=8, window_size=4, depths=[2, 2], embed_dim=12, num_heads=[2, 2], mlp_ratio=2,
+                         upscale=4, upsampler="pixelshuffledirect")  # fmt: skip
+    with torch.no_grad():
+        network.upsample[0].weight.mul_(0.1)
+    torch.save({"params": network.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    prepared: Callable[[Path], RunFolder],
+    training: Callable[..., Training],
+    gan_model: Path,
+) -> dict[str, Runs]:
+    folder = tmp_path_factory.mktemp("killed")
+    models = {"l1": gan_model, "gan": gan_model, "swinir": swinir(folder / "swinir.pth")}
+    found, asked = {}, {}
+    for case, changes in CASES.items():
+        found[case] = Runs(prepared(folder / case / "killed"), prepared(folder / case / "whole"), [])
+        settings = training(**changes).model_dump(mode="json")
+        asked[case] = str(found[case].whole.root), str(found[case].killed.root), str(models[case]), settings
+    command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for case, moments in json.loads(result.stdout).items():
+        found[case].moments.extend(map(tuple, moments))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_runs_end_with_the_same_weights(case: str, runs: dict[str, Runs]) -> None:
+    killed, whole, _ = runs[case]
+    assert whole.models() == [whole.model(iteration) for iteration in MODELS[case]]
+    files = sorted(path.name for path in (whole.root / "models").iterdir())
+    assert sorted(path.name for path in (killed.root / "models").iterdir()) == files
+    for name in (name for name in files if name.endswith(".pth")):
+        found, wanted = (torch.load(run.root / "models" / name, weights_only=True) for run in (killed, whole))
+        assert list(found) == list(wanted)
+        for kind, weights in wanted.items():
+            assert list(found[kind]) == list(weights)
+            for key, value in weights.items():
+                assert torch.equal(found[kind][key], value), (name, kind, key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_runs_tell_the_same(case: str, runs: dict[str, Runs]) -> None:
+    killed, whole, _ = runs[case]
+    assert read_json(killed.losses) == read_json(whole.losses)
+    assert [row["iteration"] for row in read_json(killed.losses)] == list(range(10, CASES[case]["iterations"], 10))
+    assert read_json(killed.progress) == read_json(whole.progress)
+    assert events(killed) == events(whole)
+    assert not list(killed.root.rglob("*.unfinished"))
+
+
+def test_they_really_were_killed_on_their_way(runs: dict[str, Runs]) -> None:
+    for case, found in runs.items():
+        assert len(set(found.moments)) >= 2
+        assert all(warmed <= 10 and iteration <= CASES[case]["iterations"] for warmed, iteration in found.moments)
+    assert any(0 < warmed < 10 for warmed, _ in runs["gan"].moments)
+    assert any(iteration > 0 for _, iteration in runs["gan"].moments)
+
+
+def events(run: RunFolder) -> list[tuple[int, float]]:
+    """The pixel losses that TensorBoard shows of a run."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulator.EventAccumulator(str(run.tensorboard)).Reload()
+    return [(event.step, event.value) for event in found.Scalars("loss/pixel")]

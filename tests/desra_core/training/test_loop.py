@@ -1,0 +1,446 @@
+"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, but all of what a real one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.model_settings import Training
+from desra_core.sr.checkpoints import load_model
+from desra_core.sr.weights import read_weights
+from desra_core.training import loop
+from desra_core.training.loop import Ended, finetune
+from desra_core.training.run_folder import RunFolder, load_state, read_json, write_json
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
+# Losses of all kinds.
+EVERYTHING = {"perceptual_weight": 0.01, "keep_weight": 0.5, "mask_weight": 2.0, "pixel": "l2", "accumulate": 2}
+
+Prepared = Callable[[Path], RunFolder]
+Settings = Callable[..., Training]
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def run(tmp_path: Path, prepared: Prepared) -> RunFolder:
+    return prepared(tmp_path / "run")
+
+
+@pytest.fixture
+def go(gan_model: Path, training: Settings) -> Callable[..., Ended]:
+    """Finetune in a folder with some settings."""
+
+    def finetuned(run: RunFolder, device: str = "cpu", threads: int = 1, **changes: Any) -> Ended:
+        return finetune(run, gan_model, training(**changes), device, threads)
+
+    return finetuned
+
+
+def content(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+
+def everything(run: RunFolder) -> dict[str, Weights]:
+    """All weights that a run has saved."""
+    files = sorted((run.root / "models").glob("*.pth"))
+    return {f"{file.name} {kind}": weights for file in files for kind, weights in content(file).items()}
+
+
+def assert_same(first: dict[str, Weights], second: dict[str, Weights]) -> None:
+    assert list(first) == list(second)
+    for name, weights in first.items():
+        assert list(weights) == list(second[name])
+        for key, value in weights.items():
+            assert torch.equal(value, second[name][key]), f"{name} {key}"
+
+
+def distance(first: Weights, second: Weights) -> float:
+    return max(float((value - second[name]).abs().max()) for name, value in first.items())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("losses", ["l1", "gan", "everything"])
+def test_a_finetune(
+    run: RunFolder, go: Callable[..., Ended], gan_model: Path, vgg19_file: Path, losses: str, device: str
+) -> None:
+    changes: dict[str, Any] = {"l1": {"gan_weight": 0}, "gan": {},
+                               "everything": EVERYTHING | {"perceptual": str(vgg19_file)}}[losses]  # fmt: skip
+    write_json(run.document, {"parent": "gan.pth"})
+    assert go(run, device, **changes) == Ended(6, early=False)
+    assert [path.name for path in run.models()] == ["iteration_000003.pth", "iteration_000006.pth"]
+    parent = read_weights(gan_model)
+    for iteration, path in zip((3, 6), run.models(), strict=True):
+        assert path == run.model(iteration)
+        assert read_json(path.with_suffix(".json")) == {"parent": "gan.pth", "iteration": iteration}
+        saved = content(path)
+        assert list(saved) == ["params", "params_ema"]
+        assert 1e-5 < distance(saved["params"], parent) < 0.01
+        assert 0 < distance(saved["params_ema"], parent) < 0.1 * distance(saved["params"], parent)
+        assert load_model(path).scale == 4
+        assert path.with_suffix(".discriminator.pth").exists() == (losses != "l1")
+    assert read_json(run.losses) == []
+    assert read_json(run.progress) == {
+        "iteration": 6, "iterations": 6, "warmed": 3 * (losses != "l1"), "warmup": 3 * (losses != "l1"),
+        "worse": content(run.state)["worse"], "losses": {},
+    }  # fmt: skip
+
+
+def test_a_discriminator_that_was_saved_is_taken_up(
+    run: RunFolder, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared
+) -> None:
+    go(run, iterations=3)
+    other = prepared(tmp_path / "other")
+    saved = run.model(3).with_suffix(".discriminator.pth")
+    go(other, iterations=1, discriminator=saved, discriminator_features=64)
+    assert read_json(other.progress)["warmup"] == 0
+    before, after = (content(path)["params"] for path in (saved, other.model(1).with_suffix(".discriminator.pth")))
+    assert 0 < distance(before, after) < 0.1
+
+
+def test_the_loss_falls(run: RunFolder, go: Callable[..., Ended]) -> None:
+    go(run, gan_weight=0, iterations=60, learning_rate=1e-3, batch=4, patience=99)
+    rows = read_json(run.losses)
+    assert [row["iteration"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert rows[-1]["pixel"] < 0.8 * rows[0]["pixel"]
+
+
+def test_the_generator_waits_for_a_new_discriminator(
+    run: RunFolder, go: Callable[..., Ended], gan_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the generator's first step, as by Ctrl+C."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    parent, seen = read_weights(gan_model), []
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop, "_step", stopped)
+    for warmup in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            go(run, warmup=warmup)
+        state = content(run.state)
+        assert (state["warmed"], state["iteration"]) == (warmup, 0)
+        assert state["optimizer"]["state"] == {}
+        for part in ("generator", "ema"):
+            assert all(torch.equal(state[part][name], value) for name, value in parent.items())
+        seen.append(state["discriminator"])
+    assert any(name.endswith("weight_u") for name in seen[0])
+    assert all(not torch.equal(value, seen[1][name]) for name, value in seen[0].items())
+
+
+def test_a_running_mean_of_the_weights(run: RunFolder, go: Callable[..., Ended], gan_model: Path) -> None:
+    go(run, iterations=4, checkpoint_every=1, ema=0.75)
+    mean = {name: value.double() for name, value in read_weights(gan_model).items()}
+    for path in run.models():
+        saved = content(path)
+        mean = {name: 0.75 * value + 0.25 * saved["params"][name] for name, value in mean.items()}
+        for name, value in mean.items():
+            torch.testing.assert_close(saved["params_ema"][name].double(), value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("ema", [0, 0.5])
+def test_ema_of_zero_is_the_raw_weights(run: RunFolder, go: Callable[..., Ended], ema: float) -> None:
+    go(run, gan_weight=0, iterations=2, ema=ema)
+    saved = content(run.model(2))
+    assert (distance(saved["params"], saved["params_ema"]) == 0) == (ema == 0)
+
+
+@pytest.mark.parametrize("changes", [{"gan_weight": 0}, {}], ids=["l1", "gan"])
+def test_parts_of_a_batch_add_up(
+    go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, demo_discriminator: Path, changes: dict[str, Any]
+) -> None:
+    """After one step, Adam's mean is a tenth of the gradient."""
+    gradients = []
+    for accumulate in (1, 2, 4):
+        run = prepared(tmp_path / str(accumulate))
+        go(run, iterations=1, batch=4, accumulate=accumulate, discriminator=demo_discriminator, **changes)
+        moments = content(run.state)["optimizer"]["state"].values()
+        gradients.append(torch.cat([moment["exp_avg"].flatten() for moment in moments]))
+    for gradient in gradients[1:]:
+        # Each look of the discriminator moves its spectral norm a little.
+        assert (gradient - gradients[0]).norm() < (0.01 if not changes else 1e-5) * gradients[0].norm()
+
+
+def simulated(rows: list[dict[str, float]], patience: int) -> int:
+    """Where a run with a checkpoint at each row ends: `patience` rows in a row that are not 1 % below the best."""
+    best, worse = float("inf"), 0
+    for row in rows:
+        best, worse = (row["pixel"], 0) if row["pixel"] < 0.99 * best else (best, worse + 1)
+        if worse == patience:
+            return int(row["iteration"])
+    return int(rows[-1]["iteration"])
+
+
+def test_a_run_ends_when_its_loss_no_longer_falls(run: RunFolder, go: Callable[..., Ended]) -> None:
+    still = {"gan_weight": 0, "learning_rate": 1e-9, "checkpoint_every": 10, "iterations": 200}
+    ended = go(run, **still, patience=2)
+    rows = read_json(run.losses)
+    assert ended == Ended(simulated(rows, 2), early=True)
+    assert ended.iteration < 200
+    assert run.models()[-1] == run.model(ended.iteration)
+    assert read_json(run.progress)["worse"] == 2
+    before = {path: path.stat().st_mtime_ns for path in (*run.models(), run.state)}
+    assert go(run, **still, patience=2) == ended
+    assert {path: path.stat().st_mtime_ns for path in (*run.models(), run.state)} == before
+    further = go(run, **still, patience=3)
+    rows = read_json(run.losses)
+    assert further.iteration == simulated(rows, 3) > ended.iteration
+
+
+@pytest.mark.parametrize(("means", "worse"), [
+    ([1.0], 0), ([1.0, 0.995], 1), ([1.0, 0.98], 0), ([1.0, 0.995, 0.991], 2), ([1.0, 0.995, 0.989], 0),
+    ([1.0, 2.0, 3.0, 1.5], 3), ([1.0, 2.0, 0.9, 0.9], 1),
+])  # fmt: skip
+def test_checkpoints_that_are_no_better(means: list[float], worse: int) -> None:
+    state: dict[str, Any] = {"best": None, "worse": 0}
+    for mean in means:
+        state["since"] = {"steps": 4, "pixel": 4 * mean}
+        loop._compare_with_best(state)
+    assert state["worse"] == worse
+    assert state["since"] == {}
+
+
+def test_an_ended_run_goes_on_with_more_iterations(
+    run: RunFolder, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared
+) -> None:
+    for iterations in (3, 6):
+        assert go(run, iterations=iterations) == Ended(iterations, early=False)
+    whole = prepared(tmp_path / "whole")
+    go(whole)
+    assert_same(everything(run), everything(whole))
+
+
+def test_a_run_keeps_its_number_of_threads(run: RunFolder, go: Callable[..., Ended]) -> None:
+    go(run, threads=2, gan_weight=0, iterations=3)
+    torch.set_num_threads(1)
+    go(run, threads=1, gan_weight=0, iterations=4)
+    assert torch.get_num_threads() == 2
+    assert content(run.state)["threads"] == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("amp", ["bfloat16", pytest.param("float16", marks=gpu)])
+def test_other_number_formats(
+    run: RunFolder, go: Callable[..., Ended], gan_model: Path, vgg19_file: Path, amp: str, device: str
+) -> None:
+    if (device, amp) == ("cpu", "float16"):
+        pytest.skip("is for GPUs")
+    for iterations in (3, 6):
+        go(run, device, iterations=iterations, amp=amp, **EVERYTHING, perceptual=str(vgg19_file))
+    for weights in everything(run).values():
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+        assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert 1e-5 < distance(content(run.model(6))["params"], read_weights(gan_model)) < 0.01
+
+
+@gpu
+@pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(
+    run: RunFolder,
+    go: Callable[..., Ended],
+    gan_model: Path,
+    tmp_path: Path,
+    prepared: Prepared,
+    devices: tuple[str, str],
+) -> None:
+    for iterations, device in zip((3, 6), devices, strict=True):
+        go(run, device, iterations=iterations, amp="float32")
+    whole = prepared(tmp_path / "whole")
+    go(whole, amp="float32")
+    found, wanted, parent = (
+        torch.cat([value.flatten() for value in weights.values()])
+        for weights in (content(run.model(6))["params"], content(whole.model(6))["params"], read_weights(gan_model))
+    )
+    assert (found - wanted).norm() < 0.2 * (wanted - parent).norm()
+
+
+def stop(go: Callable[..., Ended], run: RunFolder, **changes: Any) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        go(run, **changes)
+    assert caught.value.subject == str(run.root)
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy.endswith("; start another run with a lower --learning-rate")
+    return caught.value
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.03}, {"learning_rate": 1e4}, {"learning_rate": 0.03,
+                                     "checkpoint_every": 100}], ids=str)  # fmt: skip
+def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., Ended], changes: dict[str, Any]) -> None:
+    """What it made of the weights is never saved as a model."""
+    error = (
+        stop(go, run, gan_weight=0, checkpoint_every=1, **changes) if len(changes) == 1 else stop(go, run, **changes)
+    )
+    assert error.reason.startswith(("the mean absolute error has grown to ", "the pixel loss is not finite"))
+    assert error.remedy.startswith("no model had been saved; ")
+    assert run.models() == []
+
+
+def spoil(run: RunFolder, part: str) -> None:
+    """Make the next step of a run go wrong: at once, or by what the step does."""
+    state = content(run.state)
+    if part == "optimizer":
+        state["optimizer"]["state"][0]["exp_avg"].fill_(1e9)
+    else:
+        next(iter(state[part].values()))[0] = float("nan")
+    torch.save(state, run.state)
+
+
+@pytest.mark.parametrize(("part", "reason"), [("generator", "the pixel loss is not finite"),
+                         ("discriminator", "the gan loss is not finite"),
+                         ("optimizer", "the mean absolute error has grown to ")])  # fmt: skip
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_a_run_that_goes_wrong_later(
+    run: RunFolder, go: Callable[..., Ended], part: str, reason: str, checkpoint_every: int
+) -> None:
+    go(run, iterations=3, checkpoint_every=checkpoint_every)
+    models = everything(run)
+    spoil(run, part)
+    error = stop(go, run, iterations=9, checkpoint_every=checkpoint_every)
+    assert error.reason.startswith(reason)
+    assert error.remedy.startswith(f"the last good model is {run.model(3)}; ")
+    assert load_state(run.state) is not None
+    assert_same(everything(run), models)
+    load_model(run.model(3))
+
+
+def test_heavy_masks_are_no_divergence(run: RunFolder, go: Callable[..., Ended]) -> None:
+    assert go(run, gan_weight=0, iterations=2, mask_weight=1000, mask_share=1).iteration == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", bytes(5000)], ids=["empty", "begun", "zeros"])
+def test_a_damaged_state(run: RunFolder, go: Callable[..., Ended], damage: bytes) -> None:
+    go(run, iterations=3)
+    run.state.write_bytes(damage)
+    with pytest.raises(UsageError) as caught:
+        go(run)
+    assert str(caught.value) == f"{run.state}: is damaged; delete it to start this finetune again"
+    run.state.unlink()
+    assert go(run).iteration == 6
+
+
+def test_half_a_state(run: RunFolder, go: Callable[..., Ended]) -> None:
+    go(run, iterations=3)
+    run.state.write_bytes(run.state.read_bytes()[:-1000])
+    with pytest.raises(UsageError, match="is damaged; delete it"):
+        go(run)
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the run."""
+    run.root.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(run.root / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused(run: RunFolder, go: Callable[..., Ended], holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(LockedError) as caught:
+        go(run)
+    assert str(caught.value) == f"{run.root}: is in use by another finetune; wait until it has ended"
+    assert not run.state.exists()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert go(run).iteration == 6
+
+
+def test_what_a_killed_run_left_half_written_goes(run: RunFolder, go: Callable[..., Ended]) -> None:
+    go(run, iterations=3)
+    left = [run.root / ".0123.unfinished", run.root / "models" / ".4567.unfinished"]
+    for path in left:
+        path.write_bytes(b"half")
+    go(run, iterations=3)
+    assert not any(path.exists() for path in left)
+    assert run.models() == [run.model(3)]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, go: Callable[..., Ended]) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TransientError, match="cannot be written"):
+        go(RunFolder(tmp_path / "file" / "run"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # the caught error still has arrays open
+
+
+def fill(disk: Path, *, but: int) -> Path:
+    """Leave so many bytes of a disk free."""
+    status = os.statvfs(disk)
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        file.write(bytes(status.f_bavail * status.f_frsize - but))
+    return ballast
+
+
+@pytest.mark.parametrize(("free", "subject"), [
+    (0, "tensorboard"), (400_000, "models/iteration_000006.pth"), (1_500_000, "state.pth"),
+])  # fmt: skip
+def test_a_full_disk(
+    small_disk: Path, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, free: int, subject: str
+) -> None:
+    run = prepared(small_disk / "run")
+    go(run, iterations=3)
+    before = everything(run)
+    ballast = fill(small_disk, but=free)
+    with pytest.raises(TransientError) as caught:
+        go(run, iterations=12)
+    assert caught.value.subject == str(run.root / subject)
+    assert "\n" not in str(caught.value)
+    assert "free some space" in caught.value.remedy
+    state = load_state(run.state)
+    assert state is not None
+    assert state["iteration"] == 3
+    assert_same({name: weights for name, weights in everything(run).items() if name in before}, before)
+    assert not list(run.root.rglob("*.unfinished"))
+    ballast.unlink()
+    go(run, iterations=12)
+    whole = prepared(tmp_path / "whole")
+    go(whole, iterations=12)
+    assert_same(everything(run), everything(whole))
+    assert read_json(run.losses) == read_json(whole.losses)
+
+
+def test_the_files_of_a_run(run: RunFolder, go: Callable[..., Ended]) -> None:
+    go(run, iterations=10, checkpoint_every=10, keep_weight=0.1)
+    names = {path.name for path in run.root.iterdir()}
+    assert names == {"data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
+    (row,) = json.loads(run.losses.read_text())
+    assert list(row) == ["iteration", "pixel", "keep", "gan", "discriminator_real", "discriminator_fake"]
+    assert read_json(run.progress)["losses"] == row
+    assert all(np.isfinite(list(row.values())))
+    assert sorted(path.name for path in (run.root / "models").iterdir()) == [
+        "iteration_000010.discriminator.pth", "iteration_000010.json", "iteration_000010.pth",
+    ]  # fmt: skip
