@@ -58,7 +58,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
-        if comparison.missing() or settings.promote:
+        if comparison.missing() or (settings.promote and conclude(comparison).passed):
             with serving(workspace):
                 from flows.compare import compare
 

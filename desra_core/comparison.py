@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core.atomic import replace_file, sweep
+from desra_core.atomic import sweep
 from desra_core.content import content_key
 from desra_core.corpus import ImageRef
 from desra_core.detection.semantics import Weights
@@ -22,7 +22,7 @@ from desra_core.sr.checkpoints import Precision, load_model, load_pair
 from desra_core.sr.weights import read_kinds
 from desra_core.stages.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
 from desra_core.target import Target, load_settings, result_key
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise it when the meaning or a bit of a judgement changes.
@@ -172,18 +172,12 @@ def _candidates(
             key = f"{content}-{kind}"
             path = folder / f"{key}.pth"
             if not path.exists():
-                _save(path, weights)
+                # Under both names: tools differ in which they look for first.
+                save_torch(path, {"params": weights, "params_ema": weights})
             name = f"{stem} {kind}" if len(kinds) > 1 else stem
             candidate = Candidate(name, path, _judge_key(settings, target, before, mse_model, key))
             found.append(Saved(candidate, file, kind))
     return found
-
-
-def _save(path: Path, weights: dict[str, Any]) -> None:
-    import torch
-
-    # Under both names: tools differ in which they look for first.
-    replace_file(path, lambda file: torch.save({"params": weights, "params_ema": weights}, file), durable=True)
 
 
 def _judge_key(settings: Comparing, target: Target, before: Path, mse_model: Path | None, candidate: str) -> str:

@@ -30,7 +30,7 @@ class Training(BaseModel):
         "expression on names.",
     )
     images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
-    iterations: int = Field(1000, ge=1, description="Steps of the generator.")
+    iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
     patch: int = Field(256, ge=32, description="Side of a patch in SR pixels, where the image is as large.")
     batch: int = Field(12, ge=1, description="Patches of a step.")
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
@@ -69,6 +69,12 @@ class Training(BaseModel):
     def _preset(cls, values: Any) -> Any:
         preset = values.get("preset", "paper") if isinstance(values, dict) else None
         return _PRESETS[preset] | values if preset in _PRESETS else values
+
+    @field_validator("perceptual")
+    @classmethod
+    def _absolute(cls, perceptual: str) -> str:
+        # Workers have folders of their own.
+        return perceptual if perceptual in ("vgg19", "off") else str(Path(perceptual).absolute())
 
     @field_validator("accumulate")
     @classmethod

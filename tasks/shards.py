@@ -16,6 +16,7 @@ from desra_core.inventory import OnDisk
 from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
 from desra_core.plan import Plan, Work, assess
 from desra_core.stages import Stage, failure, run_stage
+from desra_core.target import Target
 from desra_core.workspace import Workspace, fingerprint
 from tasks.fanout import Dask, Job
 from tasks.progress import RunProgress
@@ -93,6 +94,11 @@ class Shard:
         return assess(self._rows, to_table(self.outcomes.values()), self._run.plan.target, on_disk)
 
 
+def spared_arrays(target: Target) -> tuple[str, ...]:
+    """The arrays that stay of an image that is done and clean."""
+    return ("mse_sr",) if target.keep_mse else ()
+
+
 def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
     """The cache key of a task that names it itself."""
     return str(parameters["cache_key"])
@@ -113,7 +119,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
         workspace=run.workspace,
         settings=spec.settings,
         mask_key=target.mask_key,
-        spared=("mse_sr",) if target.keep_mse else (),
+        spared=spared_arrays(target),
     )
     work = shard.pending(spec.product)
     failed_before = len(shard.failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments import cli
 from deployments.server import prefect_server
 from desra_core.workspace import Workspace
 
@@ -55,6 +57,35 @@ def desra(prefect_environment: dict[str, str]) -> Desra:
         )
 
     return run
+
+
+@pytest.fixture
+def desra_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Desra:
+    """Run ``desra`` in this process, quickly, where no Prefect server answers: for commands that need none."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["desra", *map(str, arguments)])
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        stdout, stderr = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), stdout, stderr)
+
+    return run
+
+
+def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> str:
+    """The one line by which a command was refused, before any server was started unless told otherwise."""
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.returncode == 2, run.stderr
+    assert len(errors) == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert ("starting Prefect" in run.stderr) == server, run.stderr
+    return errors[0]
 
 
 def desra_command(*arguments: object) -> list[str]:

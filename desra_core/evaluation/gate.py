@@ -159,11 +159,12 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
 
     A candidate passes when it removes ``gate.min_removal`` of the artifact regions, when no more images have an added
     region than in the control, and when clean images lose no more than ``gate.max_detail_loss`` of their sharpness.
-    The best misses the fewest of these; of several the one that removes most, then that with the least detail
-    loss, then that with the highest PSNR to the old model, then the first.
+    The best misses the fewest of these; of several the one with the most merit, then that with the highest PSNR to the
+    old model, then the first. Merit is the removal times the part of the tolerated detail loss that is left: the last
+    region is not worth the texture of all photos.
     """
     missed = [_missed(candidate, control, gate) for candidate in scores]
-    ranking = sorted(range(len(scores)), key=lambda index: (len(missed[index]), *_order(scores[index])))
+    ranking = sorted(range(len(scores)), key=lambda index: (len(missed[index]), *_order(scores[index], gate)))
     best = ranking[0] if ranking else None
     return Verdict(
         passed=best is not None and not missed[best],
@@ -201,10 +202,14 @@ def _missed(candidate: Score, control: Score, gate: Gate) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _order(candidate: Score) -> tuple[float, float, float]:
-    removal = -1.0 if candidate.removal is None else candidate.removal
-    loss = math.inf if candidate.detail_loss is None else candidate.detail_loss
-    return -removal, loss, -math.inf if candidate.psnr is None else -candidate.psnr
+def _order(candidate: Score, gate: Gate) -> tuple[float, float]:
+    """Merit and PSNR, negated."""
+    similarity = math.inf if candidate.psnr is None else candidate.psnr
+    if candidate.removal is None or candidate.detail_loss is None:
+        return math.inf, -similarity
+    loss = max(candidate.detail_loss, 0.0)
+    left = 1 - loss / gate.max_detail_loss if gate.max_detail_loss else float(loss == 0)
+    return -candidate.removal * left, -similarity
 
 
 def _detail_loss(clean: list[Judgement]) -> float | None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from desra_core import compat
-from desra_core.content import content_key
 from desra_core.errors import UsageError
 from desra_core.imageio import Pixels
 from desra_core.tiling import Tile, windows
@@ -43,7 +42,6 @@ def load_lpips(path: Path) -> nn.Module:
     UsageError
         The file cannot be used.
     """
-    content_key(path)  # raises for a missing file
     compat.mend_torchvision()
     from desra_core.sr.weights import read_weights
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.compat import mend_torchvision
-from desra_core.content import LOAD_ERRORS
+from desra_core.content import LOAD_ERRORS, content_key
 from desra_core.errors import UsageError
 
 _DAMAGED_REMEDY = "download or copy the checkpoint again"
@@ -31,6 +31,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     UsageError
         The file is no checkpoint, only a part of one, would run code, or holds values that are not finite.
     """
+    content_key(path)  # tells that there is no such file
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     weights = _unwrapped(content)
     if not weights:
@@ -49,6 +50,7 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
+    content_key(path)
     content = {} if _is_safetensors(path) else _read_pickle(path)
     if not {"params", "params_ema"} <= content.keys():
         return {"raw": read_weights(path)}

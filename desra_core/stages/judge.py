@@ -86,33 +86,47 @@ def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace,
             )
             pictures = {"after": after}
             if candidate.model is None:
-                pictures = {"lr": results.enlarged_lr(), "mse_sr": results.mse_sr, "before": before.pixels}
-            _publish_crops(judgement, candidate.key, pictures, image, workspace)
-            document = json.dumps(judgement.to_json()).encode()
-            workspace.publish(workspace.judgement(candidate.key, image.id), document)
+                pictures = {"lr": results.lr, "mse_sr": results.mse_sr, "before": before.pixels}
+            _publish_crops(judgement, candidate.key, pictures, before.mask.shape, image, workspace)
+            document = judgement.to_json() | {"labels": _labels_hash(image)}
+            workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
 
 
 def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
-    """What was found of a candidate on an image; None where it has not been judged."""
+    """What was found of a candidate on an image; None where it has not been judged, or with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
+        if document.pop("labels") != _labels_hash(image):
+            return None
         return Judgement.from_json(document | {"candidate": candidate.name, "image": image.names[0]})
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
+def _labels_hash(image: ImageRef) -> str | None:
+    """The content of the file of labels, where there is one."""
+    return image.labels.hash if image.labels else None
+
+
 def _publish_crops(
-    judgement: Judgement, key: str, pictures: dict[str, Pixels], image: ImageRef, workspace: Workspace
+    judgement: Judgement,
+    key: str,
+    pictures: dict[str, Pixels],
+    shape: tuple[int, int],
+    image: ImageRef,
+    workspace: Workspace,
 ) -> None:
-    """Publish the worst regions of an image, cut out of some pictures of it."""
+    """Publish the worst regions of an image, cut out of pictures of its results' size, or of the photo itself."""
     from desra_core.report.crops import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
+        window = window_around(region.x, region.y, region.width, region.height, shape)
         for kind, pixels in pictures.items():
-            window = window_around(region.x, region.y, region.width, region.height, pixels.shape[:2])
-            crop = fitted(bgr8(pixels[window.rows, window.columns])[:, :, ::-1])
+            scale = shape[0] // pixels.shape[0]
+            rows, columns = (np.arange(part.start, part.stop) // scale for part in (window.rows, window.columns))
+            crop = fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1])
             workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
 
 
@@ -130,7 +144,7 @@ class Results:
         self._workspace = workspace
         self._settings = settings
         scale = load_model(settings.before, settings.device, settings.precision).scale
-        self._lr = read_photo(image.lr, settings.max_pixels // scale**2).pixels
+        self.lr = read_photo(image.lr, settings.max_pixels // scale**2).pixels
         self.mse_sr = self._mse_sr()
         self.before = self._stored("gan_sr", settings.before_key, settings.before)
 
@@ -138,16 +152,11 @@ class Results:
         """Infer the result of a model."""
         model = load_model(path, self._settings.device, self._settings.precision)
         try:
-            return super_resolve(model, self._lr).pixels
+            return super_resolve(model, self.lr).pixels
         except UsageError as error:
             raise ImageError(
                 self._image.path, f"cannot be upscaled: {error.subject} {error.reason}", error.remedy
             ) from None
-
-    def enlarged_lr(self) -> Pixels:
-        """The photo with each pixel repeated to the size of the results."""
-        scale = self.before.shape[0] // self._lr.shape[0]
-        return self._lr.repeat(scale, axis=0).repeat(scale, axis=1)
 
     def found(self, result: Pixels) -> Found:
         """The artifacts of a result, found as the workspace's own are."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from desra_core.content import content_key
 from desra_core.errors import UsageError
 from desra_core.sr.checkpoints import recognised
 from desra_core.sr.weights import read_weights
@@ -60,7 +59,6 @@ def load_generator(path: Path) -> Generator:
     UsageError
         As `desra_core.sr.load_model`, or the architecture cannot be finetuned.
     """
-    content_key(path)  # tells that there is no such file
     descriptor = recognised(path)
     identity = str(descriptor.architecture.id)
     if identity not in TRAINABLE:

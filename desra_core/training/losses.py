@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from desra_core.compat import mend_basicsr, mend_torchvision
-from desra_core.content import LOAD_ERRORS, content_key
+from desra_core.content import LOAD_ERRORS
 from desra_core.errors import UsageError
 from desra_core.model_settings import Training
 from desra_core.sr.weights import read_weights
@@ -92,7 +92,6 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content_key(path)  # tells that there is no such file
     return read_weights(path)
 
 

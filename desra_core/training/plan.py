@@ -146,20 +146,23 @@ def run_key(plan: FinetunePlan) -> str:
 
 def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
     """What makes a finetune this one, beside its images."""
-    discriminator = training.discriminator
-    dumped = training.model_dump(mode="json")
     return {
-        "parent": {"path": str(gan_model), "key": content_key(gan_model)},
-        "discriminator": {"path": str(discriminator), "key": content_key(discriminator)} if discriminator else None,
-        "training": dumped,
+        "parent": _told(gan_model),
+        "discriminator": _told(training.discriminator),
+        "perceptual": None if training.perceptual in ("vgg19", "off") else _told(Path(training.perceptual)),
+        "training": training.model_dump(mode="json"),
         "seed": training.seed,
     }
+
+
+def _told(path: Path | None) -> dict[str, str] | None:
+    return None if path is None else {"path": str(path), "key": content_key(path)}
 
 
 def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, Any]) -> None:
     """See that the run's folder holds the finetune that is asked for."""
     remedy = "name another --output, or give the same again"
-    for role in ("parent", "discriminator"):
+    for role in ("parent", "discriminator", "perceptual"):
         before, now = document.get(role) or {}, identity[role] or {}
         if before.get("key") != now.get("key"):
             raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)

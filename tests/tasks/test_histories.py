@@ -15,27 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import UsageError
 from desra_core.inventory import OnDisk
-from desra_core.outcomes import gather_shard
-from desra_core.plan import make_plan, prepare
-from desra_core.settings import Machine, Mining
-from desra_core.stages import failure, run_stage
-from desra_core.tables import publish_tables
+from desra_core.settings import Mining
 from desra_core.target import load_settings
 from desra_core.workspace import DATASET, Workspace
-from tasks.shards import Run, Shard
-from tasks.stages import stages_of
 from tests.conftest import photo
-
-
-class InProcess:
-    """Stands where a cluster does."""
-
-    threads, max_pixels, gpus = 1, 2**26, 0
-
-    def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
-        function(*arguments)
+from tests.in_process import process
 
 
 class Corpus:
@@ -58,27 +44,7 @@ class Corpus:
         return Mining(workspace=self.root / workspace, **given)
 
     def run(self, name: str = "ws", **changes: Any) -> Workspace:
-        settings = self.settings(name, **changes)
-        workspace = Workspace(settings.workspace)
-        workspace.create()
-        with workspace.locked():
-            _, plan, weights, _ = prepare(settings)
-            stages = stages_of(settings, plan.target, weights, Machine(), InProcess())
-            run = Run(workspace, plan, stages, None, None)
-            for number in plan.shards:
-                shard = Shard(run, number)
-                for spec in stages:
-                    for image, outcome in shard.pending(spec.product):
-                        key = plan.target.mask_key
-                        try:
-                            made = run_stage(spec.function, image, outcome, workspace, spec.settings, key)
-                        except ImageError as error:
-                            made = failure(image, outcome, spec.name, key, error)
-                        shard.record(made)
-                gather_shard(workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
-            publish_tables(workspace, plan.target)
-            manifest = pq.read_table(workspace.manifest)
-            assert make_plan(workspace, manifest, plan.target, limit=settings.limit).pending == 0
+        workspace = process(self.settings(name, **changes))
         check(workspace)
         return workspace
 
@@ -115,6 +81,7 @@ def test_random_histories(corpus: Corpus, seed: int) -> None:
         "gan_model": [corpus.gan, corpus.newer],
         "precision": ["float32", "float32", "bfloat16"],
         "window": [11, 11, 7],
+        "keep_mse": [False, True],
     }
     for step in range(7):
         changes = {name: values[rng.integers(len(values))] for name, values in choices.items()}
@@ -167,6 +134,21 @@ def test_clean_photos_leave_the_dataset_when_not_all_is_kept(corpus: Corpus) -> 
     assert 0 < pq.read_table(workspace.dataset_manifest).num_rows < 8
     groups = {path.name for path in workspace.maps.glob("*/*")}
     assert len(groups) == len(set(pq.read_table(workspace.dataset_manifest)["id"].to_pylist()))
+
+
+@pytest.mark.parametrize("keep", ["artifacts", "maps", "all"])
+def test_kept_mse_results_serve_a_new_gan_model(corpus: Corpus, keep: str) -> None:
+    workspace = corpus.run(keep_mse=True, keep=keep)
+    stored = mse_results(workspace)
+    assert len(stored) == len(list(workspace.maps.glob("*/*"))) == 7
+    for changes in ({"gan_model": corpus.newer}, {"gan_model": corpus.newer, "threshold": 0.9}, {}):
+        corpus.run(keep_mse=True, keep=keep, **changes)
+        assert mse_results(workspace) == stored
+    assert results(workspace) == results(corpus.run("fresh", keep=keep))
+
+
+def mse_results(workspace: Workspace) -> dict[Path, int]:
+    return {path: path.stat().st_ino for path in workspace.maps.glob("*/*/mse_sr")}
 
 
 def test_a_bad_model_leaves_a_finished_workspace_alone(corpus: Corpus) -> None:

@@ -1,0 +1,91 @@
+"""Runs without servers and clusters: real planning, stages, shards, tables and networks, in the tests' own process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from desra_core.comparison import Comparison, judge_settings
+from desra_core.errors import ImageError
+from desra_core.model_settings import Finetuning
+from desra_core.outcomes import gather_shard
+from desra_core.plan import make_plan, prepare
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.stages import failure, run_stage
+from desra_core.stages.judge import judge_stage
+from desra_core.tables import publish_tables
+from desra_core.target import target_of
+from desra_core.training.loop import finetune
+from desra_core.training.plan import begin, check_networks, plan_finetune
+from desra_core.training.run_folder import RunFolder
+from desra_core.workspace import Workspace
+from tasks.shards import Run, Shard, spared_arrays
+from tasks.stages import stages_of
+
+
+class InProcess:
+    """Stands where a cluster does."""
+
+    threads, max_pixels, gpus = 1, 2**26, 0
+
+    def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
+        function(*arguments)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small as the images are, threads only wait for each other, for long where other processes run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def process(settings: CorpusSettings) -> Workspace:
+    """Mine or detect; all there is to do is done."""
+    workspace = Workspace(settings.workspace)
+    workspace.create()
+    with workspace.locked(), one_thread():
+        _, plan, weights, _ = prepare(settings)
+        stages = stages_of(settings, plan.target, weights, Machine(), InProcess())  # type: ignore[arg-type]
+        run = Run(workspace, plan, stages, None, None)  # type: ignore[arg-type]
+        for number in plan.shards:
+            shard = Shard(run, number)
+            for spec in stages:
+                for image, outcome in shard.pending(spec.product):
+                    key = plan.target.mask_key
+                    try:
+                        made = run_stage(spec.function, image, outcome, workspace, spec.settings, key,
+                                         spared=spared_arrays(plan.target))  # fmt: skip
+                    except ImageError as error:
+                        made = failure(image, outcome, spec.name, key, error)
+                    shard.record(made)
+            gather_shard(workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
+        publish_tables(workspace, plan.target)
+        manifest = pq.read_table(workspace.manifest)
+        assert make_plan(workspace, manifest, plan.target, limit=settings.limit).pending == 0
+    return workspace
+
+
+def train(settings: Finetuning) -> RunFolder:
+    """Finetune, from the images to the last model."""
+    with Workspace(settings.workspace).locked(), one_thread():
+        plan = plan_finetune(settings)
+        begin(plan, check_networks(plan.gan_model, plan.training))
+        finetune(plan.run, plan.gan_model, plan.training, "cpu", 1)
+    return plan.run
+
+
+def judge_all(comparison: Comparison) -> int:
+    """Judge what lacks judgement; returns how many images that were."""
+    _, weights = target_of(comparison.corpus)
+    settings = judge_settings(comparison, weights, device="cpu", tile=256, threads=1, max_pixels=2**26)
+    missing = comparison.missing()
+    with one_thread():
+        for image, names in missing:
+            judge_stage(image, names, Workspace(comparison.settings.workspace), settings)
+    return len(missing)
