@@ -32,7 +32,7 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
-test: $(STAMP)  ## run the tests; about five minutes on two cores
+test: $(STAMP)  ## run the tests; about a quarter of an hour on two cores
 	$(RUN) -m pytest
 
 slow: $(STAMP)  ## run the tests that take minutes each

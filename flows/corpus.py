@@ -40,6 +40,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace.create()
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
+        if not plan.pending:
+            return publish_results(workspace, plan.target, 1, ())
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
             stages = stages_of(settings, plan.target, weights, machine, dask)

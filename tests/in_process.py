@@ -71,12 +71,12 @@ def process(settings: CorpusSettings) -> Workspace:
     return workspace
 
 
-def train(settings: Finetuning) -> RunFolder:
+def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
     """Finetune, from the images to the last model."""
     with Workspace(settings.workspace).locked(), one_thread():
         plan = plan_finetune(settings)
         begin(plan, check_networks(plan.gan_model, plan.training))
-        finetune(plan.run, plan.gan_model, plan.training, "cpu", 1)
+        finetune(plan.run, plan.gan_model, plan.training, "cpu", threads)
     return plan.run
 
 

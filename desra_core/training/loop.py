@@ -149,6 +149,8 @@ def _load(gan_model: Path, training: Training, device: str) -> _Nets:
     perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
     on_gpu = device.startswith("cuda")
     amp = ("bfloat16" if on_gpu else "float32") if training.amp == "auto" else training.amp
+    if amp == "float16" and not on_gpu:
+        raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only", "use bfloat16 or float32")
     return _Nets(
         generator=generator,
         network=network,
@@ -158,7 +160,7 @@ def _load(gan_model: Path, training: Training, device: str) -> _Nets:
         optimizer_d=optimizer_d,
         warmup=training.warmup if training.gan_weight and training.discriminator is None else 0,
         perceptual=perceptual,
-        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "float16" and on_gpu),
+        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "float16"),
         amp=getattr(torch, amp),
         device=device,
     )

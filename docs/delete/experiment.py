@@ -38,6 +38,8 @@ FINETUNES = {
     "L1 only": PLAIN,
     "MSE only": [*PLAIN, "--pixel", "l2"],
 }
+# Rows of the picture, and the largest side of a region in it.
+ROWS, LARGEST = 5, 220
 KINDS = {"lr": "LR, x4", "mse_sr": "MSE-SR", "before": "GAN-SR before", "after": "GAN-SR after"}
 
 
@@ -99,7 +101,8 @@ def _write(results: Path) -> None:
     tables = [f"### {name}\n\n{as_markdown(score_rows(verdict))}\n" for name, verdict in verdicts.items()]
     text = f"`desra cycle` took {cycle['seconds']} s.\n\n{as_markdown(summary)}\n\n" + "\n".join(tables)
     (HERE / "results.md").write_text(text)
-    _draw(cycle["pictures"][:6], results.parent / "workspace" / "gate").save(HERE / "regions.png")
+    gate = results.parent / "workspace" / "gate"
+    _draw(_shown(cycle["pictures"][0]["crops"], gate), gate).quantize(256).save(HERE / "regions.png")
 
 
 def _summary(name: str, verdict: Verdict) -> dict[str, str]:
@@ -108,17 +111,30 @@ def _summary(name: str, verdict: Verdict) -> dict[str, str]:
     return {"finetune": name, "best": row.pop("candidate"), **row, "gate": gate}
 
 
+def _shown(crops: dict[str, str], gate: Path) -> list[dict[str, Any]]:
+    """The most severe regions that can be shown pixel by pixel, one of an image; ``crops`` are those of any region."""
+    folders = {kind: Path(path).parent for kind, path in crops.items()}
+    found = []
+    for path in (gate / folders["after"]).glob("*.json"):
+        document = json.loads(path.read_text())
+        worst = sorted(document["regions"], key=lambda region: -region["severity"])[:2]
+        shown = [rank for rank, region in enumerate(worst) if max(region["width"], region["height"]) <= LARGEST]
+        for rank in shown[:1]:
+            names = {kind: folder / f"{path.stem}-{rank}-{kind}.webp" for kind, folder in folders.items()}
+            found.append({"image": document["image"], "severity": worst[rank]["severity"], "crops": names})
+    return sorted(found, key=lambda picture: -picture["severity"])[:ROWS]
+
+
 def _draw(pictures: list[dict[str, Any]], gate: Path) -> Image.Image:
     """A row per region: LR, MSE-SR, and GAN-SR before and after."""
-    side, margin, caption = 220, 6, 20
+    side, margin, caption = 240, 6, 20
     size = (len(KINDS) * (side + margin) + margin, len(pictures) * (side + caption + margin) + margin)
     canvas = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     for row, picture in enumerate(pictures):
         for column, (kind, title) in enumerate(KINDS.items()):
             crop = Image.open(gate / picture["crops"][kind])
-            scale = side / max(crop.size)
-            crop = crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.LANCZOS)
+            crop = crop.resize((side, side), Image.Resampling.LANCZOS)
             corner = margin + column * (side + margin), margin + row * (side + caption + margin)
             pen.text(corner, f"{picture['image']}: {title}" if column == 0 else title, fill="black", font=font)
             canvas.paste(Image.fromarray(np.asarray(crop)), (corner[0], corner[1] + caption))

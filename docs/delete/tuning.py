@@ -1,13 +1,14 @@
 """Which losses, patches and weights delete artifacts and keep detail? Tried on the training pool alone.
 
 A quarter of its scenes are set apart to judge by; the held-out pool is never looked at. Needs a workspace that
-``experiment.py`` mined. Writes ``tuning.md``; a run that was done before is not repeated.
+``experiment.py`` mined. Writes ``RUNS/tuning.md``; a run that was done before is not repeated.
 
-    python docs/delete/tuning.py WORKSPACE RUNS
+    python docs/delete/tuning.py WORKSPACE RUNS [VARIANT]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -28,31 +29,29 @@ from desra_core.target import load_settings
 from desra_core.training.loop import finetune
 from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.run_folder import RunFolder, write_json
-from desra_core.workspace import Workspace, fingerprint
+from desra_core.workspace import Workspace
 
 HERE = Path(__file__).parent
 MODELS = HERE.parents[1] / "deployments" / "demo_models"
 OWN = {"discriminator": MODELS / "discriminator.pth"}
+L1 = {"gan_weight": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "L1": {"gan_weight": 0},
-    "L1, 2,000 iterations at 1e-3": {
-        "gan_weight": 0,
-        "iterations": 2000,
-        "checkpoint_every": 1000,
-        "learning_rate": 1e-3,
-    },
-    "L1, share 0.2, keep 4": {"gan_weight": 0, "mask_share": 0.2, "keep_weight": 4},
-    "GAN 0.1": OWN,
+    "L1, share 0.2": L1 | {"mask_share": 0.2, "iterations": 2000},
+    "L1, share 0.2, keep 4": L1 | {"mask_share": 0.2, "keep_weight": 4, "iterations": 1500},
+    "L1, share 0.2, keep 10": L1 | {"mask_share": 0.2, "keep_weight": 10, "iterations": 1000},
+    "L1, share 0.2, keep 20": L1 | {"mask_share": 0.2, "keep_weight": 20, "iterations": 1000},
     "GAN 0.1, no mask in any patch": OWN | {"mask_share": 0},
-    "GAN 0.1, new discriminator": {"warmup": 200},
+    "GAN 0.1, new discriminator": {},
+    "GAN 0.1": OWN,
+    "GAN 0.1, at 5e-5": OWN | {"learning_rate": 5e-5},
+    "GAN 0.1, keep 2": OWN | {"keep_weight": 2},
     "GAN 0.1, share 0.3, keep 1": OWN | {"mask_share": 0.3, "keep_weight": 1},
     "GAN 0.3": OWN | {"gan_weight": 0.3},
-    "GAN 0.3, share 0.3, keep 1": OWN | {"gan_weight": 0.3, "mask_share": 0.3, "keep_weight": 1},
 }
 
 
-def main(root: Path, runs: Path) -> None:
-    """Finetune every variant and write the table."""
+def main(root: Path, runs: Path, only: str | None = None) -> None:
+    """Finetune every variant, or only one, and write the table."""
     workspace = Workspace(root.absolute())
     corpus, target = load_settings(workspace)
     with workspace.locked():
@@ -61,18 +60,18 @@ def main(root: Path, runs: Path) -> None:
     samples = [_sample(workspace, entry.image, entry.severity) for entry in marked if not _judges(entry.image)]
     judges = [image for image in (*(entry.image for entry in marked), *clean) if _judges(image)]
     rows = []
-    for name, changes in VARIANTS.items():
+    for name, changes in VARIANTS.items() if only is None else [(only, VARIANTS[only])]:
         training = Training(**({"preset": "cpu", "iterations": 600, "checkpoint_every": 150} | changes))
-        run = RunFolder(runs / fingerprint(name)[:8])
+        run = RunFolder(runs / name.replace(", ", "-").replace(" ", "_"))
         for saved in _finetuned(run, training, samples):
             rows += [_row(name, saved, kind, found) for kind, found in _scores(saved, judges).items()]
     text = as_markdown(rows)
-    (HERE / "tuning.md").write_text(f"{len(samples)} images to train on, {len(judges)} to judge by.\n\n{text}\n")
+    (runs / "tuning.md").write_text(f"{len(samples)} images to train on, {len(judges)} to judge by.\n\n{text}\n")
 
 
 def _judges(image: ImageRef) -> bool:
     scene = image.names[0].split("/")[0]
-    return int(fingerprint(scene)[:2], 16) % 4 == 0
+    return hashlib.md5(scene.encode()).digest()[0] % 4 == 0  # noqa: S324
 
 
 def _sample(workspace: Workspace, image: ImageRef, severity: float) -> Sample:
@@ -86,7 +85,7 @@ def _finetuned(run: RunFolder, training: Training, samples: list[Sample]) -> lis
         for index, sample in enumerate(samples[: training.images]):
             freeze(run.data / f"{index:04d}", read_sample(sample, 4))
         write_json(run.document, training.model_dump(mode="json"))
-        finetune(run, MODELS / "gan.pth", training, "cpu", torch.get_num_threads())
+        finetune(run, MODELS / "gan.pth", training, "cpu", threads=1)
     return run.models()
 
 
@@ -130,4 +129,4 @@ def _row(name: str, saved: Path, kind: str, found: Score) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -5,6 +5,7 @@ import torch
 
 from deployments import demo_training
 from desra_core.compat import mend_torchvision
+from desra_core.training.losses import load_discriminator
 
 COMMITTED = Path(demo_training.__file__).with_name("demo_models")
 
@@ -56,10 +57,25 @@ def test_the_same_seed_makes_the_same_pair_and_the_gan_model_from_the_mse_model_
         assert all(torch.equal(weights, again[name]) for again in results[1:])
 
 
-@pytest.mark.parametrize("name", ["mse.pth", "gan.pth"])
+@pytest.mark.parametrize("name", ["mse.pth", "gan.pth", "discriminator.pth"])
 def test_the_committed_models_are_small(name):
     assert (COMMITTED / name).stat().st_size < 3_000_000
 
 
 def test_the_committed_models_are_a_pair():
     assert_is_a_pair(COMMITTED)
+
+
+def test_the_discriminator_of_the_pair_takes_images_as_they_are():
+    """But for the border: there, what lies outside is black and not gray."""
+    network = load_discriminator(None, 4).eval()
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first = network.conv0
+    wanted = first(demo_training.CONTRAST * (image - 0.5))
+    demo_training.with_contrast(network)
+    torch.testing.assert_close(first(image)[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_committed_discriminator_can_be_finetuned_with():
+    logits = load_discriminator(COMMITTED / "discriminator.pth", 64)(torch.rand(1, 3, 32, 32))
+    assert logits.shape == (1, 1, 32, 32)

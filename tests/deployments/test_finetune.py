@@ -31,7 +31,7 @@ from desra_core.training import plan as planning
 from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command, photo, refusal
-from tests.in_process import process
+from tests.in_process import process, train
 
 TINY = {"preset": "cpu", "iterations": 8, "checkpoint-every": 2, "patch": 64, "batch": 2, "discriminator-features": 4,
         "warmup": 1, "images": 5}  # fmt: skip
@@ -61,23 +61,36 @@ def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(root=root, photos=root / "photos", mse=mse, gan=gan, ws=root / "ws")
 
 
+def trained(mined: SimpleNamespace, output: Path, **changes: object) -> RunFolder:
+    """What comes out without servers and workers, on all training images there are."""
+    settings = {name.replace("-", "_"): value for name, value in TINY.items()} | {"images": 50} | changes
+    threads = len(os.sched_getaffinity(0))  # as many as the one worker has: last bits depend on it
+    return train(Finetuning(workspace=mined.ws, output=output, **settings), threads=threads)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(mined, desra) -> SimpleNamespace:
-    """A finetune whose settings are a TOML file, on all training images there are."""
+def undisturbed(mined) -> RunFolder:
+    return trained(mined, mined.root / "undisturbed")
+
+
+@pytest.fixture(scope="module")
+def finetuned(mined, desra) -> SimpleNamespace:
+    """A finetune whose settings are a TOML file."""
     config = mined.root / "tiny.toml"
     config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (TINY | {"images": 50}).items()))
-    arguments = ("finetune", "--workspace", mined.ws, "--output", mined.root / "undisturbed", "--config", config)
-    return SimpleNamespace(arguments=arguments, output=mined.root / "undisturbed", run=desra(*arguments))
+    arguments = ("finetune", "--workspace", mined.ws, "--output", mined.root / "run", "--config", config)
+    return SimpleNamespace(arguments=arguments, output=mined.root / "run", run=desra(*arguments))
 
 
-def test_what_it_leaves(mined, undisturbed) -> None:
-    run = RunFolder(undisturbed.output)
-    assert undisturbed.run.returncode == 0, undisturbed.run.stderr
+def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
+    run = RunFolder(finetuned.output)
+    assert finetuned.run.returncode == 0, finetuned.run.stderr
     document = json.loads(run.document.read_bytes())
     count = len(document["images"])
-    assert f"{count} images to train on, fewer than the 50 asked for" in undisturbed.run.stderr
-    assert f"8 iterations on {count} images\n" in undisturbed.run.stdout
-    assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in undisturbed.run.stdout
+    assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
+    assert f"8 iterations on {count} images\n" in finetuned.run.stdout
+    assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in finetuned.run.stdout
+    assert weights(run.root) == weights(undisturbed.root)
 
     assert [path.name for path in run.models()] == [f"iteration_{number:06d}.pth" for number in (2, 4, 6, 8)]
     parent = torch.load(mined.gan)["params"]
@@ -103,28 +116,27 @@ def test_what_it_leaves(mined, undisturbed) -> None:
     assert len(list(run.data.iterdir())) == count
 
 
-def test_again_there_is_nothing_to_do_and_other_settings_are_refused(mined, undisturbed, desra_here) -> None:
-    before = everything(undisturbed.output)
-    again = desra_here(*undisturbed.arguments)
+def test_again_there_is_nothing_to_do_and_other_settings_are_refused(mined, finetuned, desra_here) -> None:
+    before = everything(finetuned.output)
+    again = desra_here(*finetuned.arguments)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
-    other = desra_here(*undisturbed.arguments, "--learning-rate", "0.0002")
+    other = desra_here(*finetuned.arguments, "--learning-rate", "0.0002")
     assert "holds a finetune with --learning-rate 0.0001, not 0.0002; name another --output" in refusal(other)
-    other = desra_here(*undisturbed.arguments, "--gan-model", mined.mse)
+    other = desra_here(*finetuned.arguments, "--gan-model", mined.mse)
     assert "holds a finetune with another parent" in refusal(other)
-    assert everything(undisturbed.output) == before
+    assert everything(finetuned.output) == before
 
 
 def test_more_iterations_go_on(mined, undisturbed, desra, tmp_path) -> None:
     """And flags do what a TOML file does."""
-    arguments = ("finetune", "--workspace", mined.ws, "--output", tmp_path / "run")
-    assert desra(*arguments, *flags(images=50, iterations=4)).returncode == 0
-    first = everything(tmp_path / "run/models")
-    assert len(weights(tmp_path / "run")) == 4
-    run = desra(*arguments, *flags(images=50, iterations=8))
+    trained(mined, tmp_path / "run", iterations=4)
+    first = {path: time for path, time in everything(tmp_path / "run/models").items() if path.endswith(".pth")}
+    assert len(first) == 4
+    run = desra("finetune", "--workspace", mined.ws, "--output", tmp_path / "run", *flags(images=50))
     assert run.returncode == 0, run.stderr
-    assert first.items() <= everything(tmp_path / "run/models").items() | {(str(tmp_path / "run/models"), None)}
-    assert weights(tmp_path / "run") == weights(undisturbed.output)
+    assert first.items() <= everything(tmp_path / "run/models").items()
+    assert weights(tmp_path / "run") == weights(undisturbed.root)
 
 
 def kill_when(
@@ -156,8 +168,8 @@ def test_killed_at_many_points_it_ends_as_if_undisturbed(mined, undisturbed, pre
         kill_when(command, prefect_environment, ready, group=group)
     last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
-    assert weights(run.root) == weights(undisturbed.output)
-    assert run.losses.read_bytes() == RunFolder(undisturbed.output).losses.read_bytes()
+    assert weights(run.root) == weights(undisturbed.root)
+    assert run.losses.read_bytes() == undisturbed.losses.read_bytes()
     assert not list(run.root.rglob(".*.unfinished"))
 
 

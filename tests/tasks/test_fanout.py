@@ -144,6 +144,65 @@ def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
     assert str(result) == "a: b; c"
 
 
+def counted(folder: Path, fate: str) -> int:
+    """The number of calls so far, at most at the third of which all is well."""
+    calls = len(list(folder.iterdir())) + 1
+    (folder / str(calls)).touch()
+    if fate == "killed" or (fate == "killed once" and calls == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fate in ERRORS:
+        raise ERRORS[fate]
+    time.sleep(1.2)
+    return calls
+
+
+ERRORS = {
+    "refused": UsageError("--learning-rate", "is too high", "lower it"),
+    "unlucky": TransientError("disk", "the disk is full", "free some space"),
+    "late": TimeoutError("too late"),
+    "surprised": ZeroDivisionError("a bug"),
+}
+
+
+def follow(dask: Dask, folder: Path, fate: str) -> tuple[int, int]:
+    """What the function returns, and how often we were told that time passes."""
+    folder.mkdir()
+    seconds: list[float] = []
+    result = dask.follow(
+        lambda *arguments: counted(*arguments), folder, fate, resources={}, on_second=lambda: seconds.append(0)
+    )
+    return result, len(seconds)
+
+
+def test_a_long_computation_is_followed(dask: Dask, tmp_path: Path) -> None:
+    result, seconds = follow(dask, tmp_path / "calls", "well")
+    assert result == 1
+    assert 2 <= seconds <= 4
+
+
+@pytest.mark.slow
+def test_nobody_follows_for_ever_what_has_no_worker(tmp_path: Path) -> None:
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        list(cluster.map(job(leaves), images("photo")))
+        with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
+            follow(cluster, tmp_path / "calls", "well")
+
+
+@pytest.mark.parametrize("fate", ERRORS)
+def test_what_a_followed_computation_raises_is_raised_at_once(dask: Dask, tmp_path: Path, fate: str) -> None:
+    with pytest.raises(type(ERRORS[fate]), match=str(ERRORS[fate])):
+        follow(dask, tmp_path / "calls", fate)
+    assert len(list((tmp_path / "calls").iterdir())) == 1
+
+
+def test_a_followed_computation_survives_its_worker(dask: Dask, tmp_path: Path) -> None:
+    result, _ = follow(dask, tmp_path / "calls", "killed once")
+    assert result == 2
+    with pytest.raises(TransientError, match="took its worker down, most likely out of memory; raise --memory"):
+        follow(dask, tmp_path / "more calls", "killed")
+    assert len(list((tmp_path / "more calls").iterdir())) > 2
+
+
 def visible_devices(image: ImageRef, outcome: Outcome) -> Outcome:
     return Outcome(image.id, mask_key=os.environ["CUDA_VISIBLE_DEVICES"])
 
