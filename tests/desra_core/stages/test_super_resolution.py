@@ -49,7 +49,7 @@ class Lab:
         mse, gan = self.models
         settings = SuperResolutionSettings(
             result_key(mse, "float32"), result_key(gan, "float32"), mse, gan, "float32", "cpu",
-            segmentation_key=None, keep_pair=False, similarity=SIMILARITY,
+            segmentation_key=None, keep_mse=False, keep_pair=False, similarity=SIMILARITY,
         )  # fmt: skip
         return replace(settings, **changes)
 
