@@ -33,13 +33,13 @@ from desra_core.workspace import Workspace
 from tests.conftest import desra_command, photo, refusal
 from tests.in_process import process, train
 
-TINY = {"preset": "cpu", "iterations": 8, "checkpoint-every": 2, "patch": 64, "batch": 2, "discriminator-features": 4,
+TINY = {"preset": "cpu", "iterations": 8, "checkpoint_every": 2, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 5}  # fmt: skip
 
 
 def flags(**changes: object) -> list[str]:
-    settings = TINY | {name.replace("_", "-"): value for name, value in changes.items()}
-    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    settings = TINY | changes
+    return [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), str(value))]
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -63,8 +63,8 @@ def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
 
 def trained(mined: SimpleNamespace, output: Path, **changes: object) -> RunFolder:
     """What comes out without servers and workers, on all training images there are."""
-    settings = {name.replace("-", "_"): value for name, value in TINY.items()} | {"images": 50} | changes
     threads = len(os.sched_getaffinity(0))  # as many as the one worker has: last bits depend on it
+    settings = TINY | {"images": 50} | changes
     return train(Finetuning(workspace=mined.ws, output=output, **settings), threads=threads)
 
 
@@ -77,7 +77,8 @@ def undisturbed(mined) -> RunFolder:
 def finetuned(mined, desra) -> SimpleNamespace:
     """A finetune whose settings are a TOML file."""
     config = mined.root / "tiny.toml"
-    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (TINY | {"images": 50}).items()))
+    settings = {name.replace("_", "-"): value for name, value in (TINY | {"images": 50}).items()}
+    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     arguments = ("finetune", "--workspace", mined.ws, "--output", mined.root / "run", "--config", config)
     return SimpleNamespace(arguments=arguments, output=mined.root / "run", run=desra(*arguments))
 
@@ -203,7 +204,7 @@ def detected(mined) -> Path:
     return ws
 
 
-def test_results_of_other_tools_need_the_photos_and_the_model(mined, detected, desra, desra_here, tmp_path) -> None:
+def test_results_of_other_tools_need_the_photos_and_the_model(mined, detected, desra_here, tmp_path) -> None:
     run = ("finetune", "--workspace", detected, "--output", tmp_path / "run", *flags())
     model, lr = ("--gan-model", mined.gan), ("--lr", mined.photos)
     assert "records no GAN model: it belongs to desra detect; give --gan-model" in refusal(desra_here(*run, *lr))
@@ -212,9 +213,10 @@ def test_results_of_other_tools_need_the_photos_and_the_model(mined, detected, d
     assert "set0: holds no photo of any image of the workspace; " in refusal(other)
     assert not (tmp_path / "run").exists()
 
-    trained = desra(*run, *model, *lr)
-    assert trained.returncode == 0, trained.stderr
-    assert f"--before {mined.gan} --lr {mined.photos}" in trained.stdout
+    train(Finetuning(workspace=detected, output=tmp_path / "run", gan_model=mined.gan, lr=mined.photos, **TINY))
+    told = desra_here(*run, *model, *lr)
+    assert told.returncode == 0, told.stderr
+    assert f"--before {mined.gan} --lr {mined.photos}" in told.stdout
     images = json.loads((tmp_path / "run/run.json").read_bytes())["images"]
     assert len(images) == 5
     for index, image in enumerate(images):
