@@ -9,6 +9,7 @@
       journal/00000003/ID.json  the same of images whose shard is in flight
       maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
       masks/NAME.png            1-bit artifact masks
+      human/NAME.png            1-bit masks drawn or corrected by people (desra import)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
@@ -169,6 +170,15 @@ class Workspace:
     def mask(self, name: str) -> Path:
         """The mask of an image."""
         return self.masks / f"{name}.png"
+
+    @property
+    def human(self) -> Path:
+        """Masks by people (a folder of PNG files)."""
+        return self.root / "human"
+
+    def human_mask(self, name: str) -> Path:
+        """The mask of an image by a person, an empty one too; there is none where nobody has looked."""
+        return self.human / f"{name}.png"
 
     def dataset(self, kind: str, name: str) -> Path:
         """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""

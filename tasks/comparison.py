@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from desra_core.comparison import Comparison, best_of, conclude, judge_settings
+from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
 from desra_core.evaluation.gate import Verdict
 from desra_core.promotion import promote
@@ -20,10 +22,9 @@ from desra_core.stages.judge import judge_stage
 from desra_core.target import target_of
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.fanout import Job, open_dask
-from tasks.progress import RunProgress
+from tasks.fanout import Dask
+from tasks.images import each_image
 from tasks.shards import explicit_key
-from tasks.stages import gpus_wanted
 
 
 class Compared(NamedTuple):
@@ -48,28 +49,15 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     """
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)
-    work = comparison.missing()
-    failures = 0
-    gpus = gpus_wanted(True, machine)
-    with open_dask(machine, networks=True, gpus=gpus) as dask, RunProgress("judge", len(work), 1) as progress:
-        gpu: dict[str, float] = {"GPU": 1} if dask.gpus and machine.device != "cpu" else {}
+
+    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
         settings = judge_settings(
-            comparison,
-            weights,
-            device="cuda" if gpu else "cpu",
-            tile=machine.tile,
-            threads=dask.threads,
-            max_pixels=dask.max_pixels,
+            comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
         )
-        judging = Job("judge", partial(judge_stage, workspace=workspace, settings=settings), gpu)
-        for image, result in dask.map(judging, work):
-            if isinstance(result, ImageError):
-                failures += 1
-                progress.failed(result, len(image.names), 1)
-            else:
-                progress.passed(1, last=True)
-            progress.show()
-    return failures
+        return partial(judge_stage, workspace=workspace, settings=settings)
+
+    results = each_image("judge", judging, comparison.missing(), machine, networks=True)
+    return sum(isinstance(result, ImageError) for _, result in results)
 
 
 @task

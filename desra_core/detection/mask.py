@@ -62,6 +62,34 @@ def artifact_mask(
     for rows in row_strips(similarity.shape):
         classes = None if labels is None else valid(labels, frame)[rows]
         suspect[rows] = adjusted_similarity(similarity[rows], classes, weights) < threshold
+    return _shaped(suspect, min_area, frame)
+
+
+def score_mask(
+    scores: npt.NDArray[np.floating[Any]], shape: tuple[int, int], *, threshold: float, min_area: int = MIN_AREA
+) -> Mask:
+    """Mark the artifacts of an image by the scores of a `desra_core.detection.detectors.Detector`.
+
+    Parameters
+    ----------
+    scores
+        ``(H - 2 f, W - 2 f)``, larger where a pixel looks more like an artifact.
+    shape
+        ``(H, W)`` of the image.
+    threshold
+        A pixel is suspect where its score is above this.
+    min_area
+        As for `artifact_mask`.
+
+    Returns
+    -------
+    ``(H, W)`` bool. The frame of width f is never marked.
+    """
+    return _shaped((scores > threshold).astype(np.uint8), min_area, (shape[0] - scores.shape[0]) // 2)
+
+
+def _shaped(suspect: npt.NDArray[Any], min_area: int, frame: int) -> Mask:
+    """Morphology, holes, area and frame."""
     # OpenCV's default border ignores the outside when eroding and adds nothing when dilating.
     suspect = cv2.erode(suspect, _KERNEL)
     if not suspect.any():

@@ -1,0 +1,114 @@
+"""Ways to find artifacts in a pair of results, behind one protocol: DeSRA and what it is compared with.
+
+A module of this package holds one `Detector` under the name ``detector``. So does a file of a user's own, which
+``--method FILE.py`` runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.content import content_key
+from desra_core.errors import UsageError
+from desra_core.imageio import Labels, Pixels
+
+Scores = npt.NDArray[np.floating[Any]]
+
+# The detectors of this package, and the version of each: raise it when a bit of its scores changes.
+METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
+_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector to a desra_core.detection.Detector"
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Scores the pixels of a GAN result by how much they look like an artifact; more is worse.
+
+    Attributes
+    ----------
+    threshold
+        A pixel is suspect where its score is above this, unless the user says otherwise.
+    smallest
+        Images with a shorter side are refused, in pixels.
+    inputs
+        Which of ``lr`` and ``labels`` it cannot do without; it is not given the others.
+    """
+
+    threshold: float
+    smallest: int
+    inputs: tuple[str, ...]
+
+    def __call__(self, mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None, labels: Labels | None, /) -> Scores:
+        """Score every pixel of a pair.
+
+        Parameters
+        ----------
+        mse_sr, gan_sr
+            ``(H, W, C)`` RGB (or gray, C = 1), uint8 or uint16.
+        lr
+            ``(h, w, C)``, the photo, where there is one.
+        labels
+            ``(H, W)`` uint8 ADE20K class, where there are any.
+
+        Returns
+        -------
+        ``(H - 2 f, W - 2 f)`` finite floats; in the frame of width f >= 0 nothing is found.
+        """
+
+
+def load_detector(method: str) -> Detector:
+    """The detector of a name in `METHODS`, or of a file.
+
+    Raises
+    ------
+    UsageError
+        There is none of this name, or the file fails or holds none.
+    """
+    if method in METHODS:
+        return cast(Detector, import_module(f"{__name__}.{method}").detector)
+    return _load_file(Path(method), content_key(_checked_path(method)))
+
+
+def detector_key(method: str) -> str:
+    """Identify the scores of a detector: its name and version, or the content of its file.
+
+    Raises
+    ------
+    UsageError
+        As `load_detector`, but for what running the file would show.
+    """
+    return f"{method} {METHODS[method]}" if method in METHODS else content_key(_checked_path(method))
+
+
+def _checked_path(method: str) -> Path:
+    path = Path(method)
+    if path.suffix != ".py":
+        raise UsageError(method, "is no method", _REMEDY)
+    return path
+
+
+@lru_cache(maxsize=8)
+def _load_file(path: Path, key: str) -> Detector:
+    """Run a file, once per process and content."""
+    name = f"desra_detector_{key}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 what a user's file may raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(path, f"fails ({told})", "mend it") from None
+    detector = getattr(module, "detector", None)
+    if not isinstance(detector, Detector) or isinstance(detector, type):
+        raise UsageError(path, "holds no detector", _REMEDY)
+    return detector

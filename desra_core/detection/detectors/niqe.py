@@ -1,0 +1,78 @@
+"""NIQE (Mittal et al. 2013) by patches: how unnatural each part of the GAN result is, whatever its twin says."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core import compat
+from desra_core.imageio import Labels, Pixels, bgr8
+
+_BLOCK = 96
+
+
+class NIQE:
+    """The distance of a block's statistics to those of natural images, which basicsr ships.
+
+    Features, statistics and the blocks of 96x96 px are those of basicsr's ``calculate_niqe``; instead of one distance of
+    all blocks together, each block has its own, for which the natural images' covariance stands alone. The last blocks
+    of a row and of a column end at the border and give their score to what the others leave.
+    """
+
+    threshold: ClassVar[float] = 6.0
+    smallest: ClassVar[int] = _BLOCK
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(
+        self, _mse_sr: Pixels, gan_sr: Pixels, _lr: Pixels | None = None, _labels: Labels | None = None, /
+    ) -> npt.NDArray[np.float32]:
+        """Score a GAN result, from 0 upwards; there is no frame. A block without texture scores 0."""
+        niqe, mean, inverse, window = _library()
+        # Rounded, as the library does to agree with the authors' program.
+        luminance = niqe.to_y_channel(bgr8(gan_sr).astype(np.float32))[:, :, 0].round()
+        scales = [_normalised(luminance, niqe, window)]
+        scales.append(_normalised(niqe.imresize(luminance / 255.0, scale=0.5, antialiasing=True) * 255, niqe, window))
+        scores = np.empty(luminance.shape, np.float32)
+        for top, left in reversed(list(product(*(_starts(side) for side in luminance.shape)))):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                features = [niqe.compute_feature(_block(image, top, left, n)) for n, image in enumerate(scales, 1)]
+            away = mean - np.concatenate(features)
+            distance = float(np.sqrt(np.maximum(away @ inverse @ away, 0)))
+            scores[top : top + _BLOCK, left : left + _BLOCK] = distance if np.isfinite(distance) else 0
+        return scores
+
+
+def _starts(side: int) -> list[int]:
+    """Where blocks start along a side."""
+    return sorted({*range(0, side - _BLOCK + 1, _BLOCK), side - _BLOCK})
+
+
+def _block(image: npt.NDArray[Any], top: int, left: int, scale: int) -> npt.NDArray[Any]:
+    side = _BLOCK // scale
+    return image[top // scale : top // scale + side, left // scale : left // scale + side]
+
+
+def _normalised(image: npt.NDArray[Any], niqe: Any, window: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Luminance freed of its local mean and contrast (Eq. 1 of the NIQE paper)."""
+    mean = niqe.convolve(image, window, mode="nearest")
+    deviation = np.sqrt(np.abs(niqe.convolve(np.square(image), window, mode="nearest") - np.square(mean)))
+    return np.asarray((image - mean) / (deviation + 1))
+
+
+@cache
+def _library() -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Basicsr's module, and of the natural images the mean, the inverse covariance and the window."""
+    compat.mend_basicsr()
+    niqe = import_module("basicsr.metrics.niqe")
+    statistics = np.load(Path(niqe.__file__ or "").with_name("niqe_pris_params.npz"))
+    inverse = np.linalg.pinv(statistics["cov_pris_param"])
+    return niqe, statistics["mu_pris_param"].ravel(), inverse, statistics["gaussian_window"]
+
+
+detector = NIQE()

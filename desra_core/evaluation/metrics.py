@@ -1,0 +1,123 @@
+"""How well masks agree with a person's: the measures of the DeSRA paper, counted per image and pooled over a set.
+
+A region of one mask is *covered* by the other where at least half of its pixels lie in it. Detected regions that the
+ground truth covers are right (precision); ground-truth regions that the mask covers are found (recall).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.imageio import Mask
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What two masks of one image have in common, or the sums over several images.
+
+    Attributes
+    ----------
+    intersection, union
+        Pixels.
+    detected, right
+        Regions of the mask; those of them that the ground truth covers.
+    marked, found
+        Regions of the ground truth; those of them that the mask covers.
+    """
+
+    intersection: int = 0
+    union: int = 0
+    detected: int = 0
+    right: int = 0
+    marked: int = 0
+    found: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether neither mask has a pixel: agreement, for which the published IoU is undefined."""
+        return self.union == 0
+
+    @property
+    def iou(self) -> float | None:
+        """Intersection over union; None where both are empty."""
+        return self.intersection / self.union if self.union else None
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the detected regions that are right; None without any."""
+        return self.right / self.detected if self.detected else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the ground-truth regions that were found; None without any."""
+        return self.found / self.marked if self.marked else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall; None where one is undefined, 0 where both are 0."""
+        precision, recall = self.precision, self.recall
+        if precision is None or recall is None:
+            return None
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
+    """Count what a mask and a ground truth have in common.
+
+    Parameters
+    ----------
+    mask, ground_truth
+        ``(H, W)`` bool, of one shape; 8-connected components are the regions. The published scripts take the valid
+        region only: crop both by 5 px.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+    """
+    if mask.shape != ground_truth.shape:
+        raise ValueError(f"masks of the shapes {mask.shape} and {ground_truth.shape} cannot be compared")
+    detected, marked = covered(mask, ground_truth), covered(ground_truth, mask)
+    return Agreement(
+        intersection=int((mask & ground_truth).sum()),
+        union=int((mask | ground_truth).sum()),
+        detected=len(detected),
+        right=int(detected.sum()),
+        marked=len(marked),
+        found=int(marked.sum()),
+    )
+
+
+def covered(mask: Mask, other: Mask) -> npt.NDArray[np.bool_]:
+    """Tell for each region of a mask, in OpenCV's order, whether at least half of its pixels lie in another mask."""
+    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    inside = np.bincount(components[mask & other], minlength=count)
+    area = np.bincount(components[mask], minlength=count)
+    return np.asarray(2 * inside[1:] >= area[1:])
+
+
+def pooled(agreements: Iterable[Agreement]) -> Agreement:
+    """The sums over several images, whose precision and recall are the published ones of a set."""
+    rows = [tuple(agreement.__dict__.values()) for agreement in agreements]
+    return Agreement(*(sum(column) for column in zip(*rows, strict=True)))
+
+
+def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> float | None:
+    """The mean IoU over images; None without any.
+
+    Parameters
+    ----------
+    agreements
+        One per image.
+    empty
+        What counts for an image in which both masks are empty. The published mean is undefined with such images, so
+        by default they are left out; 1 counts them as agreement.
+    """
+    values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
