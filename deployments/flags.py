@@ -41,6 +41,8 @@ def with_flags(
                 values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
                 if values["weights"] not in (None, "published", "none"):
                     values["weights"] = str(Path(values["weights"]).absolute())
+            if values.get("method", "").endswith(".py"):
+                values["method"] = str(Path(values["method"]).absolute())
             machine = {name: values.pop(name) for name in Machine.model_fields}
             # What nobody gave is left to the model, whose default may depend on what was given.
             defaults = {name for name in values if _is_default(context, name) and name != "segmenter"}

@@ -79,6 +79,9 @@ def plan_comparison(settings: Comparing) -> Comparison:
     """
     workspace = Workspace(settings.workspace)
     corpus, target = load_settings(workspace)
+    if target.method != "desra":
+        reason = f"was searched with {target.method}, but the gate judges by DeSRA"
+        raise UsageError(workspace.root, reason, "use a workspace of desra mine, or of desra detect without --method")
     before = settings.before or _recorded(corpus, "gan_model", "--before")
     mse_model = None if corpus.sources.gan_sr else settings.mse_model or _recorded(corpus, "mse_model", "--mse-model")
     precision = corpus.precision if isinstance(corpus, Mining) else "float32"

@@ -75,7 +75,7 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     same_labels = np.ones(len(index), bool)
     if target.reads_labels:
         same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
-    same_similarity = equal("similarity_key", target.similarity_key)
+    same_similarity = equal("similarity_key", target.similarity_key) & (same_labels | (not target.labels_first))
     same_weighting = equal("weighting_key", target.weighting_key) & same_labels
     stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
     weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)

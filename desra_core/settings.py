@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from desra_core.detection.detectors import load_detector
 from desra_core.matching import Sources
 from desra_core.sr.checkpoints import Precision
 
-MinArea = Annotated[str, StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$")]
+
+def _not_above_all(min_area: str) -> str:
+    if min_area.endswith("%") and Decimal(min_area[:-1]) > 100:
+        raise ValueError("is more than the whole image")
+    return min_area
+
+
+MinArea = Annotated[str, StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$"), AfterValidator(_not_above_all)]
 
 
 class Machine(BaseModel):
@@ -69,13 +77,6 @@ class CorpusSettings(BaseModel):
             raise ValueError("is even, but a window has a middle: give an odd number")
         return window
 
-    @field_validator("min_area")
-    @classmethod
-    def _share(cls, min_area: str) -> str:
-        if min_area.endswith("%") and Decimal(min_area[:-1]) > 100:
-            raise ValueError("is more than the whole image")
-        return min_area
-
     @property
     def labels(self) -> Path | None:
         """The folder of label files, if labels come from one."""
@@ -95,6 +96,21 @@ class Detection(CorpusSettings):
     mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
     gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
     lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
+    method: str = Field("desra", description="Detector: desra, ldl, ssim, niqe, or a .py file of your own.")
+    threshold: float = Field(
+        0.7,
+        gt=0,
+        description="Suspect where the adjusted similarity is below this; for another --method than desra, where its "
+        "score is above, by default the method's own threshold.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_threshold(cls, values: dict[str, Any]) -> dict[str, Any]:
+        method = values.get("method", "desra")
+        if method == "desra" or "threshold" in values:
+            return values
+        return values | {"threshold": load_detector(str(method)).threshold}
 
     @property
     def sources(self) -> Sources:

@@ -11,6 +11,7 @@ from typing import Any
 
 from desra_core import __version__
 from desra_core.content import content_key
+from desra_core.detection.detectors import detector_key, load_detector
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
@@ -30,7 +31,12 @@ _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "p
 
 @dataclass(frozen=True)
 class Target:
-    """What the outcome of an image must say for the image to count as done."""
+    """What the outcome of an image must say for the image to count as done.
+
+    A pixel is suspect where the adjusted similarity is below ``threshold``. Of another ``method`` than DeSRA, minus the
+    score is taken for the similarity, and minus what the user gave for the threshold; ``labels_first`` where the
+    method's scores depend on the labels.
+    """
 
     similarity_key: str
     segmentation_key: str
@@ -43,6 +49,8 @@ class Target:
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
     keep_mse: bool = False
+    method: str = "desra"
+    labels_first: bool = False
 
     @property
     def super_resolves(self) -> bool:
@@ -71,10 +79,12 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     Raises
     ------
     UsageError
-        Weights without labels, one model in both roles, or unreadable weights, config or checkpoint.
+        Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable weights,
+        config, checkpoint or detector.
     """
     labelled = settings.segmenter != "none"
-    source = settings.weights or ("published" if labelled else "none")
+    method, inputs = _method(settings, labelled)
+    source = settings.weights or ("published" if labelled and method == "desra" else "none")
     if source != "none" and not labelled:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
@@ -85,23 +95,47 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         segmentation_key = segmenter_key(settings.segmenter)
         if gan_sr_key is not None:  # where results are files, they are part of an image's id
             segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key)}"
-    similarity_key = fingerprint("similarity", SIMILARITY_VERSION, settings.window, *result_keys)
+    if method == "desra":
+        similarity_key = fingerprint("similarity", SIMILARITY_VERSION, settings.window, *result_keys)
+    else:
+        similarity_key = fingerprint("score", detector_key(method), segmentation_key if "labels" in inputs else None)
+    threshold = settings.threshold if method == "desra" else -settings.threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
-    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, settings.threshold, settings.min_area)
+    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area)
     target = Target(
         similarity_key=similarity_key,
         segmentation_key=segmentation_key,
         weighting_key=weighting_key,
         min_weight=float(weights.values.min()),
-        threshold=settings.threshold,
+        threshold=threshold,
         min_area=settings.min_area,
         keep=settings.keep,
         keep_mse=isinstance(settings, Mining) and settings.keep_mse,
         mask_key=mask_key,
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
+        method=method,
+        labels_first="labels" in inputs,
     )
     return target, weights
+
+
+def _method(settings: CorpusSettings, labelled: bool) -> tuple[str, tuple[str, ...]]:
+    """The detector of a run, and what it cannot do without."""
+    method = settings.method if isinstance(settings, Detection) else "desra"
+    if method == "desra":
+        if settings.threshold > 1:
+            raise UsageError("--threshold", f"{settings.threshold:g} is no similarity", "give one of 0..1")
+        return method, ()
+    if settings.weights not in (None, "none"):
+        raise UsageError("--weights", f"{settings.weights} is for desra, not for {method}", "drop --weights")
+    inputs = load_detector(method).inputs
+    given = {"lr": settings.sources.lr is not None, "labels": labelled}
+    for name in inputs:
+        if not given[name]:
+            remedy = "give --lr" if name == "lr" else "add --labels or --segmenter"
+            raise UsageError("--method", f"{method} needs {'LR photos' if name == 'lr' else 'class labels'}", remedy)
+    return method, inputs
 
 
 def result_key(model: Path, precision: str) -> str:

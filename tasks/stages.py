@@ -65,6 +65,8 @@ def stages_of(
         tile=machine.tile,
         threads=dask.threads,
         max_pixels=dask.max_pixels,
+        method=target.method,
+        segmentation_key=target.segmentation_key if target.labels_first else None,
     )
     stages = [StageSpec("similarity", "similarity", similarity_stage, similarity, target.similarity_key, {})]
     if isinstance(settings, Mining):
@@ -85,14 +87,13 @@ def stages_of(
             max_pixels=dask.max_pixels,
         )
         dask.call(load_segmenter, segmentation.segmenter, device, resources=gpu)
-        stages.append(
-            StageSpec("segmentation", "segmentation", segmentation_stage, segmentation, target.segmentation_key, gpu)
-        )
+        spec = StageSpec("segmentation", "segmentation", segmentation_stage, segmentation, target.segmentation_key, gpu)
+        stages.insert(0 if target.labels_first else 1, spec)
     mask = MaskSettings(
         key=target.mask_key,
         segmentation_key=target.segmentation_key,
         weighting_key=target.weighting_key,
-        weights=None if target.segmentation_key == "none" else weights.values,
+        weights=None if target.segmentation_key == "none" or target.method != "desra" else weights.values,
         threshold=target.threshold,
         min_area=target.min_area,
         keep=settings.keep,

@@ -101,10 +101,11 @@ def _shaped(suspect: npt.NDArray[Any], min_area: int, frame: int) -> Mask:
 def adjusted_similarity(
     similarity: Similarity, classes: Labels | None, weights: npt.NDArray[np.float64] | None
 ) -> npt.NDArray[np.float64]:
-    """``clip(w_k D, 0, 1)`` (Eq. 9) in float64, for arrays of any one shape."""
+    """``clip(w_k D, 0, 1)`` (Eq. 9) in float64, for arrays of any one shape; D itself without weights."""
     adjusted = similarity.astype(np.float64)
-    if classes is not None and weights is not None:
-        adjusted *= weights[classes]
+    if classes is None or weights is None:
+        return adjusted
+    adjusted *= weights[classes]
     return np.clip(adjusted, 0, 1, out=adjusted)
 
 

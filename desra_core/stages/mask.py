@@ -11,14 +11,12 @@ import numpy.typing as npt
 from desra_core.arrays import drop_array, read_array
 from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, find_regions
-from desra_core.detection.semantics import CLASS_COUNT
-from desra_core.errors import ImageError
-from desra_core.imageio import Labels, Mask, Pixels, decode_labels, encode_mask, encode_png
+from desra_core.imageio import Mask, Pixels, encode_mask, encode_png
 from desra_core.outcomes import Outcome, write_journal
 from desra_core.pseudo_gt import assemble_pseudo_gt
 from desra_core.settings import min_area_pixels
 from desra_core.sr.inference import resize_alpha
-from desra_core.stages.sources import read_content, read_photo
+from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 
 
@@ -52,7 +50,7 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
     assert outcome.width is not None
     shape = (outcome.height, outcome.width)
     min_area = min_area_pixels(settings.min_area, *shape)
-    labels = _labels(image, outcome, workspace, settings)
+    labels = read_labels(image, outcome, workspace, settings.segmentation_key, settings.max_pixels)
     regions: list[dict[str, Any]] = []
     mask = np.zeros(shape, np.bool_)
     if outcome.similarity_kept:
@@ -126,23 +124,6 @@ def _export(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSet
     publish("mse_sr", encode_png(mse_sr(), sr_alpha))
     publish("gan_sr", encode_png(gan_sr(), sr_alpha))
     publish("pseudo_gt", encode_png(assemble_pseudo_gt(mse_sr(), gan_sr(), mask), sr_alpha))
-
-
-def _labels(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Labels | None:
-    """Labels of the image's size with values below 150; None where none were asked for or none are needed."""
-    if settings.segmentation_key != "labels" or image.labels is None:
-        if outcome.labels_kept and outcome.segmentation_key == settings.segmentation_key:
-            stored: Labels = read_array(workspace, image.id, "labels", key=outcome.segmentation_key)
-            return stored
-        return None
-    path = image.labels.path
-    labels = decode_labels(read_content(image.labels), path, max_pixels=settings.max_pixels)
-    if labels.shape != (outcome.height, outcome.width):
-        reason = f"is {labels.shape[1]}x{labels.shape[0]} but its image is {outcome.width}x{outcome.height}"
-        raise ImageError(path, reason, "labels must have the size of the GAN result")
-    if labels.max() >= CLASS_COUNT:
-        raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
-    return labels
 
 
 def _proven_weight(outcome: Outcome, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:

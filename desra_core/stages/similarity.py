@@ -9,12 +9,13 @@ import numpy as np
 from desra_core.arrays import write_array
 from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, variance_similarity
+from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import Similarity
 from desra_core.errors import ImageError
 from desra_core.imageio import Pixels
 from desra_core.outcomes import Outcome
 from desra_core.settings import min_area_pixels
-from desra_core.stages.sources import read_photo
+from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 
 
@@ -23,7 +24,8 @@ class SimilaritySettings:
     """What the similarity stage needs.
 
     ``threshold``, ``min_area`` and ``min_weight`` (the smallest class weight) bound the mask from above: where even
-    that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented.
+    that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented. ``method`` is
+    the detector, and ``segmentation_key`` that of the labels, if it needs them.
     """
 
     key: str
@@ -35,6 +37,8 @@ class SimilaritySettings:
     tile: int
     threads: int
     max_pixels: int
+    method: str = "desra"
+    segmentation_key: str | None = None
 
 
 def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings) -> Outcome:
@@ -67,13 +71,10 @@ def compare(
         They are smaller than the window.
     """
     height, width = gan_sr.shape[:2]
-    if min(height, width) < settings.window:
-        verb = "is" if image.gan_sr else "becomes"
-        reason = f"{verb} {width}x{height}, smaller than the {settings.window} px window"
-        raise ImageError(image.path, reason, "remove it, or give a smaller --window")
-    similarity = variance_similarity(
-        mse_sr, gan_sr, window=settings.window, tile=settings.tile, threads=settings.threads
-    )
+    if settings.method == "desra":
+        similarity = _similarity(image, mse_sr, gan_sr, settings)
+    else:
+        similarity = -_scores(image, mse_sr, gan_sr, outcome, workspace, settings)
     suspect = is_suspect(similarity, settings, height, width)
     kept = suspect or settings.keep_all
     if kept:
@@ -93,6 +94,48 @@ def compare(
     return made if suspect else proven_clean(made, settings)
 
 
+def _similarity(image: ImageRef, mse_sr: Pixels, gan_sr: Pixels, settings: SimilaritySettings) -> Similarity:
+    height, width = gan_sr.shape[:2]
+    if min(height, width) < settings.window:
+        verb = "is" if image.gan_sr else "becomes"
+        reason = f"{verb} {width}x{height}, smaller than the {settings.window} px window"
+        raise ImageError(image.path, reason, "remove it, or give a smaller --window")
+    return variance_similarity(mse_sr, gan_sr, window=settings.window, tile=settings.tile, threads=settings.threads)
+
+
+def _scores(
+    image: ImageRef,
+    mse_sr: Pixels,
+    gan_sr: Pixels,
+    outcome: Outcome,
+    workspace: Workspace,
+    settings: SimilaritySettings,
+) -> Similarity:
+    """The scores of a detector other than DeSRA, finite float32."""
+    detector = load_detector(settings.method)
+    height, width = gan_sr.shape[:2]
+    if min(height, width) < detector.smallest:
+        reason = f"is {width}x{height}, smaller than the {detector.smallest} px that {settings.method} needs"
+        raise ImageError(image.path, reason, "remove it, or take another --method")
+    lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in detector.inputs and image.lr else None
+    if "lr" in detector.inputs and lr is None:
+        raise ImageError(image.path, "has no LR photo, which the method needs", "add it to the folder of --lr")
+    labels = None
+    if "labels" in detector.inputs:
+        sized = replace(outcome, height=height, width=width)
+        labels = read_labels(image, sized, workspace, settings.segmentation_key, settings.max_pixels)
+    try:
+        scores = np.asarray(detector(mse_sr, gan_sr, lr, labels), np.float32)
+    except Exception as error:  # noqa: BLE001 what a user's file may raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ImageError(image.path, f"makes {settings.method} fail ({told})", "mend the method") from None
+    frame = height - scores.shape[0] if scores.ndim == 2 else -1
+    if frame < 0 or frame % 2 or scores.shape[1] != width - frame or not np.isfinite(scores).all():
+        reason = f"gets no finite scores of its size less an even frame from {settings.method}"
+        raise ImageError(image.path, reason, "mend the method")
+    return scores
+
+
 def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int, width: int) -> bool:
     """Whether the mask of an image may have pixels, whatever its labels."""
     # One class of the smallest weight everywhere; at weight 1 there is nothing to weight.
@@ -103,7 +146,7 @@ def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int
         min_area=min_area_pixels(settings.min_area, height, width),
         labels=one_class,
         weights=np.full(1, settings.min_weight),
-        frame=settings.window // 2,
+        frame=(height - similarity.shape[0]) // 2,
     )
     return bool(bound.any())
 

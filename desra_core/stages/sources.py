@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from desra_core.arrays import read_array
 from desra_core.corpus import File, ImageRef
-from desra_core.errors import TransientError
-from desra_core.imageio import Photo, Pixels, decode, digest, read_bytes
+from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.errors import ImageError, TransientError
+from desra_core.imageio import Labels, Photo, Pixels, decode, decode_labels, digest, read_bytes
+from desra_core.outcomes import Outcome
 from desra_core.workspace import Workspace
 
 
@@ -28,3 +30,30 @@ def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixe
         return read_photo(image.gan_sr, max_pixels).pixels
     stored: Pixels = read_array(workspace, image.id, "gan_sr", key=key)
     return stored
+
+
+def read_labels(
+    image: ImageRef, outcome: Outcome, workspace: Workspace, segmentation_key: str | None, max_pixels: int
+) -> Labels | None:
+    """Labels of the image's size with values below 150; None where none were asked for or none are needed.
+
+    Raises
+    ------
+    ImageError
+        A label file has another size or other classes, or cannot be read.
+    TransientError
+        The stored labels are gone.
+    """
+    if segmentation_key != "labels" or image.labels is None:
+        if outcome.labels_kept and outcome.segmentation_key == segmentation_key:
+            stored: Labels = read_array(workspace, image.id, "labels", key=outcome.segmentation_key)
+            return stored
+        return None
+    path = image.labels.path
+    labels = decode_labels(read_content(image.labels), path, max_pixels=max_pixels)
+    if labels.shape != (outcome.height, outcome.width):
+        reason = f"is {labels.shape[1]}x{labels.shape[0]} but its image is {outcome.width}x{outcome.height}"
+        raise ImageError(path, reason, "labels must have the size of the GAN result")
+    if labels.max() >= CLASS_COUNT:
+        raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
+    return labels

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.imageio import Labels, Pixels
+from desra_core.tiling import row_strips
 
 THRESHOLDS = (0.01, 0.005, 0.001)
 
 _SIDE = 7
 _EXPONENT = 0.2
+_STRIP = 2**18
 
 
 class LDL:
@@ -34,28 +36,30 @@ class LDL:
         self, mse_sr: Pixels, gan_sr: Pixels, _lr: Pixels | None = None, _labels: Labels | None = None, /
     ) -> npt.NDArray[np.float32]:
         """Score a pair; there is no frame. Gray counts as three equal channels."""
-        residual = np.abs(_unit(mse_sr) - _unit(gan_sr)).sum(axis=2)
-        return (local_variance(residual) * residual.var(ddof=1) ** _EXPONENT).astype(np.float32)
+        residual = np.zeros(gan_sr.shape[:2])
+        for channel in range(3):
+            residual += np.abs(_unit(mse_sr, channel) - _unit(gan_sr, channel))
+        weight = float(residual.var(ddof=1)) ** _EXPONENT
+        # Around the mean, so that little is lost where two large squares are subtracted.
+        residual -= residual.mean()
+        half = _SIDE // 2
+        padded = np.pad(residual, half, mode="reflect")
+        scores = np.empty(gan_sr.shape[:2], np.float32)
+        for rows in row_strips(scores.shape, _STRIP):
+            scores[rows] = weight * _local_variance(padded[rows.start : rows.stop + 2 * half])
+        return scores
 
 
-def local_variance(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The unbiased variance of the 7x7 px around each pixel of ``(H, W)``, reflected at the border."""
-    # Around the mean, so that little is lost where two large squares are subtracted.
-    centred = values - values.mean()
-    mean = _mean(centred)
-    variance = _mean(centred * centred) - mean * mean
-    count = _SIDE**2
-    return np.asarray(np.maximum(variance, 0) * (count / (count - 1)))
+def _local_variance(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The unbiased variance of each 7x7 window that lies within ``(H, W)``."""
+    half, count = _SIDE // 2, _SIDE**2
+    mean, square = (cv2.blur(moment, (_SIDE, _SIDE))[half:-half, half:-half] for moment in (values, values * values))
+    return np.asarray(np.maximum(square - mean * mean, 0) * (count / (count - 1)))
 
 
-def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(cv2.boxFilter(values, cv2.CV_64F, (_SIDE, _SIDE), borderType=cv2.BORDER_REFLECT_101))
-
-
-def _unit(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """``(H, W, 3)`` in 0..1."""
-    values = pixels / float(np.iinfo(pixels.dtype).max)
-    return np.broadcast_to(values, (*values.shape[:2], 3))
+def _unit(pixels: Pixels, channel: int) -> npt.NDArray[np.float64]:
+    """A channel in 0..1."""
+    return pixels[:, :, channel if pixels.shape[2] == 3 else 0] / float(np.iinfo(pixels.dtype).max)
 
 
 detector = LDL()

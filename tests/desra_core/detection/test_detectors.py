@@ -1,0 +1,188 @@
+"""The detectors against slow formulations, and files of a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from desra_core import compat
+from desra_core.detection.detectors import METHODS, Detector, detector_key, load_detector
+from desra_core.detection.detectors.desra import Desra
+from desra_core.detection.detectors.niqe import block_features
+from desra_core.detection.mask import artifact_mask, score_mask
+from desra_core.detection.semantics import load_weights
+from desra_core.detection.similarity import variance_similarity
+from desra_core.errors import UsageError
+
+OWN = """
+import numpy as np
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Difference:
+    threshold: float = 0.25
+    smallest: int = 1
+    inputs: tuple[str, ...] = ()
+
+    def __call__(self, mse_sr, gan_sr, lr, labels, /):
+        return np.abs(mse_sr / 255 - gan_sr / 255).max(axis=2)
+
+detector = Difference()
+"""
+
+
+def pair(seed: int, shape: tuple[int, ...], dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    top = np.iinfo(dtype).max
+    smooth = np.cumsum(np.cumsum(rng.normal(0, 1, shape), 0), 1)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    rough = np.clip(smooth + rng.normal(0, 0.1, shape) * (rng.random(shape) < 0.3), 0, 1)
+    return (smooth * top).astype(dtype), (rough * top).astype(dtype)
+
+
+def slow_ldl(mse_sr: np.ndarray, gan_sr: np.ndarray) -> np.ndarray:
+    """As LDL's own code does it, in torch, with every window unfolded."""
+    top = np.iinfo(mse_sr.dtype).max
+    colours = [
+        torch.from_numpy(np.broadcast_to(image / top, (*image.shape[:2], 3)).copy()) for image in (mse_sr, gan_sr)
+    ]
+    residual = torch.abs(colours[0] - colours[1]).sum(2)[None, None]
+    windows = F.pad(residual, [3] * 4, mode="reflect").unfold(2, 7, 1).unfold(3, 7, 1)
+    local = torch.var(windows, dim=(-1, -2), unbiased=True)
+    return (local * torch.var(residual, dim=(-1, -2, -3), keepdim=True) ** 0.2)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(40, 53, 3), (7, 9, 3), (600, 501, 3), (31, 20, 1)])
+def test_ldl_is_the_published_map(shape, dtype) -> None:
+    mse_sr, gan_sr = pair(1, shape, dtype)
+    scores = load_detector("ldl")(mse_sr, gan_sr, None, None)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, slow_ldl(mse_sr, gan_sr), rtol=1e-5, atol=1e-9)
+
+
+def test_ldl_of_equal_images_is_nothing() -> None:
+    image, _ = pair(2, (20, 20, 3))
+    assert (load_detector("ldl")(image, image, None, None) == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(11, 12, 3), (700, 510, 3), (40, 30, 1)])
+def test_ssim_is_that_of_the_whole_image_without_its_frame(shape) -> None:
+    from skimage.metrics import structural_similarity
+
+    mse_sr, gan_sr = pair(3, shape)
+    _, whole = structural_similarity(mse_sr.astype(float), gan_sr.astype(float), channel_axis=2, gaussian_weights=True,
+                                     sigma=1.5, use_sample_covariance=False, data_range=255, full=True)  # fmt: skip
+    scores = load_detector("ssim")(mse_sr, gan_sr, None, None)
+    np.testing.assert_allclose(scores, 1 - whole.mean(axis=2)[5:-5, 5:-5], atol=1e-6)
+
+
+def test_ssim_knows_16_bits_and_gray_beside_colour() -> None:
+    mse_sr, gan_sr = pair(4, (30, 30, 3))
+    deep = load_detector("ssim")(mse_sr.astype(np.uint16) * 257, gan_sr.astype(np.uint16) * 257, None, None)
+    np.testing.assert_array_equal(deep, load_detector("ssim")(mse_sr, gan_sr, None, None))
+    gray = gan_sr[:, :, :1]
+    beside = load_detector("ssim")(mse_sr, gray, None, None)
+    np.testing.assert_array_equal(beside, load_detector("ssim")(mse_sr, np.repeat(gray, 3, 2), None, None))
+
+
+def test_niqe_has_the_features_of_the_library() -> None:
+    compat.mend_basicsr()
+    from basicsr.metrics.niqe import calculate_niqe
+
+    _, image = pair(5, (288, 192, 3))
+    statistics = np.load(Path(__import__("basicsr").__file__).parent / "metrics" / "niqe_pris_params.npz")
+    features = np.array([values for _, values in block_features(image)])
+    away = statistics["mu_pris_param"].ravel() - features.mean(axis=0)
+    together = np.linalg.pinv((statistics["cov_pris_param"] + np.cov(features, rowvar=False)) / 2)
+    expected = calculate_niqe(image[:, :, ::-1], crop_border=0)
+    assert np.sqrt(away @ together @ away) == pytest.approx(expected, rel=1e-4)
+
+
+def test_niqe_scores_each_block_by_its_own_distance() -> None:
+    _, image = pair(6, (200, 100, 3))
+    image[:110] = 77
+    scores = load_detector("niqe")(image, image, None, None)
+    assert (scores[:96, :96] == 0).all()
+    statistics = np.load(Path(__import__("basicsr").__file__).parent / "metrics" / "niqe_pris_params.npz")
+    inverse = np.linalg.pinv(statistics["cov_pris_param"])
+    places = dict(block_features(image))
+    assert list(places) == [(0, 0), (0, 4), (96, 0), (96, 4), (104, 0), (104, 4)]
+    away = statistics["mu_pris_param"].ravel() - places[(96, 0)]
+    assert (scores[96:192, :96] == np.float32(np.sqrt(away @ inverse @ away))).all()
+    last = statistics["mu_pris_param"].ravel() - places[(104, 4)]
+    assert (scores[192:, 96:] == np.float32(np.sqrt(last @ inverse @ last))).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.7, 0.85, 1.0]), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_desra_as_a_detector_gives_the_masks_of_desra(seed: int, threshold: float, labelled: bool) -> None:
+    mse_sr, gan_sr = pair(seed, (90, 80, 3))
+    labels = np.random.default_rng(seed).integers(0, 150, (90, 80), np.uint8) if labelled else None
+    weights = load_weights("published").values
+    scores = Desra(weights)(mse_sr, gan_sr, None, labels)
+    mask = score_mask(scores, (90, 80), threshold=1 - threshold, min_area=30)
+    expected = artifact_mask(
+        variance_similarity(mse_sr, gan_sr), threshold=threshold, min_area=30, labels=labels, weights=weights
+    )
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_is_a_detector_that_finds_noise(method) -> None:
+    detector = load_detector(method)
+    assert isinstance(detector, Detector)
+    mse_sr, gan_sr = pair(7, (400, 400, 3))
+    mse_sr[...] = mse_sr.mean(axis=(0, 1)).astype(np.uint8)
+    gan_sr[...] = mse_sr
+    gan_sr[80:180, 80:180] = np.random.default_rng(0).integers(0, 256, (100, 100, 3))
+    scores = detector(mse_sr, gan_sr, None, None)
+    assert np.isfinite(scores).all()
+    mask = score_mask(scores, (400, 400), threshold=detector.threshold, min_area=1000)
+    assert mask[130, 130]
+    assert not mask[350, 350]
+
+
+def test_a_file_is_a_detector_and_its_content_its_key(tmp_path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    detector = load_detector(str(path))
+    assert detector.threshold == 0.25
+    before = detector_key(str(path))
+    path.write_text(OWN.replace("0.25", "0.125"))
+    assert load_detector(str(path)).threshold == 0.125
+    assert detector_key(str(path)) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist"),
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+        ("x = 1", "holds no detector"),
+        (
+            "class detector:\n threshold = 1\n smallest = 1\n inputs = ()\n def __call__(self, *_): ...",
+            "holds no detector",
+        ),
+        ("def broken(:", "SyntaxError"),
+    ],
+)
+def test_what_is_no_detector_is_refused_in_one_line(content, reason, tmp_path) -> None:
+    path = tmp_path / "own.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=reason) as refused:
+        load_detector(str(path))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="desra, ldl, ssim, niqe"):
+        load_detector("magic")
