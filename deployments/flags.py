@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
-from desra_core.settings import CorpusSettings, Machine
+from desra_core.settings import Machine
+from tasks.lines import configure
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Model = TypeVar("Model", bound=BaseModel)
@@ -31,23 +32,25 @@ def with_flags(
     argument
         A field that is given by position instead.
     """
-    corpus = issubclass(kind, CorpusSettings)
+    labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
     def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             context = values.pop("context")
             values.pop("config")
-            if corpus:
+            if labelled:
                 values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
-                if values["weights"] not in (None, "published", "none"):
-                    values["weights"] = str(Path(values["weights"]).absolute())
+            if values.get("weights") not in (None, "published", "none"):
+                values["weights"] = str(Path(values["weights"]).absolute())
             if values.get("method", "").endswith(".py"):
                 values["method"] = str(Path(values["method"]).absolute())
             machine = {name: values.pop(name) for name in Machine.model_fields}
             # What nobody gave is left to the model, whose default may depend on what was given.
             defaults = {name for name in values if _is_default(context, name) and name != "segmenter"}
             given = {name: value for name, value in values.items() if name not in defaults}
-            run(_validated(kind, given, argument), _validated(Machine, machine, argument))
+            where = _validated(Machine, machine, argument)
+            configure(where.log_level, where.log_format)
+            run(_validated(kind, given, argument), where)
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         parameters += [
@@ -55,7 +58,7 @@ def with_flags(
             for name, field in _ordered_fields(kind)
         ]
         parameters += [
-            *([_LABELS] if corpus else []),
+            *([_LABELS] if labelled else []),
             *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
             _CONFIG,
         ]

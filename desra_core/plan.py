@@ -150,6 +150,12 @@ class Plan:
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
     @property
+    def idle_shards(self) -> list[int]:
+        """The shards without anything to do, sorted."""
+        every: list[int] = np.unique(self._rows["shard"].to_numpy()).tolist()
+        return [number for number in every if number not in self.shards]
+
+    @property
     def done(self) -> int:
         """Names whose mask is there and up to date."""
         return int(self.images - self.failed - self.pending)

@@ -39,6 +39,12 @@ class Machine(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks run.")
     tile: int = Field(256, ge=32, description="Side of a tile in pixels. Any value gives the same result.")
+    log_level: Literal["warning", "info", "debug"] = Field(
+        "warning", description="Log each shard (info) and each image (debug) on stderr, from every worker."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="What stderr is for: text to be read, or json, an object per line, to be gathered."
+    )
 
 
 class CorpusSettings(BaseModel):

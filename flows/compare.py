@@ -11,10 +11,12 @@ from desra_core.comparison import plan_comparison
 from desra_core.model_settings import Comparing
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
+from flows.names import corpus_name, run_name
 from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
+from tasks.overview import tag_run
 
 
-@flow(name="compare")
+@flow(name="compare", flow_run_name=run_name)
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best if that was asked for and it passes.
 
@@ -26,6 +28,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
         Where and how wide to compute.
     """
     workspace = Workspace(comparing.workspace)
+    tag_run("compare", corpus_name(comparing))
     with workspace.locked():
         comparison = plan_comparison(comparing)
         refresh = bool(comparison.missing())

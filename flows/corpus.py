@@ -9,7 +9,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from desra_core.plan import prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.workspace import Workspace
+from flows.names import corpus_name
 from tasks.fanout import open_dask
+from tasks.overview import show_overview, tag_run
 from tasks.progress import RunProgress
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
@@ -38,12 +40,14 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     """
     workspace = Workspace(settings.workspace)
     workspace.create()
+    tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
         if not plan.pending:
             return publish_results(workspace, plan.target, 1, ())
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
+            show_overview(settings, plan, dask.dashboard)
             stages = stages_of(settings, plan.target, weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress)

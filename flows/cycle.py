@@ -16,8 +16,10 @@ from desra_core.workspace import Workspace
 from flows.compare import compare
 from flows.finetune import finetune
 from flows.mine import mine
+from flows.names import corpus_name, run_name
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
+from tasks.overview import tag_run
 from tasks.summary import Summary
 
 
@@ -32,7 +34,7 @@ class Cycled(NamedTuple):
     promoted: Path | None
 
 
-@flow(name="cycle")
+@flow(name="cycle", flow_run_name=run_name)
 def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 
@@ -47,6 +49,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
     """
     workspace = Workspace(cycling.workspace)
     workspace.create()
+    tag_run("cycle", corpus_name(cycling), workspace.root.name)
     with workspace.locked():
         mining = mining_of(cycling)
         mined = mine(mining, machine, rescan)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
@@ -18,10 +19,12 @@ from dask import config as dask_config
 from dask.utils import parse_bytes
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, as_completed
 from distributed.system import MEMORY_LIMIT
+from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import DesraError, ImageError, TransientError, UsageError
+from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.settings import Machine
+from tasks.lines import configure, record
 
 # The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
 BYTES_PER_PIXEL = 40
@@ -53,6 +56,14 @@ class Job(NamedTuple):
     resources: dict[str, float]
 
 
+class Records(NamedTuple):
+    """What workers log, and how: level, format and the name of the run."""
+
+    level: str
+    form: str
+    run: str | None
+
+
 class Dask:
     """A connected cluster.
 
@@ -64,13 +75,17 @@ class Dask:
         The largest image that fits into a worker's share of memory.
     gpus
         Number of workers with a GPU of their own.
+    dashboard
+        Address of Dask's own page about the cluster.
     """
 
-    def __init__(self, client: Client, *, threads: int, image_bytes: int, gpus: int) -> None:
+    def __init__(self, client: Client, machine: Machine, *, threads: int, image_bytes: int, gpus: int) -> None:
         self._client = client
+        self._records = Records(machine.log_level, machine.log_format, flow_run.name)
         self.threads = threads
         self.max_pixels = image_bytes // BYTES_PER_PIXEL
         self.gpus = gpus
+        self.dashboard: str = client.dashboard_link
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._live: list[list[Future[Any]]] = []
@@ -93,7 +108,7 @@ class Dask:
         """
         run = uuid4().hex[:8]
         futures = self._client.map(
-            partial(_picklable, job.function),
+            partial(_recorded, job.name, job.function, self._records),
             [image for image, _ in work],
             [about for _, about in work],
             key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
@@ -186,6 +201,7 @@ def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Ite
     UsageError
         The scheduler does not answer or has no workers, or workers have too little memory.
     """
+    configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     if machine.scheduler:
         with _connected(machine.scheduler) as client:
@@ -195,7 +211,9 @@ def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Ite
             _check_import(machine.scheduler, client)
             memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
             with_gpu = sum("GPU" in worker["resources"] for worker in workers)
-            with _ending(Dask(client, threads=1, image_bytes=_image_bytes(memory, own), gpus=with_gpu)) as dask:
+            with _ending(
+                Dask(client, machine, threads=1, image_bytes=_image_bytes(memory, own), gpus=with_gpu)
+            ) as dask:
                 yield dask
         return
     cores = len(os.sched_getaffinity(0))
@@ -215,7 +233,7 @@ def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Ite
         Client(cluster) as client,
     ):
         client.register_plugin(_Shielded())
-        with _ending(Dask(client, threads=threads, image_bytes=image_bytes, gpus=gpus)) as dask:
+        with _ending(Dask(client, machine, threads=threads, image_bytes=image_bytes, gpus=gpus)) as dask:
             yield dask
 
 
@@ -243,6 +261,22 @@ def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
     except DesraError as error:
         error.__cause__ = error.__context__ = None
         raise
+
+
+def _recorded(
+    name: str, function: Callable[[ImageRef, Any], Any], records: Records, image: ImageRef, about: Any
+) -> Any:
+    """Call a job's function on an image, and log how that went."""
+    configure(records.level, records.form)
+    told = partial(record, logging.DEBUG, run=records.run, shard=f"{image.shard:05d}", image=image.id, stage=name)
+    started = time.perf_counter()
+    try:
+        result = _picklable(function, image, about)
+    except DesraError as error:
+        told(f"failed: {printable(error)}")
+        raise
+    told(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
+    return result
 
 
 def _without_result(function: Callable[..., Any], *arguments: Any) -> None:

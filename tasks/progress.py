@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, printable
-from tasks.lines import LINE_SECONDS, SHOWN_FAILURES
+from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
 
@@ -44,13 +44,14 @@ class RunProgress:
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._drawn = self._console.is_terminal and not is_json()
         self._bar = Progress(
             TextColumn(verb),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.description}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._drawn,
         )
         self._task = self._bar.add_task("", total=self._steps)
         self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
@@ -87,9 +88,9 @@ class RunProgress:
             self._failure_lines += 1
             lines = self._failure_lines
         if lines <= SHOWN_FAILURES:
-            self._console.print(f"failed: {escape(printable(error))}", style="red")
+            self._tell(f"failed: {printable(error)}", style="red")
         elif lines == SHOWN_FAILURES + 1:
-            self._console.print("more failures: see desra status --failures", style="red")
+            self._tell("more failures: see desra status --failures", style="red")
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
         """Show the progress until all shards have ended; returns a line for each that could not finish."""
@@ -106,9 +107,16 @@ class RunProgress:
         self._bar.update(self._task, completed=self._steps_done, description=line)
         update_progress_artifact(self._artifact, 100.0 * self._share(), line)
         now = time.monotonic()
-        if not self._console.is_terminal and (final or now - self._last_line >= LINE_SECONDS):
+        if not self._drawn and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
-            self._console.print(line)
+            self._tell(line)
+
+    def _tell(self, line: str, style: str | None = None) -> None:
+        """Print a line, above the bar where there is one."""
+        if self._drawn:
+            self._console.print(escape(line), style=style)
+        else:
+            say(line)
 
     def line(self) -> str:
         """For instance ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""

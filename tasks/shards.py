@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
@@ -19,6 +21,7 @@ from desra_core.stages import Stage, failure, run_stage
 from desra_core.target import Target
 from desra_core.workspace import Workspace, fingerprint
 from tasks.fanout import Dask, Job
+from tasks.lines import record
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
@@ -124,10 +127,12 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     work = shard.pending(spec.product)
     failed_before = len(shard.failed)
     stages_left = len(run.stages) - stage
+    logger = get_run_logger()
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         if isinstance(result, ImageError):
             result = failure(image, shard.outcome(image.id), spec.name, target.mask_key, result)
         shard.record(result)
+        logger.debug("shard %05d, image %s: %s", shard.number, image.id, result.error if result.failed else "done")
         if result.failed:
             run.progress.failed(result.error, len(image.names), stages_left)
         else:
@@ -149,5 +154,7 @@ def process_shard(number: int, run: Run) -> Counts:
         )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
-    get_run_logger().info("shard %05d: %d images, %d failed", number, counts["images"], counts["failed"])
+    told = f"{counts['images']} images, {counts['failed']} failed"
+    get_run_logger().info("shard %05d: %s", number, told)
+    record(logging.INFO, told, run=flow_run.name, shard=f"{number:05d}")
     return counts

@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from desra_core.report import write_report
+from desra_core.report.results import read_results
+from desra_core.report.summary import stage_times
+from desra_core.report.wording import stage_name
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.target import Target
 from desra_core.workspace import Workspace
 
 _WORST = 20
+_FAILURES = 50
 
 
 class Summary(NamedTuple):
@@ -27,13 +31,37 @@ class Summary(NamedTuple):
     broken_shards: tuple[str, ...]
 
 
+def _show_throughput(workspace: Workspace) -> None:
+    """Computing times by stage, of one worker."""
+    rows = [
+        {
+            "stage": stage_name(time.stage),
+            "images": time.images,
+            "seconds": round(time.total, 1),
+            "median s": round(time.median, 3),
+            "mean s": round(time.mean, 3),
+            "images/s per worker": round(time.rate or 0, 2),
+        }
+        for time in stage_times(read_results(workspace).seconds)
+    ]
+    create_table_artifact(rows, key="throughput", description="Computing time by stage, over all runs.")
+
+
 @task
 def publish_results(workspace: Workspace, target: Target, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
-    """Write the tables and the report, and show the worst regions in the UI."""
+    """Write the tables and the report; show the worst regions, the throughput and the failures in the UI."""
     publish_tables(workspace, target)
     write_report(workspace)
     worst = worst_regions(workspace, _WORST).drop_columns(["id"]).to_pylist()
     create_table_artifact(worst, key="worst-regions", description=f"The {len(worst)} most severe regions.")
+    _show_throughput(workspace)
+    failures = pq.read_table(workspace.failures)
+    told = f"{failures.num_rows} images could not be processed" + (
+        f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
+    )
+    create_table_artifact(failures.slice(0, _FAILURES).to_pylist(), key="failures", description=told)
+    create_link_artifact(workspace.report.as_uri(), link_text="report", key="report",
+                         description=f"The report, {workspace.report} on the machine that ran this.")  # fmt: skip
     return Summary(
         flow_run=str(flow_run.id),
         task_runs=task_runs,

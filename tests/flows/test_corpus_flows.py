@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import httpx
@@ -44,6 +46,18 @@ def test_what_the_server_knows_of_a_run(
     assert artifacts["progress"]["data"] == 100
     assert "7 of 7 images, 0 failed" in artifacts["progress"]["description"]
     assert '"image"' in artifacts["worst-regions"]["data"]
+    assert next(row["stage"] for row in json.loads(artifacts["throughput"]["data"])).startswith(
+        {"detect": "similarity", "mine": "super-resolution"}[verb]
+    )
+    assert json.loads(artifacts["failures"]["data"]) == []
+    assert (tmp_path / "ws/report.html").as_uri() in artifacts["report"]["data"]
+    overview = artifacts["overview"]["data"]
+    assert "7 images: 0 done before, 0 failed for good, 7 to do" in overview
+    assert "2 shards to do; 0 with nothing to do, which are not submitted: none" in overview
+    assert "[Dask dashboard](http://" in overview
+    corpus = {"detect": "gan_sr", "mine": "photos"}[verb]
+    assert re.fullmatch(rf"{verb} {corpus} \d{{4}}-\d\d-\d\d \d\d:\d\d", flow_run["name"])
+    assert set(flow_run["tags"]) == {verb, corpus, "ws"}
 
     # Only the masks depend on the threshold, and the workspace says so to the cache.
     assert desra(*command, "--threshold", "0.69").returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks.fanout import GPU_THREADS, Dask, Job, open_dask
+from tasks.lines import configure
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -216,3 +218,12 @@ def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
         on_gpu = cluster.map(job(visible_devices)._replace(resources={"GPU": 1}), images(*"abcdef"))
         assert {result.mask_key for _, result in on_gpu} == {"0"}
         assert cluster.max_pixels == 3_750_000
+
+
+def test_every_worker_records_its_images(capfd) -> None:
+    with open_dask(Machine(workers=2, memory="1GB", log_level="debug", log_format="json")) as cluster:
+        list(cluster.map(job(done), images("a", "b")))
+    configure("warning", "text")
+    records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"stage"' in line]
+    assert {record["image"] for record in records} == {"a", "b"}
+    assert {(record["stage"], record["shard"], record["level"]) for record in records} == {("done", "00000", "debug")}
