@@ -13,15 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
+from deployments.annotations import export_masks, import_masks
+from deployments.evaluate import evaluate
 from deployments.flags import with_flags
+from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
+from desra_core.benchmark_settings import Benchmarking
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
-from desra_core.model_settings import Comparing, Cycling, Finetuning
+from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
 from desra_core.promotion import current_model, history
+from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
@@ -129,6 +134,51 @@ def cycle(settings: Cycling, machine: Machine) -> None:
     _exit(lambda: run_cycle(settings, machine))
 
 
+@app.command()
+@with_flags(Calibrating)
+def calibrate(settings: Calibrating, machine: Machine) -> None:
+    """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
+
+    Runs desra detect or mine as WORKSPACE's latest run, keeping all maps, then counts how similar the pairs are in
+    each class. Writes OUTPUT for --weights, and beside it a page and a figure. The same command again goes on where it
+    was cut off, takes in new images, and counts nothing twice.
+    """
+    from deployments.calibrate import run_calibrate
+
+    _exit(lambda: run_calibrate(settings, machine))
+
+
+@app.command()
+@with_flags(Benchmarking, argument="dataset")
+def benchmark(settings: Benchmarking, machine: Machine) -> None:
+    """Measure detectors on pairs whose artifacts people have marked, or on clean pairs that are spoilt (synthetic).
+
+    Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
+    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes only what
+    is new. Exit code 1 where some images cannot be judged.
+    """
+    from deployments.benchmark import run_benchmark
+
+    _exit(lambda: run_benchmark(settings, machine))
+
+
+app.command("export")(export_masks)
+app.command("import")(import_masks)
+
+
+@app.command()
+@with_flags(Serving, config_argument=True)
+def serve(settings: Serving, machine: Machine) -> None:
+    """Mine new photos by the clock, finetune when enough artifacts have gathered, and turn the cycle every week.
+
+    Starts a Prefect server (unless PREFECT_API_URL is set), workers, and what takes runs as their time comes, and says
+    where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with what was cut off.
+    """
+    from deployments.serve import serve
+
+    _exit(lambda: serve(settings, machine))
+
+
 @app.command("rollback")
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
@@ -141,6 +191,9 @@ def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose 
 def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
+    sized: Annotated[
+        bool, typer.Option("--sizes/--no-sizes", help="Measure what it takes of the disk: seconds for a million files.")
+    ] = True,
 ) -> None:
     """Say what is done, pending and failed, from the workspace alone."""
     place = Workspace(workspace.absolute())
@@ -163,6 +216,8 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
+    if sized:
+        typer.echo(f"size       {size_line(place)}")
     show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else SHOWN_FAILURES)
 
 
@@ -171,13 +226,20 @@ def report(
     workspace: Annotated[Path, typer.Option(help="The workspace to report on.")],
     output: Annotated[Path | None, typer.Option(help="File to write; WORKSPACE/report.html by default.")] = None,
     worst: Annotated[int, typer.Option(min=0, max=500, help="How many of the worst regions to show.")] = 24,
+    pages: Annotated[
+        int, typer.Option(min=0, max=500, help="How many of the worst images get a page of their own in pages/.")
+    ] = 0,
 ) -> None:
     """Write one self-contained HTML page about a workspace: summary, settings, speed, failures, worst regions."""
     place = Workspace(workspace.absolute())
     load_settings(place)
     from desra_core.report import write_report
 
-    typer.echo(f"report   {write_report(place, worst=worst, output=output)}")
+    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output)}")
+
+
+app.command()(evaluate)
+app.command()(gc)
 
 
 def _exit(run: Callable[[], int]) -> NoReturn:

@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def with_flags(
-    kind: type[Settings], *, argument: str | None = None
+    kind: type[Settings], *, argument: str | None = None, config_argument: bool = False
 ) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
     """Turn a function of settings and machine into a Typer command with a flag for each field of both.
 
@@ -31,6 +31,8 @@ def with_flags(
         The model of the settings.
     argument
         A field that is given by position instead.
+    config_argument
+        The TOML file is given by position too.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
@@ -60,7 +62,7 @@ def with_flags(
         parameters += [
             *([_LABELS] if labelled else []),
             *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
-            _CONFIG,
+            _config(typer.Argument if config_argument else typer.Option),
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -111,19 +113,12 @@ _LABELS = _parameter(
     ],
     None,
 )
-_CONFIG = _parameter(
-    "config",
-    Annotated[
-        Path | None,
-        typer.Option(
-            callback=_read_config,
-            is_eager=True,
-            help="TOML file with any of these flags as keys; the command line wins. Paths in it are relative to "
-            "where the command runs.",
-        ),
-    ],
-    None,
-)
+
+
+def _config(kind: Callable[..., Any]) -> inspect.Parameter:
+    told = "TOML file with any of these flags as keys; the command line wins. Paths in it are relative to where the "
+    given = kind(callback=_read_config, is_eager=True, help=f"{told}command runs.")
+    return _parameter("config", Annotated[Path | None, given], None)
 
 
 def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:

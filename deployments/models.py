@@ -46,7 +46,7 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
                 finetuned = finetune(settings, machine)
                 wait_for(finetuned.flow_run, finetuned.task_runs)
         _tell_finetune(plan)
-        typer.echo(f"next     {_compare_command(settings)}")
+        typer.echo(f"next     {_compare_command(settings.model_copy(update={'output': plan.run.root}))}")
     return 0
 
 
@@ -92,7 +92,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             publish_tables(workspace, prepared.plan.target)
             renew_report(workspace)
         else:
-            _check_models(settings, mining)
+            check_training(settings, mining)
             with serving(workspace):
                 from flows.cycle import cycle
 
@@ -136,7 +136,7 @@ def _existing(root: Path) -> Workspace:
     return workspace
 
 
-def _check_models(settings: Cycling, mining: Mining) -> None:
+def check_training(settings: Cycling, mining: Mining) -> None:
     """See that all networks can be used before hours of mining, unlike after them."""
     training = settings.model_copy(update={"discriminator": discriminator_of(settings, mining)})
     check_networks(mining.gan_model, training)

@@ -90,7 +90,10 @@ def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> Non
 
 def renew_report(workspace: Workspace) -> None:
     """Write the report again if what it tells has changed: files that stay the same are never touched."""
-    sources = (workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict)
+    sources = (
+        workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
+        workspace.human_manifest,
+    )  # fmt: skip
     latest = max(path.stat().st_mtime_ns for path in sources if path.exists())
     if workspace.report.exists() and workspace.report.stat().st_mtime_ns >= latest:
         return

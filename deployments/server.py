@@ -1,7 +1,7 @@
-"""A real Prefect server for the length of a run, where no other is configured.
+"""A real Prefect server, for the length of a run or of desra serve, where no other is configured.
 
-Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a free
-loopback port, with its database in the workspace; the next run ends one that a killed run left behind.
+Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a loopback
+port, with its database in the workspace; the next run ends one that a killed run left behind.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 
 import httpx
 import psutil
 
+from deployments.retention import HISTORY, compact, forget_results, server_settings
+from deployments.standing import end_leftovers, served_at
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
 
@@ -34,6 +36,7 @@ _CLOCK_SECONDS = 5
 def prefect_server(workspace: Workspace) -> Iterator[str]:
     """Make sure that Prefect has a server, and yield the address of its API.
 
+    That is the one that is configured, or that of desra serve for this workspace, or one for the length of this run.
     Sets environment variables that Prefect reads when it is imported; call it before. The workspace must be locked.
 
     Raises
@@ -42,34 +45,132 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         The configured server does not answer, or none can be started.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
-        _check(configured)
+        check_server(configured)
         yield configured
         return
-    home = workspace.prefect_home
-    home.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    os.environ.update(
-        PREFECT_HOME=str(home),
-        PREFECT_SERVER_ANALYTICS_ENABLED="false",
-        PREFECT_SERVER_LOGGING_LEVEL="WARNING",
-        DO_NOT_TRACK="1",
-    )
-    server = _started(home, port)
+    if served := served_at(workspace):
+        configure(workspace, served)
+        yield served
+        return
+    server = Server(workspace)
     try:
-        os.environ["PREFECT_API_URL"] = url
-        import_module("prefect")  # takes a second, while the server starts
-        _wait_until_healthy(server, url, home)
-        yield url
+        server.start()
+        yield server.url
     finally:
-        if "prefect" in sys.modules:
+        server.stop()
+
+
+class Server:
+    """A Prefect server on this machine, with its home in a workspace.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked when the server is first started.
+    port
+        To listen on; any free one by default.
+    history
+        How long it keeps runs.
+    mark
+        Environment variables of its process, by which it may be known.
+
+    Attributes
+    ----------
+    url
+        Address of its API.
+    log
+        What it prints.
+
+    Raises
+    ------
+    UsageError
+        Somebody else listens on the port.
+    """
+
+    name = "the Prefect server"
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        port: int = 0,
+        history: timedelta = HISTORY,
+        mark: dict[str, str] | None = None,
+    ) -> None:
+        self._workspace = workspace
+        self._home = workspace.prefect_home
+        self.log = self._home / "server.log"
+        self._history = history
+        self._mark = mark or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/api"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is None or self._process.poll() is not None
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it answers.
+
+        Raises
+        ------
+        UsageError
+            It does not.
+        """
+        self._home.mkdir(parents=True, exist_ok=True)
+        compact(self._home)
+        forget_results(self._home, self._history)
+        configure(self._workspace, self.url)
+        self._process = self._started()
+        import_module("prefect")  # takes a second, while the server starts
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
+                return
+            time.sleep(0.05)
+        raise UsageError(self.log, "the Prefect server did not start", "read that log")
+
+    def stop(self) -> None:
+        """Stop it, when it has got all that this process has to tell."""
+        if "prefect" in sys.modules and not self.ended:
             _drain()
         os.environ.pop("PREFECT_API_URL", None)
-        _end(server.pid)
-        server.wait()
-        (home / "server.json").unlink(missing_ok=True)
+        if self._process is not None:
+            end_process(self._process.pid)
+            self._process.wait()
+        (self._home / "server.json").unlink(missing_ok=True)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
+        environment = server_settings(self._history) | os.environ | self._mark  # who knows better has the last word
+        with self.log.open("ab") as log:
+            server = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        started = psutil.Process(server.pid).create_time()
+        (self._home / "server.json").write_text(json.dumps({"pid": server.pid, "started": started, "port": self._port}))
+        return server
+
+
+def configure(workspace: Workspace, url: str) -> None:
+    """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
+    os.environ.update(
+        PREFECT_HOME=str(workspace.prefect_home),
+        PREFECT_API_URL=url,
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_LOGGING_LEVEL="WARNING",
+        PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
+        DO_NOT_TRACK="1",
+    )
 
 
 def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
@@ -96,35 +197,14 @@ def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
     return False
 
 
-def _drain() -> None:
-    """Send the events and logs that Prefect still holds back."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
+def check_server(url: str) -> None:
+    """See that a configured server answers.
 
-    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
-    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)
-
-
-def _started(home: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    started = psutil.Process(server.pid).create_time()
-    (home / "server.json").write_text(json.dumps({"pid": server.pid, "started": started, "port": port}))
-    return server
-
-
-def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, home: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            httpx.get(f"{url}/health", timeout=2).raise_for_status()
-            return
-        time.sleep(0.05)
-    raise UsageError(home / "server.log", "the Prefect server did not start", "read that log")
-
-
-def _check(url: str) -> None:
+    Raises
+    ------
+    UsageError
+        It does not.
+    """
     try:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -134,18 +214,21 @@ def _check(url: str) -> None:
 
 def end_leftover_server(workspace: Workspace) -> None:
     """Stop the server that a killed run left behind. The workspace must be locked."""
+    if served_at(workspace):
+        return
+    end_leftovers(workspace)
     try:
         left = json.loads((workspace.prefect_home / "server.json").read_bytes())
         process = psutil.Process(left["pid"])
         # The pid may be another program's by now.
         if abs(process.create_time() - left["started"]) < _CLOCK_SECONDS:
-            _end(process.pid)
+            end_process(process.pid)
         (workspace.prefect_home / "server.json").unlink(missing_ok=True)
     except (OSError, ValueError, KeyError, psutil.Error):
         pass
 
 
-def _end(pid: int) -> None:
+def end_process(pid: int) -> None:
     """Stop a process and its children."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -157,3 +240,12 @@ def _end(pid: int) -> None:
         for member in alive:
             with contextlib.suppress(psutil.Error):
                 member.kill()
+
+
+def _drain() -> None:
+    """Send the events and logs that Prefect still holds back."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)

@@ -44,6 +44,11 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
             scratch.unlink(missing_ok=True)
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is one that is being written, or was left half-written."""
+    return name.startswith(".") and name.endswith(_SCRATCH)
+
+
 def sweep(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder; nobody may be writing there."""
     for scratch in folder.glob(f".*{_SCRATCH}"):

@@ -87,12 +87,15 @@ def plan_comparison(settings: Comparing) -> Comparison:
     precision = corpus.precision if isinstance(corpus, Mining) else "float32"
     images = Images(workspace, corpus, target, settings.group_by, settings.lr)
     # The hash of the content as order: a fair sample of the held-out images, and the same one in every run.
-    marked = sorted((marked.image for marked in images.marked("held_out")), key=lambda image: image.id)
+    # What only a person has marked cannot show whether the detector finds less.
+    marked = sorted((found.image for found in images.marked("held_out") if found.detected), key=lambda image: image.id)
     saved = _candidates(workspace, settings, before, mse_model, target)
     _check_scales(saved, before, mse_model)
     if settings.lpips:
         load_lpips(settings.lpips)
     control = Candidate(CONTROL, None, _judge_key(settings, target, before, mse_model, CONTROL))
+    candidates = (*(entry.candidate for entry in saved), control)
+    _note(workspace, settings.after, candidates)
     return Comparison(
         settings=settings,
         corpus=corpus,
@@ -101,7 +104,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
         mse_model=mse_model,
         precision=precision,
         saved=saved,
-        candidates=(*(entry.candidate for entry in saved), control),
+        candidates=candidates,
         images=marked[: settings.held_out] + images.clean("held_out", settings.clean),
     )
 
@@ -181,6 +184,13 @@ def _candidates(
             candidate = Candidate(name, path, _judge_key(settings, target, before, mse_model, key))
             found.append(Saved(candidate, file, kind))
     return found
+
+
+def _note(workspace: Workspace, after: Path, candidates: Sequence[Candidate]) -> None:
+    """Write down what a comparison needs of the gate's folder: without that, nobody could tell whose a judgement is."""
+    told = [{"name": c.name, "judgements": c.key, "file": c.model.name if c.model else None} for c in candidates]
+    document = {"after": str(after), "candidates": told}
+    workspace.publish(workspace.compared(after), json.dumps(document, indent=1).encode(), durable=True)
 
 
 def _judge_key(settings: Comparing, target: Target, before: Path, mse_model: Path | None, candidate: str) -> str:

@@ -22,8 +22,22 @@ Part = TypeVar("Part", bound=BaseModel)
 
 def mining_of(cycling: Cycling) -> Mining:
     """Mine with the workspace's current model where one was promoted, else with the one that was given."""
-    current = current_model(Workspace(cycling.workspace))
-    return _part(Mining, cycling, gan_model=current or cycling.gan_model)
+    return mining_with_current(_part(Mining, cycling))
+
+
+def mining_with_current(mining: Mining) -> Mining:
+    """The same, with the workspace's current model where one was promoted."""
+    current = current_model(Workspace(mining.workspace))
+    return mining.model_copy(update={"gan_model": current}) if current else mining
+
+
+def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
+    """The same, from the workspace's current model and its own discriminator where one was promoted."""
+    current = current_model(Workspace(finetuning.workspace))
+    if current is None:
+        return finetuning
+    own = {"gan_model": current, "discriminator": _discriminator_of(current, finetuning)}
+    return finetuning.model_copy(update=own)
 
 
 def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning | None:
@@ -58,9 +72,14 @@ def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) ->
 
 def discriminator_of(cycling: Cycling, mining: Mining) -> Path | None:
     """The discriminator that the model that mined was trained with, if it is still there."""
-    if content_key(mining.gan_model) == content_key(cycling.gan_model):
-        return cycling.discriminator
-    source = (read_json(mining.gan_model.with_name("model.json")) or {}).get("source", "")
+    return _discriminator_of(mining.gan_model, cycling)
+
+
+def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
+    """The given one belongs to the given model; that of a finetuned model lies where the finetune saved it."""
+    if given.gan_model and content_key(model) == content_key(given.gan_model):
+        return given.discriminator
+    source = (read_json(model.with_name("model.json")) or {}).get("source", "")
     path = Path(source).with_suffix(".discriminator.pth") if source else None
     return path if path and path.exists() else None
 

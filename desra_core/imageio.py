@@ -102,6 +102,13 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     return Photo(_contiguous(pixels[:, :, :colours]), alpha, has_icc_profile)
 
 
+def image_size(data: bytes, path: Path) -> tuple[int, int]:
+    """``(H, W)`` of an image file, upright, by its header alone (raises `ImageError`)."""
+    with _opened(data, path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+
+
 def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 

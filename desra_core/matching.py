@@ -84,9 +84,9 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
         assert folder is not None
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
-        tables[role], problems = _files(folder, skip)
+        tables[role], problems = image_files(folder, skip)
         failures.append(problems)
-    tables, ambiguous = _without_ambiguity(tables)
+    tables, ambiguous = without_ambiguity(tables)
     failures.append(ambiguous)
     tables, clashing = _without_clashes(tables)
     failures.append(clashing)
@@ -116,8 +116,19 @@ def _failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, 
     return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
 
 
-def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
-    """All image files below a folder (schema ``_FILES``), and what could not be looked at."""
+def image_files(folder: Path, skip: Path | None = None) -> tuple[pa.Table, pa.Table]:
+    """All image files below a folder, but for those in ``skip`` and in workspaces.
+
+    Returns
+    -------
+    A row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and ``mtime``
+    (ns), and what could not be looked at (schema `FAILURES`).
+
+    Raises
+    ------
+    UsageError
+        The folder does not exist.
+    """
     if not folder.is_dir():
         raise UsageError(folder, "is no folder", "name a folder of images")
     if not str(folder).isprintable():
@@ -149,13 +160,14 @@ def _files(folder: Path, skip: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def _walk(
-    folder: Path | str, skip: Path, problems: list[dict[str, str]], above: frozenset[tuple[int, int]]
+    folder: Path | str, skip: Path | None, problems: list[dict[str, str]], above: frozenset[tuple[int, int]]
 ) -> Iterator[os.DirEntry[str]]:
     """Image files below a folder, following links, but not in circles; not those in ``skip`` and other workspaces."""
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        if here in above or (skip.exists() and os.path.samefile(folder, skip)) or _is_workspace(folder):
+        skipped = skip is not None and skip.exists() and os.path.samefile(folder, skip)
+        if here in above or skipped or _is_workspace(folder):
             return
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -192,8 +204,11 @@ def _renamed(files: pa.Table, role: str) -> pa.Table:
     return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
 
 
-def _without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names with two candidates, unless all roles hold the same files for it: then the suffix joins the name."""
+def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names with two candidates, unless all roles hold the same files for it: then the suffix joins the name.
+
+    Takes tables of `image_files` by role; returns them, and rows of the schema `FAILURES` about what was dropped.
+    """
     doubled = pa.concat_tables([_doubled(table) for table in tables.values()]).column("name").combine_chunks().unique()
     if len(doubled) == 0:
         return tables, FAILURES.empty_table()

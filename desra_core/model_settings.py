@@ -1,4 +1,4 @@
-"""What finetuning, the gate and the whole cycle are asked to do; see `desra_core.settings` for the corpus."""
+"""What finetuning, the gate, the cycle and calibration are asked to do; see `desra_core.settings` for the corpus."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from desra_core.calibration.histogram import PERCENTILE, RATE
+from desra_core.calibration.weight_table import MIN_IMAGES, MIN_PIXELS, Fallback, Rule
 from desra_core.evaluation.gate import Gate
 from desra_core.settings import Mining
 
@@ -91,7 +93,11 @@ class Finetuning(Training):
     verb: ClassVar[str] = "finetune"
 
     workspace: Path = Field(description="Workspace of desra mine or detect, whose artifacts are to be deleted.")
-    output: Path = Field(description="Folder of this finetune; the same one again goes on.")
+    output: Path | None = Field(
+        None,
+        description="Folder of this finetune; the same one again goes on. By default one in the workspace, named after "
+        "all that goes into the finetune.",
+    )
     gan_model: Path | None = Field(
         None, description="Checkpoint of the GAN-trained model; by default what the latest desra mine used."
     )
@@ -131,3 +137,53 @@ class Cycling(Mining, Training, Gate):
         True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
     )
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
+
+
+class Calibrating(BaseModel):
+    """Artifact-free pairs, and how class weights are derived from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    verb: ClassVar[str] = "calibrate"
+
+    workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
+    output: Path = Field(description="Weights file to write, .toml or .csv; a page and a picture go beside it.")
+    mse_sr: Path | None = Field(
+        None, description="Folder of the MSE-trained model's results; by default as the workspace's latest run."
+    )
+    gan_sr: Path | None = Field(
+        None, description="Folder of the GAN-trained model's results; by default as the workspace's latest run."
+    )
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
+        description="Where class labels come from: mmseg:CONFIG,CHECKPOINT or labels:DIR; by default as the "
+        "workspace's latest run.",
+    )
+    exclude: Path | None = Field(
+        None,
+        description="Folder of masks by image name whose pixels are not counted, beside the masks by people that the "
+        "workspace holds.",
+    )
+    rule: Rule = Field("published", description="20 bins as published, or the quantile to a ten-thousandth (quantile).")
+    percentile: float = Field(
+        PERCENTILE, gt=0, lt=100, description="Share of a class's pixels that its weight lifts to 1, in percent."
+    )
+    false_alarm_rate: float = Field(
+        RATE, gt=0, lt=1, description="Share of the counted pixels that the suggested threshold may call suspect."
+    )
+    min_pixels: int = Field(MIN_PIXELS, ge=1, description="A class with fewer pixels gets the fallback.")
+    min_images: int = Field(MIN_IMAGES, ge=1, description="A class in fewer images gets the fallback.")
+    fallback: Fallback = Field(
+        "published",
+        description="Weight of classes of which too little was seen: published, one, or that of all classes taken "
+        "together (pooled).",
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _known_format(cls, output: Path) -> Path:
+        if output.suffix.lower() not in (".toml", ".csv"):
+            raise ValueError("the suffix says what is written")
+        if output.is_dir():
+            raise ValueError("is a folder")
+        return output

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
 from desra_core.workspace import Workspace, read_table
@@ -156,17 +158,28 @@ def gather_journals(workspace: Workspace) -> None:
 def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """The newest record of every image, as one table with the given columns of `SCHEMA`.
 
-    Shards in flight are gathered in memory only.
+    Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
+    records; the one in the later shard is the newer one.
     """
-    journaled = _journaled_shards(workspace)
-    tables = [SCHEMA.empty_table().select(columns or SCHEMA.names)]
-    finished = [
-        path for path in sorted(workspace.outcomes.glob(f"{_NUMBER}.parquet")) if int(path.stem) not in journaled
-    ]
-    tables += [read_table(path, SCHEMA, columns) for path in finished]
-    in_flight = (to_table(read_shard(workspace, shard).values()) for shard in journaled)
-    tables += [table.select(columns or SCHEMA.names) for table in in_flight]
-    return pa.concat_tables(tables).combine_chunks()
+    names = columns or SCHEMA.names
+    journaled = set(_journaled_shards(workspace))
+    tables = [SCHEMA.empty_table().select(names)]
+    for shard in sorted(journaled.union(finished_shards(workspace))):
+        if shard in journaled:
+            tables.append(to_table(read_shard(workspace, shard).values()).select(names))
+        else:
+            tables.append(read_table(workspace.shard_outcomes(shard), SCHEMA, columns))
+    table = pa.concat_tables(tables).combine_chunks()
+    if "id" not in names or pc.count_distinct(table["id"]).as_py() == table.num_rows:
+        return table
+    backwards = table["id"].combine_chunks().take(np.arange(table.num_rows)[::-1])
+    last = pc.index_in(backwards, backwards).to_numpy() == np.arange(table.num_rows)
+    return table.filter(pa.array(last[::-1])).combine_chunks()
+
+
+def finished_shards(workspace: Workspace) -> list[int]:
+    """The shards that have a table, sorted."""
+    return sorted(int(path.stem) for path in workspace.outcomes.glob(f"{_NUMBER}.parquet"))
 
 
 def to_table(outcomes: Iterable[Outcome]) -> pa.Table:

@@ -87,24 +87,25 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     has_labels &= on_disk.has_array(ids, "labels")
     has_pair = np.ones(len(index), bool)
     exported = has_pair
+    # All of these is kept: what a person has marked is trained on, whatever the detector says.
+    everything = np.full(len(index), target.keep == "all")
     if target.super_resolves:
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
-        wanted = (number("artifact_pixels") > 0) | (target.keep == "all")
+        everything |= on_disk.marked_by_people(ids, target.gan_sr_key)
+        wanted = (number("artifact_pixels") > 0) | everything
         exported = on_disk.count_pictures(rows["name"].combine_chunks()) == np.where(wanted, len(DATASET), 0)
     published = flags_of(record["mask_key"].is_valid())
     current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
     intact = has_similarity | ~flags_of(record["similarity_kept"])
-    kept = intact | empty
-    if target.keep != "artifacts":
-        kept = has_similarity & (has_labels | (not target.segments))
-    if target.keep == "all":
-        kept &= has_pair
+    mapped = has_similarity & (has_labels | (not target.segments))
+    kept = (intact | empty) if target.keep == "artifacts" else mapped
+    kept = np.where(everything, mapped & has_pair, kept)
 
     failed = flags_of(record["failed_stage"].is_valid())
     for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
     pending = ~(masked & kept & exported & ~failed) & ~for_good
-    skippable = empty & intact & (target.keep == "artifacts")
+    skippable = empty & intact & (target.keep == "artifacts") & ~everything
     similarity = pending & ~(has_similarity & has_pair) & ~skippable
     return Work(
         similarity=similarity,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from desra_core.corpus import File, ImageRef, image_refs, read_manifest
 from desra_core.errors import UsageError
+from desra_core.human_masks import HumanMask, read_human_masks
 from desra_core.imageio import digest, read_bytes
 from desra_core.matching import Sources, match
 from desra_core.outcomes import read_outcomes
@@ -26,14 +27,23 @@ _CLEAN_AT_ONCE = 64
 
 
 class Marked(NamedTuple):
-    """An image with artifacts: its files, and the sum of the severities of its regions."""
+    """An image with artifacts, by a person's word where there is one, else by the detector's.
+
+    ``severity`` is the sum over the detector's regions, 0 where it has none and is not ``detected``; ``human`` is the
+    mask by a person.
+    """
 
     image: ImageRef
     severity: float
+    human: HumanMask | None = None
+    detected: bool = True
 
 
 class Images:
     """The images of a workspace that are done under the settings of its latest run, by pool.
+
+    Whether an image is marked is for people to say, and for the detector where nobody has looked. Clean is one that
+    both call so: where the detector marks what a person does not, the image is neither.
 
     Parameters
     ----------
@@ -77,16 +87,35 @@ class Images:
         )
         # By the hash of their content, which is a fair sample however few are taken.
         known = set(self._manifest["id"].to_pylist())
-        self._clean_ids = sorted(known & set(outcomes.filter(clean)["id"].to_pylist()))
+        clean_ids = known & set(outcomes.filter(clean)["id"].to_pylist())
+        self._human = read_human_masks(workspace, target.gan_sr_key)
+        by_people = {image_id for image_id, human in self._human.items() if human.pixels}
+        self._clean_ids = sorted(clean_ids - by_people)
+        self._overlooked_ids = sorted(
+            image_id
+            for image_id in clean_ids & by_people
+            # Of a mined image the next run makes the pictures, if they were not kept.
+            if not target.super_resolves or workspace.dataset("mask", self._human[image_id].name).exists()
+        )
 
     def marked(self, pool: Pool) -> list[Marked]:
-        """The images of a pool that have artifacts, the most severe first."""
+        """The images of a pool that have artifacts.
+
+        First those with a mask by a person, which is sure; then by severity, where it is equal by the pixels that a
+        person marked.
+        """
         lists = self._marked["regions"].combine_chunks()
         severities = pc.struct_field(pc.list_flatten(lists), "severity")
         sums = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
         severity = dict(zip(self._marked["id"].to_pylist(), sums.tolist(), strict=True))
-        found = [Marked(image, severity[image.id]) for image in self._of_pool(list(severity), pool)]
-        return sorted(found, key=lambda marked: (-marked.severity, marked.image.names))
+        severity = {key: value for key, value in severity.items() if key not in self._human or self._human[key].pixels}
+        severity |= dict.fromkeys(self._overlooked_ids, 0.0)
+        images = self._of_pool(list(severity), pool)
+        overlooked = set(self._overlooked_ids)
+        found = [
+            Marked(image, severity[image.id], self._human.get(image.id), image.id not in overlooked) for image in images
+        ]
+        return sorted(found, key=_order)
 
     def clean(self, pool: Pool, count: int) -> list[ImageRef]:
         """Some images of a pool that have no artifact."""
@@ -120,6 +149,11 @@ def _photos(folder: Path, workspace: Workspace) -> dict[str, Path]:
     found, _ = match(Sources(lr=folder), workspace.root)
     names, paths = found["name"].to_pylist(), found["lr_path"].to_pylist()
     return {name: folder / path for name, path in zip(names, paths, strict=True)}
+
+
+def _order(marked: Marked) -> tuple[bool, float, int, tuple[str, ...]]:
+    pixels = marked.human.pixels if marked.human else 0
+    return marked.human is None, -marked.severity, -pixels, marked.image.names
 
 
 def _lr(image: ImageRef) -> Path:

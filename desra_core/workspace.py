@@ -10,15 +10,19 @@
       maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
       masks/NAME.png            1-bit artifact masks
       human/NAME.png            1-bit masks drawn or corrected by people (desra import)
+      human/manifest.parquet    which image and GAN model each was drawn for
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
       split.parquet             the pool of images that were asked for: training or held-out, for ever
       models/0001/              promoted models, each with its origin and history; `current` is a link to one
-      finetunes/KEY/            the finetunes of desra cycle
+      finetunes/KEY/            the finetunes of desra cycle, and those without an --output
+      gathered.json             the images with artifacts that the latest finetune could choose from
       gate/verdict.json         the latest verdict on finetuned models; beside it what it rests on
+      calibration/KEY/          histograms of similarity by class, one per shard (desra calibrate)
       failures.parquet          one row per image that could not be processed
       report.html               the page to forward
+      pages/NAME.html           pages about single images (desra report --pages)
       scan_failures.parquet     those of them that did not get past the latest scan
       prefect/                  the embedded Prefect server's database
       tmp/                      unfinished files; emptied at the start of a run
@@ -124,8 +128,13 @@ class Workspace:
         return self.root / "models" / "current"
 
     def finetune(self, key: str) -> Path:
-        """The folder of one of the finetunes of desra cycle."""
+        """The folder of one of the finetunes that nobody gave another one."""
         return self.root / "finetunes" / key
+
+    @property
+    def gathered(self) -> Path:
+        """The images with artifacts that the latest finetune could choose from (JSON: ids)."""
+        return self.root / "gathered.json"
 
     @property
     def gate(self) -> Path:
@@ -141,9 +150,17 @@ class Workspace:
         """The latest verdict of the gate (JSON)."""
         return self.gate / "verdict.json"
 
+    def compared(self, after: Path) -> Path:
+        """Which judgements and candidates the latest comparison of a finetune rests on (JSON)."""
+        return self.gate / "compared" / f"{fingerprint(str(after))}.json"
+
     def judgement(self, key: str, image_id: str) -> Path:
         """What was found of a candidate on an image (JSON)."""
         return self.gate / "judgements" / key / f"{image_id}.json"
+
+    def calibration(self, key: str) -> Path:
+        """Histograms of similarity by class that were counted alike (a folder)."""
+        return self.root / "calibration" / key
 
     @property
     def scan_failures(self) -> Path:
@@ -179,6 +196,11 @@ class Workspace:
     def human_mask(self, name: str) -> Path:
         """The mask of an image by a person, an empty one too; there is none where nobody has looked."""
         return self.human / f"{name}.png"
+
+    @property
+    def human_manifest(self) -> Path:
+        """What the masks by people were drawn on (Parquet); see `desra_core.human_masks`."""
+        return self.human / "manifest.parquet"
 
     def dataset(self, kind: str, name: str) -> Path:
         """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""

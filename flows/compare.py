@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
 from prefect.runtime import flow_run
 
 from desra_core.comparison import plan_comparison
 from desra_core.model_settings import Comparing
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
-from flows.names import corpus_name, run_name
+from flows.names import corpus_name
+from flows.options import corpus_flow
 from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
 from tasks.overview import tag_run
 
 
-@flow(name="compare", flow_run_name=run_name)
+@corpus_flow("compare")
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best if that was asked for and it passes.
 

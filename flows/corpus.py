@@ -44,7 +44,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
         if not plan.pending:
-            return publish_results(workspace, plan.target, 1, ())
+            return publish_results(workspace, plan, 1, ())
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
             show_overview(settings, plan, dask.dashboard)
@@ -53,4 +53,4 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
                 run = Run(workspace, plan, stages, dask, progress)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
-        return publish_results(workspace, plan.target, task_runs, broken)
+        return publish_results(workspace, plan, task_runs, broken)

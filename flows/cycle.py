@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import flow
 from prefect.runtime import flow_run
 
 from desra_core.comparison import plan_comparison
@@ -16,7 +15,8 @@ from desra_core.workspace import Workspace
 from flows.compare import compare
 from flows.finetune import finetune
 from flows.mine import mine
-from flows.names import corpus_name, run_name
+from flows.names import corpus_name
+from flows.options import corpus_flow
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
 from tasks.overview import tag_run
@@ -33,8 +33,15 @@ class Cycled(NamedTuple):
     compared: Compared | None
     promoted: Path | None
 
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        if self.compared is None:
+            return f"{self.mined.told}; no artifact in the training pool: nothing was trained"
+        return f"{self.compared.told}" + (f", promoted as {self.promoted.name}" if self.promoted else "")
 
-@flow(name="cycle", flow_run_name=run_name)
+
+@corpus_flow("cycle")
 def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 

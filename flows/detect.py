@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from desra_core.settings import Detection, Machine
 from flows.corpus import process_corpus, shard_runner
-from flows.names import run_name
+from flows.options import corpus_flow
 from tasks.summary import Summary
 
 
-@flow(name="detect", flow_run_name=run_name, task_runner=shard_runner())
+@corpus_flow("detect", task_runner=shard_runner())
 def detect(detection: Detection, machine: Machine = Machine(), rescan: bool = True) -> Summary:  # noqa: B008
     """Find the artifacts in every pair of two folders.
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.runtime import flow_run
 
+from desra_core.cycle import finetuning_with_current
 from desra_core.model_settings import Finetuning
 from desra_core.settings import Machine
 from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
-from flows.names import corpus_name, run_name
+from flows.names import corpus_name
+from flows.options import corpus_flow
 from tasks.finetuning import Finetuned, freeze_images, show_losses, train
 from tasks.overview import tag_run
 
 
-@flow(name="finetune", flow_run_name=run_name)
-def finetune(finetuning: Finetuning, machine: Machine = Machine()) -> Finetuned:  # noqa: B008
+@corpus_flow("finetune")
+def finetune(
+    finetuning: Finetuning,
+    machine: Machine = Machine(),  # noqa: B008
+    current_model: bool = False,
+) -> Finetuned:
     """Train a GAN model on the pseudo ground truths of its worst images; what was begun goes on.
 
     Parameters
@@ -24,11 +29,16 @@ def finetune(finetuning: Finetuning, machine: Machine = Machine()) -> Finetuned:
         On what to train, and how.
     machine
         Where to compute: one GPU, or all cores of the CPU.
+    current_model
+        Start from the workspace's current GAN model, where one was promoted, instead of the given one.
     """
+    workspace = Workspace(finetuning.workspace)
     tag_run("finetune", corpus_name(finetuning))
-    with Workspace(finetuning.workspace).locked():
+    if current_model:
+        finetuning = finetuning_with_current(finetuning)
+    with workspace.locked():
         plan = plan_finetune(finetuning)
         if not plan.begun and not plan.samples:
             return Finetuned(str(flow_run.id), 0, images=0, iteration=0, early=False)
-        images = freeze_images(plan)
+        images = freeze_images(plan, workspace)
         return show_losses(plan, images, train(plan, machine))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
+from desra_core.cycle import mining_with_current
+from desra_core.serving_settings import FinetuneTrigger
 from desra_core.settings import Machine, Mining
+from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
-from flows.names import run_name
+from flows.options import corpus_flow
+from tasks.following import start_finetune
 from tasks.summary import Summary
 
 
-@flow(name="mine", flow_run_name=run_name, task_runner=shard_runner())
-def mine(mining: Mining, machine: Machine = Machine(), rescan: bool = True) -> Summary:  # noqa: B008
+@corpus_flow("mine", task_runner=shard_runner())
+def mine(
+    mining: Mining,
+    machine: Machine = Machine(),  # noqa: B008
+    rescan: bool = True,
+    current_model: bool = False,
+    trigger: FinetuneTrigger | None = None,
+) -> Summary:
     """Upscale every photo of a folder with both models, find the artifacts and gather them as a dataset.
 
     Parameters
@@ -22,5 +30,14 @@ def mine(mining: Mining, machine: Machine = Machine(), rescan: bool = True) -> S
         Where and how wide to compute.
     rescan
         Look for new and changed files first.
+    current_model
+        Take the workspace's current GAN model, where one was promoted, instead of the given one.
+    trigger
+        When to start the finetune deployment of the same name.
     """
-    return process_corpus(mining, machine, rescan=rescan)
+    if current_model:
+        mining = mining_with_current(mining)
+    summary = process_corpus(mining, machine, rescan=rescan)
+    if trigger:
+        start_finetune(Workspace(mining.workspace), trigger)
+    return summary

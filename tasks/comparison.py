@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from desra_core.comparison import Comparison, best_of, conclude, judge_settings
 from desra_core.corpus import ImageRef
@@ -36,6 +37,13 @@ class Compared(NamedTuple):
     failures: int
     promoted: Path | None
 
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        if not self.verdict.passed:
+            return f"no model passes the gate: {'; '.join(self.verdict.reasons)}"
+        return f"{self.verdict.best} passes the gate" + (" and was promoted" if self.promoted else "")
+
 
 @task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
@@ -60,7 +68,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     return sum(isinstance(result, ImageError) for _, result in results)
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def decide_verdict(comparison: Comparison) -> Verdict:
     """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
     verdict = conclude(comparison)
@@ -69,7 +77,7 @@ def decide_verdict(comparison: Comparison) -> Verdict:
     return verdict
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     """Make the best candidate the workspace's current model, by one rename."""
     workspace = Workspace(comparison.settings.workspace)
@@ -82,7 +90,7 @@ def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     return promote(workspace, best.candidate.model, parent=comparison.before, record=record, verdict=summary)
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def publish_report(workspace: Workspace) -> None:
     """Write the report of the workspace, with the latest verdict in it."""
     write_report(workspace)

@@ -35,6 +35,10 @@ NETWORK_WORKER_BYTES = 1_600_000_000
 # Threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
 GPU_THREADS = 3
 
+# The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
+# that cluster, unlike the parameters of a deployment.
+EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
+
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
@@ -42,6 +46,7 @@ _USABLE_SHARE = 0.75
 _USUAL_PIXELS = 2**24
 _RETRIES = 2
 _CONNECT_SECONDS = 10
+_MOST_GPUS = 64
 _LOST_SECONDS = 20
 
 # What a job made of an image, or an `ImageError` that names it.
@@ -75,16 +80,28 @@ class Dask:
         The largest image that fits into a worker's share of memory.
     gpus
         Number of workers with a GPU of their own.
+    gpu_slots
+        What such a worker has of the resource ``GPU``: who takes as many has it for himself.
     dashboard
         Address of Dask's own page about the cluster.
     """
 
-    def __init__(self, client: Client, machine: Machine, *, threads: int, image_bytes: int, gpus: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        machine: Machine,
+        *,
+        threads: int,
+        image_bytes: int,
+        gpus: int,
+        gpu_slots: float = GPU_THREADS,
+    ) -> None:
         self._client = client
         self._records = Records(machine.log_level, machine.log_format, flow_run.name)
         self.threads = threads
         self.max_pixels = image_bytes // BYTES_PER_PIXEL
         self.gpus = gpus
+        self.gpu_slots = gpu_slots
         self.dashboard: str = client.dashboard_link
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -184,8 +201,10 @@ class Dask:
 
 
 @contextlib.contextmanager
-def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Iterator[Dask]:
-    """Connect to the scheduler of a run, or start workers on this machine and stop them at the end.
+def open_dask(
+    machine: Machine, *, networks: bool = False, gpus: int = 0, device: str | None = None, alone: bool = False
+) -> Iterator[Dask]:
+    """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
     Parameters
     ----------
@@ -195,6 +214,10 @@ def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Ite
         Whether workers will run networks, and need memory for that beside their images.
     gpus
         Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
+    device
+        The one GPU to use, of `visible_gpus`.
+    alone
+        Start workers for this alone even where desra serve has a cluster.
 
     Raises
     ------
@@ -203,38 +226,121 @@ def open_dask(machine: Machine, *, networks: bool = False, gpus: int = 0) -> Ite
     """
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
-    if machine.scheduler:
-        with _connected(machine.scheduler) as client:
+    embedded = None if machine.scheduler or alone else os.environ.get(EMBEDDED_SCHEDULER)
+    if address := machine.scheduler or embedded:
+        with _connected(address) as client:
+            if embedded:
+                _stop_leftovers(client)
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
             if not workers:
-                raise UsageError(machine.scheduler, "has no workers", "start some with dask worker")
-            _check_import(machine.scheduler, client)
+                raise UsageError(address, "has no workers", "start some with dask worker")
+            _check_import(address, client)
             memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
-            with_gpu = sum("GPU" in worker["resources"] for worker in workers)
-            with _ending(
-                Dask(client, machine, threads=1, image_bytes=_image_bytes(memory, own), gpus=with_gpu)
-            ) as dask:
+            slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
+            threads = _threads(len(workers) - len(slots)) if embedded else 1
+            dask = Dask(
+                client,
+                machine,
+                threads=threads,
+                image_bytes=_image_bytes(memory, own),
+                gpus=len(slots),
+                gpu_slots=min(slots, default=0),
+            )
+            with _ending(dask):
                 yield dask
         return
-    cores = len(os.sched_getaffinity(0))
+    share = _share(machine, own, gpus)
+    with _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
+        image_bytes = _image_bytes(share.memory, own)
+        with _ending(Dask(client, machine, threads=share.threads, image_bytes=image_bytes, gpus=gpus)) as dask:
+            yield dask
+
+
+@contextlib.contextmanager
+def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[str]:
+    """Start workers on this machine that outlive single runs, which find them by `EMBEDDED_SCHEDULER`.
+
+    Parameters
+    ----------
+    machine
+        How many workers and how large.
+    gpus
+        As for `open_dask`.
+
+    Yields
+    ------
+    The address of the scheduler.
+    """
+    with _local_cluster(_share(machine, NETWORK_WORKER_BYTES, gpus), visible_gpus()[:gpus]) as (cluster, _):
+        yield str(cluster.scheduler_address)
+
+
+def release_embedded() -> None:
+    """Make the workers of desra serve, if there are any, give back the memory that they hold, on GPUs too."""
+    if address := os.environ.get(EMBEDDED_SCHEDULER):
+        with _connected(address) as client:
+            client.restart()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them, as far as it leaves any; without it, by number.
+
+    There may be fewer: the list is long enough for any machine.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
+
+
+class _Share(NamedTuple):
+    """What of this machine goes to each of its workers; the memory in bytes, of one thread on a GPU."""
+
+    workers: int
+    threads: int
+    memory: int
+
+
+def _share(machine: Machine, own: int, gpus: int) -> _Share:
+    """Divide this machine among workers that hold ``own`` bytes without an image."""
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
     by_memory = int(all_memory * _USABLE_SHARE / (own + _USUAL_PIXELS * BYTES_PER_PIXEL)) - GPU_THREADS * gpus
-    workers = machine.workers or max(1, min(cores, by_memory))
-    threads = max(1, cores // workers)
+    workers = machine.workers or max(1, min(_cores(), by_memory))
     memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + GPU_THREADS * gpus))
-    image_bytes = _image_bytes(memory, own)
+    _image_bytes(memory, own)
+    return _Share(workers, _threads(workers), memory)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _threads(workers: int) -> int:
+    """Threads that each of so many workers may use."""
+    return max(1, _cores() // max(1, workers))
+
+
+@contextlib.contextmanager
+def _local_cluster(share: _Share, gpus: list[str]) -> Iterator[tuple[SpecCluster, Client]]:
     with (
-        dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(threads)}),
+        dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(share.threads)}),
         SpecCluster(
-            workers=_local_workers(workers, gpus, memory),
+            workers=_local_workers(share.workers, gpus, share.memory),
             scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}},
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):
         client.register_plugin(_Shielded())
-        with _ending(Dask(client, machine, threads=threads, image_bytes=image_bytes, gpus=gpus)) as dask:
-            yield dask
+        yield cluster, client
+
+
+def _stop_leftovers(client: Client) -> None:
+    """Stop what a run that was killed has left on the workers of desra serve, which serve one run at a time."""
+    if any(client.run(_executing).values()):
+        client.restart()
+
+
+def _executing(dask_worker: Worker) -> int:
+    return len(dask_worker.state.executing)
 
 
 def _image_bytes(memory: int, own: int) -> int:
@@ -318,7 +424,7 @@ def _check_import(address: str, client: Client) -> None:
         raise UsageError(address, f"has a worker that cannot import desra ({error})", remedy) from None
 
 
-def _local_workers(workers: int, gpus: int, memory: int) -> dict[str, dict[str, Any]]:
+def _local_workers(workers: int, gpus: list[str], memory: int) -> dict[str, dict[str, Any]]:
     options = {
         "host": "127.0.0.1",
         "dashboard": False,
@@ -330,7 +436,7 @@ def _local_workers(workers: int, gpus: int, memory: int) -> dict[str, dict[str, 
         return {"cls": Nanny, "options": options | own | {"env": {"CUDA_VISIBLE_DEVICES": visible} if gpus else {}}}
 
     cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(workers)}
-    return cpu | {f"gpu-{index}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, str(index)) for index in range(gpus)}
+    return cpu | {f"gpu-{gpu}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, gpu) for gpu in gpus}
 
 
 def _error(name: object, raised: Any) -> ImageError:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
-from desra_core.errors import UsageError, printable
+from desra_core.errors import printable
+from desra_core.gathering import note_gathered
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks
 from desra_core.training.run_folder import read_json
-from tasks.fanout import open_dask
+from desra_core.workspace import Workspace
+from tasks.fanout import Dask, open_dask, release_embedded, visible_gpus
 from tasks.lines import SHOWN_FAILURES, say
 from tasks.progress import RunProgress
+from tasks.retrying import may_pass
 from tasks.stages import gpus_wanted
+from tasks.training_slots import training_slot
 
-_RETRIES, _RETRY_SECONDS = 2, 10
+_RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
 
 
@@ -35,14 +42,22 @@ class Finetuned(NamedTuple):
     iteration: int
     early: bool
 
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        if not self.images:
+            return "no artifact in the training pool: nothing was trained"
+        return f"{self.iteration} iterations on {self.images} images" + (", stopped early" if self.early else "")
 
-@task
-def freeze_images(plan: FinetunePlan) -> int:
+
+@task(cache_policy=NO_CACHE)
+def freeze_images(plan: FinetunePlan, workspace: Workspace) -> int:
     """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
     images, errors = begin(plan, scale)
+    note_gathered(workspace, (sample.id for sample in plan.samples))
     for error in errors[:SHOWN_FAILURES]:
         say(f"left out: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:
@@ -54,10 +69,15 @@ def freeze_images(plan: FinetunePlan) -> int:
 
 def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
     """A lost worker or a full disk may pass; a model that cannot be used, or a loss that is no number, will not."""
-    return not isinstance(state.result(raise_on_failure=False), UsageError)
+    return may_pass(state.result(raise_on_failure=False))
 
 
-@task(retries=_RETRIES, retry_delay_seconds=_RETRY_SECONDS, retry_condition_fn=_may_pass)
+@task(
+    cache_policy=NO_CACHE,
+    retries=len(_RETRY_SECONDS),
+    retry_delay_seconds=_RETRY_SECONDS,
+    retry_condition_fn=_may_pass,
+)
 def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
 
@@ -67,9 +87,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     """
     from desra_core.training.loop import finetune  # its torch is for the worker
 
-    gpus = min(1, gpus_wanted(True, machine))
-    one = machine if machine.scheduler else machine.model_copy(update={"workers": 1})
-    with open_dask(one, networks=True, gpus=gpus) as dask:
+    with _open_worker(machine) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
 
@@ -79,13 +97,28 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
 
             ended = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, "cuda" if on_gpu else "cpu", dask.threads,
-                resources={"GPU": 1} if on_gpu else {}, on_second=on_second,
+                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
             )  # fmt: skip
             progress.reached(*_reached(plan))
     return ended.iteration, ended.early
 
 
-@task
+@contextlib.contextmanager
+def _open_worker(machine: Machine) -> Iterator[Dask]:
+    """A worker with a GPU or all cores of this machine, where no other finetune is on, or workers elsewhere."""
+    if machine.scheduler:
+        with open_dask(machine, networks=True) as dask:
+            yield dask
+        return
+    gpus = visible_gpus()[: gpus_wanted(True, machine)]
+    with training_slot(gpus or ["cpu"]) as device:
+        release_embedded()
+        one = machine.model_copy(update={"workers": 1})
+        with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:
+            yield dask
+
+
+@task(cache_policy=NO_CACHE)
 def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool]) -> Finetuned:
     """Show the losses in the UI."""
     rows = read_json(plan.run.losses) or []

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
@@ -140,7 +141,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     return {"images": len(work), "failed": len(shard.failed) - failed_before}
 
 
-@task(task_run_name="shard-{number:05d}")
+@task(task_run_name="shard-{number:05d}", cache_policy=NO_CACHE)
 def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. What is done already is left alone."""
     shard = Shard(run, number)

@@ -7,14 +7,16 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from desra_core.errors import TransientError
+from desra_core.plan import Plan
 from desra_core.report import write_report
 from desra_core.report.results import read_results
 from desra_core.report.summary import stage_times
 from desra_core.report.wording import stage_name
 from desra_core.tables import publish_tables, worst_regions
-from desra_core.target import Target
 from desra_core.workspace import Workspace
 
 _WORST = 20
@@ -22,13 +24,32 @@ _FAILURES = 50
 
 
 class Summary(NamedTuple):
-    """How a run ended: its Prefect ids, regions and failures in the workspace, and why shards could not finish."""
+    """How a run ended: its Prefect ids, regions and failures in the workspace, and why shards could not finish.
+
+    ``images`` is how many there were, ``computed`` how many of them had anything to do.
+    """
 
     flow_run: str
     task_runs: int
     regions: int
     failures: int
     broken_shards: tuple[str, ...]
+    images: int
+    computed: int
+
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        done = f"{self.computed} of {self.images} images computed" if self.computed else "nothing new"
+        return f"{done}: {self.regions} artifact regions in all, {self.failures} images failed"
+
+    @property
+    def problem(self) -> TransientError | None:
+        """Why the run is not whole, though it ended."""
+        if not self.broken_shards:
+            return None
+        count = f"{len(self.broken_shards)} shards could not finish"
+        return TransientError(count, self.broken_shards[0], "run again")
 
 
 def _show_throughput(workspace: Workspace) -> None:
@@ -47,10 +68,10 @@ def _show_throughput(workspace: Workspace) -> None:
     create_table_artifact(rows, key="throughput", description="Computing time by stage, over all runs.")
 
 
-@task
-def publish_results(workspace: Workspace, target: Target, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
+@task(cache_policy=NO_CACHE)
+def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
     """Write the tables and the report; show the worst regions, the throughput and the failures in the UI."""
-    publish_tables(workspace, target)
+    publish_tables(workspace, plan.target)
     write_report(workspace)
     worst = worst_regions(workspace, _WORST).drop_columns(["id"]).to_pylist()
     create_table_artifact(worst, key="worst-regions", description=f"The {len(worst)} most severe regions.")
@@ -68,4 +89,6 @@ def publish_results(workspace: Workspace, target: Target, task_runs: int, broken
         regions=pq.read_metadata(workspace.regions).num_rows,
         failures=pq.read_metadata(workspace.failures).num_rows,
         broken_shards=broken_shards,
+        images=plan.images,
+        computed=plan.pending,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from desra_core.calibration.counting import Counting
 from desra_core.comparison import Comparison, judge_settings
 from desra_core.errors import ImageError
 from desra_core.model_settings import Finetuning
@@ -16,6 +17,7 @@ from desra_core.outcomes import gather_shard
 from desra_core.plan import make_plan, prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import failure, run_stage
+from desra_core.stages.histogram import histogram_stage
 from desra_core.stages.judge import judge_stage
 from desra_core.tables import publish_tables
 from desra_core.target import target_of
@@ -75,7 +77,9 @@ def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
     """Finetune, from the images to the last model."""
     with Workspace(settings.workspace).locked(), one_thread():
         plan = plan_finetune(settings)
-        begin(plan, check_networks(plan.gan_model, plan.training))
+        scale = check_networks(plan.gan_model, plan.training)
+        if not plan.begun:
+            begin(plan, scale)
         finetune(plan.run, plan.gan_model, plan.training, "cpu", threads)
     return plan.run
 
@@ -89,3 +93,19 @@ def judge_all(comparison: Comparison) -> int:
         for image, names in missing:
             judge_stage(image, names, Workspace(comparison.settings.workspace), settings)
     return len(missing)
+
+
+def count_all(counting: Counting) -> list[str]:
+    """Count what is not counted, and gather it; returns the names of the images that were looked at."""
+    names: list[str] = []
+    for number in counting.missing():
+        shard = counting.shard(number)
+        failures = []
+        for token, (image, about) in counting.work(shard).items():
+            names.append(image.names[0])
+            try:
+                histogram_stage(image, about, counting.workspace, counting.stage_settings(2**26))
+            except ImageError as error:
+                failures.append((token, error))
+        counting.gather(shard, failures)
+    return names

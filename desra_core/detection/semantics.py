@@ -6,9 +6,11 @@ import csv
 import hashlib
 import io
 import math
+import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +18,20 @@ import numpy.typing as npt
 from desra_core.errors import UsageError
 
 CLASS_COUNT = 150
+# An interval counts bins of this many to the range of the similarity.
+INTERVAL_BINS = 20
+# Of the TOML files that desra calibrate writes; raise it when their meaning changes.
+WEIGHTS_VERSION = 1
 
-_BINS = 20
 _PUBLISHED = resources.files("desra_core.detection") / "semantic_intervals.csv"
-_FORMAT = "give a CSV with the header ade20k_index,name,interval or ade20k_index,name,weight and a row per class"
+_FORMAT = (
+    "give a file of desra calibrate, or a CSV with the header ade20k_index,name,interval or ade20k_index,name,weight "
+    "and a row per class"
+)
 
 
 class Weights(NamedTuple):
-    """One weight per class, ``(150,)`` float64, and the fingerprint of what they were read from."""
+    """One weight per class, ``(150,)`` float64, and the fingerprint of the values."""
 
     values: npt.NDArray[np.float64]
     key: str
@@ -35,29 +43,28 @@ def load_weights(source: str) -> Weights:
     Parameters
     ----------
     source
-        ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, or the path of a CSV file
-        with the columns ``ade20k_index``, ``name`` and either ``interval`` (0..19, Eq. 9: ``w = 20 / (20 - interval)``)
-        or ``weight`` (positive).
+        ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, the path of a ``.toml`` file of
+        desra calibrate, or that of a CSV file with the columns ``ade20k_index``, ``name`` and either ``interval``
+        (0..19, Eq. 9: ``w = 20 / (20 - interval)``) or ``weight`` (positive).
 
     Raises
     ------
     UsageError
-        The file cannot be read, does not hold each of the 150 classes once, or a value is out of range.
+        The file cannot be read, is of another version, does not hold each of the 150 classes once, or a value is out
+        of range.
     """
     if source == "none":
         return Weights(np.ones(CLASS_COUNT), "none")
     try:
         content = _PUBLISHED.read_bytes() if source == "published" else Path(source).read_bytes()
-        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
     except OSError as error:
         raise UsageError(source, f"class weights cannot be read ({error.strerror})", _FORMAT) from None
-    except (UnicodeDecodeError, csv.Error):
-        raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
+    rows = _toml_rows(content, source) if source.lower().endswith(".toml") else _csv_rows(content, source)
     values = np.full(CLASS_COUNT, np.nan)
-    for line, row in enumerate(rows, start=2):
-        index, weight = _parse(row, f"{source}, line {line}")
+    for where, row in rows:
+        index, weight = _parse(row, where)
         if not np.isnan(values[index]):
-            raise UsageError(f"{source}, line {line}", f"class {index} is there twice", "keep one row for it")
+            raise UsageError(where, f"class {index} is there twice", "keep one row for it")
         values[index] = weight
     missing = np.flatnonzero(np.isnan(values))
     if missing.size:
@@ -65,24 +72,78 @@ def load_weights(source: str) -> Weights:
     return Weights(values, hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
 
 
+def interval_weights(intervals: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The weights of intervals 0..19 (Eq. 9)."""
+    return INTERVAL_BINS / (INTERVAL_BINS - intervals.astype(np.float64))
+
+
+def published_table() -> npt.NDArray[np.int64]:
+    """The authors' interval of each class, ``(150,)``."""
+    return np.array([int(row["interval"]) for row in _published_rows()])
+
+
 def class_names() -> list[str]:
     """The 150 ADE20K class names by index, as the published table spells them."""
-    rows = csv.DictReader(io.StringIO(_PUBLISHED.read_text("utf-8")))
-    return [row["name"] for row in rows]
+    return [row["name"] for row in _published_rows()]
 
 
-def _weight(interval: int) -> float:
-    return _BINS / (_BINS - interval) if 0 <= interval < _BINS else math.nan
+def _published_rows() -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(_PUBLISHED.read_text("utf-8")))
 
 
-def _parse(row: dict[str, str], where: str) -> tuple[int, float]:
+def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table, each with where it is."""
     try:
-        index = int(row["ade20k_index"])
-        weight = float(row["weight"]) if "weight" in row else _weight(int(row["interval"]))
-    except (KeyError, TypeError, ValueError):
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error):
+        raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
+    return ((f"{source}, line {line}", row) for line, row in enumerate(rows, start=2))
+
+
+def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The classes of a file of desra calibrate, under the names of the table's columns."""
+    try:
+        document = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(source, f"is damaged or no TOML ({reason})", _FORMAT) from None
+    version, classes = document.get("version"), document.get("class")
+    if not isinstance(version, int) or not isinstance(classes, list) or not all(isinstance(c, dict) for c in classes):
+        raise UsageError(source, "holds no class weights", _FORMAT)
+    if version != WEIGHTS_VERSION:
+        reason = f"is of version {version} of the format, but this desra reads version {WEIGHTS_VERSION}"
+        raise UsageError(source, reason, "run desra calibrate again")
+    if len(classes) != CLASS_COUNT:
+        raise UsageError(source, f"has weights for {len(classes)} classes", f"ADE20K has {CLASS_COUNT}")
+    numbered = enumerate(classes, start=1)
+    return ((f"{source}, class table {number}", row | {"ade20k_index": row.get("index")}) for number, row in numbered)
+
+
+def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
+    try:
+        index = _whole(row["ade20k_index"])
+        weight = _number(row["weight"]) if "weight" in row else _weight(_whole(row["interval"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UsageError(where, "is no class weight", _FORMAT) from None
     if not 0 <= index < CLASS_COUNT:
         raise UsageError(where, f"has class {index}", "ADE20K classes are 0..149")
     if not (np.isfinite(weight) and weight > 0):
         raise UsageError(where, f"gives the weight {weight:g}", "weights are positive, intervals 0..19")
     return index, weight
+
+
+def _whole(value: Any) -> int:
+    """An index or interval, a text in CSV and a number in TOML, where 3.0 or true is none."""
+    if not isinstance(value, str) and type(value) is not int:
+        raise TypeError(value)
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)
+
+
+def _weight(interval: int) -> float:
+    return INTERVAL_BINS / (INTERVAL_BINS - interval) if 0 <= interval < INTERVAL_BINS else math.nan

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import cv2
 import numpy as np
@@ -28,6 +30,8 @@ class Agreement:
         Regions of the mask; those of them that the ground truth covers.
     marked, found
         Regions of the ground truth; those of them that the mask covers.
+    mask_pixels, ground_truth_pixels
+        Marked pixels of each.
     """
 
     intersection: int = 0
@@ -36,6 +40,8 @@ class Agreement:
     right: int = 0
     marked: int = 0
     found: int = 0
+    mask_pixels: int = 0
+    ground_truth_pixels: int = 0
 
     @property
     def empty(self) -> bool:
@@ -45,25 +51,32 @@ class Agreement:
     @property
     def iou(self) -> float | None:
         """Intersection over union; None where both are empty."""
-        return self.intersection / self.union if self.union else None
+        return _ratio(self.intersection, self.union)
 
     @property
     def precision(self) -> float | None:
         """Share of the detected regions that are right; None without any."""
-        return self.right / self.detected if self.detected else None
+        return _ratio(self.right, self.detected)
 
     @property
     def recall(self) -> float | None:
         """Share of the ground-truth regions that were found; None without any."""
-        return self.found / self.marked if self.marked else None
+        return _ratio(self.found, self.marked)
+
+    @property
+    def pixel_precision(self) -> float | None:
+        """Share of the mask's pixels that lie in the ground truth; None without any."""
+        return _ratio(self.intersection, self.mask_pixels)
+
+    @property
+    def pixel_recall(self) -> float | None:
+        """Share of the ground truth's pixels that lie in the mask; None without any."""
+        return _ratio(self.intersection, self.ground_truth_pixels)
 
     @property
     def f1(self) -> float | None:
         """Harmonic mean of precision and recall; None where one is undefined, 0 where both are 0."""
-        precision, recall = self.precision, self.recall
-        if precision is None or recall is None:
-            return None
-        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return harmonic_mean(self.precision, self.recall)
 
 
 def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
@@ -90,6 +103,8 @@ def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
         right=int(detected.sum()),
         marked=len(marked),
         found=int(marked.sum()),
+        mask_pixels=int(mask.sum()),
+        ground_truth_pixels=int(ground_truth.sum()),
     )
 
 
@@ -120,4 +135,16 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
+    # Added one after the other, as the published script does: sum() rounds otherwise from Python 3.12 on.
+    return reduce(add, defined) / len(defined) if defined else None
+
+
+def harmonic_mean(precision: float | None, recall: float | None) -> float | None:
+    """F1 of a precision and a recall; None where one is undefined, 0 where both are 0."""
+    if precision is None or recall is None:
+        return None
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

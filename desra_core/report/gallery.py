@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from desra_core.corpus import MANIFEST, image_refs
+from desra_core import pictures
 from desra_core.errors import ImageError, printable
 from desra_core.report.crops import RGB, Crops, encode_webp
+from desra_core.report.measure import measure_of
 from desra_core.report.results import Results
-from desra_core.workspace import Workspace
 
 PER_IMAGE = 3
 KINDS = {
@@ -72,13 +72,19 @@ def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
         Characters that the pictures may take in the page.
     """
     chosen = choose(results.regions, worst)
-    files = _files(results, sorted({region["image"] for region in chosen}))
-    shapes = _shapes(results, chosen)
+    files = picture_files(results, sorted({region["image"] for region in chosen}))
+    shapes = image_shapes(results, [region["id"] for region in chosen])
+    measure = measure_of(results.settings)
     kinds = [kind for kind in KINDS if kind != "lr" or "lr" in results.sources]
 
     def row(region: dict[str, Any]) -> Row:
         shape = shapes.get(region["id"], (0, 0))
-        return Row(region, _cells(region, kinds, files.get(region["image"], {}), shape, results.workspace))
+        if 0 in shape:
+            return Row(region, [Cell(kind, None, reason="The image has failed since.") for kind in kinds])
+        box = (region["x"], region["y"], region["width"], region["height"])
+        similarity = results.workspace.group(region["id"]) / "similarity"
+        crops = Crops(files.get(region["image"], {}), similarity, shape, box, measure=measure)
+        return Row(region, [make_cell(kind, partial(crops.make, kind)) for kind in kinds])
 
     rows: list[Row] = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -111,57 +117,27 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
     return []
 
 
-def _files(results: Results, names: list[str]) -> dict[str, dict[str, Path]]:
-    """The picture files of some images by name and kind: the dataset's of a mined corpus, else the sources."""
-    workspace = results.workspace
-    if results.verb == "mine":
-        kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
-        return {
-            name: {kind: workspace.dataset(kind, name) for kind in kinds} | {"mask": workspace.mask(name)}
-            for name in names
-        }
-    wanted = pc.field("name").isin(pa.array(names, pa.string()))
-    rows = pq.read_table(workspace.manifest, schema=MANIFEST, filters=wanted)
-    rows = rows.replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)
-    files = {}
-    for row in range(rows.num_rows):
-        (image,) = image_refs(rows.slice(row, 1))
-        found = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr, "lr": image.lr}
-        files[image.names[0]] = {kind: file.path for kind, file in found.items() if file is not None}
-        files[image.names[0]]["mask"] = workspace.mask(image.names[0])
-    return files
+def picture_files(results: Results, names: list[str]) -> dict[str, dict[str, Path]]:
+    """The files of some images by name and kind; see `desra_core.pictures.picture_files`."""
+    return pictures.picture_files(results.workspace, results.verb, names)
 
 
-def _shapes(results: Results, chosen: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
-    """``(H, W)`` of the results by image id."""
-    ids = pa.array(sorted({region["id"] for region in chosen}), pa.string())
-    rows = results.images.filter(pc.is_in(results.images["id"], ids)).select(["id", "height", "width"])
+def image_shapes(results: Results, ids: list[str]) -> dict[str, tuple[int, int]]:
+    """``(H, W)`` of the results of some images by id; 0 where it is unknown."""
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    rows = results.images.filter(pc.is_in(results.images["id"], wanted)).select(["id", "height", "width"])
     return {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
 
 
-def _cells(
-    region: dict[str, Any], kinds: list[str], files: Mapping[str, Path], shape: tuple[int, int], workspace: Workspace
-) -> list[Cell]:
-    if 0 in shape:
-        return [Cell(kind, None, reason="The image has failed since.") for kind in kinds]
-    box = (region["x"], region["y"], region["width"], region["height"])
-    similarity = workspace.group(region["id"]) / "similarity"
-    crops = Crops(files, similarity, shape, box)
-    return [_cell(crops, kind) for kind in kinds]
-
-
-def _cell(crops: Crops, kind: str) -> Cell:
+def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
+    """A picture as a cell, or why there is none."""
     try:
-        pixels = crops.make(kind)
+        pixels = make()
     except ImageError as error:
         return Cell(kind, None, reason=printable(f"{Path(error.subject).name}: {error.reason}"))
     except MemoryError:
         return Cell(kind, None, reason="It needs more memory than there is.")
-    return Cell(kind, _uri(pixels), pixels.shape[1], pixels.shape[0])
-
-
-def _uri(pixels: RGB) -> str:
-    return as_uri(encode_webp(pixels))
+    return Cell(kind, as_uri(encode_webp(pixels)), pixels.shape[1], pixels.shape[0])
 
 
 def as_uri(webp: bytes) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
-import matplotlib.colors
 from markupsafe import Markup
 
-from desra_core import __version__
 from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
-from desra_core.report import plots, wording
-from desra_core.report.crops import HEAT, OUTLINE
+from desra_core.report import charts, plots, wording
+from desra_core.report.distribution import Distributions, class_distributions
+from desra_core.report.document import render_page
 from desra_core.report.finetuning import Finetuning, read_finetuning
 from desra_core.report.gallery import KINDS, PER_IMAGE, make_gallery
+from desra_core.report.human import SeverityCurve, severity_curve
+from desra_core.report.image_page import Page, choose_pages, render_pages
+from desra_core.report.measure import Measure, measure_of
 from desra_core.report.results import Results, read_results
 from desra_core.report.summary import (
+    ClassCount,
     StageTime,
     Summary,
     class_counts,
@@ -42,7 +40,7 @@ _CLASSES_AT_ONCE = 15
 _SUFFIXES = (".html", ".htm")
 
 
-def write_report(workspace: Workspace, *, worst: int = WORST, output: Path | None = None) -> Path:
+def write_report(workspace: Workspace, *, worst: int = WORST, pages: int = 0, output: Path | None = None) -> Path:
     """Write the report of a workspace: a page below 20 MB that needs no other file and no network.
 
     Two reports of the same results are the same bytes.
@@ -54,6 +52,9 @@ def write_report(workspace: Workspace, *, worst: int = WORST, output: Path | Non
     worst
         Number of regions to show, the most severe ones first, `MOST` at most. What would make the page too large
         is left out, and the page says so.
+    pages
+        Number of images to write a page of their own about, to ``pages/NAME.html`` beside the report, which links to
+        them; those with the most severe regions.
     output
         The HTML file; ``report.html`` in the workspace by default.
 
@@ -71,56 +72,53 @@ def write_report(workspace: Workspace, *, worst: int = WORST, output: Path | Non
     path = workspace.root / "report.html" if output is None else output.absolute()
     if path.suffix.lower() not in _SUFFIXES or path.is_dir():
         raise UsageError(path, "is no HTML file", "name one with the suffix .html")
-    page = render(read_results(workspace), min(worst, MOST)).encode()
-    if path.resolve().is_relative_to(workspace.root.resolve()):
-        workspace.publish(path, page)
-    else:
-        replace_file(path, lambda file: file.write(page))
+    results = read_results(workspace)
+    chosen = choose_pages(results, min(pages, MOST))
+    for page, text in render_pages(results, chosen, path.name):
+        _publish(workspace, path.parent / page.path, text)
+    _publish(workspace, path, render_page("report.html.j2", **_content(results, min(worst, MOST), chosen)))
     return path
 
 
-def render(results: Results, worst: int) -> str:
-    """The page as text."""
-    folder = resources.files("desra_core.report")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = (wording.count, wording.percent, wording.decimal, wording.duration, wording.shortened, wording.stage_name,
-             wording.short_path)  # fmt: skip
-    environment.filters |= {function.__name__: function for function in words} | {"csp_hash": _csp_hash}
-    return environment.get_template("report.html.j2").render(_content(results, worst))
+def _publish(workspace: Workspace, path: Path, text: str) -> None:
+    if path.resolve().is_relative_to(workspace.root.resolve()):
+        workspace.publish(path, text.encode())
+    else:
+        replace_file(path, lambda file: file.write(text.encode()))
 
 
-def _content(results: Results, worst: int) -> dict[str, Any]:
+def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = summarize(results)
     times = stage_times(results.seconds)
-    settings = results.settings
+    settings, measure = results.settings, measure_of(results.settings)
+    classes = class_counts(results.regions)
+    distribution, people = class_distributions(results, measure), severity_curve(results)
     finetuning, damage = _finetuning(results)
     pictures = PICTURE_CHARACTERS - (finetuning.characters if finetuning else 0)
     return {
         "workspace": results.workspace.root.absolute(),
         "verb": results.verb,
-        "version": __version__,
         "changed": wording.moment(results.changed),
         "sources": {wording.ROLES.get(role, role): folder for role, folder in results.sources.items()},
         "summary": summary,
         "notes": _notes(results, summary) + damage,
         "finetuning": finetuning,
         "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
-        "threshold": settings.get("threshold"),
-        "classes": class_counts(results.regions),
+        "measure": measure,
+        "classes": classes,
+        "class_chart": _class_chart(classes),
+        "distribution": distribution,
+        "distribution_chart": _distribution_chart(distribution, measure) if distribution else "",
+        "people": people,
+        "people_chart": _people_chart(people) if people and people.points else "",
         "classes_at_once": _CLASSES_AT_ONCE,
         "labelled": results.regions["class_name"].null_count < results.regions.num_rows,
-        "plots": _plots(results),
+        "plots": _plots(results, measure),
         "gallery": make_gallery(results, worst, pictures),
-        "kinds": KINDS,
+        "pages": pages,
+        "links": {page.id: page.link for page in pages},
+        "kinds": KINDS | {"difference": measure.picture},
         "per_image": PER_IMAGE,
-        "heat": ", ".join(_heat_colours()),
-        "outline": "#" + bytes(OUTLINE).hex(),
         "failures": results.failures.slice(0, _FAILURES).to_pylist(),
         "failures_at_once": _FAILURES_AT_ONCE,
         "times": times,
@@ -158,17 +156,35 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def _plots(results: Results) -> list[Markup]:
+def _plots(results: Results, measure: Measure) -> list[Markup]:
     regions = results.regions
     if regions.num_rows == 0:
         return []
     drawn = [
         plots.severity_histogram(numbers(regions["severity"])),
         plots.area_histogram(numbers(regions["area"])),
-        plots.similarity_histogram(numbers(regions["mean_similarity"])),
+        plots.similarity_histogram(measure.value(numbers(regions["mean_similarity"])), measure),
     ]
     shares = masked_shares(results)
     return [*drawn, plots.share_histogram(shares)] if shares.size else drawn
+
+
+def _class_chart(classes: list[ClassCount]) -> Markup:
+    shown = {count.name or "no label": float(count.regions) for count in classes[:_CLASSES_AT_ONCE]}
+    return plots.inline(charts.bar_chart(shown, xlabel="artifact regions"), "Artifact regions by class")
+
+
+def _distribution_chart(found: Distributions, measure: Measure) -> Markup:
+    xlabel = measure.picture if measure.is_score else "D"
+    figure = charts.distributions(found.histograms, edges=found.edges, xlabel=xlabel, marks=found.marks)
+    return plots.inline(figure, f"Distribution of {xlabel} by class")
+
+
+def _people_chart(people: SeverityCurve) -> Markup:
+    figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
+                               marks={"all regions": people.points[-1]})  # fmt: skip
+    figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
+    return plots.inline(figure, "Precision and recall over the severity of the regions")
 
 
 def _total_rate(times: list[StageTime]) -> float | None:
@@ -176,12 +192,3 @@ def _total_rate(times: list[StageTime]) -> float | None:
     seconds = sum(time.total for time in times if not time.part)
     images = max((time.images for time in times), default=0)
     return images / seconds if seconds > 0 else None
-
-
-def _heat_colours() -> list[str]:
-    return [matplotlib.colors.to_hex(matplotlib.colormaps[HEAT](step / 12)) for step in range(13)]
-
-
-def _csp_hash(script: str) -> str:
-    """How a content security policy names an inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

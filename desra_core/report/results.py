@@ -19,7 +19,8 @@ from desra_core.tables import REGIONS
 from desra_core.target import settings_document
 from desra_core.workspace import Workspace, read_table
 
-_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy"]
+_RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
+           "similarity_kept", "labels_kept"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,14 @@ def read_results(workspace: Workspace) -> Results:
         vanished=vanished,
         unscanned=unscanned.num_rows,
         changed=_changed(workspace),
+    )
+
+
+def firsts(images: pa.Table) -> pa.Table:
+    """Of each image content among some rows of `Results.images` the first name: id, name, height, width."""
+    grouped = images.group_by("id", use_threads=False)
+    return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
+        ["id", "name", "height", "width"]
     )
 
 

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from desra_core.arrays import drop_array, read_array
 from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, find_regions
+from desra_core.errors import ImageError
+from desra_core.human_masks import HumanMask, find_human_mask
 from desra_core.imageio import Mask, Pixels, encode_mask, encode_png
 from desra_core.outcomes import Outcome, write_journal
-from desra_core.pseudo_gt import assemble_pseudo_gt
+from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
 from desra_core.settings import min_area_pixels
 from desra_core.sr.inference import resize_alpha
 from desra_core.stages.sources import read_labels, read_photo
@@ -44,7 +46,8 @@ class MaskSettings:
 def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Outcome:
     """Publish the mask at every name of the image and measure its regions (raises `ImageError`).
 
-    An image without a stored map is one whose mask is known to be empty. Photos with artifacts go into the dataset.
+    An image without a stored map is one whose mask is known to be empty. Photos with artifacts go into the dataset, by
+    the detector's word or by a person's; the dataset prefers a person's mask.
     """
     assert outcome.height is not None
     assert outcome.width is not None
@@ -69,8 +72,9 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
     if outcome.mask_key is not None:
         # From here on, files are not what the record says: a run that is killed now must not be believed.
         write_journal(workspace, image.shard, replace(outcome, mask_key=None))
-    _publish(image, mask, workspace, settings)
-    kept = settings.keep != "artifacts" or bool(regions)
+    human = _human_mask(image, workspace, settings)
+    _publish(image, mask, human, workspace, settings)
+    kept = settings.keep != "artifacts" or bool(regions) or _is_marked(human)
     return replace(
         outcome,
         similarity_kept=kept and outcome.similarity_kept,
@@ -86,15 +90,17 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
     )
 
 
-def _publish(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSettings) -> None:
+def _publish(
+    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, settings: MaskSettings
+) -> None:
     """Write the mask, and the dataset where results were inferred; what is not wanted any more of it goes."""
     encoded = encode_mask(mask)
     for name in image.names:
         workspace.publish(workspace.mask(name), encoded)
     if settings.gan_sr_key is None:
         return
-    if mask.any() or settings.keep == "all":
-        _export(image, mask, workspace, settings)
+    if mask.any() or settings.keep == "all" or _is_marked(human):
+        _export(image, mask if human is None else _read_human(human, mask.shape), workspace, settings)
         return
     for name in image.names:
         workspace.withdraw_dataset(name)
@@ -120,10 +126,28 @@ def _export(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSet
         return read_array(workspace, image.id, "gan_sr", key=settings.gan_sr_key)
 
     publish("lr", encode_png(lr, alpha))
-    publish("mask", encode_mask(mask))
     publish("mse_sr", encode_png(mse_sr(), sr_alpha))
     publish("gan_sr", encode_png(gan_sr(), sr_alpha))
-    publish("pseudo_gt", encode_png(assemble_pseudo_gt(mse_sr(), gan_sr(), mask), sr_alpha))
+    publish_pseudo_gt(workspace, image.names, mask, assemble_pseudo_gt(mse_sr(), gan_sr(), mask), sr_alpha)
+
+
+def _human_mask(image: ImageRef, workspace: Workspace, settings: MaskSettings) -> HumanMask | None:
+    """The mask by a person that the dataset prefers; where the results are files there is no dataset."""
+    if settings.gan_sr_key is None:
+        return None
+    return find_human_mask(workspace, image.id, image.names, settings.gan_sr_key)
+
+
+def _is_marked(human: HumanMask | None) -> bool:
+    return human is not None and human.pixels > 0
+
+
+def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:
+    mask = human.read()
+    if mask.shape != shape:
+        sizes = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
+        raise ImageError(human.path, sizes, "import it again, or delete it")
+    return mask
 
 
 def _proven_weight(outcome: Outcome, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:

@@ -11,6 +11,7 @@ from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import Similarity
+from desra_core.detection.scoring import score_pair
 from desra_core.errors import ImageError
 from desra_core.imageio import Pixels
 from desra_core.outcomes import Outcome
@@ -113,27 +114,14 @@ def _scores(
 ) -> Similarity:
     """The scores of a detector other than DeSRA, finite float32."""
     detector = load_detector(settings.method)
-    height, width = gan_sr.shape[:2]
-    if min(height, width) < detector.smallest:
-        reason = f"is {width}x{height}, smaller than the {detector.smallest} px that {settings.method} needs"
-        raise ImageError(image.path, reason, "remove it, or take another --method")
     lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in detector.inputs and image.lr else None
     if "lr" in detector.inputs and lr is None:
         raise ImageError(image.path, "has no LR photo, which the method needs", "add it to the folder of --lr")
     labels = None
     if "labels" in detector.inputs:
-        sized = replace(outcome, height=height, width=width)
+        sized = replace(outcome, height=gan_sr.shape[0], width=gan_sr.shape[1])
         labels = read_labels(image, sized, workspace, settings.segmentation_key, settings.max_pixels)
-    try:
-        scores = np.asarray(detector(mse_sr, gan_sr, lr, labels), np.float32)
-    except Exception as error:  # noqa: BLE001 what a user's file may raise
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ImageError(image.path, f"makes {settings.method} fail ({told})", "mend the method") from None
-    frame = height - scores.shape[0] if scores.ndim == 2 else -1
-    if frame < 0 or frame % 2 or scores.shape[1] != width - frame or not np.isfinite(scores).all():
-        reason = f"gets no finite scores of its size less an even frame from {settings.method}"
-        raise ImageError(image.path, reason, "mend the method")
-    return scores
+    return score_pair(detector, settings.method, image.path, mse_sr, gan_sr, lr, labels).astype(np.float32)
 
 
 def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int, width: int) -> bool:

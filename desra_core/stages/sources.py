@@ -49,11 +49,23 @@ def read_labels(
             stored: Labels = read_array(workspace, image.id, "labels", key=outcome.segmentation_key)
             return stored
         return None
-    path = image.labels.path
-    labels = decode_labels(read_content(image.labels), path, max_pixels=max_pixels)
-    if labels.shape != (outcome.height, outcome.width):
-        reason = f"is {labels.shape[1]}x{labels.shape[0]} but its image is {outcome.width}x{outcome.height}"
-        raise ImageError(path, reason, "labels must have the size of the GAN result")
+    assert outcome.height is not None
+    assert outcome.width is not None
+    return read_label_file(image.labels, (outcome.height, outcome.width), max_pixels)
+
+
+def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:
+    """Labels of ``(H, W)`` with values below 150.
+
+    Raises
+    ------
+    ImageError
+        The file has another size or other classes, or cannot be read.
+    """
+    labels = decode_labels(read_content(file), file.path, max_pixels=max_pixels)
+    if labels.shape != shape:
+        reason = f"is {labels.shape[1]}x{labels.shape[0]} but its image is {shape[1]}x{shape[0]}"
+        raise ImageError(file.path, reason, "labels must have the size of the GAN result")
     if labels.max() >= CLASS_COUNT:
-        raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
+        raise ImageError(file.path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
     return labels

@@ -10,6 +10,7 @@ from typing import Literal
 from desra_core.arrays import find_array, write_array
 from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.human_masks import find_human_mask
 from desra_core.imageio import Photo, Pixels
 from desra_core.outcomes import Outcome
 from desra_core.sr.checkpoints import Model, Precision, load_pair
@@ -44,6 +45,9 @@ def super_resolution_stage(
     image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
 ) -> Outcome:
     """Infer the pair and compare it; store what is needed later (raises `ImageError`)."""
+    human = find_human_mask(workspace, image.id, image.names, settings.gan_sr_key)
+    if human is not None and human.pixels:  # an artifact, whatever the detector says
+        settings = replace(settings, keep_pair=True, similarity=replace(settings.similarity, keep_all=True))
     known = _known_clean(image, outcome, workspace, settings)
     if known is not None:
         return known

@@ -26,7 +26,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Sample(NamedTuple):
-    """Where the files of a training image lie; without ``pseudo_gt`` it is assembled from the two results."""
+    """Where the files of a training image lie; without ``pseudo_gt`` it is assembled from the two results.
+
+    ``human`` is the content hash of the mask where a person drew it.
+    """
 
     name: str
     id: str
@@ -36,6 +39,7 @@ class Sample(NamedTuple):
     pseudo_gt: Path | None
     mse_sr: Path
     gan_sr: Path
+    human: str | None = None
 
 
 class Pair(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from desra_core import __version__
 from desra_core.content import content_key
 from desra_core.errors import ImageError, UsageError
+from desra_core.imageio import digest, read_bytes
 from desra_core.model_settings import Finetuning, Training
 from desra_core.pools import Images, Marked
 from desra_core.settings import CorpusSettings
@@ -51,7 +52,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     UsageError
         No model is known, a network cannot be used, or the run's folder holds another finetune.
     """
-    workspace, run = Workspace(settings.workspace), RunFolder(settings.output)
+    workspace = Workspace(settings.workspace)
+    if settings.output is None:
+        key = run_key(plan_finetune(settings.model_copy(update={"output": workspace.finetune("new")})))
+        return plan_finetune(settings.model_copy(update={"output": workspace.finetune(key)}))
+    run = RunFolder(settings.output)
     corpus, target = load_settings(workspace)
     gan_model: Path | None = settings.gan_model or getattr(corpus, "gan_model", None)
     if gan_model is None:
@@ -63,7 +68,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         _check_same(run, document, identity)
     elif _is_taken(run):
         raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
-    if document is None:
+    ended = document is not None and _has_ended(run, training)
+    # Of an older run desra gc drops the images: one that is to go on freezes them again.
+    begun = ended or (document is not None and run.data.is_dir())
+    samples: list[Sample] = []
+    if not begun:
         images = Images(workspace, corpus, target, settings.group_by, settings.lr)
         samples = [_sample(workspace, corpus, marked) for marked in images.marked("training")]
     return FinetunePlan(
@@ -71,9 +80,9 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         gan_model=gan_model,
         training=training,
         made_under=target.mask_key,
-        samples=[] if document else samples,
-        begun=document is not None,
-        ended=document is not None and _has_ended(run, training),
+        samples=samples,
+        begun=begun,
+        ended=ended,
     )
 
 
@@ -108,6 +117,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
     ------
     UsageError
         None can be used, or none of the first ones, as with a model of another scale; the first one's reason is told.
+        Or the run was begun on other images.
     TransientError
         The disk is full or failed.
     """
@@ -126,10 +136,18 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         used.append(sample)
     if not used:
         raise UsageError(errors[0].subject, errors[0].reason, errors[0].remedy)
+    before, data = read_json(plan.run.document), _data_key(plan.made_under, used)
+    if before is not None and before.get("data") != data:
+        shutil.rmtree(plan.run.data, ignore_errors=True)
+        reason = "has lost its training images, and the workspace has others by now"
+        raise UsageError(plan.run.root, reason, "name another --output")
     document = _identity(plan.gan_model, plan.training) | {
         "made_under": plan.made_under,
-        "images": [{"name": sample.name, "id": sample.id, "severity": sample.severity} for sample in used],
-        "data": _data_key(plan.made_under, used),
+        "images": [
+            {"name": sample.name, "id": sample.id, "severity": sample.severity, "mask_by": _mask_by(sample)}
+            for sample in used
+        ],
+        "data": data,
         "versions": {"desra": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
     }
@@ -188,16 +206,29 @@ def _has_ended(run: RunFolder, training: Training) -> bool:
 def _sample(workspace: Workspace, corpus: CorpusSettings, marked: Marked) -> Sample:
     """Where the files of an image lie: in the dataset of a mined corpus, else among the sources."""
     image, name = marked.image, marked.image.names[0]
+    human = None if marked.human is None else digest(read_bytes(marked.human.path))
     if corpus.verb == "mine":
         files = {kind: workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt", "mse_sr", "gan_sr")}
-        return Sample(name, image.id, marked.severity, **files)
+        return Sample(name, image.id, marked.severity, **files, human=human)
     assert image.lr is not None
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     return Sample(
-        name, image.id, marked.severity, image.lr.path, workspace.mask(name), None, image.mse_sr.path, image.gan_sr.path
+        name=name,
+        id=image.id,
+        severity=marked.severity,
+        lr=image.lr.path,
+        mask=workspace.mask(name) if marked.human is None else marked.human.path,
+        pseudo_gt=None,
+        mse_sr=image.mse_sr.path,
+        gan_sr=image.gan_sr.path,
+        human=human,
     )
 
 
+def _mask_by(sample: Sample) -> str:
+    return "detector" if sample.human is None else "person"
+
+
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:
-    return fingerprint(made_under, [sample.id for sample in samples])
+    return fingerprint(made_under, [[sample.id, sample.human] if sample.human else sample.id for sample in samples])

@@ -51,7 +51,7 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
 
 
 def uncommitted(
-    stage: Stage, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Any, mask_key: str
+    stage: Stage, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Any, **_: object
 ) -> Outcome:
     """Stand in for `desra_core.stages.run_stage`: the stage alone, without a journal."""
     return stage(image, outcome, workspace, settings)
@@ -110,16 +110,16 @@ def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
         seconds["cluster"] = time.perf_counter() - started
         seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))
         warm_up = make_plan(workspace, manifest, plan.target, limit=10)
-        _flow_seconds(workspace, warm_up, specs(b""), dask)
+        flow_seconds(workspace, warm_up, specs(b""), dask)
         workspace.shard_outcomes(0).unlink()
         with patch("tasks.shards.run_stage", uncommitted), patch("tasks.shards.gather_shard"):
-            seconds["orchestration"] = _flow_seconds(workspace, plan, specs(b""), dask)
-        seconds["with commits"] = _flow_seconds(workspace, plan, specs(mask), dask)
+            seconds["orchestration"] = flow_seconds(workspace, plan, specs(b""), dask)
+        seconds["with commits"] = flow_seconds(workspace, plan, specs(mask), dask)
     assert sum(1 for _ in workspace.masks.rglob("*.png")) == IMAGES
     return seconds
 
 
-def _flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any) -> float:
+def flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any) -> float:
     """Time the shards of a flow run, from the first submission to the last result, as `flows.detect` runs them."""
     from prefect import flow
     from prefect.runtime import flow_run

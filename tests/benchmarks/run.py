@@ -16,6 +16,7 @@ TITLES = {
     "inference": "Super-resolution against the plain loop, and its share of desra mine",
     "memory": "Peak memory for a 16 MP pair",
     "detect": "The whole of desra detect",
+    "many_runs": "A hundred runs of a thousand images on one Prefect server",
 }
 
 

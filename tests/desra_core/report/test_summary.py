@@ -14,6 +14,7 @@ import pytest
 
 from desra_core.outcomes import SCHEMA, read_outcomes
 from desra_core.report import plots, wording
+from desra_core.report.measure import Measure
 from desra_core.report.results import _seconds, read_results
 from desra_core.report.summary import class_counts, masked_shares, stage_times, summarize
 from desra_core.tables import REGIONS
@@ -100,11 +101,12 @@ def test_histograms_of_anything(values: list[float]) -> None:
         plots.severity_histogram(array),
         plots.area_histogram(np.abs(array) + 1),
         plots.share_histogram(np.clip(np.abs(array) / 1e9, 1e-6, 1)),
-        plots.similarity_histogram(np.clip(array, 0, 1)),
+        plots.similarity_histogram(np.clip(array, 0, 1), Measure()),
+        plots.similarity_histogram(np.abs(array), Measure("ldl", 0.005)),
     ):
         assert svg.startswith("<svg role=")
         assert "://" not in svg
-        assert "#0102" not in svg
+        assert not any(stand_in in svg for stand_in in (plots.INK, plots.BAR, plots.SOFT, plots.ALERT, plots.PAPER))
         assert len(svg) < 40_000
 
 

@@ -1,0 +1,184 @@
+"""The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
+
+`tests/deployments/test_schedules.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from desra_core.errors import UsageError, printable
+from desra_core.model_settings import Cycling, Finetuning
+from desra_core.serving_settings import Period, Serving, parse_period
+from desra_core.settings import Machine, Mining
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+# What a worker runs: without it, it would start three processes for a run, one after the other.
+COMMAND = "python -m prefect.engine"
+
+_RUNTIME = {"device", "tile", "log_level", "log_format"}
+
+
+class Deployed(NamedTuple):
+    """A flow with its parameters and its times, as a Prefect server knows it."""
+
+    flow: str
+    name: str
+    parameters: dict[str, Any]
+    period: Period
+    timezone: str
+
+    @property
+    def entrypoint(self) -> str:
+        """Where a worker imports the flow from; it is installed with desra."""
+        return f"flows.{self.flow}.{self.flow}"
+
+    @property
+    def full_name(self) -> str:
+        """What Prefect calls it."""
+        return f"{self.flow}/{self.name}"
+
+    @property
+    def tags(self) -> list[str]:
+        """What its runs are found by."""
+        return ["desra", self.name]
+
+    @property
+    def work_pool(self) -> str:
+        """The pool of a workspace takes one run at a time, since a workspace does; others wait."""
+        return f"desra-{self.name}"
+
+    @property
+    def schedules(self) -> list[dict[str, Any]]:
+        """As in `prefect.yaml`."""
+        if self.period.cron:
+            return [{"cron": self.period.cron, "timezone": self.timezone}]
+        return [{"interval": self.period.every.total_seconds()}] if self.period.every else []
+
+
+def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
+    """The deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
+
+    Parameters
+    ----------
+    serving
+        The corpus and its times.
+    machine
+        How to compute. Where, which may have changed when a run begins, is not part of it.
+    """
+    where = machine.model_dump(mode="json", include=_RUNTIME, exclude_defaults=True)
+    common: dict[str, Any] = {"machine": where} if where else {}
+    trigger = {"artifacts": serving.finetune_after, **_given(serving, {"group_by"})}
+    mine = {"mining": _given(serving, Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
+    finetune = {"finetuning": _given(serving, Finetuning.model_fields), "current_model": True}
+    cycle = {"cycling": _given(serving, Cycling.model_fields)}
+    return [
+        Deployed(flow, serving.title, parameters | common, period, serving.clock)
+        for flow, parameters, period in (
+            ("mine", mine | ({"trigger": trigger} if serving.finetune_after else {}), parse_period(serving.mine_at)),
+            ("finetune", finetune, Period()),
+            ("cycle", cycle, parse_period(serving.cycle_at)),
+        )
+    ]
+
+
+def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None:
+    """Make a server know the deployments and their work pool, as they are here and not as they were.
+
+    Raises
+    ------
+    UsageError
+        The server does not accept one, or has one of that name for another workspace.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+    from prefect.workers.process import ProcessWorker
+
+    for deployed in deployments:
+        _check_owner(deployed, client)
+        template = ProcessWorker.get_default_base_job_template()
+        pool = WorkPoolCreate(
+            name=deployed.work_pool, type="process", base_job_template=template, concurrency_limit=1,
+            description=f"One run at a time for {_workspace(deployed.parameters)}.",
+        )  # fmt: skip
+        client.create_work_pool(pool, overwrite=True)
+        try:
+            RunnerDeployment.from_entrypoint(
+                deployed.entrypoint,
+                name=deployed.name,
+                parameters=deployed.parameters,
+                schedules=[_schedule(schedule) for schedule in deployed.schedules],
+                tags=deployed.tags,
+                work_pool_name=deployed.work_pool,
+                job_variables={"command": COMMAND},
+            ).apply()
+        except (DeploymentApplyError, ValueError) as error:
+            remedy = "see the settings of the schedules and of the corpus"
+            raise UsageError(deployed.full_name, f"is not accepted ({printable(error)})", remedy) from None
+
+
+def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
+    """When a deployment runs next by itself.
+
+    Raises
+    ------
+    UsageError
+        The server cannot plan runs.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    if not deployed.schedules:
+        return None
+    deployment_id = client.read_deployment_by_name(deployed.full_name).id
+    try:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment_id)}, json={})
+    except PrefectHTTPStatusError as error:
+        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
+        raise UsageError(deployed.full_name, reason, "read the log of the server; is its SQLAlchemy below 2.1?") from None
+    query = {
+        "deployments": {"id": {"any_": [str(deployment_id)]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "NEXT_SCHEDULED_START_TIME_ASC",
+        "limit": 1,
+    }
+    runs = client.request("POST", "/flow_runs/filter", json=query).json()
+    return datetime.fromisoformat(runs[0]["next_scheduled_start_time"]).astimezone() if runs else None
+
+
+def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
+    """What was given of some fields, as JSON values: defaults are for the flow to know, which may be newer."""
+    return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
+
+
+def _schedule(schedule: dict[str, Any]) -> Any:
+    from prefect.schedules import Cron, Interval
+
+    if "cron" in schedule:
+        return Cron(schedule["cron"], timezone=schedule["timezone"])
+    return Interval(schedule["interval"])
+
+
+def _check_owner(deployed: Deployed, client: SyncPrefectClient) -> None:
+    """See that nobody else's deployment is overwritten."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        there = client.read_deployment_by_name(deployed.full_name)
+    except ObjectNotFound:
+        return
+    known = _workspace(there.parameters)
+    if known != (own := _workspace(deployed.parameters)):
+        reason = f"is the deployment of another workspace, {known}, on this Prefect server"
+        raise UsageError(deployed.full_name, reason, f"give that of {own} another --name")
+
+
+def _workspace(parameters: dict[str, Any]) -> str | None:
+    """The workspace that a deployment is for."""
+    for settings in parameters.values():
+        if isinstance(settings, dict) and "workspace" in settings:
+            return str(settings["workspace"])
+    return None

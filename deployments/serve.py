@@ -1,0 +1,311 @@
+"""`desra serve`: what one machine needs for runs that start by themselves.
+
+::
+
+    desra serve ── Prefect server           unless PREFECT_API_URL names one
+                ├─ Dask scheduler, workers  for all runs; their address is in the environment of the runs
+                └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
+                   └─ a process per run
+
+A run may be killed at any moment, and the next one goes on with what it left. So stopping is: kill the runs, tell the
+server. Of these processes, those that end by themselves are started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+import httpx
+
+from deployments.interrupted import mark_interrupted, resume_interrupted
+from deployments.models import check_training
+from deployments.retention import forget_results
+from deployments.schedules import Deployed, deployments_of, next_run, register
+from deployments.server import Server, check_server, end_leftover_server
+from deployments.standing import end_marked, standing
+from desra_core.cycle import mining_of
+from desra_core.errors import UsageError, printable
+from desra_core.serving_settings import Serving, parse_span
+from desra_core.settings import Machine
+from desra_core.target import check_kind, check_models, target_of
+from desra_core.workspace import Workspace
+from tasks.lines import say
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+_POLL_SECONDS = 1.0
+_LOOK_SECONDS = 60.0
+_HOUSEKEEPING_SECONDS = 86400.0
+# A run holds no lock while it starts and when it ends.
+_SETTLED = timedelta(minutes=2)
+# A process that ends by itself so often within so long is not started again.
+_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
+_QUERY_SECONDS = 5
+# Of what Prefect, and by its doing Dask, print: nothing here, all of the runs.
+_CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+
+
+def serve(serving: Serving, machine: Machine) -> int:
+    """Serve a corpus until somebody stops it; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        A setting, a folder or a model cannot be used; the workspace is in use, or served by another process.
+    """
+    if not serving.photos.is_dir():
+        raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
+    workspace = Workspace(serving.workspace)
+    workspace.create()
+    deployments = deployments_of(serving, machine)
+    with _stoppable(), contextlib.ExitStack() as stack:
+        own = stack.enter_context(standing(workspace))
+        with workspace.locked():
+            end_leftover_server(workspace)
+            _check(serving)
+            say("starting Prefect and the workers, which takes some seconds")
+            os.environ.setdefault(_CONSOLE, "CRITICAL")
+            server = stack.enter_context(_open_server(serving, workspace, own.mark))
+            _tell_server(deployments)
+        url = server.url if server else os.environ["PREFECT_API_URL"]
+        own.announce(url)
+        scheduler = stack.enter_context(_open_cluster(machine))
+        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, scheduler, own.mark))
+        _tell_people(serving, deployments, url)
+        _look_after([process for process in (server, worker) if process], workspace, deployments[0].work_pool, serving)
+    return 0
+
+
+class _Process(Protocol):
+    """What is started again when it ends by itself."""
+
+    name: str
+    log: Path
+
+    @property
+    def ended(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+
+class _Worker:
+    """A Prefect worker, and the runs that it has started.
+
+    Parameters
+    ----------
+    pool
+        The work pool.
+    environment
+        Of the worker and of the runs.
+    log
+        What they print.
+    """
+
+    name = "the Prefect worker"
+
+    def __init__(self, pool: str, environment: dict[str, str], log: Path) -> None:
+        self._pool = pool
+        self._environment = environment
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is None or self._process.poll() is not None
+
+    def start(self) -> None:
+        """Start it; runs that an earlier one has started go on."""
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", self._pool,
+                   "--limit", "1", "--name", f"desra serve on {socket.gethostname()}"]  # fmt: skip
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal is for desra serve
+            )
+
+    def stop(self) -> None:
+        """Kill it with all runs, and see that the server knows."""
+        end_marked(self._environment)
+        if self._process is not None:
+            self._process.wait()
+        with contextlib.suppress(httpx.HTTPError), _client() as client:
+            for name in mark_interrupted(self._pool, client, "desra serve was stopped"):
+                say(f"cut off: {name}; the next start goes on with it")
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end what is inside, once: a second one does not disturb the ending."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(_: int, __: FrameType | None) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        say("stopping")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
+    """Have a Prefect server: the one that is configured, or one in the workspace."""
+    if configured := os.environ.get("PREFECT_API_URL"):
+        check_server(configured)
+        yield None
+        return
+    server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _open_cluster(machine: Machine) -> Iterator[str]:
+    """Have a Dask cluster: the one that is given, or one on this machine."""
+    if machine.scheduler:
+        yield machine.scheduler
+        return
+    from tasks.fanout import standing_cluster
+    from tasks.stages import gpus_wanted
+
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _open_worker(serving: Serving, pool: str, scheduler: str, mark: dict[str, str]) -> Iterator[_Worker]:
+    """Have a worker that takes runs."""
+    from flows.alarm import WEBHOOK
+    from tasks.fanout import EMBEDDED_SCHEDULER
+
+    root = str(Path(__file__).resolve().parents[1])
+    environment = mark | {
+        "DESRA_SERVE_PART": "runs",
+        EMBEDDED_SCHEDULER: scheduler,
+        _CONSOLE: "INFO",
+        "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
+        # Runs have folders of their own, and are to find this very desra with this very Python.
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+    }
+    if serving.webhook:
+        environment[WEBHOOK] = serving.webhook
+    worker = _Worker(pool, environment, Workspace(serving.workspace).prefect_home / "worker.log")
+    try:
+        worker.start()
+        yield worker
+    finally:
+        worker.stop()
+
+
+def _check(serving: Serving) -> None:
+    """See now, not at two in the night, that models can be used. The workspace must be locked."""
+    workspace, mining = Workspace(serving.workspace), mining_of(serving)
+    check_kind(workspace, mining)
+    target, _ = target_of(mining)
+    check_models(workspace, mining, target)
+    if serving.finetune_after or serving.cycle_at != "never":
+        check_training(serving, mining)
+
+
+def _client() -> SyncPrefectClient:
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def _tell_server(deployments: list[Deployed]) -> None:
+    """Register the deployments, and put an end to runs that were killed. The workspace must be locked."""
+    with _client() as client:
+        register(deployments, client)
+        # Every run holds the workspace: none is going on.
+        mark_interrupted(deployments[0].work_pool, client, "desra serve was killed")
+        for line in resume_interrupted(deployments[0].work_pool, client):
+            say(line)
+
+
+def _tell_people(serving: Serving, deployments: list[Deployed], url: str) -> None:
+    """Say where to look, and what happens when."""
+    when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
+    if serving.finetune_after:
+        when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
+    say(f"watch at {url.removesuffix('/api')}")
+    with _client() as client:
+        for deployed in deployments:
+            moment = next_run(deployed, client)
+            following = f", next on {moment:%Y-%m-%d at %H:%M:%S}" if moment else ""
+            say(f"{deployed.full_name}: {when[deployed.flow]}{following}")
+    say("Ctrl-C stops; what was going on is gone on with at the next start")
+
+
+def _look_after(processes: list[_Process], workspace: Workspace, pool: str, serving: Serving) -> None:
+    """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
+
+    Raises
+    ------
+    UsageError
+        A process ends again and again.
+    """
+    history = parse_span(serving.history)
+    starts: dict[str, list[float]] = {process.name: [] for process in processes}
+    looked = cleaned = time.monotonic()
+    while True:
+        time.sleep(_POLL_SECONDS)
+        now = time.monotonic()
+        for process in processes:
+            if process.ended:
+                _start_again(process, starts[process.name], now)
+        if now - looked >= _LOOK_SECONDS:
+            looked = now
+            _find_dead_runs(workspace, pool)
+        if now - cleaned >= _HOUSEKEEPING_SECONDS:
+            cleaned = now
+            forget_results(workspace.prefect_home, history)
+
+
+def _start_again(process: _Process, starts: list[float], now: float) -> None:
+    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
+    if len(starts) > _MOST_STARTS:
+        raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
+    say(f"{process.name} has ended, and is started again; its log is {process.log}")
+    process.start()
+
+
+def _find_dead_runs(workspace: Workspace, pool: str) -> None:
+    """Mark runs that have ended without the server's knowing, as when it was down, and go on with them."""
+    if workspace.owner():
+        return
+    try:
+        with _client() as client:
+            mark_interrupted(pool, client, "the run died", older_than=_SETTLED)
+            for line in resume_interrupted(pool, client):
+                say(line)
+    except httpx.HTTPError as error:
+        say(f"warning: the Prefect server does not answer ({printable(error or type(error).__name__)})")

@@ -1,0 +1,203 @@
+"""LabelMe files of artifact regions, one beside each picture, written so that LabelMe itself would draw them exactly.
+
+A polygon is what `PIL.ImageDraw` makes of it, outline included: the rule of ``labelme.utils.shape_to_mask``. Regions
+that no polygon gives back (with holes, or thinner than three points) are written as masks.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from desra_core.annotations.parts import Part
+from desra_core.annotations.selection import Annotated, Annotation
+from desra_core.errors import ImageError
+from desra_core.imageio import Mask, decode, encode_png, read_bytes
+
+LABEL = "artifact"
+
+# The first one whose users all can read masks.
+_VERSION = "5.5.0"
+_POLYGONS = ("polygon", "oriented_rectangle")
+_SAVE_AGAIN = "save it again with LabelMe, or remove it"
+# Farther away than so many pixels nobody draws, but a damaged file may.
+_FAR = 2**20
+
+
+class LabelMeFile(NamedTuple):
+    """What a LabelMe file says of its image; the size is None where it says none."""
+
+    path: Path
+    width: int | None
+    height: int | None
+    shapes: list[dict[str, Any]]
+
+    @property
+    def labels(self) -> set[str]:
+        """The labels of its shapes."""
+        return {str(shape.get("label")) for shape in self.shapes}
+
+
+def labelme_document(image: Annotated) -> bytes:
+    """The LabelMe file of an image whose picture, of the same name, lies beside it (raises `ImageError`)."""
+    document: dict[str, Any] = {
+        "version": _VERSION,
+        "flags": {},
+        "shapes": [_shape(annotation) for annotation in image.annotations()],
+        "imagePath": f"{PurePosixPath(image.name).name}.png",
+        "imageData": None,
+        "imageHeight": image.shape[0],
+        "imageWidth": image.shape[1],
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def read_labelme(path: Path) -> LabelMeFile:
+    """Read a LabelMe file but for the picture that it may hold.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read, is damaged, or is another kind of JSON.
+    """
+    try:
+        document = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        raise ImageError(path, "is no JSON", _SAVE_AGAIN) from None
+    shapes = document.get("shapes") if isinstance(document, dict) else None
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+        raise ImageError(path, "is no LabelMe file", _SAVE_AGAIN)
+    width, height = document.get("imageWidth"), document.get("imageHeight")
+    if not all(side is None or isinstance(side, int) for side in (width, height)):
+        raise ImageError(path, "has no valid size of its image", _SAVE_AGAIN)
+    return LabelMeFile(path, width, height, shapes)
+
+
+def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = None) -> Mask:
+    """Draw all shapes of a file, by LabelMe's own rules, on an image of ``(H, W)``.
+
+    Parameters
+    ----------
+    file
+        With polygons, rectangles, circles and masks.
+    shape
+        Of the image.
+    label
+        Only shapes with this one, if given.
+
+    Returns
+    -------
+    ``(H, W)`` bool.
+
+    Raises
+    ------
+    ImageError
+        A shape has no area, is damaged, or does not lie on the image.
+    """
+    canvas = Image.fromarray(np.zeros(shape, np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    masks: list[Part] = []
+    for number, drawn in enumerate(file.shapes, 1):
+        if label is not None and drawn.get("label") != label:
+            continue
+        kind = drawn.get("shape_type") or "polygon"
+        points = _points(drawn, file.path, number)
+        if kind in _POLYGONS and len(points) >= 3:
+            draw.polygon(points, outline=1, fill=1)
+        elif kind == "rectangle" and len(points) == 2:
+            (left, right), (top, bottom) = (sorted(axis) for axis in zip(*points, strict=True))
+            draw.rectangle((left, top, right, bottom), outline=1, fill=1)
+        elif kind == "circle" and len(points) == 2:
+            (x, y), radius = points[0], math.dist(*points)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
+        elif kind == "mask" and len(points) == 2:
+            masks.append(_mask(drawn, points, shape, file.path, number))
+        else:
+            reason = f"has as shape {number} a {kind} of {len(points)} points, which has no area"
+            raise ImageError(file.path, reason, "draw polygons, rectangles, circles or masks")
+    mask = np.array(canvas, np.bool_)
+    for part in masks:
+        mask[part.y : part.y + part.crop.shape[0], part.x : part.x + part.crop.shape[1]] |= part.crop
+    return mask
+
+
+def _shape(annotation: Annotation) -> dict[str, Any]:
+    part = annotation.part
+    polygon = _polygon(part)
+    height, width = part.crop.shape
+    corners = [[part.x, part.y], [part.x + width - 1, part.y + height - 1]]
+    crop = None if polygon else base64.b64encode(encode_png(part.crop.astype(np.uint8))).decode()
+    return {
+        "label": LABEL,
+        "points": polygon or [[float(x), float(y)] for x, y in corners],
+        "group_id": None,
+        "description": _description(annotation),
+        "shape_type": "polygon" if polygon else "mask",
+        "flags": {},
+        "mask": crop,
+    }
+
+
+def _description(annotation: Annotation) -> str:
+    """Class and severity, for the person to see."""
+    if annotation.region is None:
+        return "drawn by a person"
+    said = [annotation.class_name] if annotation.class_name else []
+    said.append(f"severity {annotation.region['severity']:.1f}")
+    said.append(f"mean similarity {annotation.region['mean_similarity']:.3f}")
+    return ", ".join(said)
+
+
+def _polygon(part: Part) -> list[list[float]]:
+    """The outline of a part, if drawing it gives the part back; else nothing."""
+    outlines, _ = cv2.findContours(part.crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    points = [(int(x), int(y)) for x, y in outlines[0][:, 0]]
+    if len(points) < 3:
+        return []
+    canvas = Image.fromarray(np.zeros(part.crop.shape, np.uint8))
+    ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+    if not np.array_equal(np.asarray(canvas, np.bool_), part.crop):
+        return []
+    return [[float(part.x + x), float(part.y + y)] for x, y in points]
+
+
+def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float, float]]:
+    points = drawn.get("points")
+    try:
+        found = [(float(x), float(y)) for x, y in points or ()]
+    except (ValueError, TypeError, OverflowError):
+        found = [(math.nan, math.nan)]
+    if not all(abs(value) < _FAR for point in found for value in point):
+        raise ImageError(path, f"has a shape, number {number}, whose points are not numbers on the image", _SAVE_AGAIN)
+    return found
+
+
+def _mask(
+    drawn: dict[str, Any], points: Sequence[tuple[float, float]], shape: tuple[int, int], path: Path, number: int
+) -> Part:
+    """The mask that a shape holds, at its place."""
+    where = path.with_name(f"{path.name}, shape {number}")
+    encoded = drawn.get("mask")
+    try:
+        data = base64.b64decode(encoded, validate=True) if isinstance(encoded, str) else b""
+    except ValueError:
+        data = b""
+    if not data:
+        raise ImageError(where, "holds no mask", _SAVE_AGAIN)
+    crop: Mask = np.asarray(decode(data, where).pixels.any(axis=2))
+    (x, y), (right, bottom) = ((int(x), int(y)) for x, y in points)
+    height, width = crop.shape
+    on_image = min(x, y) >= 0 and x + width <= shape[1] and y + height <= shape[0]
+    if (right - x + 1, bottom - y + 1) != (width, height) or not on_image:
+        box = f"({x}, {y}) to ({right}, {bottom})"
+        raise ImageError(where, f"is a mask of {width}x{height} in the box {box} of an image of {shape[1]}x{shape[0]}",
+                         _SAVE_AGAIN)  # fmt: skip
+    return Part(x, y, crop, int(crop.sum()))

@@ -1,0 +1,143 @@
+"""The images of a workspace that an export takes, each with its mask: the person's where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.annotations.parts import Part, parts_of
+from desra_core.corpus import read_manifest
+from desra_core.detection.semantics import class_names
+from desra_core.errors import ImageError
+from desra_core.human_masks import HumanMask, read_human_masks
+from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.outcomes import read_outcomes
+from desra_core.target import Target
+from desra_core.workspace import Workspace
+
+_COLUMNS = ["id", "height", "width", "similarity_key", "mask_key", "failed_stage", "artifact_pixels", "regions"]
+_SHOWN = ["name", "id", "height", "width", "artifact_pixels", "regions"]
+
+
+class Annotation(NamedTuple):
+    """A part of a mask with what the detector recorded of it: ``region`` is None where a person drew it."""
+
+    part: Part
+    region: dict[str, Any] | None
+
+    @property
+    def class_name(self) -> str | None:
+        """The dominant ADE20K class, where there were labels."""
+        label = self.region["dominant_class"] if self.region else None
+        return None if label is None else class_names()[label]
+
+
+class Annotated(NamedTuple):
+    """An image to be exported, by its first name; ``files`` are its pictures by kind."""
+
+    name: str
+    id: str
+    shape: tuple[int, int]
+    regions: list[dict[str, Any]]
+    human: HumanMask | None
+    files: dict[str, Path]
+
+    @property
+    def severity(self) -> float:
+        """The sum over the detector's regions."""
+        return float(sum(region["severity"] for region in self.regions))
+
+    def mask(self) -> Mask:
+        """The person's mask, or else the detector's.
+
+        Raises
+        ------
+        ImageError
+            It is of another size than the image.
+        """
+        return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
+
+    def annotations(self) -> list[Annotation]:
+        """The parts of the mask, in reading order.
+
+        Raises
+        ------
+        ImageError
+            The mask is not the one whose regions are recorded.
+        """
+        parts = parts_of(self.mask())
+        if self.human:
+            return [Annotation(part, None) for part in parts]
+        boxes = [(part.x, part.y, *part.crop.shape[::-1], part.area) for part in parts]
+        fields = ("x", "y", "width", "height", "area")
+        if boxes != [tuple(region[field] for field in fields) for region in self.regions]:
+            raise ImageError(self.files["mask"], "is not the mask that was recorded", "delete it, and run again")
+        return [Annotation(part, region) for part, region in zip(parts, self.regions, strict=True)]
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
+    """Read a mask of an image of ``(H, W)``.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read, or has another size.
+    """
+    mask: Mask = decode(read_bytes(path), path).pixels[:, :, 0] > 0
+    if mask.shape != shape:
+        reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
+        raise ImageError(path, reason, "delete it, and run again")
+    return mask
+
+
+def done_images(workspace: Workspace, target: Target) -> pa.Table:
+    """The images that are done under the settings of the latest run, a row for each present name, sorted by name.
+
+    Columns are name, id, height, width, artifact_pixels and regions (as in `desra_core.outcomes.SCHEMA`).
+    """
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    manifest = manifest.filter(manifest["present"]).select(["name", "id"])
+    outcomes = read_outcomes(workspace, _COLUMNS)
+    done = pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"]))
+    # The mask of a clean image may be older than settings that are only stricter.
+    clean = pc.and_(
+        pc.equal(outcomes["similarity_key"], target.similarity_key), pc.equal(outcomes["artifact_pixels"], 0)
+    )
+    outcomes = outcomes.filter(pc.and_(done, pc.or_(pc.equal(outcomes["mask_key"], target.mask_key), clean)))
+    index = pc.index_in(manifest["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    rows = outcomes.drop_columns("id").take(index.drop_null())
+    manifest = manifest.filter(index.is_valid())
+    return pa.table([manifest[name] if name in manifest.column_names else rows[name] for name in _SHOWN], names=_SHOWN)
+
+
+def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[Annotated]:
+    """Choose images, sorted by name; of copies of one image, the first name.
+
+    Parameters
+    ----------
+    workspace, target
+        The workspace, and what its latest run wanted.
+    everything
+        Take all images that are done, not only those with artifacts or a mask by a person.
+    worst
+        Take only so many, the most severe.
+    """
+    rows = done_images(workspace, target)
+    human = read_human_masks(workspace, target.gan_sr_key)
+    if not everything:
+        looked_at = pc.is_in(rows["id"], pa.array(human, pa.string()))
+        rows = rows.filter(pc.or_(pc.greater(rows["artifact_pixels"], 0), looked_at))
+    found: dict[str, Annotated] = {}
+    for row in rows.to_pylist():
+        shape = (row["height"], row["width"])
+        image = Annotated(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {})
+        found.setdefault(image.id, image)
+    images = list(found.values())
+    if worst is None:
+        return images
+    chosen = sorted(images, key=lambda image: (-image.severity, image.name))[:worst]
+    return sorted(chosen, key=lambda image: image.name)

@@ -1,0 +1,1 @@
+"""Class weights for a user's own models (Eq. 9 of the paper), counted over artifact-free pairs."""

@@ -1,0 +1,204 @@
+"""What class weights rest on: how the similarity D is distributed in each class over artifact-free pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from desra_core.detection.mask import Similarity
+from desra_core.detection.semantics import CLASS_COUNT, INTERVAL_BINS
+from desra_core.imageio import Labels, Mask
+from desra_core.tiling import row_strips
+
+# Each of the 20 bins of the published rule is 500 of these.
+BINS = 10_000
+PERCENTILE = 85.0
+RATE = 0.001
+
+HISTOGRAM = pa.schema([("class", pa.int16()), ("bin", pa.int16()), ("count", pa.int64())])
+
+_ABOUT = b"desra.histogram"
+_BITS_OF_FLOAT32 = 24
+
+
+class ClassHistogram(NamedTuple):
+    """How many pixels of each class have a D in each of 10,000 equal bins of 0..1; D = 1 counts to the last one.
+
+    Of one image, or of many: histograms of parts of a corpus add up to that of the whole (`merged`).
+
+    Attributes
+    ----------
+    counts
+        ``(K, 10000)`` int64; K is 150, or 1 for all classes taken together.
+    images
+        ``(K,)`` int64, images with a pixel of the class.
+    seen, excluded
+        Number of images, and of pixels that were left out.
+    """
+
+    counts: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    seen: int
+    excluded: int
+
+    @property
+    def pixels(self) -> npt.NDArray[np.int64]:
+        """``(K,)`` pixels of each class."""
+        return np.asarray(self.counts.sum(axis=1))
+
+    def pooled(self) -> ClassHistogram:
+        """All classes as one."""
+        return ClassHistogram(self.counts.sum(axis=0, keepdims=True), np.array([self.seen]), self.seen, self.excluded)
+
+    def to_table(self) -> pa.Table:
+        """The bins that are not empty, as rows of the schema `HISTOGRAM`."""
+        classes, bins = np.nonzero(self.counts)
+        about = {"images": self.images.tolist(), "seen": self.seen, "excluded": self.excluded}
+        schema = HISTOGRAM.with_metadata({_ABOUT: json.dumps(about)})
+        return pa.table([classes, bins, self.counts[classes, bins]], schema=schema)
+
+
+def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
+    """The sum of the histograms that were made into tables.
+
+    Raises
+    ------
+    ValueError
+        A table is none of those.
+    """
+    counts, images = np.zeros((CLASS_COUNT, BINS), np.int64), np.zeros(CLASS_COUNT, np.int64)
+    seen = excluded = 0
+    for table in tables:
+        classes, bins, count = (table[name].to_numpy() for name in HISTOGRAM.names)
+        try:
+            about = json.loads(table.schema.metadata[_ABOUT])
+            counts[classes, bins] += count  # a bin has one row
+            images += np.array(about["images"])
+            seen, excluded = seen + about["seen"], excluded + about["excluded"]
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"is no histogram of similarity by class: {error}") from error
+    return ClassHistogram(counts, images, seen, excluded)
+
+
+def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
+    """Count the pixels of an image.
+
+    ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is ``floor(20 * D)`` of the published rule,
+    which is a 500th of it, rounded down.
+
+    Parameters
+    ----------
+    similarity
+        ``(h, w)`` float32 D, 0..1.
+    labels
+        ``(h, w)`` uint8 class index 0..149, of the same pixels.
+    exclude
+        ``(h, w)`` bool, True where not to count.
+
+    Raises
+    ------
+    ValueError
+        D is no float32 or not finite.
+    """
+    if np.finfo(similarity.dtype).nmant >= _BITS_OF_FLOAT32:
+        raise ValueError(
+            f"similarity of dtype {similarity.dtype} falls between the bins by its last bits; give float32"
+        )
+    flat = np.zeros(CLASS_COUNT * BINS, np.int64)
+    for rows in row_strips(similarity.shape):
+        values = similarity[rows].astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("similarity is not finite")
+        bins = np.clip(np.floor(BINS * values), 0, BINS - 1).astype(np.int64)
+        bins += BINS * labels[rows].astype(np.int64)
+        kept = bins.ravel() if exclude is None else bins[~exclude[rows]]
+        flat += np.bincount(kept, minlength=flat.size)
+    counts = flat.reshape(CLASS_COUNT, BINS)
+    excluded = 0 if exclude is None else int(np.count_nonzero(exclude))
+    return ClassHistogram(counts, np.asarray(counts.any(axis=1), np.int64), 1, excluded)
+
+
+def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.int64]:
+    """The ``interval_k`` of Eq. 9 as the authors' comment tells it, -1 for classes without pixels.
+
+    D is cut into 20 bins; from the top, bins are counted until they hold more than ``percentile`` % of the pixels of
+    the class, strictly. The interval is that count less one.
+    """
+    counts = histogram.counts.reshape(len(histogram.counts), INTERVAL_BINS, -1).sum(axis=2)
+    return np.where(histogram.pixels > 0, _bins_held(counts, percentile) - 1, -1)
+
+
+def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.float64]:
+    """``1 / q``, the weight that lifts the quantile q of D to 1, NaN for classes without pixels.
+
+    q is the lower edge of the bin at which the bins from the top hold more than ``percentile`` % of the pixels of the
+    class. So more than that share really is lifted to 1, and q lies at most 0.0001 below the exact quantile.
+    """
+    # D of 8 or 16 bits is above 0.003; the first bin would have no finite weight.
+    lower = np.maximum(BINS - _bins_held(histogram.counts, percentile), 1)
+    return np.where(histogram.pixels > 0, BINS / lower, np.nan)
+
+
+def false_alarm_threshold(
+    histogram: ClassHistogram, weights: npt.NDArray[np.float64], rate: float = RATE
+) -> float | None:
+    """The highest threshold that at most this share of artifact-free pixels falls below, before any morphology.
+
+    Parameters
+    ----------
+    histogram
+        Of artifact-free pairs.
+    weights
+        ``(K,)`` by class.
+    rate
+        Share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below the threshold.
+
+    Returns
+    -------
+    0..1, rounded down to four decimals, at most a bin's width times the weight below the exact one: a bin counts as
+    below as soon as its lower edge is. None without pixels, or where there is no threshold above 0.
+    """
+    if not histogram.pixels.any():
+        return None
+    classes, bins = np.nonzero(histogram.counts)
+    adjusted = _lower_edges(weights)[classes, bins]
+    order = np.argsort(adjusted, kind="stable")
+    reached = np.cumsum(histogram.counts[classes, bins][order])
+    allowed = _share_of(rate, int(reached[-1]))
+    first_above = int(np.searchsorted(reached, allowed, side="right"))
+    exact = 1.0 if first_above == len(order) else float(adjusted[order[first_above]])
+    return float(Decimal(repr(exact)).quantize(Decimal("0.0001"), ROUND_FLOOR)) or None
+
+
+def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64], threshold: float) -> float | None:
+    """The share of artifact-free pixels whose adjusted similarity may be below a threshold, before any morphology.
+
+    At most what the bins that straddle the threshold hold above the exact share; None without pixels.
+    """
+    pixels = int(histogram.pixels.sum())
+    below = int(histogram.counts[_lower_edges(weights) < threshold].sum())
+    return below / pixels if pixels else None
+
+
+def _bins_held(counts: npt.NDArray[np.int64], percentile: float) -> npt.NDArray[np.int64]:
+    """How many bins, from the top, hold more than a percentile of each row of ``(K, bins)``."""
+    from_top = np.cumsum(counts[:, ::-1], axis=1)
+    most = [_share_of(percentile / 100, int(total)) for total in from_top[:, -1]]
+    return np.asarray((from_top <= np.array(most)[:, np.newaxis]).sum(axis=1) + 1)
+
+
+def _share_of(share: float, total: int) -> int:
+    """The largest whole number that is not above a share of the total, by the decimals that were given."""
+    return int(Fraction(f"{share:.12g}") * total)
+
+
+def _lower_edges(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The least adjusted similarity of a pixel in each bin, ``(K, 10000)``."""
+    return np.clip(weights[:, np.newaxis] * (np.arange(BINS) / BINS), 0, 1)

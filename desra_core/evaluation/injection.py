@@ -1,0 +1,250 @@
+"""Artifacts of known place, kind and strength, put into a clean result in the forms that are seen in practice.
+
+All kinds work on values in 0..255 (uint16 / 257) in float64 and are rounded once. In the texture kinds the last pixels
+before the border of the place fade, so that what is measured is the texture and not its outline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.imageio import Mask, Pixels
+
+KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flattening")
+
+# The RMS contrast of strength 1, in grey levels of 255.
+FULL_CONTRAST = 40.0
+
+_FADE = 4
+# A ramp of 2.5 grey levels a pixel at full strength: D sees no edge in it.
+_COLOUR_FADE = 16
+_HALO = 24
+# What is amplified more is the rounding of a flat area, not its edges.
+_MAX_RINGING_GAIN = 12.0
+_PAINTERLY_RADIUS = 5
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+Levels = npt.NDArray[np.float64]
+Pattern = Callable[[Levels, np.random.Generator], Levels]
+
+
+def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Put an artifact into a result.
+
+    Parameters
+    ----------
+    gan_sr
+        ``(H, W, 1 or 3)`` uint8 or uint16.
+    kind
+        One of `KINDS`:
+
+        - blotches: patches of some 10 to 20 px with a colour of their own and sharp borders;
+        - checkerboard: the grid that a transposed convolution leaves, with a period of 4 or 8 px;
+        - worms: bent, band-limited stripes 7 to 12 px apart;
+        - colour_shift: another tint at the same luminance (BT.601), fading over 16 px;
+        - ringing: halos that swing along the image's own edges every 5 to 8 px, as of over-sharpening;
+        - flattening: texture brushed away between edges, as of an oil painting (Kuwahara's filter, 11x11 px).
+    place
+        ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
+    strength
+        Above 0, at most 1. What is added has an RMS of ``40 * strength`` grey levels over the pixels and channels of
+        the place, before it is clipped to what a file can hold. Ringing stays weaker where the image has no edges, a
+        colour shift where colours leave no room. For flattening, the share of the difference to the filtered image
+        that is taken away.
+    rng
+        Makes the pattern; the same state gives the same artifact.
+
+    Returns
+    -------
+    An image of the same shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        The kind is unknown or cannot be in a gray image, the strength out of range, or the place empty or of another
+        size.
+    """
+    _check(gan_sr, kind, place, strength)
+    box = _box(place)
+    inside, levels = place[box], _levels(gan_sr[box])
+    if kind == "flattening":
+        change = strength * (_painterly(levels) - levels) * _fade(inside, _FADE)
+    elif kind == "colour_shift":
+        change = _colour_shift(levels, inside, FULL_CONTRAST * strength, rng)
+    else:
+        pattern, width, max_gain = _PATTERNS[kind]
+        change = pattern(levels, rng) * _fade(inside, width)
+        change *= min(FULL_CONTRAST * strength / max(_rms(change[inside]), 1e-9), max_gain)
+    white = np.iinfo(gan_sr.dtype).max
+    result = gan_sr.copy()
+    result[box][inside] = np.clip(np.rint((levels + change) * (white / 255)), 0, white)[inside].astype(gan_sr.dtype)
+    return result
+
+
+def contrast(before: Pixels, after: Pixels, place: Mask) -> float:
+    """The RMS of what an injection changed over the pixels and channels of its place, in grey levels of 255."""
+    return _rms(_levels(after[place]) - _levels(before[place]))
+
+
+def texture(pixels: Pixels, place: Mask) -> float:
+    """The RMS of the deviation of the values around each pixel of a place, in grey levels of 255: what hides artifacts.
+
+    The window is that of the paper's D: a Gaussian of 11x11 px and sigma 1.5. Channels count alike.
+    """
+    box = _box(place)
+    levels = _levels(pixels[box])
+    mean, mean_square = (cv2.GaussianBlur(x, (11, 11), 1.5).reshape(levels.shape) for x in (levels, levels**2))
+    return float(np.sqrt(np.maximum(mean_square - mean**2, 0)[place[box]].mean()))
+
+
+def _check(gan_sr: Pixels, kind: str, place: Mask, strength: float) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of artifact; there are {', '.join(KINDS)}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"a strength of {strength} is not within 0..1")
+    if place.shape != gan_sr.shape[:2] or not place.any():
+        raise ValueError(f"a place of the shape {place.shape} is empty or not one of an image {gan_sr.shape}")
+    if kind == "colour_shift" and gan_sr.shape[2] == 1:
+        raise ValueError("a gray image has no colour to shift")
+
+
+def _box(place: Mask) -> tuple[slice, slice]:
+    """The rows and columns of a place and what surrounds it."""
+    rows, columns = (np.flatnonzero(place.any(axis=axis)) for axis in (1, 0))
+    top, left = (max(0, int(used[0]) - _HALO) for used in (rows, columns))
+    return slice(top, int(rows[-1]) + 1 + _HALO), slice(left, int(columns[-1]) + 1 + _HALO)
+
+
+def _levels(samples: npt.NDArray[Any]) -> Levels:
+    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
+
+
+def _rms(values: Levels) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _luminance(levels: Levels) -> Levels:
+    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ _LUMINANCE
+
+
+def _fade(inside: Mask, width: int) -> Levels:
+    """``(h, w, 1)``: 0 outside, rising to 1 over so many pixels."""
+    distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # OpenCV's last bit depends on where the array lies in memory; the squares are whole numbers.
+    exact = np.sqrt(np.rint(np.square(distance[1:-1, 1:-1, np.newaxis], dtype=np.float64)))
+    return np.minimum(1.0, exact / width)
+
+
+def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Levels:
+    """Gaussian noise of mean 0 and deviation 1, ``(h, w)`` or ``(h, w, C)``, smooth over sigma pixels."""
+    pad = int(3 * sigma)
+    raw = rng.standard_normal((shape[0] + 2 * pad, shape[1] + 2 * pad, *shape[2:]))
+    smooth = cv2.GaussianBlur(raw, (0, 0), sigma)[pad:-pad, pad:-pad].reshape(shape)
+    return np.asarray(smooth * (2 * np.sqrt(np.pi) * sigma))
+
+
+def _blotches(levels: Levels, rng: np.random.Generator) -> Levels:
+    sigma = rng.uniform(4, 7)
+    common = _smooth_noise(levels.shape[:2], sigma, rng)[:, :, np.newaxis]
+    field = 0.85 * common + 0.5 * _smooth_noise(levels.shape, sigma, rng)
+    # Plateaus at -1, 0 and 1 with steep slopes between them.
+    return np.asarray(np.tanh(8 * (field - 0.6)) + np.tanh(8 * (field + 0.6))) / 2
+
+
+def _checkerboard(levels: Levels, rng: np.random.Generator) -> Levels:
+    height, width, channels = levels.shape
+    period = int(rng.choice((4, 8)))
+
+    def overlap(count: int) -> Levels:
+        """Along an axis, how much the kernels of neighbouring samples add up to: a period and its harmonic."""
+        phase = 2 * np.pi * np.arange(count) / period
+        return np.asarray(np.cos(phase + rng.uniform(0, 2 * np.pi)) + 0.4 * np.cos(2 * phase))
+
+    rows, columns = overlap(height)[:, np.newaxis], overlap(width)
+    envelope = np.clip(1 + 0.4 * _smooth_noise((height, width), 20, rng), 0.2, None)
+    gains = rng.normal(1, 0.25, channels)
+    return np.asarray((envelope * (rows + columns + rows * columns))[:, :, np.newaxis] * gains)
+
+
+def _worms(levels: Levels, rng: np.random.Generator) -> Levels:
+    height, width, channels = levels.shape
+    pad = 16
+    size = height + 2 * pad, width + 2 * pad
+    frequency = 1 / rng.uniform(7, 12)
+    fy, fx = np.fft.fftfreq(size[0])[:, np.newaxis], np.fft.rfftfreq(size[1])
+    angle = 2 * (np.arctan2(fy, fx) - rng.uniform(0, np.pi))
+    band = np.exp(-((np.hypot(fy, fx) - frequency) ** 2) / (2 * (0.15 * frequency) ** 2) + 1.5 * np.cos(angle))
+    stripes = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(size)) * band, s=size)
+    # Displaced along a smooth field, the stripes bend.
+    straight = np.mgrid[pad : pad + height, pad : pad + width]
+    y, x = (straight + 6 * _smooth_noise((height, width, 2), 14, rng).transpose(2, 0, 1)).astype(np.float32)
+    bent = cv2.remap(stripes, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    worms = np.tanh(1.5 * bent / bent.std())
+    return np.asarray(worms[:, :, np.newaxis] * rng.normal(1, 0.15, channels))
+
+
+def _ringing(levels: Levels, rng: np.random.Generator) -> Levels:
+    wavelength = rng.uniform(5, 8)
+    offsets = np.arange(-_HALO, _HALO + 1)
+    radius = np.hypot(offsets[:, np.newaxis], offsets)
+    window = np.exp(-(radius**2) / (2 * wavelength**2))
+    wave = np.cos(2 * np.pi * radius / wavelength) * window
+    kernel = wave - window * (wave.sum() / window.sum())
+    # So that it passes stripes of its wavelength at their own contrast.
+    kernel /= float((kernel * np.cos(2 * np.pi * offsets / wavelength)).sum())
+    halo = cv2.filter2D(_luminance(levels), cv2.CV_64F, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return np.repeat(halo[:, :, np.newaxis], levels.shape[2], axis=2)
+
+
+def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.Generator) -> Levels:
+    """The tint with the most room among eight; the room varies smoothly, so that the shift makes no texture."""
+    # Two directions across that of luminance, and across one another.
+    plane = np.linalg.svd(_LUMINANCE[np.newaxis])[2][1:]
+    fade = _fade(inside, _COLOUR_FADE)
+    amplitude = np.sqrt(3) * contrast / max(_rms(fade[inside]), 1e-9)
+    best: Levels = np.zeros_like(levels)
+    for angle in rng.uniform(0, 2 * np.pi) + np.arange(8) * np.pi / 4:
+        tint = amplitude * (np.array([np.cos(angle), np.sin(angle)]) @ plane)
+        change = tint * (fade * _room(levels, tint))
+        if _rms(change[inside]) > _rms(best[inside]):
+            best = change
+    return best
+
+
+def _room(levels: Levels, tint: Levels) -> Levels:
+    """``(h, w, 1)``: the share of a tint that every colour within 7 px can take and stay within 0..255."""
+    limit = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
+    share = np.minimum(1.0, limit.min(axis=2))
+    # A mean of minima over windows that all hold the pixel is no more than the pixel's own.
+    least = cv2.erode(share, np.ones((15, 15), np.uint8))
+    return np.asarray(cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis])
+
+
+def _painterly(levels: Levels) -> Levels:
+    """Kuwahara's filter: of the four squares with a corner in the pixel, the mean of the one that varies least."""
+    side = _PAINTERLY_RADIUS + 1
+    best, least, luminance = levels, np.full(levels.shape[:2], np.inf), _luminance(levels)
+    for anchor in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):
+
+        def mean(values: Levels, anchor: tuple[int, int] = anchor) -> Levels:
+            return np.asarray(cv2.blur(values, (side, side), anchor=anchor, borderType=cv2.BORDER_REFLECT_101))
+
+        variance = mean(luminance**2) - mean(luminance) ** 2
+        chosen = variance < least
+        best = np.where(chosen[:, :, np.newaxis], mean(levels).reshape(levels.shape), best)
+        least = np.where(chosen, variance, least)
+    return best
+
+
+# The pattern, how many pixels it fades over, and the most that it may be amplified by.
+_PATTERNS: dict[str, tuple[Pattern, int, float]] = {
+    "blotches": (_blotches, 1, np.inf),
+    "checkerboard": (_checkerboard, _FADE, np.inf),
+    "worms": (_worms, _FADE, np.inf),
+    "ringing": (_ringing, _FADE, _MAX_RINGING_GAIN),
+}

@@ -1,0 +1,202 @@
+"""What no run needs of a workspace any more: the manifest, the settings of the latest run and the records decide.
+
+Images that are still to be done are left alone: the run that does them replaces what they have. So are those beyond
+``--limit``; those that have vanished, unless they are to go; and what people have drawn, always.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.corpus import read_manifest
+from desra_core.errors import UsageError
+from desra_core.holdings import (
+    EMPTY,
+    LEFTOVERS,
+    UNKNOWN,
+    Leftover,
+    holdings,
+    is_key,
+    size_of_file,
+    table_of,
+    unknown,
+)
+from desra_core.inventory import OnDisk, flags_of
+from desra_core.outcomes import SCHEMA, read_outcomes
+from desra_core.plan import assess
+from desra_core.settings import CorpusSettings
+from desra_core.sizes import entries, size_of
+from desra_core.stale_records import record_leftovers, stale_records
+from desra_core.superseded import UNFINISHED, superseded
+from desra_core.target import Target, load_settings
+from desra_core.workspace import Workspace
+
+_VANISHED, _REPLACED = "of images that have vanished", "of images that the manifest does not have"
+_FAILED, _EMPTY = "of images that failed for good", "empty folders"
+
+
+class Leftovers(NamedTuple):
+    """What may go, and what the workspace is to say then.
+
+    Attributes
+    ----------
+    table
+        What no run needs, and what is unknown and stays (schema `desra_core.holdings.LEFTOVERS`).
+    manifest
+        The manifest without what goes.
+    target
+        What the latest run wanted.
+    stale
+        The records that go (schema `desra_core.stale_records.STALE`).
+    unmapped, unlabelled
+        Ids of images whose maps or labels go, while they stay themselves.
+    """
+
+    table: pa.Table
+    manifest: pa.Table
+    target: Target
+    stale: pa.Table
+    unmapped: pa.Array
+    unlabelled: pa.Array
+
+
+def find_leftovers(workspace: Workspace, *, vanished: bool = False) -> Leftovers:
+    """Find what no run needs any more; nothing is changed. No run may be going on.
+
+    Parameters
+    ----------
+    workspace
+        Of any run that got as far as its manifest.
+    vanished
+        Images go, too, that the latest run did not find and whose files are not there now.
+
+    Raises
+    ------
+    UsageError
+        The folder is no workspace, or a table of it is damaged or missing.
+    """
+    settings, target = load_settings(workspace)
+    manifest = read_manifest(workspace)
+    if manifest is None:
+        raise UsageError(workspace.root, "has no manifest", f"run desra {settings.verb}")
+    staying = _without_vanished(manifest, settings) if vanished else manifest
+    held = holdings(workspace)
+    reasons = _reasons(held, workspace, settings, target, manifest, staying)
+    held = held.append_column("reason", reasons)
+    maps = held.filter(pc.and_(pc.equal(held["kind"], "maps"), reasons.is_valid()))
+    unmapped, unlabelled = (
+        maps.filter(pc.equal(maps["part"], part))["owner"].combine_chunks() for part in ("similarity", "labels")
+    )
+    stale = stale_records(workspace, staying)
+    others = [
+        *unfinished(workspace),
+        *_counts(workspace, target),
+        *superseded(workspace, settings),
+        *record_leftovers(workspace, stale, unmapped, unlabelled),
+    ]
+    leftovers = held.filter(pc.or_(reasons.is_valid(), pc.equal(held["kind"], UNKNOWN))).select(LEFTOVERS.names)
+    table = pa.concat_tables([leftovers.cast(LEFTOVERS), table_of(others, LEFTOVERS)]).combine_chunks()
+    return Leftovers(table, staying, target, stale, unmapped, unlabelled)
+
+
+def _without_vanished(manifest: pa.Table, settings: CorpusSettings) -> pa.Table:
+    """The manifest without the images that the latest scan did not find, but for files that have come back."""
+    sources = settings.sources
+    paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()
+    present = manifest["present"].to_pylist()
+    stays = [there or os.path.lexists(sources.main / path) for there, path in zip(present, paths, strict=True)]
+    return manifest.filter(pa.array(stays, pa.bool_()))
+
+
+def _reasons(
+    held: pa.Table,
+    workspace: Workspace,
+    settings: CorpusSettings,
+    target: Target,
+    manifest: pa.Table,
+    staying: pa.Table,
+) -> pa.Array:
+    """Why each of the holdings may go; null for what stays."""
+    kinds, owners = held["kind"].combine_chunks(), held["owner"].combine_chunks()
+    of_maps = pc.equal(kinds, "maps")
+
+    def known(rows: pa.Table) -> pa.Array:
+        return pc.if_else(of_maps, *(pc.is_in(owners, rows[field].combine_chunks()) for field in ("id", "name")))
+
+    lost = pc.if_else(known(manifest), _VANISHED, _REPLACED)
+    reasons = pc.if_else(pc.or_(known(staying), pc.equal(kinds, UNKNOWN)), pa.scalar(None, pa.string()), lost)
+    fates = _fates(workspace, settings, target, staying)
+    reasons = pc.coalesce(reasons, pc.if_else(of_maps, _unkept(held, fates, target), pa.scalar(None, pa.string())))
+    # The file that makes a folder a zarr group goes with the last array.
+    of_group = pc.and_(of_maps, pc.equal(held["part"], ""))
+    stays = pc.and_(reasons.is_null(), pc.and_(pc.invert(of_group), pc.not_equal(kinds, EMPTY)))
+    left = pc.is_in(owners, owners.filter(stays))
+    reasons = pc.if_else(pc.and_(of_group, left), pa.scalar(None, pa.string()), reasons)
+    return pc.if_else(pc.equal(kinds, EMPTY), _EMPTY, reasons)
+
+
+def _fates(workspace: Workspace, settings: CorpusSettings, target: Target, manifest: pa.Table) -> pa.Table:
+    """The images with which the latest run has done: ``id``, whether it ``failed``, and whether it is ``marked``.
+
+    Marked are images of which everything is kept: by ``--keep all``, or for an artifact.
+    """
+    rows = manifest.filter(manifest["present"])
+    rows = rows.slice(0, rows.num_rows if settings.limit is None else settings.limit)
+    outcomes = read_outcomes(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
+    on_disk = OnDisk.of(workspace)
+    work = assess(rows, outcomes, target, on_disk)
+    ids = rows["id"].combine_chunks()
+    pixels = outcomes["artifact_pixels"].combine_chunks().take(pc.index_in(ids, outcomes["id"].combine_chunks()))
+    marked = flags_of(pc.greater(pixels, 0)) | (target.keep == "all")
+    if target.super_resolves:
+        marked |= on_disk.marked_by_people(ids, target.gan_sr_key)
+    fates = pa.table({"id": ids, "failed": work.failed, "marked": marked})
+    return fates.filter(pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending)))))
+
+
+def _unkept(held: pa.Table, fates: pa.Table, target: Target) -> pa.Array:
+    """Why arrays of images are not kept by the settings of the latest run; null where they are, or it is not done."""
+    index = pc.index_in(held["owner"].combine_chunks(), fates["id"].combine_chunks())
+    failed, marked = (flags_of(fates[name].combine_chunks().take(index)) for name in ("failed", "marked"))
+    mapped = ~failed & (marked | (target.keep != "artifacts"))
+    paired = ~failed & marked & target.super_resolves
+    wanted = {
+        "similarity": mapped,
+        "labels": mapped & target.segments,
+        "mse_sr": paired | target.keep_mse,
+        "gan_sr": paired,
+    }
+    kept = np.zeros(len(index), bool)
+    for part, flags in wanted.items():
+        kept |= flags & flags_of(pc.equal(held["part"], part))
+    unkept = pc.if_else(pa.array(failed), _FAILED, f"that --keep {target.keep} and the other settings do not keep")
+    return pc.if_else(pc.and_(index.is_valid(), pc.invert(pa.array(kept))), unkept, pa.scalar(None, pa.string()))
+
+
+def unfinished(workspace: Workspace) -> Iterator[Leftover]:
+    """What runs that were cut off have left half-written; locking the workspace deletes it."""
+    for entry in entries(workspace.root / "tmp"):
+        size = size_of(entry.path) if entry.is_dir(follow_symlinks=False) else size_of_file(entry)
+        yield Leftover("tmp", f"tmp/{entry.name}", *size, UNFINISHED)
+
+
+def _counts(workspace: Workspace, target: Target) -> Iterator[Leftover]:
+    """Histograms of other settings, and what is none."""
+    counted = list(entries(workspace.root / "calibration"))
+    if not counted:
+        return
+    from desra_core.calibration.counting import histogram_key
+
+    current = histogram_key(target)
+    for entry in counted:
+        path = f"calibration/{entry.name}"
+        if not (is_key(entry.name) and entry.is_dir(follow_symlinks=False)):
+            yield Leftover(UNKNOWN, unknown(entry, path).path, *unknown(entry, path)[-2:], "")
+        elif entry.name != current:
+            yield Leftover("calibration", path, *size_of(entry.path), "counts under other settings")

@@ -1,0 +1,170 @@
+"""What people say of the regions: precision and recall over severity, on the images that a person has looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.detection.mask import valid
+from desra_core.errors import ImageError
+from desra_core.evaluation.metrics import covered
+from desra_core.human_masks import HumanMask, read_human_masks
+from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.report.maps import MAX_PIXELS
+from desra_core.report.results import Results, firsts
+
+IMAGES = 300
+# The published scripts crop by it.
+_FRAME = 5
+
+Values = npt.NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """The regions of one image.
+
+    Attributes
+    ----------
+    severity, right
+        ``(N,)`` of the detected regions: float64, and whether at least half of the pixels lie in the human mask.
+    found
+        ``(M,)`` float64 of the human regions: at least half of the pixels lie in the detected regions that are at
+        least so severe; ``-inf`` where not even in all of them.
+    """
+
+    severity: Values
+    right: npt.NDArray[np.bool_]
+    found: Values
+
+
+class SeverityCurve(NamedTuple):
+    """Precision and recall, regions sorted by severity.
+
+    Attributes
+    ----------
+    points
+        ``(recall, precision)``, from the most severe regions alone to all of them; empty where one is undefined.
+    images, looked_at
+        Images that the curve rests on, and all that have a human mask that counts.
+    detected, right
+        Regions; those of which at least half of the pixels lie in the human mask.
+    marked, found
+        Regions of the human masks; those of which at least half of the pixels are detected.
+    """
+
+    points: list[tuple[float, float]]
+    images: int
+    looked_at: int
+    detected: int
+    right: int
+    marked: int
+    found: int
+
+
+def severity_curve(results: Results) -> SeverityCurve | None:
+    """Hold the masks of a workspace against those of people; None where nobody has looked at any image.
+
+    At most 300 images are read, whatever the number of human masks; which ones depends on their content only.
+    """
+    masks = human_masks(results)
+    images = results.images
+    done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
+    rows = firsts(done.filter(pc.is_in(done["id"], pa.array(list(masks), pa.string()))))
+    if rows.num_rows == 0:
+        return None
+    chosen = rows.take(pc.select_k_unstable(rows, min(IMAGES, rows.num_rows), [("id", "ascending")]))
+    return curve_of(list(_judged(results, chosen, masks)), looked_at=rows.num_rows)
+
+
+def human_masks(results: Results) -> dict[str, HumanMask]:
+    """The masks by people that count, by image id."""
+    key = (results.document.get("target") or {}).get("gan_sr_key")
+    return read_human_masks(results.workspace, key if isinstance(key, str) else None)
+
+
+def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
+    """The curve of some images taken together."""
+    empty = Judged(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
+    severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
+    levels = np.unique(severity)[::-1]
+    ascending, descending = np.sort(found), np.argsort(-severity, kind="stable")
+    detected = np.searchsorted(-severity[descending], -levels, side="right")
+    hits = np.concatenate([[0], np.cumsum(right[descending])])[detected]
+    recalled = found.size - np.searchsorted(ascending, levels, side="left")
+    points = list(zip((recalled / found.size).tolist(), (hits / detected).tolist(), strict=True)) if found.size else []
+    return SeverityCurve(points, len(judged), looked_at, severity.size, int(right.sum()), found.size,
+                         int(np.isfinite(found).sum()))  # fmt: skip
+
+
+def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
+    """Hold one mask against a person's.
+
+    Parameters
+    ----------
+    mask, human
+        ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
+    regions
+        Box (x, y, width, height) and severity of each component of the mask.
+
+    Raises
+    ------
+    ImageError
+        The mask has a component that is none of the regions.
+    """
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
+    boxes = [tuple(box) for box in stats[1:, : cv2.CC_STAT_AREA].tolist()]
+    if not by_box.keys() >= set(boxes):
+        raise ImageError("mask", "is not the one of the regions", "run again")
+    of_component = np.array([0.0, *(by_box[box] for box in boxes)])
+    mask, human, components = valid(mask, _FRAME), valid(human, _FRAME), valid(components, _FRAME)
+    # What the crop has cut in two counts twice, as for the published scripts.
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    severity = np.zeros(count)
+    severity[parts[mask]] = of_component[components[mask]]
+    return Judged(severity[1:], covered(mask, human), _found(parts, severity, human))
+
+
+def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
+    """For each human region the severity at which half of it is covered, taking the most severe parts first."""
+    count, marked = cv2.connectedComponents(human.astype(np.uint8), connectivity=8)
+    area = np.bincount(marked[human], minlength=count)
+    both = human & (parts > 0)
+    pairs, pixels = np.unique(parts[both].astype(np.int64) * count + marked[both], return_counts=True)
+    order = np.argsort(-severity[pairs // count], kind="stable")
+    covered_so_far = np.zeros(count, np.int64)
+    found = np.full(count, -np.inf)
+    for pair, size in zip(pairs[order].tolist(), pixels[order].tolist(), strict=True):
+        part, region = divmod(pair, count)
+        covered_so_far[region] += size
+        if np.isinf(found[region]) and 2 * covered_so_far[region] >= area[region]:
+            found[region] = severity[part]
+    return found[1:]
+
+
+def _judged(results: Results, rows: pa.Table, masks: dict[str, HumanMask]) -> Iterator[Judged]:
+    """What can be read of some images."""
+    regions = results.regions.filter(pc.is_in(results.regions["image"], rows["name"].combine_chunks())).to_pylist()
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for region in regions:
+        by_name.setdefault(region["image"], []).append(region)
+    for row in rows.to_pylist():
+        try:
+            mask = _read_mask(results.workspace.mask(row["name"]))
+            human = masks[row["id"]].read()
+            if not mask.shape == human.shape == (row["height"], row["width"]):
+                continue
+            yield judge(mask, human, by_name.get(row["name"], []))
+        except (ImageError, MemoryError):
+            continue
+
+
+def _read_mask(path: Path) -> Mask:
+    return np.asarray(decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0)

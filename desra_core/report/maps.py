@@ -1,0 +1,113 @@
+"""Windows of what a workspace stores of an image: read as far as it is needed, and never mended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.errors import ImageError
+from desra_core.imageio import Labels, decode_labels, read_bytes
+from desra_core.report.measure import Measure
+
+# A larger picture is not decoded for a part of it; 800 MB as RGB.
+MAX_PIXELS = 2**28
+
+
+class Window(NamedTuple):
+    """A rectangle in pixels of the SR results."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns."""
+        return slice(self.left, self.left + self.width)
+
+
+def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measure) -> npt.NDArray[np.float32]:
+    """The similarity of a window as it is stored, NaN in the frame.
+
+    Parameters
+    ----------
+    path
+        The zarr array.
+    shape
+        ``(H, W)`` of the image.
+    window
+        Only the chunks under it are read.
+    measure
+        What is stored.
+
+    Raises
+    ------
+    ImageError
+        It is not kept, damaged or of an image of another size. Nothing is mended or deleted.
+    """
+    name = "score map" if measure.is_score else "D"
+    return _read(path, shape, window, name, np.full((window.height, window.width), np.nan, np.float32), measure.lowest)
+
+
+def label_reader(file: Path | None, stored: Path, shape: tuple[int, int]) -> Callable[[Window], Labels]:
+    """A function that gives the classes of a window, from a label file where there is one, else from a zarr array.
+
+    Both may raise an `ImageError`.
+    """
+    if file is None:
+
+        def read(window: Window) -> Labels:
+            labels = np.zeros((window.height, window.width), np.uint8)
+            return _checked(_read(stored, shape, window, "label map", labels, -1), "label map")
+
+        return read
+    labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
+    if labels.shape != shape:
+        raise ImageError(file, another_size(labels.shape, shape), "run again")
+    return lambda window: labels[window.rows, window.columns]
+
+
+def another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
+    """What is wrong with a picture that has been replaced."""
+    return f"is {found[1]}x{found[0]} now, and was {shape[1]}x{shape[0]}"
+
+
+def _checked(labels: Labels, subject: object) -> Labels:
+    if labels.max() >= CLASS_COUNT:
+        raise ImageError(subject, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
+    return labels
+
+
+def _read(
+    path: Path, shape: tuple[int, int], window: Window, name: str, values: npt.NDArray[Any], lowest: float
+) -> npt.NDArray[Any]:
+    """Fill ``values`` with the part of a window that is not in the frame."""
+    if not path.exists():
+        raise ImageError(name, "is not kept", "run again with --keep maps")
+    try:
+        stored: Any = zarr.open_array(path, mode="r")
+        frame = (shape[0] - stored.shape[0]) // 2
+        if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
+            raise ImageError(name, "is of an image of another size", "run again")
+        left, top = max(window.left, frame), max(window.top, frame)
+        right = min(window.left + window.width, shape[1] - frame)
+        bottom = min(window.top + window.height, shape[0] - frame)
+        inside = (slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left))
+        values[inside] = stored[top - frame : bottom - frame, left - frame : right - frame]
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, IndexError):
+        raise ImageError(name, "is damaged", "run again") from None
+    if not (values[inside] > lowest).all():
+        raise ImageError(name, "is damaged", "run again")
+    return values

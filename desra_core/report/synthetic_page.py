@@ -1,0 +1,48 @@
+"""One page about the synthetic benchmark: what detectors do not see, operating curves, and all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from desra_core.errors import ImageError
+from desra_core.evaluation.injection import KINDS
+from desra_core.evaluation.markdown_blocks import blocks_of
+from desra_core.evaluation.synthetic_files import told_summary
+from desra_core.evaluation.synthetic_table import Summary, curves
+from desra_core.report.charts import heat_table, line_chart
+from desra_core.report.document import render_page
+from desra_core.report.plots import inline
+from desra_core.synthetic_benchmark import SyntheticBenchmark
+
+_CURVES, _FAILURES = 8, 100
+
+
+def render(benchmark: SyntheticBenchmark, summary: Summary, failures: Sequence[ImageError]) -> str:
+    """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
+    title, *blocks = blocks_of(told_summary(benchmark, summary))
+    return render_page(
+        "synthetic.html.j2",
+        title=title.text,
+        blocks=blocks,
+        charts=_charts(summary) if summary.injected else [],
+        mse_sr=benchmark.settings.mse_sr,
+        gan_sr=benchmark.settings.gan_sr,
+        failures=failures[:_FAILURES],
+        all_failures=len(failures),
+    )
+
+
+def _charts(summary: Summary) -> list[Markup]:
+    drawn: dict[str, Any] = dict(list(curves(summary).items())[:_CURVES])
+    figure = line_chart(drawn, xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
+    recall = [
+        [np.nan if (share := method.recall(kind=kind).share) is None else share for kind in KINDS]
+        for method in summary.methods
+    ]
+    kinds = [kind.replace("_", " ") for kind in KINDS]
+    table = heat_table([method.method for method in summary.methods], kinds, recall)
+    return [inline(figure, "Recall by false alarms"), inline(table, "Recall by method and kind")]

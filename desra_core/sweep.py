@@ -1,0 +1,102 @@
+"""Drop what no run needs any more. Whatever it is killed in, the workspace stays valid, and the next sweep goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.errors import TransientError
+from desra_core.holdings import EMPTY, LEFTOVERS, UNKNOWN, table_of
+from desra_core.leftovers import Leftovers, find_leftovers, unfinished
+from desra_core.outcomes import gather_journals
+from desra_core.stale_records import rewritten
+from desra_core.tables import publish_tables
+from desra_core.workspace import Workspace
+
+
+def sweep(
+    workspace: Workspace, *, vanished: bool = False, on_dropped: Callable[[int, int], None] | None = None
+) -> Leftovers:
+    """Drop the leftovers of a workspace.
+
+    First the manifest says what stays, then the records, and what neither of them speaks of goes last.
+
+    Parameters
+    ----------
+    workspace
+        Of any run that got as far as its manifest.
+    vanished
+        As for `desra_core.leftovers.find_leftovers`.
+    on_dropped
+        Called now and then with the number of things dropped and to be dropped.
+
+    Returns
+    -------
+    What was dropped.
+
+    Raises
+    ------
+    LockedError
+        A run holds the workspace.
+    UsageError
+        As `find_leftovers`.
+    TransientError
+        Something cannot be deleted.
+    """
+    scratch = table_of(unfinished(workspace), LEFTOVERS)  # which goes when the workspace is locked
+    with workspace.locked():
+        gather_journals(workspace)
+        found = find_leftovers(workspace, vanished=vanished)
+        workspace.publish_table(workspace.manifest, found.manifest)
+        for shard, table in rewritten(workspace, found.stale, found.unmapped, found.unlabelled):
+            if table.num_rows:
+                workspace.publish_table(workspace.shard_outcomes(shard), table)
+            else:
+                workspace.shard_outcomes(shard).unlink()
+        _drop(workspace, found.table, on_dropped)
+        if workspace.regions.exists():
+            publish_tables(workspace, found.target)
+    return found._replace(table=pa.concat_tables([scratch, found.table]))
+
+
+def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int], None] | None) -> None:
+    """Delete files and folders, and then the folders above that they leave empty."""
+    listed = table.filter(pc.invert(pc.is_in(table["kind"], pa.array((UNKNOWN, EMPTY, "outcomes", "tmp")))))
+    folders = set(table.filter(pc.equal(table["kind"], EMPTY))["path"].to_pylist())
+    for number, path in enumerate(listed["path"].to_pylist(), 1):
+        place = workspace.root / path
+        try:
+            _delete(workspace, place)
+        except OSError as error:
+            reason = f"cannot be deleted ({error.strerror or error})"
+            raise TransientError(place, reason, "check its permissions and run again") from error
+        folders.add(os.path.dirname(path))
+        if on_dropped:
+            on_dropped(number, listed.num_rows)
+    for folder in sorted(folders, key=len, reverse=True):
+        _fold(workspace, PurePosixPath(folder))
+
+
+def _delete(workspace: Workspace, place: Path) -> None:
+    """Delete a file, or a folder: that in one go, since half of it could be taken for the whole."""
+    if place.is_symlink() or not place.is_dir():
+        place.unlink(missing_ok=True)
+        return
+    scratch = workspace.scratch()
+    place.rename(scratch)
+    shutil.rmtree(scratch)
+
+
+def _fold(workspace: Workspace, folder: PurePosixPath) -> None:
+    """Delete a folder that holds nothing, and those above that held nothing else, up to those that a workspace has."""
+    while len(folder.parts) > 1 + (folder.parts[:1] == ("dataset",)):
+        try:
+            (workspace.root / folder).rmdir()
+        except OSError:
+            return
+        folder = folder.parent

@@ -1,0 +1,121 @@
+"""Make benchmarks.md and its pictures: the tables on real pairs and on artifacts of known place and strength.
+
+By the commands a user would type. Needs ``../shared/data/pairs`` and some ten minutes on two cores; what is done is
+not repeated.
+
+    python docs/benchmarks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from desra_core.report.charts import heat_table, line_chart, save
+
+HERE = Path(__file__).parent
+PAIRS = HERE.parents[1] / "shared" / "data" / "pairs"
+SYNTHETIC = {"as they are": (), "without known artifacts": ("--exclude", str(PAIRS / "gt_mask"))}
+INTRODUCTION = """\
+# Benchmarks
+
+*Made by `python docs/benchmarks.py FOLDER`. Nothing here is written by hand but these paragraphs.*
+
+The pairs are eight real photos through a real x4 network, trained with L1 and finetuned with a GAN loss. **Their ground
+truth is a stand-in, not a person's**: the first two sections show that the numbers are computed as published, and what
+the tables look like; they do not rank methods. What a method can and cannot find is told by the third section, where
+artifacts of known place, kind and strength are injected.
+"""
+
+
+def main(folder: Path) -> None:
+    """Run everything and write the page."""
+    (HERE / "benchmarks").mkdir(exist_ok=True)
+    parts = [INTRODUCTION, evaluation(folder), pairs(folder), synthetic(folder)]
+    (HERE / "benchmarks.md").write_text("\n".join(parts), "utf-8")
+
+
+def evaluation(folder: Path) -> str:
+    """The published scripts' numbers and those of desra evaluate."""
+    numbers = folder / "evaluation.json"
+    masks = PAIRS / "reference_mask" / "plain_t0.7_a400"
+    command = ["evaluate", "--masks", str(masks), "--gt", str(PAIRS / "gt_mask"), "--json", str(numbers)]
+    told = desra(*command)
+    ours = json.loads(numbers.read_text())
+    theirs = json.loads((PAIRS / "metrics.json").read_text())["published_scripts"]
+    rows = [f"| {name} | {theirs[name]!r} | {ours[name]!r} |" for name in ("iou", "precision", "recall")]
+    return "\n".join([
+        "## The published scripts and `desra evaluate`", "", "```", shown(command), told.rstrip(), "```", "",
+        "| | the authors' scripts | desra evaluate |", "| --- | --- | --- |", *rows, "",
+    ])  # fmt: skip
+
+
+def pairs(folder: Path) -> str:
+    """All methods on the pairs."""
+    output = folder / "pairs"
+    command = ["benchmark", str(PAIRS), "--output", str(output), "--min-area", "400"]
+    desra(*command)
+    curves = json.loads((output / "benchmark.json").read_text())["curves"]
+    drawn = {
+        name: [(point["recall"], point["precision"]) for point in points if None not in point.values()]
+        for name, points in curves.items()
+    }
+    save(line_chart(drawn, xlabel="recall", ylabel="precision"), HERE / "benchmarks" / "precision.png")
+    return "\n".join([
+        "## All methods on the pairs", "", "```", shown(command), "```", "", demoted(output / "benchmark.md"), "",
+        "![Precision over recall, by threshold](benchmarks/precision.png)", "",
+    ])  # fmt: skip
+
+
+def synthetic(folder: Path) -> str:
+    """All methods on injected artifacts."""
+    told = ["## Injected artifacts", ""]
+    for number, (title, options) in enumerate(SYNTHETIC.items()):
+        output = folder / f"synthetic-{number}"
+        command = ["benchmark", "synthetic", "--mse-sr", str(PAIRS / "mse_sr"), "--gan-sr", str(PAIRS / "gan_sr"),
+                   "--labels", str(PAIRS / "labels"), "--output", str(output), *options]  # fmt: skip
+        desra(*command)
+        told += [f"### The pairs {title}", "", "```", shown(command), "```", ""]
+        told += [demoted(output / "synthetic.md", by=2), ""]
+        if not options:
+            draw_recall(json.loads((output / "synthetic.json").read_text()))
+            told += ["![Recall by kind and method](benchmarks/recall.png)", ""]
+    return "\n".join(told)
+
+
+def draw_recall(document: dict[str, Any]) -> None:
+    """Recall by kind and method."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for row in document["recall"]:
+        found = counts.setdefault((row["kind"], row["method"]), [0, 0])
+        found[0] += row["found"]
+        found[1] += row["injected"]
+    kinds, methods = (list(dict.fromkeys(key[index] for key in counts)) for index in (0, 1))
+    values = [[counts[kind, method][0] / max(1, counts[kind, method][1]) for method in methods] for kind in kinds]
+    save(heat_table(kinds, methods, values), HERE / "benchmarks" / "recall.png")
+
+
+def desra(*command: str) -> str:
+    """Run a command; return what it prints."""
+    run = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *command], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return run.stdout
+
+
+def shown(command: list[str]) -> str:
+    """A command as it is shown: paths as from the checkout."""
+    return "$ desra " + " ".join(command).replace(str(PAIRS), "../shared/data/pairs")
+
+
+def demoted(path: Path, by: int = 1) -> str:
+    """A Markdown file without its title, its headings one or more levels lower."""
+    lines = path.read_text("utf-8").splitlines()[2:]
+    return "\n".join("#" * by + line if line.startswith("#") else line for line in lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute())

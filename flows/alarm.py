@@ -1,0 +1,63 @@
+"""What happens when a run fails: a line in its log, and a message to the webhook if there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.settings import get_current_settings
+
+from desra_core.errors import printable
+
+WEBHOOK = "DESRA_WEBHOOK"
+
+_SECONDS = 5
+
+
+def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Log why a run failed and tell the webhook; for ``on_failure`` and ``on_crashed``. Never fails itself.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    logger = flow_run_logger(flow_run, flow)
+    message = printable(state.message or "no reason is known")
+    logger.error("%s: %s", state.name, message)
+    webhook = os.environ.get(WEBHOOK)
+    if not webhook or flow_run.parent_task_run_id:  # the run that called this one tells it
+        return
+    try:
+        httpx.post(webhook, json=failure_message(flow, flow_run, state), timeout=_SECONDS).raise_for_status()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run has failed for its own reason
+        logger.warning("the webhook was not told: %s", printable(error))
+
+
+def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
+    """What the webhook gets, as JSON; ``text`` is what Slack and Mattermost show.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    message = printable(state.message or "no reason is known")
+    page = get_current_settings().ui_url
+    url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
+    settings = next((value for value in flow_run.parameters.values() if isinstance(value, dict)), {})
+    return {
+        "text": f"{flow.name} {(state.name or '').lower()}: {flow_run.name}: {message}" + (f" {url}" if url else ""),
+        "deployment": os.environ.get("PREFECT__DEPLOYMENT_NAME") or str(flow_run.deployment_id or "") or None,
+        "flow": flow.name,
+        "run": flow_run.name,
+        "run_id": str(flow_run.id),
+        "state": state.name,
+        "message": message,
+        "url": url,
+        "workspace": settings.get("workspace"),
+    }

@@ -1,0 +1,36 @@
+"""Benchmark: pairs and detectors in, tables and a page out."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from desra_core.benchmark_results import plan
+from desra_core.benchmark_settings import Benchmarking
+from desra_core.settings import Machine
+from desra_core.workspace import Workspace
+from flows.names import run_name
+from tasks.benchmark import Benchmarked, publish_tables, run_detectors
+from tasks.overview import tag_run
+
+
+@flow(name="benchmark", flow_run_name=run_name)
+def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
+    """Run detectors on a data set with a ground truth, or on spoilt clean pairs, and say how well they do.
+
+    Parameters
+    ----------
+    benchmarking
+        What to run on what.
+    machine
+        Where and how wide to compute.
+    """
+    workspace = Workspace(benchmarking.output)
+    tag_run("benchmark")
+    planned = plan(benchmarking)
+    workspace.create()
+    with workspace.locked():
+        refresh = bool(planned.missing())
+        failures = run_detectors.with_options(refresh_cache=refresh)(planned.key, planned, machine)
+        published = publish_tables(planned)
+    return Benchmarked(str(flow_run.id), 2, failures, published)

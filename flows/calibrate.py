@@ -1,0 +1,74 @@
+"""Calibrate: artifact-free pairs in, class weights out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prefect.runtime import flow_run
+
+from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
+from desra_core.calibration.counting import plan_counting
+from desra_core.calibration.exclusion import Exclusion
+from desra_core.errors import TransientError
+from desra_core.model_settings import Calibrating
+from desra_core.settings import Machine
+from desra_core.workspace import Workspace
+from flows import FLOWS
+from flows.names import corpus_name
+from flows.options import corpus_flow
+from tasks.calibration import CountingRun, count_shard, publish_weights
+from tasks.fanout import open_dask
+from tasks.overview import tag_run
+from tasks.progress import RunProgress
+from tasks.summary import Summary
+
+
+class Calibrated(NamedTuple):
+    """How a calibration ended: its Prefect ids, what the run before it found, and the weights."""
+
+    flow_run: str
+    task_runs: int
+    found: Summary
+    weights: CalibratedWeights
+
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        calibrated = sum(row.state == "calibrated" for row in self.weights.rows)
+        return f"{calibrated} classes calibrated from {self.weights.histogram.seen} images; {self.found.told}"
+
+    @property
+    def problem(self) -> TransientError | None:
+        """Why the run is not whole, though it ended."""
+        return self.found.problem
+
+
+@corpus_flow("calibrate")
+def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
+    """Compare all pairs, count their similarity by class, and derive weights and thresholds from that.
+
+    Parameters
+    ----------
+    calibrating
+        The pairs, and how weights are derived.
+    machine
+        Where and how wide to compute.
+    rescan
+        Look for new and changed files first.
+    """
+    corpus = corpus_of(calibrating)
+    workspace = Workspace(corpus.workspace)
+    workspace.create()
+    tag_run("calibrate", corpus_name(corpus), workspace.root.name)
+    with workspace.locked():
+        found = FLOWS[type(corpus)](corpus, machine, rescan)
+        counting = plan_counting(corpus, Exclusion(calibrating.exclude))
+        counting.gather_journals()
+        missing = counting.missing()
+        if missing:
+            with open_dask(machine) as dask, RunProgress("count", sum(missing.values()), 1) as progress:
+                for number in missing:
+                    count_shard(number, CountingRun(counting, dask, progress))
+        calibrated = conclude(calibrating, corpus, counting)
+        publish_weights(calibrated, calibrating.output)
+    return Calibrated(str(flow_run.id), len(missing) + 1, found, calibrated)

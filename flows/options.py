@@ -1,0 +1,126 @@
+"""What all flows have in common: a name by corpus and date, an ending told in one line, retries, an alarm."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from prefect import get_run_logger
+from prefect.flows import Flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner
+from pydantic import ValidationError
+
+from desra_core.errors import DesraError, UsageError, printable
+from flows.alarm import tell_failure
+from flows.names import run_name
+from tasks.retrying import PAUSES, may_pass, runs_by_itself
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CorpusFlow(Flow[P, R]):
+    """A Prefect flow that refuses parameters in one line."""
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """As Prefect's, for instance those of a deployment of an earlier version.
+
+        Raises
+        ------
+        UsageError
+            They are not what this version takes.
+        """
+        try:
+            return super().validate_parameters(parameters)
+        except Exception as error:
+            cause = error if isinstance(error, ValidationError) else error.__cause__ or error.__context__
+            if not isinstance(cause, ValidationError):
+                raise
+            first = cause.errors()[0]
+            reason = f"{printable(first['input'])} is not accepted ({printable(first['msg'])})"
+            remedy = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
+            raise UsageError(".".join(map(str, first["loc"])), reason, remedy) from None
+
+
+def corpus_flow(
+    name: str, *, task_runner: TaskRunner[Any] | None = None
+) -> Callable[[Callable[P, R]], CorpusFlow[P, R]]:
+    """Turn a function into a flow.
+
+    Its final state says in one line how it ended: what its result says of itself (``told``), or the error. A run that
+    comes from a deployment tries again what may pass, and fails where its result has a ``problem``.
+
+    Parameters
+    ----------
+    name
+        Of the flow.
+    task_runner
+        Prefect's own by default.
+    """
+
+    def decorate(function: Callable[P, R]) -> CorpusFlow[P, R]:
+        description, parameters = _documented(function)
+        body = _ending_in_a_line(function)
+        body.__doc__ = "\n".join([description, "", "Args:", *(f"    {name}: {text}" for name, text in parameters)])
+        return CorpusFlow(
+            body,
+            name=name,
+            description=description,
+            flow_run_name=run_name,
+            task_runner=task_runner,
+            on_failure=[tell_failure],
+            on_crashed=[tell_failure],
+        )
+
+    return decorate
+
+
+def _documented(function: Callable[..., Any]) -> tuple[str, list[tuple[str, str]]]:
+    """What a docstring says of a function and of each parameter; Prefect's forms know another style than ours.
+
+    Examples
+    --------
+    >>> _documented(corpus_flow)[1][0]
+    ('name', 'Of the flow.')
+    """
+    description, _, rest = (inspect.getdoc(function) or "").partition("\n\nParameters\n----------\n")
+    entries = re.findall(r"^(\w+)\n((?:    .*\n?)+)", rest, re.MULTILINE)
+    return description, [(name, " ".join(text.split())) for name, text in entries]
+
+
+def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
+    @wraps(function)
+    def body(*arguments: P.args, **named: P.kwargs) -> Any:
+        # A run within a run is tried again with the one around it.
+        pauses = PAUSES if runs_by_itself() and not flow_run.parent_flow_run_id else ()
+        for pause in (*pauses, None):
+            try:
+                return _ended(function(*arguments, **named))
+            except Exception as error:
+                if pause is None or not may_pass(error):
+                    if isinstance(error, DesraError):
+                        return Failed(message=printable(error), data=error)
+                    raise
+                get_run_logger().warning("%s: %s; tried again in %d s", type(error).__name__, printable(error), pause)
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    # Prefect looks the names of annotations up where it finds the code of a function, which is here.
+    body.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    body.__annotations__ = get_type_hints(function)
+    return body
+
+
+def _ended(result: Any) -> Any:
+    """The final state of a run that got through, or its bare result where that says nothing of itself."""
+    problem: DesraError | None = getattr(result, "problem", None)
+    if problem is not None and runs_by_itself():
+        raise problem
+    told = getattr(result, "told", None)
+    return Completed(message=told, data=result) if told else result

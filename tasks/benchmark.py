@@ -1,0 +1,60 @@
+"""The tasks of a benchmark: run all detectors on every image, publish the tables and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from desra_core.benchmark_results import AnyBenchmark, Published, publish_results
+from desra_core.corpus import ImageRef
+from desra_core.detection.segmenters import load_segmenter
+from desra_core.errors import ImageError, UsageError
+from desra_core.settings import Machine
+from tasks.fanout import Dask
+from tasks.images import each_image
+from tasks.shards import explicit_key
+
+
+class Benchmarked(NamedTuple):
+    """How a benchmark ended: its Prefect ids, the images that failed this time, and what was published."""
+
+    flow_run: str
+    task_runs: int
+    failures: int
+    published: Published
+
+
+@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> int:  # noqa: ARG001
+    """Run what is missing of a benchmark.
+
+    Whether a cached state counts is for the records to say, as for the stages of a shard.
+
+    Returns
+    -------
+    The number of images that failed.
+    """
+
+    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+        if benchmark.runs_networks:
+            if machine.device == "cuda" and device == "cpu":
+                raise UsageError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+            gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
+            dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
+        settings = benchmark.stage_settings(device=device, max_pixels=dask.max_pixels)
+        return partial(benchmark.stage, workspace=benchmark.workspace, settings=settings)
+
+    results = each_image("benchmark", judging, benchmark.missing(), machine, networks=benchmark.runs_networks)
+    return sum(isinstance(result, ImageError) for _, result in results)
+
+
+@task
+def publish_tables(benchmark: AnyBenchmark) -> Published:
+    """Write the tables and the page; show the tables in the UI."""
+    published = publish_results(benchmark)
+    create_markdown_artifact(published.markdown, key="benchmark", description="How well detectors do.")
+    return published

@@ -1,0 +1,31 @@
+"""Which failures are tried again, and when."""
+
+from __future__ import annotations
+
+from prefect.runtime import deployment
+
+from desra_core.errors import DesraError, TransientError
+
+# Seconds before each retry: for a hiccup, for a server that starts again, for a disk that somebody clears.
+PAUSES = (2, 15, 60)
+
+
+def may_pass(error: object) -> bool:
+    """Whether a failure may be gone a minute later: all but what is known to need a person.
+
+    Examples
+    --------
+    >>> from desra_core.errors import ImageError, UsageError
+    >>> may_pass(TransientError("/ws", "the disk is full", "free some space"))
+    True
+    >>> may_pass(ImageError("a.png", "is truncated", "replace it")) or may_pass(UsageError("--x", "is bad", "mend it"))
+    False
+    >>> may_pass(ConnectionError("reset by peer"))
+    True
+    """
+    return not isinstance(error, DesraError) or isinstance(error, TransientError)
+
+
+def runs_by_itself() -> bool:
+    """Whether the run comes from a deployment. Who starts one by hand is told at once, and decides."""
+    return bool(deployment.id)

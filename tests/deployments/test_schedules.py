@@ -1,0 +1,137 @@
+"""The deployments: `prefect.yaml` and its Python twin, and what a real server makes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.templating import apply_values
+from rich.console import Console
+
+from deployments import schedules
+from deployments.schedules import deployments_of, next_run, register
+from desra_core.cycle import mining_of
+from desra_core.errors import UsageError
+from desra_core.model_settings import Cycling, Finetuning
+from desra_core.serving_settings import FinetuneTrigger, Serving
+from desra_core.settings import Machine, Mining
+
+YAML = Path(schedules.__file__).with_name("prefect.yaml")
+
+
+def serving(**given: object) -> Serving:
+    paths = {name: f"/data/{name}" for name in ("photos", "mse_model", "gan_model", "workspace")}
+    return Serving(**(paths | {"timezone": "Europe/Berlin"} | given))
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
+    """The deployments of the YAML, by flow, as Prefect's own loader and templating give them."""
+    for name in ("photos", "mse_model", "gan_model", "workspace"):
+        monkeypatch.setenv(f"DESRA_{name.upper()}", f"/data/{name}")
+    monkeypatch.setenv("DESRA_NAME", "workspace")
+    monkeypatch.setenv("DESRA_TIMEZONE", "Europe/Berlin")
+    told = StringIO()
+    declared, actions = _load_deploy_configs_and_actions(YAML, console=Console(file=told))
+    assert told.getvalue() == ""
+    assert actions["pull"] == []
+    found = [apply_values(deployment, os.environ, remove_notset=False) for deployment in declared]
+    return {deployment["entrypoint"].rpartition(".")[2]: deployment for deployment in found}
+
+
+def test_yaml_and_python_say_the_same(declared) -> None:
+    twins = {deployed.flow: deployed for deployed in deployments_of(serving(), Machine())}
+    assert declared.keys() == twins.keys() == {"mine", "finetune", "cycle"}
+    for flow, deployed in twins.items():
+        yaml = declared[flow]
+        assert yaml["name"] == deployed.name == "workspace"
+        assert yaml["entrypoint"] == deployed.entrypoint
+        assert yaml["schedules"] == deployed.schedules, flow
+        assert yaml["tags"] == deployed.tags
+        assert yaml["work_pool"] == {"name": deployed.work_pool, "job_variables": {"command": schedules.COMMAND}}
+        assert "concurrency_limit" not in yaml  # the pool's
+        # The same settings, however little of them is spelt out.
+        parameters = load_flow_from_entrypoint(deployed.entrypoint).validate_parameters(yaml["parameters"])
+        assert parameters == load_flow_from_entrypoint(deployed.entrypoint).validate_parameters(deployed.parameters)
+
+
+def test_mine_and_cycle_want_the_same_of_every_image(declared) -> None:
+    """Else each would redo what the other did, every night."""
+    given = serving(preset="cpu", threshold=0.6, patch=128, group_by="folder", finetune_after=7)
+    mine, finetune, cycle = deployments_of(given, Machine(device="cpu", workers=3, scheduler="tcp://a:1"))
+    cycling = Cycling(**cycle.parameters["cycling"])
+    assert Mining(**mine.parameters["mining"]) == mining_of(cycling)
+    assert cycling.patch == Finetuning(**finetune.parameters["finetuning"]).patch == 128
+    assert cycling.batch == Finetuning(**finetune.parameters["finetuning"]).batch == 8
+    assert FinetuneTrigger(**mine.parameters["trigger"]) == FinetuneTrigger(artifacts=7, group_by="folder")
+    # Where a run computes is not settled by its deployment, which outlives servers and schedulers.
+    assert mine.parameters["machine"] == {"device": "cpu"}
+
+
+def test_what_never_runs_by_itself_has_no_schedule() -> None:
+    mine, finetune, cycle = deployments_of(
+        serving(mine_at="every 15 minutes", cycle_at="never", finetune_after=0), Machine()
+    )
+    assert mine.schedules == [{"interval": 900.0}]
+    assert finetune.schedules == cycle.schedules == []
+    assert "trigger" not in mine.parameters
+
+
+def test_forms_have_help_texts() -> None:
+    """Every parameter of a deployed flow, and every field of its settings, is described."""
+    for deployed in deployments_of(serving(), Machine()):
+        schema = parameter_schema(load_flow_from_entrypoint(deployed.entrypoint))
+        assert all(parameter.get("description") for parameter in schema.properties.values())
+        for definition in schema.definitions.values():
+            assert all(field.get("description") for field in definition.get("properties", {}).values())
+
+
+@pytest.fixture(scope="module")
+def client(prefect_environment) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), get_client(
+        sync_client=True
+    ) as client:
+        yield client
+
+
+def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment) -> None:
+    register(deployments_of(serving(name="corpus", mine_at="daily at 2:00"), Machine()), client)
+    url = prefect_environment["PREFECT_API_URL"]
+    found = httpx.get(f"{url}/deployments/name/mine/corpus").json()
+    assert found["schedules"][0]["schedule"] == {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "day_or": True}
+    assert set(found["tags"]) == {"desra", "corpus"}
+    pool = httpx.get(f"{url}/work_pools/desra-corpus").json()
+    assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
+
+    def start(flow: str, **parameters: object) -> httpx.Response:
+        deployment = httpx.get(f"{url}/deployments/name/{flow}/corpus").json()
+        return httpx.post(f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
+
+    mining = found["parameters"]["mining"]
+    for bad, word in (({"threshold": 2}, "threshold"), ({"window": "wide"}, "window"), ({"thresold": 0.5}, "thresold")):
+        refused = start("mine", mining=mining | bad)
+        assert refused.status_code in (409, 422)
+        assert word in refused.text
+    assert start("finetune", finetuning={"patch": 8, "workspace": "/data/workspace"}).status_code in (409, 422)
+    accepted = start("mine", mining=mining | {"threshold": 0.5})
+    assert accepted.status_code == 201
+    assert accepted.json()["work_pool_name"] == "desra-corpus"
+    assert next_run(deployments_of(serving(name="corpus"), Machine())[0], client).hour is not None
+
+    # What is given anew replaces what was given before, schedules included.
+    register(deployments_of(serving(name="corpus", mine_at="never", threshold=0.6), Machine()), client)
+    found = httpx.get(f"{url}/deployments/name/mine/corpus").json()
+    assert found["schedules"] == []
+    assert found["parameters"]["mining"]["threshold"] == 0.6
+    # Another workspace of the same name is not overwritten.
+    with pytest.raises(UsageError, match="/elsewhere/workspace another --name"):
+        register(deployments_of(serving(name="corpus", workspace="/elsewhere/workspace"), Machine()), client)

@@ -1,0 +1,308 @@
+"""Corrected masks: every pixel comes back, and what does not fit is told before anything changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.export import export_workspace
+from desra_core.annotations.publication import publish_corrections
+from desra_core.corpus import read_manifest
+from desra_core.errors import DesraError, UsageError
+from desra_core.human_masks import HUMAN_MASKS, read_human_masks
+from desra_core.imageio import encode_png
+from desra_core.outcomes import Outcome, gather_shard, read_shard
+from desra_core.plan import prepare
+from desra_core.target import load_settings
+from desra_core.workspace import Workspace, read_table
+from tests.desra_core.annotations.conftest import drawing
+from tests.desra_core.annotations.test_labelme import MASKS
+
+NAMES = ["set 1/a.v2", "set 1/ünï/b", "c", "d.png.x", "e.json/e.json", "$f'", "images/g", "h\\i", "i"]
+EXPORTS = {"labelme": "", "coco": "annotations.json"}
+MARKED = np.kron(drawing("#..", ".#.", "..."), np.ones((8, 10), bool))
+CLEAN = np.zeros_like(MARKED)
+
+
+def all_masks(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        path.relative_to(folder).as_posix().removesuffix(".png"): cv2.imdecode(
+            np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED
+        )
+        for path in folder.rglob("*.png")
+    }
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def bring_back(workspace: Workspace, form: str, path: Path, label: str | None = None) -> list[Correction]:
+    with workspace.locked():
+        corrections, errors = read_corrections(workspace, form, path, label)
+        assert not errors, errors[0]
+        publish_corrections(workspace, corrections)
+    return corrections
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_a_round_trip_loses_nothing(make_workspace, tmp_path: Path, form: str) -> None:
+    scaled = (np.kron(mask, np.ones((9, 8), bool)) for mask in MASKS.values())
+    workspace = make_workspace(dict(zip(NAMES, scaled, strict=True)))
+    export_workspace(workspace, tmp_path / "out", form, everything=True)
+    corrections = bring_back(workspace, form, tmp_path / "out" / EXPORTS[form])
+    assert equal(all_masks(workspace.human), all_masks(workspace.masks))
+    assert not any(correction.changed for correction in corrections)
+    # Once more, from the masks by people.
+    export_workspace(workspace, tmp_path / "again", form)
+    shutil.rmtree(workspace.human)
+    bring_back(workspace, form, tmp_path / "again" / EXPORTS[form])
+    assert equal(all_masks(workspace.human), all_masks(workspace.masks))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=4, deadline=None)
+def test_any_masks_come_back(make_workspace_once: Callable[..., Workspace], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = {}
+    for index in range(6):
+        noise = cv2.GaussianBlur(rng.random((90, 70 + index)).astype(np.float32), (0, 0), rng.uniform(0.1, 6))
+        masks[f"m{index}"] = noise > np.quantile(noise, rng.uniform(0.3, 0.99))
+    workspace = make_workspace_once(masks, str(seed))
+    for form, file in EXPORTS.items():
+        out = workspace.root.parent / form
+        export_workspace(workspace, out, form, everything=True)
+        shutil.rmtree(workspace.human, ignore_errors=True)
+        bring_back(workspace, form, out / file)
+        assert equal(all_masks(workspace.human), all_masks(workspace.masks))
+
+
+@pytest.fixture
+def workspace(make_workspace) -> Workspace:
+    return make_workspace({"a/marked": MARKED, "clean": CLEAN}, copies={"twin": "a/marked"})
+
+
+@pytest.fixture
+def labelme(workspace: Workspace, tmp_path: Path) -> Path:
+    export_workspace(workspace, tmp_path / "labelme", "labelme", everything=True)
+    return tmp_path / "labelme"
+
+
+@pytest.fixture
+def coco(workspace: Workspace, tmp_path: Path) -> Path:
+    export_workspace(workspace, tmp_path / "coco", "coco", everything=True)
+    return tmp_path / "coco/annotations.json"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def problems(workspace: Workspace, form: str, path: Path, label: str | None = None) -> list[DesraError]:
+    before = files(workspace.root)
+    _, errors = read_corrections(workspace, form, path, label)
+    assert files(workspace.root) == before
+    assert all("\n" not in str(error) for error in errors)
+    return errors
+
+
+def test_pictures_without_shapes_have_empty_masks(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    edit(labelme / "a/marked.json", shapes=[])
+    (labelme / "clean.json").unlink()
+    (correction,) = bring_back(workspace, "labelme", labelme)
+    assert (correction.changed, correction.pixels, correction.regions) == (True, 0, 0)
+    assert equal(all_masks(workspace.human), {"a/marked": 0 * MARKED, "twin": 0 * MARKED})
+    shutil.rmtree(workspace.human)
+    edit(coco, annotations=[])
+    bring_back(workspace, "coco", coco)
+    assert equal(all_masks(workspace.human), {"a/marked": 0 * MARKED, "twin": 0 * MARKED, "clean": 0 * CLEAN})
+
+
+def test_masks_that_are_not_among_the_files_stay(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    bring_back(workspace, "labelme", labelme)
+    before = files(workspace.human)
+    document = json.loads(coco.read_bytes())
+    edit(coco, images=[row for row in document["images"] if row["file_name"] == "clean.png"], annotations=[])
+    bring_back(workspace, "coco", coco)
+    after = files(workspace.human)
+    assert after.keys() == before.keys()
+    assert {path for path in after if path.suffix == ".png" and after[path] != before[path]} == set()
+    document = json.loads((labelme / "clean.json").read_bytes())
+    rectangle = {"label": "x", "points": [[1, 1], [3, 2]], "shape_type": "rectangle"}
+    edit(labelme / "clean.json", shapes=[*document["shapes"], rectangle])
+    (labelme / "a/marked.json").unlink()
+    (correction,) = bring_back(workspace, "labelme", labelme)
+    assert (correction.pixels, correction.regions) == (6, 1)
+    rows = {row["name"]: row for row in read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()}
+    assert {name: row["pixels"] for name, row in rows.items()} == {"a/marked": 160, "twin": 160, "clean": 6}
+    assert rows["a/marked"]["regions"] == 1
+
+
+def test_all_names_of_an_image_get_its_mask(workspace: Workspace, labelme: Path) -> None:
+    bring_back(workspace, "labelme", labelme)
+    assert workspace.human_mask("twin").read_bytes() == workspace.human_mask("a/marked").read_bytes()
+    masks = read_human_masks(workspace, None)
+    assert len(masks) == 2
+    assert all(np.array_equal(mask.read(), MARKED if mask.pixels else CLEAN) for mask in masks.values())
+
+
+def test_one_file_or_one_folder_of_an_export(workspace: Workspace, labelme: Path) -> None:
+    assert [c.name for c in bring_back(workspace, "labelme", labelme / "a")] == ["a/marked"]
+    assert [c.name for c in bring_back(workspace, "labelme", labelme / "a/marked.json")] == ["a/marked"]
+
+
+def test_files_from_elsewhere_need_no_export(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    (labelme / ".desra-export.json").unlink()
+    assert len(bring_back(workspace, "labelme", labelme)) == 2
+    document = json.loads(coco.read_bytes())
+    images = [row | {"file_name": f"data/images/{row['file_name']}"} for row in document["images"]]
+    edit(coco, images=images)
+    (coco.parent / ".desra-export.json").unlink()
+    assert len(bring_back(workspace, "coco", coco)) == 2
+
+
+def test_polygons_and_uncompressed_encodings_of_coco(workspace: Workspace, coco: Path) -> None:
+    document = json.loads(coco.read_bytes())
+    number = next(row["id"] for row in document["images"] if row["file_name"] == "clean.png")
+    height, width = CLEAN.shape
+    polygon = [3.3, 2.5, 20.1, 4.5, 11.7, 19.9]
+    counts = [5, 7, height * width - 12]
+    rows = [{"segmentation": [polygon]}, {"segmentation": {"size": [height, width], "counts": counts}}]
+    annotations = [{"id": index, "image_id": number, "category_id": 1} | row for index, row in enumerate(rows)]
+    edit(coco, annotations=annotations)
+    bring_back(workspace, "coco", coco)
+    expected = np.zeros(height * width, bool)
+    expected[5:12] = True
+    expected = expected.reshape(width, height).T
+    (encoded,) = coco_mask.frPyObjects([polygon], height, width)
+    area = int(coco_mask.area(encoded))
+    found = all_masks(workspace.human)["clean"] > 0
+    assert found[:, 0].tolist() == expected[:, 0].tolist()
+    assert (found[:, 1:].sum(), area > 100) == (area, True)
+
+
+def test_labels(workspace: Workspace, labelme: Path) -> None:
+    shapes = json.loads((labelme / "a/marked.json").read_bytes())["shapes"]
+    blur = {"label": "blur", "points": [[20, 16], [22, 18]], "shape_type": "rectangle"}
+    edit(labelme / "a/marked.json", shapes=[*shapes, blur])
+    bring_back(workspace, "labelme", labelme)
+    assert all_masks(workspace.human)["a/marked"][17, 21]
+    bring_back(workspace, "labelme", labelme, "artifact")
+    assert np.array_equal(all_masks(workspace.human)["a/marked"] > 0, MARKED)
+    with pytest.raises(UsageError, match="no shape is labelled blurr; labels are artifact, blur"):
+        read_corrections(workspace, "labelme", labelme, "blurr")
+
+
+def test_labels_of_coco(workspace: Workspace, coco: Path) -> None:
+    with pytest.raises(UsageError, match="has no category blur; it has artifact"):
+        read_corrections(workspace, "coco", coco, "blur")
+
+
+def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path) -> None:
+    shutil.copy(labelme / "clean.json", labelme / "stranger.json")
+    edit(labelme / "clean.json", imageWidth=31)
+    (labelme / "a/marked.json").write_text("{")
+    errors = problems(workspace, "labelme", labelme)
+    told = {Path(error.subject).relative_to(labelme).as_posix(): error.reason for error in errors}
+    assert told == {
+        "a/marked.json": "is no JSON",
+        "clean.json": "is of 31x24 px but the image has 30x24",
+        "stranger.json": "is of no image of the workspace that is done",
+    }
+    edit(labelme / "clean.json", imageWidth=30, shapes=[{"points": [[1, 1], [2, 2]], "shape_type": "polygon"}])
+    reasons = [error.reason for error in problems(workspace, "labelme", labelme)]
+    assert "has as shape 1 a polygon of 2 points, which has no area" in reasons
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ({"segmentation": [[1, 1, 5, 5]]}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": {"size": [24, 31], "counts": [24 * 31]}}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": {"size": [24, 30], "counts": [24 * 29]}}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": {"size": [24, 30], "counts": "0PPPP"}}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": [[1, 1, 5, 5, 1e300, 9]]}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": [], "bbox": [1, 2, 3]}, "holds no mask of an image of 30x24 px"),
+        ({"segmentation": [], "image_id": 99}, "is of image 99, which is not there"),
+        ({}, "has no segmentation"),
+    ],
+)
+def test_bad_coco_files_cost_a_line(workspace: Workspace, coco: Path, annotation: dict[str, Any], reason: str) -> None:
+    edit(coco, annotations=[{"id": 5, "image_id": 1, "category_id": 1} | annotation])
+    with pytest.raises(UsageError, match=reason):
+        problems(workspace, "coco", coco)
+
+
+def test_coco_files_of_other_images(workspace: Workspace, coco: Path) -> None:
+    images = json.loads(coco.read_bytes())["images"]
+    images[0]["file_name"] = "stranger.png"
+    edit(coco, images=images, annotations=[])
+    (error,) = problems(workspace, "coco", coco)
+    assert str(error).startswith(f"{coco}, stranger.png: is of no image of the workspace")
+    images[0] |= {"file_name": "a/marked.png", "width": 99}
+    edit(coco, images=images)
+    (error,) = problems(workspace, "coco", coco)
+    assert error.reason == "is of 99x24 px but the image has 30x24"
+    images[0]["id"] = images[1]["id"]
+    edit(coco, images=images)
+    with pytest.raises(UsageError, match="has two images with the id"):
+        problems(workspace, "coco", coco)
+
+
+def test_one_image_corrected_in_two_ways(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    shutil.copy(labelme / "a/marked.json", labelme / "twin.json")
+    assert len(bring_back(workspace, "labelme", labelme)) == 3
+    edit(labelme / "twin.json", shapes=[])
+    (error,) = problems(workspace, "labelme", labelme)
+    assert (Path(error.subject).name, Path(error.reason).name) == ("twin.json", "marked.json")
+    images = json.loads(coco.read_bytes())["images"]
+    edit(coco, images=[*images, images[0] | {"id": 99, "file_name": "images/a/marked.png"}], annotations=[])
+    (error,) = problems(workspace, "coco", coco)
+    assert "is of the same image as" in error.reason
+
+
+def test_what_was_exported_from_another_result(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    source = workspace.root.parent / "gan_sr/clean.png"
+    source.write_bytes(encode_png(np.zeros((*CLEAN.shape, 3), np.uint8)))
+    plan = prepare(load_settings(workspace)[0]).plan
+    assert plan.pending == 1
+    (error,) = problems(workspace, "labelme", labelme)
+    assert error.reason == "is of no image of the workspace that is done"
+    # The same once it is done, as the records may tell.
+    manifest = read_manifest(workspace).to_pylist()
+    row = next(row for row in manifest if row["name"] == "clean")
+    known = next(iter(read_shard(workspace, 0).values()))
+    done = Outcome(row["id"], *CLEAN.shape, similarity_key=known.similarity_key, mask_key=known.mask_key,
+                   artifact_pixels=0)  # fmt: skip
+    gather_shard(workspace, row["shard"], [done])
+    for form, path in (("labelme", labelme), ("coco", coco)):
+        (error,) = problems(workspace, form, path)
+        assert error.reason == "was exported from another result than the workspace holds"
+
+
+def test_places_without_anything_to_import(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for form, path, reason in (
+        ("labelme", tmp_path / "nowhere", "does not exist"),
+        ("labelme", tmp_path / "empty", "holds no LabelMe files"),
+        ("coco", tmp_path / "nowhere.json", "cannot be read"),
+        ("coco", tmp_path / "empty", "cannot be read"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            problems(workspace, form, path)

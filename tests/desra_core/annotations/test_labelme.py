@@ -1,0 +1,212 @@
+"""LabelMe files: what they hold of a mask, drawn by LabelMe's own rules, and what is drawn in them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from desra_core.annotations.labelme import draw_shapes, labelme_document, read_labelme
+from desra_core.annotations.selection import Annotated
+from desra_core.errors import ImageError
+from desra_core.human_masks import HumanMask
+from desra_core.imageio import encode_mask
+from tests.desra_core.annotations.conftest import drawing
+
+SHAPE = (40, 50)
+EIGHT = np.ones((3, 3), bool)
+MASKS = {
+    "nothing": drawing("....", "...."),
+    "a pixel and a line": drawing("#....", "..###", "....."),
+    "diagonal neighbours": drawing("#....", ".#...", "..##.", "..##."),
+    "concave": drawing("#####", "#....", "#.###", "#...#", "#####"),
+    "a hole": drawing("#####", "#...#", "#...#", "#####"),
+    "a region in a hole": drawing("#######", "#.....#", "#..##.#", "#.....#", "#######"),
+    "a hole that touches the outside": drawing("####.", "#..#.", "#...#", "#####"),
+    "two": drawing("##...##", "##...##", "##...##"),
+    "all": drawing("####", "####", "####"),
+}
+
+
+def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> Annotated:
+    """As a person's mask: the detector's needs regions that go with it."""
+    path = folder / "mask.png"
+    path.write_bytes(encode_mask(mask))
+    return Annotated(name, "id", mask.shape, [], HumanMask(name, path, 1, 1), {})
+
+
+def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """One shape as ``labelme.utils.shape_to_mask`` and ``shapes_to_label`` of LabelMe 5.5 draw it."""
+    points = [tuple(point) for point in shape["points"]]
+    if shape["shape_type"] == "mask":
+        (x1, y1), (x2, y2) = np.asarray(points).astype(int)
+        crop = cv2.imdecode(np.frombuffer(base64.b64decode(shape["mask"]), np.uint8), cv2.IMREAD_UNCHANGED)
+        mask = np.zeros(size, bool)
+        mask[y1 : y2 + 1, x1 : x2 + 1] = crop.astype(bool)
+        return mask
+    canvas = Image.fromarray(np.zeros(size, np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    if shape["shape_type"] == "circle":
+        (cx, cy), (px, py) = points
+        d = math.sqrt((cx - px) ** 2 + (cy - py) ** 2)
+        draw.ellipse([cx - d, cy - d, cx + d, cy + d], outline=1, fill=1)
+    elif shape["shape_type"] == "rectangle":
+        draw.rectangle(points, outline=1, fill=1)
+    else:
+        draw.polygon(xy=points, outline=1, fill=1)
+    return np.array(canvas, dtype=bool)
+
+
+def check_document(mask: np.ndarray, folder: Path) -> list[dict[str, Any]]:
+    """Each shape is one region, drawn by LabelMe's rules, and reading gives the mask; returns the shapes."""
+    document = labelme_document(image_of(mask, folder))
+    shapes = json.loads(document)["shapes"]
+    regions, count = ndimage.label(mask, EIGHT)
+    assert len(shapes) == count
+    for number, shape in enumerate(shapes, 1):
+        assert np.array_equal(labelme_mask(shape, mask.shape), regions == number)
+    path = folder / "file.json"
+    path.write_bytes(document)
+    assert np.array_equal(draw_shapes(read_labelme(path), mask.shape), mask)
+    return shapes
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_awkward_masks_come_back(mask: np.ndarray, tmp_path: Path) -> None:
+    check_document(mask, tmp_path)
+    check_document(np.kron(mask, np.ones((7, 9), bool)), tmp_path)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_any_mask_comes_back(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.random((60, 70)).astype(np.float32), (0, 0), rng.uniform(0.1, 4))
+    check_document(noise > np.quantile(noise, rng.uniform(0.2, 0.99)), tmp_path_factory.mktemp("any"))
+
+
+def test_outlines_are_polygons_that_people_can_move(tmp_path: Path) -> None:
+    solid = cv2.circle(np.zeros((80, 90), np.uint8), (40, 40), 30, 1, -1) > 0
+    (shape,) = check_document(solid, tmp_path)
+    assert (shape["shape_type"], shape["mask"]) == ("polygon", None)
+    assert all(isinstance(value, float) for point in shape["points"] for value in point)
+    solid[40, 40] = False
+    (shape,) = check_document(solid, tmp_path)
+    assert shape["shape_type"] == "mask"
+    assert shape["points"] == [[10, 10], [70, 70]]
+
+
+def test_a_file_is_as_labelme_writes_it(tmp_path: Path) -> None:
+    document = json.loads(labelme_document(image_of(MASKS["two"], tmp_path)))
+    assert list(document) == ["version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"]
+    assert (document["imageHeight"], document["imageWidth"]) == MASKS["two"].shape
+    assert (document["imagePath"], document["imageData"]) == ("photo.v2.png", None)
+    shape = document["shapes"][0]
+    assert set(shape) == {"label", "points", "group_id", "description", "shape_type", "flags", "mask"}
+    assert (shape["label"], shape["flags"], shape["group_id"]) == ("artifact", {}, None)
+    assert isinstance(shape["description"], str)
+
+
+SHAPES = {
+    "triangle": ("polygon", [[3.7, 2.2], [30.9, 5.5], [12.1, 35.3]]),
+    "no type": (None, [[3.7, 2.2], [30.9, 5.5], [12.1, 35.3]]),
+    "beyond the image": ("polygon", [[-20, -7.5], [80, 10], [20, 90.5]]),
+    "bow tie": ("polygon", [[5, 5], [30, 30], [30, 5], [5, 30]]),
+    "turned rectangle": ("oriented_rectangle", [[10, 2], [20, 12], [12, 20], [2, 10]]),
+    "rectangle": ("rectangle", [[4.4, 6.6], [20.2, 18.9]]),
+    "circle": ("circle", [[20.5, 20.5], [27.5, 21.0]]),
+}
+
+
+def stored(folder: Path, *shapes: Any, **fields: Any) -> Path:
+    path = folder / "file.json"
+    document = {"version": "5.5.0", "imageHeight": SHAPE[0], "imageWidth": SHAPE[1], "imageData": "x" * 9} | fields
+    path.write_text(json.dumps({"shapes": shapes} | document))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "points"), SHAPES.values(), ids=SHAPES)
+def test_shapes_are_drawn_as_labelme_does(kind: str | None, points: list[list[float]], tmp_path: Path) -> None:
+    shape = {"label": "artifact", "points": points, "shape_type": kind}
+    drawn = draw_shapes(read_labelme(stored(tmp_path, shape)), SHAPE)
+    assert drawn.any()
+    assert np.array_equal(drawn, labelme_mask(shape, SHAPE))
+
+
+def test_shapes_are_taken_together_and_rectangles_may_be_turned_around(tmp_path: Path) -> None:
+    shapes = [{"label": name, "points": points, "shape_type": kind} for name, (kind, points) in SHAPES.items()]
+    together = np.any([labelme_mask(shape, SHAPE) for shape in shapes], axis=0)
+    shapes[5]["points"].reverse()
+    file = read_labelme(stored(tmp_path, *shapes, {"label": "x", "shape_type": "mask", "points": [[45, 1], [46, 1]],
+                                                   "mask": png(np.array([[0, 1]], np.uint8))}))  # fmt: skip
+    together[1, 46] = True
+    assert np.array_equal(draw_shapes(file, SHAPE), together)
+    assert np.array_equal(draw_shapes(file, SHAPE, "circle"), labelme_mask(shapes[6], SHAPE))
+    assert not draw_shapes(file, SHAPE, "other").any()
+
+
+def png(pixels: np.ndarray) -> str:
+    return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
+def shape_with(**fields: Any) -> dict[str, Any]:
+    return {
+        "label": "artifact",
+        "points": [[1, 1], [3, 2]],
+        "shape_type": "mask",
+        "mask": png(np.ones((2, 3))),
+    } | fields
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (shape_with(shape_type="polygon"), "has as shape 1 a polygon of 2 points, which has no area"),
+        (shape_with(shape_type="linestrip", points=[[1, 1], [2, 2], [3, 1]]), "a linestrip of 3 points"),
+        (shape_with(shape_type="point", points=[[1, 1]]), "a point of 1 points"),
+        (shape_with(shape_type="rectangle", points=[[1, 1]]), "a rectangle of 1 points"),
+        (shape_with(points=[[1, 1], [math.nan, 2]]), "whose points are not numbers on the image"),
+        (shape_with(points=[[1, 1], [1e30, 2]]), "whose points are not numbers on the image"),
+        (shape_with(points=[[1, 1], [2]]), "whose points are not numbers on the image"),
+        (shape_with(points=[[1, 1], ["a", "b"]]), "whose points are not numbers on the image"),
+        (shape_with(points="far"), "whose points are not numbers on the image"),
+        (shape_with(points=None), "a mask of 0 points"),
+        (shape_with(mask=None), "shape 1: holds no mask"),
+        (shape_with(mask="AAAA"), "shape 1: is not an image"),
+        (shape_with(points=[[1, 1], [4, 2]]), "is a mask of 3x2 in the box (1, 1) to (4, 2)"),
+        (shape_with(points=[[48, 1], [50, 2]]), "of an image of 50x40"),
+        (shape_with(points=[[-1, 1], [1, 2]]), "in the box (-1, 1) to (1, 2)"),
+    ],
+)
+def test_shapes_that_cannot_be_drawn(shape: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    file = read_labelme(stored(tmp_path, shape))
+    with pytest.raises(ImageError) as caught:
+        draw_shapes(file, SHAPE)
+    assert reason in str(caught.value)
+    assert "file.json" in caught.value.subject
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"shapes": 3}', '{"shapes": [3]}', "[" * 100_000])
+def test_files_of_another_kind(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(ImageError, match=r"file\.json: is no"):
+        read_labelme(path)
+
+
+def test_odd_but_sound_files(tmp_path: Path) -> None:
+    file = read_labelme(stored(tmp_path, shape_with(label=None), imageHeight=None, imageWidth=None))
+    assert (file.width, file.height, file.labels) == (None, None, {"None"})
+    with pytest.raises(ImageError, match="has no valid size"):
+        read_labelme(stored(tmp_path, imageWidth="wide"))

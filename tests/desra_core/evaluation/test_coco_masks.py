@@ -1,0 +1,131 @@
+"""COCO files: what they hold is read exactly, and what they should not hold is told in a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from desra_core.errors import UsageError
+from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
+
+IMAGE = {"id": 1, "file_name": "a.png", "width": 7, "height": 5}
+
+
+def document(*annotations: Any, images: Any = (IMAGE,), **more: Any) -> dict[str, Any]:
+    rows = [{"id": number, "image_id": 1, "segmentation": each} for number, each in enumerate(annotations)]
+    return {"images": list(images), "annotations": rows} | more
+
+
+def read(tmp_path: Path, content: Any) -> dict[str, CocoMask]:
+    path = tmp_path / "a.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_coco(path)
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+
+
+def runs(mask: np.ndarray) -> dict[str, Any]:
+    """Column by column, one pixel after the other."""
+    counts, value = [0], False
+    for pixel in mask.T.ravel():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_run_lengths_are_decoded_and_joined(tmp_path_factory, data) -> None:
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    seed, share = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    masks = np.random.default_rng(seed).random((2, height, width)) < share
+    image = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+    content = document(compressed(masks[0]), runs(masks[1]), images=[image])
+    (found,) = read(tmp_path_factory.mktemp("coco"), content).values()
+    assert (decode_coco_mask(found) == masks.any(axis=0)).all()
+
+
+def test_long_runs_are_decoded(tmp_path) -> None:
+    """Counts of several digits, up and down."""
+    mask = np.zeros((300, 500), bool)
+    mask[17:290, 40:300] = mask[3, 490:] = True
+    image = {"id": 1, "file_name": "a.png", "width": 500, "height": 300}
+    (found,) = read(tmp_path, document(compressed(mask), images=[image])).values()
+    assert (decode_coco_mask(found) == mask).all()
+
+
+def test_a_polygon_covers_its_rectangle(tmp_path) -> None:
+    (found,) = read(tmp_path, document([[2, 1, 6, 1, 6, 3, 2, 3]])).values()
+    expected = np.zeros((5, 7), bool)
+    expected[1:3, 2:6] = True
+    assert (decode_coco_mask(found) == expected).all()
+
+
+def test_an_image_without_annotations_is_empty(tmp_path) -> None:
+    other = IMAGE | {"id": "two", "file_name": "b/c.png"}
+    found = read(tmp_path, document([], images=[IMAGE, other]))
+    assert found == {"a.png": CocoMask(5, 7, ""), "b/c.png": CocoMask(5, 7, "")}
+    assert not decode_coco_mask(found["a.png"]).any()
+    assert decode_coco_mask(found["a.png"]).shape == (5, 7)
+
+
+def test_only_artifacts_count_where_there_are_any(tmp_path) -> None:
+    whole = [[0, 0, 7, 0, 7, 5, 0, 5]]
+    content = document(whole)
+    content["annotations"][0]["category_id"] = 2
+    for names, marked in ((["artifact", "text"], False), (["blur", "text"], True), ([], True)):
+        content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+        (found,) = read(tmp_path, content).values()
+        assert decode_coco_mask(found).all() == marked
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "is no COCO file"),
+        ({"annotations": []}, "is no COCO file"),
+        ({"images": [3]}, "images, entry 0: has no id"),
+        ({"images": [IMAGE | {"width": 0}]}, "has no width"),
+        ({"images": [IMAGE | {"file_name": 3}]}, "has no file_name"),
+        ({"images": [IMAGE, IMAGE | {"id": 2}]}, "has two images called a.png"),
+        ({"images": [IMAGE, IMAGE]}, "has two images with the id 1"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 9, "segmentation": []}]}, "is of image 9, which is not"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 1, "bbox": [0, 0, 2, 2]}]}, "has no segmentation"),
+        (document({"size": [7, 5], "counts": [35]}), "annotation 0: holds no mask of an image of 7x5 px"),
+        (document({"size": [5, 7], "counts": [30]}), "holds no mask"),
+        (document({"size": [5, 7], "counts": [40, -5]}), "holds no mask"),
+        (document({"size": [5, 7], "counts": [34.5, 0.5]}), "holds no mask"),
+        (document({"size": [5, 7], "counts": "0"}), "holds no mask"),
+        (document({"size": [5, 7], "counts": "z"}), "holds no mask"),
+        (document({"size": [5, 7], "counts": "\u20ac"}), "holds no mask"),
+        (document({"size": [5, 7], "counts": None}), "holds no mask"),
+        (document({"counts": [35]}), "holds no mask"),
+        (document([[1, 1, 2, 2]]), "holds no mask"),
+        (document([[1, 1, 2, 2, 3, "x"]]), "holds no mask"),
+        (document([1, 1, 2, 2, 3, 3]), "holds no mask"),
+    ],
+)
+def test_what_is_damaged_is_refused(tmp_path, content, told) -> None:
+    with pytest.raises(UsageError) as raised:
+        read(tmp_path, content)
+    assert told in str(raised.value)
+    assert str(tmp_path / "a.json") in str(raised.value)
+
+
+def test_a_missing_file_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_coco(tmp_path / "none.json")

@@ -1,0 +1,95 @@
+"""The pages of both benchmarks: what they show, and that they stand alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from desra_core.benchmark import Benchmark
+from desra_core.benchmark_results import plan, publish_results
+from desra_core.evaluation.benchmark_files import results_of
+from desra_core.report.benchmark_page import render, worst_records
+from tests.benchmark_sets import as_published, judge, make_plain, write
+from tests.browser import opened
+
+HOSTILE = "<b>x<b> | 'y'"
+
+
+@pytest.fixture(scope="module")
+def judged(make_pairs, tmp_path_factory) -> Benchmark:
+    """Two parts, one under a hostile name, with a mask that cannot be read."""
+    root = tmp_path_factory.mktemp("page")
+    names = make_plain(root / "plain", make_pairs, 6)
+    as_published(root / "plain", root / "set", names)
+    (root / "set" / "LDL").rename(root / "set" / HOSTILE)
+    shutil.copytree(root / "set" / "SwinIR" / "GT-Mask", root / "set" / "SwinIR" / "DeSRA-Mask")
+    write(root / "set" / "SwinIR" / "GT-Mask" / f"{sorted(names)[-1]}.png", np.zeros((9, 9), np.uint8))
+    benchmark, _ = judge(root / "set", root / "out")
+    return benchmark
+
+
+def text_of(page: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def page_of(benchmark: Benchmark) -> Path:
+    return benchmark.workspace.root / "benchmark.html"
+
+
+def test_what_it_tells(judged) -> None:
+    page = page_of(judged).read_text("utf-8")
+    text = text_of(page)
+    assert "3 detectors on 5 images." in text
+    assert "1 image could not be judged" in text
+    assert "desra, weight 1" in text
+    assert "Agreement with the data set's DeSRA masks" in text
+    assert "not measured here" in text
+    assert "&lt;b&gt;x&lt;b&gt;" in page
+    assert "<b>x" not in page
+    assert "nan" not in text.lower()
+    for kind in ("GAN-SR", "MSE-SR", "desra", "ldl, 0.001"):
+        assert len(re.findall(rf'<figure data-kind="{kind}">', page)) == 3
+
+
+def test_the_same_bytes_again_and_no_request(judged) -> None:
+    page = page_of(judged).read_text("utf-8")
+    assert render(judged, results_of(judged)) == page
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
+    # Where nothing has changed the page is not even drawn.
+    before = page_of(judged).stat().st_mtime_ns
+    publish_results(plan(judged.settings))
+    assert page_of(judged).stat().st_mtime_ns == before
+
+
+def test_the_worst_come_first(judged) -> None:
+    records = judged.records()
+    chosen = worst_records(judged, records)
+    ious = [record.runs["desra"].agreements["desra"].iou for record in chosen]
+    assert len(chosen) == 3
+    assert ious == sorted(ious)
+    assert worst_records(judged, records, 2) == chosen[:2]
+
+
+def test_a_picture_that_has_gone(judged, tmp_path) -> None:
+    root = Path(shutil.copytree(Path(judged.settings.dataset), tmp_path / "set"))
+    benchmark, _ = judge(root, tmp_path / "out")
+    worst = worst_records(benchmark, benchmark.records())[0]
+    (root / worst.part / "GAN-SR" / f"{worst.name}_GAN-SR.png").unlink()
+    page = render(benchmark, results_of(benchmark))
+    assert "the file has vanished" in text_of(page)
+    assert len(re.findall(r'<figure data-kind="MSE-SR">', page)) == 3
+
+
+def test_in_a_browser(judged, tmp_path) -> None:
+    with opened(page_of(judged).as_uri(), tmp_path / "profile") as page:
+        assert page.requests == []
+        assert page.complaints == []
+        broken = "[...document.images].filter((image) => image.getAttribute('src') && !image.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.evaluate("document.querySelector('.region img').click()")
+        assert page.evaluate("document.querySelector('#viewer').open")

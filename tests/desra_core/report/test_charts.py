@@ -1,0 +1,153 @@
+"""Charts show what they are given, without colour too, in a page and in print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from desra_core.errors import UsageError
+from desra_core.report import charts, plots
+
+CURVES = {f"curve {index}": [(x / 40, (x / 40) ** (index + 1)) for x in range(41)] for index in range(8)}
+HOSTILE = "<b>$x^2$ & \"'"
+
+
+def texts(figure: Figure) -> list[str]:
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    labels += [text for legend in figure.legends for text in legend.get_texts()]
+    return [label.get_text() for label in labels]
+
+
+def chart(kind: str, name: str = "name") -> Figure:
+    if kind == "lines":
+        return charts.line_chart({name: [(0, 1), (1, 2)], "b": [(0, 2), (1, 1)]}, xlabel="x", ylabel="y",
+                                 marks={name: (0.5, 1.5)})  # fmt: skip
+    if kind == "bars":
+        return charts.bar_chart({name: 3, "b": 0.5}, xlabel="x", intervals={name: (2, 4)})
+    if kind == "distributions":
+        return charts.distributions({name: [1, 2], "b": [0, 0]}, edges=[0, 0.5, 1], xlabel="D", marks={name: 0.3})
+    return charts.heat_table([name, "b"], ["c", "d"], [[0, 1], [0.5, float("nan")]])
+
+
+KINDS = ["lines", "bars", "distributions", "heat"]
+
+
+def test_eight_curves_differ_without_their_colours() -> None:
+    figure = charts.line_chart(CURVES, xlabel="recall", ylabel="precision")
+    lines = figure.axes[0].lines
+    assert len({(str(line._dash_pattern), line.get_marker()) for line in lines}) == 8
+    assert len({str(line._dash_pattern) for line in lines}) == len({line.get_marker() for line in lines}) == 8
+    colours = np.array([matplotlib.colors.to_rgb(line.get_color()) for line in lines])
+    assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 0.3
+    assert set(CURVES) <= set(texts(figure))
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        charts.line_chart(CURVES | {"ninth": []}, xlabel="x", ylabel="y")
+
+
+def test_a_line_joins_the_points_that_can_be_drawn() -> None:
+    curve = [(0.0, 1.0), (1.0, float("nan")), (2.0, 3.0), (float("inf"), 1.0), (1.5, 2.0)]
+    (line,) = charts.line_chart({"a": curve}, xlabel="x", ylabel="y").axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 1], [2, 3], [1.5, 2]]
+    figure = charts.line_chart({"a": curve, "none": []}, xlabel="x", ylabel="y", log_x=True, marks={"m": (0.1, 9.0)})
+    line, none, mark = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[2, 3], [1.5, 2]]
+    assert len(none.get_xydata()) == 0
+    assert mark.get_xydata().tolist() == [[0.1, 9]]
+    assert figure.axes[0].get_ylim()[1] >= 9
+    assert "0.1" in texts(figure)  # not 10⁻¹ in mathematics that a page cannot show
+    assert "m" in texts(figure)
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    values = {"a": 1200.0, "b": 0.12345, "c": float("nan"), "d": -2.0}
+    figure = charts.bar_chart(values, xlabel="x", intervals={"a": (1000, 1500), "c": (float("nan"), float("nan"))})
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1200, 0.12345, 0, -2]
+    assert [line.get_xdata().tolist() for line in map(plotted, axes.lines)] == [[1000, 1500]]
+    assert [text for text in texts(figure) if text in ("1,200", "0.123", "–", "−2")] == ["1,200", "0.123", "–", "−2"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is at the top
+
+
+def plotted(line):
+    line.set_xdata(np.asarray(line.get_xdata()))
+    return line
+
+
+def test_distributions_show_shares() -> None:
+    edges, counts = np.linspace(0, 1, 5), [1, 3, 0, 4]
+    one, many = (
+        plots.inline(charts.distributions({"a": np.multiply(counts, by)}, edges=edges, xlabel="D"), "t")
+        for by in (1, 1000)
+    )
+    assert one == many
+    figure = charts.distributions({"a": counts, "none": [0] * 4}, edges=edges, xlabel="D", marks={"a": 0.625})
+    (steps,) = figure.axes[0].patches
+    heights = -(np.array(steps.get_data().values) - 0)
+    assert heights / heights.max() == pytest.approx(np.array(counts) / 4)
+    assert heights.max() < 1  # it stays in its row
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50 %", "0.625", "highest bin"]
+    assert any(list(line.get_xdata()) == [0.625, 0.625] for line in figure.axes[0].lines)
+
+
+def test_cells_are_brighter_where_values_are_larger() -> None:
+    values = [[0.1, 0.9, float("nan")], [0.5, 0.0, 1.0]]
+    figure = charts.heat_table(["a", "b"], ["c", "d", "e"], values)
+    cells = figure.axes[0].patches
+    brightness = [np.dot(cell.get_facecolor()[:3], (0.3, 0.6, 0.1)) for cell in cells]
+    finite = [value for row in values for value in row if np.isfinite(value)]
+    assert np.argsort(brightness).tolist() == np.argsort(finite).tolist()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.1", "0.9", "0.5", "0", "1"]
+    for cell, text in zip(cells, figure.axes[0].texts, strict=True):
+        contrast = np.dot(cell.get_facecolor()[:3], (0.3, 0.6, 0.1)) - matplotlib.colors.to_rgb(text.get_color())[0]
+        assert abs(contrast) > 0.4
+    charts.heat_table(["a"], ["b"], [[float("nan")]])
+    charts.heat_table(["a"], ["b", "c"], [[-5.0, 700.0]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_page_charts_take_its_colours_and_names_are_text(kind: str) -> None:
+    svg = plots.inline(chart(kind, HOSTILE), HOSTILE)
+    root = ElementTree.fromstring(re.sub(r" xlink:href=\"[^\"]*\"", "", svg))
+    assert root.get("aria-label") == HOSTILE
+    assert HOSTILE in " ".join(root.itertext())
+    assert root.find(".//b") is None
+    assert "currentColor" in svg
+    assert not any(stand_in in svg for stand_in in (plots.INK, plots.BAR, plots.PAPER))
+    assert svg == plots.inline(chart(kind, HOSTILE), HOSTILE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_print_is_black_on_white(kind: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for suffix in ("png", "svg"):
+            figure = chart(kind)
+            charts.save(figure, tmp_path / "new" / f"{name}.{suffix}")
+    assert figure.patch.get_alpha() == 0  # what a page shows through
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.png", "one.svg", "two.png", "two.svg"]
+    for suffix in ("png", "svg"):
+        assert len({(tmp_path / "new" / f"{name}.{suffix}").read_bytes() for name in ("one", "two")}) == 1
+    with Image.open(tmp_path / "new" / "one.png") as image:
+        assert image.size == tuple(round(200 * side) for side in figure.get_size_inches())
+        pixels = np.asarray(image.convert("RGBA"))
+    assert (pixels[0, 0] == 255).all()
+    assert (pixels[:, :, 3] == 255).all()
+    assert pixels[:, :, :3].sum(axis=2).min() < 20
+    svg = (tmp_path / "new" / "one.svg").read_text()
+    ElementTree.fromstring(svg)
+    assert "var(--" not in svg
+    assert "<text" not in svg  # outlines, which need no font
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a PNG nor an SVG"):
+        charts.save(chart("bars"), tmp_path / "chart.jpg")
+    assert list(tmp_path.iterdir()) == []

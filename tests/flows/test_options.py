@@ -1,0 +1,217 @@
+"""How flows end: one line, retries of what may pass, an alarm by a real webhook. On a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from desra_core.errors import ImageError, LockedError, TransientError, UsageError
+from desra_core.settings import Machine
+from flows import alarm, options
+from flows.mine import mine
+from flows.options import corpus_flow
+
+
+class Ended(NamedTuple):
+    told: str
+    problem: TransientError | None = None
+
+
+@pytest.fixture(scope="module")
+def url(prefect_environment) -> Iterator[str]:
+    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}):
+        yield prefect_environment["PREFECT_API_URL"]
+
+
+@pytest.fixture
+def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a deployment had started the run."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "3f1ba9c2-0000-4000-8000-000000000000")
+    monkeypatch.setattr(options, "PAUSES", (0, 0))
+
+
+class Hook(BaseHTTPRequestHandler):
+    answer = 200
+    received: list[dict[str, Any]] = []  # noqa: RUF012
+    seconds = 0.0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(self.seconds)
+        self.received.append(body)
+        self.send_response(self.answer)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hook]]:
+    class Mine(Hook):
+        received: list[dict[str, Any]] = []  # noqa: RUF012
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mine) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DESRA_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hook")
+        yield Mine
+        server.shutdown()
+
+
+def latest(url: str, name: str) -> dict[str, Any]:
+    query = {"flows": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+    return httpx.post(f"{url}/flow_runs/filter", json=query).json()[0]
+
+
+def logs(url: str, run: dict[str, Any], *, wait_for: str) -> str:
+    """What a run has logged, once it holds some words: logs arrive a little later."""
+    query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    for _ in range(100):
+        told = "\n".join(log["message"] for log in httpx.post(f"{url}/logs/filter", json=query).json())
+        if wait_for in told:
+            return told
+        time.sleep(0.1)
+    raise AssertionError(told)
+
+
+def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
+    """A flow that fails by one error after the other and then succeeds, and how often it was tried."""
+    left, tries = list(errors), []
+
+    @corpus_flow(name)
+    def flow(machine: Machine = Machine()) -> Ended:
+        """Fails.
+
+        Parameters
+        ----------
+        machine
+            Where.
+        """
+        tries.append(len(tries))
+        if left:
+            raise left.pop(0)
+        return Ended("all is well")
+
+    return flow, tries
+
+
+def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
+    error = LockedError("/ws", "is in use by process 7", "wait until it has ended")
+    flow, tries = raising("refused", error)
+    with pytest.raises(LockedError) as raised:
+        flow()
+    assert raised.value is error
+    run = latest(url, "refused")
+    assert (run["state"]["name"], run["state"]["message"]) == ("Failed", str(error))
+    assert run["name"].startswith("refused corpus 20")
+    told = logs(url, run, wait_for="finished running")
+    assert "Traceback" not in told
+    assert f"Failed: {error}" in told
+    [message] = webhook.received
+    assert message["run"] == run["name"]
+    assert message["message"] == str(error)
+    assert message["url"].endswith(f"/runs/flow-run/{run['id']}")
+    assert message["text"] == f"refused failed: {run['name']}: {error} {message['url']}"
+    assert message.keys() == {
+        "text", "deployment", "flow", "run", "run_id", "state", "message", "url", "workspace",
+    }  # fmt: skip
+    assert len(tries) == 1
+
+
+def test_what_went_well_says_so(url, webhook) -> None:
+    flow, _ = raising("well")
+    assert flow() == Ended("all is well")
+    run = latest(url, "well")
+    assert (run["state"]["name"], run["state"]["message"]) == ("Completed", "all is well")
+    assert webhook.received == []
+
+
+def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
+    full = TransientError("/ws", "the disk is full", "free some space")
+    flow, tries = raising("patient", full, ConnectionError("reset"))
+    assert flow() == Ended("all is well")
+    assert len(tries) == 3
+    told = logs(url, latest(url, "patient"), wait_for="reset")
+    assert "TransientError: /ws: the disk is full; free some space; tried again in 0 s" in told
+
+    flow, tries = raising("exhausted", full, full, full, full)
+    with pytest.raises(TransientError):
+        flow()
+    assert len(tries) == 3
+    assert latest(url, "exhausted")["state"]["message"] == str(full)
+    for error in (UsageError("--x", "is bad", "mend it"), ImageError("a.png", "is truncated", "replace it")):
+        flow, tries = raising("hopeless", error)
+        with pytest.raises(type(error)):
+            flow()
+        assert len(tries) == 1
+
+
+def test_who_starts_a_run_by_hand_is_told_at_once(url) -> None:
+    full = TransientError("/ws", "the disk is full", "free some space")
+    flow, tries = raising("impatient", full)
+    with pytest.raises(TransientError):
+        flow()
+    assert len(tries) == 1
+
+
+def test_a_run_that_is_not_whole_fails_where_nobody_looks(url, by_itself, monkeypatch) -> None:
+    broken = TransientError("2 shards could not finish", "the disk is full", "run again")
+
+    @corpus_flow("partial")
+    def partial() -> Ended:
+        """Ends, but for something."""
+        return Ended("nearly", broken)
+
+    with pytest.raises(TransientError):
+        partial()
+    assert latest(url, "partial")["state"]["message"] == str(broken)
+    monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")
+    assert partial().problem == broken
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "is slow", "is not there"])
+def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch) -> None:
+    monkeypatch.setattr(alarm, "_SECONDS", 0.3)
+    if trouble == "refuses":
+        webhook.answer = 500
+    elif trouble == "is slow":
+        webhook.seconds = 2
+    else:
+        monkeypatch.setenv("DESRA_WEBHOOK", "http://127.0.0.1:9/hook")
+    flow, _ = raising("unheard", UsageError("--x", "is bad", "mend it"))
+    started = time.monotonic()
+    with pytest.raises(UsageError):
+        flow()
+    assert time.monotonic() - started < 30
+    run = latest(url, "unheard")
+    assert run["state"]["message"] == "--x: is bad; mend it"
+    assert "the webhook was not told" in logs(url, run, wait_for="not told")
+
+
+def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
+    inner, _ = raising("inner", UsageError("--x", "is bad", "mend it"))
+
+    @corpus_flow("outer")
+    def outer() -> Ended:
+        """Calls another one."""
+        return inner()
+
+    with pytest.raises(UsageError):
+        outer()
+    assert [message["flow"] for message in webhook.received] == ["outer"]
+
+
+def test_parameters_of_an_earlier_version_are_refused_in_one_line(url) -> None:
+    with pytest.raises(UsageError):
+        mine(mining={"photos": "/p", "workspace": "/ws", "mse_model": "m", "gan_model": "g", "thresold": 0.5})
+    message = latest(url, "mine")["state"]["message"]
+    assert "\n" not in message
+    assert "mining.thresold: 0.5 is not accepted (Extra inputs are not permitted); edit the parameters" in message
