@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Iterator
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
 from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, printable
+from desra_core.errors import DesraError, TransientError, printable
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.tables import publish_tables, worst_regions
@@ -71,7 +72,11 @@ def serving(workspace: Workspace) -> Iterator[None]:
         say(f"watch at {url.removesuffix('/api')}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        yield
+        try:
+            yield
+        except httpx.TransportError:
+            reason = "does not answer any more; what was done is not lost"
+            raise TransientError("the Prefect server", reason, "run again") from None
 
 
 def wait_for(flow_run: str, task_runs: int) -> None:

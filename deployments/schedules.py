@@ -138,7 +138,9 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment_id)}, json={})
     except PrefectHTTPStatusError as error:
         reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
-        raise UsageError(deployed.full_name, reason, "read the log of the server; is its SQLAlchemy below 2.1?") from None
+        raise UsageError(
+            deployed.full_name, reason, "read the log of the server; is its SQLAlchemy below 2.1?"
+        ) from None
     query = {
         "deployments": {"id": {"any_": [str(deployment_id)]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},

@@ -45,6 +45,8 @@ from tasks.lines import say
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tasks.fanout import StandingCluster
+
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
@@ -81,10 +83,11 @@ def serve(serving: Serving, machine: Machine) -> int:
             _tell_server(deployments)
         url = server.url if server else os.environ["PREFECT_API_URL"]
         own.announce(url)
-        scheduler = stack.enter_context(_open_cluster(machine))
+        cluster = stack.enter_context(_open_cluster(machine))
+        scheduler = cluster.address if cluster else str(machine.scheduler)
         worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, scheduler, own.mark))
         _tell_people(serving, deployments, url)
-        _look_after([process for process in (server, worker) if process], workspace, deployments[0].work_pool, serving)
+        _look_after([process for process in (server, worker) if process], cluster, serving, deployments[0].work_pool)
     return 0
 
 
@@ -187,16 +190,16 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 
 
 @contextlib.contextmanager
-def _open_cluster(machine: Machine) -> Iterator[str]:
-    """Have a Dask cluster: the one that is given, or one on this machine."""
+def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
+    """Have a Dask cluster on this machine, where none elsewhere is given."""
     if machine.scheduler:
-        yield machine.scheduler
+        yield None
         return
     from tasks.fanout import standing_cluster
     from tasks.stages import gpus_wanted
 
-    with standing_cluster(machine, gpus=gpus_wanted(True, machine)) as address:
-        yield address
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine)) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -265,7 +268,7 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str) -> Non
     say("Ctrl-C stops; what was going on is gone on with at the next start")
 
 
-def _look_after(processes: list[_Process], workspace: Workspace, pool: str, serving: Serving) -> None:
+def _look_after(processes: list[_Process], cluster: StandingCluster | None, serving: Serving, pool: str) -> None:
     """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
 
     Raises
@@ -273,7 +276,7 @@ def _look_after(processes: list[_Process], workspace: Workspace, pool: str, serv
     UsageError
         A process ends again and again.
     """
-    history = parse_span(serving.history)
+    workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
     looked = cleaned = time.monotonic()
     while True:
@@ -285,6 +288,8 @@ def _look_after(processes: list[_Process], workspace: Workspace, pool: str, serv
         if now - looked >= _LOOK_SECONDS:
             looked = now
             _find_dead_runs(workspace, pool)
+            if cluster:
+                cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
             cleaned = now
             forget_results(workspace.prefect_home, history)

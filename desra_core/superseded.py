@@ -3,7 +3,8 @@
 A finetune stays whole while it is the latest one, or has not ended and its parent is in use. It stays without its
 training images and its state, with which it could go on, where a document names it: the settings of the latest run, the
 latest verdict, the entry of a promoted model, or a finetune that stays. So whoever rolls back finds the finetune of
-that model ended and judged, as it was. The others go as a whole: of half a one, a cycle would believe that it was begun.
+that model ended and judged, as it was. The others go as a whole: of half a one, a cycle would believe that it had
+begun.
 
 Of the gate, that stays which the latest comparison and those of these finetunes rest on.
 """

@@ -46,6 +46,7 @@ _USABLE_SHARE = 0.75
 _USUAL_PIXELS = 2**24
 _RETRIES = 2
 _CONNECT_SECONDS = 10
+_RESTART_SECONDS = 60
 _MOST_GPUS = 64
 _LOST_SECONDS = 20
 
@@ -256,8 +257,26 @@ def open_dask(
             yield dask
 
 
+class StandingCluster:
+    """Workers on this machine that outlive single runs.
+
+    Attributes
+    ----------
+    address
+        Of the scheduler.
+    """
+
+    def __init__(self, cluster: SpecCluster) -> None:
+        self._cluster = cluster
+        self.address = str(cluster.scheduler_address)
+
+    def keep_up(self) -> None:
+        """Start anew workers that have ended for good; those that have died are by Dask itself, at once."""
+        self._cluster.scale(len(self._cluster.worker_spec))
+
+
 @contextlib.contextmanager
-def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[str]:
+def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[StandingCluster]:
     """Start workers on this machine that outlive single runs, which find them by `EMBEDDED_SCHEDULER`.
 
     Parameters
@@ -266,20 +285,16 @@ def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[str]:
         How many workers and how large.
     gpus
         As for `open_dask`.
-
-    Yields
-    ------
-    The address of the scheduler.
     """
     with _local_cluster(_share(machine, NETWORK_WORKER_BYTES, gpus), visible_gpus()[:gpus]) as (cluster, _):
-        yield str(cluster.scheduler_address)
+        yield StandingCluster(cluster)
 
 
 def release_embedded() -> None:
     """Make the workers of desra serve, if there are any, give back the memory that they hold, on GPUs too."""
     if address := os.environ.get(EMBEDDED_SCHEDULER):
         with _connected(address) as client:
-            client.restart()
+            _restart(client)
 
 
 def visible_gpus() -> list[str]:
@@ -336,7 +351,14 @@ def _local_cluster(share: _Share, gpus: list[str]) -> Iterator[tuple[SpecCluster
 def _stop_leftovers(client: Client) -> None:
     """Stop what a run that was killed has left on the workers of desra serve, which serve one run at a time."""
     if any(client.run(_executing).values()):
-        client.restart()
+        _restart(client)
+
+
+def _restart(client: Client) -> None:
+    try:
+        client.restart(timeout=_RESTART_SECONDS)
+    except TimeoutError:
+        raise TransientError("the Dask workers", "do not restart", "run again, or start desra serve again") from None
 
 
 def _executing(dask_worker: Worker) -> int:

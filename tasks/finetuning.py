@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -103,6 +103,11 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     return ended.iteration, ended.early
 
 
+def _tell_waiting(line: str) -> None:
+    say(line)
+    get_run_logger().info(line)
+
+
 @contextlib.contextmanager
 def _open_worker(machine: Machine) -> Iterator[Dask]:
     """A worker with a GPU or all cores of this machine, where no other finetune is on, or workers elsewhere."""
@@ -111,7 +116,7 @@ def _open_worker(machine: Machine) -> Iterator[Dask]:
             yield dask
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]
-    with training_slot(gpus or ["cpu"]) as device:
+    with training_slot(gpus or ["cpu"], _tell_waiting) as device:
         release_embedded()
         one = machine.model_copy(update={"workers": 1})
         with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:

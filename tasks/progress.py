@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, wait
 from rich.console import Console
@@ -18,6 +19,8 @@ from desra_core.errors import DesraError, printable
 from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
+# Between attempts to reach a server that does not answer: each of them takes a minute, as Prefect's client tries it.
+_SILENT_SECONDS = 60.0
 
 
 class RunProgress:
@@ -43,6 +46,7 @@ class RunProgress:
         self._steps_done = self._finished = self._before = self._failed = self._failure_lines = 0
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
+        self._silent_until = 0.0
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._drawn = self._console.is_terminal and not is_json()
         self._bar = Progress(
@@ -105,11 +109,21 @@ class RunProgress:
         """Refresh the bar and the artifact, and now and then print a line where there is no terminal."""
         line = self.line()
         self._bar.update(self._task, completed=self._steps_done, description=line)
-        update_progress_artifact(self._artifact, 100.0 * self._share(), line)
+        self._show_server(line)
         now = time.monotonic()
         if not self._drawn and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
             self._tell(line)
+
+    def _show_server(self, line: str) -> None:
+        """Refresh the artifact. The work does not need a server: without one it goes on."""
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            update_progress_artifact(self._artifact, 100.0 * self._share(), line)
+        except httpx.HTTPError:
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
+            self._tell("warning: the Prefect server does not answer; the work goes on")
 
     def _tell(self, line: str, style: str | None = None) -> None:
         """Print a line, above the bar where there is one."""

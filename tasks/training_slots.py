@@ -7,18 +7,14 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from prefect import get_run_logger
-
-from tasks.lines import say
 
 _POLL_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def training_slot(devices: Sequence[str]) -> Iterator[str]:
+def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Iterator[str]:
     """Hold one of several devices for a finetune; wait while there is a finetune on each of them.
 
     The system frees what a process held, however it dies.
@@ -27,6 +23,8 @@ def training_slot(devices: Sequence[str]) -> Iterator[str]:
     ----------
     devices
         Names of GPUs, or ``cpu``.
+    on_wait
+        Called with a line for people, once, when all of them are taken.
 
     Yields
     ------
@@ -40,9 +38,7 @@ def training_slot(devices: Sequence[str]) -> Iterator[str]:
                     yield device
                     return
         if not told:
-            line = f"another finetune is on {', '.join(devices)}: waiting until it has ended"
-            say(line)
-            get_run_logger().info(line)
+            on_wait(f"another finetune is on {', '.join(devices)}: waiting until it has ended")
             told = True
         time.sleep(_POLL_SECONDS)
 

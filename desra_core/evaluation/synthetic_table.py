@@ -17,7 +17,7 @@ __all__ = ["Summary", "as_markdown", "curves", "statements", "summarise", "to_ro
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 # By what the interval of a recall lies below, or above.
-_UNSEEN, _RARE, _COMMON = 0.1, 0.5, 0.75
+_UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
 _VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
 _PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
 _NOTES = (

@@ -129,7 +129,10 @@ def _iou_bars(rows: Sequence[Row]) -> Markup:
 
 def _time_bars(rows: Sequence[Row]) -> Markup:
     values = {row.entry.name: row.seconds for row in rows}
-    return inline(bar_chart(values, xlabel="computing time in one thread, seconds per megapixel"), "Seconds per megapixel by method")
+    return inline(
+        bar_chart(values, xlabel="computing time in one thread, seconds per megapixel"),
+        "Seconds per megapixel by method",
+    )
 
 
 def _pictures(benchmark: Benchmark, records: Sequence[Record]) -> list[Picture]:

@@ -97,9 +97,10 @@ def test_forms_have_help_texts() -> None:
 
 @pytest.fixture(scope="module")
 def client(prefect_environment) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), get_client(
-        sync_client=True
-    ) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
         yield client
 
 

@@ -56,7 +56,9 @@ def is_gone(process: subprocess.Popen[bytes]) -> bool:
 
 def end(process: subprocess.Popen) -> None:
     process.kill()
-    process.communicate()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
 
 
 def test_one_serves_and_others_know_where(workspace) -> None:
@@ -65,8 +67,9 @@ def test_one_serves_and_others_know_where(workspace) -> None:
         assert served_at(workspace) is None  # it has not said where yet
         own.announce("http://127.0.0.1:4200/api")
         assert served_at(workspace) == "http://127.0.0.1:4200/api"
-        with pytest.raises(LockedError, match=f"served by process {os.getpid()} already; stop that one first"), standing(
-            workspace
+        with (
+            pytest.raises(LockedError, match=f"served by process {os.getpid()} already; stop that one first"),
+            standing(workspace),
         ):
             pass
         assert served_at(workspace) == "http://127.0.0.1:4200/api"

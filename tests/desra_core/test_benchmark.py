@@ -182,6 +182,21 @@ def test_only_what_is_new_is_computed(plain, tmp_path) -> None:
     assert len(plan(other).missing()) == 4
 
 
+def test_parts_may_have_the_same_names(plain, tmp_path) -> None:
+    """And the very same images; JPEG masks are read, and told."""
+    folder, names = plain
+    for part in ("LDL", "SwinIR"):
+        shutil.copytree(folder, tmp_path / "set" / part)
+    jpeg = tmp_path / "set" / "LDL" / "gt_mask" / f"{names[1]}.jpg"
+    jpeg.with_suffix(".png").unlink()
+    write(jpeg, ground_truth(1))
+    benchmark, published = judge(tmp_path / "set", tmp_path / "out")
+    assert len({image.id for image, _ in benchmark.work}) == published.judged == 8
+    assert benchmark.lossy == [jpeg]
+    ours = table(tmp_path / "out", "LDL")
+    assert [row["marked"] for row in ours] == [row["marked"] for row in table(tmp_path / "out", "SwinIR")]
+
+
 def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
     folder, names = plain
     root = tmp_path / "set"
@@ -308,9 +323,15 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
 
 
 def test_the_published_numbers_of_the_shared_pairs(shared_data, tmp_path) -> None:
-    """What the authors' scripts print for masks of weight 1."""
-    settings = {"methods": "desra", "min_area": "400", "weights": "none"}
-    judge(shared_data / "pairs", tmp_path / "out", **settings)
-    (row,) = table(tmp_path / "out")
-    expected = json.loads((shared_data / "pairs" / "metrics.json").read_bytes())["published_scripts"]
+    """What the authors' scripts print for masks of weight 1, and the very masks of their detection by class."""
+    pairs, root = shared_data / "pairs", tmp_path / "set"
+    root.mkdir()
+    for role in ("mse_sr", "gan_sr", "gt_mask", "labels"):
+        (root / role).symlink_to(pairs / role)
+    (root / "DeSRA-Mask").symlink_to(pairs / "reference_mask" / "semantic_t0.7_a400")
+    benchmark, _ = judge(root, tmp_path / "out", methods="desra", min_area="400")
+    (row,) = [row for row in table(tmp_path / "out") if row["method"] == "desra, weight 1"]
+    expected = json.loads((pairs / "metrics.json").read_bytes())["published_scripts"]
     assert {name: float(row[name]) for name in expected} == expected
+    (same,) = [row for row in results_of(benchmark).published if row.entry == "desra"]
+    assert same[2:] == (8, 8, 1.0, 1.0)

@@ -17,6 +17,7 @@ import pytest
 
 from desra_core import sweep as sweeping
 from desra_core.arrays import write_array
+from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
 from desra_core.human_masks import HUMAN_MASKS
 from desra_core.imageio import encode_mask
@@ -180,10 +181,11 @@ def test_images_that_are_not_done_are_left_alone(corpus: Corpus) -> None:
     tried = {row["id"] for row in rows[:3]}
     assert {path.split("/")[2][:32] for path in swept(workspace) if ".zarr" in path} <= tried
     assert {path for path in held if path.split("/")[-2][:32] not in tried and "maps" in path} <= holdings(workspace)
-    assert holdings(process(corpus.settings("ws", keep="artifacts", limit=3))) >= {
-        path for path in held if path.split("/")[-2][:32] not in tried and "maps" in path
-    }
-    swept(workspace)
+    corpus.run(keep="maps")
+    process(corpus.settings("ws", keep="artifacts", limit=3))
+    held = {path for path in holdings(workspace) if "maps" in path and path.split("/")[2][:32] not in tried}
+    assert swept(workspace)
+    assert held <= holdings(workspace)
     corpus.run(keep="maps")
     for name in "abcdefg":
         workspace.mask(name).unlink()
@@ -324,6 +326,17 @@ def test_what_is_not_known_is_left_and_links_are_not_followed(corpus: Corpus, tm
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["a.png"]
     assert changed(files, tree(workspace.root)) - stays - {"lock"} <= {"calibration/mine/a"}
     assert pending(workspace) == 0
+
+
+def test_counts_stay_that_the_next_calibration_goes_on_with(corpus: Corpus) -> None:
+    workspace = corpus.run(keep="maps")
+    counted = [(workspace, histogram_key(load_settings(workspace)[1]))]
+    corpus.run(keep="maps", gan_model=corpus.newer)
+    counted.append((workspace, histogram_key(load_settings(workspace)[1])))
+    for place, key in counted:
+        place.publish(place.calibration(key) / "00000000.parquet", b"counts")
+    assert swept(workspace) == {f"calibration/{counted[0][1]}": "counts under other settings"}
+    assert workspace.calibration(counted[1][1]).exists()
 
 
 def test_folders_that_are_links_are_left(corpus: Corpus, tmp_path: Path) -> None:

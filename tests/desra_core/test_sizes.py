@@ -28,13 +28,15 @@ def test_sizes_by_kind_largest_first(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(bytes(1000))
     (workspace.masks / "link.png").symlink_to(tmp_path / "elsewhere")
     (workspace.root / "dataset").symlink_to(tmp_path)
+    (workspace.masks / "linked").symlink_to(tmp_path / "ws/maps")
     (workspace.root / "journal").mkdir()
-    link = [path.lstat().st_size for path in (workspace.masks / "link.png", workspace.root / "dataset")]
+    links = (workspace.masks / "link.png", workspace.masks / "linked", workspace.root / "dataset")
+    link = [path.lstat().st_size for path in links]
     found = sizes(workspace)
-    assert found == {"maps": Size(1, 100), "tables": Size(3, 50 + link[1]), "masks": Size(3, 7 + link[0]),
+    assert found == {"maps": Size(1, 100), "tables": Size(3, 50 + link[2]), "masks": Size(4, 7 + link[0] + link[1]),
                      "other": Size(2, 11), "human": Size(1, 0)}  # fmt: skip
     assert [size.bytes for size in found.values()] == sorted((size.bytes for size in found.values()), reverse=True)
-    assert sum(size.files for size in found.values()) == len(files) + 2
+    assert sum(size.files for size in found.values()) == len(files) + 3
     assert size_of(workspace.root / "gone") == Size(0, 0)
 
 

@@ -355,6 +355,38 @@ def test_where_comparisons_are_not_written_down_the_gate_is_left_alone(fake: Fak
     assert fake.going() == set()
 
 
+def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, monkeypatch) -> None:
+    """Of half a one, a cycle would say that its folder holds other things, or train on some of its images."""
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(folder: Path, **_: Any) -> None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                path.unlink()
+                raise KilledError
+
+    runs = [RunFolder(workspace.finetune(each.finetune)) for each in place.turns]
+    found = [{path.relative_to(run.root) for path in run.root.rglob("*")} for run in runs]
+    times = 0
+    with monkeypatch.context() as patch:
+        patch.setattr("desra_core.sweep.shutil.rmtree", killed)
+        while any(row["kind"] == "finetunes" for row in find_leftovers(workspace).table.to_pylist()):
+            with pytest.raises(KilledError):
+                sweep(workspace)
+            times += 1
+            failed, first, second = ({path.relative_to(run.root) for path in run.root.rglob("*")} for run in runs)
+            assert failed in (set(), found[0])
+            assert second == found[2]
+            assert {path for path in found[1] - first if path.parts[0] not in ("data", "state.pth")} == set()
+            data = {path for path in found[1] if path.parts[0] == "data"}
+            assert data & first in (set(), data)
+    assert times > 1
+    sweep(workspace)
+    assert not find_leftovers(workspace).table.num_rows
+
+
 def test_models_stay(place, workspace: Workspace) -> None:
     models = {path: path.read_bytes() for path in (workspace.root / "models").glob("0*/*")}
     sweep(workspace, vanished=True)

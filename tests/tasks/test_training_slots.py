@@ -11,9 +11,9 @@ import pytest
 from tasks import training_slots
 
 HOLD = """
-import sys
+import functools, sys
 from tasks.training_slots import training_slot
-with training_slot(sys.argv[1:]) as device:
+with training_slot(sys.argv[1:], on_wait=functools.partial(print, flush=True)) as device:
     print(device, flush=True)
     sys.stdin.read()
 """
@@ -27,28 +27,26 @@ def folder(tmp_path, monkeypatch) -> None:
 
 def holding(*devices: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, *devices], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", HOLD, *devices], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
-def device_of(process: subprocess.Popen[str]) -> str:
+def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def test_each_gets_a_device_of_its_own_and_the_next_one_waits() -> None:
     first = holding("0", "1")
-    assert device_of(first) == "0"
+    assert line_of(first) == "0"
     second = holding("0", "1")
-    assert device_of(second) == "1"
+    assert line_of(second) == "1"
     third = holding("0", "1")
-    assert third.stderr is not None
-    assert third.stderr.readline() == "another finetune is on 0, 1: waiting until it has ended\n"
+    assert line_of(third) == "another finetune is on 0, 1: waiting until it has ended"
     second.kill()  # however it ends, its device is free
-    assert device_of(third) == "1"
+    assert line_of(third) == "1"
     other = holding("cpu")
-    assert device_of(other) == "cpu"
+    assert line_of(other) == "cpu"
     for process in (first, second, third, other):
         process.kill()
         process.communicate()
@@ -56,5 +54,5 @@ def test_each_gets_a_device_of_its_own_and_the_next_one_waits() -> None:
 
 def test_what_fails_while_it_holds_a_device_frees_it() -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), training_slots.training_slot(["cpu"]):
+        with pytest.raises(ZeroDivisionError), training_slots.training_slot(["cpu"], print):
             raise ZeroDivisionError

@@ -169,8 +169,9 @@ def test_results_inside_the_data_set_are_not_read(tmp_path) -> None:
     assert not data_set.unjudged
 
 
-def test_names_of_one_length_are_not_emptied(tmp_path) -> None:
-    """All that a name is may be an ending of the others."""
-    touch(tmp_path, "GAN-SR/_out.png", "GAN-SR/1_out.png", "MSE-SR/_out.png", "MSE-SR/1_out.png")
-    touch(tmp_path, "GT-Mask/_out.png", "GT-Mask/1.png")
-    assert "" not in names_of(tmp_path)
+def test_no_name_is_emptied(tmp_path) -> None:
+    """All that a name is may be the ending of the others."""
+    touch(tmp_path, *(f"{role}/{name}.png" for role in ("GAN-SR", "MSE-SR") for name in ("_out", "1_out")))
+    touch(tmp_path, "GT-Mask/1.png", "GT-Mask/3.png")
+    with pytest.raises(UsageError, match="has no image of its name"):
+        read_data_set(tmp_path, {}, tmp_path / "out")

@@ -1,0 +1,336 @@
+"""`desra serve` as a team has it: a real server, workers and runs, folders that grow and vanish, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deployments.standing import MARK, standing
+from desra_core.settings import Mining
+from desra_core.workspace import Workspace
+from tests.conftest import desra_command, refusal
+from tests.in_process import process
+
+PATIENCE = 240
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Served:
+    """A running `desra serve`, and what its server knows."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self._said = folder / f"said-{len(list(folder.glob('said-*')))}"
+        environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+        with self._said.open("wb") as said:
+            self.process = subprocess.Popen(desra_command("serve", config), env=environment, stdout=said, stderr=said)
+        self.workspace = Workspace(folder / "ws")
+        self.url = ""
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def is_up(self) -> bool:
+        assert self.process.poll() is None, self.said()
+        if "Ctrl-C stops" not in self.said():
+            return False
+        told = json.loads((self.workspace.prefect_home / "serve.lock").read_bytes())
+        self.url, self.token = told["url"], told["token"]
+        return True
+
+    def runs(self, **state: list[str]) -> list[dict[str, Any]]:
+        """Runs of deployments, the newest first."""
+        query = {"flow_runs": {"state": state, "deployment_id": {"is_null_": False}}, "sort": "START_TIME_DESC"}
+        try:
+            found = httpx.post(f"{self.url}/flow_runs/filter", json=query, timeout=30).raise_for_status().json()
+        except httpx.HTTPError:
+            return []
+        return [run for run in found if run["start_time"]]
+
+    def ended(self, word: str) -> dict[str, Any] | None:
+        """The latest run that ended by saying so."""
+        return next((run for run in self.runs(type={"any_": FINAL}) if word in (run["state"]["message"] or "")), None)
+
+    def start(self, flow: str) -> str:
+        deployment = httpx.get(f"{self.url}/deployments/name/{flow}/ws").json()
+        return httpx.post(f"{self.url}/deployments/{deployment['id']}/create_flow_run", json={}).json()["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        try:
+            return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30).json()
+        except httpx.HTTPError:
+            return {"state": {"type": "UNKNOWN"}}
+
+    def processes(self) -> list[psutil.Process]:
+        return marked(self.token)
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Send a signal; returns the seconds until the process has ended."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(timeout=60)
+        return time.monotonic() - started
+
+
+def marked(token: str) -> list[psutil.Process]:
+    found = []
+    for candidate in psutil.process_iter():
+        try:
+            if candidate.environ().get(MARK) == token:
+                found.append(candidate)
+        except psutil.Error:
+            pass
+    return found
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait until something holds; returns it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it never came true")
+
+
+@pytest.fixture
+def serve(make_models, tmp_path) -> Iterator[Callable[..., Served]]:
+    """Start `desra serve`, of TMP/photos into TMP/ws, and wait until it is up."""
+    mse, gan = make_models(tmp_path / "models")
+    started: list[Served] = []
+
+    def start(**given: object) -> Served:
+        settings = {"photos": tmp_path / "photos", "workspace": tmp_path / "ws", "mse-model": mse, "gan-model": gan,
+                    "mine-at": "never", "cycle-at": "never", "finetune-after": 0, "port": 0, "workers": 1}  # fmt: skip
+        lines = [
+            f"{key} = {value if isinstance(value, int) else json.dumps(str(value))}"
+            for key, value in (settings | given).items()
+        ]
+        config = tmp_path / "serve.toml"
+        config.write_text("\n".join(lines))
+        started.append(Served(tmp_path, config))
+        until(started[-1].is_up)
+        return started[-1]
+
+    yield start
+    for served in started:
+        if served.process.poll() is None:
+            served.stop()
+        for left in marked(served.token):
+            left.kill()
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    received: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", received
+        server.shutdown()
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook, tmp_path) -> None:
+    photos = tmp_path / "photos"
+    make_photos(photos, 3)
+    served = serve(**{"mine-at": "every 10 seconds", "webhook": webhook[0]})
+    assert "mine/ws: every 10 seconds, next on 20" in served.said()
+    until(lambda: served.ended("3 of 3 images computed"))
+    idle = until(lambda: served.ended("nothing new: "))
+    assert idle["state"]["type"] == "COMPLETED"
+    assert idle["total_run_time"] < 30
+
+    before = files(served.workspace.masks)
+    make_photos(photos, 5)
+    until(lambda: served.ended("2 of 5 images computed"))
+    assert before.items() <= files(served.workspace.masks).items()
+
+    # An unmounted disk: one line, nothing touched, the next run goes on.
+    before = files(served.workspace.masks) | {"manifest": (0, served.workspace.manifest.read_bytes())}
+    photos.rename(tmp_path / "elsewhere")
+    failed = until(lambda: served.ended("does not exist"))
+    assert failed["state"]["type"] == "FAILED"
+    assert failed["state"]["message"].startswith(f"{photos}: does not exist; ")
+    assert "\n" not in failed["state"]["message"]
+    told = until(lambda: webhook[1])[0]
+    assert (told["deployment"], told["workspace"]) == ("ws", str(served.workspace.root))
+    assert told["message"] == failed["state"]["message"]
+    (tmp_path / "elsewhere").rename(photos)
+    since = failed["start_time"]
+    until(lambda: (run := served.ended("nothing new: ")) and run["start_time"] > since)
+    after = files(served.workspace.masks) | {"manifest": (0, served.workspace.manifest.read_bytes())}
+    assert after == before
+
+    # The server dies: it is started again, at the same place, and runs go on.
+    pid = json.loads((served.workspace.prefect_home / "server.json").read_bytes())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: "the Prefect server has ended, and is started again" in served.said())
+    moment = time.time()
+    until(lambda: (run := served.ended("nothing new: ")) and _seconds(run["start_time"]) > moment)
+
+    assert served.stop(signal.SIGINT) < 30
+    assert served.process.returncode == 0
+    assert "Traceback" not in served.said()
+    assert served.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_models, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 200)
+    served = serve()
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    own = served.processes()
+    assert len(own) >= 3  # server, worker, run
+    assert served.stop(number) < 30
+    if number == signal.SIGTERM:
+        assert served.processes() == []
+        assert "the next start goes on with it" in served.said()
+    again = serve()
+    assert not any(process.is_running() for process in own)
+    assert "was cut off: another run goes on with what it left" in again.said()
+    cut = again.run(run_id)
+    assert (cut["state"]["type"], cut["state"]["name"]) == ("CRASHED", "Crashed")
+    query = {
+        "flow_runs": {"id": {"any_": [run_id]}},
+        "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}},
+    }
+    assert httpx.post(f"{again.url}/task_runs/filter", json=query).json() == []
+    done = until(lambda: again.ended("200 images computed"))
+    assert done["state"]["type"] == "COMPLETED"
+    assert again.stop() < 30
+
+    mse, gan = tmp_path / "models" / "mse.pth", tmp_path / "models" / "gan.pth"
+    undisturbed = tmp_path / "undisturbed"
+    mining = Mining(photos=tmp_path / "photos", mse_model=mse, gan_model=gan, workspace=undisturbed, keep_mse=True)
+    assert {name: data for name, (_, data) in files(process(mining).masks).items()} == {
+        name: data for name, (_, data) in files(served.workspace.masks).items()
+    }
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_run_does_not_disturb_it(serve, make_photos, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 200)
+    served = serve()
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    os.kill(json.loads((served.workspace.prefect_home / "server.json").read_bytes())["pid"], signal.SIGKILL)
+    run = until(lambda: (run := served.run(run_id)) and run["state"]["type"] in FINAL and run)
+    assert run["state"]["message"].startswith("200 of 200 images computed")
+
+
+@pytest.mark.slow
+def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
+    """Two that are asked for at once: the second one waits, and finds nothing new."""
+    make_photos(tmp_path / "photos", 30)
+    served = serve()
+    first, second = served.start("mine"), served.start("mine")
+    ends = {}
+    for run_id in (first, second):
+        run = until(lambda run_id=run_id: (run := served.run(run_id))["state"]["type"] in FINAL and run)
+        assert run["state"]["type"] == "COMPLETED"
+        ends[run["state"]["message"].partition(":")[0]] = run
+    assert ends.keys() == {"30 of 30 images computed", "nothing new"}
+    worked, idle = ends["30 of 30 images computed"], ends["nothing new"]
+    assert _seconds(idle["start_time"]) > _seconds(worked["end_time"])
+    # A run by hand meanwhile is seen on the same server.
+    mse, gan = tmp_path / "models" / "mse.pth", tmp_path / "models" / "gan.pth"
+    command = desra_command("mine", tmp_path / "photos", "--mse-model", mse, "--gan-model", gan,
+                            "--workspace", tmp_path / "ws", "--threshold", "0.6")  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    by_hand = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert f"watch at {served.url.removesuffix('/api')}" in by_hand.stderr
+    assert served.process.poll() is None
+
+
+@pytest.fixture
+def config(make_models, make_photos, tmp_path) -> Callable[..., Path]:
+    mse, gan = make_models(tmp_path / "models")
+    make_photos(tmp_path / "photos", 1)
+
+    def write(**given: object) -> Path:
+        settings = {"photos": tmp_path / "photos", "workspace": tmp_path / "ws", "mse-model": mse, "gan-model": gan}
+        path = tmp_path / "serve.toml"
+        path.write_text("\n".join(f"{key} = {json.dumps(str(value))}" for key, value in (settings | given).items()))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"mine-at": "at night"},
+            "--mine-at: at night is not accepted (no time like daily at 2:00 or every 15 minutes",
+        ),
+        ({"history": "2 hours"}, "--history: 2 hours is not accepted (is less than a day)"),
+        ({"timezone": "Here"}, "--timezone: Here is not accepted (no such time zone)"),
+        ({"webhook": "slack"}, "--webhook: slack is not accepted"),
+        ({"mine-when": "never"}, "has the unknown key mine_when; keys are "),
+        ({"photos": "/nowhere/photos"}, "/nowhere/photos: does not exist; name the folder that photos come to"),
+        ({"mse-model": "/nowhere/mse.pth"}, "/nowhere/mse.pth"),
+    ],
+)
+def test_a_bad_setting_is_told_before_anything_starts(given, line, config, desra_here) -> None:
+    assert line in refusal(desra_here("serve", config(**given)))
+
+
+def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    with standing(workspace):
+        assert f"is served by process {os.getpid()} already" in refusal(desra_here("serve", config()))
+    hold = "import sys\nfrom pathlib import Path\nfrom desra_core.workspace import Workspace\n" \
+        "with Workspace(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, workspace.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        assert f"is in use by process {holder.pid}" in refusal(desra_here("serve", config()))
+        holder.stdin.close()
+
+
+def test_a_server_that_is_down_is_told(config, desra_here) -> None:
+    """PREFECT_API_URL names one that does not answer."""
+    settings = config(**{"cycle-at": "never", "perceptual": "off"})
+    told = refusal(desra_here("serve", settings), server=True)
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api: no Prefect server answers" in told
+
+
+def _seconds(moment: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(moment).timestamp()

@@ -1,0 +1,106 @@
+"""Workers that outlive single runs: real ones, as desra serve starts them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from distributed import Client
+
+from desra_core.errors import UsageError
+from desra_core.settings import Machine
+from tasks import fanout
+from tasks.fanout import (
+    EMBEDDED_SCHEDULER,
+    StandingCluster,
+    open_dask,
+    release_embedded,
+    standing_cluster,
+    visible_gpus,
+)
+
+SMALL = Machine(workers=1, memory="3GB")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[StandingCluster]:
+    with standing_cluster(SMALL, gpus=0) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def embedded(cluster, monkeypatch) -> None:
+    monkeypatch.setenv(EMBEDDED_SCHEDULER, cluster.address)
+    monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
+
+
+def worker_of(machine: Machine, **options: bool) -> int:
+    """The process that computes for a run."""
+    with open_dask(machine, **options) as dask:
+        assert dask.threads == len(os.sched_getaffinity(0))  # of one worker
+        return dask.follow(os.getpid, resources={}, on_second=lambda: None)
+
+
+def test_runs_share_its_workers_unless_they_want_their_own() -> None:
+    first = worker_of(Machine())
+    assert worker_of(Machine()) == first
+    assert worker_of(Machine(workers=1), alone=True) != first
+    # Who names a scheduler gets that one.
+    with (
+        pytest.raises(UsageError, match="no Dask scheduler answers"),
+        open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
+    ):
+        pass
+
+
+def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
+    first = worker_of(Machine())
+    with Client(cluster.address) as killed:
+        left = killed.submit(time.sleep, 60)
+        while not any(killed.processing().values()):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert worker_of(Machine()) != first
+        assert left.status != "finished"
+
+
+def test_its_memory_is_given_back() -> None:
+    first = worker_of(Machine())
+    release_embedded()
+    assert worker_of(Machine()) != first
+
+
+def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
+    with Client(cluster.address) as client:
+        client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
+        for _ in range(600):  # Dask waits a quarter of a minute for one that is lost
+            cluster.keep_up()
+            if client.nthreads():
+                break
+            time.sleep(0.1)
+    assert worker_of(Machine())
+
+
+def test_one_that_has_gone_is_told(monkeypatch) -> None:
+    monkeypatch.setenv(EMBEDDED_SCHEDULER, "tcp://127.0.0.1:9")
+    with pytest.raises(UsageError, match="tcp://127.0.0.1:9: no Dask scheduler answers"), open_dask(Machine()):
+        pass
+    monkeypatch.delenv(EMBEDDED_SCHEDULER)
+    release_embedded()
+
+
+def test_gpus_are_those_that_may_be_seen(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a")
+    assert visible_gpus() == ["2", "GPU-5a"]
+    with open_dask(Machine(workers=1, memory="1GB"), gpus=1, device="GPU-5a", alone=True) as dask:
+        workers = dask._client.scheduler_info(n_workers=-1)["workers"].values()
+        assert {worker["name"]: worker["resources"] for worker in workers} == {"cpu-0": {}, "gpu-GPU-5a": {"GPU": 3}}
+        assert dask.gpu_slots == 3
+        seen = dask.follow(os.getenv, "CUDA_VISIBLE_DEVICES", resources={"GPU": 3}, on_second=lambda: None)
+    assert seen == "GPU-5a"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus()[:2] == ["0", "1"]
