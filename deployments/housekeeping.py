@@ -12,10 +12,10 @@ import typer
 
 from deployments.runs import renew_report
 from desra_core.errors import LockedError, printable
-from desra_core.holdings import UNKNOWN
-from desra_core.leftovers import find_leftovers
-from desra_core.sizes import sizes
-from desra_core.sweep import sweep
+from desra_core.housekeeping.holdings import UNKNOWN
+from desra_core.housekeeping.leftovers import find_leftovers
+from desra_core.housekeeping.sizes import sizes
+from desra_core.housekeeping.sweep import sweep
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace
 from tasks.lines import LINE_SECONDS, say

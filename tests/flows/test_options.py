@@ -87,7 +87,7 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
     left, tries = list(errors), []
 
     @corpus_flow(name)
-    def flow(machine: Machine = Machine()) -> Ended:
+    def flow(machine: Machine = Machine()) -> Ended:  # noqa: B008
         """Fails.
 
         Parameters

@@ -85,7 +85,7 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
 
 def test_one_that_has_gone_is_told(monkeypatch) -> None:
     monkeypatch.setenv(EMBEDDED_SCHEDULER, "tcp://127.0.0.1:9")
-    with pytest.raises(UsageError, match="tcp://127.0.0.1:9: no Dask scheduler answers"), open_dask(Machine()):
+    with pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
     monkeypatch.delenv(EMBEDDED_SCHEDULER)
     release_embedded()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from desra_core.corpus import read_manifest
 from desra_core.errors import UsageError
-from desra_core.holdings import (
+from desra_core.housekeeping.holdings import (
     EMPTY,
     LEFTOVERS,
     UNKNOWN,
@@ -27,13 +27,13 @@ from desra_core.holdings import (
     table_of,
     unknown,
 )
+from desra_core.housekeeping.sizes import entries, size_of
+from desra_core.housekeeping.stale_records import record_leftovers, stale_records
+from desra_core.housekeeping.superseded import UNFINISHED, superseded
 from desra_core.inventory import OnDisk, flags_of
 from desra_core.outcomes import SCHEMA, read_outcomes
 from desra_core.plan import assess
 from desra_core.settings import CorpusSettings
-from desra_core.sizes import entries, size_of
-from desra_core.stale_records import record_leftovers, stale_records
-from desra_core.superseded import UNFINISHED, superseded
 from desra_core.target import Target, load_settings
 from desra_core.workspace import Workspace
 
@@ -47,13 +47,13 @@ class Leftovers(NamedTuple):
     Attributes
     ----------
     table
-        What no run needs, and what is unknown and stays (schema `desra_core.holdings.LEFTOVERS`).
+        What no run needs, and what is unknown and stays (schema `desra_core.housekeeping.holdings.LEFTOVERS`).
     manifest
         The manifest without what goes.
     target
         What the latest run wanted.
     stale
-        The records that go (schema `desra_core.stale_records.STALE`).
+        The records that go (schema `desra_core.housekeeping.stale_records.STALE`).
     unmapped, unlabelled
         Ids of images whose maps or labels go, while they stay themselves.
     """

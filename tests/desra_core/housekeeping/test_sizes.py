@@ -9,8 +9,8 @@ import pytest
 
 from desra_core import workspace as described
 from desra_core.errors import UsageError
-from desra_core.holdings import holdings
-from desra_core.sizes import FOLDERS, Size, entries, size_of, sizes
+from desra_core.housekeeping.holdings import holdings
+from desra_core.housekeeping.sizes import FOLDERS, Size, entries, size_of, sizes
 from desra_core.workspace import Workspace
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from desra_core.housekeeping.sizes import FOLDERS, Size, entries, size_of
 from desra_core.inventory import is_text
-from desra_core.sizes import FOLDERS, Size, entries, size_of
 from desra_core.workspace import DATASET, Workspace
 
 ARRAYS = ("similarity", "labels", "mse_sr", "gan_sr")
@@ -89,7 +89,7 @@ def unknown(entry: os.DirEntry[str], path: str, owner: str = "") -> Holding:
 
 
 def size_of_file(entry: os.DirEntry[str]) -> Size:
-    """As `desra_core.sizes.size_of` for a file."""
+    """As `desra_core.housekeeping.sizes.size_of` for a file."""
     try:
         return Size(1, entry.stat(follow_symlinks=False).st_size)
     except FileNotFoundError:  # a person has deleted it meanwhile

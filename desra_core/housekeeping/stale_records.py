@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.holdings import Leftover
+from desra_core.housekeeping.holdings import Leftover
 from desra_core.outcomes import SCHEMA, finished_shards
 from desra_core.workspace import Workspace, read_table
 

@@ -15,12 +15,12 @@ import pytest
 from desra_core.comparison import best_of, conclude, plan_comparison
 from desra_core.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.evaluation.gate import Verdict
-from desra_core.leftovers import find_leftovers
+from desra_core.housekeeping.leftovers import find_leftovers
+from desra_core.housekeeping.superseded import superseded
+from desra_core.housekeeping.sweep import sweep
 from desra_core.model_settings import Cycling
 from desra_core.promotion import current_model, promote, rollback
 from desra_core.settings import Mining
-from desra_core.superseded import superseded
-from desra_core.sweep import sweep
 from desra_core.training.plan import plan_finetune
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
@@ -371,7 +371,7 @@ def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, mon
     found = [{path.relative_to(run.root) for path in run.root.rglob("*")} for run in runs]
     times = 0
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.sweep.shutil.rmtree", killed)
+        patch.setattr("desra_core.housekeeping.sweep.shutil.rmtree", killed)
         while any(row["kind"] == "finetunes" for row in find_leftovers(workspace).table.to_pylist()):
             with pytest.raises(KilledError):
                 sweep(workspace)

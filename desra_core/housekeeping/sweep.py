@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import TransientError
-from desra_core.holdings import EMPTY, LEFTOVERS, UNKNOWN, table_of
-from desra_core.leftovers import Leftovers, find_leftovers, unfinished
+from desra_core.housekeeping.holdings import EMPTY, LEFTOVERS, UNKNOWN, table_of
+from desra_core.housekeeping.leftovers import Leftovers, find_leftovers, unfinished
+from desra_core.housekeeping.stale_records import rewritten
 from desra_core.outcomes import gather_journals
-from desra_core.stale_records import rewritten
 from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
 
@@ -31,7 +31,7 @@ def sweep(
     workspace
         Of any run that got as far as its manifest.
     vanished
-        As for `desra_core.leftovers.find_leftovers`.
+        As for `desra_core.housekeeping.leftovers.find_leftovers`.
     on_dropped
         Called now and then with the number of things dropped and to be dropped.
 
