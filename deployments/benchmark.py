@@ -6,9 +6,9 @@ import typer
 
 from deployments.runs import serving, wait_for
 from deployments.server import end_leftover_server
-from desra_core.benchmark import Benchmark
-from desra_core.benchmark_results import AnyBenchmark, Published, plan, publish_results
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.results import AnyBenchmark, Published, plan, publish_results
+from desra_core.benchmarking.settings import Benchmarking
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace

@@ -19,7 +19,7 @@ from deployments.flags import with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,13 +96,22 @@ def end_leftovers(workspace: Workspace) -> None:
 
 def end_marked(mark: dict[str, str]) -> None:
     """Kill the processes whose environment says so, but for this one. Nothing of what they do is lost by that."""
+    deadline = time.monotonic() + _END_SECONDS
+    # Again and again: one of them may just have started another one.
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=_END_SECONDS)
+
+
+def _marked(mark: dict[str, str]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and mark.items() <= process.environ().items():
-                process.kill()
                 found.append(process)
-    psutil.wait_procs(found, timeout=_END_SECONDS)
+    return found
 
 
 def _end_those_of(workspace: Workspace) -> None:

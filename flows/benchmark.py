@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from desra_core.benchmark_results import plan
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.results import plan
+from desra_core.benchmarking.settings import Benchmarking
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
 from flows.names import run_name

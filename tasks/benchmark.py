@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from desra_core.benchmark_results import AnyBenchmark, Published, publish_results
+from desra_core.benchmarking.results import AnyBenchmark, Published, publish_results
 from desra_core.corpus import ImageRef
 from desra_core.detection.segmenters import load_segmenter
 from desra_core.errors import ImageError, UsageError

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from desra_core.benchmark import Benchmark
-from desra_core.corpus import File, ImageRef
-from desra_core.errors import ImageError, printable
-from desra_core.evaluation.benchmark_files import Results, told_labels
-from desra_core.evaluation.benchmark_table import (
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.benchmark_files import Results, told_labels
+from desra_core.benchmarking.benchmark_table import (
     PUBLISHED_TITLE,
     Point,
     Row,
@@ -23,8 +21,10 @@ from desra_core.evaluation.benchmark_table import (
     told_published_rows,
     told_rows,
 )
-from desra_core.evaluation.entries import Entry
-from desra_core.evaluation.judged import Record
+from desra_core.benchmarking.entries import Entry
+from desra_core.benchmarking.judged import Record
+from desra_core.corpus import File, ImageRef
+from desra_core.errors import ImageError, printable
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.imageio import Mask
 from desra_core.report.charts import bar_chart, line_chart

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from desra_core.benchmarking.injection import KINDS
+from desra_core.benchmarking.markdown_blocks import blocks_of
+from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
+from desra_core.benchmarking.synthetic_files import told_summary
+from desra_core.benchmarking.synthetic_table import Summary, curves
 from desra_core.errors import ImageError
-from desra_core.evaluation.injection import KINDS
-from desra_core.evaluation.markdown_blocks import blocks_of
-from desra_core.evaluation.synthetic_files import told_summary
-from desra_core.evaluation.synthetic_table import Summary, curves
 from desra_core.report.charts import heat_table, line_chart
 from desra_core.report.document import render_page
 from desra_core.report.plots import inline
-from desra_core.synthetic_benchmark import SyntheticBenchmark
 
 _CURVES, _FAILURES = 8, 100
 

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.benchmarking.entries import Contender, Entry
+from desra_core.benchmarking.judged import Record, Run, curve_of, encode_record, read_record, sameness
 from desra_core.corpus import File, ImageRef
 from desra_core.detection.detectors import Scores
 from desra_core.detection.mask import score_mask, valid
@@ -23,8 +25,6 @@ from desra_core.detection.scoring import score_pair
 from desra_core.detection.segmenters import load_segmenter
 from desra_core.errors import ImageError, TransientError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
-from desra_core.evaluation.entries import Contender, Entry
-from desra_core.evaluation.judged import Record, Run, curve_of, encode_record, read_record, sameness
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
 from desra_core.evaluation.metrics import compare_masks
 from desra_core.imageio import Labels, Mask, Pixels, encode_mask

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from desra_core.benchmarking.synthetic import Trial, trial
 from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, TransientError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
-from desra_core.evaluation.synthetic import Trial, trial
 from desra_core.imageio import Mask
 from desra_core.stages.benchmark import BenchmarkSettings, one_thread, read_pair
 from desra_core.stages.sources import read_content

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from deployments.runs import Workspace
-from desra_core.benchmark_results import plan
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.results import plan
+from desra_core.benchmarking.settings import Benchmarking
 from tests.benchmark_sets import FAST, judge, make_plain, write
 from tests.conftest import refusal
 

@@ -178,9 +178,9 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     # An unmounted disk: one line, nothing touched, the next run goes on.
     before = files(served.workspace.masks) | {"manifest": (0, served.workspace.manifest.read_bytes())}
     photos.rename(tmp_path / "elsewhere")
-    failed = until(lambda: served.ended("does not exist"))
+    failed = until(lambda: served.ended("is no folder"))
     assert failed["state"]["type"] == "FAILED"
-    assert failed["state"]["message"].startswith(f"{photos}: does not exist; ")
+    assert failed["state"]["message"].startswith(f"{photos}: is no folder; ")
     assert "\n" not in failed["state"]["message"]
     told = until(lambda: webhook[1])[0]
     assert (told["deployment"], told["workspace"]) == ("ws", str(served.workspace.root))
@@ -215,7 +215,7 @@ def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_
     assert len(own) >= 3  # server, worker, run
     assert served.stop(number) < 30
     if number == signal.SIGTERM:
-        assert served.processes() == []
+        assert served.processes() == [], [process.cmdline() for process in served.processes()]
         assert "the next start goes on with it" in served.said()
     again = serve()
     assert not any(process.is_running() for process in own)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmark import Benchmark
-from desra_core.benchmark_results import plan, publish_results
-from desra_core.evaluation.benchmark_files import results_of
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.benchmark_files import results_of
+from desra_core.benchmarking.results import plan, publish_results
 from desra_core.report.benchmark_page import render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from desra_core.benchmarking.entries import contenders
 from desra_core.detection.detectors import load_detector
 from desra_core.errors import UsageError
-from desra_core.evaluation.entries import contenders
 
 
 def test_the_rows_of_the_table() -> None:

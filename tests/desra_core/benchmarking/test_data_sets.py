@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from desra_core.benchmarking.data_layouts import find_parts
+from desra_core.benchmarking.data_sets import read_data_set, read_pairs
 from desra_core.errors import UsageError
-from desra_core.evaluation.data_layouts import find_parts
-from desra_core.evaluation.data_sets import read_data_set, read_pairs
 
 REFUSALS = {
     "nothing": "does not exist",

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmark_results import plan
-from desra_core.evaluation.markdown_blocks import blocks_of
-from desra_core.evaluation.synthetic import trial
-from desra_core.evaluation.synthetic_table import as_markdown, summarise
+from desra_core.benchmarking.markdown_blocks import blocks_of
+from desra_core.benchmarking.results import plan
+from desra_core.benchmarking.synthetic import trial
+from desra_core.benchmarking.synthetic_table import as_markdown, summarise
 from desra_core.imageio import decode
 from tests.benchmark_sets import make_plain, run_here, spoil, write
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from desra_core.benchmarking.operating_points import OperatingPoints
 from desra_core.detection.mask import score_mask
-from desra_core.evaluation.operating_points import OperatingPoints
 
 EIGHT = np.ones((3, 3))
 THRESHOLDS, MIN_AREAS = (0.2, 0.5, 1.0, 9.0), (100, 250, 400, 900)

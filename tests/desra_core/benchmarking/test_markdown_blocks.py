@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from desra_core.evaluation.markdown_blocks import Block, blocks_of, for_terminal
+from desra_core.benchmarking.markdown_blocks import Block, blocks_of, for_terminal
 from desra_core.evaluation.table import as_markdown
 
 ROWS = [{"method": "a", "recall": "10 % (7–13) of 3"}, {"method": "desra, weight 1", "recall": "–"}]

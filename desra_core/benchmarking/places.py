@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.benchmarking.injection import KINDS
 from desra_core.detection.mask import valid
-from desra_core.evaluation.injection import KINDS
 from desra_core.imageio import Mask, Pixels
 
 STRENGTHS = (0.25, 0.5, 1.0)
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     Attributes
     ----------
     kind, strength
-        As for `desra_core.evaluation.injection.inject`.
+        As for `desra_core.benchmarking.injection.inject`.
     size
         The wanted area in pixels.
     sheet

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from desra_core.benchmarking.entries import Contender, Entry
+from desra_core.benchmarking.judged import Record, Sameness
 from desra_core.evaluation.bootstrap import Interval
-from desra_core.evaluation.entries import Contender, Entry
-from desra_core.evaluation.judged import Record, Sameness
 from desra_core.evaluation.mask_scores import MaskScores, score_masks
 from desra_core.evaluation.metrics import Agreement, pooled
 

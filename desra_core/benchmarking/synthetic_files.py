@@ -7,9 +7,9 @@ import io
 import json
 
 from desra_core import __version__
+from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
+from desra_core.benchmarking.synthetic_table import Summary, as_markdown, to_rows
 from desra_core.errors import ImageError, printable
-from desra_core.evaluation.synthetic_table import Summary, as_markdown, to_rows
-from desra_core.synthetic_benchmark import SyntheticBenchmark
 
 STEM = "synthetic"
 

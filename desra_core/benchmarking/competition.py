@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.data_sets import DataSet, Example
+from desra_core.benchmarking.entries import Contender, contenders
+from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import File, ImageRef
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.data_sets import DataSet, Example
-from desra_core.evaluation.entries import Contender, contenders
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.imageio import digest, read_bytes
 from desra_core.workspace import fingerprint

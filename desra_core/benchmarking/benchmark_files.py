@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from desra_core import __version__
-from desra_core.benchmark import Benchmark
-from desra_core.errors import ImageError, printable
-from desra_core.evaluation import bootstrap
-from desra_core.evaluation.benchmark_table import (
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.benchmark_table import (
     PUBLISHED,
     PUBLISHED_TITLE,
     Point,
@@ -27,8 +25,10 @@ from desra_core.evaluation.benchmark_table import (
     told_published_rows,
     told_rows,
 )
+from desra_core.benchmarking.judged import Record
+from desra_core.errors import ImageError, printable
+from desra_core.evaluation import bootstrap
 from desra_core.evaluation.evaluation_files import scores_document
-from desra_core.evaluation.judged import Record
 from desra_core.evaluation.table import as_markdown as as_markdown_table
 from desra_core.evaluation.table import as_text
 

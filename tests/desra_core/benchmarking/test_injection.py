@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.evaluation.injection import FULL_CONTRAST, KINDS, contrast, inject, texture
+from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, contrast, inject, texture
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 STRENGTHS = (0.25, 0.5, 1.0)

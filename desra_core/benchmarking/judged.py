@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from desra_core.benchmarking.entries import Contender
 from desra_core.detection.detectors import Scores
 from desra_core.detection.mask import score_mask, valid
-from desra_core.evaluation.entries import Contender
 from desra_core.evaluation.mask_files import FRAME
 from desra_core.evaluation.metrics import Agreement, compare_masks
 from desra_core.imageio import Mask

@@ -9,15 +9,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmark import Stage
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.benchmark import Stage
+from desra_core.benchmarking.competition import compete, given_folders, hash_files, image_of, input_hashes
+from desra_core.benchmarking.data_sets import read_pairs
+from desra_core.benchmarking.entries import Contender
+from desra_core.benchmarking.places import SIZES, STRENGTHS
+from desra_core.benchmarking.settings import Benchmarking
+from desra_core.benchmarking.synthetic import GRID, MIN_AREAS, Trial
 from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.competition import compete, given_folders, hash_files, image_of, input_hashes
-from desra_core.evaluation.data_sets import read_pairs
-from desra_core.evaluation.entries import Contender
-from desra_core.evaluation.places import SIZES, STRENGTHS
-from desra_core.evaluation.synthetic import GRID, MIN_AREAS, Trial
 from desra_core.stages.synthetic import Injecting, SyntheticSettings, read_trial, synthetic_stage
 from desra_core.workspace import Workspace, fingerprint
 
@@ -27,7 +27,7 @@ TRIAL_VERSION = 1
 
 @dataclass(frozen=True)
 class SyntheticBenchmark:
-    """What is to be spoilt and judged; the attributes are those of `desra_core.benchmark.Benchmark`."""
+    """What is to be spoilt and judged; the attributes are those of `desra_core.benchmarking.benchmark.Benchmark`."""
 
     settings: Benchmarking
     contenders: tuple[Contender, ...]

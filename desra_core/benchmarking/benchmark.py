@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking.competition import compete, given_folders, hash_files, image_of, input_hashes
+from desra_core.benchmarking.data_sets import Example, read_data_set
+from desra_core.benchmarking.entries import Contender
+from desra_core.benchmarking.judged import Record, read_record
+from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.competition import compete, given_folders, hash_files, image_of, input_hashes
-from desra_core.evaluation.data_sets import Example, read_data_set
-from desra_core.evaluation.entries import Contender
-from desra_core.evaluation.judged import Record, read_record
 from desra_core.stages.benchmark import BenchmarkSettings, Judging, benchmark_stage, mask_path, record_path
 from desra_core.workspace import Workspace, fingerprint
 

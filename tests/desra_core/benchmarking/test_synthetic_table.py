@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.evaluation.injection import KINDS
-from desra_core.evaluation.places import Case
+from desra_core.benchmarking.injection import KINDS
+from desra_core.benchmarking.places import Case
+from desra_core.benchmarking.synthetic import FalseAlarms, Response, Trial
+from desra_core.benchmarking.synthetic_summary import RATIOS, Rate
+from desra_core.benchmarking.synthetic_table import as_markdown, curves, statements, summarise, to_rows
 from desra_core.evaluation.removal import wilson_interval
-from desra_core.evaluation.synthetic import FalseAlarms, Response, Trial
-from desra_core.evaluation.synthetic_summary import RATIOS, Rate
-from desra_core.evaluation.synthetic_table import as_markdown, curves, statements, summarise, to_rows
 
 STRENGTHS, SIZES = (0.25, 1.0), (64**2, 128**2)
 

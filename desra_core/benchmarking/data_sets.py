@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.evaluation.data_layouts import Part, find_parts
 from desra_core.matching import image_files, without_ambiguity
 
 
@@ -66,7 +66,7 @@ def read_data_set(root: Path, folders: Mapping[str, Path], skip: Path) -> DataSe
     Parameters
     ----------
     root, folders
-        As for `desra_core.evaluation.data_layouts.find_parts`.
+        As for `desra_core.benchmarking.data_layouts.find_parts`.
     skip
         The folder of the results, should it lie inside of one of them.
 

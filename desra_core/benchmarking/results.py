@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.benchmark import Benchmark, plan_benchmark
-from desra_core.benchmark_settings import Benchmarking
+from desra_core.benchmarking import benchmark_files, synthetic_files
+from desra_core.benchmarking.benchmark import Benchmark, plan_benchmark
+from desra_core.benchmarking.markdown_blocks import for_terminal
+from desra_core.benchmarking.settings import Benchmarking
+from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark, plan_synthetic
+from desra_core.benchmarking.synthetic_table import summarise
 from desra_core.errors import ImageError
-from desra_core.evaluation import benchmark_files, synthetic_files
-from desra_core.evaluation.markdown_blocks import for_terminal
-from desra_core.evaluation.synthetic_table import summarise
-from desra_core.synthetic_benchmark import SyntheticBenchmark, plan_synthetic
 from desra_core.workspace import Workspace
 
 AnyBenchmark = Benchmark | SyntheticBenchmark

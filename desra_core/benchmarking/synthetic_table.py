@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from desra_core.evaluation.injection import FULL_CONTRAST, KINDS
-from desra_core.evaluation.synthetic import FAINT
-from desra_core.evaluation.synthetic_summary import RATIOS, MethodSummary, Point, Rate, Summary, summarise
+from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
+from desra_core.benchmarking.synthetic import FAINT
+from desra_core.benchmarking.synthetic_summary import RATIOS, MethodSummary, Point, Rate, Summary, summarise
 from desra_core.evaluation.table import as_markdown as table
 
 __all__ = ["Summary", "as_markdown", "curves", "statements", "summarise", "to_rows"]

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.benchmarking.injection import contrast, inject, texture
+from desra_core.benchmarking.operating_points import Answer, Bits, Counts, OperatingPoints
+from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
 from desra_core.detection.detectors import Detector, Scores
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import MIN_AREA, score_mask
-from desra_core.evaluation.injection import contrast, inject, texture
-from desra_core.evaluation.operating_points import Answer, Bits, Counts, OperatingPoints
-from desra_core.evaluation.places import SIZES, STRENGTHS, Case, cases
 from desra_core.imageio import Labels, Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
@@ -32,9 +32,9 @@ class Response(NamedTuple):
     Attributes
     ----------
     contrast
-        What the injection changed, see `desra_core.evaluation.injection.contrast`.
+        What the injection changed, see `desra_core.benchmarking.injection.contrast`.
     texture
-        Of the MSE result at the place, see `desra_core.evaluation.injection.texture`.
+        Of the MSE result at the place, see `desra_core.benchmarking.injection.texture`.
     found
         Whether at least half of the place is marked, by threshold and minimal area.
     already
@@ -138,7 +138,7 @@ def trial(
     exclude
         ``(H, W)`` bool, artifacts that are known: nothing is injected near them, and they are no false alarms.
     strengths, sizes, seed
-        As for `desra_core.evaluation.places.cases`.
+        As for `desra_core.benchmarking.places.cases`.
     thresholds
         By method; where there are none, `GRID` times the detector's own. That one is added.
     min_areas, min_area

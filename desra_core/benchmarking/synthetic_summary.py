@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from desra_core.benchmarking.synthetic import Response, Trial
 from desra_core.evaluation.removal import wilson_interval
-from desra_core.evaluation.synthetic import Response, Trial
 
 # Between these multiples of the texture's contrast, the recall of what is added to an image is told apart.
 RATIOS = (1.0, 2.0, 4.0)
