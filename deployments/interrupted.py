@@ -66,8 +66,9 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
         assert run.deployment_id is not None
         try:
             if run.deployment_id not in resumed:
-                # Its own parameters: somebody may have given others in the UI.
-                client.create_flow_run_from_deployment(run.deployment_id, parameters=run.parameters)
+                # Its own parameters, for somebody may have given others in the UI, but on the machine as it is.
+                parameters = {name: value for name, value in run.parameters.items() if name != "machine"}
+                client.create_flow_run_from_deployment(run.deployment_id, parameters=parameters)
                 resumed.add(run.deployment_id)
                 lines.append(f"{run.name} was cut off: another run goes on with what it left")
             told = "was cut off; another run went on with what it left"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # What a worker runs: without it, it would start three processes for a run, one after the other.
 COMMAND = "python -m prefect.engine"
 
-_RUNTIME = {"device", "tile", "log_level", "log_format"}
+# Of the machine, what a run is told; the rest is for the cluster that desra serve starts.
+_TOLD = {"scheduler", "device", "tile", "log_level", "log_format"}
 
 
 class Deployed(NamedTuple):
@@ -68,9 +69,9 @@ def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     serving
         The corpus and its times.
     machine
-        How to compute. Where, which may have changed when a run begins, is not part of it.
+        How to compute. The cluster of desra serve, which ends with it, is not part of a deployment, which does not.
     """
-    where = machine.model_dump(mode="json", include=_RUNTIME, exclude_defaults=True)
+    where = machine.model_dump(mode="json", include=_TOLD, exclude_defaults=True)
     common: dict[str, Any] = {"machine": where} if where else {}
     trigger = {"artifacts": serving.finetune_after, **_given(serving, {"group_by"})}
     mine = {"mining": _given(serving, Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}

@@ -84,8 +84,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         url = server.url if server else os.environ["PREFECT_API_URL"]
         own.announce(url)
         cluster = stack.enter_context(_open_cluster(machine))
-        scheduler = cluster.address if cluster else str(machine.scheduler)
-        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, scheduler, own.mark))
+        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, own.mark))
         _tell_people(serving, deployments, url)
         _look_after([process for process in (server, worker) if process], cluster, serving, deployments[0].work_pool)
     return 0
@@ -112,15 +111,18 @@ class _Worker:
         The work pool.
     environment
         Of the worker and of the runs.
+    mark
+        The part of it that they are known by.
     log
         What they print.
     """
 
     name = "the Prefect worker"
 
-    def __init__(self, pool: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
         self._pool = pool
         self._environment = environment
+        self._mark = mark
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -136,7 +138,7 @@ class _Worker:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | self._environment,
+                env=os.environ | self._environment | self._mark,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -145,7 +147,7 @@ class _Worker:
 
     def stop(self) -> None:
         """Kill it with all runs, and see that the server knows."""
-        end_marked(self._environment)
+        end_marked(self._mark)
         if self._process is not None:
             self._process.wait()
         with contextlib.suppress(httpx.HTTPError), _client() as client:
@@ -192,35 +194,41 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 @contextlib.contextmanager
 def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
     """Have a Dask cluster on this machine, where none elsewhere is given."""
+    from tasks.fanout import open_dask, standing_cluster
+    from tasks.stages import gpus_wanted
+
     if machine.scheduler:
+        with open_dask(machine, networks=True):  # told now rather than by the first run
+            pass
         yield None
         return
-    from tasks.fanout import standing_cluster
-    from tasks.stages import gpus_wanted
 
     with standing_cluster(machine, gpus=gpus_wanted(True, machine)) as cluster:
         yield cluster
 
 
 @contextlib.contextmanager
-def _open_worker(serving: Serving, pool: str, scheduler: str, mark: dict[str, str]) -> Iterator[_Worker]:
+def _open_worker(
+    serving: Serving, pool: str, cluster: StandingCluster | None, mark: dict[str, str]
+) -> Iterator[_Worker]:
     """Have a worker that takes runs."""
     from flows.alarm import WEBHOOK
     from tasks.fanout import EMBEDDED_SCHEDULER
 
     root = str(Path(__file__).resolve().parents[1])
-    environment = mark | {
-        "DESRA_SERVE_PART": "runs",
-        EMBEDDED_SCHEDULER: scheduler,
+    environment = {
         _CONSOLE: "INFO",
         "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
         # Runs have folders of their own, and are to find this very desra with this very Python.
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
     }
+    if cluster:
+        environment[EMBEDDED_SCHEDULER] = cluster.address
     if serving.webhook:
         environment[WEBHOOK] = serving.webhook
-    worker = _Worker(pool, environment, Workspace(serving.workspace).prefect_home / "worker.log")
+    log = Workspace(serving.workspace).prefect_home / "worker.log"
+    worker = _Worker(pool, environment, mark | {"DESRA_SERVE_PART": "runs"}, log)
     try:
         worker.start()
         yield worker

@@ -73,8 +73,9 @@ def test_mine_and_cycle_want_the_same_of_every_image(declared) -> None:
     assert cycling.patch == Finetuning(**finetune.parameters["finetuning"]).patch == 128
     assert cycling.batch == Finetuning(**finetune.parameters["finetuning"]).batch == 8
     assert FinetuneTrigger(**mine.parameters["trigger"]) == FinetuneTrigger(artifacts=7, group_by="folder")
-    # Where a run computes is not settled by its deployment, which outlives servers and schedulers.
-    assert mine.parameters["machine"] == {"device": "cpu"}
+    assert mine.parameters["machine"] == {"device": "cpu", "scheduler": "tcp://a:1"}
+    # The cluster that ends with desra serve has no place in a deployment, which does not.
+    assert "machine" not in deployments_of(given, Machine(workers=3, memory="4GB"))[0].parameters
 
 
 def test_what_never_runs_by_itself_has_no_schedule() -> None:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core import sweep as sweeping
 from desra_core.arrays import write_array
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
+from desra_core.housekeeping import sweep as sweeping
 from desra_core.housekeeping.leftovers import find_leftovers
 from desra_core.housekeeping.sweep import sweep
 from desra_core.human_masks import HUMAN_MASKS
