@@ -29,6 +29,9 @@ truth is a stand-in, not a person's**: the first two sections show that the numb
 the tables look like; they do not rank methods. What a method can and cannot find is told by the third section, where
 artifacts of known place, kind and strength are injected.
 """
+RECALL = """\
+*Recall by kind. A method that marks most of a clean image, as LDL does here, is only asked about the few places that it
+leaves.*"""
 
 
 def main(folder: Path) -> None:
@@ -83,9 +86,7 @@ def synthetic(folder: Path) -> str:
         told += [demoted(output / "synthetic.md", by=2), ""]
         if not options:
             draw_recall(json.loads((output / "synthetic.json").read_text()))
-            told += ["![Recall by kind and method](benchmarks/recall.png)", "",
-                     "*Recall by kind. A method that marks most of a clean image, as LDL does here, is only asked about the "
-                     "few places that it leaves.*", ""]  # fmt: skip
+            told += ["![Recall by kind and method](benchmarks/recall.png)", "", RECALL, ""]
     return "\n".join(told)
 
 
