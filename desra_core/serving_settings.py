@@ -189,7 +189,7 @@ def _is_cron(text: str) -> bool:
 def _is_cron_part(part: str, low: int, high: int) -> bool:
     """Whether it is ``*``, a number or a range of numbers, perhaps with a step."""
     found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
-    if found is None or found[3] == "0":
+    if found is None or not 1 <= int(found[3] or 1) <= high:
         return False
     first = int(found[1]) if found[1] else low
     last = int(found[2]) if found[2] else first

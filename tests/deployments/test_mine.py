@@ -88,6 +88,7 @@ def test_awkward_photos_and_detect_on_the_exports(mine, desra, tmp_path) -> None
     assert mined_regions.equals(regions)
 
 
+@pytest.mark.slow
 def test_what_changed_is_redone_and_nothing_else(mine, make_models, make_photos, tmp_path) -> None:
     names = make_photos(tmp_path / "photos", 6)
     first = mine()
@@ -133,6 +134,7 @@ def test_what_changed_is_redone_and_nothing_else(mine, make_models, make_photos,
     assert names[1] not in pq.read_table(workspace.dataset_manifest)["image"].to_pylist()
 
 
+@pytest.mark.slow
 def test_maps_of_all_are_kept_and_spare_inference(mine, make_photos, tmp_path) -> None:
     make_photos(tmp_path / "photos", 6)
     assert mine("--keep", "maps").returncode == 0

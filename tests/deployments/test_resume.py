@@ -65,7 +65,7 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
     return False
 
 
-@pytest.mark.parametrize("verb", ["detect", "mine"])
+@pytest.mark.parametrize("verb", ["detect", pytest.param("mine", marks=pytest.mark.slow)])
 def test_killed_at_many_points_it_ends_as_if_undisturbed(verb, corpus, prefect_environment, tmp_path) -> None:
     subprocess.run(
         arguments(corpus, tmp_path / "undisturbed", verb), env=prefect_environment, check=True, capture_output=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from prefect.settings import Settings
@@ -157,3 +159,47 @@ def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     Path(database).write_bytes(b"damaged" * 1000)
     compact(tmp_path)
     compact(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_the_server_forgets_old_runs_and_stores_no_events(workspace, monkeypatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name, value in dict(os.environ).items():  # what the server sets goes when the test ends
+        monkeypatch.setenv(name, value)
+    server = Server(workspace, history=timedelta(days=30))
+    database = workspace.prefect_home / "prefect.db"
+    ids = {}
+    server.start()
+    try:
+        flow = httpx.post(f"{server.url}/flows/", json={"name": "mine"}).json()["id"]
+        for name in ("old", "new"):
+            run = httpx.post(f"{server.url}/flow_runs/", json={"flow_id": flow, "name": name}).json()["id"]
+            for kind in ("RUNNING", "COMPLETED"):
+                state = {"state": {"type": kind, "name": kind.title()}}
+                httpx.post(f"{server.url}/flow_runs/{run}/set_state", json=state).raise_for_status()
+            log = {
+                "name": "desra",
+                "level": 20,
+                "message": "m",
+                "timestamp": "2026-01-01T00:00:00Z",
+                "flow_run_id": run,
+            }
+            httpx.post(f"{server.url}/logs/", json=[log]).raise_for_status()
+            ids[name] = run
+    finally:
+        server.stop()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE flow_run SET end_time = '2020-01-01 00:00:00' WHERE name = 'old'")
+    server.start()
+    try:
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{server.url}/flow_runs/{ids['old']}").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert httpx.get(f"{server.url}/flow_runs/{ids['new']}").status_code == 200
+        left = httpx.post(f"{server.url}/logs/filter", json={}).json()
+        assert [log["flow_run_id"] for log in left] == [ids["new"]]
+    finally:
+        server.stop()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (0,)

@@ -10,7 +10,10 @@ import httpx
 import pytest
 
 
-@pytest.mark.parametrize(("verb", "first"), [("detect", "similarity"), ("mine", "super_resolution")])
+@pytest.mark.parametrize(
+    ("verb", "first"),
+    [("detect", "similarity"), pytest.param("mine", "super_resolution", marks=pytest.mark.slow)],
+)
 def test_what_the_server_knows_of_a_run(
     verb, first, make_pairs, make_photos, make_models, desra, prefect_environment, tmp_path
 ) -> None:

@@ -417,6 +417,7 @@ def test_64_megapixels_need_less_than_a_gigabyte(folder, tmp_path):
     assert int(result.stdout.splitlines()[-1]) < 1e9
 
 
+@pytest.mark.slow
 def test_desra_detect_with_segformer(folder, segmenter, make_pairs, desra, tmp_path):
     """Labels are computed where a mask is possible at all; with --keep maps, for every image."""
     make_pairs(tmp_path, 4)
