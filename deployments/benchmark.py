@@ -44,7 +44,8 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 def _warn(planned: AnyBenchmark) -> None:
     """Say what to beware of before anything is computed."""
     desra = [contender for contender in planned.contenders if contender.method == "desra"]
-    if desra and not any(contender.weighted for contender in desra):
+    asked_for_none = planned.settings.weights == "none"
+    if desra and not asked_for_none and not any(contender.weighted for contender in desra):
         say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
     if planned.lossy:
         masks = "mask is" if len(planned.lossy) == 1 else "masks are"

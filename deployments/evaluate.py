@@ -52,7 +52,7 @@ def evaluate(
     """
     from deployments.score_lines import tell_evaluation
 
-    _check_targets(json, output)
+    _check_targets(json, output, rated=severity is not None)
     try:
         pairing = _pairing(masks, gt, workspace, labels, gan_sr)
         evaluation = _evaluate(pairing, size, severity, prominent)
@@ -65,12 +65,17 @@ def evaluate(
     raise typer.Exit(int(bool(evaluation.failures)))
 
 
-def _check_targets(json: Path | None, output: Path | None) -> None:
-    """See that results have a place before anything is read."""
+def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
+    """See that results have a place before anything is read, and that no person's work is lost there."""
+    from desra_core.evaluation.severity_labels import has_ratings
+
     if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
         raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(output, "is no folder", "name a folder for --output")
+    if output is not None and not rated and has_ratings(output / "regions.csv"):
+        reason = "holds shares of viewers that somebody filled in, and would be written anew without them"
+        raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
 
 
 def _pairing(

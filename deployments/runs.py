@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pyarrow as pa
@@ -16,7 +17,7 @@ from deployments.server import end_leftover_server, prefect_server, wait_for_tas
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, printable
 from desra_core.plan import Prepared, make_plan, prepare
-from desra_core.settings import CorpusSettings, Machine
+from desra_core.settings import CorpusSettings, Machine, method_of
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
 from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, say
@@ -47,7 +48,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
 
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
     """Scan and plan, and say what that has found."""
-    if settings.segmenter == "none":
+    if settings.segmenter == "none" and method_of(settings) == "desra":
         say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
     prepared = prepare(settings, on_hashed=_HashingLines())
     plan, scanned = prepared.plan, prepared.scanned
@@ -125,6 +126,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
+    if (method := method_of(settings)) != "desra":
+        weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
     whole = " of the whole workspace" if settings.limit else ""
     typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():

@@ -61,7 +61,7 @@ class CorpusSettings(BaseModel):
     )
     weights: str | None = Field(
         None,
-        description="Class weights: published, none, or a CSV file. By default published when there are labels.",
+        description="Class weights: published, none, or a TOML or CSV file. Published by default where there are labels.",
     )
     threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
     min_area: MinArea = Field(
@@ -143,6 +143,11 @@ class Mining(CorpusSettings):
     def sources(self) -> Sources:
         """The folders to scan."""
         return Sources(lr=self.photos, labels=self.labels)
+
+
+def method_of(settings: CorpusSettings) -> str:
+    """The detector of a run."""
+    return settings.method if isinstance(settings, Detection) else "desra"
 
 
 def min_area_pixels(min_area: str, height: int, width: int) -> int:

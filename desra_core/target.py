@@ -15,7 +15,7 @@ from desra_core.detection.detectors import detector_key, load_detector
 from desra_core.detection.segmenters import segmenter_key
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
-from desra_core.settings import CorpusSettings, Detection, Mining
+from desra_core.settings import CorpusSettings, Detection, Mining, method_of
 from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace, fingerprint
 
@@ -122,7 +122,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
 
 def _method(settings: CorpusSettings, labelled: bool) -> tuple[str, tuple[str, ...]]:
     """The detector of a run, and what it cannot do without."""
-    method = settings.method if isinstance(settings, Detection) else "desra"
+    method = method_of(settings)
     if method == "desra":
         if settings.threshold > 1:
             raise UsageError("--threshold", f"{settings.threshold:g} is no similarity", "give one of 0..1")

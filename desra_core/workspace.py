@@ -299,6 +299,7 @@ class Workspace:
         LockedError
             Another process holds it; the message names host, process and start.
         """
+        (self.root / "lock").touch()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
         with (self.root / "lock").open("r+") as file:
             while not _flocked(file, fcntl.LOCK_EX):

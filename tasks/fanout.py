@@ -49,6 +49,7 @@ _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
 _MOST_GPUS = 64
 _LOST_SECONDS = 20
+_END_SECONDS = 10
 
 # What a job made of an image, or an `ImageError` that names it.
 Result = tuple[ImageRef, Any]
@@ -106,15 +107,20 @@ class Dask:
         self.dashboard: str = client.dashboard_link
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._live: list[list[Future[Any]]] = []
+        # The thread that waits for them, and the futures.
+        self._live: list[tuple[int, list[Future[Any]]]] = []
 
     def end(self) -> None:
         """Stop what is going on: the run is over, perhaps before its time, and lost images are no failures."""
         with self._lock:
             self._ended.set()
             live = list(self._live)
-        for futures in live:
+        for _, futures in live:
             self._client.cancel(futures)
+        # It is the client that tells waiting threads: it must not close before they know.
+        deadline = time.monotonic() + _END_SECONDS
+        while any(waiting != threading.get_ident() for waiting, _ in self._live) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
         """Run a job on every image; results come as they are ready, failures as errors that name the image.
@@ -149,7 +155,8 @@ class Dask:
         with self._lock:
             if self._ended.is_set():
                 raise CancelledError
-            self._live.append(futures)
+            entry = (threading.get_ident(), futures)
+            self._live.append(entry)
         ended = threading.Event()
 
         def watch() -> None:
@@ -166,7 +173,7 @@ class Dask:
         try:
             yield
         finally:
-            self._live.remove(futures)
+            self._live.remove(entry)
             ended.set()
             watcher.join()
 

@@ -110,6 +110,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
             continue
         kind = drawn.get("shape_type") or "polygon"
         points = _points(drawn, file.path, number)
+        _check_place(points, shape, file.path, number)
         if kind in _POLYGONS and len(points) >= 3:
             draw.polygon(points, outline=1, fill=1)
         elif kind == "rectangle" and len(points) == 2:
@@ -178,6 +179,14 @@ def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float,
     if not all(abs(value) < _FAR for point in found for value in point):
         raise ImageError(path, f"has a shape, number {number}, whose points are not numbers on the image", _SAVE_AGAIN)
     return found
+
+
+def _check_place(points: list[tuple[float, float]], shape: tuple[int, int], path: Path, number: int) -> None:
+    """See that a shape lies on the image at least in part."""
+    (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    if right < 0 or bottom < 0 or left >= shape[1] or top >= shape[0]:
+        reason = f"has a shape, number {number}, wholly outside of its image of {shape[1]}x{shape[0]}"
+        raise ImageError(path, reason, "move or delete the shape")
 
 
 def _mask(

@@ -157,8 +157,17 @@ def _how(benchmark: Benchmark, results: Results) -> str:
         f"{count} image{'' if count == 1 else 's'}; regions above {settings.min_area}"
         f"{'' if settings.min_area.endswith('%') else ' px'}; judged on the valid region, without the 5 px frame. "
         "IoU is the mean over images; a region is right, or found, when at least half of it lies in the other mask; "
-        f"in brackets {100 * bootstrap.CONFIDENCE:g} % intervals by the bootstrap over images."
+        f"in brackets {100 * bootstrap.CONFIDENCE:g} % intervals by the bootstrap over images. {_weights(benchmark)}"
+        "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7."
     )
+
+
+def _weights(benchmark: Benchmark) -> str:
+    """Which class weights the weighted contenders have."""
+    if not any(contender.weighted for contender in benchmark.contenders):
+        return ""
+    source = benchmark.settings.weights or "published"
+    return f"Class weights: {source if source == 'published' else Path(source).name}. "
 
 
 def _table(rows: Sequence[dict[str, str]]) -> str:

@@ -24,7 +24,8 @@ _NOTES = (
     "An artifact is found where at least half of its place is marked. Left out are artifacts whose place a method "
     "marks without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent.",
     "With any threshold and minimal area (in brackets), the most that is found while no more than this share of the "
-    "clean pixels is marked.",
+    "clean pixels is marked. Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its "
+    "--threshold 0.7.",
     "Of artifacts that add something (blotches, checkerboards, worms, ringing), by their contrast as a multiple of the "
     "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides what a wall would not.",
 )

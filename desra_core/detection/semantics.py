@@ -114,7 +114,7 @@ def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any
         reason = f"is of version {version} of the format, but this desra reads version {WEIGHTS_VERSION}"
         raise UsageError(source, reason, "run desra calibrate again")
     if len(classes) != CLASS_COUNT:
-        raise UsageError(source, f"has weights for {len(classes)} classes", f"ADE20K has {CLASS_COUNT}")
+        raise UsageError(source, f"has weights for {len(classes)} classes", f"ADE20K has {CLASS_COUNT}; " + _FORMAT)
     numbered = enumerate(classes, start=1)
     return ((f"{source}, class table {number}", row | {"ade20k_index": row.get("index")}) for number, row in numbered)
 
@@ -128,7 +128,8 @@ def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
     if not 0 <= index < CLASS_COUNT:
         raise UsageError(where, f"has class {index}", "ADE20K classes are 0..149")
     if not (np.isfinite(weight) and weight > 0):
-        raise UsageError(where, f"gives the weight {weight:g}", "weights are positive, intervals 0..19")
+        told = f"weight {weight:g}" if "weight" in row else f"interval {row['interval']}"
+        raise UsageError(where, f"gives the {told}", "weights are positive, intervals 0..19")
     return index, weight
 
 

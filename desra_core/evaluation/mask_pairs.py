@@ -168,6 +168,8 @@ def _by_name(folder: Path | None) -> dict[str, Path]:
     if folder is None:
         return {}
     files, _ = image_files(folder)
+    if not files.num_rows:
+        raise UsageError(folder, "holds no images", "name the folder whose files go with the masks, or leave it out")
     times = Counter(files["name"].to_pylist())
     return {name: path for name, path in _paths(files, folder).items() if times[name] == 1}
 

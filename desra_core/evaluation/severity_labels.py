@@ -34,6 +34,15 @@ class Rating(NamedTuple):
 Ratings = dict[str, dict[int, Rating]]
 
 
+def has_ratings(path: Path) -> bool:
+    """Whether a file is a CSV in whose column ``noticed`` somebody has filled in anything."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return any((row.get("noticed") or "").strip() for row in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
 def read_ratings(path: Path) -> Ratings:
     """Read a CSV of severity labels.
 

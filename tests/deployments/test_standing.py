@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -161,11 +162,17 @@ def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     compact(tmp_path / "nowhere")
 
 
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """What a server sets in this process goes when the test ends."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.slow
-def test_the_server_forgets_old_runs_and_stores_no_events(workspace, monkeypatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    for name, value in dict(os.environ).items():  # what the server sets goes when the test ends
-        monkeypatch.setenv(name, value)
+def test_the_server_forgets_old_runs_and_stores_no_events(workspace, environment) -> None:
     server = Server(workspace, history=timedelta(days=30))
     database = workspace.prefect_home / "prefect.db"
     ids = {}

@@ -38,7 +38,8 @@ def test_intervals() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "soon", "daily at 24:00", "daily at 2:60", "daily at 2", "every 5 seconds", "every", "every -1 hours",
-     "0 2 * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "5-2 * * * *", "*/0 * * * *", "*/99 * * * *",
+     "0 2 * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "5-2 * * * *", "*/0 * * * *",
+     "*/99 * * * *",
      "0 2 * * * *", "a b c d e"],
 )  # fmt: skip
 def test_what_is_no_time_is_refused(text) -> None:

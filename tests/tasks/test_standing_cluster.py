@@ -72,6 +72,7 @@ def test_its_memory_is_given_back() -> None:
     assert worker_of(Machine()) != first
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
     with Client(cluster.address) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
