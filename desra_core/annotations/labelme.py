@@ -110,7 +110,8 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
             continue
         kind = drawn.get("shape_type") or "polygon"
         points = _points(drawn, file.path, number)
-        _check_place(points, shape, file.path, number)
+        if points:
+            _check_place(points, shape, file.path, number)
         if kind in _POLYGONS and len(points) >= 3:
             draw.polygon(points, outline=1, fill=1)
         elif kind == "rectangle" and len(points) == 2:

@@ -183,6 +183,20 @@ def test_severity_labels(desra_here: Desra, data: Path) -> None:
     assert "  recall     0.5000" in run.stdout.partition("prominent regions")[2]
 
 
+def test_severity_labels_that_somebody_filled_in_are_not_lost(desra_here: Desra, data: Path) -> None:
+    command = [*folders(data), "--output", data / "out"]
+    assert desra_here(*command).returncode == 0
+    assert desra_here(*command).returncode == 0  # nothing is filled in yet
+    table = data / "out/regions.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0], rows[1] + "0.7", *rows[2:]]))
+    filled = table.read_bytes()
+    assert "regions.csv: holds shares of viewers that somebody filled in" in refusal(desra_here(*command))
+    assert table.read_bytes() == filled
+    assert desra_here(*command, "--severity", table).returncode == 0
+    assert ",0.7" in table.read_text()
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -269,3 +269,11 @@ def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
     assert not workspace.group(name).exists()
     with pytest.raises(TransientError):
         read_array(workspace, name, "map", key="k")
+
+
+def test_a_lock_file_that_somebody_deleted_is_made_again(tmp_path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    (workspace.root / "lock").unlink()
+    with workspace.locked():
+        assert (workspace.root / "lock").exists()
