@@ -9,10 +9,12 @@ from pydantic import BaseModel
 
 from desra_core.comparison import Comparison, best_of
 from desra_core.content import content_key
+from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Verdict
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import current_model, rolled_back
 from desra_core.settings import Mining
+from desra_core.target import load_settings
 from desra_core.training.plan import plan_finetune, run_key
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
@@ -32,10 +34,21 @@ def mining_with_current(mining: Mining) -> Mining:
 
 
 def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
-    """The same, from the workspace's current model and its own discriminator where one was promoted."""
-    current = current_model(Workspace(finetuning.workspace))
+    """The same, from the workspace's current model and its own discriminator where one was promoted.
+
+    Raises
+    ------
+    UsageError
+        The workspace holds the artifacts of another model.
+    """
+    workspace = Workspace(finetuning.workspace)
+    current = current_model(workspace)
     if current is None:
         return finetuning
+    mined: Path | None = getattr(load_settings(workspace)[0], "gan_model", None)
+    if mined and content_key(mined) != content_key(current):
+        reason = f"holds the artifacts of {mined}, which is not the current model"
+        raise UsageError(workspace.root, reason, "mine with the current one first")
     own = {"gan_model": current, "discriminator": _discriminator_of(current, finetuning)}
     return finetuning.model_copy(update=own)
 

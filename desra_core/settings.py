@@ -61,7 +61,7 @@ class CorpusSettings(BaseModel):
     )
     weights: str | None = Field(
         None,
-        description="Class weights: published, none, or a TOML or CSV file. Published by default where there are labels.",
+        description="Class weights: published, none, or a TOML or CSV file. By default published with labels.",
     )
     threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
     min_area: MinArea = Field(

@@ -85,8 +85,7 @@ def test_a_finetune_without_a_folder_gets_one_by_what_goes_into_it(mining, model
 
 
 def test_scheduled_runs_start_from_the_current_model(mining, make_models, tmp_path) -> None:
-    workspace = Workspace(mining.workspace)
-    workspace.create()
+    workspace = process(mining)
     finetuning = Finetuning(workspace=workspace.root, gan_model=mining.gan_model, discriminator=mining.mse_model)
     assert mining_with_current(mining) == mining
     assert finetuning_with_current(finetuning) == finetuning
@@ -94,6 +93,9 @@ def test_scheduled_runs_start_from_the_current_model(mining, make_models, tmp_pa
     with workspace.locked():
         current = promote(workspace, better, parent=mining.gan_model, record={"source": str(better)}, verdict={})
     assert mining_with_current(mining).gan_model == current / "model.pth"
+    with pytest.raises(UsageError, match=f"holds the artifacts of {mining.gan_model}, which is not the current model"):
+        finetuning_with_current(finetuning)
+    process(mining_with_current(mining))
     # The discriminator of the old model is not that of the new one.
     assert finetuning_with_current(finetuning).discriminator is None
     assert finetuning_with_current(finetuning).gan_model == current / "model.pth"
