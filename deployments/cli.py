@@ -245,10 +245,23 @@ app.command()(gc)
 def _exit(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # What fails while a run is being stopped is no failure of its own.
+        stopped = _stop_before(error)
+        if isinstance(stopped, SystemExit):
+            raise stopped from None
+        if stopped is None:
+            raise
         say("interrupted: the same command goes on where it stopped")
         code = 130
     raise typer.Exit(code)
+
+
+def _stop_before(error: BaseException | None) -> BaseException | None:
+    """The signal that an error is, or during whose handling it was raised; None where there was none."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

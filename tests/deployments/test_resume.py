@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer import Exit
 
+from deployments.cli import _exit
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 
@@ -174,7 +176,22 @@ def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus,
     else:
         run.send_signal(number)
     _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 128 + number
+    assert run.returncode == 128 + number, stderr
     assert "goes on where it stopped" in stderr
     assert "Traceback" not in stderr
     assert "failed:" not in stderr
+
+
+@pytest.mark.parametrize(("signalled", "code"), [(KeyboardInterrupt, 130), (lambda: SystemExit(143), 143)])
+def test_what_fails_while_a_run_is_stopped_does_not_hide_that_it_was(signalled, code, capsys) -> None:
+    def run() -> int:
+        try:
+            raise signalled()
+        finally:
+            raise TimeoutError("a cluster that does not close")
+
+    with pytest.raises((SystemExit, Exit)) as ended:
+        _exit(run)
+    assert (ended.value.exit_code if isinstance(ended.value, Exit) else ended.value.code) == code
+    with pytest.raises(TimeoutError):
+        _exit(lambda: (_ for _ in ()).throw(TimeoutError()))

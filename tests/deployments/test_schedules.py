@@ -66,11 +66,12 @@ def test_yaml_and_python_say_the_same(declared) -> None:
 
 def test_mine_and_cycle_want_the_same_of_every_image(declared) -> None:
     """Else each would redo what the other did, every night."""
-    given = serving(preset="cpu", threshold=0.6, patch=128, group_by="folder", finetune_after=7)
+    # The patch is that of another preset, and so the default of the field.
+    given = serving(preset="cpu", threshold=0.6, patch=256, group_by="folder", finetune_after=7)
     mine, finetune, cycle = deployments_of(given, Machine(device="cpu", workers=3, scheduler="tcp://a:1"))
     cycling = Cycling(**cycle.parameters["cycling"])
     assert Mining(**mine.parameters["mining"]) == mining_of(cycling)
-    assert cycling.patch == Finetuning(**finetune.parameters["finetuning"]).patch == 128
+    assert cycling.patch == Finetuning(**finetune.parameters["finetuning"]).patch == 256
     assert cycling.batch == Finetuning(**finetune.parameters["finetuning"]).batch == 8
     assert FinetuneTrigger(**mine.parameters["trigger"]) == FinetuneTrigger(artifacts=7, group_by="folder")
     assert mine.parameters["machine"] == {"device": "cpu", "scheduler": "tcp://a:1"}
