@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -23,6 +24,16 @@ from tasks.retrying import PAUSES, may_pass, runs_by_itself
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _ToldBefore(logging.Filter):
+    """Drops Prefect's traceback of an error that the state of the run tells in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_ToldBefore())
 
 
 class CorpusFlow(Flow[P, R]):

@@ -182,6 +182,9 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     assert failed["state"]["type"] == "FAILED"
     assert failed["state"]["message"].startswith(f"{photos}: is no folder; ")
     assert "\n" not in failed["state"]["message"]
+    query = {"logs": {"flow_run_id": {"any_": [failed["id"]]}, "level": {"ge_": 40}}}
+    logged = until(lambda: httpx.post(f"{served.url}/logs/filter", json=query).json())
+    assert {log["message"] for log in logged} == {f"Failed: {failed['state']['message']}"}
     told = until(lambda: webhook[1])[0]
     assert (told["deployment"], told["workspace"]) == ("ws", str(served.workspace.root))
     assert told["message"] == failed["state"]["message"]

@@ -304,7 +304,7 @@ def test_a_weights_file_by_hand(tmp_path: Path) -> None:
         (toml({5: "index = 5\nweight = -1"}), "class table 6: gives the weight -1"),
         (toml({5: "index = 5\nweight = nan"}), "class table 6: gives the weight nan"),
         (toml({5: "index = 5\ninterval = 1.0"}), "class table 6: is no class weight"),
-        (toml({5: "index = 5\ninterval = 20"}), "class table 6: gives the weight nan"),
+        (toml({5: "index = 5\ninterval = 20"}), "class table 6: gives the interval 20"),
     ],
 )
 def test_malformed_weights_files(tmp_path: Path, content: str | bytes, reason: str) -> None:
