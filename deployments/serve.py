@@ -3,6 +3,7 @@
 ::
 
     desra serve ── Prefect server           unless PREFECT_API_URL names one
+                ├─ the report's server      its address is what runs link to
                 ├─ Dask scheduler, workers  for all runs; their address is in the environment of the runs
                 └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
                    └─ a process per run
@@ -30,6 +31,7 @@ import httpx
 
 from deployments.interrupted import mark_interrupted, resume_interrupted
 from deployments.models import check_training
+from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, end_leftover_server
@@ -83,9 +85,10 @@ def serve(serving: Serving, machine: Machine) -> int:
             _tell_server(deployments)
         url = server.url if server else os.environ["PREFECT_API_URL"]
         own.announce(url)
+        report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(machine))
-        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, own.mark))
-        _tell_people(serving, deployments, url)
+        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, report, own.mark))
+        _tell_people(serving, deployments, url, report)
         _look_after([process for process in (server, worker) if process], cluster, serving, deployments[0].work_pool)
     return 0
 
@@ -209,15 +212,17 @@ def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
 
 @contextlib.contextmanager
 def _open_worker(
-    serving: Serving, pool: str, cluster: StandingCluster | None, mark: dict[str, str]
+    serving: Serving, pool: str, cluster: StandingCluster | None, report: str, mark: dict[str, str]
 ) -> Iterator[_Worker]:
     """Have a worker that takes runs."""
     from flows.alarm import WEBHOOK
     from tasks.fanout import EMBEDDED_SCHEDULER
+    from tasks.overview import REPORT
 
     root = str(Path(__file__).resolve().parents[1])
     environment = {
         _CONSOLE: "INFO",
+        REPORT: report,
         "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
         # Runs have folders of their own, and are to find this very desra with this very Python.
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
@@ -262,12 +267,12 @@ def _tell_server(deployments: list[Deployed]) -> None:
             say(line)
 
 
-def _tell_people(serving: Serving, deployments: list[Deployed], url: str) -> None:
+def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report: str) -> None:
     """Say where to look, and what happens when."""
     when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
     if serving.finetune_after:
         when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
-    say(f"watch at {url.removesuffix('/api')}")
+    say(f"watch at {url.removesuffix('/api')}, with the report at {report}")
     with _client() as client:
         for deployed in deployments:
             moment = next_run(deployed, client)

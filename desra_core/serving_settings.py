@@ -78,7 +78,12 @@ class Serving(Cycling):
     history: str = Field(
         "90 days", description="How long runs stay in the UI, with their logs, artifacts and cached results."
     )
-    port: int = Field(4200, ge=0, le=65535, description="Of the Prefect server on this machine; 0 for any free one.")
+    port: int = Field(
+        4200,
+        ge=0,
+        le=65534,
+        description="Of the Prefect server on this machine; the report is at the next one. 0 for any free ones.",
+    )
 
     @field_validator("mine_at", "cycle_at")
     @classmethod

@@ -37,5 +37,6 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
         promoted: Path | None = None
         if comparing.promote and verdict.passed:
             promoted = promote_best(comparison, verdict)
-        publish_report(workspace)
-    return Compared(str(flow_run.id), 3 + bool(promoted), verdict, failures, promoted)
+        compared = Compared(str(flow_run.id), 3 + bool(promoted), verdict, failures, promoted)
+        publish_report(workspace, compared.told)
+    return compared

@@ -11,7 +11,7 @@ from desra_core.settings import CorpusSettings, Machine
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from tasks.fanout import open_dask
-from tasks.overview import show_overview, tag_run
+from tasks.overview import show_corpus, tag_run
 from tasks.progress import RunProgress
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
@@ -44,10 +44,11 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
         if not plan.pending:
+            show_corpus(settings, plan)
             return publish_results(workspace, plan, 1, ())
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
-            show_overview(settings, plan, dask.dashboard)
+            show_corpus(settings, plan, dask.dashboard)
             stages = stages_of(settings, plan.target, weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress)

@@ -62,7 +62,9 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         mined = mine(mining, machine, rescan)
         finetuning = finetuning_of(cycling, mining)
         if finetuning is None:
-            return Cycled(str(flow_run.id), 0, mined, None, None, None)
+            cycled = Cycled(str(flow_run.id), 1, mined, None, None, None)
+            publish_report(workspace, cycled.told)
+            return cycled
         finetuned = finetune(finetuning, machine)
         comparing = comparing_of(cycling, mining, finetuning)
         compared = compare(comparing, machine)
@@ -70,5 +72,6 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         comparison = plan_comparison(comparing)
         if is_to_promote(cycling, comparison, compared.verdict):
             promoted = promote_best(comparison, compared.verdict)
-            publish_report(workspace)
-    return Cycled(str(flow_run.id), 2 * bool(promoted), mined, finetuned, compared, promoted)
+        cycled = Cycled(str(flow_run.id), 1 + bool(promoted), mined, finetuned, compared, promoted)
+        publish_report(workspace, cycled.told)
+    return cycled

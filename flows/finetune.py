@@ -41,4 +41,4 @@ def finetune(
         if not plan.begun and not plan.samples:
             return Finetuned(str(flow_run.id), 0, images=0, iteration=0, early=False)
         images = freeze_images(plan, workspace)
-        return show_losses(plan, images, train(plan, machine))
+        return show_losses(plan, images, train(plan, machine), workspace)

@@ -28,7 +28,7 @@ class Benchmarked(NamedTuple):
     published: Published
 
 
-@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+@task(task_run_name="detectors", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> int:  # noqa: ARG001
     """Run what is missing of a benchmark.
 
@@ -52,7 +52,7 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
     return sum(isinstance(result, ImageError) for _, result in results)
 
 
-@task
+@task(task_run_name="tables")
 def publish_tables(benchmark: AnyBenchmark) -> Published:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)

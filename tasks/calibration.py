@@ -53,7 +53,7 @@ def count_shard(number: int, run: CountingRun) -> int:
     return len(failures)
 
 
-@task
+@task(task_run_name="weights")
 def publish_weights(calibrated: CalibratedWeights, output: Path) -> None:
     """Write the weights, their page and their figure, and show them in the UI."""
     write_calibration(calibrated, output)

@@ -25,6 +25,7 @@ from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.fanout import Dask
 from tasks.images import each_image
+from tasks.overview import show_outcome, show_overview
 from tasks.shards import explicit_key
 
 
@@ -45,7 +46,7 @@ class Compared(NamedTuple):
         return f"{self.verdict.best} passes the gate" + (" and was promoted" if self.promoted else "")
 
 
-@task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+@task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
     """Judge every candidate on every image that lacks it.
 
@@ -58,17 +59,25 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)
 
+    missing = comparison.missing()
+
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+        facts = [
+            f"{len(comparison.saved)} saved models, judged on {len(comparison.images)} held-out images",
+            f"{len(missing)} images to judge; the others are judged already",
+        ]
+        title = f"**desra compare** of `{comparison.before}` and what became of it"
+        show_overview(title, facts, dask.dashboard)
         settings = judge_settings(
             comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
         )
         return partial(judge_stage, workspace=workspace, settings=settings)
 
-    results = each_image("judge", judging, comparison.missing(), machine, networks=True)
+    results = each_image("judge", judging, missing, machine, networks=True)
     return sum(isinstance(result, ImageError) for _, result in results)
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="verdict", cache_policy=NO_CACHE)
 def decide_verdict(comparison: Comparison) -> Verdict:
     """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
     verdict = conclude(comparison)
@@ -77,7 +86,7 @@ def decide_verdict(comparison: Comparison) -> Verdict:
     return verdict
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="promote", cache_policy=NO_CACHE)
 def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     """Make the best candidate the workspace's current model, by one rename."""
     workspace = Workspace(comparison.settings.workspace)
@@ -90,7 +99,8 @@ def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     return promote(workspace, best.candidate.model, parent=comparison.before, record=record, verdict=summary)
 
 
-@task(cache_policy=NO_CACHE)
-def publish_report(workspace: Workspace) -> None:
-    """Write the report of the workspace, with the latest verdict in it."""
+@task(task_run_name="report", cache_policy=NO_CACHE)
+def publish_report(workspace: Workspace, told: str) -> None:
+    """Write the report of the workspace, with the latest verdict in it, and say in the UI how the run ended."""
     write_report(workspace)
+    show_outcome(workspace, told)

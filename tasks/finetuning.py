@@ -21,6 +21,7 @@ from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.fanout import Dask, open_dask, release_embedded, visible_gpus
 from tasks.lines import SHOWN_FAILURES, say
+from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress
 from tasks.retrying import may_pass
 from tasks.stages import gpus_wanted
@@ -50,7 +51,7 @@ class Finetuned(NamedTuple):
         return f"{self.iteration} iterations on {self.images} images" + (", stopped early" if self.early else "")
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan, workspace: Workspace) -> int:
     """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
     scale = check_networks(plan.gan_model, plan.training)
@@ -73,6 +74,7 @@ def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
 
 
 @task(
+    task_run_name="train",
     cache_policy=NO_CACHE,
     retries=len(_RETRY_SECONDS),
     retry_delay_seconds=_RETRY_SECONDS,
@@ -89,6 +91,8 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
 
     with _open_worker(machine) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
+        facts = [f"{plan.training.iterations} iterations on " + ("a GPU" if on_gpu else "the CPU")]
+        show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask.dashboard)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
 
             def on_second() -> None:
@@ -123,14 +127,16 @@ def _open_worker(machine: Machine) -> Iterator[Dask]:
             yield dask
 
 
-@task(cache_policy=NO_CACHE)
-def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool]) -> Finetuned:
-    """Show the losses in the UI."""
+@task(task_run_name="losses", cache_policy=NO_CACHE)
+def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], workspace: Workspace) -> Finetuned:
+    """Show the losses in the UI, and how the run ended."""
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
     told = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
     create_table_artifact(told, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
-    return Finetuned(str(flow_run.id), 3, images, *ended)
+    finetuned = Finetuned(str(flow_run.id), 3, images, *ended)
+    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.models}`"])
+    return finetuned
 
 
 def _reached(plan: FinetunePlan) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from desra_core.serving_settings import FinetuneTrigger
 from desra_core.workspace import Workspace
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="start-finetune", cache_policy=NO_CACHE)
 def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     """Submit the finetune deployment beside that of this run, if enough has gathered and none is waiting yet.
 

@@ -1,7 +1,8 @@
-"""What the UI shows of a run from its first second: what there is to do, where to watch, and what is done already."""
+"""What the UI tells of a run: what there is to do and where to watch, from its first second; at last, how it ended."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,6 +12,10 @@ from prefect.runtime import flow_run
 
 from desra_core.plan import Plan
 from desra_core.settings import CorpusSettings
+from desra_core.workspace import Workspace
+
+# Where browsers find the report of the workspace that a run is for; an environment variable.
+REPORT = "DESRA_REPORT"
 
 
 def tag_run(*tags: str) -> None:
@@ -19,8 +24,40 @@ def tag_run(*tags: str) -> None:
         client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
-def show_overview(settings: CorpusSettings, plan: Plan, dashboard: str) -> None:
+def show_overview(title: str, facts: Sequence[str], dashboard: str | None = None) -> None:
     """Publish what a run is about to do as an artifact.
+
+    Parameters
+    ----------
+    title
+        What does what to what, as Markdown.
+    facts
+        How much there is to do, as Markdown.
+    dashboard
+        Address of the cluster's own page, if the run needs a cluster.
+    """
+    link = [f"[Dask dashboard]({dashboard}), while the run lasts"] if dashboard else []
+    create_markdown_artifact(_listed(title, [*facts, *link]), key="overview", description="What this run has to do.")
+
+
+def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> None:
+    """Publish how a run ended as an artifact, with a link to the report.
+
+    Parameters
+    ----------
+    workspace
+        Its report is written already.
+    told
+        How it ended, in a line.
+    facts
+        What else there is to say, as Markdown.
+    """
+    report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
+    create_markdown_artifact(_listed(f"**{told}**", [*facts, report]), key="outcome", description="How this run ended.")
+
+
+def show_corpus(settings: CorpusSettings, plan: Plan, dashboard: str | None = None) -> None:
+    """Publish what a run over a corpus is about to do as an artifact.
 
     Parameters
     ----------
@@ -29,18 +66,16 @@ def show_overview(settings: CorpusSettings, plan: Plan, dashboard: str) -> None:
     plan
         What there is to do.
     dashboard
-        Address of the cluster's own page.
+        As for `show_overview`.
     """
-    idle = plan.idle_shards
-    lines = [
-        f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`",
-        "",
-        f"- {plan.images} images: {plan.done} done before, {plan.failed} failed for good, {plan.pending} to do",
-        f"- {len(plan.shards)} shards to do; {len(idle)} with nothing to do, which are not submitted: {ranges(idle)}",
-        f"- [Dask dashboard]({dashboard}), while the run lasts",
-        f"- the report: `{settings.workspace / 'report.html'}`",
+    facts = [
+        f"{plan.images} images: {plan.done} done before, {plan.failed} failed for good, {plan.pending} to do",
+        f"shards to do: {ranges(list(plan.shards))}",
+        f"shards with nothing to do, which are not submitted: {ranges(plan.idle_shards)}",
     ]
-    create_markdown_artifact("\n".join(lines), key="overview", description="What this run has to do.")
+    show_overview(
+        f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dashboard
+    )
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -55,3 +90,7 @@ def ranges(numbers: Sequence[int]) -> str:
     """
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
+
+
+def _listed(title: str, facts: Sequence[str]) -> str:
+    return "\n".join([title, "", *(f"- {fact}" for fact in facts)])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -18,6 +18,7 @@ from desra_core.report.summary import stage_times
 from desra_core.report.wording import stage_name
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
+from tasks.overview import show_outcome
 
 _WORST = 20
 _FAILURES = 50
@@ -52,6 +53,26 @@ class Summary(NamedTuple):
         return TransientError(count, self.broken_shards[0], "run again")
 
 
+def _show_worst(workspace: Workspace) -> None:
+    """The worst regions of the corpus, as far as a table on a screen has room for them."""
+    rows = [_shown(region) for region in worst_regions(workspace, _WORST).to_pylist()]
+    create_table_artifact(rows, key="worst-regions", description=f"The {len(rows)} most severe regions of the corpus.")
+
+
+def _shown(region: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "image": region["image"],
+        "severity": round(region["severity"]),
+        "area px": region["area"],
+        "mean similarity": round(region["mean_similarity"], 3),
+        "class": region["class_name"] or "",
+        "x": region["x"],
+        "y": region["y"],
+        "width": region["width"],
+        "height": region["height"],
+    }
+
+
 def _show_throughput(workspace: Workspace) -> None:
     """Computing times by stage, of one worker."""
     rows = [
@@ -68,22 +89,19 @@ def _show_throughput(workspace: Workspace) -> None:
     create_table_artifact(rows, key="throughput", description="Computing time by stage, over all runs.")
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="results", cache_policy=NO_CACHE)
 def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
     """Write the tables and the report; show the worst regions, the throughput and the failures in the UI."""
     publish_tables(workspace, plan.target)
     write_report(workspace)
-    worst = worst_regions(workspace, _WORST).drop_columns(["id"]).to_pylist()
-    create_table_artifact(worst, key="worst-regions", description=f"The {len(worst)} most severe regions.")
+    _show_worst(workspace)
     _show_throughput(workspace)
     failures = pq.read_table(workspace.failures)
     told = f"{failures.num_rows} images could not be processed" + (
         f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
     )
     create_table_artifact(failures.slice(0, _FAILURES).to_pylist(), key="failures", description=told)
-    create_link_artifact(workspace.report.as_uri(), link_text="report", key="report",
-                         description=f"The report, {workspace.report} on the machine that ran this.")  # fmt: skip
-    return Summary(
+    summary = Summary(
         flow_run=str(flow_run.id),
         task_runs=task_runs,
         regions=pq.read_metadata(workspace.regions).num_rows,
@@ -92,3 +110,6 @@ def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_sha
         images=plan.images,
         computed=plan.pending,
     )
+    broken = [f"{len(broken_shards)} shards could not finish: the next run goes on with them"] if broken_shards else []
+    show_outcome(workspace, summary.told, broken)
+    return summary

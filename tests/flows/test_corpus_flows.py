@@ -36,8 +36,7 @@ def test_what_the_server_knows_of_a_run(
         artifacts = httpx.post(f"{url}/artifacts/filter", json=query).json()
         return (
             flow_run,
-            {run["name"].rsplit("-", 1)[0] if "publish" in run["name"] else run["name"]: run["state"]["name"]
-             for run in task_runs},
+            {run["name"]: run["state"]["name"] for run in task_runs},
             {artifact["key"]: artifact for artifact in artifacts},
         )  # fmt: skip
 
@@ -45,7 +44,7 @@ def test_what_the_server_knows_of_a_run(
     flow_run, task_runs, artifacts = latest_run()
     assert flow_run["state"]["name"] == "Completed"
     stages = [f"{stage}-{shard:05d}" for stage in ("shard", first, "mask") for shard in (0, 1)]
-    assert task_runs == dict.fromkeys([*stages, "publish_results"], "Completed")
+    assert task_runs == dict.fromkeys([*stages, "results"], "Completed")
     assert artifacts["progress"]["data"] == 100
     assert "7 of 7 images, 0 failed" in artifacts["progress"]["description"]
     assert '"image"' in artifacts["worst-regions"]["data"]
@@ -53,10 +52,12 @@ def test_what_the_server_knows_of_a_run(
         {"detect": "similarity", "mine": "super-resolution"}[verb]
     )
     assert json.loads(artifacts["failures"]["data"]) == []
-    assert (tmp_path / "ws/report.html").as_uri() in artifacts["report"]["data"]
+    outcome = artifacts["outcome"]["data"]
+    assert outcome.startswith(f"**{flow_run['state']['message']}**")
+    assert f"[Report]({(tmp_path / 'ws/report.html').as_uri()})" in outcome
     overview = artifacts["overview"]["data"]
     assert "7 images: 0 done before, 0 failed for good, 7 to do" in overview
-    assert "2 shards to do; 0 with nothing to do, which are not submitted: none" in overview
+    assert "- shards to do: 0–1\n- shards with nothing to do, which are not submitted: none\n" in overview
     assert "[Dask dashboard](http://" in overview
     corpus = {"detect": "gan_sr", "mine": "photos"}[verb]
     assert re.fullmatch(rf"{verb} {corpus} \d{{4}}-\d\d-\d\d \d\d:\d\d", flow_run["name"])

@@ -1,0 +1,70 @@
+"""The report of a workspace at an address: a page from the net, as that of a run on Prefect, may not open files."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from desra_core.errors import UsageError
+from desra_core.report.image_page import FOLDER
+from desra_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+
+@contextlib.contextmanager
+def report_server(workspace: Workspace, port: int) -> Iterator[str]:
+    """Show the report, and its pages about single images, to browsers on this machine; yields the report's address.
+
+    Parameters
+    ----------
+    workspace
+        Nothing else of it is shown.
+    port
+        To listen on; 0 for any free one.
+
+    Raises
+    ------
+    UsageError
+        Somebody else listens on the port.
+    """
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
+            raise UsageError(f"--port {port - 1}", reason, "give another one") from None
+        server = uvicorn.Server(uvicorn.Config(_pages(workspace), log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/{workspace.report.name}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _pages(workspace: Workspace) -> Starlette:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, PlainTextResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+
+    # Both are written anew by each run: browsers are to ask.
+    headers = {"Cache-Control": "no-cache"}
+
+    def report(_: Request) -> Response:
+        if workspace.report.is_file():
+            return FileResponse(workspace.report, headers=headers)
+        return PlainTextResponse("There is no report yet: the first run writes it.", 404)
+
+    pages = StaticFiles(directory=workspace.root / FOLDER, check_dir=False)
+    return Starlette(routes=[Route(f"/{workspace.report.name}", report), Mount(f"/{FOLDER}", pages)])
