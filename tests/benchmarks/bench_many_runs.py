@@ -1,6 +1,6 @@
 """What many runs leave on one Prefect server: how soon it still answers, and what a task run costs its database.
 
-Every run takes a thousand images through stages that do nothing, with the tasks, artifacts and records of a real one.
+Every run is one of ``flows.detect`` over a thousand images, whole but for its stages, which do nothing.
 Run it with ``python tests/benchmarks/run.py many_runs``; RUNS in the environment for another number of runs than 100.
 """
 
@@ -8,19 +8,25 @@ import os
 import sqlite3
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stderr
+from functools import partial
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import httpx
-from bench_orchestration import WORKERS, flow_seconds, mask_stage, similarity_stage
+from bench_orchestration import WORKERS, mask_stage, similarity_stage
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.server import prefect_server
-from desra_core.plan import prepare
+from deployments.server import prefect_server, wait_for_task_runs
 from desra_core.settings import Detection, Machine
+from desra_core.target import Target
 from desra_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.shards import StageSpec
 
 IMAGES = 1000
 SIDE = 16
@@ -44,31 +50,40 @@ def run() -> None:
         workspace = Workspace(folder / "workspace")
         workspace.create()
         detection = Detection(mse_sr=folder / "mse_sr", gan_sr=folder / "gan_sr", workspace=workspace.root)
-        with workspace.locked():
-            _, plan, _, _ = prepare(detection)
-            with prefect_server(workspace) as url:
-                _run_many(workspace, plan, url, int(os.environ.get("RUNS", "100")))
+        with workspace.locked(), prefect_server(workspace) as url:
+            _run_many(detection, url, int(os.environ.get("RUNS", "100")))
 
 
-def _run_many(workspace, plan, url, runs):  # type: ignore[no-untyped-def]
-    from tasks.fanout import open_dask
-    from tasks.shards import StageSpec
+def _run_many(detection: Detection, url: str, runs: int) -> None:
+    from flows.detect import detect
+    from tasks.fanout import EMBEDDED_SCHEDULER, standing_cluster
 
-    functions = {"similarity": similarity_stage, "segmentation": similarity_stage, "mask": mask_stage}
+    machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []
     _, empty = _database(workspace)
-    with open_dask(Machine(workers=WORKERS)) as dask:
+    with standing_cluster(machine, gpus=0) as cluster, patch.dict(os.environ, {EMBEDDED_SCHEDULER: cluster.address}):
         for number in range(1, runs + 1):
-            specs = [
-                StageSpec(name, "mask", function, (f"{name} {number}", b""), f"{name} {number}", {})
-                for name, function in functions.items()
-            ]
-            seconds = flow_seconds(workspace, plan, specs, dask)
-            for path in workspace.outcomes.glob("*.parquet"):
-                path.unlink()
+            started = time.perf_counter()
+            with patch("flows.corpus.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):
+                summary = detect(detection, machine)
+            seconds = time.perf_counter() - started
+            assert (summary.computed, summary.failures, summary.broken_shards) == (IMAGES, 0, ())
+            assert wait_for_task_runs(summary.flow_run, summary.task_runs)
             if number in (1, 10, runs // 2, runs):
                 rows.append(_row(workspace, url, number, seconds, empty))
     print_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _no_ops(number: int, settings: Detection, target: Target, *_: object) -> "list[StageSpec]":
+    """As many stages as a run can have. They publish no mask, so that there is all to do again for the next run."""
+    from tasks.shards import StageSpec
+
+    made = (target.similarity_key, b"")
+    return [
+        StageSpec("similarity", "similarity", similarity_stage, made, f"similarity {number}", {}),
+        StageSpec("segmentation", "mask", similarity_stage, made, f"segmentation {number}", {}),
+        StageSpec("mask", "mask", mask_stage, (target.mask_key, b""), f"mask {number}", {}),
+    ]
 
 
 def _row(workspace: Workspace, url: str, runs: int, seconds: float, empty: int) -> dict[str, str]:
