@@ -15,121 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from deployments.standing import MARK, standing
+from deployments.standing import standing
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command, refusal
 from tests.in_process import process
-
-PATIENCE = 240
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-class Served:
-    """A running `desra serve`, and what its server knows."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        self._said = folder / f"said-{len(list(folder.glob('said-*')))}"
-        environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-        with self._said.open("wb") as said:
-            self.process = subprocess.Popen(desra_command("serve", config), env=environment, stdout=said, stderr=said)
-        self.workspace = Workspace(folder / "ws")
-        self.url = ""
-
-    def said(self) -> str:
-        return self._said.read_text()
-
-    def is_up(self) -> bool:
-        assert self.process.poll() is None, self.said()
-        if "Ctrl-C stops" not in self.said():
-            return False
-        told = json.loads((self.workspace.prefect_home / "serve.lock").read_bytes())
-        self.url, self.token = told["url"], told["token"]
-        return True
-
-    def runs(self, **state: list[str]) -> list[dict[str, Any]]:
-        """Runs of deployments, the newest first."""
-        query = {"flow_runs": {"state": state, "deployment_id": {"is_null_": False}}, "sort": "START_TIME_DESC"}
-        try:
-            found = httpx.post(f"{self.url}/flow_runs/filter", json=query, timeout=30).raise_for_status().json()
-        except httpx.HTTPError:
-            return []
-        return [run for run in found if run["start_time"]]
-
-    def ended(self, word: str) -> dict[str, Any] | None:
-        """The latest run that ended by saying so."""
-        return next((run for run in self.runs(type={"any_": FINAL}) if word in (run["state"]["message"] or "")), None)
-
-    def start(self, flow: str) -> str:
-        deployment = httpx.get(f"{self.url}/deployments/name/{flow}/ws").json()
-        return httpx.post(f"{self.url}/deployments/{deployment['id']}/create_flow_run", json={}).json()["id"]
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        try:
-            return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30).json()
-        except httpx.HTTPError:
-            return {"state": {"type": "UNKNOWN"}}
-
-    def processes(self) -> list[psutil.Process]:
-        return marked(self.token)
-
-    def stop(self, number: int = signal.SIGTERM) -> float:
-        """Send a signal; returns the seconds until the process has ended."""
-        started = time.monotonic()
-        self.process.send_signal(number)
-        self.process.wait(timeout=60)
-        return time.monotonic() - started
-
-
-def marked(token: str) -> list[psutil.Process]:
-    found = []
-    for candidate in psutil.process_iter():
-        try:
-            if candidate.environ().get(MARK) == token:
-                found.append(candidate)
-        except psutil.Error:
-            pass
-    return found
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Wait until something holds; returns it."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it never came true")
-
-
-@pytest.fixture
-def serve(make_models, tmp_path) -> Iterator[Callable[..., Served]]:
-    """Start `desra serve`, of TMP/photos into TMP/ws, and wait until it is up."""
-    mse, gan = make_models(tmp_path / "models")
-    started: list[Served] = []
-
-    def start(**given: object) -> Served:
-        settings = {"photos": tmp_path / "photos", "workspace": tmp_path / "ws", "mse-model": mse, "gan-model": gan,
-                    "mine-at": "never", "cycle-at": "never", "finetune-after": 0, "port": 0, "workers": 1}  # fmt: skip
-        lines = [
-            f"{key} = {value if isinstance(value, int) else json.dumps(str(value))}"
-            for key, value in (settings | given).items()
-        ]
-        config = tmp_path / "serve.toml"
-        config.write_text("\n".join(lines))
-        started.append(Served(tmp_path, config))
-        until(started[-1].is_up)
-        return started[-1]
-
-    yield start
-    for served in started:
-        if served.process.poll() is None:
-            served.stop()
-        for left in marked(served.token):
-            left.kill()
+from tests.served import FINAL, PATIENCE, until
 
 
 @pytest.fixture
