@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
 
 from desra_core.errors import printable
 
@@ -13,17 +17,20 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
+T = TypeVar("T")
+
 INTERRUPTED = "Interrupted"
 
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
-_MOST = 200
 _ERROR_LENGTH = 300
+# What the server answers where it does not take the parameters, or where the deployment has gone.
+_REFUSALS = (404, 409, 422)
 
 
-def mark_interrupted(
-    pool: str, client: SyncPrefectClient, why: str, *, older_than: timedelta = timedelta(0)
-) -> list[str]:
-    """Tell the server that no run of a work pool is going on, nor what these runs have called; returns their names.
+def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None) -> list[str]:
+    """Tell the server that runs of a work pool have ended, and what these have called; returns their names.
+
+    Those that have a process on this machine go on, also if they hold no workspace, as one that waits to try again.
 
     Parameters
     ----------
@@ -33,20 +40,25 @@ def mark_interrupted(
         Of the server.
     why
         What cut them off.
-    older_than
-        Leave out runs whose state is newer.
+    settled
+        Leave out runs whose state is newer than that: their process may be about to start.
     """
     from prefect.states import Cancelled, Crashed
 
-    latest = datetime.now(UTC) - older_than
-    found = [run for run in _runs(pool, client, _UNFINISHED) if run.state and run.state.timestamp <= latest]
-    for run in found:
-        _mark_parts(run, client, why)
+    going_on = _going_on()  # before: one that ends meanwhile says so to the server
+    names = []
+    for run in _runs(pool, client, _UNFINISHED):
+        assert run.state is not None
+        # By a clock that was set back, a state is from the future.
+        fresh = settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled
+        if fresh or str(run.id) in going_on:
+            continue
         state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
-        if run.state and run.state.is_cancelling():
+        if run.state.is_cancelling():
             state = Cancelled(message=why)
-        client.set_flow_run_state(run.id, state, force=True)
-    return [run.name for run in found]
+        _end(run.id, client, why, state)
+        names.append(run.name)
+    return names
 
 
 def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
@@ -68,44 +80,65 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
             if run.deployment_id not in resumed:
                 # Its own parameters, for somebody may have given others in the UI, but on the machine as it is.
                 parameters = {name: value for name, value in run.parameters.items() if name != "machine"}
-                client.create_flow_run_from_deployment(run.deployment_id, parameters=parameters)
+                client.create_flow_run_from_deployment(
+                    run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
+                )
                 resumed.add(run.deployment_id)
                 lines.append(f"{run.name} was cut off: another run goes on with what it left")
             told = "was cut off; another run went on with what it left"
         except PrefectHTTPStatusError as error:
+            if error.response.status_code not in _REFUSALS:
+                raise
             reason = printable(error.response.text)[:_ERROR_LENGTH]
-            told = f"was cut off, and is not gone on with: its parameters are no longer accepted ({reason})"
+            told = f"was cut off, and is not gone on with: the server does not accept another run ({reason})"
             lines.append(f"{run.name} {told}")
         client.set_flow_run_state(run.id, Crashed(message=told), force=True)
     return lines
 
 
+def _going_on() -> set[str | None]:
+    """The ids of the runs that have a process on this machine."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
+    return found
+
+
 def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
-    """The runs of a pool in some states, the newest first."""
+    """The runs of a pool's deployments in some states, the newest first."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
-    return client.read_flow_runs(
+    return _all(
+        client.read_flow_runs,
         work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": state}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": state, "deployment_id": {"is_null_": False}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=_MOST,
     )
 
 
-def _mark_parts(run: FlowRun, client: SyncPrefectClient, why: str) -> None:
-    """Mark the unfinished runs that a run has called, and the tasks of all of them."""
+def _end(run_id: UUID, client: SyncPrefectClient, why: str, state: Any) -> None:
+    """Give a run its final state, after the unfinished runs and tasks that it has called."""
     from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
     from prefect.states import Crashed
 
-    of_run = {"parent_flow_run_id": {"any_": [str(run.id)]}, "state": _UNFINISHED}
-    children = [child.id for child in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(of_run))]
-    for child in children:
-        client.set_flow_run_state(child, Crashed(message=why), force=True)
-    tasks = client.read_task_runs(
-        flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id, *children]}}),
+    called = {"parent_flow_run_id": {"any_": [str(run_id)]}, "state": _UNFINISHED}
+    for child in _all(client.read_flow_runs, flow_run_filter=FlowRunFilter.model_validate(called)):
+        _end(child.id, client, why, Crashed(message=why))
+    tasks = _all(
+        client.read_task_runs,
+        flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run_id]}}),
         task_run_filter=TaskRunFilter.model_validate({"state": _UNFINISHED}),
-        limit=_MOST,
     )
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=why), force=True)
+    client.set_flow_run_state(run_id, state, force=True)
+
+
+def _all(read: Callable[..., list[T]], **query: Any) -> list[T]:
+    """What there is, of which the server gives a page at a time."""
+    found: list[T] = []
+    while page := read(**query, offset=len(found)):
+        found += page
+    return found

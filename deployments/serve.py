@@ -18,8 +18,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -35,7 +33,8 @@ from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, end_leftover_server
-from deployments.standing import end_marked, standing
+from deployments.standing import standing
+from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.serving_settings import Serving, parse_span
@@ -52,13 +51,12 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
-# A run holds no lock while it starts and when it ends.
+# A run that is new to the worker has no process yet.
 _SETTLED = timedelta(minutes=2)
 # A process that ends by itself so often within so long is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
-_QUERY_SECONDS = 5
-# Of what Prefect, and by its doing Dask, print: nothing here, all of the runs.
-_CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+# A server that does not answer must keep nobody from stopping.
+_ANSWER_SECONDS, _MOST_RETRIES = 10, 1
 
 
 def serve(serving: Serving, machine: Machine) -> int:
@@ -80,11 +78,11 @@ def serve(serving: Serving, machine: Machine) -> int:
             end_leftover_server(workspace)
             _check(serving)
             say("starting Prefect and the workers, which takes some seconds")
-            os.environ.setdefault(_CONSOLE, "CRITICAL")
+            os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
             _tell_server(deployments)
-        url = server.url if server else os.environ["PREFECT_API_URL"]
-        own.announce(url)
+            url = os.environ["PREFECT_API_URL"]
+            own.announce(url)
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(machine))
         worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, report, own.mark))
@@ -103,59 +101,6 @@ class _Process(Protocol):
     def ended(self) -> bool: ...
 
     def start(self) -> None: ...
-
-
-class _Worker:
-    """A Prefect worker, and the runs that it has started.
-
-    Parameters
-    ----------
-    pool
-        The work pool.
-    environment
-        Of the worker and of the runs.
-    mark
-        The part of it that they are known by.
-    log
-        What they print.
-    """
-
-    name = "the Prefect worker"
-
-    def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
-        self._pool = pool
-        self._environment = environment
-        self._mark = mark
-        self.log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._process is None or self._process.poll() is not None
-
-    def start(self) -> None:
-        """Start it; runs that an earlier one has started go on."""
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", self._pool,
-                   "--limit", "1", "--name", f"desra serve on {socket.gethostname()}"]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=os.environ | self._environment | self._mark,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for desra serve
-            )
-
-    def stop(self) -> None:
-        """Kill it with all runs, and see that the server knows."""
-        end_marked(self._mark)
-        if self._process is not None:
-            self._process.wait()
-        with contextlib.suppress(httpx.HTTPError), _client() as client:
-            for name in mark_interrupted(self._pool, client, "desra serve was stopped"):
-                say(f"cut off: {name}; the next start goes on with it")
 
 
 @contextlib.contextmanager
@@ -213,32 +158,26 @@ def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
 @contextlib.contextmanager
 def _open_worker(
     serving: Serving, pool: str, cluster: StandingCluster | None, report: str, mark: dict[str, str]
-) -> Iterator[_Worker]:
-    """Have a worker that takes runs."""
+) -> Iterator[Worker]:
+    """Have a worker that takes runs, and see at the end that the server knows what became of them."""
     from flows.alarm import WEBHOOK
     from tasks.fanout import EMBEDDED_SCHEDULER
     from tasks.overview import REPORT
 
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {
-        _CONSOLE: "INFO",
-        REPORT: report,
-        "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
-        # Runs have folders of their own, and are to find this very desra with this very Python.
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-    }
+    environment = {REPORT: report}
     if cluster:
         environment[EMBEDDED_SCHEDULER] = cluster.address
     if serving.webhook:
         environment[WEBHOOK] = serving.webhook
-    log = Workspace(serving.workspace).prefect_home / "worker.log"
-    worker = _Worker(pool, environment, mark | {"DESRA_SERVE_PART": "runs"}, log)
     try:
-        worker.start()
-        yield worker
+        with prefect_worker(
+            pool, environment, mark, Workspace(serving.workspace).prefect_home / "worker.log"
+        ) as worker:
+            yield worker
     finally:
-        worker.stop()
+        with contextlib.suppress(UsageError), _client() as client:
+            for name in mark_interrupted(pool, client, "desra serve was stopped"):
+                say(f"cut off: {name}; the next start goes on with it")
 
 
 def _check(serving: Serving) -> None:
@@ -251,20 +190,48 @@ def _check(serving: Serving) -> None:
         check_training(serving, mining)
 
 
-def _client() -> SyncPrefectClient:
-    from prefect.client.orchestration import get_client
+@contextlib.contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """Talk to the server.
 
-    return get_client(sync_client=True)
+    Raises
+    ------
+    UsageError
+        It does not answer, or as it should not.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES}
+    try:
+        with temporary_settings(patience), get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
+        raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 
 
 def _tell_server(deployments: list[Deployed]) -> None:
     """Register the deployments, and put an end to runs that were killed. The workspace must be locked."""
+    pool = deployments[0].work_pool
     with _client() as client:
+        _check_alone(pool, client)
         register(deployments, client)
-        # Every run holds the workspace: none is going on.
-        mark_interrupted(deployments[0].work_pool, client, "desra serve was killed")
-        for line in resume_interrupted(deployments[0].work_pool, client):
+        mark_interrupted(pool, client, "desra serve was killed")
+        for line in resume_interrupted(pool, client):
             say(line)
+
+
+def _check_alone(pool: str, client: SyncPrefectClient) -> None:
+    """See that no other machine serves the same pool: each would think that the runs of the other one are dead."""
+    from prefect.exceptions import ObjectNotFound
+
+    with contextlib.suppress(ObjectNotFound):
+        for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
+            online = worker.status is not None and worker.status.value == "ONLINE"
+            if online and worker.name.startswith(NAME) and worker.name != NAME + socket.gethostname():
+                remedy = "stop that one, which the server notices after two minutes, or give another --name"
+                raise UsageError(f"the work pool {pool}", f"is that of another machine ({worker.name})", remedy)
 
 
 def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report: str) -> None:
@@ -313,7 +280,8 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
     if len(starts) > _MOST_STARTS:
         raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
     say(f"{process.name} has ended, and is started again; its log is {process.log}")
-    process.start()
+    with contextlib.suppress(UsageError):  # the next look finds that it has ended
+        process.start()
 
 
 def _find_dead_runs(workspace: Workspace, pool: str) -> None:
@@ -322,8 +290,8 @@ def _find_dead_runs(workspace: Workspace, pool: str) -> None:
         return
     try:
         with _client() as client:
-            mark_interrupted(pool, client, "the run died", older_than=_SETTLED)
+            mark_interrupted(pool, client, "the run died", settled=_SETTLED)
             for line in resume_interrupted(pool, client):
                 say(line)
-    except httpx.HTTPError as error:
-        say(f"warning: the Prefect server does not answer ({printable(error or type(error).__name__)})")
+    except UsageError as error:
+        say(f"warning: {printable(error)}")

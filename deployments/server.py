@@ -21,15 +21,13 @@ import httpx
 import psutil
 
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.standing import end_leftovers, served_at
+from deployments.standing import MARK, end_leftovers, end_marked, new_mark, served_at
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
 
 _START_SECONDS = 90
 _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
-# The system's idea of when a process started moves with its clock.
-_CLOCK_SECONDS = 5
 
 
 @contextlib.contextmanager
@@ -72,7 +70,7 @@ class Server:
     history
         How long it keeps runs.
     mark
-        Environment variables of its process, by which it may be known.
+        Environment variables of its process, by which it is known.
 
     Attributes
     ----------
@@ -101,7 +99,7 @@ class Server:
         self._home = workspace.prefect_home
         self.log = self._home / "server.log"
         self._history = history
-        self._mark = mark or {}
+        self._mark = mark or new_mark()
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
@@ -129,10 +127,10 @@ class Server:
         compact(self._home)
         forget_results(self._home, self._history)
         configure(self._workspace, self.url)
-        self._process = self._started()
+        self._launch()
         import_module("prefect")  # takes a second, while the server starts
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and not self.ended:
             with contextlib.suppress(httpx.HTTPError):
                 httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
                 return
@@ -146,24 +144,27 @@ class Server:
         os.environ.pop("PREFECT_API_URL", None)
         if self._process is not None:
             end_process(self._process.pid)
-            self._process.wait()
+            self._process.poll()
         (self._home / "server.json").unlink(missing_ok=True)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _launch(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
         environment = server_settings(self._history) | os.environ | self._mark  # who knows better has the last word
         with self.log.open("ab") as log:
-            server = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        started = psutil.Process(server.pid).create_time()
-        (self._home / "server.json").write_text(json.dumps({"pid": server.pid, "started": started, "port": self._port}))
-        return server
+        (self._home / "server.json").write_text(json.dumps({"pid": self._process.pid, "token": self._mark[MARK]}))
 
 
 def configure(workspace: Workspace, url: str) -> None:
     """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
+    # A proxy for the world is none for this machine.
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    direct = f"{direct},127.0.0.1" if direct else "127.0.0.1"
     os.environ.update(
+        no_proxy=direct,
+        NO_PROXY=direct,
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
@@ -217,15 +218,10 @@ def end_leftover_server(workspace: Workspace) -> None:
     if served_at(workspace):
         return
     end_leftovers(workspace)
-    try:
-        left = json.loads((workspace.prefect_home / "server.json").read_bytes())
-        process = psutil.Process(left["pid"])
-        # The pid may be another program's by now.
-        if abs(process.create_time() - left["started"]) < _CLOCK_SECONDS:
-            end_process(process.pid)
-        (workspace.prefect_home / "server.json").unlink(missing_ok=True)
-    except (OSError, ValueError, KeyError, psutil.Error):
-        pass
+    left = workspace.prefect_home / "server.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        end_marked({MARK: json.loads(left.read_bytes())["token"]})
+    left.unlink(missing_ok=True)
 
 
 def end_process(pid: int) -> None:
@@ -240,6 +236,7 @@ def end_process(pid: int) -> None:
         for member in alive:
             with contextlib.suppress(psutil.Error):
                 member.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
 
 def _drain() -> None:

@@ -10,17 +10,23 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from desra_core.errors import LockedError
 from desra_core.workspace import Workspace
 
-# The environment variable by which the processes of desra serve are known, wherever they hang in the tree of processes.
+# The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
+# may be another program's by now, and when a process began moves with the clock.
 MARK = "DESRA_SERVE"
 
 _END_SECONDS = 10
+
+
+def new_mark() -> dict[str, str]:
+    """A mark that no process has yet."""
+    return {MARK: uuid.uuid4().hex}
 
 
 class Standing:
@@ -32,11 +38,10 @@ class Standing:
         Environment variables for the processes that it starts.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._file = file
-        token = uuid.uuid4().hex
-        self.mark = {MARK: token}
-        self._told = {"pid": os.getpid(), "token": token, "url": None}
+        self.mark = new_mark()
+        self._told = {"pid": os.getpid(), "token": self.mark[MARK], "url": None}
         self._write()
 
     def announce(self, url: str) -> None:
@@ -63,39 +68,38 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
     _file(workspace).parent.mkdir(parents=True, exist_ok=True)
     _file(workspace).touch()
     with _file(workspace).open("r+") as file:
+        while not _flocked(file, fcntl.LOCK_EX):
+            if (told := _who_serves(workspace)) is not None:
+                reason = f"is served by process {told.get('pid', '?')} already"
+                raise LockedError(workspace.root, reason, "stop that one first")
+            time.sleep(0.01)  # somebody only looked who serves it
+        _end_those_of(_read(file))
+        own = Standing(file)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = f"process {_read(workspace).get('pid', '?')}"
-            raise LockedError(workspace.root, f"is served by {holder} already", "stop that one first") from None
-        _end_those_of(workspace)
-        yield Standing(file)
-        file.seek(0)
-        file.truncate()
+            yield own
+        finally:
+            end_marked(own.mark)
 
 
 def served_at(workspace: Workspace) -> str | None:
-    """The address of the API by which a workspace is served; None when it is not."""
-    try:
-        with _file(workspace).open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return _read(workspace).get("url")
-    except OSError:
-        pass
-    return None
+    """The address of the API by which a workspace is served; None when it is not. The workspace must be locked."""
+    return (_who_serves(workspace) or {}).get("url")
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
+    told: dict[str, Any] = {}
     with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        _end_those_of(workspace)
+        if _flocked(file, fcntl.LOCK_SH):
+            told = _read(file)
+    _end_those_of(told)  # who serves from now on has another token
 
 
 def end_marked(mark: dict[str, str]) -> None:
-    """Kill the processes whose environment says so, but for this one. Nothing of what they do is lost by that."""
+    """Kill the processes whose environment says so, but for this one. Nothing of what they do is lost by that.
+
+    One that cannot be killed, as it waits for a disk that has gone, is left alone in the end.
+    """
     deadline = time.monotonic() + _END_SECONDS
     # Again and again: one of them may just have started another one.
     while (found := _marked(mark)) and time.monotonic() < deadline:
@@ -114,19 +118,36 @@ def _marked(mark: dict[str, str]) -> list[psutil.Process]:
     return found
 
 
-def _end_those_of(workspace: Workspace) -> None:
-    """End the processes of the latest desra serve."""
-    if token := _read(workspace).get("token"):
+def _end_those_of(told: dict[str, Any]) -> None:
+    """End the processes of one that served."""
+    if token := told.get("token"):
         end_marked({MARK: token})
+
+
+def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
+    """What the one that serves a workspace has told so far; None where nobody does."""
+    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
+        if not _flocked(file, fcntl.LOCK_SH):
+            return _read(file)
+    return None
 
 
 def _file(workspace: Workspace) -> Path:
     return workspace.prefect_home / "serve.lock"
 
 
-def _read(workspace: Workspace) -> dict[str, Any]:
+def _flocked(file: IO[str], kind: int) -> bool:
     try:
-        told = json.loads(_file(workspace).read_bytes())
-    except (OSError, ValueError):
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        told = json.loads(file.read())
+    except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -19,7 +23,7 @@ import pytest
 from prefect.settings import Settings
 
 from deployments.retention import compact, forget_results, server_settings
-from deployments.server import Server, end_leftover_server
+from deployments.server import Server, configure, end_leftover_server
 from deployments.standing import MARK, end_leftovers, end_marked, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
@@ -42,6 +46,15 @@ def workspace(tmp_path) -> Workspace:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     return workspace
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """What a server sets in this process goes when the test ends."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def sleeping(mark: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -79,6 +92,25 @@ def test_one_serves_and_others_know_where(workspace) -> None:
     assert served_at(workspace) is None
 
 
+def test_who_only_looks_keeps_nobody_from_serving(workspace) -> None:
+    with standing(workspace):
+        pass
+    with (workspace.prefect_home / "serve.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        looks_away = threading.Timer(0.3, fcntl.flock, [looking, fcntl.LOCK_UN])
+        looks_away.start()
+        with standing(workspace):
+            pass
+        looks_away.join()
+
+
+def test_what_one_leaves_ends_with_it(workspace) -> None:
+    with contextlib.suppress(KeyboardInterrupt), standing(workspace) as own:
+        left = sleeping(own.mark)
+        raise KeyboardInterrupt
+    assert is_gone(left)
+
+
 def test_what_a_killed_one_leaves_is_ended(workspace) -> None:
     process = subprocess.Popen([sys.executable, "-c", SERVE, workspace.root], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -98,6 +130,41 @@ def test_what_a_killed_one_leaves_is_ended(workspace) -> None:
     end(process)
 
 
+def test_a_server_is_known_by_its_mark_and_not_by_its_pid(workspace) -> None:
+    workspace.prefect_home.mkdir()
+    record = workspace.prefect_home / "server.json"
+    server, other = sleeping({MARK: "t"}), sleeping({MARK: "u"})
+    record.write_text(json.dumps({"pid": other.pid, "token": "t"}))
+    end_leftover_server(workspace)
+    assert is_gone(server)
+    assert not is_gone(other)
+    assert not record.exists()
+    for damaged in ("", "[]", "{}", '{"token": ""}', '{"token": null}'):
+        record.write_text(damaged)
+        (workspace.prefect_home / "serve.lock").write_text(damaged)
+        end_leftover_server(workspace)
+        assert not is_gone(other)
+    end(other)
+
+
+def test_one_that_has_ended_but_is_not_reaped_holds_up_nobody() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', ''], "
+         f"env=os.environ | {{'{MARK}': 'z'}})\nprint('up', flush=True)\ninput()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    deadline = time.monotonic() + 30
+    while psutil.Process(parent.pid).children()[0].status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = time.monotonic()
+    end_marked({MARK: "z"})
+    assert time.monotonic() - started < 5
+    parent.communicate(b"\n")
+
+
 def test_processes_are_known_by_all_of_their_mark() -> None:
     runs, server = sleeping({MARK: "t", "DESRA_SERVE_PART": "runs"}), sleeping({MARK: "t"})
     end_marked({MARK: "t", "DESRA_SERVE_PART": "runs"})
@@ -114,6 +181,22 @@ def test_a_port_that_is_taken_is_told(workspace) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--port {port}: cannot be had \(.+\); give another one"):
             Server(workspace, port=port)
+
+
+def test_no_proxy_is_asked_for_this_machine(workspace, environment, monkeypatch) -> None:
+    for given, expected in (("", "127.0.0.1"), ("intern.example", "intern.example,127.0.0.1")):
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setenv("NO_PROXY", given)
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as answering:
+            threading.Thread(target=answering.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{answering.server_port}"
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(url)
+            configure(workspace, url)
+            assert httpx.get(url).status_code == 200
+            answering.shutdown()
+        assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == expected
 
 
 def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:
@@ -142,6 +225,22 @@ def test_old_results_are_forgotten(tmp_path) -> None:
     assert forget_results(tmp_path / "nowhere", timedelta(days=90)) == 0
 
 
+def test_who_writes_a_log_goes_on_at_its_new_beginning(tmp_path) -> None:
+    path = tmp_path / "worker.log"
+    with path.open("ab") as log:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    assert writer.stdin is not None
+    writer.stdin.write(b"x" * 11_000_000)
+    writer.stdin.flush()
+    deadline = time.monotonic() + 30
+    while path.stat().st_size < 11_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    forget_results(tmp_path, timedelta(days=90))
+    writer.communicate(b"after")
+    assert path.read_bytes() == b"after"
+
+
 def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     database = tmp_path / "prefect.db"
     connection = sqlite3.connect(database)
@@ -160,15 +259,6 @@ def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     Path(database).write_bytes(b"damaged" * 1000)
     compact(tmp_path)
     compact(tmp_path / "nowhere")
-
-
-@pytest.fixture
-def environment() -> Iterator[None]:
-    """What a server sets in this process goes when the test ends."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.mark.slow

@@ -1,0 +1,123 @@
+"""The parts of `desra serve`: signals, restarts, servers that do not answer or are another machine's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments import serve
+from deployments.serve import _check_alone, _client, _start_again, _stoppable
+from deployments.standing import new_mark
+from deployments.worker import NAME, prefect_worker
+from desra_core.errors import UsageError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, capsys) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    ended = False
+    with _stoppable():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended = True
+    assert ended
+    assert capsys.readouterr().err == "stopping\nstopped\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+class Failing:
+    """A process that ends at once, and the first time does not even start."""
+
+    name = "the process"
+    log = Path("process.log")
+    ended = True
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.starts == 1:
+            raise UsageError(self.log, "the process did not start", "read that log")
+
+
+def test_what_ends_again_and_again_is_given_up(capsys) -> None:
+    process, starts = Failing(), []
+    for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
+        _start_again(process, starts, moment)
+    with pytest.raises(UsageError, match=r"process\.log: the process ends again and again; read that log"):
+        _start_again(process, starts, 405)
+    assert process.starts == 9
+    assert capsys.readouterr().err.count("the process has ended, and is started again; its log is process.log") == 9
+
+
+def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "_MOST_RETRIES", 0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        started = time.monotonic()
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(
+                UsageError, match=rf"{url}: the Prefect server does not do what it is asked \(.+\); see its log"
+            ),
+            _client() as client,
+        ):
+            client.hello()
+        assert time.monotonic() - started < 10
+
+
+def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
+    own = NAME + socket.gethostname()
+    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), _client() as client:
+        _check_alone("desra-alone", client)  # there is no such pool yet
+        client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
+        for name in (own, "somebody's own worker"):
+            client.send_worker_heartbeat("desra-alone", name, heartbeat_interval_seconds=30)
+        _check_alone("desra-alone", client)
+        client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
+        told = r"the work pool desra-alone: is that of another machine \(desra serve on elsewhere\); stop that one"
+        with pytest.raises(UsageError, match=told):
+            _check_alone("desra-alone", client)
+
+
+def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
+    mark = new_mark()
+    beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | mark)
+    with prefect_worker("pool", {}, mark, tmp_path / "ws" / "worker.log") as worker:
+        environment = worker._environment | worker._mark
+        run = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | environment)
+        assert not worker.ended
+    assert worker.ended
+    assert run.wait(timeout=10) is not None
+    assert beside.poll() is None
+    beside.communicate(b"\n")
+    run.stdin.close()
+
+
+def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
+    with prefect_worker("pool", {}, new_mark(), tmp_path / "worker.log") as worker:
+        found = subprocess.run(
+            ["python", "-c", "import sys, deployments; print(sys.executable, deployments.__file__)"],
+            cwd=tmp_path, env=os.environ | worker._environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    python, module = found.stdout.split()
+    assert Path(python).parent == Path(sys.executable).parent
+    assert Path(module) == Path(serve.__file__).with_name("__init__.py")
