@@ -10,14 +10,13 @@ import typer
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
 from deployments.server import end_leftover_server
 from desra_core.comparison import conclude, plan_comparison
-from desra_core.cycle import comparing_of, discriminator_of, finetuning_of, is_to_promote, mining_of
+from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.gate import Verdict
-from desra_core.evaluation.perceptual import load_lpips
 from desra_core.evaluation.table import as_text, score_rows
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import rollback
-from desra_core.settings import Machine, Mining
+from desra_core.settings import Machine
 from desra_core.tables import publish_tables
 from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
 from desra_core.training.run_folder import read_json
@@ -134,14 +133,6 @@ def _existing(root: Path) -> Workspace:
         raise UsageError(root, "does not exist", "name the workspace of desra mine, detect or cycle")
     workspace.create()
     return workspace
-
-
-def check_training(settings: Cycling, mining: Mining) -> None:
-    """See that all networks can be used before hours of mining, unlike after them."""
-    training = settings.model_copy(update={"discriminator": discriminator_of(settings, mining)})
-    check_networks(mining.gan_model, training)
-    if settings.lpips:
-        load_lpips(settings.lpips)
 
 
 def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:

@@ -28,14 +28,13 @@ from typing import TYPE_CHECKING, Protocol
 import httpx
 
 from deployments.interrupted import mark_interrupted, resume_interrupted
-from deployments.models import check_training
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, end_leftover_server
 from deployments.standing import standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
-from desra_core.cycle import mining_of
+from desra_core.cycle import check_training, mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.serving_settings import Serving, parse_span
 from desra_core.settings import Machine
@@ -56,7 +55,7 @@ _SETTLED = timedelta(minutes=2)
 # A process that ends by itself so often within so long is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 # A server that does not answer must keep nobody from stopping.
-_ANSWER_SECONDS, _MOST_RETRIES = 10, 1
+_ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 
 
 def serve(serving: Serving, machine: Machine) -> int:

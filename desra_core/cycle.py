@@ -11,11 +11,12 @@ from desra_core.comparison import Comparison, best_of
 from desra_core.content import content_key
 from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Verdict
+from desra_core.evaluation.perceptual import load_lpips
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import current_model, rolled_back
 from desra_core.settings import Mining
 from desra_core.target import load_settings
-from desra_core.training.plan import plan_finetune, run_key
+from desra_core.training.plan import check_networks, plan_finetune, run_key
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 
@@ -73,6 +74,20 @@ def comparing_of(cycling: Cycling, mining: Mining, finetuning: Finetuning) -> Co
     """Judge all that the finetune saved; whether the best is promoted is for the cycle to say, last."""
     models = {"before": mining.gan_model, "mse_model": mining.mse_model}
     return _part(Comparing, cycling, **models, after=finetuning.output, promote=False)
+
+
+def check_training(cycling: Cycling, mining: Mining) -> None:
+    """See that all networks can be used before hours of mining, unlike after them.
+
+    Raises
+    ------
+    UsageError
+        One cannot.
+    """
+    training = cycling.model_copy(update={"discriminator": discriminator_of(cycling, mining)})
+    check_networks(mining.gan_model, training)
+    if cycling.lpips:
+        load_lpips(cycling.lpips)
 
 
 def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) -> bool:

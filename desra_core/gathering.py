@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 from desra_core.pools import Images
+from desra_core.settings import Mining
 from desra_core.target import load_settings
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 
 
-def note_gathered(workspace: Workspace, image_ids: Iterable[str]) -> None:
-    """Record the images that a finetune could choose from, when it begins.
+def note_gathered(workspace: Workspace, group_by: str) -> None:
+    """Record the images that a finetune could choose from, when it begins or finds that it was done before.
+
+    Of desra detect, whose results come from elsewhere, nothing is counted.
+
+    Parameters
+    ----------
+    workspace, group_by
+        As for `count_gathered`.
 
     Raises
     ------
+    UsageError
+        Nothing was mined yet.
     TransientError
         The disk is full or failed.
     """
-    workspace.publish(workspace.gathered, json.dumps(sorted(image_ids)).encode())
+    if isinstance(load_settings(workspace)[0], Mining):
+        workspace.publish(workspace.gathered, json.dumps(_marked_ids(workspace, group_by)).encode())
 
 
 def count_gathered(workspace: Workspace, group_by: str) -> int:
@@ -38,6 +48,10 @@ def count_gathered(workspace: Workspace, group_by: str) -> int:
         Nothing was mined yet.
     """
     known = set(read_json(workspace.gathered) or [])
+    return len(set(_marked_ids(workspace, group_by)) - known)
+
+
+def _marked_ids(workspace: Workspace, group_by: str) -> list[str]:
+    """The images with artifacts in the training pool."""
     settings, target = load_settings(workspace)
-    marked = Images(workspace, settings, target, group_by).marked("training")
-    return sum(image.image.id not in known for image in marked)
+    return sorted(marked.image.id for marked in Images(workspace, settings, target, group_by).marked("training"))

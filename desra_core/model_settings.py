@@ -18,6 +18,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _left_to_the_preset(schema: dict[str, Any]) -> None:
+    """Keep the default out of forms, which send what they show, and so would overrule the preset."""
+    del schema["default"]
+
+
 class Training(BaseModel):
     """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
 
@@ -33,8 +38,18 @@ class Training(BaseModel):
     )
     images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
-    patch: int = Field(256, ge=32, description="Side of a patch in SR pixels, where the image is as large.")
-    batch: int = Field(12, ge=1, description="Patches of a step.")
+    patch: int = Field(
+        256,
+        ge=32,
+        description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    batch: int = Field(
+        12,
+        ge=1,
+        description="Patches of a step. By default 12, or 8 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
     learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
@@ -45,14 +60,22 @@ class Training(BaseModel):
         0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
     )
     perceptual: str = Field(
-        "vgg19", description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off."
+        "vgg19",
+        description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
+        "vgg19, or off with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
     )
     perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
     gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
     discriminator: Path | None = Field(
         None, description="Checkpoint of the discriminator that the GAN model was trained with."
     )
-    discriminator_features: int = Field(64, ge=4, description="Width of a discriminator that starts from nothing.")
+    discriminator_features: int = Field(
+        64,
+        ge=4,
+        description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
     warmup: int = Field(
         200, ge=0, description="Steps of a discriminator that starts from nothing before the generator moves."
     )

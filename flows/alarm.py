@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import httpx
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
@@ -27,8 +28,7 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
         As Prefect gives them to a hook.
     """
     logger = flow_run_logger(flow_run, flow)
-    message = printable(state.message or "no reason is known")
-    logger.error("%s: %s", state.name, message)
+    logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
     webhook = os.environ.get(WEBHOOK)
     if not webhook or flow_run.parent_task_run_id:  # the run that called this one tells it
         return
@@ -46,13 +46,13 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     flow, flow_run, state
         As Prefect gives them to a hook.
     """
-    message = printable(state.message or "no reason is known")
+    message = _reason(flow, flow_run, state)
     page = get_current_settings().ui_url
     url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
     settings = next((value for value in flow_run.parameters.values() if isinstance(value, dict)), {})
     return {
         "text": f"{flow.name} {(state.name or '').lower()}: {flow_run.name}: {message}" + (f" {url}" if url else ""),
-        "deployment": os.environ.get("PREFECT__DEPLOYMENT_NAME") or str(flow_run.deployment_id or "") or None,
+        "deployment": os.environ.get("PREFECT__DEPLOYMENT_NAME") or _deployment(flow_run),
         "flow": flow.name,
         "run": flow_run.name,
         "run_id": str(flow_run.id),
@@ -61,3 +61,24 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         "url": url,
         "workspace": settings.get("workspace"),
     }
+
+
+def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
+    """Why a run failed; one whose parameters the flow does not know dies before it can say so."""
+    if state.is_crashed():
+        try:
+            flow.validate_parameters(flow_run.parameters)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+            return printable(error)
+    return printable(state.message or "no reason is known")
+
+
+def _deployment(flow_run: FlowRun) -> str | None:
+    """The name of the deployment, where the environment does not tell: of a run that died, a worker is asked."""
+    if flow_run.deployment_id is None:
+        return None
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_deployment(flow_run.deployment_id).name
+    except Exception:  # noqa: BLE001 - a message without the name is better than none
+        return str(flow_run.deployment_id)

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from desra_core.comparison import plan_comparison
 from desra_core.model_settings import Comparing
 from desra_core.settings import Machine
+from desra_core.target import load_settings
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
@@ -29,6 +30,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     """
     workspace = Workspace(comparing.workspace)
     tag_run("compare", corpus_name(comparing))
+    load_settings(workspace)  # a workspace that has vanished is told as such
     with workspace.locked():
         comparison = plan_comparison(comparing)
         refresh = bool(comparison.missing())

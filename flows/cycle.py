@@ -8,7 +8,7 @@ from typing import NamedTuple
 from prefect.runtime import flow_run
 
 from desra_core.comparison import plan_comparison
-from desra_core.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
+from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.model_settings import Cycling
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
@@ -20,6 +20,7 @@ from flows.options import corpus_flow
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
 from tasks.overview import tag_run
+from tasks.retrying import runs_by_itself
 from tasks.summary import Summary
 
 
@@ -59,6 +60,8 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
     tag_run("cycle", corpus_name(cycling), workspace.root.name)
     with workspace.locked():
         mining = mining_of(cycling)
+        if runs_by_itself():
+            check_training(cycling, mining)
         mined = mine(mining, machine, rescan)
         finetuning = finetuning_of(cycling, mining)
         if finetuning is None:

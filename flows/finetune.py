@@ -7,6 +7,7 @@ from prefect.runtime import flow_run
 from desra_core.cycle import finetuning_with_current
 from desra_core.model_settings import Finetuning
 from desra_core.settings import Machine
+from desra_core.target import load_settings
 from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
@@ -34,6 +35,7 @@ def finetune(
     """
     workspace = Workspace(finetuning.workspace)
     tag_run("finetune", corpus_name(finetuning))
+    load_settings(workspace)  # a workspace that has vanished is told as such
     if current_model:
         finetuning = finetuning_with_current(finetuning)
     with workspace.locked():

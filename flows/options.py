@@ -8,14 +8,17 @@ import re
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import get_run_logger
+from prefect.exceptions import ParameterBindError, SignatureMismatchError
 from prefect.flows import Flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from desra_core.errors import DesraError, UsageError, printable
 from flows.alarm import tell_failure
@@ -24,6 +27,8 @@ from tasks.retrying import PAUSES, may_pass, runs_by_itself
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
 
 
 class _ToldBefore(logging.Filter):
@@ -48,15 +53,21 @@ class CorpusFlow(Flow[P, R]):
             They are not what this version takes.
         """
         try:
-            return super().validate_parameters(parameters)
+            validated = super().validate_parameters(parameters)
+        except (SignatureMismatchError, ParameterBindError) as error:
+            raise UsageError("parameters", printable(error), _REMEDY) from None
         except Exception as error:
             cause = error if isinstance(error, ValidationError) else error.__cause__ or error.__context__
             if not isinstance(cause, ValidationError):
                 raise
-            first = cause.errors()[0]
-            reason = f"{printable(first['input'])} is not accepted ({printable(first['msg'])})"
-            remedy = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
-            raise UsageError(".".join(map(str, first["loc"])), reason, remedy) from None
+            raise _refusal(cause.errors()[0]) from None
+        for name, settings in validated.items():
+            for field, value in settings if isinstance(settings, BaseModel) else ():
+                if isinstance(value, Path) and not value.is_absolute():
+                    # A run has a folder of its own, which is gone when it has ended.
+                    reason = f"{printable(value)} is not accepted (a run needs the whole path)"
+                    raise UsageError(f"{name}.{field}", reason, "begin it with /")
+        return validated
 
 
 def corpus_flow(
@@ -90,6 +101,13 @@ def corpus_flow(
         )
 
     return decorate
+
+
+def _refusal(first: ErrorDetails) -> UsageError:
+    """The line for a parameter that is not accepted."""
+    why = printable(first["msg"].removeprefix("Value error, "))
+    reason = f"{printable(first['input'])} is not accepted ({why})" if first["type"] != "missing" else "is missing"
+    return UsageError(".".join(map(str, first["loc"])), reason, _REMEDY)
 
 
 def _documented(function: Callable[..., Any]) -> tuple[str, list[tuple[str, str]]]:

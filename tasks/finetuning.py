@@ -56,9 +56,11 @@ def freeze_images(plan: FinetunePlan, workspace: Workspace) -> int:
     """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
+        if plan.ended:  # the images that have come since change nothing for it
+            note_gathered(workspace, plan.training.group_by)
         return len(read_json(plan.run.document)["images"])
     images, errors = begin(plan, scale)
-    note_gathered(workspace, (sample.id for sample in plan.samples))
+    note_gathered(workspace, plan.training.group_by)
     for error in errors[:SHOWN_FAILURES]:
         say(f"left out: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:

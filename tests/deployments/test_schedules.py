@@ -97,6 +97,23 @@ def test_forms_have_help_texts() -> None:
             assert all(field.get("description") for field in definition.get("properties", {}).values())
 
 
+def test_a_form_leaves_to_the_preset_what_nobody_fills_in() -> None:
+    """A form sends the defaults that it shows."""
+    for flow in ("finetune", "cycle"):
+        [fields] = [
+            definition["properties"]
+            for definition in parameter_schema(load_flow_from_entrypoint(f"flows.{flow}.{flow}")).definitions.values()
+            if "preset" in definition["properties"]
+        ]
+        shown = {name: field["default"] for name, field in fields.items() if "default" in field}
+        required = {"workspace": "/data/ws", "photos": "/p", "mse_model": "/m", "gan_model": "/g"}
+        for kind in (Finetuning, Cycling):
+            given = {name: value for name, value in required.items() if name in kind.model_fields}
+            for preset in ("cpu", "paper"):
+                sent = {name: value for name, value in shown.items() if name in kind.model_fields}
+                assert kind(**sent | given | {"preset": preset}) == kind(**given, preset=preset)
+
+
 @pytest.fixture(scope="module")
 def client(prefect_environment) -> Iterator[SyncPrefectClient]:
     with (

@@ -11,13 +11,23 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 
+from deployments.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
+from desra_core.model_settings import Comparing, Finetuning
+from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
 from flows import alarm, options
+from flows.alarm import tell_failure
+from flows.compare import compare
+from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
+
+PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
 
 
 class Ended(NamedTuple):
@@ -209,9 +219,45 @@ def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     assert [message["flow"] for message in webhook.received] == ["outer"]
 
 
+def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook) -> None:
+    """Which runs the hook in another process, without the environment of the run."""
+    with get_client(sync_client=True) as client:
+        register(deployments_of(Serving(**PATHS, name="killed", mine_at="never", cycle_at="never"), Machine()), client)
+        deployment = client.read_deployment_by_name("mine/killed")
+        run = client.create_flow_run_from_deployment(deployment.id)
+        tell_failure(mine, run, Crashed(message="Process exited with status code: -9"))
+        run.parameters["curent_model"] = True
+        tell_failure(mine, run, Crashed(message="Process exited with status code: 1"))
+    killed, unknown = webhook.received
+    assert (killed["deployment"], killed["state"], killed["workspace"]) == ("killed", "Crashed", "/data/workspace")
+    assert killed["message"] == "Process exited with status code: -9"
+    assert unknown["message"].startswith("parameters: Function expects parameters ['mining', ")
+    assert "; edit the parameters of the deployment" in unknown["message"]
+
+
+@pytest.mark.parametrize("workspace", ["ws", ""])
+def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> None:
+    with pytest.raises(UsageError):
+        mine(mining=PATHS | {"workspace": workspace})
+    told = f"mining.workspace: {workspace or '.'} is not accepted (a run needs the whole path); begin it with /"
+    assert latest(url, "mine")["state"]["message"].endswith(told)
+
+
+def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path) -> None:
+    gone = tmp_path / "gone"
+    for flow, settings in ((finetune, Finetuning(workspace=gone)), (compare, Comparing(workspace=gone, after=gone))):
+        with pytest.raises(UsageError, match="gone: is no workspace with a run in it"):
+            flow(settings)
+    assert not gone.exists()
+
+
 def test_parameters_of_an_earlier_version_are_refused_in_one_line(url) -> None:
     with pytest.raises(UsageError):
         mine(mining={"photos": "/p", "workspace": "/ws", "mse_model": "m", "gan_model": "g", "thresold": 0.5})
     message = latest(url, "mine")["state"]["message"]
     assert "\n" not in message
     assert "mining.thresold: 0.5 is not accepted (Extra inputs are not permitted); edit the parameters" in message
+    for given, told in (({"window": 10}, "mining.window: 10 is not accepted (is even, "), ({}, "mining: is missing; ")):
+        with pytest.raises(UsageError) as refused:
+            mine.validate_parameters({"mining": PATHS | given} if given else {})
+        assert str(refused.value).startswith(told)

@@ -19,14 +19,17 @@ from desra_core.model_settings import Finetuning
 from desra_core.pools import Images
 from desra_core.promotion import promote
 from desra_core.serving_settings import FinetuneTrigger, Serving
-from desra_core.settings import Machine, Mining
+from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
+from tasks.finetuning import freeze_images
 from tasks.following import start_finetune
-from tests.in_process import process
+from tests.in_process import process, train
 
 GROUP_BY = "folder"
+TINY = {"group_by": GROUP_BY, "preset": "cpu", "iterations": 2, "checkpoint_every": 1, "patch": 64, "batch": 2,
+        "discriminator_features": 4, "warmup": 1, "images": 1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,8 @@ def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
     before = training_ids(workspace)
     assert before
     assert gathered(workspace) == len(before)
-    note_gathered(workspace, before)
+    with workspace.locked():
+        note_gathered(workspace, GROUP_BY)
     assert gathered(workspace) == 0
     # Photos that come later count, those that were there do not, whatever has become of them.
     make_photos(mining.photos, 12)
@@ -63,6 +67,29 @@ def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
     after = training_ids(workspace)
     assert set(before) < set(after)
     assert gathered(workspace) == len(set(after) - set(before))
+
+
+def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, make_photos) -> None:
+    """Else a finetune that nothing new would change would be started again every night."""
+    workspace = process(mining)
+    finetuning = Finetuning(workspace=workspace.root, output=workspace.root / "finetunes" / "given", **TINY)
+    train(finetuning)
+    make_photos(mining.photos, 12)
+    process(mining)
+    assert gathered(workspace) >= 1
+    with workspace.locked():
+        plan = plan_finetune(finetuning)
+        assert plan.ended
+        assert freeze_images.fn(plan, workspace) == 1
+    assert gathered(workspace) == 0
+
+
+def test_a_finetune_on_results_of_other_tools_counts_nothing(mining, tmp_path) -> None:
+    dataset = process(mining).root / "dataset"
+    detected = process(Detection(mse_sr=dataset / "mse_sr", gan_sr=dataset / "gan_sr", workspace=tmp_path / "detected"))
+    with detected.locked():
+        note_gathered(detected, GROUP_BY)
+    assert not detected.gathered.exists()
 
 
 def test_nothing_to_count_in_a_workspace_of_nothing(tmp_path) -> None:
