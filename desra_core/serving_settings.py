@@ -22,6 +22,8 @@ _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 # Below, a server would be busy planning runs; Prefect itself keeps no run for less than the other.
 _SHORTEST_PERIOD = timedelta(seconds=10)
 _SHORTEST_HISTORY = timedelta(days=1)
+# Beyond, dates come to an end.
+_LONGEST_SPAN = timedelta(days=36500)
 
 
 class Period(NamedTuple):
@@ -134,7 +136,10 @@ def parse_span(text: str) -> timedelta:
     found = _SPAN.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("no length of time like 90 days or 12 hours")
-    return timedelta(seconds=int(found[1] or 1) * _UNITS[found[2]])
+    seconds = int(found[1] or 1) * _UNITS[found[2]]
+    if seconds > _LONGEST_SPAN.total_seconds():
+        raise ValueError("no length of time below a hundred years")
+    return timedelta(seconds=seconds)
 
 
 def parse_period(text: str) -> Period:
@@ -177,9 +182,10 @@ def parse_period(text: str) -> Period:
 
 def local_timezone() -> str:
     """The name of this machine's time zone; UTC where it has none."""
-    link = Path("/etc/localtime")
-    linked = str(link.resolve()).partition("zoneinfo/")[2] if link.is_symlink() else ""
-    return os.environ.get("TZ", "").lstrip(":") or linked or "UTC"
+    given = os.environ.get("TZ", "").lstrip(":") or "/etc/localtime"
+    if not given.startswith("/"):
+        return given
+    return str(Path(given).resolve()).partition("zoneinfo/")[2].removeprefix("posix/") or "UTC"
 
 
 def _is_cron(text: str) -> bool:

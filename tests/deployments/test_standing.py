@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -24,7 +25,7 @@ from prefect.settings import Settings
 
 from deployments.retention import compact, forget_results, server_settings
 from deployments.server import Server, configure, end_leftover_server
-from deployments.standing import MARK, end_leftovers, end_marked, served_at, standing
+from deployments.standing import MARK, end_leftovers, end_marked, new_mark, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
 
@@ -90,6 +91,12 @@ def test_one_serves_and_others_know_where(workspace) -> None:
             pass
         assert served_at(workspace) == "http://127.0.0.1:4200/api"
     assert served_at(workspace) is None
+    with (
+        standing(workspace),
+        pytest.raises(LockedError, match=f"served by process {os.getpid()} already"),
+        standing(workspace),
+    ):
+        pass
 
 
 def test_who_only_looks_keeps_nobody_from_serving(workspace) -> None:
@@ -111,19 +118,33 @@ def test_what_one_leaves_ends_with_it(workspace) -> None:
     assert is_gone(left)
 
 
-def test_what_a_killed_one_leaves_is_ended(workspace) -> None:
+@contextlib.contextmanager
+def serving_again(workspace: Workspace) -> Iterator[None]:
+    with standing(workspace):
+        yield
+
+
+@contextlib.contextmanager
+def run_by_hand(workspace: Workspace) -> Iterator[None]:
+    end_leftover_server(workspace)
+    yield
+
+
+@pytest.mark.parametrize("what_comes_then", [serving_again, run_by_hand])
+def test_what_a_killed_one_leaves_is_ended(what_comes_then, workspace) -> None:
     process = subprocess.Popen([sys.executable, "-c", SERVE, workspace.root], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     token = process.stdout.readline().strip()
-    mine, other = sleeping({MARK: token}), sleeping({MARK: "somebody else's"})
+    mine, other = sleeping({MARK: token}), sleeping(new_mark())
+    (workspace.prefect_home / "server.json").write_text(json.dumps({"pid": mine.pid, "token": token}))
     end_leftovers(workspace)  # it is on: nothing is left over
     end_leftover_server(workspace)
     assert mine.poll() is None
+    (workspace.prefect_home / "server.json").unlink()
     process.kill()
     process.wait()
     assert served_at(workspace) is None
-    with standing(workspace) as own:
-        assert own.mark[MARK] != token
+    with what_comes_then(workspace):
         assert is_gone(mine)
         assert not is_gone(other)
     end(other)
@@ -133,8 +154,9 @@ def test_what_a_killed_one_leaves_is_ended(workspace) -> None:
 def test_a_server_is_known_by_its_mark_and_not_by_its_pid(workspace) -> None:
     workspace.prefect_home.mkdir()
     record = workspace.prefect_home / "server.json"
-    server, other = sleeping({MARK: "t"}), sleeping({MARK: "u"})
-    record.write_text(json.dumps({"pid": other.pid, "token": "t"}))
+    mark = new_mark()
+    server, other = sleeping(mark), sleeping(new_mark())
+    record.write_text(json.dumps({"pid": other.pid, "token": mark[MARK]}))
     end_leftover_server(workspace)
     assert is_gone(server)
     assert not is_gone(other)
@@ -148,9 +170,10 @@ def test_a_server_is_known_by_its_mark_and_not_by_its_pid(workspace) -> None:
 
 
 def test_one_that_has_ended_but_is_not_reaped_holds_up_nobody() -> None:
+    mark = new_mark()
     parent = subprocess.Popen(
         [sys.executable, "-c", f"import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', ''], "
-         f"env=os.environ | {{'{MARK}': 'z'}})\nprint('up', flush=True)\ninput()"],
+         f"env=os.environ | {mark})\nprint('up', flush=True)\ninput()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert parent.stdout is not None
@@ -160,18 +183,39 @@ def test_one_that_has_ended_but_is_not_reaped_holds_up_nobody() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     started = time.monotonic()
-    end_marked({MARK: "z"})
+    end_marked(mark)
     assert time.monotonic() - started < 5
     parent.communicate(b"\n")
 
 
 def test_processes_are_known_by_all_of_their_mark() -> None:
-    runs, server = sleeping({MARK: "t", "DESRA_SERVE_PART": "runs"}), sleeping({MARK: "t"})
-    end_marked({MARK: "t", "DESRA_SERVE_PART": "runs"})
+    mark = new_mark()
+    runs, server = sleeping(mark | {"DESRA_SERVE_PART": "runs"}), sleeping(mark)
+    end_marked(mark | {"DESRA_SERVE_PART": "runs"})
     assert is_gone(runs)
     assert not is_gone(server)
-    end_marked({MARK: "t"})
+    end_marked(mark)
     assert is_gone(server)
+
+
+def test_who_has_the_mark_himself_goes_on() -> None:
+    mark = new_mark()
+    told = subprocess.run(
+        [sys.executable, "-c", f"from deployments.standing import end_marked; end_marked({mark}); print('on')"],
+        env=os.environ | mark, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert told.stdout == "on\n"
+
+
+def test_a_port_is_free_as_soon_as_its_server_has_ended(workspace) -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert Server(workspace, port=port).url == f"http://127.0.0.1:{port}/api"
 
 
 def test_a_port_that_is_taken_is_told(workspace) -> None:
@@ -261,42 +305,66 @@ def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     compact(tmp_path / "nowhere")
 
 
+def rows(database: Path, *tables: str) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
+KEPT = ("flow_run", "flow_run_state", "task_run", "task_run_state", "log", "artifact", "artifact_collection")
+
+
 @pytest.mark.slow
-def test_the_server_forgets_old_runs_and_stores_no_events(workspace, environment) -> None:
+def test_the_server_forgets_old_runs_with_all_that_belongs_to_them(workspace, environment, monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # on this machine, nobody asks it
+    monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_ORPHAN_CLEANUP_LOOP_SECONDS", "2")  # not once a day
     server = Server(workspace, history=timedelta(days=30))
     database = workspace.prefect_home / "prefect.db"
-    ids = {}
+
+    def ask(path: str, **content: object) -> dict[str, Any]:
+        answer = httpx.post(f"{server.url}/{path}", json=content, timeout=60).raise_for_status()
+        return answer.json() if answer.content else {}
+
+    def through(what: str, one: str) -> str:
+        for kind in ("RUNNING", "COMPLETED"):
+            ask(f"{what}/{one}/set_state", state={"type": kind, "name": kind.title()}, force=True)
+        return one
+
+    def run(name: str, **of: str) -> str:
+        one = ask("flow_runs/", flow_id=flow, name=name, **of)["id"]
+        task = ask("task_runs/", flow_run_id=one, task_key="t", dynamic_key="1")["id"]
+        ask("artifacts/", key=name, type="markdown", data="d", flow_run_id=one)
+        log = {"name": "desra", "level": 20, "message": "m", "timestamp": "2026-01-01T00:00:00Z", "flow_run_id": one}
+        httpx.post(f"{server.url}/logs/", json=[log]).raise_for_status()
+        if name != "going-on":
+            through("task_runs", task)
+            through("flow_runs", one)
+        return task
+
     server.start()
     try:
-        flow = httpx.post(f"{server.url}/flows/", json={"name": "mine"}).json()["id"]
-        for name in ("old", "new"):
-            run = httpx.post(f"{server.url}/flow_runs/", json={"flow_id": flow, "name": name}).json()["id"]
-            for kind in ("RUNNING", "COMPLETED"):
-                state = {"state": {"type": kind, "name": kind.title()}}
-                httpx.post(f"{server.url}/flow_runs/{run}/set_state", json=state).raise_for_status()
-            log = {
-                "name": "desra",
-                "level": 20,
-                "message": "m",
-                "timestamp": "2026-01-01T00:00:00Z",
-                "flow_run_id": run,
-            }
-            httpx.post(f"{server.url}/logs/", json=[log]).raise_for_status()
-            ids[name] = run
+        flow = ask("flows/", name="mine")["id"]
+        for name in ("new", "going-on"):
+            run(name)
     finally:
         server.stop()
+    few = rows(database, *KEPT)
+    assert few["artifact_collection"] == few["log"] == few["flow_run"] == 2
+    server.start()
+    try:
+        run("part-of-old", parent_task_run_id=run("old"))
+    finally:
+        server.stop()
+    assert all(count > few[table] for table, count in rows(database, *KEPT).items())
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("UPDATE flow_run SET end_time = '2020-01-01 00:00:00' WHERE name = 'old'")
+        connection.execute("UPDATE flow_run SET end_time = datetime('now', '-31 days') WHERE name LIKE '%old'")
+        connection.execute("UPDATE flow_run SET end_time = datetime('now', '-29 days') WHERE name = 'new'")
+        connection.execute("UPDATE flow_run SET start_time = datetime('now', '-31 days') WHERE name = 'going-on'")
     server.start()
     try:
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{server.url}/flow_runs/{ids['old']}").status_code == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert httpx.get(f"{server.url}/flow_runs/{ids['new']}").status_code == 200
-        left = httpx.post(f"{server.url}/logs/filter", json={}).json()
-        assert [log["flow_run_id"] for log in left] == [ids["new"]]
+        deadline = time.monotonic() + 120
+        while rows(database, *KEPT) != few:
+            assert time.monotonic() < deadline, rows(database, *KEPT)
+            time.sleep(0.5)
     finally:
         server.stop()
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("SELECT count(*) FROM events").fetchone() == (0,)
+    assert rows(database, "events") == {"events": 0}

@@ -40,7 +40,7 @@ def test_intervals() -> None:
     ["", "soon", "daily at 24:00", "daily at 2:60", "daily at 2", "every 5 seconds", "every", "every -1 hours",
      "0 2 * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "5-2 * * * *", "*/0 * * * *",
      "*/99 * * * *",
-     "0 2 * * * *", "a b c d e"],
+     "0 2 * * * *", "a b c d e", "every 9999999999 weeks"],
 )  # fmt: skip
 def test_what_is_no_time_is_refused(text) -> None:
     with pytest.raises(ValueError, match=r"no |is more often"):
@@ -50,6 +50,7 @@ def test_what_is_no_time_is_refused(text) -> None:
 @pytest.mark.parametrize(
     "given",
     [{"mine_at": "now and then"}, {"cycle_at": "61 * * * *"}, {"history": "5 minutes"}, {"history": "long"},
+     {"history": "23 hours"}, {"history": "40000 days"},
      {"timezone": "Mars/Olympus"}, {"timezone": "../../etc/passwd"}, {"webhook": "hooks.example/x"},
      {"finetune_after": -1}, {"port": 70000}, {"name": "a/b"}, {"threshold": 2}, {"mine": "daily at 2:00"}],
 )  # fmt: skip
@@ -66,3 +67,16 @@ def test_defaults_and_names(monkeypatch) -> None:
     monkeypatch.setenv("TZ", "America/Lima")
     assert serving.clock == local_timezone() == "America/Lima"
     assert Serving(**CORPUS, timezone="Asia/Tokyo").clock == "Asia/Tokyo"
+
+
+@pytest.mark.parametrize("prefix", ["", ":"])
+def test_a_time_zone_may_be_a_file(prefix, monkeypatch, tmp_path) -> None:
+    zone = tmp_path / "zoneinfo" / "posix" / "Europe" / "Rome"
+    zone.parent.mkdir(parents=True)
+    zone.touch()
+    (tmp_path / "localtime").symlink_to(zone)
+    monkeypatch.setenv("TZ", f"{prefix}{tmp_path / 'localtime'}")
+    assert local_timezone() == "Europe/Rome"
+    (tmp_path / "copied").touch()
+    monkeypatch.setenv("TZ", f"{prefix}{tmp_path / 'copied'}")
+    assert local_timezone() == "UTC"
