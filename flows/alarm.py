@@ -47,14 +47,15 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         As Prefect gives them to a hook.
     """
     message = _reason(flow, flow_run, state)
+    name, deployment = _names(flow_run)
     page = get_current_settings().ui_url
     url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
     settings = next((value for value in flow_run.parameters.values() if isinstance(value, dict)), {})
     return {
-        "text": f"{flow.name} {(state.name or '').lower()}: {flow_run.name}: {message}" + (f" {url}" if url else ""),
-        "deployment": os.environ.get("PREFECT__DEPLOYMENT_NAME") or _deployment(flow_run),
+        "text": f"{flow.name} {(state.name or '').lower()}: {name}: {message}" + (f" {url}" if url else ""),
+        "deployment": deployment,
         "flow": flow.name,
-        "run": flow_run.name,
+        "run": name,
         "run_id": str(flow_run.id),
         "state": state.name,
         "message": message,
@@ -73,12 +74,16 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
     return printable(state.message or "no reason is known")
 
 
-def _deployment(flow_run: FlowRun) -> str | None:
-    """The name of the deployment, where the environment does not tell: of a run that died, a worker is asked."""
-    if flow_run.deployment_id is None:
-        return None
+def _names(flow_run: FlowRun) -> tuple[str, str | None]:
+    """The names of a run and of its deployment.
+
+    The server is asked where the environment does not tell: of a run that died, its worker tells, which knows neither.
+    """
+    deployment = os.environ.get("PREFECT__DEPLOYMENT_NAME")
+    if deployment or flow_run.deployment_id is None:
+        return flow_run.name, deployment
     try:
         with get_client(sync_client=True) as client:
-            return client.read_deployment(flow_run.deployment_id).name
-    except Exception:  # noqa: BLE001 - a message without the name is better than none
-        return str(flow_run.deployment_id)
+            return client.read_flow_run(flow_run.id).name, client.read_deployment(flow_run.deployment_id).name
+    except Exception:  # noqa: BLE001 - a message without them is better than none
+        return flow_run.name, str(flow_run.deployment_id)

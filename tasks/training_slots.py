@@ -63,5 +63,7 @@ def _lock_file(device: str) -> Path:
     """The same for all users; it is never deleted, or two could hold it."""
     path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
+        os.fchmod(file, 0o644)  # whatever the umask
+        os.close(file)
     return path

@@ -225,11 +225,13 @@ def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook) -> None:
         register(deployments_of(Serving(**PATHS, name="killed", mine_at="never", cycle_at="never"), Machine()), client)
         deployment = client.read_deployment_by_name("mine/killed")
         run = client.create_flow_run_from_deployment(deployment.id)
+        client.update_flow_run(run.id, name="mine photos")  # as a run calls itself when it begins
         tell_failure(mine, run, Crashed(message="Process exited with status code: -9"))
         run.parameters["curent_model"] = True
         tell_failure(mine, run, Crashed(message="Process exited with status code: 1"))
     killed, unknown = webhook.received
-    assert (killed["deployment"], killed["state"], killed["workspace"]) == ("killed", "Crashed", "/data/workspace")
+    assert (killed["deployment"], killed["run"], killed["state"]) == ("killed", "mine photos", "Crashed")
+    assert killed["workspace"] == "/data/workspace"
     assert killed["message"] == "Process exited with status code: -9"
     assert unknown["message"].startswith("parameters: Function expects parameters ['mining', ")
     assert "; edit the parameters of the deployment" in unknown["message"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -56,3 +58,13 @@ def test_what_fails_while_it_holds_a_device_frees_it() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), training_slots.training_slot(["cpu"], print):
             raise ZeroDivisionError
+
+
+def test_other_users_can_wait_too(tmp_path) -> None:
+    before = os.umask(0o077)
+    try:
+        with training_slots.training_slot(["cpu"], print):
+            [file] = tmp_path.iterdir()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
