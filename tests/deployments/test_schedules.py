@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from prefect.cli.deploy._config import _load_deploy_configs_and_actions
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
@@ -24,6 +27,7 @@ from desra_core.errors import UsageError
 from desra_core.model_settings import Cycling, Finetuning
 from desra_core.serving_settings import FinetuneTrigger, Serving
 from desra_core.settings import Machine, Mining
+from tests.browser import opened
 
 YAML = Path(schedules.__file__).with_name("prefect.yaml")
 
@@ -155,3 +159,54 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
     # Another workspace of the same name is not overwritten.
     with pytest.raises(UsageError, match="/elsewhere/workspace another --name"):
         register(deployments_of(serving(name="corpus", workspace="/elsewhere/workspace"), Machine()), client)
+
+
+@pytest.mark.slow
+def test_the_form_in_a_browser(client, prefect_environment, tmp_path) -> None:
+    """Each setting has a field with its help text; a bad value is refused; a preset holds."""
+    register(deployments_of(serving(name="form", preset="cpu", mine_at="never", cycle_at="never"), Machine()), client)
+    # As somebody has it who gives no more than the preset.
+    finetune = client.read_deployment_by_name("finetune/form")
+    client.update_deployment(
+        finetune.id, DeploymentUpdate(parameters={"finetuning": {"workspace": "/data/workspace", "preset": "cpu"}})
+    )
+    url = prefect_environment["PREFECT_API_URL"]
+    address = f"{url.removesuffix('/api')}/deployments/deployment/{finetune.id}/run"
+    with opened(address, tmp_path / "browser", height=4000) as page:
+
+        def shows(text: str) -> None:
+            for _ in range(150):
+                if text in page.evaluate("document.body.innerText"):
+                    return
+                time.sleep(0.2)
+            raise AssertionError(page.evaluate("document.body.innerText"))
+
+        def fill_in(label: str, value: str) -> None:
+            page.evaluate(_FILL_IN % {"label": json.dumps(label), "value": json.dumps(value)})
+
+        shows("Submit")
+        for field in Finetuning.model_fields.values():
+            shows(" ".join(str(field.description).split()))
+        fill_in("Mask Share", "2")
+        page.evaluate(_SUBMIT)
+        shows("Validation failed for field 'finetuning.mask_share'. Failure reason: 2 is greater than the maximum of 1")
+        fill_in("Mask Share", "0.3")
+        page.evaluate(_SUBMIT)
+        query = {"deployments": {"id": {"any_": [str(finetune.id)]}}}
+        for _ in range(100):
+            if runs := httpx.post(f"{url}/flow_runs/filter", json=query).json():
+                break
+            time.sleep(0.2)
+    [run] = runs
+    sent = Finetuning(**run["parameters"]["finetuning"])
+    assert sent == Finetuning(workspace=Path("/data/workspace"), preset="cpu", mask_share=0.3)
+
+
+_SUBMIT = "[...document.querySelectorAll('button')].find(button => button.innerText.trim() === 'Submit').click()"
+_FILL_IN = """(() => {
+    let box = [...document.querySelectorAll('label, .p-label')].find(it => it.innerText.trim().startsWith(%(label)s));
+    while (!box.querySelector('input')) box = box.parentElement;
+    const input = box.querySelector('input');
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, %(value)s);
+    for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind, {bubbles: true}));
+})()"""

@@ -17,12 +17,14 @@ from prefect.states import Crashed
 
 from deployments.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
-from desra_core.model_settings import Comparing, Finetuning
+from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from desra_core.workspace import Workspace
 from flows import alarm, options
 from flows.alarm import tell_failure
 from flows.compare import compare
+from flows.cycle import cycle
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
@@ -251,6 +253,15 @@ def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path)
         with pytest.raises(UsageError, match="gone: is no workspace with a run in it"):
             flow(settings)
     assert not gone.exists()
+
+
+def test_what_a_cycle_would_lack_in_the_end_is_told_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
+    mse, gan = make_models(tmp_path)
+    settings = Cycling(photos=tmp_path, workspace=tmp_path / "ws", mse_model=mse, gan_model=gan, preset="cpu",
+                       lpips=tmp_path / "alexnet.pth")  # fmt: skip
+    with pytest.raises(UsageError, match=r"alexnet\.pth: does not exist"):
+        cycle(settings)
+    assert not Workspace(settings.workspace).manifest.exists()
 
 
 def test_parameters_of_an_earlier_version_are_refused_in_one_line(url) -> None:
