@@ -251,6 +251,7 @@ def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:
     assert services.db_vacuum.retention_period == timedelta(days=30)
     assert services.event_persister.enabled is False
     assert Settings().server.events.retention_period == timedelta(days=3)
+    assert server_settings(timedelta(days=1))["PREFECT_SERVER_EVENTS_RETENTION_PERIOD"] == "PT86400S"
 
 
 def test_old_results_are_forgotten(tmp_path) -> None:
@@ -294,6 +295,10 @@ def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
     full = database.stat().st_size
     compact(tmp_path)
     assert database.stat().st_size == full  # nothing is free
+    connection.execute("DELETE FROM event WHERE rowid > 300")
+    connection.commit()
+    compact(tmp_path)
+    assert database.stat().st_size == full  # not worth it
     connection.execute("DELETE FROM event WHERE rowid > 10")
     connection.commit()
     connection.close()
