@@ -239,6 +239,19 @@ def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook) -> None:
     assert "; edit the parameters of the deployment" in unknown["message"]
 
 
+def test_a_run_within_a_run_is_tried_again_with_the_one_around_it(url, by_itself) -> None:
+    inner, tries = raising("inner", *[TransientError("/ws", "the disk is full", "free some space")] * 9)
+
+    @corpus_flow("outer")
+    def outer() -> Ended:
+        """Calls another one."""
+        return inner()
+
+    with pytest.raises(TransientError):
+        outer()
+    assert len(tries) == 3
+
+
 @pytest.mark.parametrize("workspace", ["ws", ""])
 def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> None:
     with pytest.raises(UsageError):
