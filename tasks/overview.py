@@ -78,18 +78,19 @@ def show_corpus(settings: CorpusSettings, plan: Plan, dashboard: str | None = No
     )
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers in few words.
+def ranges(shards: Sequence[int]) -> str:
+    """How many shards there are, and which, by their sorted numbers.
 
     Examples
     --------
     >>> ranges([0, 1, 2, 5, 7, 8])
-    '0–2, 5, 7–8'
+    '6 (00000–00002, 00005, 00007–00008)'
     >>> ranges([])
     'none'
     """
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(shards), key=lambda pair: pair[1] - pair[0])]
+    told = ", ".join(f"{run[0]:05d}–{run[-1]:05d}" if len(run) > 1 else f"{run[0]:05d}" for run in runs)
+    return f"{len(shards)} ({told})" if shards else "none"
 
 
 def _listed(title: str, facts: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class Summary(NamedTuple):
     def told(self) -> str:
         """A line for people."""
         done = f"{self.computed} of {self.images} images computed" if self.computed else "nothing new"
-        return f"{done}: {self.regions} artifact regions in all, {self.failures} images failed"
+        return f"{done}: {self.regions} artifact regions in all, {_counted(self.failures)} failed"
 
     @property
     def problem(self) -> TransientError | None:
@@ -73,6 +73,29 @@ def _shown(region: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _show_failures(workspace: Workspace) -> None:
+    """What is wrong with which image, and what to do; the stage and the file are what a screen may cut off."""
+    failures = pq.read_table(workspace.failures)
+    told = f"{_counted(failures.num_rows)} could not be processed" + (
+        f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
+    )
+    rows = [
+        {
+            "image": row["name"],
+            "reason": row["reason"],
+            "remedy": row["remedy"],
+            "stage": row["stage"],
+            "file": row["subject"],
+        }
+        for row in failures.slice(0, _FAILURES).to_pylist()
+    ]
+    create_table_artifact(rows, key="failures", description=told)
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
+
+
 def _show_throughput(workspace: Workspace) -> None:
     """Computing times by stage, of one worker."""
     rows = [
@@ -96,11 +119,7 @@ def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_sha
     write_report(workspace)
     _show_worst(workspace)
     _show_throughput(workspace)
-    failures = pq.read_table(workspace.failures)
-    told = f"{failures.num_rows} images could not be processed" + (
-        f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
-    )
-    create_table_artifact(failures.slice(0, _FAILURES).to_pylist(), key="failures", description=told)
+    _show_failures(workspace)
     summary = Summary(
         flow_run=str(flow_run.id),
         task_runs=task_runs,

@@ -47,16 +47,47 @@ class Page:
         self._loaded = False
 
     def open(self, address: str) -> None:
-        """Go there and wait until everything has loaded."""
+        """Have a tab, go there and wait until everything has loaded."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._call(f"{domain}.enable")
+        self.go(address)
+        self.requests = [url for url in self.requests if url != address and not url.startswith("data:")]
+
+    def go(self, address: str) -> None:
+        """Go there in the same tab, and wait until what the page itself asks for has loaded."""
         self._loaded = False
         self._call("Page.navigate", url=address)
         while not self._loaded:
             self._receive()
-        self.requests = [url for url in self.requests if url != address and not url.startswith("data:")]
+
+    def text(self) -> str:
+        """All that can be read."""
+        return str(self.evaluate("document.body.innerText"))
+
+    def wait_for(self, text: str) -> None:
+        """Wait until something can be read: pages that are drawn by scripts have loaded long before."""
+        deadline = time.monotonic() + _SECONDS
+        while text not in self.text():
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.text()}"
+            time.sleep(0.2)
+
+    def click(self, text: str) -> None:
+        """Click on the last thing that is labelled so."""
+        boxes = f"""[...document.querySelectorAll('*')]
+            .filter(e => !e.children.length && e.innerText?.trim() === {json.dumps(text)})
+            .map(e => e.getBoundingClientRect()).filter(box => box.width)
+            .map(box => [box.x + box.width / 2, box.y + box.height / 2])"""
+        x, y = self.evaluate(boxes)[-1]
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def link(self, text: str) -> str:
+        """Where a link of these words leads."""
+        return str(
+            self.evaluate(f"[...document.links].find(link => link.innerText.trim() === {json.dumps(text)}).href")
+        )
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, which may be a promise."""
@@ -121,7 +152,9 @@ def opened(address: str, profile: Path, *, width: int = 1400, height: int = 1000
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as browser:
         try:
-            with connect(_debugger(profile, browser), max_size=None, open_timeout=_SECONDS) as connection:
+            debugger = _debugger(profile, browser)
+            # No pings: while a test does something else, nobody reads what answers them.
+            with connect(debugger, max_size=None, open_timeout=_SECONDS, ping_interval=None) as connection:
                 page = Page(connection)
                 page.open(address)
                 yield page

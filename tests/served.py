@@ -33,6 +33,11 @@ class Served:
         self.workspace = Workspace(folder / "ws")
         self.url = ""
 
+    @property
+    def ui(self) -> str:
+        """Where people watch."""
+        return self.url.removesuffix("/api")
+
     def said(self) -> str:
         return self._said.read_text()
 

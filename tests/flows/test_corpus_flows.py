@@ -57,7 +57,7 @@ def test_what_the_server_knows_of_a_run(
     assert f"[Report]({(tmp_path / 'ws/report.html').as_uri()})" in outcome
     overview = artifacts["overview"]["data"]
     assert "7 images: 0 done before, 0 failed for good, 7 to do" in overview
-    assert "- shards to do: 0–1\n- shards with nothing to do, which are not submitted: none\n" in overview
+    assert "- shards to do: 2 (00000–00001)\n- shards with nothing to do, which are not submitted: none\n" in overview
     assert "[Dask dashboard](http://" in overview
     corpus = {"detect": "gan_sr", "mine": "photos"}[verb]
     assert re.fullmatch(rf"{verb} {corpus} \d{{4}}-\d\d-\d\d \d\d:\d\d", flow_run["name"])

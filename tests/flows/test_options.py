@@ -205,7 +205,9 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
     assert time.monotonic() - started < 30
     run = latest(url, "unheard")
     assert run["state"]["message"] == "--x: is bad; mend it"
-    assert "the webhook was not told" in logs(url, run, wait_for="not told")
+    told = logs(url, run, wait_for="not told")
+    assert "the webhook was not told" in told
+    assert "/hook" not in told  # the address is a secret
 
 
 def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
