@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment
 
+from desra_core.errors import LockedError
 from desra_core.gathering import count_gathered
 from desra_core.serving_settings import FinetuneTrigger
 from desra_core.workspace import Workspace
@@ -23,11 +24,16 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
     Returns
     -------
-    The number of images with artifacts that have gathered since the last finetune began.
+    The number of images with artifacts that have gathered since the last finetune began; 0 if somebody else has the
+    workspace by now.
     """
-    with workspace.locked():
-        gathered = count_gathered(workspace, trigger.group_by)
     logger = get_run_logger()
+    try:
+        with workspace.locked():
+            gathered = count_gathered(workspace, trigger.group_by)
+    except LockedError as error:  # by hand, since the mining has ended, which is done nevertheless
+        logger.info("%s; the next run counts the images that have gathered", error)
+        return 0
     since = f"{gathered} images with artifacts have gathered since the last finetune began"
     if gathered < trigger.artifacts:
         logger.info("%s; the next begins at %d", since, trigger.artifacts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,6 +87,21 @@ def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> s
     assert "Traceback" not in run.stderr
     assert ("starting Prefect" in run.stderr) == server, run.stderr
     return errors[0]
+
+
+@contextlib.contextmanager
+def held(workspace: Workspace) -> Iterator[int]:
+    """Have another process hold a workspace; yields its pid."""
+    script = "import sys\nfrom pathlib import Path\nfrom desra_core.workspace import Workspace\n" \
+        "with Workspace(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", script, workspace.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield holder.pid
+        holder.stdin.close()
 
 
 def desra_command(*arguments: object) -> list[str]:

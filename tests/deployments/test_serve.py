@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import pytest
 from deployments.standing import standing
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
-from tests.conftest import desra_command, refusal
+from tests.conftest import desra_command, held, refusal
 from tests.in_process import process
 from tests.served import FINAL, PATIENCE, until
 
@@ -209,14 +208,8 @@ def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> Non
     workspace.create()
     with standing(workspace):
         assert f"is served by process {os.getpid()} already" in refusal(desra_here("serve", config()))
-    hold = "import sys\nfrom pathlib import Path\nfrom desra_core.workspace import Workspace\n" \
-        "with Workspace(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, workspace.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        assert f"is in use by process {holder.pid}" in refusal(desra_here("serve", config()))
-        holder.stdin.close()
+    with held(workspace) as holder:
+        assert f"is in use by process {holder}" in refusal(desra_here("serve", config()))
 
 
 def test_a_server_that_is_down_is_told(config, desra_here) -> None:

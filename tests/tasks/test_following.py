@@ -25,6 +25,7 @@ from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
 from tasks.finetuning import freeze_images
 from tasks.following import start_finetune
+from tests.conftest import held
 from tests.in_process import process, train
 
 GROUP_BY = "folder"
@@ -166,3 +167,6 @@ def test_enough_of_it_starts_one_finetune(mining, models, url, monkeypatch) -> N
     assert run["parent_task_run_id"] is None
     mined(count)
     assert len(finetunes()) == 1  # that one is waiting
+    with held(workspace):
+        assert mined(count) == 0
+    assert len(finetunes()) == 1
