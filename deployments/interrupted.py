@@ -1,4 +1,4 @@
-"""Runs that were cut off: the server learns that they have ended, and others go on with what they left."""
+"""Runs that were cut off or missed: the server learns of it, and others go on with what they left."""
 
 from __future__ import annotations
 
@@ -94,6 +94,34 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
             lines.append(f"{run.name} {told}")
         client.set_flow_run_state(run.id, Crashed(message=told), force=True)
     return lines
+
+
+def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> int:
+    """Of the runs that a clock should have started some time ago and that wait, leave the latest of each deployment.
+
+    One takes in all that has come since, be it after a week without desra serve or at the end of a long cycle.
+
+    Parameters
+    ----------
+    pool, client
+        As for `mark_interrupted`.
+    settled
+        Leave out runs that have not waited so long.
+
+    Returns
+    -------
+    How many were deleted.
+    """
+    latest = datetime.now(UTC) - settled
+    waiting = _runs(pool, client, {"type": {"any_": ["SCHEDULED"]}})
+    missed = [
+        run for run in waiting if run.auto_scheduled and run.expected_start_time and run.expected_start_time < latest
+    ]
+    first = {run.deployment_id: run.id for run in reversed(missed)}
+    superfluous = [run.id for run in missed if first[run.deployment_id] != run.id]
+    for run_id in superfluous:
+        client.delete_flow_run(run_id)
+    return len(superfluous)
 
 
 def _going_on() -> set[str | None]:

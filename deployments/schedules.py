@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from desra_core.errors import UsageError, printable
 from desra_core.model_settings import Cycling, Finetuning
@@ -16,6 +17,7 @@ from desra_core.settings import Machine, Mining
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
 
 # What a worker runs: without it, it would start three processes for a run, one after the other.
 COMMAND = "python -m prefect.engine"
@@ -100,7 +102,7 @@ def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None
     from prefect.workers.process import ProcessWorker
 
     for deployed in deployments:
-        _check_owner(deployed, client)
+        there = _own(deployed, client)
         template = ProcessWorker.get_default_base_job_template()
         pool = WorkPoolCreate(
             name=deployed.work_pool, type="process", base_job_template=template, concurrency_limit=1,
@@ -116,6 +118,7 @@ def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None
                 tags=deployed.tags,
                 work_pool_name=deployed.work_pool,
                 job_variables={"command": COMMAND},
+                paused=there is not None and there.paused,  # by a person, in the UI
             ).apply()
         except (DeploymentApplyError, ValueError) as error:
             remedy = "see the settings of the schedules and of the corpus"
@@ -123,7 +126,7 @@ def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None
 
 
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
-    """When a deployment runs next by itself.
+    """When a deployment runs next by itself, in the time zone of its schedule; None where it does not, or is paused.
 
     Raises
     ------
@@ -134,7 +137,10 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
 
     if not deployed.schedules:
         return None
-    deployment_id = client.read_deployment_by_name(deployed.full_name).id
+    deployment = client.read_deployment_by_name(deployed.full_name)
+    if deployment.paused:
+        return None
+    deployment_id = deployment.id
     try:
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment_id)}, json={})
     except PrefectHTTPStatusError as error:
@@ -144,12 +150,17 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
         ) from None
     query = {
         "deployments": {"id": {"any_": [str(deployment_id)]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "next_scheduled_start_time": {"after_": datetime.now(UTC).isoformat()},
+        },
         "sort": "NEXT_SCHEDULED_START_TIME_ASC",
         "limit": 1,
     }
     runs = client.request("POST", "/flow_runs/filter", json=query).json()
-    return datetime.fromisoformat(runs[0]["next_scheduled_start_time"]).astimezone() if runs else None
+    if not runs:
+        return None
+    return datetime.fromisoformat(runs[0]["next_scheduled_start_time"]).astimezone(ZoneInfo(deployed.timezone))
 
 
 def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
@@ -165,18 +176,19 @@ def _schedule(schedule: dict[str, Any]) -> Any:
     return Interval(schedule["interval"])
 
 
-def _check_owner(deployed: Deployed, client: SyncPrefectClient) -> None:
-    """See that nobody else's deployment is overwritten."""
+def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
+    """The deployment as the server knows it, if it does: nobody else's is overwritten."""
     from prefect.exceptions import ObjectNotFound
 
     try:
         there = client.read_deployment_by_name(deployed.full_name)
     except ObjectNotFound:
-        return
+        return None
     known = _workspace(there.parameters)
     if known != (own := _workspace(deployed.parameters)):
         reason = f"is the deployment of another workspace, {known}, on this Prefect server"
         raise UsageError(deployed.full_name, reason, f"give that of {own} another --name")
+    return there
 
 
 def _workspace(parameters: dict[str, Any]) -> str | None:

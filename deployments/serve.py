@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
-from deployments.interrupted import mark_interrupted, resume_interrupted
+from deployments.interrupted import drop_missed, mark_interrupted, resume_interrupted
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
@@ -97,7 +97,7 @@ class _Process(Protocol):
     log: Path
 
     @property
-    def ended(self) -> bool: ...
+    def exit_code(self) -> int | None: ...
 
     def start(self) -> None: ...
 
@@ -219,6 +219,7 @@ def _tell_server(deployments: list[Deployed]) -> None:
         mark_interrupted(pool, client, "desra serve was killed")
         for line in resume_interrupted(pool, client):
             say(line)
+        drop_missed(pool, client, settled=_SETTLED)
 
 
 def _check_alone(pool: str, client: SyncPrefectClient) -> None:
@@ -242,7 +243,9 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
     with _client() as client:
         for deployed in deployments:
             moment = next_run(deployed, client)
-            following = f", next on {moment:%Y-%m-%d at %H:%M:%S}" if moment else ""
+            following = (
+                f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" if deployed.schedules else ""
+            )
             say(f"{deployed.full_name}: {when[deployed.flow]}{following}")
     say("Ctrl-C stops; what was going on is gone on with at the next start")
 
@@ -262,11 +265,11 @@ def _look_after(processes: list[_Process], cluster: StandingCluster | None, serv
         time.sleep(_POLL_SECONDS)
         now = time.monotonic()
         for process in processes:
-            if process.ended:
+            if process.exit_code is not None:
                 _start_again(process, starts[process.name], now)
         if now - looked >= _LOOK_SECONDS:
             looked = now
-            _find_dead_runs(workspace, pool)
+            _tidy_runs(workspace, pool)
             if cluster:
                 cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
@@ -278,17 +281,21 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
     starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
     if len(starts) > _MOST_STARTS:
         raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
-    say(f"{process.name} has ended, and is started again; its log is {process.log}")
+    pause = 2 ** len(starts)  # for a cause that passes
+    code = process.exit_code
+    say(f"{process.name} has ended (exit code {code}), and is started again in {pause} s; its log is {process.log}")
+    time.sleep(pause)
     with contextlib.suppress(UsageError):  # the next look finds that it has ended
         process.start()
 
 
-def _find_dead_runs(workspace: Workspace, pool: str) -> None:
-    """Mark runs that have ended without the server's knowing, as when it was down, and go on with them."""
-    if workspace.owner():
-        return
+def _tidy_runs(workspace: Workspace, pool: str) -> None:
+    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up."""
     try:
         with _client() as client:
+            drop_missed(pool, client, settled=_SETTLED)
+            if workspace.owner():
+                return
             mark_interrupted(pool, client, "the run died", settled=_SETTLED)
             for line in resume_interrupted(pool, client):
                 say(line)

@@ -111,9 +111,9 @@ class Server:
         self.url = f"http://127.0.0.1:{self._port}/api"
 
     @property
-    def ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._process is None or self._process.poll() is not None
+    def exit_code(self) -> int | None:
+        """That of the process, which is below zero where a signal ended it; None while it runs."""
+        return self._process.poll() if self._process else None
 
     def start(self) -> None:
         """Start it, or start it again, and wait until it answers.
@@ -130,7 +130,7 @@ class Server:
         self._launch()
         import_module("prefect")  # takes a second, while the server starts
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and not self.ended:
+        while time.monotonic() < deadline and self.exit_code is None:
             with contextlib.suppress(httpx.HTTPError):
                 httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
                 return
@@ -139,7 +139,7 @@ class Server:
 
     def stop(self) -> None:
         """Stop it, when it has got all that this process has to tell."""
-        if "prefect" in sys.modules and not self.ended:
+        if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             _drain()
         os.environ.pop("PREFECT_API_URL", None)
         if self._process is not None:

@@ -54,9 +54,9 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
-    def ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._process is None or self._process.poll() is not None
+    def exit_code(self) -> int | None:
+        """That of the process, which is below zero where a signal ended it; None while it runs."""
+        return self._process.poll() if self._process else None
 
     def start(self) -> None:
         """Start it; runs that an earlier one has started go on."""

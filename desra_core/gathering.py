@@ -1,4 +1,4 @@
-"""How many images with artifacts have gathered for training since the last finetune began. The workspace counts."""
+"""How many images with artifacts have gathered for training since the last finetune. The workspace counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from desra_core.workspace import Workspace
 
 
 def note_gathered(workspace: Workspace, group_by: str) -> None:
-    """Record the images that a finetune could choose from, when it begins or finds that it was done before.
+    """Record the images with artifacts that there are when a finetune ends.
 
     Of desra detect, whose results come from elsewhere, nothing is counted.
 
@@ -33,7 +33,7 @@ def note_gathered(workspace: Workspace, group_by: str) -> None:
 
 
 def count_gathered(workspace: Workspace, group_by: str) -> int:
-    """Count the images with artifacts in the training pool that were not there when the last finetune began.
+    """Count the images with artifacts in the training pool that were not there when the last finetune ended.
 
     Parameters
     ----------

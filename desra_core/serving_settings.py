@@ -41,7 +41,7 @@ class FinetuneTrigger(BaseModel):
     artifacts: int = Field(
         ge=1,
         description="Start a finetune when so many images with artifacts have joined the training pool since the last "
-        "one began.",
+        "one.",
     )
     group_by: str = Field("duplicates", description="As the finetune is told.")
 
@@ -65,8 +65,8 @@ class Serving(Cycling):
     finetune_after: int = Field(
         200,
         ge=0,
-        description="Finetune when so many images with artifacts have joined the training pool since the last finetune "
-        "began; 0 for never.",
+        description="Finetune when so many images with artifacts have joined the training pool since the last "
+        "finetune; 0 for never.",
     )
     timezone: str | None = Field(
         None, description="Of the clock times, like Europe/Berlin; by default that of this machine."

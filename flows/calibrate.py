@@ -12,8 +12,8 @@ from desra_core.calibration.exclusion import Exclusion
 from desra_core.errors import TransientError
 from desra_core.model_settings import Calibrating
 from desra_core.settings import Machine
-from desra_core.workspace import Workspace
 from flows import FLOWS
+from flows.corpus import opened_workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
 from tasks.calibration import CountingRun, count_shard, publish_weights
@@ -57,8 +57,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
         Look for new and changed files first.
     """
     corpus = corpus_of(calibrating)
-    workspace = Workspace(corpus.workspace)
-    workspace.create()
+    workspace = opened_workspace(corpus.workspace)
     tag_run("calibrate", corpus_name(corpus), workspace.root.name)
     with workspace.locked():
         found = FLOWS[type(corpus)](corpus, machine, rescan)

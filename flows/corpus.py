@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from desra_core.errors import UsageError
 from desra_core.plan import prepare
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.workspace import Workspace
@@ -13,6 +15,7 @@ from flows.names import corpus_name
 from tasks.fanout import open_dask
 from tasks.overview import show_corpus, tag_run
 from tasks.progress import RunProgress
+from tasks.retrying import runs_by_itself
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
 from tasks.summary import Summary, publish_results
@@ -24,6 +27,22 @@ _SHARDS_IN_FLIGHT = 3
 def shard_runner() -> TaskRunner[Any]:
     """Run a few shards at a time."""
     return ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
+
+
+def opened_workspace(root: Path) -> Workspace:
+    """The workspace of a run, made where there is none. A run that nobody looks at makes none.
+
+    Raises
+    ------
+    UsageError
+        The workspace of a run that comes from a deployment has vanished.
+    """
+    if runs_by_itself() and not root.is_dir():
+        remedy = "bring it back; desra serve makes a new one when it starts"
+        raise UsageError(root, "is no folder, and with it all that was done before is gone", remedy)
+    workspace = Workspace(root)
+    workspace.create()
+    return workspace
 
 
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
@@ -38,14 +57,13 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     rescan
         Look for new and changed files first.
     """
-    workspace = Workspace(settings.workspace)
-    workspace.create()
+    workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
         _, plan, weights, _ = prepare(settings, rescan=rescan)
         if not plan.pending:
             show_corpus(settings, plan)
-            return publish_results(workspace, plan, 1, ())
+            return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
             show_corpus(settings, plan, dask.dashboard)
@@ -54,4 +72,4 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
                 run = Run(workspace, plan, stages, dask, progress)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
-        return publish_results(workspace, plan, task_runs, broken)
+        return publish_results(workspace, plan, task_runs, broken, *progress.failures)

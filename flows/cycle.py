@@ -11,8 +11,8 @@ from desra_core.comparison import plan_comparison
 from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.model_settings import Cycling
 from desra_core.settings import Machine
-from desra_core.workspace import Workspace
 from flows.compare import compare
+from flows.corpus import opened_workspace
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.names import corpus_name
@@ -55,8 +55,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
     rescan
         Look for new and changed photos first.
     """
-    workspace = Workspace(cycling.workspace)
-    workspace.create()
+    workspace = opened_workspace(cycling.workspace)
     tag_run("cycle", corpus_name(cycling), workspace.root.name)
     with workspace.locked():
         mining = mining_of(cycling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect.runtime import flow_run
 
 from desra_core.cycle import finetuning_with_current
+from desra_core.gathering import note_gathered
 from desra_core.model_settings import Finetuning
 from desra_core.settings import Machine
 from desra_core.target import load_settings
@@ -42,5 +43,7 @@ def finetune(
         plan = plan_finetune(finetuning)
         if not plan.begun and not plan.samples:
             return Finetuned(str(flow_run.id), 0, images=0, iteration=0, early=False)
-        images = freeze_images(plan, workspace)
-        return show_losses(plan, images, train(plan, machine), workspace)
+        images = freeze_images(plan)
+        finetuned = show_losses(plan, images, train(plan, machine), workspace)
+        note_gathered(workspace, plan.training.group_by)  # now: one that dies is to be started again
+    return finetuned

@@ -14,7 +14,6 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from desra_core.errors import printable
-from desra_core.gathering import note_gathered
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks
 from desra_core.training.run_folder import read_json
@@ -52,15 +51,12 @@ class Finetuned(NamedTuple):
 
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
-def freeze_images(plan: FinetunePlan, workspace: Workspace) -> int:
+def freeze_images(plan: FinetunePlan) -> int:
     """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
-        if plan.ended:  # the images that have come since change nothing for it
-            note_gathered(workspace, plan.training.group_by)
         return len(read_json(plan.run.document)["images"])
     images, errors = begin(plan, scale)
-    note_gathered(workspace, plan.training.group_by)
     for error in errors[:SHOWN_FAILURES]:
         say(f"left out: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:

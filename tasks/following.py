@@ -24,7 +24,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
     Returns
     -------
-    The number of images with artifacts that have gathered since the last finetune began; 0 if somebody else has the
+    The number of images with artifacts that have gathered since the last finetune; 0 if somebody else has the
     workspace by now.
     """
     logger = get_run_logger()
@@ -34,7 +34,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     except LockedError as error:  # by hand, since the mining has ended, which is done nevertheless
         logger.info("%s; the next run counts the images that have gathered", error)
         return 0
-    since = f"{gathered} images with artifacts have gathered since the last finetune began"
+    since = f"{gathered} images with artifacts have gathered since the last finetune"
     if gathered < trigger.artifacts:
         logger.info("%s; the next begins at %d", since, trigger.artifacts)
     elif not deployment.id:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from desra_core.errors import DesraError, printable
+from desra_core.errors import DesraError, TransientError, printable
 from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
@@ -44,6 +44,7 @@ class RunProgress:
         self._images = images
         self._steps = images * stages
         self._steps_done = self._finished = self._before = self._failed = self._failure_lines = 0
+        self._passing: list[TransientError] = []
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._silent_until = 0.0
@@ -88,6 +89,8 @@ class RunProgress:
         """An image of so many names has failed and passes over the stages left."""
         with self._lock:
             self._failed += names
+            if isinstance(error, TransientError):
+                self._passing.append(error)
             self._steps_done += names * stages_left
             self._failure_lines += 1
             lines = self._failure_lines
@@ -95,6 +98,12 @@ class RunProgress:
             self._tell(f"failed: {printable(error)}", style="red")
         elif lines == SHOWN_FAILURES + 1:
             self._tell("more failures: see desra status --failures", style="red")
+
+    @property
+    def failures(self) -> tuple[int, list[TransientError]]:
+        """How many images have failed, and the errors of those whose failure may pass."""
+        with self._lock:
+            return self._failed, list(self._passing)
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
         """Show the progress until all shards have ended; returns a line for each that could not finish."""
@@ -139,6 +148,8 @@ class RunProgress:
         parts = [f"{self._finished} of {self._images} {self._unit}"]
         parts += [f"{self._failed} failed"] if self._unit == "images" else []
         parts += [self._note] if self._note else []
+        if self._images < self._steps and 0 < self._steps_done < self._steps:
+            parts.append(f"{self._share():.0%} of the work")  # images are done at the end of the last stage
         if steps > 0:
             rate = steps / self._steps * self._images / max(elapsed, 1e-9)
             parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {self._unit[:-1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -27,7 +28,8 @@ _FAILURES = 50
 class Summary(NamedTuple):
     """How a run ended: its Prefect ids, regions and failures in the workspace, and why shards could not finish.
 
-    ``images`` is how many there were, ``computed`` how many of them had anything to do.
+    ``images`` is how many there were, ``computed`` for how many of them there was anything to do and it was done, and
+    ``failed`` for how many it was not. Of those, the failure of ``passing`` may pass: ``trouble`` is the first.
     """
 
     flow_run: str
@@ -37,20 +39,27 @@ class Summary(NamedTuple):
     broken_shards: tuple[str, ...]
     images: int
     computed: int
+    failed: int
+    passing: int
+    trouble: TransientError | None
 
     @property
     def told(self) -> str:
         """A line for people."""
-        done = f"{self.computed} of {self.images} images computed" if self.computed else "nothing new"
+        anything = self.computed or self.failed
+        done = f"{self.computed} of {self.images} images computed" if anything else "nothing new"
         return f"{done}: {self.regions} artifact regions in all, {_counted(self.failures)} failed"
 
     @property
     def problem(self) -> TransientError | None:
         """Why the run is not whole, though it ended."""
-        if not self.broken_shards:
-            return None
-        count = f"{len(self.broken_shards)} shards could not finish"
-        return TransientError(count, self.broken_shards[0], "run again")
+        if self.broken_shards:
+            count = f"{len(self.broken_shards)} shards could not finish"
+            return TransientError(count, self.broken_shards[0], "run again")
+        if self.trouble:
+            reason = f"failed for what may pass, the first: {self.trouble.subject}: {self.trouble.reason}"
+            return TransientError(_counted(self.passing), reason, self.trouble.remedy)
+        return None
 
 
 def _show_worst(workspace: Workspace) -> None:
@@ -113,7 +122,14 @@ def _show_throughput(workspace: Workspace) -> None:
 
 
 @task(task_run_name="results", cache_policy=NO_CACHE)
-def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_shards: tuple[str, ...]) -> Summary:
+def publish_results(
+    workspace: Workspace,
+    plan: Plan,
+    task_runs: int,
+    broken_shards: tuple[str, ...] = (),
+    failed: int = 0,
+    passing: Sequence[TransientError] = (),
+) -> Summary:
     """Write the tables and the report; show the worst regions, the throughput and the failures in the UI."""
     publish_tables(workspace, plan.target)
     write_report(workspace)
@@ -127,7 +143,10 @@ def publish_results(workspace: Workspace, plan: Plan, task_runs: int, broken_sha
         failures=pq.read_metadata(workspace.failures).num_rows,
         broken_shards=broken_shards,
         images=plan.images,
-        computed=plan.pending,
+        computed=plan.pending - failed,
+        failed=failed,
+        passing=len(passing),
+        trouble=passing[0] if passing else None,
     )
     broken = [f"{len(broken_shards)} shards could not finish: the next run goes on with them"] if broken_shards else []
     show_outcome(workspace, summary.told, broken)

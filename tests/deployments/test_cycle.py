@@ -126,13 +126,16 @@ def test_what_the_server_knows_of_it(judged, prefect_environment) -> None:
         assert {task_run["state"]["name"] for task_run in found} == {"Completed"}
         task_runs[name] = sorted(task_run["name"].rsplit("-", 1)[0] for task_run in found)
         artifacts[name] = {artifact["key"]: artifact for artifact in ask("artifacts", **query)}
-    assert task_runs["finetune"] == ["freeze_images", "show_losses", "train"]
-    assert task_runs["compare"] == ["decide_verdict", "judge_images", "publish_report"]
-    assert task_runs["cycle"] == ["compare", "finetune", "mine"]
+    assert task_runs["finetune"] == ["images", "losses", "train"]
+    assert task_runs["compare"] == ["judge", "report", "verdict"]
+    assert task_runs["cycle"] == ["compare", "finetune", "mine", "report"]
     assert "super_resolution" in task_runs["mine"]
     assert "**Failed.** 0 of 4 artifact regions are gone" in artifacts["compare"]["verdict"]["data"]
     assert "Mean losses of 4 iterations on 5 images." in artifacts["finetune"]["losses"]["description"]
     assert artifacts["finetune"]["progress"]["data"] == 100
+    for name, run in runs.items():
+        assert run["state"]["message"] in artifacts[name]["outcome"]["data"]
+        assert "[Dask dashboard](http" in artifacts[name]["overview"]["data"] or name == "cycle"
 
 
 def test_a_model_that_passes_becomes_current(place, promoted) -> None:

@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.interrupted import INTERRUPTED, _all, mark_interrupted, resume_interrupted
+from deployments.interrupted import INTERRUPTED, _all, drop_missed, mark_interrupted, resume_interrupted
 from deployments.schedules import Deployed, deployments_of, register
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
@@ -24,9 +24,9 @@ Json = dict[str, Any]
 class Pool:
     """The deployments of a workspace on a server, and their runs."""
 
-    def __init__(self, client: SyncPrefectClient, name: str) -> None:
+    def __init__(self, client: SyncPrefectClient, name: str, mine_at: str = "never") -> None:
         paths = {key: f"/data/{key}" for key in ("photos", "mse_model", "gan_model", "workspace")}
-        serving = Serving(**paths, name=name, mine_at="never", cycle_at="never", timezone="UTC")
+        serving = Serving(**paths, name=name, mine_at=mine_at, cycle_at="never", timezone="UTC")
         self.client = client
         self.deployments: dict[str, Deployed] = {it.flow: it for it in deployments_of(serving, Machine())}
         register(self.deployments.values(), client)
@@ -104,6 +104,30 @@ def test_what_was_cut_off_is_told_with_all_that_it_has_called(pool) -> None:
         "COMPLETED", "SCHEDULED", "RUNNING", "RUNNING",
     ]  # fmt: skip
     assert mark_interrupted(pool.name, pool.client, "again") == []
+
+
+def test_of_what_was_missed_one_run_is_left(pool) -> None:
+    """As after a week without desra serve, or when a cycle took a day."""
+    often = Pool(pool.client, f"{pool.name}-often", mine_at="every 60 seconds")
+    now = datetime.now(UTC)
+    span = {"start_time": str(now - timedelta(minutes=10)), "end_time": str(now + timedelta(minutes=5))}
+    often.ask("POST", f"/deployments/{often.deployment('mine')['id']}/schedule", **span, min_runs=1, max_runs=50)
+    asked_for = often.run("mine", "SCHEDULED")
+
+    def minutes() -> list[int]:
+        """Until the runs by the clock that wait."""
+        waiting = [run["expected_start_time"] for run in often.waiting() if run["id"] != asked_for]
+        return sorted(int((datetime.fromisoformat(moment) - now).total_seconds() // 60) for moment in waiting)
+
+    assert [minute for minute in minutes() if minute < 0] == list(range(-10, 0))
+    to_come = [minute for minute in minutes() if minute >= 0]
+    assert drop_missed(often.name, often.client, settled=timedelta(minutes=2)) == 7
+    left = minutes()
+    assert left[-len(to_come) :] == to_come
+    assert left[0] == -3
+    assert [minute for minute in left if minute < 0] == [-3, -2, -1]
+    assert asked_for in {run["id"] for run in often.waiting()}
+    often.client.delete_deployment(often.deployment("mine")["id"])  # whose clock would go on
 
 
 def test_a_run_that_has_a_process_goes_on(pool) -> None:

@@ -151,6 +151,17 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
     assert accepted.json()["work_pool_name"] == "desra-corpus"
     assert next_run(deployments_of(serving(name="corpus"), Machine())[0], client).hour is not None
 
+    # A pause in the UI outlives a restart of desra serve.
+    [mine, *_] = deployments_of(serving(name="corpus", mine_at="daily at 2:00"), Machine())
+    moment = next_run(mine, client)
+    assert (moment.hour, moment.tzname()) in ((2, "CET"), (2, "CEST"))
+    client.pause_deployment(found["id"])
+    register([mine], client)
+    assert next_run(mine, client) is None
+    client.resume_deployment(found["id"])
+    register([mine], client)
+    assert next_run(mine, client) == moment
+
     # What is given anew replaces what was given before, schedules included.
     register(deployments_of(serving(name="corpus", mine_at="never", threshold=0.6), Machine()), client)
     found = httpx.get(f"{url}/deployments/name/mine/corpus").json()

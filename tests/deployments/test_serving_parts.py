@@ -43,7 +43,7 @@ class Failing:
 
     name = "the process"
     log = Path("process.log")
-    ended = True
+    exit_code = -11
 
     def __init__(self) -> None:
         self.starts = 0
@@ -54,14 +54,19 @@ class Failing:
             raise UsageError(self.log, "the process did not start", "read that log")
 
 
-def test_what_ends_again_and_again_is_given_up(capsys) -> None:
-    process, starts = Failing(), []
+def test_what_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
+    process, starts, pauses = Failing(), [], []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
         _start_again(process, starts, moment)
     with pytest.raises(UsageError, match=r"process\.log: the process ends again and again; read that log"):
         _start_again(process, starts, 405)
     assert process.starts == 9
-    assert capsys.readouterr().err.count("the process has ended, and is started again; its log is process.log") == 9
+    assert pauses == [2, 4, 8, 16, 2, 4, 8, 16, 32]
+    assert (
+        "the process has ended (exit code -11), and is started again in 4 s; its log is process.log"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
@@ -104,8 +109,8 @@ def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
     with prefect_worker("pool", {}, mark, tmp_path / "ws" / "worker.log") as worker:
         environment = worker._environment | worker._mark
         run = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | environment)
-        assert not worker.ended
-    assert worker.ended
+        assert worker.exit_code is None
+    assert worker.exit_code is not None
     assert run.wait(timeout=10) is not None
     assert beside.poll() is None
     beside.communicate(b"\n")

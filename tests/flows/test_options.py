@@ -19,7 +19,7 @@ from deployments.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.serving_settings import Serving
-from desra_core.settings import Machine
+from desra_core.settings import Machine, Mining
 from desra_core.workspace import Workspace
 from flows import alarm, options
 from flows.alarm import tell_failure
@@ -270,8 +270,21 @@ def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path)
     assert not gone.exists()
 
 
+def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_path) -> None:
+    """Where one has vanished, a disk is not mounted: all would be mined anew, to another disk."""
+    mse, gan = make_models(tmp_path)
+    paths = {"photos": tmp_path, "workspace": tmp_path / "gone", "mse_model": mse, "gan_model": gan}
+    for flow, settings in ((mine, Mining(**paths)), (cycle, Cycling(**paths))):
+        with pytest.raises(
+            UsageError, match="gone: is no folder, and with it all that was done before is gone; bring it"
+        ):
+            flow(settings)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_what_a_cycle_would_lack_in_the_end_is_told_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
     mse, gan = make_models(tmp_path)
+    (tmp_path / "ws").mkdir()
     settings = Cycling(photos=tmp_path, workspace=tmp_path / "ws", mse_model=mse, gan_model=gan, preset="cpu",
                        lpips=tmp_path / "alexnet.pth")  # fmt: skip
     with pytest.raises(UsageError, match=r"alexnet\.pth: does not exist"):

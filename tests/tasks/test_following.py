@@ -23,7 +23,7 @@ from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
-from tasks.finetuning import freeze_images
+from flows.finetune import finetune
 from tasks.following import start_finetune
 from tests.conftest import held
 from tests.in_process import process, train
@@ -70,7 +70,7 @@ def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
     assert gathered(workspace) == len(set(after) - set(before))
 
 
-def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, make_photos) -> None:
+def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, make_photos, url) -> None:
     """Else a finetune that nothing new would change would be started again every night."""
     workspace = process(mining)
     finetuning = Finetuning(workspace=workspace.root, output=workspace.root / "finetunes" / "given", **TINY)
@@ -78,11 +78,19 @@ def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, ma
     make_photos(mining.photos, 12)
     process(mining)
     assert gathered(workspace) >= 1
-    with workspace.locked():
-        plan = plan_finetune(finetuning)
-        assert plan.ended
-        assert freeze_images.fn(plan, workspace) == 1
+    assert finetune(finetuning, Machine(workers=1)).iteration == 2
     assert gathered(workspace) == 0
+
+
+def test_a_finetune_that_dies_is_started_again(mining, url, tmp_path) -> None:
+    """What it would have learned from has still gathered."""
+    workspace = process(mining)
+    count = gathered(workspace)
+    diverging = Finetuning(workspace=workspace.root, learning_rate=1e30, output=tmp_path / "run", **TINY)
+    with pytest.raises(UsageError):
+        finetune(diverging, Machine(workers=1))
+    assert (tmp_path / "run" / "run.json").exists()  # it had begun
+    assert gathered(workspace) == count
 
 
 def test_a_finetune_on_results_of_other_tools_counts_nothing(mining, tmp_path) -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from desra_core.errors import ImageError, TransientError
 from tasks import progress as module
 from tasks.progress import RunProgress
 
@@ -45,6 +46,21 @@ def test_iterations(clock: Clock) -> None:
     clock.now += 10
     progress.reached(1000, "")
     assert progress.line() == "1000 of 1000 iterations, 49.5 iterations/s, 0:00:00 left"
+
+
+def test_images_are_done_at_the_end_of_their_last_stage(clock: Clock) -> None:
+    progress = RunProgress("mine", 100, 2)
+    assert progress.line() == "0 of 100 images, 0 failed"
+    clock.now += 10
+    progress.passed(50)
+    assert progress.line() == "0 of 100 images, 0 failed, 25% of the work, 2.5 images/s, 0:00:30 left"
+    full = TransientError("/ws", "the disk is full", "free some space")
+    for error in (full, ImageError("a.png", "is empty", "remove it")):
+        progress.failed(error, 1, 2)
+    assert progress.failures == (2, [full])
+    progress.passed(48)
+    progress.passed(98, last=True)
+    assert progress.line() == "98 of 100 images, 2 failed, 10.0 images/s, 0:00:00 left"
 
 
 def test_a_run_that_goes_on_has_the_speed_of_what_is_new(clock: Clock) -> None:
