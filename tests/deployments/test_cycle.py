@@ -135,7 +135,8 @@ def test_what_the_server_knows_of_it(judged, prefect_environment) -> None:
     assert artifacts["finetune"]["progress"]["data"] == 100
     for name, run in runs.items():
         assert run["state"]["message"] in artifacts[name]["outcome"]["data"]
-        assert "[Dask dashboard](http" in artifacts[name]["overview"]["data"] or name == "cycle"
+    for name in ("mine", "finetune", "compare"):
+        assert "[Dask dashboard](http" in artifacts[name]["overview"]["data"]
 
 
 def test_a_model_that_passes_becomes_current(place, promoted) -> None:
