@@ -46,7 +46,8 @@ def test_nothing_else_is_shown(workspace: Workspace) -> None:
         for path in ("", "settings.json", "masks/", "pages/", "pages/../settings.json", "pages/%2e%2e/settings.json"):
             with socket.create_connection(("127.0.0.1", port)) as raw:  # clients mend such paths
                 raw.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-                assert b" 404 " in raw.makefile("rb").readline(), path
+                with raw.makefile("rb") as answer:
+                    assert b" 404 " in answer.readline(), path
 
 
 def test_a_port_that_is_taken_is_told(workspace: Workspace) -> None:

@@ -89,7 +89,7 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     # The server dies: it is started again, at the same place, and runs go on.
     pid = json.loads((served.workspace.prefect_home / "server.json").read_bytes())["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: "the Prefect server has ended, and is started again" in served.said())
+    until(lambda: "the Prefect server has ended (exit code -9), and is started again" in served.said())
     moment = time.time()
     until(lambda: (run := served.ended("nothing new: ")) and _seconds(run["start_time"]) > moment)
 
