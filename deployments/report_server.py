@@ -38,6 +38,7 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
         try:
             listener.bind(("127.0.0.1", port))
+            listener.listen()  # who asks before the thread is there waits
         except OSError as error:
             reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
             raise UsageError(f"--port {port - 1}", reason, "give another one") from None
