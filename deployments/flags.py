@@ -39,7 +39,7 @@ def with_flags(
     def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             context = values.pop("context")
-            values.pop("config")
+            config = values.pop("config")
             if labelled:
                 values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
             if values.get("weights") not in (None, "published", "none"):
@@ -48,11 +48,18 @@ def with_flags(
                 values["method"] = str(Path(values["method"]).absolute())
             machine = {name: values.pop(name) for name in Machine.model_fields}
             # What nobody gave is left to the model, whose default may depend on what was given.
-            defaults = {name for name in values if _is_default(context, name) and name != "segmenter"}
+            defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
             given = {name: value for name, value in values.items() if name not in defaults}
-            where = _validated(Machine, machine, argument)
+
+            def named(name: str) -> str:
+                """Where the value of a setting comes from, for people."""
+                if _source(context, name) == "DEFAULT_MAP":
+                    return f"{_key(name)} in {config}"
+                return name.upper() if name == argument else f"--{_key(name)}"
+
+            where = _validated(Machine, machine, named)
             configure(where.log_level, where.log_format)
-            run(_validated(kind, given, argument), where)
+            run(_validated(kind, given, named), where)
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         parameters += [
@@ -89,7 +96,13 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values of a TOML file the defaults of the command's flags."""
+    """Make the values of a TOML file the defaults of the command's flags.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or has a key that is no flag.
+    """
     if path is None:
         return None
     try:
@@ -100,7 +113,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     values = {key.replace("-", "_"): value for key, value in values.items()}
     known = {parameter.name for parameter in context.command.params} - {"config", "help"}
     if unknown := sorted(set(values) - known):
-        names = ", ".join(sorted(name.replace("_", "-") for name in known if name))
+        names = ", ".join(sorted(_key(name) for name in known if name))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
     context.default_map = values
     return path
@@ -124,27 +137,27 @@ def _config(kind: Callable[..., Any]) -> inspect.Parameter:
 def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:
     """What ``--labels`` and ``--segmenter`` ask for, with absolute paths: workers have folders of their own."""
     if labels is not None:
-        from_line = _given_on_the_line(context, "labels"), _given_on_the_line(context, "segmenter")
-        if segmenter != "none" and from_line[0] == from_line[1]:
+        on_the_line = [_source(context, name) == "COMMANDLINE" for name in ("labels", "segmenter")]
+        if segmenter != "none" and on_the_line[0] == on_the_line[1]:
             raise UsageError("--labels", "and --segmenter are both given", "leave one out")
-        if segmenter == "none" or from_line[0]:
+        if segmenter == "none" or on_the_line[0]:
             segmenter = f"labels:{labels}"
     kind, colon, paths = segmenter.partition(":")
     parts = paths.split(",") if kind == "mmseg" else [paths]
     return kind + colon + ",".join(str(Path(path).absolute()) for path in parts if path)
 
 
-def _is_default(context: typer.Context, name: str) -> bool:
+def _source(context: typer.Context, name: str) -> str | None:
+    """Where the value of a flag comes from, in Click's words."""
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "DEFAULT"
+    return None if source is None else source.name
 
 
-def _given_on_the_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _key(name: str) -> str:
+    return name.replace("_", "-")
 
 
-def _validated(model: type[Model], values: dict[str, Any], argument: str | None) -> Model:
+def _validated(model: type[Model], values: dict[str, Any], named: Callable[[str], str]) -> Model:
     values = {name: value.absolute() if isinstance(value, Path) else value for name, value in values.items()}
     try:
         return model(**values)
@@ -152,6 +165,5 @@ def _validated(model: type[Model], values: dict[str, Any], argument: str | None)
         first = error.errors()[0]
         name = str(first["loc"][0])
         why = "" if first["type"] == "string_pattern_mismatch" else f" ({first['msg'].removeprefix('Value error, ')})"
-        flag = name.upper() if name == argument else "--" + name.replace("_", "-")
         reason = f"{first['input']} is not accepted{why}"
-        raise UsageError(flag, reason, model.model_fields[name].description or "") from None
+        raise UsageError(named(name), reason, model.model_fields[name].description or "") from None

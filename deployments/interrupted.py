@@ -21,21 +21,29 @@ T = TypeVar("T")
 
 INTERRUPTED = "Interrupted"
 
+# Why runs that people have started have ended without a word.
+KILLED = "it was killed"
+
+_OF_POOL = {"deployment_id": {"is_null_": False}}
+_BY_HAND = {"deployment_id": {"is_null_": True}, "parent_task_run_id": {"is_null_": True}}
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 _ERROR_LENGTH = 300
 # What the server answers where it does not take the parameters, or where the deployment has gone.
 _REFUSALS = (404, 409, 422)
 
 
-def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None) -> list[str]:
-    """Tell the server that runs of a work pool have ended, and what these have called; returns their names.
+def mark_interrupted(
+    pool: str | None, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None
+) -> list[str]:
+    """Tell the server that runs have ended, and what these have called; returns their names.
 
     Those that have a process on this machine go on, also if they hold no workspace, as one that waits to try again.
 
     Parameters
     ----------
     pool
-        The work pool.
+        The work pool of the runs; None for those that people have started, on the server of a workspace that nobody
+        but the caller holds.
     client
         Of the server.
     why
@@ -133,15 +141,15 @@ def _going_on() -> set[str | None]:
     return found
 
 
-def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
-    """The runs of a pool's deployments in some states, the newest first."""
+def _runs(pool: str | None, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
+    """The runs of a pool's deployments, or those that people have started, in some states, the newest first."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
     return _all(
         client.read_flow_runs,
-        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": state, "deployment_id": {"is_null_": False}}),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}) if pool else None,
+        flow_run_filter=FlowRunFilter.model_validate({"state": state} | (_OF_POOL if pool else _BY_HAND)),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
-from deployments.interrupted import drop_missed, mark_interrupted, resume_interrupted
+from deployments.interrupted import KILLED, drop_missed, mark_interrupted, resume_interrupted
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
@@ -79,14 +79,14 @@ def serve(serving: Serving, machine: Machine) -> int:
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
-            _tell_server(deployments)
+            _tell_server(deployments, own=server is not None)
             url = os.environ["PREFECT_API_URL"]
             own.announce(url)
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(machine))
         worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, report, own.mark))
         _tell_people(serving, deployments, url, report)
-        _look_after([process for process in (server, worker) if process], cluster, serving, deployments[0].work_pool)
+        _look_after(server, worker, cluster, serving, deployments[0].work_pool)
     return 0
 
 
@@ -210,13 +210,23 @@ def _client() -> Iterator[SyncPrefectClient]:
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 
 
-def _tell_server(deployments: list[Deployed]) -> None:
-    """Register the deployments, and put an end to runs that were killed. The workspace must be locked."""
+def _tell_server(deployments: list[Deployed], *, own: bool) -> None:
+    """Register the deployments, and put an end to runs that were killed. The workspace must be locked.
+
+    Parameters
+    ----------
+    deployments
+        Of the workspace.
+    own
+        Whether the server is that of the workspace, so that all runs there are.
+    """
     pool = deployments[0].work_pool
     with _client() as client:
         _check_alone(pool, client)
         register(deployments, client)
         mark_interrupted(pool, client, "desra serve was killed")
+        if own:
+            mark_interrupted(None, client, KILLED)
         for line in resume_interrupted(pool, client):
             say(line)
         drop_missed(pool, client, settled=_SETTLED)
@@ -250,7 +260,9 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
     say("Ctrl-C stops; what was going on is gone on with at the next start")
 
 
-def _look_after(processes: list[_Process], cluster: StandingCluster | None, serving: Serving, pool: str) -> None:
+def _look_after(
+    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, pool: str
+) -> None:
     """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
 
     Raises
@@ -259,6 +271,7 @@ def _look_after(processes: list[_Process], cluster: StandingCluster | None, serv
         A process ends again and again.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
+    processes: list[_Process] = [server, worker] if server else [worker]
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
     looked = cleaned = time.monotonic()
     while True:
@@ -269,7 +282,7 @@ def _look_after(processes: list[_Process], cluster: StandingCluster | None, serv
                 _start_again(process, starts[process.name], now)
         if now - looked >= _LOOK_SECONDS:
             looked = now
-            _tidy_runs(workspace, pool)
+            _tidy_runs(workspace, pool, own=server is not None)
             if cluster:
                 cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
@@ -289,14 +302,24 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
         process.start()
 
 
-def _tidy_runs(workspace: Workspace, pool: str) -> None:
-    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up."""
+def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
+    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up.
+
+    Parameters
+    ----------
+    workspace, pool
+        Whose runs.
+    own
+        As for `_tell_server`.
+    """
     try:
         with _client() as client:
             drop_missed(pool, client, settled=_SETTLED)
             if workspace.owner():
                 return
             mark_interrupted(pool, client, "the run died", settled=_SETTLED)
+            if own:
+                mark_interrupted(None, client, KILLED, settled=_SETTLED)
             for line in resume_interrupted(pool, client):
                 say(line)
     except UsageError as error:

@@ -20,6 +20,7 @@ from importlib import import_module
 import httpx
 import psutil
 
+from deployments.interrupted import KILLED, mark_interrupted
 from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.standing import MARK, end_leftovers, end_marked, new_mark, served_at
 from desra_core.errors import UsageError
@@ -48,11 +49,13 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         return
     if served := served_at(workspace):
         configure(workspace, served)
+        _tell_killed()
         yield served
         return
     server = Server(workspace)
     try:
         server.start()
+        _tell_killed()
         yield server.url
     finally:
         server.stop()
@@ -237,6 +240,14 @@ def end_process(pid: int) -> None:
             with contextlib.suppress(psutil.Error):
                 member.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+
+
+def _tell_killed() -> None:
+    """Tell the server of a workspace, which must be locked, of runs that people had started and that were killed."""
+    from prefect.client.orchestration import get_client
+
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        mark_interrupted(None, client, KILLED)
 
 
 def _drain() -> None:

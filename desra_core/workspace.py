@@ -168,6 +168,11 @@ class Workspace:
         return self.root / "scan_failures.parquet"
 
     @property
+    def lock(self) -> Path:
+        """Whoever holds the workspace (JSON); it is there from the beginning."""
+        return self.root / "lock"
+
+    @property
     def prefect_home(self) -> Path:
         """Home of the embedded Prefect server."""
         return self.root / "prefect"
@@ -232,6 +237,10 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
 
+    def exists(self) -> bool:
+        """Whether the folder is a workspace; one that is merely empty is not."""
+        return any(path.exists() for path in (self.lock, self.settings, self.manifest))
+
     def create(self) -> None:
         """Make the workspace, or check that an existing folder may serve as one.
 
@@ -241,11 +250,10 @@ class Workspace:
             The path is a file, a folder of something else, or cannot be written.
         """
         try:
-            known = any(path.exists() for path in (self.root / "lock", self.settings, self.manifest))
-            if self.root.is_dir() and not known and any(self.root.iterdir()):
+            if self.root.is_dir() and not self.exists() and any(self.root.iterdir()):
                 raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / "lock").touch()
+            self.lock.touch()
         except OSError as error:
             reason = f"cannot serve as workspace ({error.strerror})"
             raise UsageError(self.root, reason, "name a folder that can be written") from None
@@ -299,9 +307,9 @@ class Workspace:
         LockedError
             Another process holds it; the message names host, process and start.
         """
-        (self.root / "lock").touch()
+        self.lock.touch()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
-        with (self.root / "lock").open("r+") as file:
+        with self.lock.open("r+") as file:
             while not _flocked(file, fcntl.LOCK_EX):
                 file.seek(0)
                 holder = json.loads(file.read() or "{}")
@@ -327,7 +335,7 @@ class Workspace:
     def owner(self) -> str | None:
         """Host, process and start time of the run that holds the workspace; None when it is free."""
         try:
-            with (self.root / "lock").open("r") as file:
+            with self.lock.open("r") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except OSError:

@@ -35,12 +35,12 @@ def opened_workspace(root: Path) -> Workspace:
     Raises
     ------
     UsageError
-        The workspace of a run that comes from a deployment has vanished.
+        The workspace of a run that comes from a deployment has vanished, perhaps with the disk that it is on.
     """
-    if runs_by_itself() and not root.is_dir():
-        remedy = "bring it back; desra serve makes a new one when it starts"
-        raise UsageError(root, "is no folder, and with it all that was done before is gone", remedy)
     workspace = Workspace(root)
+    if runs_by_itself() and not workspace.exists():
+        remedy = f"bring it back, or make a new one: desra serve does when it starts, or touch {workspace.lock}"
+        raise UsageError(root, "is no workspace, and with it all that was done before is gone", remedy)
     workspace.create()
     return workspace
 
@@ -60,14 +60,15 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
-        _, plan, weights, _ = prepare(settings, rescan=rescan)
+        prepared = prepare(settings, rescan=rescan)
+        plan = prepared.plan
         if not plan.pending:
-            show_corpus(settings, plan)
+            show_corpus(settings, prepared)
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
-            show_corpus(settings, plan, dask.dashboard)
-            stages = stages_of(settings, plan.target, weights, machine, dask)
+            show_corpus(settings, prepared, dask.dashboard)
+            stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress)
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])

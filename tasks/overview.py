@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from desra_core.plan import Plan
+from desra_core.plan import Prepared
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 
@@ -56,23 +56,27 @@ def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> 
     create_markdown_artifact(_listed(f"**{told}**", [*facts, report]), key="outcome", description="How this run ended.")
 
 
-def show_corpus(settings: CorpusSettings, plan: Plan, dashboard: str | None = None) -> None:
+def show_corpus(settings: CorpusSettings, prepared: Prepared, dashboard: str | None = None) -> None:
     """Publish what a run over a corpus is about to do as an artifact.
 
     Parameters
     ----------
     settings
         What is wanted.
-    plan
+    prepared
         What there is to do.
     dashboard
         As for `show_overview`.
     """
+    plan, scanned = prepared.plan, prepared.scanned
     facts = [
         f"{plan.images} images: {plan.done} done before, {plan.failed} failed for good, {plan.pending} to do",
         f"shards to do: {ranges(list(plan.shards))}",
         f"shards with nothing to do, which are not submitted: {ranges(plan.idle_shards)}",
     ]
+    if scanned:
+        found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
+        facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
     show_overview(
         f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dashboard
     )

@@ -106,6 +106,28 @@ def test_what_was_cut_off_is_told_with_all_that_it_has_called(pool) -> None:
     assert mark_interrupted(pool.name, pool.client, "again") == []
 
 
+def test_what_a_person_had_started_is_told_apart_from_what_it_has_called(pool) -> None:
+    """On the server of a workspace that is free, so that none of these goes on."""
+    of_pool = pool.run("cycle")
+    _, child = pool.called(of_pool)
+    flow = pool.deployment("mine")["flow_id"]
+    by_hand = pool.become(pool.ask("POST", "/flow_runs/", flow_id=flow)["id"], "RUNNING")
+    done = pool.become(pool.ask("POST", "/flow_runs/", flow_id=flow)["id"], "COMPLETED")
+    task, grandchild = pool.called(by_hand)
+    mark_interrupted(None, pool.client, "it was killed", settled=timedelta(minutes=2))
+    assert pool.state(by_hand)[0] == "RUNNING"
+    mark_interrupted(None, pool.client, "it was killed")
+    assert [pool.state(it) for it in (by_hand, done, of_pool, child)] == [
+        ("CRASHED", INTERRUPTED), ("COMPLETED", "Completed"), ("RUNNING", "Running"), ("RUNNING", "Running"),
+    ]  # fmt: skip
+    assert pool.state(task, "task_runs")[0] == pool.state(grandchild)[0] == "CRASHED"
+    assert pool.ask("GET", f"/flow_runs/{by_hand}")["state"]["message"].startswith(
+        "it was killed; the next run goes on"
+    )
+    pool.become(of_pool, "COMPLETED")
+    assert resume_interrupted(pool.name, pool.client) == []
+
+
 def test_of_what_was_missed_one_run_is_left(pool) -> None:
     """As after a week without desra serve, or when a cycle took a day."""
     often = Pool(pool.client, f"{pool.name}-often", mine_at="every 60 seconds")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from typer import Exit
 
 from deployments.cli import _exit
+from deployments.interrupted import INTERRUPTED
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 
@@ -124,6 +127,9 @@ def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, 
     assert results(workspace) == undisturbed
     assert not psutil.pid_exists(server["pid"])
     assert not (workspace / "prefect" / "server.json").exists()
+    with contextlib.closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
+        ended = database.execute("SELECT state_type, state_name FROM flow_run ORDER BY start_time").fetchall()
+    assert ended == [("CRASHED", INTERRUPTED), ("COMPLETED", "Completed")]
 
 
 @pytest.fixture

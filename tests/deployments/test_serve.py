@@ -146,6 +146,27 @@ def test_a_server_that_dies_in_mid_run_does_not_disturb_it(serve, make_photos, t
 
 
 @pytest.mark.slow
+def test_a_run_that_a_person_cancels(serve, make_photos, webhook, tmp_path) -> None:
+    """In the UI: it ends, nobody is alarmed, and it is not started again; the next one goes on with what it left."""
+    make_photos(tmp_path / "photos", 200)
+    served = serve(webhook=webhook[0])
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{served.url}/flow_runs/{run_id}/set_state", json=state).raise_for_status()
+    until(lambda: served.run(run_id)["state"]["type"] == "CANCELLED")
+    until(lambda: served.workspace.owner() is None)
+    kept = files(served.workspace.masks)
+    served.start("mine")
+    done = until(lambda: served.ended("images computed"))
+    assert done["state"]["type"] == "COMPLETED"
+    assert done["state"]["message"].startswith(f"{200 - len(kept)} of 200 images computed: ")
+    assert kept.items() <= files(served.workspace.masks).items()
+    assert len(served.runs()) == 2
+    assert not webhook[1]
+
+
+@pytest.mark.slow
 def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
     """Two that are asked for at once: the second one waits, and finds nothing new."""
     make_photos(tmp_path / "photos", 30)
@@ -189,18 +210,19 @@ def config(make_models, make_photos, tmp_path) -> Callable[..., Path]:
     [
         (
             {"mine-at": "at night"},
-            "--mine-at: at night is not accepted (no time like daily at 2:00 or every 15 minutes",
+            "mine-at in FILE: at night is not accepted (no time like daily at 2:00 or every 15 minutes",
         ),
-        ({"history": "2 hours"}, "--history: 2 hours is not accepted (is less than a day)"),
-        ({"timezone": "Here"}, "--timezone: Here is not accepted (no such time zone)"),
-        ({"webhook": "slack"}, "--webhook: slack is not accepted"),
-        ({"mine-when": "never"}, "has the unknown key mine_when; keys are "),
+        ({"history": "2 hours"}, "history in FILE: 2 hours is not accepted (is less than a day)"),
+        ({"timezone": "Here"}, "timezone in FILE: Here is not accepted (no such time zone)"),
+        ({"webhook": "slack"}, "webhook in FILE: slack is not accepted"),
+        ({"mine-when": "never"}, "FILE: has the unknown key mine_when; keys are "),
         ({"photos": "/nowhere/photos"}, "/nowhere/photos: does not exist; name the folder that photos come to"),
         ({"mse-model": "/nowhere/mse.pth"}, "/nowhere/mse.pth"),
     ],
 )
 def test_a_bad_setting_is_told_before_anything_starts(given, line, config, desra_here) -> None:
-    assert line in refusal(desra_here("serve", config(**given)))
+    file = config(**given)
+    assert line.replace("FILE", str(file)) in refusal(desra_here("serve", file))
 
 
 def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> None:

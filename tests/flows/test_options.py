@@ -274,17 +274,20 @@ def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_pat
     """Where one has vanished, a disk is not mounted: all would be mined anew, to another disk."""
     mse, gan = make_models(tmp_path)
     paths = {"photos": tmp_path, "workspace": tmp_path / "gone", "mse_model": mse, "gan_model": gan}
+    told = "gone: is no workspace, and with it all that was done before is gone; bring it back, or "
     for flow, settings in ((mine, Mining(**paths)), (cycle, Cycling(**paths))):
-        with pytest.raises(
-            UsageError, match="gone: is no folder, and with it all that was done before is gone; bring it"
-        ):
+        with pytest.raises(UsageError, match=told):
             flow(settings)
     assert not (tmp_path / "gone").exists()
+    (tmp_path / "gone").mkdir()  # what is left where a disk was
+    with pytest.raises(UsageError, match=told):
+        mine(Mining(**paths))
+    assert not list((tmp_path / "gone").iterdir())
 
 
 def test_what_a_cycle_would_lack_in_the_end_is_told_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
     mse, gan = make_models(tmp_path)
-    (tmp_path / "ws").mkdir()
+    Workspace(tmp_path / "ws").create()
     settings = Cycling(photos=tmp_path, workspace=tmp_path / "ws", mse_model=mse, gan_model=gan, preset="cpu",
                        lpips=tmp_path / "alexnet.pth")  # fmt: skip
     with pytest.raises(UsageError, match=r"alexnet\.pth: does not exist"):
