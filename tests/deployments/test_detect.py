@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import refusal
+
 SETTINGS = [
     ("plain", 0.7, 400),
     ("plain", 0.7, 4000),
@@ -151,7 +153,7 @@ def bad_folder(make_pairs, tmp_path) -> Path:
     return tmp_path
 
 
-def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra) -> None:
+def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra, desra_here) -> None:
     sources = {role: mtimes(bad_folder / role) for role in ("mse_sr", "gan_sr", "labels")}
     workspace = bad_folder / "ws"
     command = (
@@ -177,7 +179,7 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra) -> No
     assert len(read_masks(workspace)) == 3
     assert sources == {role: mtimes(bad_folder / role) for role in sources}
 
-    again = desra(*command)  # what failed for good is told again, and not tried again
+    again = desra_here(*command)  # what failed for good is told again, and not tried again
     assert again.returncode == 1
     assert "nothing to do" in again.stdout
     assert sorted(line for line in again.stderr.splitlines() if line.startswith("failed: ")) == sorted(lines)
@@ -190,7 +192,7 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra) -> No
     assert len(read_masks(workspace)) == 4
 
 
-def test_bad_usage_exits_2_with_one_line(make_pairs, desra, tmp_path) -> None:
+def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path) -> None:
     make_pairs(tmp_path, 1)
     inputs = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
     workspace = ("--workspace", tmp_path / "ws")
@@ -203,23 +205,25 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, tmp_path) -> None:
         ((*inputs, *workspace, "--weights", "published"), "needs class labels"),
         ((*inputs, *workspace, "--min-area", "many"), "--min-area"),
         ((*inputs, *workspace, "--segmenter", "magic"), "--segmenter"),
-        ((*inputs, *workspace, "--segmenter", f"mmseg:{bad},{bad}"), "bad.toml"),
         ((*inputs, *workspace, "--memory", "lots"), "--memory"),
         ((*inputs, *workspace, "--config", bad), "treshold"),
         ((*inputs, "--workspace", tmp_path), "other things"),
-        ((*inputs, *workspace, "--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
         (inputs, "--workspace"),
     ]:
-        run = desra("detect", *arguments)
+        run = desra_here("detect", *arguments)
         assert run.returncode == 2, (arguments, run.stderr)
         assert expected in run.stderr, (arguments, run.stderr)
         assert "Traceback" not in run.stderr
-    down = desra("detect", *inputs, *workspace, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert down.returncode == 2
-    assert "no Prefect server answers" in down.stderr
+    down = refusal(desra_here("detect", *inputs, *workspace), server=True)
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api: no Prefect server answers" in down
+    for late, expected in [
+        (("--segmenter", f"mmseg:{bad},{bad}"), "bad.toml"),
+        (("--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
+    ]:
+        assert expected in refusal(desra("detect", *inputs, *workspace, *late), server=True)
 
 
-def test_what_may_pass_is_tried_again(make_pairs, desra, tmp_path) -> None:
+def test_what_may_pass_is_tried_again(make_pairs, desra, desra_here, tmp_path) -> None:
     names = make_pairs(tmp_path, 3)
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
@@ -230,7 +234,7 @@ def test_what_may_pass_is_tried_again(make_pairs, desra, tmp_path) -> None:
     assert tight.returncode == 1
     assert "large.png: has 3000x3000 pixels, more than fit" in tight.stderr
     assert "--memory" in tight.stderr
-    status = desra("status", "--workspace", workspace)
+    status = desra_here("status", "--workspace", workspace)
     assert "pending    1, 1 of them failed and will be tried again" in status.stdout
     assert "large.png" in status.stderr
     again = desra(*command)
@@ -238,7 +242,7 @@ def test_what_may_pass_is_tried_again(make_pairs, desra, tmp_path) -> None:
     assert len(read_masks(workspace)) == len(names) + 1
 
 
-def test_a_damaged_workspace_is_named_or_mended(make_pairs, desra, tmp_path) -> None:
+def test_a_damaged_workspace_is_named_or_mended(make_pairs, desra, desra_here, tmp_path) -> None:
     make_pairs(tmp_path, 3)
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
@@ -247,11 +251,10 @@ def test_a_damaged_workspace_is_named_or_mended(make_pairs, desra, tmp_path) -> 
     for path in (workspace / "outcomes" / "00000000.parquet", workspace / "manifest.parquet"):
         whole = path.read_bytes()
         path.write_bytes(b"garbage")
-        for told in (desra(*command), desra("status", "--workspace", workspace)):
-            assert told.returncode == 2
-            assert f"{path}: cannot be read" in told.stderr
-            assert "delete it" in told.stderr
-            assert "Traceback" not in told.stderr
+        for verb in (command, ("status", "--workspace", workspace)):
+            told = refusal(desra_here(*verb))
+            assert f"{path}: cannot be read" in told
+            assert "delete it" in told
         path.write_bytes(whole)
     (workspace / "lock").unlink()
     (workspace / "outcomes" / "00000000 (copy).parquet").write_bytes(b"")
