@@ -18,6 +18,7 @@ from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
+from tasks import fanout
 from tasks.fanout import GPU_THREADS, Dask, Job, open_dask
 from tasks.lines import configure
 
@@ -118,7 +119,8 @@ def test_a_scheduler_that_runs_elsewhere_is_used(dask: Dask) -> None:
     assert result == Outcome("photo", mask_key="done")
 
 
-def test_a_scheduler_that_does_not_answer_is_named() -> None:
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
     with (
         pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
         open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
