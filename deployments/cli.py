@@ -252,6 +252,8 @@ def _exit(run: Callable[[], int]) -> NoReturn:
             raise stopped from None
         if stopped is None:
             raise
+        if _is_termination(stopped):
+            _terminate(signal.SIGTERM, None)
         say("interrupted: the same command goes on where it stopped")
         code = 130
     raise typer.Exit(code)
@@ -259,9 +261,14 @@ def _exit(run: Callable[[], int]) -> NoReturn:
 
 def _stop_before(error: BaseException | None) -> BaseException | None:
     """The signal that an error is, or during whose handling it was raised; None where there was none."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit) and not _is_termination(error):
         error = error.__context__
     return error
+
+
+def _is_termination(error: BaseException) -> bool:
+    """Whether Prefect has raised it for a SIGTERM, which it then sends once more: perhaps too late to be first here."""
+    return type(error).__name__ == "TerminationSignal"
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 from desra_core.errors import printable
+from desra_core.serving_settings import workspace_of
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -21,29 +23,21 @@ T = TypeVar("T")
 
 INTERRUPTED = "Interrupted"
 
-# Why runs that people have started have ended without a word.
-KILLED = "it was killed"
-
-_OF_POOL = {"deployment_id": {"is_null_": False}}
-_BY_HAND = {"deployment_id": {"is_null_": True}, "parent_task_run_id": {"is_null_": True}}
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 _ERROR_LENGTH = 300
 # What the server answers where it does not take the parameters, or where the deployment has gone.
 _REFUSALS = (404, 409, 422)
 
 
-def mark_interrupted(
-    pool: str | None, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None
-) -> list[str]:
-    """Tell the server that runs have ended, and what these have called; returns their names.
+def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None) -> list[str]:
+    """Tell the server that runs of a work pool have ended, and what these have called; returns their names.
 
     Those that have a process on this machine go on, also if they hold no workspace, as one that waits to try again.
 
     Parameters
     ----------
     pool
-        The work pool of the runs; None for those that people have started, on the server of a workspace that nobody
-        but the caller holds.
+        The work pool.
     client
         Of the server.
     why
@@ -51,22 +45,27 @@ def mark_interrupted(
     settled
         Leave out runs whose state is newer than that: their process may be about to start.
     """
-    from prefect.states import Cancelled, Crashed
-
     going_on = _going_on()  # before: one that ends meanwhile says so to the server
-    names = []
-    for run in _runs(pool, client, _UNFINISHED):
-        assert run.state is not None
-        # By a clock that was set back, a state is from the future.
-        fresh = settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled
-        if fresh or str(run.id) in going_on:
-            continue
-        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
-        if run.state.is_cancelling():
-            state = Cancelled(message=why)
-        _end(run.id, client, why, state)
-        names.append(run.name)
-    return names
+    runs = [run for run in _runs(pool, client, _UNFINISHED) if str(run.id) not in going_on]
+    return _mark(runs, client, why, settled)
+
+
+def mark_killed(workspace: Path, client: SyncPrefectClient, *, settled: timedelta | None = None) -> list[str]:
+    """Tell the server that runs which people had started by hand have ended, and what these have called.
+
+    Parameters
+    ----------
+    workspace
+        Of the runs. Nobody but the caller may hold it, as one that goes on does.
+    client, settled
+        As for `mark_interrupted`; the server must be that of the workspace.
+    """
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    by_hand = {"deployment_id": {"is_null_": True}, "parent_task_run_id": {"is_null_": True}, "state": _UNFINISHED}
+    runs = _all(client.read_flow_runs, flow_run_filter=FlowRunFilter.model_validate(by_hand))
+    ours = [run for run in runs if workspace_of(run.parameters) == str(workspace)]
+    return _mark(ours, client, "it was killed", settled)
 
 
 def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
@@ -77,7 +76,7 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
     pool, client
         As for `mark_interrupted`.
     """
-    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
     from prefect.states import Crashed
 
     lines = []
@@ -100,7 +99,8 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
             reason = printable(error.response.text)[:_ERROR_LENGTH]
             told = f"was cut off, and is not gone on with: the server does not accept another run ({reason})"
             lines.append(f"{run.name} {told}")
-        client.set_flow_run_state(run.id, Crashed(message=told), force=True)
+        with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+            client.set_flow_run_state(run.id, Crashed(message=told), force=True)
     return lines
 
 
@@ -120,6 +120,8 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
     -------
     How many were deleted.
     """
+    from prefect.exceptions import ObjectNotFound
+
     latest = datetime.now(UTC) - settled
     waiting = _runs(pool, client, {"type": {"any_": ["SCHEDULED"]}})
     missed = [
@@ -128,7 +130,8 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
     first = {run.deployment_id: run.id for run in reversed(missed)}
     superfluous = [run.id for run in missed if first[run.deployment_id] != run.id]
     for run_id in superfluous:
-        client.delete_flow_run(run_id)
+        with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+            client.delete_flow_run(run_id)
     return len(superfluous)
 
 
@@ -141,15 +144,35 @@ def _going_on() -> set[str | None]:
     return found
 
 
-def _runs(pool: str | None, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
-    """The runs of a pool's deployments, or those that people have started, in some states, the newest first."""
+def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: timedelta | None) -> list[str]:
+    """Give dead runs their final state; returns their names."""
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled, Crashed
+
+    names = []
+    for run in runs:
+        assert run.state is not None
+        # By a clock that was set back, a state is from the future.
+        if settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled:
+            continue
+        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
+        if run.state.is_cancelling():
+            state = Cancelled(message=why)
+        with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+            _end(run.id, client, why, state)
+            names.append(run.name)
+    return names
+
+
+def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
+    """The runs of a pool's deployments in some states, the newest first."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
     return _all(
         client.read_flow_runs,
-        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}) if pool else None,
-        flow_run_filter=FlowRunFilter.model_validate({"state": state} | (_OF_POOL if pool else _BY_HAND)),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": state, "deployment_id": {"is_null_": False}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
 

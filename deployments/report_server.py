@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from desra_core.errors import UsageError
 from desra_core.report.image_page import FOLDER
@@ -14,6 +14,9 @@ from desra_core.workspace import Workspace
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+
+_END_SECONDS = 2
 
 
 @contextlib.contextmanager
@@ -42,14 +45,17 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
         except OSError as error:
             reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
             raise UsageError(f"--port {port - 1}", reason, "give another one") from None
-        server = uvicorn.Server(uvicorn.Config(_pages(workspace), log_config=None, lifespan="off"))
+        settings = uvicorn.Config(
+            _pages(workspace), log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS
+        )
+        server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/{workspace.report.name}"
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(2 * _END_SECONDS)  # whoever has not got all of a page by then
 
 
 def _pages(workspace: Workspace) -> Starlette:
@@ -67,5 +73,11 @@ def _pages(workspace: Workspace) -> Starlette:
             return FileResponse(workspace.report, headers=headers)
         return PlainTextResponse("There is no report yet: the first run writes it.", 404)
 
-    pages = StaticFiles(directory=workspace.root / FOLDER, check_dir=False)
+    class Pages(StaticFiles):
+        def file_response(self, *arguments: Any, **named: Any) -> Response:
+            response = super().file_response(*arguments, **named)
+            response.headers.update(headers)
+            return response
+
+    pages = Pages(directory=workspace.root / FOLDER, check_dir=False)
     return Starlette(routes=[Route(f"/{workspace.report.name}", report), Mount(f"/{FOLDER}", pages)])

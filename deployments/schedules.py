@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from desra_core.errors import UsageError, printable
 from desra_core.model_settings import Cycling, Finetuning
-from desra_core.serving_settings import Period, Serving, parse_period
+from desra_core.serving_settings import Period, Serving, parse_period, workspace_of
 from desra_core.settings import Machine, Mining
 
 if TYPE_CHECKING:
@@ -89,8 +90,18 @@ def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     ]
 
 
-def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None:
+def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own: bool = False) -> None:
     """Make a server know the deployments and their work pool, as they are here and not as they were.
+
+    Parameters
+    ----------
+    deployments
+        Of one workspace.
+    client
+        Of the server.
+    own
+        Whether the server is that of the workspace: what this one has left there before it was renamed or moved goes,
+        or nobody would ever take those runs.
 
     Raises
     ------
@@ -101,24 +112,29 @@ def register(deployments: Iterable[Deployed], client: SyncPrefectClient) -> None
     from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
     from prefect.workers.process import ProcessWorker
 
+    if own:
+        _forget_others(deployments, client)
     for deployed in deployments:
         there = _own(deployed, client)
         template = ProcessWorker.get_default_base_job_template()
         pool = WorkPoolCreate(
             name=deployed.work_pool, type="process", base_job_template=template, concurrency_limit=1,
-            description=f"One run at a time for {_workspace(deployed.parameters)}.",
+            description=f"One run at a time for {workspace_of(deployed.parameters)}.",
+            is_paused=_is_paused(deployed.work_pool, client),
         )  # fmt: skip
         client.create_work_pool(pool, overwrite=True)
+        # What a person has paused in the UI stays so.
+        active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
         try:
             RunnerDeployment.from_entrypoint(
                 deployed.entrypoint,
                 name=deployed.name,
                 parameters=deployed.parameters,
-                schedules=[_schedule(schedule) for schedule in deployed.schedules],
+                schedules=[_schedule(schedule, active=active) for schedule in deployed.schedules],
                 tags=deployed.tags,
                 work_pool_name=deployed.work_pool,
                 job_variables={"command": COMMAND},
-                paused=there is not None and there.paused,  # by a person, in the UI
+                paused=there is not None and there.paused,
             ).apply()
         except (DeploymentApplyError, ValueError) as error:
             remedy = "see the settings of the schedules and of the corpus"
@@ -168,12 +184,37 @@ def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
     return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
 
 
-def _schedule(schedule: dict[str, Any]) -> Any:
+def _is_paused(pool: str, client: SyncPrefectClient) -> bool:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_work_pool(pool).is_paused
+    except ObjectNotFound:
+        return False
+
+
+def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
     from prefect.schedules import Cron, Interval
 
     if "cron" in schedule:
-        return Cron(schedule["cron"], timezone=schedule["timezone"])
-    return Interval(schedule["interval"])
+        return Cron(schedule["cron"], timezone=schedule["timezone"], active=active)
+    # Counted from a fixed Monday: each start would else begin a week anew.
+    return Interval(schedule["interval"], anchor_date=datetime(2024, 1, 1, tzinfo=UTC), active=active)
+
+
+def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -> None:
+    """Delete the deployments of this workspace under another name, and those of workspaces that are there no more."""
+    from prefect.client.schemas.filters import DeploymentFilter
+
+    kept = {(deployed.name, workspace_of(deployed.parameters)) for deployed in deployments}
+    own = {workspace for _, workspace in kept}
+    desra = DeploymentFilter.model_validate({"tags": {"all_": ["desra"]}})
+    for there in client.read_deployments(deployment_filter=desra):
+        workspace = workspace_of(there.parameters)
+        renamed = workspace in own and (there.name, workspace) not in kept
+        moved = workspace not in own and workspace is not None and not Path(workspace).exists()
+        if renamed or moved:
+            client.delete_deployment(there.id)
 
 
 def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
@@ -184,16 +225,8 @@ def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | 
         there = client.read_deployment_by_name(deployed.full_name)
     except ObjectNotFound:
         return None
-    known = _workspace(there.parameters)
-    if known != (own := _workspace(deployed.parameters)):
+    known = workspace_of(there.parameters)
+    if known != (own := workspace_of(deployed.parameters)):
         reason = f"is the deployment of another workspace, {known}, on this Prefect server"
         raise UsageError(deployed.full_name, reason, f"give that of {own} another --name")
     return there
-
-
-def _workspace(parameters: dict[str, Any]) -> str | None:
-    """The workspace that a deployment is for."""
-    for settings in parameters.values():
-        if isinstance(settings, dict) and "workspace" in settings:
-            return str(settings["workspace"])
-    return None

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
-from deployments.interrupted import KILLED, drop_missed, mark_interrupted, resume_interrupted
+from deployments.interrupted import drop_missed, mark_interrupted, mark_killed, resume_interrupted
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
@@ -71,6 +71,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     workspace = Workspace(serving.workspace)
     workspace.create()
     deployments = deployments_of(serving, machine)
+    pool = deployments[0].work_pool
     with _stoppable(), contextlib.ExitStack() as stack:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
@@ -79,15 +80,33 @@ def serve(serving: Serving, machine: Machine) -> int:
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
-            _tell_server(deployments, own=server is not None)
+            _prepare_server(deployments, workspace, own=server is not None)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(url)
+            own.announce(url, parse_span(serving.history))
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
-        cluster = stack.enter_context(_open_cluster(machine))
-        worker = stack.enter_context(_open_worker(serving, deployments[0].work_pool, cluster, report, own.mark))
+        cluster = stack.enter_context(_open_cluster(serving, machine))
+        environment = _environment(serving, machine, cluster, report)
+        worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
         _tell_people(serving, deployments, url, report)
-        _look_after(server, worker, cluster, serving, deployments[0].work_pool)
+        with _giving_up(serving):
+            _look_after(server, worker, cluster, serving, pool)
     return 0
+
+
+@contextlib.contextmanager
+def _giving_up(serving: Serving) -> Iterator[None]:
+    """Tell the webhook if desra serve ends by an error, be it a mistake of its own: from then on no run would."""
+    from flows.alarm import WEBHOOK, tell_webhook
+
+    try:
+        yield
+    except Exception as error:
+        address = serving.webhook or os.environ.get(WEBHOOK)
+        line = f"desra serve has ended: {printable(error)}"
+        told = {"text": f"{serving.title}: {line}", "deployment": serving.title, "message": line}
+        if address and (trouble := tell_webhook(address, told | {"workspace": str(serving.workspace)})):
+            say(f"warning: {trouble}")
+        raise
 
 
 class _Process(Protocol):
@@ -104,8 +123,10 @@ class _Process(Protocol):
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end what is inside, once: a second one does not disturb the ending."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Let Ctrl-C, SIGTERM and a closed terminal end what is inside, once: more of them do not disturb the ending."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+        signals.append(signal.SIGHUP)
 
     def stop(_: int, __: FrameType | None) -> None:
         for number in signals:
@@ -139,7 +160,7 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 
 
 @contextlib.contextmanager
-def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
+def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Have a Dask cluster on this machine, where none elsewhere is given."""
     from tasks.fanout import open_dask, standing_cluster
     from tasks.stages import gpus_wanted
@@ -150,28 +171,36 @@ def _open_cluster(machine: Machine) -> Iterator[StandingCluster | None]:
         yield None
         return
 
-    with standing_cluster(machine, gpus=gpus_wanted(True, machine)) as cluster:
+    dashboard = serving.port and serving.port + 2
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine), dashboard_port=dashboard) as cluster:
+        say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
         yield cluster
+
+
+def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
+    """What runs are told beside their parameters: all that ends with desra serve."""
+    from flows.alarm import WEBHOOK
+    from tasks.overview import REPORT
+
+    # Of cached results: where they are forgotten in time, whatever server it is.
+    storage = Workspace(serving.workspace).prefect_home / "storage"
+    environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
+    if cluster:
+        environment |= cluster.environment
+    if machine.log_format == "json":  # of which Prefect's lines are none; they are on the server
+        environment[CONSOLE] = "CRITICAL"
+    if serving.webhook:
+        environment[WEBHOOK] = serving.webhook
+    return environment
 
 
 @contextlib.contextmanager
 def _open_worker(
-    serving: Serving, pool: str, cluster: StandingCluster | None, report: str, mark: dict[str, str]
+    workspace: Workspace, pool: str, environment: dict[str, str], mark: dict[str, str]
 ) -> Iterator[Worker]:
     """Have a worker that takes runs, and see at the end that the server knows what became of them."""
-    from flows.alarm import WEBHOOK
-    from tasks.fanout import EMBEDDED_SCHEDULER
-    from tasks.overview import REPORT
-
-    environment = {REPORT: report}
-    if cluster:
-        environment[EMBEDDED_SCHEDULER] = cluster.address
-    if serving.webhook:
-        environment[WEBHOOK] = serving.webhook
     try:
-        with prefect_worker(
-            pool, environment, mark, Workspace(serving.workspace).prefect_home / "worker.log"
-        ) as worker:
+        with prefect_worker(pool, environment, mark, workspace.prefect_home / "worker.log") as worker:
             yield worker
     finally:
         with contextlib.suppress(UsageError), _client() as client:
@@ -199,49 +228,53 @@ def _client() -> Iterator[SyncPrefectClient]:
         It does not answer, or as it should not.
     """
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES}
     try:
         with temporary_settings(patience), get_client(sync_client=True) as client:
             yield client
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, PrefectException, ValueError) as error:  # a proxy answers with a page that is no JSON
         reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 
 
-def _tell_server(deployments: list[Deployed], *, own: bool) -> None:
+def _prepare_server(deployments: list[Deployed], workspace: Workspace, *, own: bool) -> None:
     """Register the deployments, and put an end to runs that were killed. The workspace must be locked.
 
     Parameters
     ----------
     deployments
         Of the workspace.
+    workspace
+        Whose runs.
     own
-        Whether the server is that of the workspace, so that all runs there are.
+        Whether the server is that of the workspace: one that several machines use may know of other workspaces at the
+        same path.
     """
     pool = deployments[0].work_pool
     with _client() as client:
         _check_alone(pool, client)
-        register(deployments, client)
+        register(deployments, client, own=own)
         mark_interrupted(pool, client, "desra serve was killed")
         if own:
-            mark_interrupted(None, client, KILLED)
+            mark_killed(workspace.root, client)
         for line in resume_interrupted(pool, client):
             say(line)
         drop_missed(pool, client, settled=_SETTLED)
 
 
 def _check_alone(pool: str, client: SyncPrefectClient) -> None:
-    """See that no other machine serves the same pool: each would think that the runs of the other one are dead."""
+    """See that nobody else takes runs of the pool: each would think that the runs of the other one are dead."""
     from prefect.exceptions import ObjectNotFound
 
     with contextlib.suppress(ObjectNotFound):
         for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
             online = worker.status is not None and worker.status.value == "ONLINE"
-            if online and worker.name.startswith(NAME) and worker.name != NAME + socket.gethostname():
+            if online and worker.name != NAME + socket.gethostname():
                 remedy = "stop that one, which the server notices after two minutes, or give another --name"
-                raise UsageError(f"the work pool {pool}", f"is that of another machine ({worker.name})", remedy)
+                raise UsageError(f"the work pool {pool}", f"has another worker already ({worker.name})", remedy)
 
 
 def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report: str) -> None:
@@ -268,7 +301,8 @@ def _look_after(
     Raises
     ------
     UsageError
-        A process ends again and again.
+        A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on: what is
+        started then would make another one in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[_Process] = [server, worker] if server else [worker]
@@ -279,15 +313,22 @@ def _look_after(
         now = time.monotonic()
         for process in processes:
             if process.exit_code is not None:
+                _check_there(workspace)
                 _start_again(process, starts[process.name], now)
         if now - looked >= _LOOK_SECONDS:
             looked = now
+            _check_there(workspace)
             _tidy_runs(workspace, pool, own=server is not None)
             if cluster:
                 cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
             cleaned = now
             forget_results(workspace.prefect_home, history)
+
+
+def _check_there(workspace: Workspace) -> None:
+    if not workspace.exists():
+        raise UsageError(workspace.root, "is no workspace any more", "bring it back and start desra serve again")
 
 
 def _start_again(process: _Process, starts: list[float], now: float) -> None:
@@ -298,7 +339,7 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
     code = process.exit_code
     say(f"{process.name} has ended (exit code {code}), and is started again in {pause} s; its log is {process.log}")
     time.sleep(pause)
-    with contextlib.suppress(UsageError):  # the next look finds that it has ended
+    with contextlib.suppress(UsageError, OSError):  # the next look finds that it has ended
         process.start()
 
 
@@ -310,7 +351,7 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
     workspace, pool
         Whose runs.
     own
-        As for `_tell_server`.
+        As for `_prepare_server`.
     """
     try:
         with _client() as client:
@@ -319,7 +360,7 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
                 return
             mark_interrupted(pool, client, "the run died", settled=_SETTLED)
             if own:
-                mark_interrupted(None, client, KILLED, settled=_SETTLED)
+                mark_killed(workspace.root, client, settled=_SETTLED)
             for line in resume_interrupted(pool, client):
                 say(line)
     except UsageError as error:

@@ -20,9 +20,9 @@ from importlib import import_module
 import httpx
 import psutil
 
-from deployments.interrupted import KILLED, mark_interrupted
+from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.standing import MARK, end_leftovers, end_marked, new_mark, served_at
+from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
 
@@ -49,13 +49,12 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         return
     if served := served_at(workspace):
         configure(workspace, served)
-        _tell_killed()
         yield served
         return
-    server = Server(workspace)
+    server = Server(workspace, history=history_of(workspace) or HISTORY)
     try:
         server.start()
-        _tell_killed()
+        _tell_killed(workspace, server.url)
         yield server.url
     finally:
         server.stop()
@@ -95,7 +94,7 @@ class Server:
         workspace: Workspace,
         *,
         port: int = 0,
-        history: timedelta = HISTORY,
+        history: timedelta,
         mark: dict[str, str] | None = None,
     ) -> None:
         self._workspace = workspace
@@ -242,12 +241,17 @@ def end_process(pid: int) -> None:
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
 
-def _tell_killed() -> None:
+def _tell_killed(workspace: Workspace, url: str) -> None:
     """Tell the server of a workspace, which must be locked, of runs that people had started and that were killed."""
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-        mark_interrupted(None, client, KILLED)
+    with (
+        contextlib.suppress(httpx.HTTPError),
+        temporary_settings({PREFECT_API_URL: url}),  # Prefect may have been imported before
+        get_client(sync_client=True) as client,
+    ):
+        mark_killed(workspace.root, client)
 
 
 def _drain() -> None:

@@ -9,13 +9,14 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
 from desra_core.errors import LockedError
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, flocked
 
 # The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
 # may be another program's by now, and when a process began moves with the clock.
@@ -41,12 +42,12 @@ class Standing:
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self.mark = new_mark()
-        self._told = {"pid": os.getpid(), "token": self.mark[MARK], "url": None}
+        self._told: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
         self._write()
 
-    def announce(self, url: str) -> None:
-        """Say where the API of the server is, for runs that are started by hand."""
-        self._told["url"] = url
+    def announce(self, url: str, history: timedelta) -> None:
+        """Say where the API of the server is and how long it keeps runs, for runs that are started by hand."""
+        self._told |= {"url": url, "history": history.total_seconds()}
         self._write()
 
     def _write(self) -> None:
@@ -68,7 +69,7 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
     _file(workspace).parent.mkdir(parents=True, exist_ok=True)
     _file(workspace).touch()
     with _file(workspace).open("r+") as file:
-        while not _flocked(file, fcntl.LOCK_EX):
+        while not flocked(file, fcntl.LOCK_EX):
             if (told := _who_serves(workspace)) is not None:
                 reason = f"is served by process {told.get('pid', '?')} already"
                 raise LockedError(workspace.root, reason, "stop that one first")
@@ -86,11 +87,19 @@ def served_at(workspace: Workspace) -> str | None:
     return (_who_serves(workspace) or {}).get("url")
 
 
+def history_of(workspace: Workspace) -> timedelta | None:
+    """How long the latest desra serve wanted runs to be kept; None where there was none."""
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
+        told = _read(file)
+    return timedelta(seconds=told["history"]) if "history" in told else None
+
+
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
     told: dict[str, Any] = {}
     with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if _flocked(file, fcntl.LOCK_SH):
+        if flocked(file, fcntl.LOCK_SH):
             told = _read(file)
     _end_those_of(told)  # who serves from now on has another token
 
@@ -127,21 +136,13 @@ def _end_those_of(told: dict[str, Any]) -> None:
 def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
     """What the one that serves a workspace has told so far; None where nobody does."""
     with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if not _flocked(file, fcntl.LOCK_SH):
+        if not flocked(file, fcntl.LOCK_SH):
             return _read(file)
     return None
 
 
 def _file(workspace: Workspace) -> Path:
     return workspace.prefect_home / "serve.lock"
-
-
-def _flocked(file: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _read(file: IO[str]) -> dict[str, Any]:

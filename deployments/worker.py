@@ -43,13 +43,16 @@ class Worker:
         self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
                          "--limit", "1", "--name", NAME + socket.gethostname()]  # fmt: skip
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
-        self._environment = environment | {
-            CONSOLE: "INFO",
-            "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
-            # Runs have folders of their own, and are to find this very desra with this very Python.
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-        }
+        self._environment = (
+            {CONSOLE: "INFO"}
+            | environment
+            | {
+                "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
+                # Runs have folders of their own, and are to find this very desra with this very Python.
+                "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            }
+        )
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -22,7 +22,7 @@ from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
-_HASH_BATCH = 512
+_HASH_BATCH = 128
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]

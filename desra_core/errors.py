@@ -4,7 +4,8 @@
 
     DesraError
     ├── UsageError          the command or its settings cannot be carried out      exit code 2
-    │   └── LockedError     another run holds the workspace
+    │   ├── LockedError     another run holds the workspace
+    │   └── AbsentError     what runs elsewhere does not answer: it may later
     └── ImageError          one image cannot be processed; the others go on       exit code 1
         └── TransientError  the same image may well succeed when tried again
 """
@@ -41,6 +42,10 @@ class UsageError(DesraError):
 
 class LockedError(UsageError):
     """Another run holds the workspace."""
+
+
+class AbsentError(UsageError):
+    """What a command needs and others run, as a Dask cluster, does not answer or has nobody to do the work."""
 
 
 class ImageError(DesraError):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tzlocal import get_localzone_name
 
+from desra_core.errors import UsageError
 from desra_core.model_settings import Cycling
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -83,8 +85,9 @@ class Serving(Cycling):
     port: int = Field(
         4200,
         ge=0,
-        le=65534,
-        description="Of the Prefect server on this machine; the report is at the next one. 0 for any free ones.",
+        le=65533,
+        description="Of the Prefect server on this machine; the report and Dask's dashboard are at the next two. 0 for "
+        "any free ones.",
     )
 
     @field_validator("mine_at", "cycle_at")
@@ -112,12 +115,20 @@ class Serving(Cycling):
     @property
     def title(self) -> str:
         """Name of the deployments and of their work pool."""
-        return self.name or self.workspace.name
+        return self.name or re.sub(r"[^\w.-]+", "-", self.workspace.name)
 
     @property
     def clock(self) -> str:
         """The time zone of the schedules."""
         return self.timezone or local_timezone()
+
+
+def workspace_of(parameters: Mapping[str, Any]) -> str | None:
+    """The workspace that the parameters of a flow are for, as a server stores them; None where they name none."""
+    for settings in parameters.values():
+        if isinstance(settings, dict) and "workspace" in settings:
+            return str(settings["workspace"])
+    return None
 
 
 def parse_span(text: str) -> timedelta:
@@ -181,11 +192,29 @@ def parse_period(text: str) -> Period:
 
 
 def local_timezone() -> str:
-    """The name of this machine's time zone; UTC where it has none."""
-    given = os.environ.get("TZ", "").lstrip(":") or "/etc/localtime"
-    if not given.startswith("/"):
-        return given
-    return str(Path(given).resolve()).partition("zoneinfo/")[2].removeprefix("posix/") or "UTC"
+    """The name of this machine's time zone; UTC where it has none.
+
+    Raises
+    ------
+    UsageError
+        It has one whose name is not to be found out, as where a container has a copy of the file.
+    """
+    try:
+        name = get_localzone_name()
+    except (LookupError, OSError, ValueError):
+        name = None
+    if name is None and not os.path.exists("/etc/localtime"):
+        name = "UTC"
+    if name and _is_local(name):
+        return name
+    raise UsageError("--timezone", "is not given, and that of this machine has no name", "give one like Europe/Berlin")
+
+
+def _is_local(name: str) -> bool:
+    """Whether clocks of this machine go by a time zone, in winter and in summer."""
+    now = datetime.now(UTC)
+    moments = [now, now + timedelta(days=182)]
+    return all(moment.astimezone().utcoffset() == moment.astimezone(ZoneInfo(name)).utcoffset() for moment in moments)
 
 
 def _is_cron(text: str) -> bool:

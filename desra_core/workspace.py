@@ -239,7 +239,7 @@ class Workspace:
 
     def exists(self) -> bool:
         """Whether the folder is a workspace; one that is merely empty is not."""
-        return any(path.exists() for path in (self.lock, self.settings, self.manifest))
+        return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # also if a disk fails
 
     def create(self) -> None:
         """Make the workspace, or check that an existing folder may serve as one.
@@ -310,7 +310,7 @@ class Workspace:
         self.lock.touch()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
         with self.lock.open("r+") as file:
-            while not _flocked(file, fcntl.LOCK_EX):
+            while not flocked(file, fcntl.LOCK_EX):
                 file.seek(0)
                 holder = json.loads(file.read() or "{}")
                 if me.items() <= holder.items():  # a flow called by a command that holds the lock
@@ -366,7 +366,8 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
         raise UsageError(path, reason, "delete it: what it told is found out again") from None
 
 
-def _flocked(file: IO[str], kind: int) -> bool:
+def flocked(file: IO[str], kind: int) -> bool:
+    """Whether a lock of `fcntl.flock` could be had at once."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:

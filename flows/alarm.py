@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.settings import get_current_settings
 
 from desra_core.errors import printable
+from desra_core.serving_settings import workspace_of
 
 WEBHOOK = "DESRA_WEBHOOK"
 
@@ -32,12 +34,27 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     webhook = os.environ.get(WEBHOOK)
     if not webhook or flow_run.parent_task_run_id:  # the run that called this one tells it
         return
+    if trouble := tell_webhook(webhook, failure_message(flow, flow_run, state)):
+        logger.warning(trouble)
+
+
+def tell_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
+    """Send a message to a webhook. Never fails; returns a line about why it was not told, without the secret address.
+
+    Parameters
+    ----------
+    address
+        Of the webhook.
+    message
+        As JSON.
+    """
     try:
-        httpx.post(webhook, json=failure_message(flow, flow_run, state), timeout=_SECONDS).raise_for_status()
-    except httpx.HTTPStatusError as error:  # whose text has the address in it, which is a secret
-        logger.warning("the webhook was not told: it answers %d", error.response.status_code)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run has failed for its own reason
-        logger.warning("the webhook was not told: %s", type(error).__name__)
+        httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        return f"the webhook was not told: it answers {error.response.status_code}"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, something else has failed for its own reason
+        return f"the webhook was not told: {type(error).__name__}"
+    return None
 
 
 def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
@@ -52,7 +69,6 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     name, deployment = _names(flow_run)
     page = get_current_settings().ui_url
     url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
-    settings = next((value for value in flow_run.parameters.values() if isinstance(value, dict)), {})
     return {
         "text": f"{flow.name} {(state.name or '').lower()}: {name}: {message}" + (f" {url}" if url else ""),
         "deployment": deployment,
@@ -62,7 +78,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         "state": state.name,
         "message": message,
         "url": url,
-        "workspace": settings.get("workspace"),
+        "workspace": workspace_of(flow_run.parameters),
     }
 
 

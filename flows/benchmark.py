@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.runtime import flow_run
 
 from desra_core.benchmarking.results import plan
 from desra_core.benchmarking.settings import Benchmarking
 from desra_core.settings import Machine
 from desra_core.workspace import Workspace
-from flows.names import run_name
+from flows.options import corpus_flow
 from tasks.benchmark import Benchmarked, publish_tables, run_detectors
 from tasks.overview import tag_run
 
 
-@flow(name="benchmark", flow_run_name=run_name)
+@corpus_flow("benchmark")
 def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
     """Run detectors on a data set with a ground truth, or on spoilt clean pairs, and say how well they do.
 

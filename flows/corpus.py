@@ -14,7 +14,7 @@ from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from tasks.fanout import open_dask
 from tasks.overview import show_corpus, tag_run
-from tasks.progress import RunProgress
+from tasks.progress import ReadingProgress, RunProgress
 from tasks.retrying import runs_by_itself
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
@@ -60,14 +60,14 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
-        prepared = prepare(settings, rescan=rescan)
+        prepared = prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
         plan = prepared.plan
         if not plan.pending:
             show_corpus(settings, prepared)
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
         with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
-            show_corpus(settings, prepared, dask.dashboard)
+            show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
                 run = Run(workspace, plan, stages, dask, progress)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from desra_core.benchmarking.results import AnyBenchmark, Published, publish_results
 from desra_core.corpus import ImageRef
 from desra_core.detection.segmenters import load_segmenter
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import AbsentError, ImageError
 from desra_core.settings import Machine
 from tasks.fanout import Dask
 from tasks.images import each_image
@@ -42,7 +43,7 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
         if benchmark.runs_networks:
             if machine.device == "cuda" and device == "cpu":
-                raise UsageError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+                raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
             gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
         settings = benchmark.stage_settings(device=device, max_pixels=dask.max_pixels)
@@ -52,7 +53,7 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
     return sum(isinstance(result, ImageError) for _, result in results)
 
 
-@task(task_run_name="tables")
+@task(task_run_name="tables", cache_policy=NO_CACHE)
 def publish_tables(benchmark: AnyBenchmark) -> Published:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)

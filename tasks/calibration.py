@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from desra_core.calibration.calibrated_weights import CalibratedWeights
 from desra_core.calibration.counting import Counting
@@ -27,7 +28,7 @@ class CountingRun:
         self.progress = progress
 
 
-@task(task_run_name="histogram-{number:05d}")
+@task(task_run_name="histogram-{number:05d}", cache_policy=NO_CACHE)
 def count_shard(number: int, run: CountingRun) -> int:
     """Count the images of a shard that are not counted, and gather them.
 
@@ -53,7 +54,7 @@ def count_shard(number: int, run: CountingRun) -> int:
     return len(failures)
 
 
-@task(task_run_name="weights")
+@task(task_run_name="weights", cache_policy=NO_CACHE)
 def publish_weights(calibrated: CalibratedWeights, output: Path) -> None:
     """Write the weights, their page and their figure, and show them in the UI."""
     write_calibration(calibrated, output)

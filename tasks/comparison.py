@@ -67,7 +67,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
             f"{len(missing)} images to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and what became of it"
-        show_overview(title, facts, dask.dashboard)
+        show_overview(title, facts, dask)
         settings = judge_settings(
             comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
         )

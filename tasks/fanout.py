@@ -22,7 +22,7 @@ from distributed.system import MEMORY_LIMIT
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
+from desra_core.errors import AbsentError, DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.settings import Machine
 from tasks.lines import configure, record
 
@@ -38,6 +38,8 @@ GPU_THREADS = 3
 # The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
 # that cluster, unlike the parameters of a deployment.
 EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
+# And how many GPUs that has: a run waits for a worker that is starting again, or a night would be on the CPU.
+EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
 
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
@@ -47,6 +49,7 @@ _USUAL_PIXELS = 2**24
 _RETRIES = 2
 _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
+_AWAIT_SECONDS = 60
 _MOST_GPUS = 64
 _LOST_SECONDS = 20
 _END_SECONDS = 10
@@ -80,8 +83,10 @@ class Dask:
         Threads that the work on one image may use.
     max_pixels
         The largest image that fits into a worker's share of memory.
+    workers
+        Number of workers in all.
     gpus
-        Number of workers with a GPU of their own.
+        Number of those with a GPU of their own.
     gpu_slots
         What such a worker has of the resource ``GPU``: who takes as many has it for himself.
     dashboard
@@ -95,6 +100,7 @@ class Dask:
         *,
         threads: int,
         image_bytes: int,
+        workers: int,
         gpus: int,
         gpu_slots: float = GPU_THREADS,
     ) -> None:
@@ -102,6 +108,7 @@ class Dask:
         self._records = Records(machine.log_level, machine.log_format, flow_run.name)
         self.threads = threads
         self.max_pixels = image_bytes // BYTES_PER_PIXEL
+        self.workers = workers
         self.gpus = gpus
         self.gpu_slots = gpu_slots
         self.dashboard: str = client.dashboard_link
@@ -229,8 +236,10 @@ def open_dask(
 
     Raises
     ------
+    AbsentError
+        The scheduler does not answer, or has no workers, or fewer GPUs than desra serve has.
     UsageError
-        The scheduler does not answer or has no workers, or workers have too little memory.
+        Workers have too little memory, or another version of desra.
     """
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
@@ -239,9 +248,10 @@ def open_dask(
         with _connected(address) as client:
             if embedded:
                 _stop_leftovers(client)
-            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+                _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
+            workers = _workers(client)
             if not workers:
-                raise UsageError(address, "has no workers", "start some with dask worker")
+                raise AbsentError(address, "has no workers", "start some with dask worker")
             _check_import(address, client)
             memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
             slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
@@ -251,6 +261,7 @@ def open_dask(
                 machine,
                 threads=threads,
                 image_bytes=_image_bytes(memory, own),
+                workers=len(workers),
                 gpus=len(slots),
                 gpu_slots=min(slots, default=0),
             )
@@ -259,8 +270,15 @@ def open_dask(
         return
     share = _share(machine, own, gpus)
     with _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
-        image_bytes = _image_bytes(share.memory, own)
-        with _ending(Dask(client, machine, threads=share.threads, image_bytes=image_bytes, gpus=gpus)) as dask:
+        dask = Dask(
+            client,
+            machine,
+            threads=share.threads,
+            image_bytes=_image_bytes(share.memory, own),
+            workers=share.workers + gpus,
+            gpus=gpus,
+        )
+        with _ending(dask):
             yield dask
 
 
@@ -271,11 +289,22 @@ class StandingCluster:
     ----------
     address
         Of the scheduler.
+    workers
+        Number of workers in all.
+    gpus
+        Number of those with a GPU of their own.
     """
 
-    def __init__(self, cluster: SpecCluster) -> None:
+    def __init__(self, cluster: SpecCluster, gpus: int) -> None:
         self._cluster = cluster
         self.address = str(cluster.scheduler_address)
+        self.workers = len(cluster.worker_spec)
+        self.gpus = gpus
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment of a run tells it of these workers."""
+        return {EMBEDDED_SCHEDULER: self.address, EMBEDDED_GPUS: str(self.gpus)}
 
     def keep_up(self) -> None:
         """Start anew workers that have ended for good; those that have died are by Dask itself, at once."""
@@ -283,8 +312,8 @@ class StandingCluster:
 
 
 @contextlib.contextmanager
-def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[StandingCluster]:
-    """Start workers on this machine that outlive single runs, which find them by `EMBEDDED_SCHEDULER`.
+def standing_cluster(machine: Machine, *, gpus: int, dashboard_port: int = 0) -> Iterator[StandingCluster]:
+    """Start workers on this machine that outlive single runs, which find them by what `StandingCluster` tells them.
 
     Parameters
     ----------
@@ -292,9 +321,12 @@ def standing_cluster(machine: Machine, *, gpus: int) -> Iterator[StandingCluster
         How many workers and how large.
     gpus
         As for `open_dask`.
+    dashboard_port
+        Of Dask's own page about them; another one where it is taken, and by default any.
     """
-    with _local_cluster(_share(machine, NETWORK_WORKER_BYTES, gpus), visible_gpus()[:gpus]) as (cluster, _):
-        yield StandingCluster(cluster)
+    share = _share(machine, NETWORK_WORKER_BYTES, gpus)
+    with _local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
+        yield StandingCluster(cluster, gpus)
 
 
 def release_embedded() -> None:
@@ -341,12 +373,13 @@ def _threads(workers: int) -> int:
 
 
 @contextlib.contextmanager
-def _local_cluster(share: _Share, gpus: list[str]) -> Iterator[tuple[SpecCluster, Client]]:
+def _local_cluster(share: _Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
+    dashboard = f"127.0.0.1:{dashboard_port}"
     with (
         dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(share.threads)}),
         SpecCluster(
             workers=_local_workers(share.workers, gpus, share.memory),
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}},
+            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
@@ -359,6 +392,26 @@ def _stop_leftovers(client: Client) -> None:
     """Stop what a run that was killed has left on the workers of desra serve, which serve one run at a time."""
     if any(client.run(_executing).values()):
         _restart(client)
+
+
+def _await_workers(client: Client, gpus: int) -> None:
+    """Wait for any worker and so many with a GPU: one that has died is being started again."""
+    deadline = time.monotonic() + _AWAIT_SECONDS
+    while True:
+        there = ["GPU" in worker["resources"] for worker in _workers(client)]
+        if there and sum(there) >= gpus:
+            return
+        if time.monotonic() >= deadline:
+            if not there:
+                return  # which is told for any cluster
+            reason = f"are {sum(there)}, where desra serve has started {gpus}"
+            raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
+        time.sleep(1)
+
+
+def _workers(client: Client) -> list[dict[str, Any]]:
+    """What the scheduler knows of each worker."""
+    return list(client.scheduler_info(n_workers=-1)["workers"].values())
 
 
 def _restart(client: Client) -> None:
@@ -431,7 +484,7 @@ def _connected(address: str) -> Client:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         reason = f"no Dask scheduler answers ({type(error).__name__})"
-        raise UsageError(address, reason, "start it, or leave --scheduler out to compute on this machine") from None
+        raise AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine") from None
 
 
 def _environment(threads: int) -> dict[str, str]:

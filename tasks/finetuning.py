@@ -90,7 +90,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     with _open_worker(machine) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
         facts = [f"{plan.training.iterations} iterations on " + ("a GPU" if on_gpu else "the CPU")]
-        show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask.dashboard)
+        show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
 
             def on_second() -> None:

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from desra_core.plan import Prepared
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
+from tasks.fanout import Dask
 
 # Where browsers find the report of the workspace that a run is for; an environment variable.
 REPORT = "DESRA_REPORT"
@@ -24,7 +25,7 @@ def tag_run(*tags: str) -> None:
         client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
-def show_overview(title: str, facts: Sequence[str], dashboard: str | None = None) -> None:
+def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) -> None:
     """Publish what a run is about to do as an artifact.
 
     Parameters
@@ -33,11 +34,16 @@ def show_overview(title: str, facts: Sequence[str], dashboard: str | None = None
         What does what to what, as Markdown.
     facts
         How much there is to do, as Markdown.
-    dashboard
-        Address of the cluster's own page, if the run needs a cluster.
+    dask
+        Who does it, if the run needs a cluster.
     """
-    link = [f"[Dask dashboard]({dashboard}), while the run lasts"] if dashboard else []
-    create_markdown_artifact(_listed(title, [*facts, *link]), key="overview", description="What this run has to do.")
+    who = []
+    if dask:
+        who = [
+            f"workers: {dask.workers - dask.gpus} on CPUs, {dask.gpus} on GPUs",
+            f"[Dask dashboard]({dask.dashboard}), while the run lasts",
+        ]
+    create_markdown_artifact(_listed(title, [*facts, *who]), key="overview", description="What this run has to do.")
 
 
 def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> None:
@@ -56,7 +62,7 @@ def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> 
     create_markdown_artifact(_listed(f"**{told}**", [*facts, report]), key="outcome", description="How this run ended.")
 
 
-def show_corpus(settings: CorpusSettings, prepared: Prepared, dashboard: str | None = None) -> None:
+def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
     """Publish what a run over a corpus is about to do as an artifact.
 
     Parameters
@@ -65,7 +71,7 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dashboard: str | N
         What is wanted.
     prepared
         What there is to do.
-    dashboard
+    dask
         As for `show_overview`.
     """
     plan, scanned = prepared.plan, prepared.scanned
@@ -77,9 +83,7 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dashboard: str | N
     if scanned:
         found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
         facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
-    show_overview(
-        f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dashboard
-    )
+    show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 
 def ranges(shards: Sequence[int]) -> str:

@@ -23,6 +23,43 @@ _REFRESH_SECONDS = 1.0
 _SILENT_SECONDS = 60.0
 
 
+class _Artifact:
+    """A progress artifact of the run. The work does not need a server: without one it goes on."""
+
+    def __init__(self, key: str, line: str) -> None:
+        self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
+        self._silent_until = 0.0
+
+    def show(self, share: float, line: str) -> str | None:
+        """Refresh it; returns a warning where that fails."""
+        if time.monotonic() < self._silent_until:
+            return None
+        try:
+            update_progress_artifact(self._id, 100.0 * share, line)
+        except httpx.HTTPError:
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
+            return "warning: the Prefect server does not answer; the work goes on"
+        return None
+
+
+class ReadingProgress:
+    """Shows in the UI how many new files were read to tell their content, if there are any; for `prepare`."""
+
+    def __init__(self) -> None:
+        self._artifact: _Artifact | None = None
+        self._shown = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of so many files were read."""
+        if done < total and time.monotonic() - self._shown < _REFRESH_SECONDS:
+            return
+        self._shown = time.monotonic()
+        line = f"{done} of {total} new files read"
+        self._artifact = self._artifact or _Artifact("reading", line)
+        if warning := self._artifact.show(done / total, line):
+            say(warning)
+
+
 class RunProgress:
     """Counts images as they pass their stages, and shows it. Shards report from threads of their own.
 
@@ -47,7 +84,6 @@ class RunProgress:
         self._passing: list[TransientError] = []
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
-        self._silent_until = 0.0
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._drawn = self._console.is_terminal and not is_json()
         self._bar = Progress(
@@ -59,7 +95,7 @@ class RunProgress:
             disable=not self._drawn,
         )
         self._task = self._bar.add_task("", total=self._steps)
-        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
+        self._artifact = _Artifact("progress", self.line())
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -118,21 +154,12 @@ class RunProgress:
         """Refresh the bar and the artifact, and now and then print a line where there is no terminal."""
         line = self.line()
         self._bar.update(self._task, completed=self._steps_done, description=line)
-        self._show_server(line)
+        if warning := self._artifact.show(self._share(), line):
+            self._tell(warning)
         now = time.monotonic()
         if not self._drawn and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
             self._tell(line)
-
-    def _show_server(self, line: str) -> None:
-        """Refresh the artifact. The work does not need a server: without one it goes on."""
-        if time.monotonic() < self._silent_until:
-            return
-        try:
-            update_progress_artifact(self._artifact, 100.0 * self._share(), line)
-        except httpx.HTTPError:
-            self._silent_until = time.monotonic() + _SILENT_SECONDS
-            self._tell("warning: the Prefect server does not answer; the work goes on")
 
     def _tell(self, line: str, style: str | None = None) -> None:
         """Print a line, above the bar where there is one."""

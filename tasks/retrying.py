@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.runtime import deployment
 
-from desra_core.errors import DesraError, TransientError
+from desra_core.errors import AbsentError, DesraError, TransientError
 
 # Seconds before each retry: for a hiccup, for a server that starts again, for a disk that somebody clears.
 PAUSES = (2, 15, 60)
@@ -20,10 +20,10 @@ def may_pass(error: object) -> bool:
     True
     >>> may_pass(ImageError("a.png", "is truncated", "replace it")) or may_pass(UsageError("--x", "is bad", "mend it"))
     False
-    >>> may_pass(ConnectionError("reset by peer"))
+    >>> may_pass(ConnectionError("reset by peer")) and may_pass(AbsentError("tcp://x", "has no workers", "start some"))
     True
     """
-    return not isinstance(error, DesraError) or isinstance(error, TransientError)
+    return not isinstance(error, DesraError) or isinstance(error, TransientError | AbsentError)
 
 
 def runs_by_itself() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from desra_core.detection.segmenters import load_segmenter
 from desra_core.detection.semantics import Weights
-from desra_core.errors import UsageError
+from desra_core.errors import AbsentError, UsageError
 from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.sr.checkpoints import load_pair
 from desra_core.stages import (
@@ -48,11 +48,11 @@ def stages_of(
     Raises
     ------
     UsageError
-        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for; better told once and
-        now than by every image.
+        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for (`AbsentError`); better
+        told once and now than by every image.
     """
     if machine.device == "cuda" and not dask.gpus and target.runs_networks:
-        raise UsageError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
     device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
     gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
     similarity = SimilaritySettings(

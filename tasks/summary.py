@@ -65,6 +65,8 @@ class Summary(NamedTuple):
 def _show_worst(workspace: Workspace) -> None:
     """The worst regions of the corpus, as far as a table on a screen has room for them."""
     rows = [_shown(region) for region in worst_regions(workspace, _WORST).to_pylist()]
+    if not any(row["class"] for row in rows):
+        rows = [{name: value for name, value in row.items() if name != "class"} for row in rows]
     create_table_artifact(rows, key="worst-regions", description=f"The {len(rows)} most severe regions of the corpus.")
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from desra_core.housekeeping.sizes import FOLDERS, Size, entries, size_of
+from desra_core.housekeeping.sizes import FOLDERS, entries, size_of, size_of_file
 from desra_core.inventory import is_text
 from desra_core.workspace import DATASET, Workspace
 
@@ -88,22 +88,14 @@ def unknown(entry: os.DirEntry[str], path: str, owner: str = "") -> Holding:
     return Holding(UNKNOWN, owner, "", _text(path), *size)
 
 
-def size_of_file(entry: os.DirEntry[str]) -> Size:
-    """As `desra_core.housekeeping.sizes.size_of` for a file."""
-    try:
-        return Size(1, entry.stat(follow_symlinks=False).st_size)
-    except FileNotFoundError:  # a person has deleted it meanwhile
-        return Size(0, 0)
-
-
 def _listed(workspace: Workspace) -> Iterator[Holding]:
     for entry in entries(workspace.root):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
             yield unknown(entry, entry.name)
-    yield from _named("masks", _own(workspace.masks), "masks/", ".png")
-    yield from _named("pages", _own(workspace.root / "pages"), "pages/", ".html")
-    for entry in _own(workspace.dataset_manifest.parent):
+    yield from _named("masks", own_entries(workspace.masks), "masks/", ".png")
+    yield from _named("pages", own_entries(workspace.root / "pages"), "pages/", ".html")
+    for entry in own_entries(workspace.dataset_manifest.parent):
         if entry.name in DATASET and entry.is_dir(follow_symlinks=False):
             yield from _named("dataset", entries(entry.path), f"dataset/{entry.name}/", ".png")
         elif entry.name != workspace.dataset_manifest.name or not _is_file(entry):
@@ -129,7 +121,7 @@ def _named(
 
 
 def _maps(workspace: Workspace) -> Iterator[Holding]:
-    for outer in _own(workspace.maps):
+    for outer in own_entries(workspace.maps):
         place = f"maps/{outer.name}"
         if not outer.is_dir(follow_symlinks=False):
             yield unknown(outer, place)
@@ -171,6 +163,6 @@ def _text(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def _own(folder: Path) -> Iterator[os.DirEntry[str]]:
+def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What lies in a folder, unless it is a link: what that leads to is not the workspace's."""
     return iter(()) if folder.is_symlink() else entries(folder)

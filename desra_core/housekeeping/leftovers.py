@@ -23,11 +23,10 @@ from desra_core.housekeeping.holdings import (
     Leftover,
     holdings,
     is_key,
-    size_of_file,
     table_of,
     unknown,
 )
-from desra_core.housekeeping.sizes import entries, size_of
+from desra_core.housekeeping.sizes import entries, size_of, size_of_file
 from desra_core.housekeeping.stale_records import record_leftovers, stale_records
 from desra_core.housekeeping.superseded import UNFINISHED, superseded
 from desra_core.inventory import OnDisk, flags_of
@@ -197,6 +196,7 @@ def _counts(workspace: Workspace, target: Target) -> Iterator[Leftover]:
     for entry in counted:
         path = f"calibration/{entry.name}"
         if not (is_key(entry.name) and entry.is_dir(follow_symlinks=False)):
-            yield Leftover(UNKNOWN, unknown(entry, path).path, *unknown(entry, path)[-2:], "")
+            found = unknown(entry, path)
+            yield Leftover(UNKNOWN, found.path, found.files, found.bytes, "")
         elif entry.name != current:
             yield Leftover("calibration", path, *size_of(entry.path), "counts under other settings")

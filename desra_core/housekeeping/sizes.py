@@ -66,6 +66,14 @@ def size_of(folder: Path | str) -> Size:
     return Size(files, size)
 
 
+def size_of_file(entry: os.DirEntry[str]) -> Size:
+    """As `size_of` for a file."""
+    try:
+        return Size(1, entry.stat(follow_symlinks=False).st_size)
+    except FileNotFoundError:  # somebody has deleted it meanwhile
+        return Size(0, 0)
+
+
 def sizes(workspace: Workspace) -> dict[str, Size]:
     """The size of a workspace by kind, the largest first; kinds without a file are left out.
 
@@ -77,8 +85,7 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
         if entry.is_dir(follow_symlinks=False):
             kind, size = entry.name if entry.name in FOLDERS else "other", size_of(entry.path)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                kind, size = "tables", Size(1, entry.stat(follow_symlinks=False).st_size)
+            kind, size = "tables", size_of_file(entry)
         found[kind] = found.get(kind, Size(0, 0)).plus(size)
     held = ((kind, size) for kind, size in found.items() if size.files)
     return dict(sorted(held, key=lambda item: (-item[1].bytes, item[0])))

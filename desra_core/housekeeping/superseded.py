@@ -22,7 +22,7 @@ from typing import NamedTuple
 from desra_core.atomic import is_unfinished
 from desra_core.content import content_key
 from desra_core.errors import UsageError
-from desra_core.housekeeping.holdings import UNKNOWN, Leftover, is_key, unknown
+from desra_core.housekeeping.holdings import UNKNOWN, Leftover, is_key, own_entries, unknown
 from desra_core.housekeeping.sizes import entries, size_of
 from desra_core.promotion import history
 from desra_core.settings import CorpusSettings
@@ -67,7 +67,7 @@ def superseded(workspace: Workspace, settings: CorpusSettings) -> Iterator[Lefto
         The history of its models is damaged.
     """
     runs: dict[str, RunFolder] = {}
-    for entry in _inside(workspace.finetune("")):
+    for entry in own_entries(workspace.finetune("")):
         if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
@@ -117,7 +117,7 @@ def _judged(
         "candidates": used.union(*(each.candidates for each in at_hand)),
         "compared": {each.name for each in kept},
     }
-    for entry in _inside(workspace.gate):
+    for entry in own_entries(workspace.gate):
         if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
             if entry.name != workspace.verdict.name:
                 yield _stranger(workspace, entry)
@@ -141,7 +141,7 @@ def _compared(workspace: Workspace) -> list[_Compared]:
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
     found = []
-    for entry in _inside(workspace.compared(Path()).parent):
+    for entry in own_entries(workspace.compared(Path()).parent):
         document = read_json(Path(entry.path))
         try:
             after, told = document["after"], document["candidates"]
@@ -211,7 +211,7 @@ def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
     """What lies in a finetune's folder and among its models, and whether finetunes make such."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
-    for entry in _inside(run.root / "models"):
+    for entry in own_entries(run.root / "models"):
         yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 
@@ -222,10 +222,6 @@ def _time(run: RunFolder) -> float:
 
 def _is_scratch(entry: os.DirEntry[str]) -> bool:
     return is_unfinished(entry.name) and entry.is_file(follow_symlinks=False)
-
-
-def _inside(folder: Path) -> Iterator[os.DirEntry[str]]:
-    return iter(()) if folder.is_symlink() else entries(folder)
 
 
 def _text(path: Path) -> str:

@@ -56,12 +56,12 @@ def run() -> None:
 
 def _run_many(detection: Detection, url: str, runs: int) -> None:
     from flows.detect import detect
-    from tasks.fanout import EMBEDDED_SCHEDULER, standing_cluster
+    from tasks.fanout import standing_cluster
 
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []
     _, empty = _database(workspace)
-    with standing_cluster(machine, gpus=0) as cluster, patch.dict(os.environ, {EMBEDDED_SCHEDULER: cluster.address}):
+    with standing_cluster(machine, gpus=0) as cluster, patch.dict(os.environ, cluster.environment):
         for number in range(1, runs + 1):
             started = time.perf_counter()
             with patch("flows.corpus.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):

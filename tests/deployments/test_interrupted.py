@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.interrupted import INTERRUPTED, _all, drop_missed, mark_interrupted, resume_interrupted
+from deployments.interrupted import INTERRUPTED, _all, drop_missed, mark_interrupted, mark_killed, resume_interrupted
 from deployments.schedules import Deployed, deployments_of, register
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
@@ -111,12 +112,17 @@ def test_what_a_person_had_started_is_told_apart_from_what_it_has_called(pool) -
     of_pool = pool.run("cycle")
     _, child = pool.called(of_pool)
     flow = pool.deployment("mine")["flow_id"]
-    by_hand = pool.become(pool.ask("POST", "/flow_runs/", flow_id=flow)["id"], "RUNNING")
-    done = pool.become(pool.ask("POST", "/flow_runs/", flow_id=flow)["id"], "COMPLETED")
+    parameters = {"machine": {}, "mining": {"photos": "/data/photos", "workspace": "/data/workspace"}}
+
+    def started() -> str:
+        return pool.ask("POST", "/flow_runs/", flow_id=flow, parameters=parameters)["id"]
+
+    by_hand, done = pool.become(started(), "RUNNING"), pool.become(started(), "COMPLETED")
     task, grandchild = pool.called(by_hand)
-    mark_interrupted(None, pool.client, "it was killed", settled=timedelta(minutes=2))
-    assert pool.state(by_hand)[0] == "RUNNING"
-    mark_interrupted(None, pool.client, "it was killed")
+    own = Path("/data/workspace")
+    assert mark_killed(own, pool.client, settled=timedelta(minutes=2)) == []
+    assert mark_killed(Path("/data/elsewhere"), pool.client) == []
+    assert len(mark_killed(own, pool.client)) == 1
     assert [pool.state(it) for it in (by_hand, done, of_pool, child)] == [
         ("CRASHED", INTERRUPTED), ("COMPLETED", "Completed"), ("RUNNING", "Running"), ("RUNNING", "Running"),
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import httpx
 import pytest
 from prefect.cli.deploy._config import _load_deploy_configs_and_actions
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
 from rich.console import Console
@@ -149,9 +151,8 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
     accepted = start("mine", mining=mining | {"threshold": 0.5})
     assert accepted.status_code == 201
     assert accepted.json()["work_pool_name"] == "desra-corpus"
-    assert next_run(deployments_of(serving(name="corpus"), Machine())[0], client).hour is not None
 
-    # A pause in the UI outlives a restart of desra serve.
+    # A pause in the UI outlives a restart of desra serve: of the deployment, of its schedule, of the pool.
     [mine, *_] = deployments_of(serving(name="corpus", mine_at="daily at 2:00"), Machine())
     moment = next_run(mine, client)
     assert (moment.hour, moment.tzname()) in ((2, "CET"), (2, "CEST"))
@@ -161,6 +162,20 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
     client.resume_deployment(found["id"])
     register([mine], client)
     assert next_run(mine, client) == moment
+    [schedule] = client.read_deployment(found["id"]).schedules
+    for active in (False, True):
+        client.update_deployment_schedule(found["id"], schedule.id, active=active)
+        client.update_work_pool("desra-corpus", WorkPoolUpdate(is_paused=not active))
+        register([mine], client)
+        [schedule] = client.read_deployment(found["id"]).schedules
+        assert (schedule.active, client.read_work_pool("desra-corpus").is_paused) == (active, not active)
+
+    # An interval is counted on, not begun anew at each start.
+    [weekly, *_] = deployments_of(serving(name="corpus", mine_at="every week"), Machine())
+    register([weekly], client)
+    [schedule] = client.read_deployment(found["id"]).schedules
+    assert schedule.schedule.anchor_date == datetime(2024, 1, 1, tzinfo=UTC)
+    assert next_run(weekly, client).weekday() == 0
 
     # What is given anew replaces what was given before, schedules included.
     register(deployments_of(serving(name="corpus", mine_at="never", threshold=0.6), Machine()), client)
@@ -170,6 +185,24 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
     # Another workspace of the same name is not overwritten.
     with pytest.raises(UsageError, match="/elsewhere/workspace another --name"):
         register(deployments_of(serving(name="corpus", workspace="/elsewhere/workspace"), Machine()), client)
+
+
+def test_a_workspace_that_was_moved_or_renamed_leaves_nothing_behind(client) -> None:
+    """On its own server, which has moved along."""
+    before = deployments_of(serving(name="before", mine_at="daily at 2:00"), Machine())
+    register(before, client)
+    somebodys = client.create_flow_from_name("somebody's own")
+    kept = client.create_deployment(flow_id=somebodys, name="somebody's own", tags=["own"])
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name("mine/before").id)
+    client.set_flow_run_state(run.id, Completed(), force=True)
+    for name, workspace in (("before", "/moved/workspace"), ("renamed", "/moved/workspace")):
+        register(deployments_of(serving(name=name, workspace=workspace), Machine()), client, own=True)
+        there = [it for it in client.read_deployments() if "desra" in it.tags]
+        assert {it.name for it in there} == {name}
+        assert len(there) == 3
+        assert "/data/workspace" not in str([it.parameters for it in there])
+    assert client.read_deployment(kept).name == "somebody's own"
+    assert client.read_flow_run(run.id).parameters["mining"]["workspace"] == "/data/workspace"
 
 
 @pytest.mark.slow

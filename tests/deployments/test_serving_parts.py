@@ -15,10 +15,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import serve
-from deployments.serve import _check_alone, _client, _start_again, _stoppable
+from deployments.serve import _check_alone, _client, _giving_up, _look_after, _start_again, _stoppable
 from deployments.standing import new_mark
 from deployments.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
+from desra_core.serving_settings import Serving
+from flows import alarm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -69,6 +71,23 @@ def test_what_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
     )
 
 
+def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
+    """Before anything that is started again makes another one at that place."""
+    told = []
+    monkeypatch.setattr(alarm, "tell_webhook", lambda address, message: told.append((address, message)))
+    paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
+    serving = Serving(**paths, webhook="http://hook.example/x")
+    line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
+    monkeypatch.setattr(serve, "_POLL_SECONDS", 0)
+    with pytest.raises(UsageError, match=line), _giving_up(serving):
+        _look_after(None, Failing(), None, serving, "desra-workspace")
+    [(address, message)] = told
+    assert address == "http://hook.example/x"
+    assert message["text"] == f"workspace: desra serve has ended: {line}"
+    assert message["workspace"] == str(paths["workspace"])
+    assert not paths["workspace"].exists()
+
+
 def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
     monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(serve, "_MOST_RETRIES", 0)
@@ -94,11 +113,10 @@ def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), _client() as client:
         _check_alone("desra-alone", client)  # there is no such pool yet
         client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
-        for name in (own, "somebody's own worker"):
-            client.send_worker_heartbeat("desra-alone", name, heartbeat_interval_seconds=30)
+        client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)
         _check_alone("desra-alone", client)
         client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
-        told = r"the work pool desra-alone: is that of another machine \(desra serve on elsewhere\); stop that one"
+        told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
         with pytest.raises(UsageError, match=told):
             _check_alone("desra-alone", client)
 

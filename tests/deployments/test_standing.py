@@ -23,9 +23,9 @@ import psutil
 import pytest
 from prefect.settings import Settings
 
-from deployments.retention import compact, forget_results, server_settings
+from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.server import Server, configure, end_leftover_server
-from deployments.standing import MARK, end_leftovers, end_marked, new_mark, served_at, standing
+from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
 
@@ -33,10 +33,12 @@ SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep
 SERVE = """
 import sys, time
 from pathlib import Path
+from datetime import timedelta
+
 from deployments.standing import standing
 from desra_core.workspace import Workspace
 with standing(Workspace(Path(sys.argv[1]))) as own:
-    own.announce("http://127.0.0.1:1/api")
+    own.announce("http://127.0.0.1:1/api", timedelta(days=1))
     print(own.mark["DESRA_SERVE"], flush=True)
     time.sleep(60)
 """
@@ -79,10 +81,10 @@ def end(process: subprocess.Popen) -> None:
 
 
 def test_one_serves_and_others_know_where(workspace) -> None:
-    assert served_at(workspace) is None
+    assert served_at(workspace) is history_of(workspace) is None
     with standing(workspace) as own:
         assert served_at(workspace) is None  # it has not said where yet
-        own.announce("http://127.0.0.1:4200/api")
+        own.announce("http://127.0.0.1:4200/api", timedelta(days=700))
         assert served_at(workspace) == "http://127.0.0.1:4200/api"
         with (
             pytest.raises(LockedError, match=f"served by process {os.getpid()} already; stop that one first"),
@@ -91,6 +93,7 @@ def test_one_serves_and_others_know_where(workspace) -> None:
             pass
         assert served_at(workspace) == "http://127.0.0.1:4200/api"
     assert served_at(workspace) is None
+    assert history_of(workspace) == timedelta(days=700)  # a run by hand meanwhile is not to shorten it
     with (
         standing(workspace),
         pytest.raises(LockedError, match=f"served by process {os.getpid()} already"),
@@ -215,7 +218,7 @@ def test_a_port_is_free_as_soon_as_its_server_has_ended(workspace) -> None:
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
             server.accept()[0].close()
-    assert Server(workspace, port=port).url == f"http://127.0.0.1:{port}/api"
+    assert Server(workspace, port=port, history=HISTORY).url == f"http://127.0.0.1:{port}/api"
 
 
 def test_a_port_that_is_taken_is_told(workspace) -> None:
@@ -224,7 +227,7 @@ def test_a_port_that_is_taken_is_told(workspace) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--port {port}: cannot be had \(.+\); give another one"):
-            Server(workspace, port=port)
+            Server(workspace, port=port, history=HISTORY)
 
 
 def test_no_proxy_is_asked_for_this_machine(workspace, environment, monkeypatch) -> None:

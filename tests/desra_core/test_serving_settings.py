@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
 from pydantic import ValidationError
 
-from desra_core.serving_settings import Period, Serving, local_timezone, parse_period, parse_span
+from desra_core import serving_settings
+from desra_core.errors import UsageError
+from desra_core.serving_settings import Period, Serving, local_timezone, parse_period, parse_span, workspace_of
 
 CORPUS = {"photos": "p", "mse_model": "m", "gan_model": "g", "workspace": "/data/ws"}
 
@@ -59,24 +64,48 @@ def test_bad_settings_are_refused(given) -> None:
         Serving(**(CORPUS | given))
 
 
-def test_defaults_and_names(monkeypatch) -> None:
+@pytest.fixture
+def set_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def set_to(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        monkeypatch.setattr("tzlocal.unix._cache_tz_name", None)  # it looks once per process
+        time.tzset()
+
+    yield set_to
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_defaults_and_names(set_zone) -> None:
     serving = Serving(**CORPUS)
     assert (serving.title, Serving(**CORPUS, name="photos-2026").title) == ("ws", "photos-2026")
     assert parse_period(serving.mine_at).cron
     assert parse_period(serving.cycle_at).cron
-    monkeypatch.setenv("TZ", "America/Lima")
+    set_zone("America/Lima")
     assert serving.clock == local_timezone() == "America/Lima"
     assert Serving(**CORPUS, timezone="Asia/Tokyo").clock == "Asia/Tokyo"
 
 
-@pytest.mark.parametrize("prefix", ["", ":"])
-def test_a_time_zone_may_be_a_file(prefix, monkeypatch, tmp_path) -> None:
-    zone = tmp_path / "zoneinfo" / "posix" / "Europe" / "Rome"
-    zone.parent.mkdir(parents=True)
-    zone.touch()
-    (tmp_path / "localtime").symlink_to(zone)
-    monkeypatch.setenv("TZ", f"{prefix}{tmp_path / 'localtime'}")
+def test_a_time_zone_without_a_name_is_not_taken_for_another(set_zone, monkeypatch) -> None:
+    set_zone(":Europe/Rome")
     assert local_timezone() == "Europe/Rome"
-    (tmp_path / "copied").touch()
-    monkeypatch.setenv("TZ", f"{prefix}{tmp_path / 'copied'}")
+    set_zone("CET-1CEST")
+    with pytest.raises(UsageError, match="--timezone: is not given, and that of this machine has no name; give one"):
+        local_timezone()
+    set_zone("UTC")
+    monkeypatch.setattr(serving_settings, "get_localzone_name", lambda: None)  # a copied file
+    with pytest.raises(UsageError, match="--timezone"):
+        local_timezone()
+    monkeypatch.setattr(os.path, "exists", lambda _: False)
     assert local_timezone() == "UTC"
+
+
+def test_any_folder_gives_a_name_that_servers_take() -> None:
+    assert Serving(**CORPUS | {"workspace": "/data/ws#1 (new)"}).title == "ws-1-new-"
+    assert Serving(**CORPUS | {"workspace": "/data/Wäsche.1"}).title == "Wäsche.1"
+
+
+def test_the_workspace_of_parameters() -> None:
+    settings = {"photos": "/p", "workspace": "/ws"}
+    assert workspace_of({"machine": {}, "mining": settings, "rescan": True}) == "/ws"
+    assert workspace_of({"machine": {}}) is None

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 from distributed import Client
 
-from desra_core.errors import UsageError
+from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import fanout
 from tasks.fanout import (
+    EMBEDDED_GPUS,
     EMBEDDED_SCHEDULER,
     StandingCluster,
     open_dask,
@@ -49,7 +50,7 @@ def test_runs_share_its_workers_unless_they_want_their_own() -> None:
     assert worker_of(Machine(workers=1), alone=True) != first
     # Who names a scheduler gets that one.
     with (
-        pytest.raises(UsageError, match="no Dask scheduler answers"),
+        pytest.raises(AbsentError, match="no Dask scheduler answers"),
         open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
     ):
         pass
@@ -64,6 +65,24 @@ def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
         time.sleep(0.5)
         assert worker_of(Machine()) != first
         assert left.status != "finished"
+
+
+def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch) -> None:
+    """It does not take the CPU for a night because a worker is starting again at two."""
+    assert cluster.environment == {EMBEDDED_SCHEDULER: cluster.address, EMBEDDED_GPUS: "0"}
+    monkeypatch.setattr(fanout, "_AWAIT_SECONDS", 1)
+    monkeypatch.setenv(EMBEDDED_GPUS, "1")
+    with (
+        pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),
+        open_dask(Machine()),
+    ):
+        pass
+    with standing_cluster(SMALL, gpus=1) as other:
+        assert (other.workers, other.gpus) == (2, 1)
+        for name, value in other.environment.items():
+            monkeypatch.setenv(name, value)
+        with open_dask(Machine()) as dask:
+            assert (dask.workers, dask.gpus) == (2, 1)
 
 
 def test_its_memory_is_given_back() -> None:
@@ -86,7 +105,7 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
 
 def test_one_that_has_gone_is_told(monkeypatch) -> None:
     monkeypatch.setenv(EMBEDDED_SCHEDULER, "tcp://127.0.0.1:9")
-    with pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
+    with pytest.raises(AbsentError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
     monkeypatch.delenv(EMBEDDED_SCHEDULER)
     release_embedded()
