@@ -290,7 +290,7 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
                 f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" if deployed.schedules else ""
             )
             say(f"{deployed.full_name}: {when[deployed.flow]}{following}")
-    say("Ctrl-C stops; what was going on is gone on with at the next start")
+    say("Ctrl-C stops; the next start goes on with what was running")
 
 
 def _look_after(

@@ -43,7 +43,7 @@ class _Artifact:
 
 
 class ReadingProgress:
-    """Shows in the UI how many new files were read to tell their content, if there are any; for `prepare`."""
+    """Shows in the UI how many new files were read to tell their content, if that takes a while; for `prepare`."""
 
     def __init__(self) -> None:
         self._artifact: _Artifact | None = None
@@ -51,7 +51,8 @@ class ReadingProgress:
 
     def __call__(self, done: int, total: int) -> None:
         """So many of so many files were read."""
-        if done < total and time.monotonic() - self._shown < _REFRESH_SECONDS:
+        at_once = self._artifact is None and done == total
+        if at_once or (done < total and time.monotonic() - self._shown < _REFRESH_SECONDS):
             return
         self._shown = time.monotonic()
         line = f"{done} of {total} new files read"

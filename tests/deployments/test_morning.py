@@ -35,7 +35,7 @@ def served(serve: Callable[..., Served], tmp_path: Path) -> Served:
 
 @pytest.fixture
 def page(served: Served, tmp_path: Path) -> Iterator[Page]:
-    with opened(served.ui, tmp_path / "browser", height=1100) as page:
+    with opened(served.ui, tmp_path / "browser", height=1330) as page:
         yield page
 
 
@@ -73,7 +73,7 @@ def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, ke
 
     # In the morning.
     page.go(f"{served.ui}/runs/flow-run/{run['id']}")
-    page.wait_for("shard 00000: 20 images, 1 failed")
+    page.wait_for("Finished in state Completed('19 of 20 images computed: ")
     keep("run")
     page.click("Task Runs")
     for name in ("shard-00000", "super_resolution-00000", "mask-00000", "results"):

@@ -36,7 +36,8 @@ def test_new_files_that_are_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "create_progress_artifact", lambda *_, key, **__: made.append(key))
     monkeypatch.setattr(module, "update_progress_artifact", lambda _, share, line: shown.append((share, line)))
     progress = ReadingProgress()
-    assert made == []  # nothing to read, nothing to show
+    progress(20, 20)
+    assert made == []  # before anybody could have looked
     for done, seconds in ((128, 0.4), (256, 0.4), (384, 0.4), (512, 0)):
         progress(done, 512)
         clock.now += seconds
