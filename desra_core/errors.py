@@ -8,6 +8,7 @@
     │   └── AbsentError     what runs elsewhere does not answer: it may later
     └── ImageError          one image cannot be processed; the others go on       exit code 1
         └── TransientError  the same image may well succeed when tried again
+            └── TooLargeError  where a worker has more memory
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class ImageError(DesraError):
 
 class TransientError(ImageError):
     """One image failed for a reason outside its content (a full disk, a lost worker): try again."""
+
+
+class TooLargeError(TransientError):
+    """One image needs more memory than a worker has: to be tried again by a run with other settings."""
 
 
 def printable(text: object) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from desra_core.errors import ImageError, TransientError
+from desra_core.errors import ImageError, TooLargeError, TransientError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -191,7 +191,7 @@ def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int)
         raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
-        raise TransientError(path, reason, "raise --memory or use fewer --workers")
+        raise TooLargeError(path, reason, "raise --memory or use fewer --workers")
     # Not BGR;16, which is a pixel of a BMP with 5 or 6 bits per channel.
     raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ())).replace("BGR;16", "")
     return 16 if image.mode.startswith("I;16") or ";16" in raw_modes else 8

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, TransientError, printable
 from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, is_json, say
+from tasks.retrying import may_pass
 
 _REFRESH_SECONDS = 1.0
 # Between attempts to reach a server that does not answer: each of them takes a minute, as Prefect's client tries it.
@@ -126,7 +127,7 @@ class RunProgress:
         """An image of so many names has failed and passes over the stages left."""
         with self._lock:
             self._failed += names
-            if isinstance(error, TransientError):
+            if isinstance(error, TransientError) and may_pass(error):
                 self._passing.append(error)
             self._steps_done += names * stages_left
             self._failure_lines += 1

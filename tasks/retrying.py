@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.runtime import deployment
 
-from desra_core.errors import AbsentError, DesraError, TransientError
+from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError
 
 # Seconds before each retry: for a hiccup, for a server that starts again, for a disk that somebody clears.
 PAUSES = (2, 15, 60)
@@ -16,6 +16,8 @@ def may_pass(error: object) -> bool:
     Examples
     --------
     >>> from desra_core.errors import ImageError, UsageError
+    >>> may_pass(TooLargeError("a.png", "has too many pixels", "raise --memory"))
+    False
     >>> may_pass(TransientError("/ws", "the disk is full", "free some space"))
     True
     >>> may_pass(ImageError("a.png", "is truncated", "replace it")) or may_pass(UsageError("--x", "is bad", "mend it"))
@@ -23,7 +25,8 @@ def may_pass(error: object) -> bool:
     >>> may_pass(ConnectionError("reset by peer")) and may_pass(AbsentError("tcp://x", "has no workers", "start some"))
     True
     """
-    return not isinstance(error, DesraError) or isinstance(error, TransientError | AbsentError)
+    passing = isinstance(error, TransientError | AbsentError) and not isinstance(error, TooLargeError)
+    return passing or not isinstance(error, DesraError)
 
 
 def runs_by_itself() -> bool:

@@ -130,12 +130,13 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
-        if isinstance(result, ImageError):
-            result = failure(image, shard.outcome(image.id), spec.name, target.mask_key, result)
-        shard.record(result)
-        logger.debug("shard %05d, image %s: %s", shard.number, image.id, result.error if result.failed else "done")
-        if result.failed:
-            run.progress.failed(result.error, len(image.names), stages_left)
+        error = result if isinstance(result, ImageError) else None  # one that is worth another try
+        outcome = failure(image, shard.outcome(image.id), spec.name, target.mask_key, error) if error else result
+        shard.record(outcome)
+        error = error or (outcome.error if outcome.failed else None)
+        logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
+        if error:
+            run.progress.failed(error, len(image.names), stages_left)
         else:
             run.progress.passed(len(image.names), last=stages_left == 1)
     return {"images": len(work), "failed": len(shard.failed) - failed_before}

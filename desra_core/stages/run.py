@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import ImageError, TransientError
+from desra_core.errors import ImageError, TooLargeError, TransientError
 from desra_core.outcomes import Outcome, write_journal
 from desra_core.workspace import Workspace
 
@@ -45,7 +45,7 @@ def run_stage(
         raise
     except MemoryError:
         remedy = "raise --memory, or use fewer --workers"
-        raise TransientError(image.path, "needs more memory than there is", remedy) from None
+        raise TooLargeError(image.path, "needs more memory than there is", remedy) from None
     except ImageError as error:
         for image_name in image.names:
             workspace.withdraw(image_name)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -19,12 +22,13 @@ from deployments.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.serving_settings import Serving
-from desra_core.settings import Machine, Mining
+from desra_core.settings import Detection, Machine, Mining
 from desra_core.workspace import Workspace
 from flows import alarm, options
 from flows.alarm import tell_failure
 from flows.compare import compare
 from flows.cycle import cycle
+from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
@@ -260,6 +264,32 @@ def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> N
         mine(mining=PATHS | {"workspace": workspace})
     told = f"mining.workspace: {workspace or '.'} is not accepted (a run needs the whole path); begin it with /"
     assert latest(url, "mine")["state"]["message"].endswith(told)
+
+
+def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
+    """Until it has passed; what cannot pass in this run is no failure of it."""
+    names = make_pairs(tmp_path, 2)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    large = np.zeros((3000, 3000), np.uint8)
+    for role in ("mse_sr", "gan_sr"):
+        cv2.imwrite(str(tmp_path / role / "large.png"), large)
+    in_the_way = workspace.mask(names[0])
+    (in_the_way / "a").mkdir(parents=True)
+    settings = Detection(mse_sr=tmp_path / "mse_sr", gan_sr=tmp_path / "gan_sr", workspace=workspace.root)
+    machine = Machine(workers=1, memory="600MB")
+    with pytest.raises(TransientError):
+        detect(settings, machine)
+    run = latest(url, "detect")
+    assert run["state"]["type"] == "FAILED"
+    told = f"1 image: failed for what may pass, the first: {in_the_way}: cannot be written (Is a directory); check the "
+    assert run["state"]["message"].startswith(told)
+    assert logs(url, run, wait_for="finished running").count("tried again in 0 s") == 2
+    shutil.rmtree(in_the_way)
+    summary = detect(settings, machine)
+    assert summary.problem is None
+    assert summary.told.startswith("1 of 3 images computed: ")
+    assert summary.told.endswith(", 1 image failed")
 
 
 def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path) -> None:
