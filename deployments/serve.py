@@ -45,7 +45,7 @@ from tasks.lines import say
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-    from tasks.fanout import StandingCluster
+    from tasks.cluster import StandingCluster
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 60.0
@@ -162,7 +162,8 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 @contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Have a Dask cluster on this machine, where none elsewhere is given."""
-    from tasks.fanout import open_dask, standing_cluster
+    from tasks.cluster import standing_cluster
+    from tasks.fanout import open_dask
     from tasks.stages import gpus_wanted
 
     if machine.scheduler:

@@ -1,11 +1,10 @@
-"""The one place that talks to Dask: a cluster for a run, and images spread over it."""
+"""A run's connection to Dask, and images spread over the workers. Only this module and `tasks.cluster` know Dask."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,42 +14,32 @@ from importlib import import_module
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from dask import config as dask_config
-from dask.utils import parse_bytes
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, as_completed
+from distributed import Client, Future, KilledWorker, Worker, as_completed
 from distributed.system import MEMORY_LIMIT
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
 from desra_core.errors import AbsentError, DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.settings import Machine
+from tasks.cluster import (
+    BYTES_PER_PIXEL,
+    EMBEDDED_GPUS,
+    EMBEDDED_SCHEDULER,
+    GPU_THREADS,
+    NETWORK_WORKER_BYTES,
+    WORKER_BYTES,
+    image_bytes,
+    local_cluster,
+    share_of,
+    threads_of,
+    visible_gpus,
+)
 from tasks.lines import configure, record
 
-# The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
-BYTES_PER_PIXEL = 40
-# What a worker holds without an image, and one that runs networks: PyTorch, weights, and a batch of windows.
-WORKER_BYTES = 300_000_000
-NETWORK_WORKER_BYTES = 1_600_000_000
-
-# Threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
-GPU_THREADS = 3
-
-# The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
-# that cluster, unlike the parameters of a deployment.
-EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
-# And how many GPUs that has: a run waits for a worker that is starting again, or a night would be on the CPU.
-EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
-
-_MEMORY_SHARE = 0.8
-# Of a worker's limit: Dask pauses a worker at 80 %.
-_USABLE_SHARE = 0.75
-# Images that fit where nobody says how many workers there are to be.
-_USUAL_PIXELS = 2**24
 _RETRIES = 2
 _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
-_MOST_GPUS = 64
 _LOST_SECONDS = 20
 _END_SECONDS = 10
 
@@ -255,12 +244,12 @@ def open_dask(
             _check_import(address, client)
             memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
             slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
-            threads = _threads(len(workers) - len(slots)) if embedded else 1
+            threads = threads_of(len(workers) - len(slots)) if embedded else 1
             dask = Dask(
                 client,
                 machine,
                 threads=threads,
-                image_bytes=_image_bytes(memory, own),
+                image_bytes=image_bytes(memory, own),
                 workers=len(workers),
                 gpus=len(slots),
                 gpu_slots=min(slots, default=0),
@@ -268,13 +257,13 @@ def open_dask(
             with _ending(dask):
                 yield dask
         return
-    share = _share(machine, own, gpus)
-    with _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
+    share = share_of(machine, own, gpus)
+    with local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
         dask = Dask(
             client,
             machine,
             threads=share.threads,
-            image_bytes=_image_bytes(share.memory, own),
+            image_bytes=image_bytes(share.memory, own),
             workers=share.workers + gpus,
             gpus=gpus,
         )
@@ -282,110 +271,11 @@ def open_dask(
             yield dask
 
 
-class StandingCluster:
-    """Workers on this machine that outlive single runs.
-
-    Attributes
-    ----------
-    address
-        Of the scheduler.
-    workers
-        Number of workers in all.
-    gpus
-        Number of those with a GPU of their own.
-    """
-
-    def __init__(self, cluster: SpecCluster, gpus: int) -> None:
-        self._cluster = cluster
-        self.address = str(cluster.scheduler_address)
-        self.workers = len(cluster.worker_spec)
-        self.gpus = gpus
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the environment of a run tells it of these workers."""
-        return {EMBEDDED_SCHEDULER: self.address, EMBEDDED_GPUS: str(self.gpus)}
-
-    def keep_up(self) -> None:
-        """Start anew workers that have ended for good; those that have died are by Dask itself, at once."""
-        self._cluster.scale(len(self._cluster.worker_spec))
-
-
-@contextlib.contextmanager
-def standing_cluster(machine: Machine, *, gpus: int, dashboard_port: int = 0) -> Iterator[StandingCluster]:
-    """Start workers on this machine that outlive single runs, which find them by what `StandingCluster` tells them.
-
-    Parameters
-    ----------
-    machine
-        How many workers and how large.
-    gpus
-        As for `open_dask`.
-    dashboard_port
-        Of Dask's own page about them; another one where it is taken, and by default any.
-    """
-    share = _share(machine, NETWORK_WORKER_BYTES, gpus)
-    with _local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
-        yield StandingCluster(cluster, gpus)
-
-
 def release_embedded() -> None:
     """Make the workers of desra serve, if there are any, give back the memory that they hold, on GPUs too."""
     if address := os.environ.get(EMBEDDED_SCHEDULER):
         with _connected(address) as client:
             _restart(client)
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them, as far as it leaves any; without it, by number.
-
-    There may be fewer: the list is long enough for any machine.
-    """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
-
-
-class _Share(NamedTuple):
-    """What of this machine goes to each of its workers; the memory in bytes, of one thread on a GPU."""
-
-    workers: int
-    threads: int
-    memory: int
-
-
-def _share(machine: Machine, own: int, gpus: int) -> _Share:
-    """Divide this machine among workers that hold ``own`` bytes without an image."""
-    all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    by_memory = int(all_memory * _USABLE_SHARE / (own + _USUAL_PIXELS * BYTES_PER_PIXEL)) - GPU_THREADS * gpus
-    workers = machine.workers or max(1, min(_cores(), by_memory))
-    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + GPU_THREADS * gpus))
-    _image_bytes(memory, own)
-    return _Share(workers, _threads(workers), memory)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _threads(workers: int) -> int:
-    """Threads that each of so many workers may use."""
-    return max(1, _cores() // max(1, workers))
-
-
-@contextlib.contextmanager
-def _local_cluster(share: _Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
-    dashboard = f"127.0.0.1:{dashboard_port}"
-    with (
-        dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(share.threads)}),
-        SpecCluster(
-            workers=_local_workers(share.workers, gpus, share.memory),
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(_Shielded())
-        yield cluster, client
 
 
 def _stop_leftovers(client: Client) -> None:
@@ -425,15 +315,6 @@ def _executing(dask_worker: Worker) -> int:
     return len(dask_worker.state.executing)
 
 
-def _image_bytes(memory: int, own: int) -> int:
-    """What a worker's share of memory leaves for an image, of what it holds without one."""
-    usable = int(_USABLE_SHARE * memory)
-    if usable <= own:
-        remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
-        raise UsageError("--memory", f"is {memory // 10**6} MB for a worker or a thread of it", remedy)
-    return usable - own
-
-
 @contextlib.contextmanager
 def _ending(dask: Dask) -> Iterator[Dask]:
     try:
@@ -471,14 +352,6 @@ def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
 
 
-class _Shielded(WorkerPlugin):
-    """A Ctrl-C in the terminal is for the driver, which stops its workers itself."""
-
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Called by Dask when the worker starts."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _connected(address: str) -> Client:
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
@@ -487,38 +360,12 @@ def _connected(address: str) -> Client:
         raise AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine") from None
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Variables that libraries read when a worker starts.
-
-    They replace Dask's own, among which is a trim threshold that makes malloc map and fault in every buffer anew: half
-    as much computing time again.
-    """
-    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-    # PyTorch asks for huge pages: else the page faults of its large buffers take longer than some convolutions.
-    return dict.fromkeys(libraries, str(threads)) | {"THP_MEM_ALLOC_ENABLE": "1"}
-
-
 def _check_import(address: str, client: Client) -> None:
     try:
         client.run(import_module, "desra_core.stages")
     except ImportError as error:
         remedy = "install the same version of desra in the environment of every worker"
         raise UsageError(address, f"has a worker that cannot import desra ({error})", remedy) from None
-
-
-def _local_workers(workers: int, gpus: list[str], memory: int) -> dict[str, dict[str, Any]]:
-    options = {
-        "host": "127.0.0.1",
-        "dashboard": False,
-        "silence_logs": logging.CRITICAL,
-    }
-
-    def worker(threads: int, resources: dict[str, float], visible: str) -> dict[str, Any]:
-        own = {"nthreads": threads, "memory_limit": threads * memory, "resources": resources}
-        return {"cls": Nanny, "options": options | own | {"env": {"CUDA_VISIBLE_DEVICES": visible} if gpus else {}}}
-
-    cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(workers)}
-    return cpu | {f"gpu-{gpu}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, gpu) for gpu in gpus}
 
 
 def _error(name: object, raised: Any) -> ImageError:

@@ -18,7 +18,8 @@ from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.fanout import Dask, open_dask, release_embedded, visible_gpus
+from tasks.cluster import visible_gpus
+from tasks.fanout import Dask, open_dask, release_embedded
 from tasks.lines import SHOWN_FAILURES, say
 from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress

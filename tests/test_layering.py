@@ -31,6 +31,7 @@ FORBIDDEN = {
     "deployments": set(),
 }
 DASK = {"dask", "distributed"}
+TALK_TO_DASK = (Path("tasks/cluster.py"), Path("tasks/fanout.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -56,13 +57,13 @@ def test_arrows(path: Path) -> None:
     relative = path.relative_to(ROOT)
     found = imported(path)
     assert not found & FORBIDDEN[relative.parts[0]]
-    if relative != Path("tasks/fanout.py"):
-        assert not found & DASK, "only tasks/fanout.py talks to Dask"
+    if relative not in TALK_TO_DASK:
+        assert not found & DASK, "only tasks.cluster and tasks.fanout talk to Dask"
 
 
 def test_every_package_is_looked_at() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in modules()} == set(PACKAGES)
-    assert imported(ROOT / "tasks/fanout.py") >= DASK
+    assert set().union(*(imported(ROOT / path) for path in TALK_TO_DASK)) >= DASK
 
 
 def loaded_after(*lines: str) -> set[str]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# As tasks.fanout starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
+# As tasks.cluster starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import cv2

@@ -56,7 +56,7 @@ def run() -> None:
 
 def _run_many(detection: Detection, url: str, runs: int) -> None:
     from flows.detect import detect
-    from tasks.fanout import standing_cluster
+    from tasks.cluster import standing_cluster
 
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []

@@ -19,7 +19,8 @@ from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks import fanout
-from tasks.fanout import GPU_THREADS, Dask, Job, open_dask
+from tasks.cluster import GPU_THREADS
+from tasks.fanout import Dask, Job, open_dask
 from tasks.lines import configure
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

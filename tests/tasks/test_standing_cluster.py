@@ -12,15 +12,8 @@ from distributed import Client
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import fanout
-from tasks.fanout import (
-    EMBEDDED_GPUS,
-    EMBEDDED_SCHEDULER,
-    StandingCluster,
-    open_dask,
-    release_embedded,
-    standing_cluster,
-    visible_gpus,
-)
+from tasks.cluster import EMBEDDED_GPUS, EMBEDDED_SCHEDULER, StandingCluster, standing_cluster, visible_gpus
+from tasks.fanout import open_dask, release_embedded
 
 SMALL = Machine(workers=1, memory="3GB")
 
