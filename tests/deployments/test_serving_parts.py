@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,16 @@ from desra_core.serving_settings import Serving
 from flows import alarm
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, capsys) -> None:
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The end of a terminal ends a process, whatever these tests run under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, capsys) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     ended = False
     with _stoppable():
@@ -38,6 +47,15 @@ def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, capsys) -> 
     assert ended
     assert capsys.readouterr().err == "stopping\nstopped\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_nohup_outlives_its_terminal(hangup) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with _stoppable():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        outlived = True
+    assert outlived
 
 
 class Failing:
