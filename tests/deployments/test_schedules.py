@@ -196,7 +196,8 @@ def test_a_workspace_that_was_moved_or_renamed_leaves_nothing_behind(client) -> 
     run = client.create_flow_run_from_deployment(client.read_deployment_by_name("mine/before").id)
     client.set_flow_run_state(run.id, Completed(), force=True)
     for name, workspace in (("before", "/moved/workspace"), ("renamed", "/moved/workspace")):
-        register(deployments_of(serving(name=name, workspace=workspace), Machine()), client, own=True)
+        own = serving(name=name, workspace=workspace, mine_at="never", cycle_at="never")
+        register(deployments_of(own, Machine()), client, own=True)
         there = [it for it in client.read_deployments() if "desra" in it.tags]
         assert {it.name for it in there} == {name}
         assert len(there) == 3
