@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,21 +109,13 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
     UsageError
         The server does not accept one, or has one of that name for another workspace.
     """
-    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
-    from prefect.workers.process import ProcessWorker
 
     if own:
         _forget_others(deployments, client)
-    for deployed in deployments:
-        there = _own(deployed, client)
-        template = ProcessWorker.get_default_base_job_template()
-        pool = WorkPoolCreate(
-            name=deployed.work_pool, type="process", base_job_template=template, concurrency_limit=1,
-            description=f"One run at a time for {workspace_of(deployed.parameters)}.",
-            is_paused=_is_paused(deployed.work_pool, client),
-        )  # fmt: skip
-        client.create_work_pool(pool, overwrite=True)
+    known = [_own(deployed, client) for deployed in deployments]
+    _make_pool(deployments[0], client)
+    for deployed, there in zip(deployments, known, strict=True):
         # What a person has paused in the UI stays so.
         active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
         try:
@@ -184,13 +177,21 @@ def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
     return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
 
 
-def _is_paused(pool: str, client: SyncPrefectClient) -> bool:
+def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
+    """Have the work pool of a deployment; one that a person has paused stays so."""
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
 
-    try:
-        return client.read_work_pool(pool).is_paused
-    except ObjectNotFound:
-        return False
+    paused = False
+    with contextlib.suppress(ObjectNotFound):
+        paused = client.read_work_pool(deployed.work_pool).is_paused
+    pool = WorkPoolCreate(
+        name=deployed.work_pool, type="process", concurrency_limit=1, is_paused=paused,
+        base_job_template=ProcessWorker.get_default_base_job_template(),
+        description=f"One run at a time for {workspace_of(deployed.parameters)}.",
+    )  # fmt: skip
+    client.create_work_pool(pool, overwrite=True)
 
 
 def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:

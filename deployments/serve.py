@@ -258,12 +258,25 @@ def _prepare_server(deployments: list[Deployed], workspace: Workspace, *, own: b
     with _client() as client:
         _check_alone(pool, client)
         register(deployments, client, own=own)
-        mark_interrupted(pool, client, "desra serve was killed")
-        if own:
-            mark_killed(workspace.root, client)
-        for line in resume_interrupted(pool, client):
-            say(line)
         drop_missed(pool, client, settled=_SETTLED)
+        _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
+
+
+def _replace_dead(
+    pool: str,
+    workspace: Workspace,
+    client: SyncPrefectClient,
+    why: str,
+    *,
+    own: bool,
+    settled: timedelta | None = None,
+) -> None:
+    """Tell the server which runs are dead, and why, and submit others in the place of those of the pool."""
+    mark_interrupted(pool, client, why, settled=settled)
+    if own:
+        mark_killed(workspace.root, client, settled=settled)
+    for line in resume_interrupted(pool, client):
+        say(line)
 
 
 def _check_alone(pool: str, client: SyncPrefectClient) -> None:
@@ -359,10 +372,6 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
             drop_missed(pool, client, settled=_SETTLED)
             if workspace.owner():
                 return
-            mark_interrupted(pool, client, "the run died", settled=_SETTLED)
-            if own:
-                mark_killed(workspace.root, client, settled=_SETTLED)
-            for line in resume_interrupted(pool, client):
-                say(line)
+            _replace_dead(pool, workspace, client, "the run died", own=own, settled=_SETTLED)
     except UsageError as error:
         say(f"warning: {printable(error)}")

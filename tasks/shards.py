@@ -130,10 +130,12 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
-        error = result if isinstance(result, ImageError) else None  # one that is worth another try
-        outcome = failure(image, shard.outcome(image.id), spec.name, target.mask_key, error) if error else result
+        error: ImageError | None
+        if isinstance(result, ImageError):  # raised, for another try may succeed
+            outcome, error = failure(image, shard.outcome(image.id), spec.name, target.mask_key, result), result
+        else:
+            outcome, error = result, result.error if result.failed else None
         shard.record(outcome)
-        error = error or (outcome.error if outcome.failed else None)
         logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
         if error:
             run.progress.failed(error, len(image.names), stages_left)

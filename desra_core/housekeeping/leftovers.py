@@ -24,11 +24,10 @@ from desra_core.housekeeping.holdings import (
     holdings,
     is_key,
     table_of,
-    unknown,
 )
 from desra_core.housekeeping.sizes import entries, size_of, size_of_file
 from desra_core.housekeeping.stale_records import record_leftovers, stale_records
-from desra_core.housekeeping.superseded import UNFINISHED, superseded
+from desra_core.housekeeping.superseded import UNFINISHED, stranger, superseded
 from desra_core.inventory import OnDisk, flags_of
 from desra_core.outcomes import SCHEMA, read_outcomes
 from desra_core.plan import assess
@@ -194,9 +193,8 @@ def _counts(workspace: Workspace, target: Target) -> Iterator[Leftover]:
 
     current = histogram_key(target)
     for entry in counted:
-        path = f"calibration/{entry.name}"
         if not (is_key(entry.name) and entry.is_dir(follow_symlinks=False)):
-            found = unknown(entry, path)
-            yield Leftover(UNKNOWN, found.path, found.files, found.bytes, "")
+            yield stranger(workspace, entry)
         elif entry.name != current:
-            yield Leftover("calibration", path, *size_of(entry.path), "counts under other settings")
+            size = size_of(entry.path)
+            yield Leftover("calibration", f"calibration/{entry.name}", *size, "counts under other settings")

@@ -71,7 +71,7 @@ def superseded(workspace: Workspace, settings: CorpusSettings) -> Iterator[Lefto
         if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
-            yield _stranger(workspace, entry)
+            yield stranger(workspace, entry)
     latest = max(runs, key=lambda key: _time(runs[key]), default=None)
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _is_held(run, model)}
@@ -98,7 +98,7 @@ def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[Le
         if _is_scratch(entry) and not running:
             yield _leftover(workspace, Path(entry.path), UNFINISHED)
         elif not known and not running:
-            yield _stranger(workspace, entry)
+            yield stranger(workspace, entry)
     if not whole and _has_ended(run):
         for path in (run.data, run.state):
             if path.exists():
@@ -120,7 +120,7 @@ def _judged(
     for entry in own_entries(workspace.gate):
         if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
             if entry.name != workspace.verdict.name:
-                yield _stranger(workspace, entry)
+                yield stranger(workspace, entry)
             continue
         for part in entries(entry.path):
             folder = part.is_dir(follow_symlinks=False)
@@ -131,7 +131,7 @@ def _judged(
                 or not _GATE[entry.name].fullmatch(part.name)
                 or folder != (entry.name == "judgements")
             ):
-                yield _stranger(workspace, part)
+                yield stranger(workspace, part)
             elif part.name not in needed[entry.name]:
                 yield _leftover(workspace, Path(part.path), "of earlier comparisons")
 
@@ -237,6 +237,7 @@ def _leftover(workspace: Workspace, path: Path, reason: str) -> Leftover:
     return Leftover(place.partition("/")[0], place, *size, reason)
 
 
-def _stranger(workspace: Workspace, entry: os.DirEntry[str]) -> Leftover:
+def stranger(workspace: Workspace, entry: os.DirEntry[str]) -> Leftover:
+    """What no run makes, and stays."""
     found = unknown(entry, Path(entry.path).relative_to(workspace.root).as_posix())
     return Leftover(UNKNOWN, found.path, found.files, found.bytes, "")

@@ -30,7 +30,7 @@ class Pool:
         serving = Serving(**paths, name=name, mine_at=mine_at, cycle_at="never", timezone="UTC")
         self.client = client
         self.deployments: dict[str, Deployed] = {it.flow: it for it in deployments_of(serving, Machine())}
-        register(self.deployments.values(), client)
+        register(list(self.deployments.values()), client)
         self.name = self.deployments["mine"].work_pool
 
     def ask(self, verb: str, path: str, **content: Any) -> Any:
