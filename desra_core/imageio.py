@@ -252,7 +252,8 @@ def _unread(data: bytes, path: Path) -> ImageError:
         factory, accepts = Image.OPEN[kind]
         if accepts is not None and accepts(data[:16]):
             try:
-                factory(io.BytesIO(data), "")
+                with _quiet():
+                    factory(io.BytesIO(data), "")
             except (OSError, SyntaxError, ValueError) as error:
                 return ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN)
     return ImageError(path, "is not an image", "remove it, or give it the suffix of what it is")

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_PICTURE = _INDICES | {b"tRNS"}
 # Where programs have put EXIF.
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pixel
+_EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 
 
 class PngPicture:
@@ -41,13 +43,11 @@ class PngPicture:
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
-        self._data = data
         self._path = path
         self._chunks = list(_chunks(data, path))
-        kind, header = self._chunks[0] if self._chunks else (b"", memoryview(b""))
-        if kind != b"IHDR" or len(header) != 13:
+        if not self._chunks or self._chunks[0][0] != b"IHDR" or len(self._chunks[0][1]) != _EMPTY + 13:
             raise ImageError(path, "has a damaged header", "copy it again, or remove it")
-        width, height = struct.unpack_from(">II", header)
+        width, height = struct.unpack_from(">II", self._chunks[0][1], 8)
         self.size = height, width
         self.has_icc_profile = any(kind == b"iCCP" for kind, _ in self._chunks)
         self.orientation = _orientation(self._chunks)
@@ -61,46 +61,49 @@ class PngPicture:
             The file is truncated or damaged.
         """
         try:
-            pixels: Pixels = self._indices() if indices else imagecodecs.png_decode(self._data)
+            pixels: Pixels = self._indices() if indices else imagecodecs.png_decode(self._reduced(_PICTURE))
         except (ValueError, RuntimeError, OSError, SyntaxError) as error:
             reason = f"is truncated or damaged ({error})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
         return pixels.reshape(*pixels.shape[:2], -1)
 
     def _indices(self) -> Pixels:
-        picture = b"".join(_chunk(kind, data) for kind, data in self._chunks if kind in _PICTURE)
-        with Image.open(io.BytesIO(SIGNATURE + picture)) as image:
+        with Image.open(io.BytesIO(self._reduced(_INDICES))) as image:
             return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+    def _reduced(self, kinds: frozenset[bytes]) -> bytes:
+        """The file without what makes decoders complain and is not needed: texts, profiles, times."""
+        return b"".join([SIGNATURE, *(whole for kind, whole in self._chunks if kind in kinds)])
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of all chunks that are there as a whole."""
+    """The chunks that are there as a whole, by their kinds."""
     view = memoryview(data)
     start = len(SIGNATURE)
-    while start + 12 <= len(data):
+    while start + _EMPTY <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
-        end = start + 12 + length
+        end = start + _EMPTY + length
         if end > len(data):
             return
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             name = printable(kind.decode("latin-1"))
             raise ImageError(path, f"has a broken checksum in its chunk {name}", "copy it again, or remove it")
-        yield kind, view[start + 8 : end - 4]
+        yield kind, view[start:end]
         if kind == b"IEND":
             return
         start = end
 
 
-def _chunk(kind: bytes, content: memoryview | bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _orientation(chunks: list[tuple[bytes, memoryview]]) -> int:
     """As Pillow finds it in the chunks that may tell it, which are given to it without the picture."""
     found = [
-        _chunk(kind, content)
-        for kind, content in chunks
-        if kind == b"eXIf" or (kind in _TEXTS and bytes(content[:32]).startswith(_EXIF_TEXTS))
+        whole
+        for kind, whole in chunks
+        if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
     ]
     if not found:
         return 1

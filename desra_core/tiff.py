@@ -41,6 +41,9 @@ _COMPRESSIONS = _FAX | {
     COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE,
     COMPRESSION.PACKBITS, COMPRESSION.LZMA, COMPRESSION.ZSTD,
 }  # fmt: skip
+_PREDICTED = frozenset({
+    COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+})  # fmt: skip
 _MOST_SAMPLES = 16
 _LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
 _BUFFER = 2**22  # bytes of the file that are taken at a time
@@ -67,6 +70,8 @@ class TiffPicture:
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
             self.orientation = _orientation(self._page)
             self.has_icc_profile = 34675 in self._page.tags
+            if self._page.compression not in _PREDICTED:
+                self._page.predictor = 1  # which means nothing there
             self._check_kind()
         except _DAMAGE as error:
             reason = f"has a damaged header ({error or 'no end of it'})"
@@ -163,7 +168,8 @@ class TiffPicture:
             return samples[:, :, :3]
         gray = samples[:, :, :1]
         if self._model == "palette":
-            return gray.astype(np.uint8, copy=False) if indices else _palette(page)[gray[:, :, 0]]
+            gray = gray.astype(np.uint8, copy=False)
+            return gray if indices else _palette(page)[gray[:, :, 0]]
         gray = _full_range(gray, page.bitspersample)
         return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
 
