@@ -154,11 +154,14 @@ class TiffPicture:
             self._check_jpegs(parts)
 
     def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
-        """See that no strip or tile decodes to more than it may, before it is."""
+        """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
         page = self._page
         width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         for offset, count in parts:
-            with Image.open(io.BytesIO(self._data[offset : offset + count])) as image:
+            part = self._data[offset : offset + count]
+            if not part.rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise ValueError("a strip or tile stops without an end marker")
+            with Image.open(io.BytesIO(part)) as image:
                 if image.width > width or image.height > max(height, 8):
                     raise ValueError(f"a part of {width}x{height} pixels holds {image.width}x{image.height}")
 

@@ -98,7 +98,7 @@ def tiffs() -> Iterator[Case]:
                     truth = np.dstack([truth, samples[:, :, place]]).astype(truth.dtype)
                 readable = compression not in (34925, 50000) and not (planar == 2 and (tile or samples.shape[2] < 3))
                 reader = by_vips if readable and extra in (None, (2,)) else None
-                if samples.shape[2] == 1 and bits <= 8:
+                if planar == 1 and samples.shape[2] == 1 and bits <= 8:
                     reader = reader or by_pillow
                 settings = f"{bits}-planar{planar}{order}tile{tile}-{'big' if big else 'small'}"
                 yield Case(f"tiff-{name}-{settings}-{compression}.{predictor}", tiff_file(page, order=order, big=big),
