@@ -26,7 +26,7 @@ from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise it when the meaning or a bit of a judgement changes.
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 
 # Regions shown before and after.
 _PICTURES = 8

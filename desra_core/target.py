@@ -20,13 +20,13 @@ from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
-SUPER_RESOLUTION_VERSION = 1
-SIMILARITY_VERSION = 1
+SUPER_RESOLUTION_VERSION = 2
+SIMILARITY_VERSION = 2
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Whose numbers results depend on.
-_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow")
+_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
 
 
 @dataclass(frozen=True)

@@ -105,17 +105,18 @@ class TiffPicture:
 
     @property
     def _model(self) -> str:
-        photometric = self._page.photometric
-        if photometric == PHOTOMETRIC.YCBCR and self._page.compression == COMPRESSION.JPEG:
+        page, photometric = self._page, self._page.photometric
+        if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG and page.planarconfig == 1:
             return "RGB"  # which JPEG's decoder makes of it
         return _MODELS.get(photometric, f"number {int(photometric)}")  # type: ignore[call-overload]
 
     def _check_kind(self) -> None:
         page, model = self._page, self._model
-        samples, bits = page.samplesperpixel, page.bitspersample
-        if 0 in self.size or page.imagedepth != 1:
-            raise ImageError(self._path, f"has the size {self.size[1]}x{self.size[0]}x{page.imagedepth}", "remove it")
-        self._check_samples(model, bits)
+        if 0 in self.size:
+            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
+        if page.imagedepth != 1:
+            raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
+        self._check_samples(model, page.bitspersample)
         if page.compression not in _COMPRESSIONS:
             name = getattr(page.compression, "name", page.compression)
             raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
@@ -123,9 +124,12 @@ class TiffPicture:
         most = _MOST_SAMPLES if model == "RGB" else 2
         if page.compression == COMPRESSION.JPEG or page.compression in _FAX:
             most = colours
-        if not colours <= samples <= most:
-            raise ImageError(self._path, f"has {samples} samples per pixel of the colour model {model}",
-                             "save it again as RGB or gray, with or without alpha")  # fmt: skip
+        if not colours <= page.samplesperpixel <= most:
+            reason = f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+        if (self._alpha() or (0, False))[1] and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
+            reason = f"has the colour model {page.photometric.name}, multiplied by alpha"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
 
     def _check_samples(self, model: str, bits: object) -> None:
         kind = self._page.sampleformat

@@ -21,7 +21,7 @@ from desra_core.stages.benchmark import BenchmarkSettings, Judging, benchmark_st
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise it when a bit of a record changes.
-JUDGED_VERSION = 1
+JUDGED_VERSION = 2
 
 Stage = Callable[..., None]
 

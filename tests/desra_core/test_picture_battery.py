@@ -181,6 +181,7 @@ def refused_tiffs() -> Iterator[Case]:
         ("int32", page(1, 1, "i4"), "I (32-bit signed"), ("uint32", page(1, 1, "u4"), "I of 32 bits"),
         ("uint32-rgb", page(2, 3, "u4"), "RGB of 32 bits"), ("complex", page(1, 1, "u8", sampleformat=6), "complex"),
         ("cmyk", page(5, 4), "CMYK"), ("cmyk16", page(5, 4, "u2"), "CMYK"), ("ycbcr", page(6, 3), "YCbCr"),
+        ("ycbcr-planes", tiff_file(bent(Page(random_samples(8, 3), 6, 8, planar=2), {259: (7,)})), "YCbCr"),
         ("lab", page(8, 3), "LAB"), ("icclab", page(9, 3), "LAB (ICC)"), ("cfa", page(32803, 1, "u2"), "raw data"),
         ("raw", page(34892, 3, "u2"), "raw data"), ("luv", page(32845, 3, "u2"), "LogLuv"),
         ("unknown", page(777, 1), "number 777"), ("gray-5", page(1, 5, "u2", extra=(0,) * 4), "5 samples per pixel"),
@@ -192,10 +193,23 @@ def refused_tiffs() -> Iterator[Case]:
         ("old-jpeg", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {259: (6,)})), "method OJPEG"),
         ("unknown-method", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {259: (4711,)})), "method 4711"),
         ("webp", tiff_file(bent(Page(random_samples(8, 3), 2, 8), {259: (50001,)})), "method WEBP"),
+        ("white-premultiplied", tiff_file(Page(random_samples(8, 2), 0, 8, extra=1)), "MINISWHITE, multiplied by alpha"),
+        ("volume", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {32997: (3,)})), "volume of 3 slices"),
+        ("no-pixels", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {256: (0,)})), "damaged header (a picture of 0x21"),
+        ("missing-strip", tiff_file(Absent(random_samples(8, 1), 1, 8)), "1 of its 5 strips or tiles are missing"),
+        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "1 of its 6 strips or tiles are missing"),
         ("two-pages", tiff_file(*[Page(random_samples(8, 3), 2, 8) for _ in range(2)]), "2 full pages of 35x21 pixels"),
         ("no-page", b"II*\0\0\0\0\0", "damaged header"), ("cut-header", b"MM\0*\0", "damaged header"),
     ):  # fmt: skip
         yield Case(f"tiff-refused-{name}", data, refused=reason)
+
+
+class Absent(Page):
+    """A page of which one strip or tile was never written."""
+
+    def _encoded(self, part: np.ndarray, order: str) -> bytes:
+        self.written = getattr(self, "written", 0) + 1
+        return b"" if self.written == 3 else super()._encoded(part, order)
 
 
 def bent(page: Page, tags: dict[int, tuple[int, ...]]) -> Page:
