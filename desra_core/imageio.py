@@ -217,13 +217,15 @@ class _PillowPicture:
             with _quiet():
                 self._image.load()
         except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
-            if self._image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
-                whole = _whole_without_end(self._image, self._data)
-                if whole is not None:
-                    return whole
-                error = OSError("it stops without an end marker")
-            raise ImageError(self._path, f"is truncated or damaged ({error})", "copy it again, or remove it") from None
-        return self._image
+            reason = str(error)
+        else:
+            return self._image
+        if self._image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
+            whole = _whole_without_end(self._image, self._data)
+            if whole is not None:
+                return whole
+            reason = "it stops without an end marker"
+        raise ImageError(self._path, f"is truncated or damaged ({reason})", "copy it again, or remove it")
 
 
 def _opened(data: bytes, path: Path) -> _Picture:
@@ -243,7 +245,8 @@ def _identified(data: bytes, path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise _unread(data, path) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(path, f"has a damaged header ({error})", _SAVE_AGAIN) from None
+        reason = f"is truncated, damaged or of a kind that is not read ({error})"
+        raise ImageError(path, reason, _SAVE_AGAIN) from None
 
 
 def _unread(data: bytes, path: Path) -> ImageError:

@@ -73,7 +73,8 @@ class PngPicture:
 
     def _reduced(self, kinds: frozenset[bytes]) -> bytes:
         """The file without what makes decoders complain and is not needed: texts, profiles, times."""
-        return b"".join([SIGNATURE, *(whole for kind, whole in self._chunks if kind in kinds)])
+        parts: list[bytes | memoryview] = [whole for kind, whole in self._chunks if kind in kinds]
+        return b"".join([SIGNATURE, *parts])
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:

@@ -90,15 +90,18 @@ class TiffPicture:
             self._check_segments()
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
-            pixels = self._colours(samples, indices=indices)
-            alpha = self._alpha()
-            if alpha is None or indices:
-                return pixels
-            index, associated = alpha
-            whole: Pixels = np.dstack([pixels, _full_range(samples[:, :, index : index + 1], page.bitspersample)])
+            return self._interpreted(samples, indices=indices)
         except _DAMAGE as error:
             reason = f"is truncated or damaged ({error})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
+
+    def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
+        pixels, alpha = self._colours(samples, indices=indices), self._alpha()
+        if alpha is None or indices:
+            return pixels
+        index, associated = alpha
+        parts = [pixels, _full_range(samples[:, :, index : index + 1], self._page.bitspersample)]
+        whole: Pixels = np.concatenate(parts, axis=2, dtype=pixels.dtype)
         if associated:
             _divide_by_alpha(whole)
         return whole
@@ -108,7 +111,7 @@ class TiffPicture:
         page, photometric = self._page, self._page.photometric
         if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG and page.planarconfig == 1:
             return "RGB"  # which JPEG's decoder makes of it
-        return _MODELS.get(photometric, f"number {int(photometric)}")  # type: ignore[call-overload]
+        return _MODELS.get(PHOTOMETRIC(photometric), "") if photometric in _MODELS else f"number {int(photometric)}"
 
     def _check_kind(self) -> None:
         page, model = self._page, self._model
@@ -118,7 +121,7 @@ class TiffPicture:
             raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
         self._check_samples(model, page.bitspersample)
         if page.compression not in _COMPRESSIONS:
-            name = getattr(page.compression, "name", page.compression)
+            name = getattr(page.compression, "name", str(page.compression))
             raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
         colours = 3 if model == "RGB" else 1
         most = _MOST_SAMPLES if model == "RGB" else 2
@@ -128,7 +131,7 @@ class TiffPicture:
             reason = f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}"
             raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
         if (self._alpha() or (0, False))[1] and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
-            reason = f"has the colour model {page.photometric.name}, multiplied by alpha"
+            reason = f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha"
             raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
 
     def _check_samples(self, model: str, bits: object) -> None:
@@ -140,7 +143,8 @@ class TiffPicture:
         if model not in _BITS:
             raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
         if bits not in _BITS[model]:
-            reason = f"has the colour model {'I' if bits == 32 and model == 'gray' else model} of {bits} bits per sample"
+            short = "I" if bits == 32 and model == "gray" else model
+            reason = f"has the colour model {short} of {bits} bits per sample"
             raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
 
     def _check_segments(self) -> None:

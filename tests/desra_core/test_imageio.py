@@ -83,15 +83,6 @@ def orientation(value: int) -> Image.Exif:
     return exif
 
 
-def bitmap(masks: tuple[int, int, int]) -> bytes:
-    """A 16-bit-per-pixel BMP of 4x4 pixels, as old tools write them: magenta in RGB565."""
-    pixels = b"\x1f\xf8" * 16
-    offset = 14 + 40 + 12
-    header = b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset)
-    info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, len(pixels), 0, 0, 0, 0)
-    return header + info + struct.pack("<III", *masks) + pixels
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP", "JPEG"])
 @pytest.mark.parametrize("pixels", [GRAY, RGB], ids=["gray", "rgb"])
 def test_every_format(kind: str, pixels: np.ndarray) -> None:
@@ -211,7 +202,12 @@ def test_the_size_by_header_is_that_of_the_decoded_image(value: int) -> None:
     xmp = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + f'<x tiff:Orientation="{value}"/>'.encode())
     stored = Image.fromarray(RGB)
     files = [saved(stored, kind, exif=exif) for kind in ("PNG", "TIFF", "JPEG", "WEBP")]
-    files += [png_file(RGB, 2, 8, told), png_file(RGB, 2, 8, after=told), png_file(RGB, 2, 8, xmp), deep_png(DEEP, told)]
+    files += [
+        png_file(RGB, 2, 8, told),
+        png_file(RGB, 2, 8, after=told),
+        png_file(RGB, 2, 8, xmp),
+        deep_png(DEEP, told),
+    ]
     files += [tiff_file(Page(pixels, 2, bits, orientation=value)) for pixels, bits in ((RGB, 8), (DEEP[:, :, :3], 16))]
     for data in files:
         upright = (12, 7) if value > 4 else (7, 12)
@@ -408,7 +404,9 @@ def test_bgr8() -> None:
         assert bgr8(pixels).dtype == np.uint8
 
 
-def test_nothing_is_printed_about_odd_files(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_printed_about_odd_files(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """The libraries would: of a profile that is none, and of a strip that is not told."""
     png = png_file(RGB, 2, 8, chunk(b"iCCP", b"p\0\0nonsense"), chunk(b"gAMA", b"\0"))
     assert np.array_equal(decode(png, PATH).pixels, RGB)

@@ -1,7 +1,7 @@
 """A few hundred picture files of every kind: each decodes to the samples it was written from, or is refused by name.
 
-The files come from `tests.picture_files`, libvips, libtiff by Pillow, and OpenCV; what libvips or OpenCV make of a file is
-held against it too, wherever they read that kind.
+The files come from `tests.picture_files`, libvips and Pillow. What libvips, OpenCV or Pillow's libtiff make of a file is
+held against it too, where they read that kind.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def spread(samples: np.ndarray, bits: int) -> np.ndarray:
 # photometric, extra samples (None: no such tag), the samples that are colours and alpha
 KINDS = {
     "black-is-zero": (1, None, 1, False), "white-is-zero": (0, None, 1, False), "rgb": (2, None, 3, False),
-    "gray-unspecified": (1, (0,), 1, False), "gray-alpha": (1, (2,), 1, True), "white-is-zero-alpha": (0, (2,), 1, True),
+    "gray-unspecified": (1, (0,), 1, False), "gray-alpha": (1, (2,), 1, True),
+    "white-is-zero-alpha": (0, (2,), 1, True),
     "rgb-unspecified": (2, (0,), 3, False), "rgba": (2, (2,), 3, True), "rgba-untold": (2, None, 3, True),
     "rgba-extra": (2, (2, 0), 3, True), "rgb-2-extra": (2, (0, 0), 3, False), "rgb-extra-alpha": (2, (0, 2), 3, True),
 }  # fmt: skip
@@ -117,7 +118,9 @@ def premultiplied() -> Iterator[Case]:
         page = Page(np.dstack([stored, alpha]).astype(samples.dtype), 2 if colours == 3 else 1, bits,
                     planar=planar, extra=1)  # fmt: skip
         by = by_pillow if bits == 8 and colours == 3 and planar == 1 else None
-        yield Case(f"tiff-premultiplied-{bits}-{colours}-{planar}{order}", tiff_file(page, order=order), truth, reader=by)
+        yield Case(
+            f"tiff-premultiplied-{bits}-{colours}-{planar}{order}", tiff_file(page, order=order), truth, reader=by
+        )
 
 
 def palettes() -> Iterator[Case]:
@@ -132,8 +135,8 @@ def palettes() -> Iterator[Case]:
             truth = (colours if small else colours // 256).T[samples[:, :, 0]].astype(np.uint8)
             truth = np.dstack([truth, samples[:, :, 1]]) if alpha else truth
             page = Page(samples, 3, bits, colormap=tuple(colours.ravel().tolist()), **({"extra": 2} if alpha else {}))
-            yield Case(f"tiff-palette-{bits}{alpha}{order}{'8' if small else '16'}-bit-colours", tiff_file(page, order=order),
-                       truth, reader=None if small else by_vips)  # fmt: skip
+            name = f"tiff-palette-{bits}{alpha}{order}{'8' if small else '16'}-bit-colours"
+            yield Case(name, tiff_file(page, order=order), truth, reader=None if small else by_vips)
 
 
 def tiffs_of_tools() -> Iterator[Case]:
@@ -145,25 +148,27 @@ def tiffs_of_tools() -> Iterator[Case]:
                 continue
             data = saved(photo.convert(mode), "TIFF", compression=compression)
             truth = np.asarray(photo.convert(mode).convert("RGB" if mode == "P" else mode)).reshape(43, 57, -1)
-            readable = compression not in ("lzma", "zstd")
-            yield Case(f"libtiff-{compression}-{mode}", data, None if compression == "jpeg" else truth, reader=by_vips if readable else None)
+            reader = by_vips if compression not in ("lzma", "zstd") else None
+            truth = None if compression == "jpeg" else truth
+            yield Case(f"libtiff-{compression}-{mode}", data, truth, reader=reader)
     for compression in ("tiff_ccitt", "group3", "group4"):
         for tags in ({}, {266: 2}, {262: 1}, {262: 0}):
             data = saved(bits, "TIFF", compression=compression, tiffinfo=tags)
             yield Case(f"libtiff-{compression}-{tags}", data, reader=by_vips)
     vips = pyvips.Image.new_from_array(SMOOTH)
     gray = vips[1]
+    tiles = {"tile": True, "tile_width": 32, "tile_height": 16}
     for name, image, options in (
         ("jpeg", vips, {"compression": "jpeg", "Q": 90}),
-        ("jpeg-444-tiles", vips, {"compression": "jpeg", "Q": 95, "tile": True, "tile_width": 32, "tile_height": 16}),
+        ("jpeg-444-tiles", vips, {"compression": "jpeg", "Q": 95, **tiles}),
         ("jpeg-gray", gray, {"compression": "jpeg"}),
         ("lzw-tiles", vips, {"compression": "lzw", "predictor": "horizontal", "tile": True}),
-        ("pyramid", vips, {"pyramid": True, "tile": True, "tile_width": 16, "tile_height": 16, "compression": "deflate"}),
-        ("subifd", vips, {"pyramid": True, "subifd": True, "tile": True, "tile_width": 16, "tile_height": 16}),
+        ("pyramid", vips, {"pyramid": True, **tiles, "compression": "deflate"}),
+        ("subifd", vips, {"pyramid": True, "subifd": True, **tiles}),
         ("1-bit", gray, {"bitdepth": 1}), ("2-bit", gray, {"bitdepth": 2}), ("4-bit", gray, {"bitdepth": 4}),
         ("fax", gray, {"bitdepth": 1, "compression": "ccittfax4"}), ("miniswhite", gray, {"miniswhite": True}),
         ("bigtiff", vips, {"bigtiff": True}), ("premultiply", vips.bandjoin(vips[0]), {}),
-        ("rgb16-deflate", (vips.cast("ushort") * 257).copy(interpretation="rgb16"),
+        ("rgb16-deflate", (vips * 257).cast("ushort").copy(interpretation="rgb16"),
          {"compression": "deflate", "predictor": "horizontal"}),
     ):  # fmt: skip
         yield Case(f"libvips-{name}", image.tiffsave_buffer(**options), reader=by_vips)
@@ -174,6 +179,9 @@ def refused_tiffs() -> Iterator[Case]:
         samples = RNG.integers(0, 100, (*SHAPE, depth)).astype(dtype)
         return tiff_file(Page(samples, photometric, samples.itemsize * 8, **options))
 
+    def odd(depth: int, photometric: int, tags: dict[int, tuple[int, ...]]) -> bytes:
+        return tiff_file(bent(Page(random_samples(8, depth), photometric, 8), tags))
+
     for name, data, reason in (
         ("float", page(2, 3, "f4"), "RGB (32-bit floating point)"), ("float-gray", page(1, 1, "f4"), "F (32-bit"),
         ("double", page(1, 1, "f8"), "F (64-bit floating"), ("half", page(1, 1, "f2"), "F (16-bit floating"),
@@ -181,24 +189,24 @@ def refused_tiffs() -> Iterator[Case]:
         ("int32", page(1, 1, "i4"), "I (32-bit signed"), ("uint32", page(1, 1, "u4"), "I of 32 bits"),
         ("uint32-rgb", page(2, 3, "u4"), "RGB of 32 bits"), ("complex", page(1, 1, "u8", sampleformat=6), "complex"),
         ("cmyk", page(5, 4), "CMYK"), ("cmyk16", page(5, 4, "u2"), "CMYK"), ("ycbcr", page(6, 3), "YCbCr"),
-        ("ycbcr-planes", tiff_file(bent(Page(random_samples(8, 3), 6, 8, planar=2), {259: (7,)})), "YCbCr"),
+        ("ycbcr-planes", odd(3, 6, {259: (7,), 284: (2,)}), "YCbCr"),
         ("lab", page(8, 3), "LAB"), ("icclab", page(9, 3), "LAB (ICC)"), ("cfa", page(32803, 1, "u2"), "raw data"),
         ("raw", page(34892, 3, "u2"), "raw data"), ("luv", page(32845, 3, "u2"), "LogLuv"),
         ("unknown", page(777, 1), "number 777"), ("gray-5", page(1, 5, "u2", extra=(0,) * 4), "5 samples per pixel"),
         ("gray-3", page(1, 3, extra=(0, 0)), "3 samples"), ("rgb-of-2", page(2, 2), "2 samples"),
         ("12-bit", tiff_file(Page(random_samples(8, 1), 1, 12)), "gray of 12 bits"),
         ("rgb-of-4-bits", tiff_file(Page(random_samples(4, 3), 2, 4)), "RGB of 4 bits"),
-        ("565", tiff_file(bent(Page(random_samples(8, 3), 2, 8), {258: (5, 6, 5)})), "RGB of (5, 6, 5) bits"),
-        ("thunderscan", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {259: (32809,)})), "method THUNDERSCAN"),
-        ("old-jpeg", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {259: (6,)})), "method OJPEG"),
-        ("unknown-method", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {259: (4711,)})), "method 4711"),
-        ("webp", tiff_file(bent(Page(random_samples(8, 3), 2, 8), {259: (50001,)})), "method WEBP"),
-        ("white-premultiplied", tiff_file(Page(random_samples(8, 2), 0, 8, extra=1)), "MINISWHITE, multiplied by alpha"),
-        ("volume", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {32997: (3,)})), "volume of 3 slices"),
-        ("no-pixels", tiff_file(bent(Page(random_samples(8, 1), 1, 8), {256: (0,)})), "damaged header (a picture of 0x21"),
+        ("565", odd(3, 2, {258: (5, 6, 5)}), "RGB of (5, 6, 5) bits"),
+        ("thunderscan", odd(1, 1, {259: (32809,)}), "method THUNDERSCAN"),
+        ("old-jpeg", odd(1, 1, {259: (6,)}), "method OJPEG"),
+        ("unknown-method", odd(1, 1, {259: (4711,)}), "method 4711"),
+        ("webp", odd(3, 2, {259: (50001,)}), "method WEBP"),
+        ("white-premultiplied", tiff_file(Page(random_samples(8, 2), 0, 8, extra=1)), "MINISWHITE, multiplied"),
+        ("volume", odd(1, 1, {32997: (3,)}), "volume of 3 slices"),
+        ("no-pixels", odd(1, 1, {256: (0,)}), "damaged header (a picture of 0x21"),
         ("missing-strip", tiff_file(Absent(random_samples(8, 1), 1, 8)), "1 of its 5 strips or tiles are missing"),
-        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "1 of its 6 strips or tiles are missing"),
-        ("two-pages", tiff_file(*[Page(random_samples(8, 3), 2, 8) for _ in range(2)]), "2 full pages of 35x21 pixels"),
+        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "1 of its 6 strips or tiles"),
+        ("two-pages", tiff_file(*[Page(random_samples(8, 3), 2, 8) for _ in range(2)]), "2 full pages of 35x21"),
         ("no-page", b"II*\0\0\0\0\0", "damaged header"), ("cut-header", b"MM\0*\0", "damaged header"),
     ):  # fmt: skip
         yield Case(f"tiff-refused-{name}", data, refused=reason)
@@ -241,6 +249,7 @@ def pages() -> Iterator[Case]:
 
 # ------------------------------------------------------------------ PNG
 
+
 def pngs() -> Iterator[Case]:
     for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items():
         for bits, keyed in product(depths, (False, True)):
@@ -263,8 +272,8 @@ def pngs() -> Iterator[Case]:
             name = f"png-{colour}-{bits}-{'key' if keyed else 'plain'}"
             data = png_file(samples, colour, bits, *before)
             yield Case(name, data, truth, reader=by_vips)
-            extra = [chunk(b"sBIT", bytes([min(bits, 5)]) * (3 if colour == 3 else samples.shape[2])),
-                     chunk(b"gAMA", b"\0\0\x80\0"), chunk(b"tIME", bytes(7)), chunk(b"zTXt", b"k\0\0nonsense")]  # fmt: skip
+            significant = bytes([min(bits, 5)]) * (3 if colour == 3 else samples.shape[2])
+            extra = [chunk(b"sBIT", significant), chunk(b"gAMA", b"\0\0\x80\0"), chunk(b"zTXt", b"k\0\0nonsense")]
             yield Case(f"{name}-chunks", png_file(samples, colour, bits, *extra, *before), truth)
     for depth, dtype in product((1, 2, 3, 4), (np.uint8, np.uint16)):
         samples = random_samples(16 if dtype == np.uint16 else 8, depth)
@@ -286,6 +295,7 @@ def pngs() -> Iterator[Case]:
 
 
 # ------------------------------------------------------------------ JPEG, WebP, BMP
+
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     sink = io.BytesIO()
@@ -312,7 +322,6 @@ def jpegs() -> Iterator[Case]:
     ):
         yield Case(f"jpeg-{name}", data, refused=reason)
 
-
     lossless = imagecodecs.ljpeg_encode(SMOOTH[:, :, 0].copy())
     yield Case("jpeg-lossless", lossless, SMOOTH[:, :, :1])
 
@@ -325,9 +334,11 @@ def webps() -> Iterator[Case]:
         yield Case(f"webp-{depth}-{lossless}-{quality}", data, samples if lossless else None, reader=by_vips)
         if lossless:
             frames = [Image.fromarray(samples[::-1]), Image.fromarray(samples[:, ::-1])]
-            data = saved(Image.fromarray(samples), "WEBP", lossless=True, exact=True, save_all=True, append_images=frames)
+            data = saved(
+                Image.fromarray(samples), "WEBP", lossless=True, exact=True, save_all=True, append_images=frames
+            )
             yield Case(f"webp-animated-{depth}-{quality}", data, np.dstack([SMOOTH, alpha]))
-        yield Case(f"webp-cut-{depth}-{lossless}-{quality}", data[:-30], refused="")
+        yield Case(f"webp-cut-{depth}-{lossless}-{quality}", data[:-30], refused="is truncated")
 
 
 def bmps() -> Iterator[Case]:
@@ -344,7 +355,9 @@ def bmps() -> Iterator[Case]:
         stored = samples[:, :, [2, 1, 0, 3]] if top_down else samples[::-1, :, [2, 1, 0, 3]]
         high = -height if top_down else height
         rgb = samples[:, :, :3]
-        yield Case(f"bmp-24-{top_down}", bmp_file(bmp_rows(stored[:, :, :3], 8), width, high, 24), rgb, reader=by_opencv)
+        yield Case(
+            f"bmp-24-{top_down}", bmp_file(bmp_rows(stored[:, :, :3], 8), width, high, 24), rgb, reader=by_opencv
+        )
         yield Case(f"bmp-32-{top_down}", bmp_file(bmp_rows(stored, 8), width, high, 32), rgb)
         masks = (0xFF0000, 0xFF00, 0xFF)
         data = bmp_file(bmp_rows(stored, 8), width, high, 32, compression=3, masks=masks)
@@ -369,7 +382,7 @@ def bmps() -> Iterator[Case]:
     data = bmp_file(raw, width, height, 8, compression=1,
                     palette=b"".join(bytes([*colour[::-1], 0]) for colour in palette))  # fmt: skip
     yield Case("bmp-rle8", data, palette[indices], reader=by_opencv)
-    yield Case("bmp-rle8-cut", data[: -width], refused="truncated or damaged")
+    yield Case("bmp-rle8-cut", data[:-width], refused="truncated or damaged")
     yield Case("bmp-cut", bmp_file(bmp_rows(samples, 8)[:-9], width, height, 24), refused="truncated or damaged")
     yield Case("bmp-masks-unknown", bmp_file(bytes(width * height * 4), width, height, 32, compression=3,
                                              masks=(0xFF, 0xF00, 0xF000)), refused="BMP")  # fmt: skip
@@ -388,8 +401,8 @@ def outcome(case: Case) -> str:
     except ImageError as error:
         told = str(error)
         assert "\n" not in told
-        return "refused" if case.refused in told and (case.refused or case.truth is None) else f"wrong: {told}"
-    if case.refused or (case.truth is None and case.reader is None):
+        return "refused" if case.refused and case.refused in told else f"wrong: {told}"
+    if case.refused:
         return f"wrong: read as {photo.pixels.shape}"
     assert image_size(case.data, PATH) == photo.pixels.shape[:2]
     pixels = photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
@@ -399,7 +412,7 @@ def outcome(case: Case) -> str:
         if other.shape != pixels.shape or other.dtype != pixels.dtype:
             return f"wrong: {pixels.shape} {pixels.dtype}, not {other.shape} {other.dtype}"
         if not np.array_equal(other, pixels):
-            return f"wrong: {(other != pixels).any(axis=2).mean():.0%} of the pixels, up to {np.abs(other.astype(int) - pixels).max()}"
+            return f"wrong: {(other != pixels).any(axis=2).mean():.0%} of the pixels"
     return "equal"
 
 

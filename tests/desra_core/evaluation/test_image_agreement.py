@@ -78,18 +78,6 @@ def test_a_gan_result_that_is_stored_turned(tmp_path: Path, orientation: int) ->
         assert compare_pair(pair._replace(gan_sr=tmp_path / f"turned.{suffix}")).shape == (70, 90)
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_gan_result_that_is_stored_turned(tmp_path: Path, orientation: int) -> None:
-    """Its size is that of the upright picture, in every format that can tell it."""
-    pair = saved(tmp_path, mask=blobs(1), truth=blobs(2))
-    stored = Image.fromarray(np.zeros((90, 70) if orientation > 4 else (70, 90), np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for suffix in ("tif", "png", "jpg", "webp"):
-        stored.save(tmp_path / f"turned.{suffix}", exif=exif)
-        assert compare_pair(pair._replace(gan_sr=tmp_path / f"turned.{suffix}")).shape == (70, 90)
-
-
 def test_whether_the_mask_marks_its_frame(tmp_path: Path) -> None:
     mask = np.zeros((30, 40), bool)
     mask[5:-5, 5:-5] = True
