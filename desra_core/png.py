@@ -43,6 +43,7 @@ class PngPicture:
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
+        self._data = data
         self._path = path
         self._chunks = list(_chunks(data, path))
         if not self._chunks or self._chunks[0][0] != b"IHDR" or len(self._chunks[0][1]) != _EMPTY + 13:
@@ -73,8 +74,11 @@ class PngPicture:
 
     def _reduced(self, kinds: frozenset[bytes]) -> bytes:
         """The file without what makes decoders complain and is not needed: texts, profiles, times."""
-        parts: list[bytes | memoryview] = [whole for kind, whole in self._chunks if kind in kinds]
-        return b"".join([SIGNATURE, *parts])
+        if all(kind in kinds for kind, _ in self._chunks):
+            return self._data
+        parts: list[bytes | memoryview] = [SIGNATURE]
+        parts += (whole for kind, whole in self._chunks if kind in kinds)
+        return b"".join(parts)
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:

@@ -101,7 +101,7 @@ class TiffPicture:
             return pixels
         index, associated = alpha
         parts = [pixels, _full_range(samples[:, :, index : index + 1], self._page.bitspersample)]
-        whole: Pixels = np.concatenate(parts, axis=2, dtype=pixels.dtype)
+        whole: Pixels = np.concatenate(parts, axis=2)  # type: ignore[assignment]
         if associated:
             _divide_by_alpha(whole)
         return whole

@@ -1,7 +1,7 @@
 """A few hundred picture files of every kind: each decodes to the samples it was written from, or is refused by name.
 
-The files come from `tests.picture_files`, libvips and Pillow. What libvips, OpenCV or Pillow's libtiff make of a file is
-held against it too, where they read that kind.
+The files come from `tests.picture_files`, libvips and Pillow. What libvips, OpenCV or Pillow make of a file is held
+against it too, where they read that kind.
 """
 
 from __future__ import annotations
