@@ -402,7 +402,7 @@ def storage_errors(subject: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading_errors(subject: object) -> Iterator[None]:
-    """Turn what keeps a file from being read for now into one line about ``subject``; one that is not there is not that.
+    """Turn what keeps a file from being read for now into one line about ``subject``; that it is not there passes.
 
     Raises
     ------
