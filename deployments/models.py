@@ -9,7 +9,7 @@ import typer
 
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
 from deployments.server import end_leftover_server
-from desra_core.comparison import conclude, plan_comparison
+from desra_core.comparison import conclude, plan_comparison, verdict_of
 from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.gate import Verdict
@@ -57,7 +57,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
-        if comparison.missing() or (settings.promote and conclude(comparison).passed):
+        if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
             with serving(workspace):
                 from flows.compare import compare
 
@@ -141,7 +141,7 @@ def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
     if not plan_finetune(finetuning).ended:
         return False
     comparison = plan_comparison(comparing_of(settings, mining, finetuning))
-    return not comparison.missing() and not is_to_promote(settings, comparison, conclude(comparison))
+    return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
 def _compare_command(settings: Finetuning) -> str:

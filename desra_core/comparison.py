@@ -109,19 +109,24 @@ def plan_comparison(settings: Comparing) -> Comparison:
     )
 
 
-def conclude(comparison: Comparison) -> Verdict:
-    """Hold the scores of all candidates against the gate and publish the verdict.
+def verdict_of(comparison: Comparison) -> Verdict:
+    """Hold the scores of all candidates against the gate; nothing is written.
 
     Images that lack the judgement of one candidate are left out for all of them.
+    """
+    workspace = Workspace(comparison.settings.workspace)
+    scores = [_score(workspace, candidate, _judged(comparison)) for candidate in comparison.candidates]
+    return decide(scores[:-1], scores[-1], comparison.settings)
+
+
+def conclude(comparison: Comparison) -> Verdict:
+    """Publish the verdict on all candidates, and return it.
 
     The verdict's document names the models, the images and the best candidate, for the report and for whoever asks
     in a year why a model was promoted.
     """
     workspace = Workspace(comparison.settings.workspace)
-    lacking = {image.id for image, _ in comparison.missing()}
-    images = [image for image in comparison.images if image.id not in lacking]
-    scores = [_score(workspace, candidate, images) for candidate in comparison.candidates]
-    verdict = decide(scores[:-1], scores[-1], comparison.settings)
+    verdict = verdict_of(comparison)
     best = best_of(comparison, verdict)
     run = RunFolder(comparison.settings.after)
     document = {
@@ -133,12 +138,18 @@ def conclude(comparison: Comparison) -> Verdict:
         "pictures": _pictures(workspace, comparison, best.candidate) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
-        "images": [image.names[0] for image in images],
+        "images": [image.names[0] for image in _judged(comparison)],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,
     }
     workspace.publish(workspace.verdict, json.dumps(document, indent=1).encode(), durable=True)
     return verdict
+
+
+def _judged(comparison: Comparison) -> list[ImageRef]:
+    """The images on which every candidate was judged."""
+    lacking = {image.id for image, _ in comparison.missing()}
+    return [image for image in comparison.images if image.id not in lacking]
 
 
 def best_of(comparison: Comparison, verdict: Verdict) -> Saved | None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import SUFFIXES, digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
+from desra_core.outcomes import read_outcomes
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
@@ -28,6 +29,10 @@ MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
+
+
+# Why a run could not use a file that is not what the manifest says.
+CHANGED = "changed after the run had started"
 
 
 class File(NamedTuple):
@@ -77,7 +82,8 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash. A new image enters a new shard and stays there;
+    Files of unchanged size and modification time keep their hash, unless the outputs of an image would go by that or a
+    run has found another content. A new image enters a new shard and stays there;
     a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
     row and outputs. Nothing in the source folders is ever written.
 
@@ -106,7 +112,12 @@ def scan(
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
     previous = read_manifest(workspace)
-    current, unreadable = _identified(found.slice(0, beyond), previous, sources, on_hashed)
+    current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
+    if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
+        trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
+        trusted = trusted.replace_schema_metadata(_roots(sources))
+        current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
+        previous = _mended(previous, current, sources, doubted)
     current = _told_apart_by_labels(current)
     failures = pa.concat_tables([failures, unreadable])
     if beyond < found.num_rows:
@@ -216,6 +227,52 @@ def _identified(
     return table.append_column("id", pa.concat_arrays(ids)), problems
 
 
+def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
+    """The manifest without the images of which a run has found that a file is not what the manifest says."""
+    if previous is None:
+        return None
+    outcomes = read_outcomes(workspace, ["id", "reason"])
+    found = outcomes["id"].filter(pc.equal(outcomes["reason"], CHANGED))
+    return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
+
+
+def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
+    """Names whose image is another one though no hash of a file has changed, and those of equal images.
+
+    So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
+    """
+    rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
+    told_apart = _told_apart_by_labels(current)["id"].combine_chunks()
+    other = pc.fill_null(pc.not_equal(told_apart, previous["id"].combine_chunks().take(rows)), False)
+    for role in ROLES:
+        now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
+        same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
+        other = pc.and_(other, same)
+    alike = pc.is_in(current["id"], current["id"].filter(other).combine_chunks())
+    names: list[str] = current["name"].filter(alike).to_pylist()
+    return names
+
+
+def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
+    """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
+    now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
+    final = dict(zip(current["name"].to_pylist(), _told_apart_by_labels(current)["id"].to_pylist(), strict=True))
+    ids = previous["id"].to_pylist()
+    for index, name in enumerate(previous["name"].to_pylist()):
+        if name not in now:
+            continue
+        row, before = now[name], previous.slice(index, 1).to_pylist()[0]
+        same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
+        if same and ids[index] not in (row["id"], _id_by_labels(row["id"], row["labels_hash"])):
+            ids[index] = final[name]
+    return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+
+
+def _id_by_labels(image_id: str, labels: str | None) -> str:
+    """The id of an image that differs from an equal one by its labels."""
+    return digest(f"{image_id} {labels}".encode())
+
+
 def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     """Give names of equal images but other labels than the first of them an id of their own: their masks differ."""
     ids, labels = current["id"].combine_chunks(), current["labels_hash"].combine_chunks()
@@ -223,7 +280,7 @@ def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     first = firsts["labels_hash_first"].combine_chunks().take(pc.index_in(ids, firsts["id"].combine_chunks()))
     other = pc.fill_null(pc.not_equal(labels, first), False)
     pairs = zip(ids.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((digest(f"{image_id} {label}".encode()) for image_id, label in pairs), pa.string())
+    own = pa.array((_id_by_labels(image_id, label) for image_id, label in pairs), pa.string())
     ids = pc.replace_with_mask(ids, other, own)
     return current.set_column(current.schema.get_field_index("id"), "id", ids)
 

@@ -15,13 +15,12 @@ from desra_core.errors import UsageError
 from desra_core.human_masks import HumanMask, read_human_masks
 from desra_core.imageio import digest, read_bytes
 from desra_core.matching import Sources, match
-from desra_core.outcomes import read_outcomes
+from desra_core.plan import done_images
 from desra_core.settings import CorpusSettings
 from desra_core.split import Member, Pool, assign_pools
 from desra_core.target import Target
 from desra_core.workspace import Workspace
 
-_COLUMNS = ["id", "artifact_pixels", "regions", "similarity_key", "mask_key", "failed_stage"]
 # Clean images whose pools are looked up at a time, until there are enough of a pool.
 _CLEAN_AT_ONCE = 64
 
@@ -78,16 +77,10 @@ class Images:
         self._manifest = manifest.filter(manifest["present"])
         if self._lr is not None and self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
             raise UsageError(lr, "holds no photo of any image of the workspace", "name the folder that mirrors theirs")
-        outcomes = read_outcomes(workspace, _COLUMNS)
-        outcomes = outcomes.filter(pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"])))
-        marked = pc.and_(pc.equal(outcomes["mask_key"], target.mask_key), pc.greater(outcomes["artifact_pixels"], 0))
-        self._marked = outcomes.filter(marked).combine_chunks()
-        clean = pc.and_(
-            pc.equal(outcomes["similarity_key"], target.similarity_key), pc.equal(outcomes["artifact_pixels"], 0)
-        )
+        done = done_images(workspace, target)
+        self._marked = done.filter(pc.greater(done["artifact_pixels"], 0)).combine_chunks()
         # By the hash of their content, which is a fair sample however few are taken.
-        known = set(self._manifest["id"].to_pylist())
-        clean_ids = known & set(outcomes.filter(clean)["id"].to_pylist())
+        clean_ids = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
         self._human = read_human_masks(workspace, target.gan_sr_key)
         by_people = {image_id for image_id, human in self._human.items() if human.pixels}
         self._clean_ids = sorted(clean_ids - by_people)

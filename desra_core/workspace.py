@@ -355,15 +355,22 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
     ------
     UsageError
         The file is damaged or of another version.
+    TransientError
+        The disk or the system refuses to read it, for now: nothing is known about the table.
     """
     if not path.exists():
         return schema.empty_table().select(columns or schema.names)
     try:
-        table = pq.read_table(path, columns=columns, schema=schema)
-        return table.replace_schema_metadata(pq.read_schema(path).metadata)
-    except (pa.ArrowException, OSError) as error:
+        with reading_errors(path):
+            table = pq.read_table(path, columns=columns, schema=schema)
+            table.validate(full=True)  # Parquet itself takes any bytes for text
+            metadata = pq.read_schema(path).metadata
+        for value in (metadata or {}).values():
+            value.decode()
+        return table.replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
-        raise UsageError(path, reason, "delete it: what it told is found out again") from None
+        raise UsageError(path, reason, "delete it: the next run makes it anew") from None
 
 
 def flocked(file: IO[str], kind: int) -> bool:
@@ -391,6 +398,26 @@ def storage_errors(subject: object) -> Iterator[None]:
             raise TransientError(subject, "the disk is full", "free some space and run again") from error
         reason = f"cannot be written ({error.strerror or error})"
         raise TransientError(subject, reason, "check the disk and run again") from error
+
+
+@contextlib.contextmanager
+def reading_errors(subject: object) -> Iterator[None]:
+    """Turn what keeps a file from being read for now into one line about ``subject``; that it is not there passes.
+
+    Raises
+    ------
+    TransientError
+        In place of any OSError of the system but FileNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not error.errno:  # Arrow's, of damaged files
+            raise
+        reason = f"cannot be read ({os.strerror(error.errno)})"
+        raise TransientError(subject, reason, "check the disk and run again") from None
 
 
 def fingerprint(*parts: Any) -> str:

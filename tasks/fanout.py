@@ -19,7 +19,7 @@ from distributed.system import MEMORY_LIMIT
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import AbsentError, DesraError, ImageError, TransientError, UsageError, printable
+from desra_core.errors import AbsentError, DesraError, ImageError, TooLargeError, TransientError, UsageError, printable
 from desra_core.settings import Machine
 from tasks.cluster import (
     BYTES_PER_PIXEL,
@@ -143,7 +143,8 @@ class Dask:
                     if self._ended.is_set():
                         raise CancelledError
                     image = images[future.key]
-                    yield image, result if future.status == "finished" else _error(image.path, result)
+                    failed = future.status != "finished" or isinstance(result, DesraError)
+                    yield image, _error(image.path, result) if failed else result
 
     @contextlib.contextmanager
     def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
@@ -335,7 +336,10 @@ def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
 def _recorded(
     name: str, function: Callable[[ImageRef, Any], Any], records: Records, image: ImageRef, about: Any
 ) -> Any:
-    """Call a job's function on an image, and log how that went."""
+    """Call a job's function on an image, and log how that went.
+
+    A failure that would repeat is returned: what is raised, Dask tries again.
+    """
     configure(records.level, records.form)
     told = partial(record, logging.DEBUG, run=records.run, shard=f"{image.shard:05d}", image=image.id, stage=name)
     started = time.perf_counter()
@@ -343,7 +347,9 @@ def _recorded(
         result = _picklable(function, image, about)
     except DesraError as error:
         told(f"failed: {printable(error)}")
-        raise
+        if isinstance(error, TransientError) and not isinstance(error, TooLargeError):
+            raise
+        return error
     told(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
     return result
 
@@ -372,6 +378,8 @@ def _error(name: object, raised: Any) -> ImageError:
     error = raised[1] if isinstance(raised, tuple) else raised
     if isinstance(error, ImageError):
         return error
+    if isinstance(error, DesraError):  # no fault of the image
+        return TransientError(error.subject, error.reason, error.remedy)
     if isinstance(error, CancelledError):
         return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from desra_core.annotations.coco import names_of
 from desra_core.annotations.export_folder import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
-from desra_core.annotations.selection import done_images, read_mask
+from desra_core.annotations.selection import read_mask
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.imageio import Mask, encode_mask
+from desra_core.plan import done_images
 from desra_core.target import Target, load_settings
 from desra_core.workspace import Workspace
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from desra_core.calibration.exclusion import Exclusion, Masks
 from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
 from desra_core.corpus import File, ImageRef, image_refs, read_manifest
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.inventory import flags_of
-from desra_core.outcomes import read_outcomes, read_shard
+from desra_core.outcomes import gather_shard, read_outcomes, read_shard, without_arrays
 from desra_core.settings import CorpusSettings
 from desra_core.stages.histogram import HistogramSettings, Uncounted
 from desra_core.target import Target, target_of
@@ -134,14 +134,20 @@ class Counting:
         """What `histogram_stage` needs for all images."""
         return HistogramSettings(self.target.similarity_key, self.target.segmentation_key, max_pixels)
 
-    def gather(self, shard: ShardCount, failures: Iterable[tuple[str, ImageError]] = ()) -> None:
+    def gather(self, shard: ShardCount, failures: Sequence[tuple[str, ImageError]] = ()) -> None:
         """Turn the histograms of a shard's images into one file, with the failures by token that are not transient.
+
+        The records of images whose map or labels are lost say so then: the next run makes those anew.
 
         Raises
         ------
         TransientError
             A file is damaged; it is dropped.
         """
+        lost = [shard.wanted[token][0].id for token, error in failures if isinstance(error, LostError)]
+        if lost:
+            outcomes = read_shard(self.workspace, shard.number)
+            gather_shard(self.workspace, shard.number, [without_arrays(outcomes[key]) for key in lost])
         tokens = shard.journaled()
         told = {token: [e.subject, e.reason, e.remedy] for token, e in failures if not isinstance(e, TransientError)}
         if not tokens and not told:
@@ -240,7 +246,7 @@ def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:
     try:
         return merged(tables)
     except ValueError as error:
-        raise UsageError(path, str(error), "delete it: what it told is found out again") from None
+        raise UsageError(path, str(error), "delete it: the next run makes it anew") from None
 
 
 def _holds_data(path: Path) -> bool:

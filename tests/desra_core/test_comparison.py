@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from desra_core.comparison import Comparison, best_of, conclude, plan_comparison
+from desra_core.comparison import Comparison, best_of, conclude, plan_comparison, verdict_of
 from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Verdict
 from desra_core.model_settings import Comparing
@@ -132,7 +132,10 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan) -> None:
     assert len(comparison.missing()) == 6
     assert judge_all(comparison) == 6
     assert comparison.missing() == []
+    expected = verdict_of(comparison)
+    assert not workspace.verdict.exists(), "to ask what the verdict is writes nothing"
     verdict = conclude(comparison)
+    assert verdict == expected
     document = json.loads(workspace.verdict.read_bytes())
     assert Verdict.from_json(document["verdict"]) == verdict
     removed = {score.candidate: (score.gone, score.regions) for score in verdict.scores}

@@ -10,12 +10,14 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.corpus import MANIFEST, Corpus, image_refs, read_manifest, scan
+from desra_core.corpus import CHANGED, MANIFEST, Corpus, image_refs, read_manifest, scan
 from desra_core.errors import UsageError
 from desra_core.matching import FAILURES, Sources
+from desra_core.outcomes import Outcome, gather_shard
 from desra_core.workspace import Workspace
 
 BOTH = ("mse_sr", "gan_sr")
@@ -459,3 +461,84 @@ def test_what_may_not_be_read_is_named_and_the_rest_goes_on(plain_user: Path) ->
         "secret": "cannot be opened (Permission denied)",
         "c.png": "may not be read (permission denied)",
     }
+
+
+# --- a manifest that is damaged ---
+
+
+def flipped(text: str) -> str:
+    return f"{'0' if text[0] != '0' else '1'}{text[1:]}"
+
+
+def damage(folders: Folders, name: str, column: str) -> dict[str, str]:
+    """Flip a bit of a column of the manifest; returns the row as it was."""
+    manifest = read_manifest(folders.workspace)
+    changed = manifest.to_pylist()
+    (row,) = (row for row in changed if row["name"] == name)
+    before = dict(row)
+    row[column] = flipped(row[column])
+    table = pa.Table.from_pylist(changed, MANIFEST).replace_schema_metadata(manifest.schema.metadata)
+    pq.write_table(table, folders.workspace.manifest)
+    return before
+
+
+@pytest.mark.parametrize("column", ["id", "mse_sr_hash", "gan_sr_hash", "labels_hash"])
+@pytest.mark.parametrize("name", ["a", "twin", "z"])
+def test_a_flipped_bit_of_a_hash_takes_nothing_away(folders: Folders, name: str, column: str) -> None:
+    for image in "amz":
+        folders.put(f"{image}.png")
+    folders.put("twin.png", content="a.png")
+    (folders.root / "labels").mkdir()
+    for image in ("a", "m", "twin", "z"):
+        folders.put(f"{image}.png", "the same", roles=("labels",))
+    good = rows(folders.scan())
+    for image, row in good.items():
+        folders.workspace.publish(folders.workspace.mask(image), b"mask")
+        folders.workspace.publish(folders.workspace.group(row["id"]) / "similarity", b"array")
+    damage(folders, name, column)
+    corpus = folders.scan()
+    assert corpus.replaced == corpus.added == 0
+    assert all(folders.workspace.mask(image).exists() for image in good)
+    assert all(folders.workspace.group(row["id"]).exists() for row in good.values())
+    if column == "labels_hash" and name == "z":
+        # Nothing in the manifest contradicts it: a run finds out, and says so in the record.
+        record = Outcome(good["z"]["id"], failed_stage="mask", transient=True, reason=CHANGED)
+        gather_shard(folders.workspace, 0, [record])
+        corpus = folders.scan()
+    assert rows(corpus) == good
+    assert folders.scan().manifest.equals(corpus.manifest, check_metadata=True)
+
+
+def test_files_that_have_changed_are_replaced_whatever_the_manifest_says(folders: Folders) -> None:
+    folders.put("a.png", "one")
+    folders.put("b.png", "two")
+    good = rows(folders.scan())
+    damage(folders, "a", "gan_sr_hash")
+    for name in "ab":
+        folders.workspace.publish(folders.workspace.mask(name), b"mask")
+        folders.put(f"{name}.png", "other")
+    corpus = folders.scan()
+    assert corpus.replaced == 2
+    assert not list(folders.workspace.masks.iterdir())
+    assert {row["id"] for row in good.values()}.isdisjoint(row["id"] for row in rows(corpus).values())
+
+
+def test_a_broken_string_of_the_manifest_is_one_line(folders: Folders) -> None:
+    folders.put("straße.png")
+    folders.scan()
+    data = folders.workspace.manifest.read_bytes()
+    assert "straße".encode() in data
+    folders.workspace.manifest.write_bytes(data.replace("straße".encode(), "straß".encode() + b"\xff"))
+    with pytest.raises(UsageError, match=r"manifest\.parquet: cannot be read \(.*UTF8.*; delete it: the next run"):
+        folders.scan()
+    folders.workspace.manifest.unlink()
+    assert present(folders.scan()) == ["straße"]
+
+
+def test_broken_folders_of_the_manifest_are_one_line(folders: Folders) -> None:
+    folders.put("a.png")
+    manifest = folders.scan().manifest
+    metadata = manifest.schema.metadata | {b"gan_sr": b"/photos/\xff"}
+    pq.write_table(manifest.replace_schema_metadata(metadata), folders.workspace.manifest)
+    with pytest.raises(UsageError, match=r"manifest\.parquet: cannot be read"):
+        folders.scan()

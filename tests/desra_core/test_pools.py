@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core.annotations.selection import select_images
 from desra_core.errors import UsageError
+from desra_core.plan import prepare
 from desra_core.pools import Images
 from desra_core.settings import Detection, Mining
 from desra_core.target import load_settings
@@ -73,6 +75,18 @@ def test_only_images_that_are_done_under_the_latest_settings_count(mined, worksp
     images = images_of(workspace)
     clean = {image.names[0] for pool in ("training", "held_out") for image in images.clean(pool, 99)}
     assert clean == mined.clean & first
+
+
+def test_a_run_that_was_killed_at_its_start_has_no_clean_images(mined, workspace) -> None:
+    """What the settings before it left clean, it may mark."""
+    mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
+    with workspace.locked():
+        plan = prepare(mining.model_copy(update={"threshold": 0.9})).plan
+    assert plan.done == 0
+    images = images_of(workspace)
+    for pool in ("training", "held_out"):
+        assert images.marked(pool) == images.clean(pool, PHOTOS) == []
+    assert select_images(workspace, plan.target, everything=True, worst=None) == []
 
 
 def test_vanished_and_failed_images_are_left_out(mined, workspace, tmp_path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from distributed import get_worker
 
 from desra_core.corpus import File, ImageRef
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import ImageError, TooLargeError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks import fanout
@@ -85,6 +85,29 @@ def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
     assert str(errors["full"]) == "disk: the disk is full; free some space and run again"
     assert all(isinstance(error, TransientError) for error in errors.values())
     assert all("took its worker down" in error.reason for name, error in errors.items() if name.startswith("photo"))
+
+
+REPEATED = {
+    "an image that cannot be": ImageError("photo", "is no image", "remove it"),
+    "an image that is too large": TooLargeError("photo", "needs more memory", "raise --memory"),
+    "a model that has gone": UsageError("model.pth", "does not exist", "check the path"),
+}
+
+
+@pytest.mark.parametrize("failure", REPEATED)
+def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Path, failure: str) -> None:
+    calls, error = tmp_path / "calls", REPEATED[failure]
+
+    def fails(image: ImageRef, outcome: Outcome) -> Outcome:
+        with calls.open("a") as file:
+            file.write("x")
+        raise error
+
+    [(_, result)] = dask.map(Job("fails", fails, {}), images("photo"))
+    assert isinstance(result, ImageError)
+    assert isinstance(result, TransientError) == (failure != "an image that cannot be")
+    assert str(result) == str(error)
+    assert calls.read_text() == "x"
 
 
 def leaves(image: ImageRef, outcome: Outcome) -> Outcome:
