@@ -20,12 +20,13 @@ from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import read_manifest
+from desra_core.corpus import read_manifest, read_passed_over
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
 from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
 from desra_core.promotion import current_model, history
+from desra_core.scanning import told_passed_over
 from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
@@ -216,6 +217,8 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
+    if others := told_passed_over(read_passed_over(place)):
+        typer.echo(f"passed over {others}")
     if sized:
         typer.echo(f"size       {size_line(place)}")
     show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else SHOWN_FAILURES)

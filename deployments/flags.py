@@ -88,7 +88,9 @@ def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 def _field_parameter(name: str, field: FieldInfo, kind: Callable[..., Any] = typer.Option) -> inspect.Parameter:
     look = {"metavar": name.upper()} if kind is typer.Argument else {}
     default = inspect.Parameter.empty if field.is_required() else field.default
-    return _parameter(name, Annotated[field.annotation, kind(help=field.description, **look)], default)
+    # Typer's word for a flag that may be given several times.
+    annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
+    return _parameter(name, Annotated[annotation, kind(help=field.description, **look)], default)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -115,7 +117,10 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if unknown := sorted(set(values) - known):
         names = ", ".join(sorted(_key(name) for name in known if name))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
-    context.default_map = values
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    context.default_map = {
+        name: [value] if name in several and isinstance(value, str) else value for name, value in values.items()
+    }
     return path
 
 

@@ -6,6 +6,7 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import SUFFIXES, digest, read_bytes
+from desra_core.errors import ImageError
+from desra_core.imageio import digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
 _HASH_BATCH = 128
+# Among the metadata of the table of scan failures.
+_PASSED_OVER = b"passed_over"
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
@@ -58,10 +61,14 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`)."""
+    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+
+    ``passed_over`` counts what else there is, see `desra_core.scanning.told_passed_over`.
+    """
 
     manifest: pa.Table
     failures: pa.Table
+    passed_over: dict[str, int]
     added: int
     replaced: int
     vanished: int
@@ -97,12 +104,9 @@ def scan(
     Raises
     ------
     UsageError
-        A folder does not exist, or no image was found at all.
+        A folder does not exist or holds no images, or folders do not belong together.
     """
-    found, failures = match(sources, workspace.root)
-    if found.num_rows == 0 and failures.num_rows == 0:
-        kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
-        raise UsageError(sources.main, "holds no images", f"name a folder with {kinds} files")
+    found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
     previous = read_manifest(workspace)
@@ -122,8 +126,16 @@ def scan(
     manifest = manifest.replace_schema_metadata(_roots(sources))
     if previous is None or not manifest.equals(previous, check_metadata=True):
         workspace.publish_table(workspace.manifest, manifest)
-    workspace.publish_table(workspace.scan_failures, failures)
-    return Corpus(manifest, failures, added, len(replaced), vanished)
+    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+def read_passed_over(workspace: Workspace) -> dict[str, int]:
+    """What the latest scan passed over, see `desra_core.scanning.told_passed_over`."""
+    stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
+    passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
+    return passed_over
 
 
 def read_manifest(workspace: Workspace) -> pa.Table | None:

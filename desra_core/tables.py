@@ -51,7 +51,7 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
     workspace.publish_table(workspace.regions, _regions(manifest, outcomes))
     failed = failure_table(manifest.filter(manifest["present"]), outcomes)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
-    workspace.publish_table(workspace.failures, failures)
+    workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:

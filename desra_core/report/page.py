@@ -28,6 +28,7 @@ from desra_core.report.summary import (
     stage_times,
     summarize,
 )
+from desra_core.scanning import told_passed_over
 from desra_core.workspace import Workspace
 
 WORST = 24
@@ -153,6 +154,8 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         notes.append("The region table is missing: the run was cut off before it wrote one. Run it again.")
     if results.vanished:
         notes.append(f"{results.vanished:,} images that are no longer in the folders are left out.")
+    if others := told_passed_over(results.passed_over):
+        notes.append(f"In the folders, these were passed over: {others}.")
     return notes
 
 
