@@ -15,7 +15,7 @@ import typer
 
 from deployments.annotations import export_masks, import_masks
 from deployments.evaluate import evaluate
-from deployments.flags import with_flags
+from deployments.flags import paths_at_home, with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
@@ -71,7 +71,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Mining, argument="photos")
 def mine(settings: Mining, machine: Machine) -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
@@ -122,7 +122,7 @@ def compare(settings: Comparing, machine: Machine) -> None:
     _exit(lambda: run_compare(settings, machine))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Cycling, argument="photos")
 def cycle(settings: Cycling, machine: Machine) -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
@@ -163,8 +163,8 @@ def benchmark(settings: Benchmarking, machine: Machine) -> None:
     _exit(lambda: run_benchmark(settings, machine))
 
 
-app.command("export")(export_masks)
-app.command("import")(import_masks)
+app.command("export")(paths_at_home(export_masks))
+app.command("import")(paths_at_home(import_masks))
 
 
 @app.command()
@@ -181,6 +181,7 @@ def serve(settings: Serving, machine: Machine) -> None:
 
 
 @app.command("rollback")
+@paths_at_home
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     from deployments.models import run_rollback
@@ -189,6 +190,7 @@ def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose 
 
 
 @app.command()
+@paths_at_home
 def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
@@ -225,6 +227,7 @@ def status(
 
 
 @app.command()
+@paths_at_home
 def report(
     workspace: Annotated[Path, typer.Option(help="The workspace to report on.")],
     output: Annotated[Path | None, typer.Option(help="File to write; WORKSPACE/report.html by default.")] = None,
@@ -241,8 +244,8 @@ def report(
     typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output)}")
 
 
-app.command()(evaluate)
-app.command()(gc)
+app.command()(paths_at_home(evaluate))
+app.command()(paths_at_home(gc))
 
 
 def _exit(run: Callable[[], int]) -> NoReturn:

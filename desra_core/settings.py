@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from desra_core.detection.detectors import load_detector
 from desra_core.matching import Sources
 from desra_core.sr.checkpoints import Precision
+
+
+def at_home(path: str | Path) -> Path:
+    """A path in which a leading ``~`` is the home folder, as a shell has it, which knows nothing of TOML files."""
+    return Path(os.path.expanduser(path))
+
+
+def whole_path(path: str | Path) -> Path:
+    """The same from the root on: workers have folders of their own."""
+    return at_home(path).absolute()
 
 
 def _not_above_all(min_area: str) -> str:
