@@ -21,7 +21,7 @@ from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import read_manifest, read_passed_over
-from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
 from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
@@ -241,7 +241,10 @@ def report(
     load_settings(place)
     from desra_core.report import write_report
 
-    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output)}")
+    def left_out(error: ImageError) -> None:
+        say(f"failed: {printable(error)}")
+
+    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output, on_left_out=left_out)}")
 
 
 app.command()(paths_at_home(evaluate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,13 @@ import pyarrow.compute as pc
 
 from desra_core.errors import DesraError, UsageError
 from desra_core.scanning import FILES, image_files, is_selection, no_images, root_of
+from desra_core.workspace import Workspace, takes_name
 
 ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
+
+# In bytes: names up to here fit wherever their workspace lies, so that a million of them cost no look each.
+_SURELY_SHORT = 100
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def match(sources: Sources, skip: Path) -> Matched:
             raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", sources.exclude)
         failures.append(failure_rows(problems))
         passed_over += others
-    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=skip)):
+    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
         tables, dropped = drop(tables)
         failures.append(dropped)
     tables = _twins_by_order(tables, sources)
@@ -261,24 +264,16 @@ def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], 
     return kept, pa.Table.from_pylist(problems, FAILURES)
 
 
-def _without_long_names(tables: dict[str, pa.Table], workspace: Path) -> tuple[dict[str, pa.Table], pa.Table]:
+def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
     """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
-    disk = next((folder for folder in (workspace, *workspace.parents) if folder.exists()), Path("/"))
-    longest, whole = os.pathconf(disk, "PC_NAME_MAX"), os.pathconf(disk, "PC_PATH_MAX")
-    above = len(os.fsencode(workspace / "dataset" / "pseudo_gt" / "x")) - 1
-    kept, problems = {}, []
+    kept, long = {}, set[str]()
     for role, table in tables.items():
-        at_all = pc.greater_equal(pc.binary_length(table["name"]), min(longest, whole - above) - len(".png"))
-        long = [
-            name
-            for name in table["name"].filter(at_all).to_pylist()
-            if max(len(part) for part in f"{name}.png".encode().split(b"/")) > longest
-            or above + len(f"{name}.png".encode()) >= whole
-        ]
-        kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(long, pa.string()))))
-        problems += [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in long]
-    unique = {problem["name"]: problem for problem in problems}
-    return kept, pa.Table.from_pylist([unique[name] for name in sorted(unique)], FAILURES)
+        suspects = table["name"].filter(pc.greater(pc.binary_length(table["name"]), _SURELY_SHORT)).to_pylist()
+        too_long = [name for name in suspects if not takes_name(workspace.dataset("pseudo_gt", name))]
+        kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(too_long, pa.string()))))
+        long.update(too_long)
+    problems = [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(long)]
+    return kept, pa.Table.from_pylist(problems, FAILURES)
 
 
 def _doubled(table: pa.Table) -> pa.Table:

@@ -225,10 +225,10 @@ def told_passed_over(passed_over: Mapping[str, int]) -> str | None:
 
 def _exclusion(globs: Sequence[str]) -> Callable[[str], bool]:
     """Whether a relative path matches one of some globs; ``*`` matches slashes too."""
-    patterns = [(re.compile(fnmatch.translate(normal(one.rstrip("/")))), "/" in one.rstrip("/")) for one in globs]
+    patterns = [(re.compile(fnmatch.translate(normalized(one.rstrip("/")))), "/" in one.rstrip("/")) for one in globs]
 
     def excluded(relative: str) -> bool:
-        path = normal(relative)
+        path = normalized(relative)
         name = os.path.basename(path)
         return any(
             pattern.match(path) or pattern.match(f"/{path}") if whole else pattern.match(name)
@@ -238,7 +238,7 @@ def _exclusion(globs: Sequence[str]) -> Callable[[str], bool]:
     return excluded if patterns else lambda _: False
 
 
-def normal(text: str) -> str:
+def normalized(text: str) -> str:
     """The form (NFC) in which equal text is equal: a Mac writes an umlaut as a letter and a mark (NFD)."""
     return unicodedata.normalize("NFC", text)
 
