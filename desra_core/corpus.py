@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
+from desra_core.human_masks import rename_human_mask
 from desra_core.imageio import digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.workspace import Workspace, read_table
@@ -109,7 +110,7 @@ def scan(
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
-    previous = read_manifest(workspace)
+    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
     current, unreadable = _identified(found.slice(0, beyond), previous, sources, on_hashed)
     current = _told_apart_by_labels(current)
     failures = pa.concat_tables([failures, unreadable])
@@ -172,6 +173,37 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
         )
         for image_id, same in by_id.items()
     ]
+
+
+def _under_new_names(
+    workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
+) -> pa.Table | None:
+    """The manifest with the names that files have now, and all that goes by a name moved along.
+
+    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
+    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    """
+    if previous is None:
+        return None
+    path = f"{sources.identity[-1]}_path"
+    index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
+    names = previous["name"].combine_chunks()
+    now = pc.coalesce(found["name"].combine_chunks().take(index), names)
+    changed = pc.not_equal(now, names)
+    renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
+    if not renamed:
+        return previous
+    # An image that has vanished gives way where its name is that of another file now.
+    taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
+    for name in names.filter(taken).to_pylist():
+        workspace.withdraw(name)
+    waiting = dict(renamed)
+    while waiting:  # one whose new name is another's old one comes after it
+        old, new = next((old, new) for old, new in waiting.items() if new not in waiting)
+        rename_human_mask(workspace, old, new)
+        workspace.rename(old, new)
+        del waiting[old]
+    return previous.set_column(0, "name", now).filter(pc.invert(taken)).sort_by("name").combine_chunks()
 
 
 def _roots(sources: Sources) -> dict[str, str]:

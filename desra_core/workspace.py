@@ -45,6 +45,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -215,6 +216,12 @@ class Workspace:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""
         self.mask(name).unlink(missing_ok=True)
         self.withdraw_dataset(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the mask and the dataset pictures of an image another name, as far as they are there."""
+        for place in (self.mask, *(partial(self.dataset, kind) for kind in DATASET)):
+            with contextlib.suppress(FileNotFoundError):
+                place(old).replace(place(new))
 
     def withdraw_dataset(self, name: str) -> None:
         """Delete the dataset pictures of an image, as far as they are there."""

@@ -9,15 +9,18 @@ import threading
 import tracemalloc
 import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from desra_core.corpus import MANIFEST, Corpus, image_refs, read_manifest, read_passed_over, scan
 from desra_core.errors import UsageError
+from desra_core.human_masks import HUMAN_MASKS, read_human_masks
 from desra_core.matching import FAILURES, Sources
-from desra_core.workspace import Workspace
+from desra_core.workspace import DATASET, Workspace
 
 BOTH = ("mse_sr", "gan_sr")
 
@@ -113,6 +116,70 @@ def test_the_same_two_candidates_everywhere_keep_their_suffix(folders: Folders) 
     assert present(corpus) == ["x.jpg", "x.png", "y"]
     assert corpus.failures.num_rows == 0
     assert folders.workspace.mask("x.jpg").name == "x.jpg.png"
+
+
+def test_a_file_that_joins_another_one_leaves_no_row_behind(folders: Folders) -> None:
+    """``a`` is called ``a.jpg`` once there is ``a.png``, with all that it has, and ``a`` again when that has gone."""
+    folders.put("a.jpg")
+    folders.put("b.png")
+    before, ws = rows(folders.scan()), folders.workspace
+    outputs = [ws.mask, ws.human_mask, *(partial(ws.dataset, kind) for kind in DATASET)]
+    for output in outputs:
+        ws.publish(output("a"), f"{output('a')} of a.jpg".encode())
+    human = {"name": "a", "id": before["a"]["id"], "gan_sr_key": None, "pixels": 1, "regions": 1}
+    ws.publish_table(ws.human_manifest, pa.Table.from_pylist([human], HUMAN_MASKS))
+    files = {path: path.stat().st_mtime_ns for path in ws.root.rglob("*.png")}
+
+    folders.put("a.png")
+    joined = folders.scan()
+    assert [row["name"] for row in joined.manifest.to_pylist()] == ["a.jpg", "a.png", "b"]
+    assert (joined.added, joined.replaced, joined.vanished) == (1, 0, 0)
+    assert rows(joined)["a.jpg"]["id"] == before["a"]["id"]
+    assert all(output("a.jpg").exists() and not output("a").exists() for output in outputs)
+    assert read_human_masks(ws, None)[before["a"]["id"]].path == ws.human_mask("a.jpg")
+
+    for role in BOTH:
+        (folders.root / role / "a.png").unlink()
+    alone = folders.scan()
+    assert present(alone) == ["a", "b"]
+    assert alone.vanished == 1
+    moved = {path: path.stat().st_mtime_ns for path in ws.root.rglob("*.png")}
+    assert moved.keys() == files.keys()
+    assert {path for path in files if moved[path] != files[path]} == {ws.human_mask("a")}
+    assert read_human_masks(ws, None)[before["a"]["id"]].path == ws.human_mask("a")
+
+
+def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
+    for name in ("x.jpg", "x.jpg.png"):
+        folders.put(name)
+    before, ws = rows(folders.scan()), folders.workspace
+    for name in ("x", "x.jpg"):
+        ws.publish(ws.mask(name), name.encode())
+    for name in ("x.tif", "x.jpg.tif"):
+        folders.put(name)
+    after = folders.scan()
+    assert present(after) == ["x.jpg", "x.jpg.png", "x.jpg.tif", "x.tif"]
+    assert (after.added, after.replaced, after.vanished) == (2, 0, 0)
+    assert rows(after)["x.jpg"]["id"] == before["x"]["id"]
+    assert {path.name: path.read_bytes() for path in ws.masks.iterdir()} == {
+        "x.jpg.png": b"x", "x.jpg.png.png": b"x.jpg"
+    }  # fmt: skip
+
+
+def test_a_vanished_image_gives_way_to_a_file_that_has_its_name_now(folders: Folders) -> None:
+    for name in ("x.jpg", "x.jpg.png"):
+        folders.put(name)
+    folders.scan()
+    for role in BOTH:
+        (folders.root / role / "x.jpg.png").unlink()
+    assert folders.scan().vanished == 1
+    ws = folders.workspace
+    ws.publish(ws.mask("x.jpg"), b"vanished")
+    folders.put("x.tif")
+    after = folders.scan()
+    assert present(after) == ["x.jpg", "x.tif"]
+    assert after.vanished == 0
+    assert not ws.mask("x.jpg").exists()
 
 
 def test_names_that_would_meet_in_one_output_fail(folders: Folders) -> None:
