@@ -55,8 +55,9 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:
-    """The most severe regions of a workspace, worst first (schema `REGIONS`)."""
+    """The most severe regions of a workspace, worst first (schema `REGIONS`); none with a severity below zero."""
     regions = read_table(workspace.regions, REGIONS)
+    regions = regions.filter(pc.greater_equal(regions["severity"], 0))
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
 
 

@@ -45,7 +45,6 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -219,9 +218,10 @@ class Workspace:
 
     def rename(self, old: str, new: str) -> None:
         """Give the mask and the dataset pictures of an image another name, as far as they are there."""
-        for place in (self.mask, *(partial(self.dataset, kind) for kind in DATASET)):
+        pictures = ((self.dataset(kind, old), self.dataset(kind, new)) for kind in DATASET)
+        for before, after in ((self.mask(old), self.mask(new)), *pictures):
             with contextlib.suppress(FileNotFoundError):
-                place(old).replace(place(new))
+                before.replace(after)
 
     def withdraw_dataset(self, name: str) -> None:
         """Delete the dataset pictures of an image, as far as they are there."""

@@ -133,6 +133,7 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
         "labelled": results.regions["class_name"].null_count < results.regions.num_rows,
         "plots": _plots(results, measure),
         "gallery": make_gallery(results, worst, pictures),
+        "worst": worst,
         "pages": pages,
         "links": {page.id: page.link for page in pages},
         "kinds": KINDS | {"difference": measure.picture},
