@@ -15,9 +15,9 @@ from desra_core.calibration.weight_table import largest_differences
 from desra_core.corpus import read_manifest
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
-from desra_core.matching import image_files
 from desra_core.model_settings import Calibrating
 from desra_core.plan import Prepared, make_plan
+from desra_core.scanning import image_files
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
@@ -69,7 +69,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
 def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
     """See that masks are of images that there are, before anything is touched."""
-    files, _ = image_files(corpus.sources.main, corpus.workspace)
+    files = image_files(corpus.sources.main, corpus.workspace).files
     # Where two files would share a name, their suffixes belong to it.
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
     if unused:
@@ -128,7 +128,8 @@ def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
         for name, value in given.items()
+        for one in (value if isinstance(value, list) else [value])
     ]
     return " ".join([f"desra {corpus.verb}", *photos, *flags])

@@ -15,17 +15,18 @@ import typer
 
 from deployments.annotations import export_masks, import_masks
 from deployments.evaluate import evaluate
-from deployments.flags import with_flags
+from deployments.flags import paths_at_home, with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.corpus import read_manifest, read_passed_over
+from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
 from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
 from desra_core.promotion import current_model, history
+from desra_core.scanning import told_passed_over
 from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
@@ -70,7 +71,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Mining, argument="photos")
 def mine(settings: Mining, machine: Machine) -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
@@ -121,7 +122,7 @@ def compare(settings: Comparing, machine: Machine) -> None:
     _exit(lambda: run_compare(settings, machine))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Cycling, argument="photos")
 def cycle(settings: Cycling, machine: Machine) -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
@@ -162,8 +163,8 @@ def benchmark(settings: Benchmarking, machine: Machine) -> None:
     _exit(lambda: run_benchmark(settings, machine))
 
 
-app.command("export")(export_masks)
-app.command("import")(import_masks)
+app.command("export")(paths_at_home(export_masks))
+app.command("import")(paths_at_home(import_masks))
 
 
 @app.command()
@@ -180,6 +181,7 @@ def serve(settings: Serving, machine: Machine) -> None:
 
 
 @app.command("rollback")
+@paths_at_home
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     from deployments.models import run_rollback
@@ -188,6 +190,7 @@ def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose 
 
 
 @app.command()
+@paths_at_home
 def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
@@ -216,12 +219,15 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
+    if others := told_passed_over(read_passed_over(place)):
+        typer.echo(f"passed over {others}")
     if sized:
         typer.echo(f"size       {size_line(place)}")
     show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else SHOWN_FAILURES)
 
 
 @app.command()
+@paths_at_home
 def report(
     workspace: Annotated[Path, typer.Option(help="The workspace to report on.")],
     output: Annotated[Path | None, typer.Option(help="File to write; WORKSPACE/report.html by default.")] = None,
@@ -235,11 +241,14 @@ def report(
     load_settings(place)
     from desra_core.report import write_report
 
-    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output)}")
+    def left_out(error: ImageError) -> None:
+        say(f"failed: {printable(error)}")
+
+    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output, on_left_out=left_out)}")
 
 
-app.command()(evaluate)
-app.command()(gc)
+app.command()(paths_at_home(evaluate))
+app.command()(paths_at_home(gc))
 
 
 def _exit(run: Callable[[], int]) -> NoReturn:

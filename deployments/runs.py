@@ -17,6 +17,7 @@ from deployments.server import end_leftover_server, prefect_server, wait_for_tas
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, printable
 from desra_core.plan import Prepared, make_plan, prepare
+from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
@@ -58,7 +59,8 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
     if scanned.replaced:
         say(f"{scanned.replaced} images have changed and are computed again")
     if scanned.vanished:
-        say(f"{scanned.vanished} images have vanished; their outputs stay")
+        where = "are not among those asked for" if settings.sources.selects else "have vanished"
+        say(f"{scanned.vanished} images {where}; their outputs stay")
     show_failures(pa.concat_tables([scanned.failures, plan.failures]))
     if plan.dropped:
         say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
@@ -123,12 +125,14 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
     else:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    if others := told_passed_over(scanned.passed_over):
+        typer.echo(f"passed over {others}")
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
     if (method := method_of(settings)) != "desra":
         weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
-    whole = " of the whole workspace" if settings.limit else ""
+    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
     typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"

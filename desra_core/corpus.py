@@ -6,6 +6,7 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import SUFFIXES, digest, read_bytes
+from desra_core.errors import ImageError
+from desra_core.human_masks import rename_human_mask
+from desra_core.imageio import digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.outcomes import read_outcomes
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
 _HASH_BATCH = 128
+# Among the metadata of the table of scan failures.
+_PASSED_OVER = b"passed_over"
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
@@ -63,10 +67,14 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`)."""
+    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+
+    ``passed_over`` counts what else there is, see `desra_core.scanning.told_passed_over`.
+    """
 
     manifest: pa.Table
     failures: pa.Table
+    passed_over: dict[str, int]
     added: int
     replaced: int
     vanished: int
@@ -103,15 +111,12 @@ def scan(
     Raises
     ------
     UsageError
-        A folder does not exist, or no image was found at all.
+        A folder does not exist or holds no images, or folders do not belong together.
     """
-    found, failures = match(sources, workspace.root)
-    if found.num_rows == 0 and failures.num_rows == 0:
-        kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
-        raise UsageError(sources.main, "holds no images", f"name a folder with {kinds} files")
+    found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
-    previous = read_manifest(workspace)
+    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
     current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
     if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
         trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
@@ -133,8 +138,16 @@ def scan(
     manifest = manifest.replace_schema_metadata(_roots(sources))
     if previous is None or not manifest.equals(previous, check_metadata=True):
         workspace.publish_table(workspace.manifest, manifest)
-    workspace.publish_table(workspace.scan_failures, failures)
-    return Corpus(manifest, failures, added, len(replaced), vanished)
+    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+def read_passed_over(workspace: Workspace) -> dict[str, int]:
+    """What the latest scan passed over, see `desra_core.scanning.told_passed_over`."""
+    stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
+    passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
+    return passed_over
 
 
 def read_manifest(workspace: Workspace) -> pa.Table | None:
@@ -171,6 +184,37 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
         )
         for image_id, same in by_id.items()
     ]
+
+
+def _under_new_names(
+    workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
+) -> pa.Table | None:
+    """The manifest with the names that files have now, and all that goes by a name moved along.
+
+    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
+    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    """
+    if previous is None:
+        return None
+    path = f"{sources.identity[-1]}_path"
+    index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
+    names = previous["name"].combine_chunks()
+    now = pc.coalesce(found["name"].combine_chunks().take(index), names)
+    changed = pc.not_equal(now, names)
+    renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
+    if not renamed:
+        return previous
+    # An image that has vanished gives way where its name is that of another file now.
+    taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
+    for name in names.filter(taken).to_pylist():
+        workspace.withdraw(name)
+    waiting = dict(renamed)
+    while waiting:  # one whose new name is another's old one comes after it
+        old, new = next((old, new) for old, new in waiting.items() if new not in waiting)
+        rename_human_mask(workspace, old, new)
+        workspace.rename(old, new)
+        del waiting[old]
+    return previous.set_column(0, "name", now).filter(pc.invert(taken)).sort_by("name").combine_chunks()
 
 
 def _roots(sources: Sources) -> dict[str, str]:

@@ -76,3 +76,18 @@ def find_human_mask(
     if not any(workspace.human_mask(name).exists() for name in names):
         return None
     return read_human_masks(workspace, gan_sr_key).get(image_id)
+
+
+def rename_human_mask(workspace: Workspace, old: str, new: str) -> None:
+    """Give the mask by a person of an image that goes by another name now that name, if there is such a mask.
+
+    Where the new name has one already, of another image, both stay as they are: that counts as long as its image is
+    there.
+    """
+    table = read_table(workspace.human_manifest, HUMAN_MASKS)
+    names = table["name"].to_pylist()
+    if old in names and new not in names and workspace.human_mask(old).exists():
+        workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
+        renamed = pa.array([new if name == old else name for name in names], pa.string())
+        workspace.publish_table(workspace.human_manifest, table.set_column(0, "name", renamed).sort_by("name"))
+        workspace.human_mask(old).unlink()

@@ -24,7 +24,9 @@ from PIL import Image, UnidentifiedImageError
 from desra_core import png, tiff
 from desra_core.errors import ImageError, TooLargeError, TransientError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
+)
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]

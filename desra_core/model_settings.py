@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from desra_core.calibration.histogram import PERCENTILE, RATE
 from desra_core.calibration.weight_table import MIN_IMAGES, MIN_PIXELS, Fallback, Rule
 from desra_core.evaluation.gate import Gate
-from desra_core.settings import Mining
+from desra_core.settings import Mining, whole_path
 
 # What a preset gives to fields that nobody has given.
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -98,8 +98,7 @@ class Training(BaseModel):
     @field_validator("perceptual")
     @classmethod
     def _absolute(cls, perceptual: str) -> str:
-        # Workers have folders of their own.
-        return perceptual if perceptual in ("vgg19", "off") else str(Path(perceptual).absolute())
+        return perceptual if perceptual in ("vgg19", "off") else str(whole_path(perceptual))
 
     @field_validator("accumulate")
     @classmethod

@@ -14,7 +14,7 @@ from desra_core.corpus import File, ImageRef, image_refs, read_manifest
 from desra_core.errors import UsageError
 from desra_core.human_masks import HumanMask, read_human_masks
 from desra_core.imageio import digest, read_bytes
-from desra_core.matching import Sources, match
+from desra_core.matching import Sources, match, spelled_like
 from desra_core.plan import done_images
 from desra_core.settings import CorpusSettings
 from desra_core.split import Member, Pool, assign_pools
@@ -138,10 +138,13 @@ class Images:
 
 
 def _photos(folder: Path, workspace: Workspace) -> dict[str, Path]:
-    """The photos of a folder by name."""
-    found, _ = match(Sources(lr=folder), workspace.root)
-    names, paths = found["name"].to_pylist(), found["lr_path"].to_pylist()
-    return {name: folder / path for name, path in zip(names, paths, strict=True)}
+    """The photos of a folder by name, as the images of the workspace are spelled."""
+    sources = Sources(lr=folder)
+    found = match(sources, workspace.root).images
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    names, paths = spelled_like(found["name"], manifest["name"]).to_pylist(), found["lr_path"].to_pylist()
+    return {name: sources.main / path for name, path in zip(names, paths, strict=True)}
 
 
 def _order(marked: Marked) -> tuple[bool, float, int, tuple[str, ...]]:

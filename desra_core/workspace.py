@@ -42,7 +42,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.errors import ImageError, LockedError, TransientError, UsageError
 
 # What the dataset holds of an image.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
@@ -215,6 +215,13 @@ class Workspace:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""
         self.mask(name).unlink(missing_ok=True)
         self.withdraw_dataset(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the mask and the dataset pictures of an image another name, as far as they are there."""
+        pictures = ((self.dataset(kind, old), self.dataset(kind, new)) for kind in DATASET)
+        for before, after in ((self.mask(old), self.mask(new)), *pictures):
+            with contextlib.suppress(FileNotFoundError):
+                before.replace(after)
 
     def withdraw_dataset(self, name: str) -> None:
         """Delete the dataset pictures of an image, as far as they are there."""
@@ -382,6 +389,26 @@ def flocked(file: IO[str], kind: int) -> bool:
     return True
 
 
+def takes_name(path: Path) -> bool:
+    """Whether the disk takes a file of this name: a name of 255 bytes has no room for another suffix."""
+    disk = next((folder for folder in path.parents if os.path.exists(folder)), Path("/"))
+    longest = max(len(os.fsencode(part)) for part in path.parts)
+    return longest <= os.pathconf(disk, "PC_NAME_MAX") and len(os.fsencode(path)) < os.pathconf(disk, "PC_PATH_MAX")
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """See that files can be written as far as their names tell.
+
+    Raises
+    ------
+    ImageError
+        The name of one is too long.
+    """
+    for path in paths:
+        if not takes_name(path):
+            raise ImageError(path, "is too long a name for a file", "give the image a shorter one")
+
+
 @contextlib.contextmanager
 def storage_errors(subject: object) -> Iterator[None]:
     """Turn a failing disk into one line about ``subject``.
@@ -389,11 +416,15 @@ def storage_errors(subject: object) -> Iterator[None]:
     Raises
     ------
     TransientError
-        In place of any OSError.
+        In place of any OSError but this:
+    ImageError
+        The name of the file is too long, and will be the next time.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError(subject, "is too long a name for a file", "give the image a shorter one") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TransientError(subject, "the disk is full", "free some space and run again") from error
         reason = f"cannot be written ({error.strerror or error})"

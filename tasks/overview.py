@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from desra_core.plan import Prepared
+from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 from tasks.fanout import Dask
@@ -83,6 +84,8 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
     if scanned:
         found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
         facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
+        if others := told_passed_over(scanned.passed_over):
+            facts.append(f"passed over: {others}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 

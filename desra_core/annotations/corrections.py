@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from desra_core.annotations.coco import names_of
 from desra_core.annotations.export_folder import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
 from desra_core.annotations.selection import read_mask
+from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.imageio import Mask, encode_mask
@@ -95,6 +96,10 @@ def read_corrections(
     settings, target = load_settings(workspace)
     sources, errors = _labelme(path, label) if origin == "labelme" else (_coco(path, label), [])
     exported = export_document(export_root(path.absolute()) or path) or {}
+    renamed = _renamed(workspace, exported.get("images", {}))
+    exported["images"] = {renamed.get(name, name): key for name, key in exported.get("images", {}).items()}
+    now = ([renamed[name] for name in source.names if name in renamed][:1] for source in sources)
+    sources = [source._replace(names=names or source.names) for source, names in zip(sources, now, strict=True)]
     rows = _rows_of(workspace, target, sources)
     images: list[tuple[_Source, dict[str, Any]]] = []
     for source in sources:
@@ -136,6 +141,26 @@ def _coco(path: Path, label: str | None) -> list[_Source]:
         _Source(f"{path}, {file_name}", names_of(file_name), (mask.height, mask.width), mask)
         for file_name, mask in read_coco(path, category=label).items()
     ]
+
+
+def _renamed(workspace: Workspace, exported: Mapping[str, str]) -> dict[str, str]:
+    """The names that images have now which went by others when they were exported, by those.
+
+    A name changes when a file of the same name but for the suffix joins the image's, or goes.
+    """
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    manifest = manifest.filter(
+        pc.and_(manifest["present"], pc.is_in(manifest["id"], pa.array(exported.values(), pa.string())))
+    )
+    names: dict[str, set[str]] = {}
+    for name, image_id in zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True):
+        names.setdefault(image_id, set()).add(name)
+    return {
+        name: min(names[image_id])
+        for name, image_id in exported.items()
+        if image_id in names and name not in names[image_id]
+    }
 
 
 def _rows_of(workspace: Workspace, target: Target, sources: Iterable[_Source]) -> dict[str, dict[str, Any]]:

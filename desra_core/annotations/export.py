@@ -16,7 +16,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import bgr8, decode, encode_png, read_bytes
 from desra_core.pictures import picture_files
 from desra_core.target import load_settings
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, check_names
 
 Form = Literal["coco", "labelme", "folder"]
 
@@ -150,6 +150,7 @@ def _write_all(
     def attempt(image: Annotated) -> list[dict[str, Any]] | ImageError:
         try:
             made = make(image)
+            check_names(folder.root / path for path in made.files)
         except ImageError as error:
             return error
         for path, data in made.files.items():

@@ -14,7 +14,8 @@ import pyarrow as pa
 from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.matching import image_files, without_ambiguity
+from desra_core.matching import spelled_like, without_ambiguity
+from desra_core.scanning import image_files, no_images, root_of
 
 
 class Example(NamedTuple):
@@ -119,14 +120,17 @@ def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[
     """The images below each folder, by their relative path without suffix."""
     tables = {}
     for role, folder in folders.items():
-        tables[role], problems = image_files(folder, skip)
-        if tables[role].num_rows == 0 and problems.num_rows == 0:
-            raise UsageError(folder, "holds no images", "add them, or remove the folder")
-        data_set.failures.extend(_errors(problems))
+        tables[role], problems, _ = image_files(folder, skip)
+        if tables[role].num_rows == 0 and not problems:
+            raise no_images(folder, "add them, or remove the folder")
+        data_set.failures.extend(problems)
     tables, unclear = without_ambiguity(tables)
     data_set.failures.extend(_errors(unclear))
+    gan_sr = tables["gan_sr"]["name"]
+    named = {role: table.set_column(0, "name", spelled_like(table["name"], gan_sr)) for role, table in tables.items()}
     return {
-        role: {row["name"]: folders[role] / row["path"] for row in table.to_pylist()} for role, table in tables.items()
+        role: {row["name"]: root_of(folders[role]) / row["path"] for row in table.to_pylist()}
+        for role, table in named.items()
     }
 
 

@@ -105,7 +105,7 @@ def test_photos_of_results_in_files_come_from_another_folder(mined, tmp_path) ->
     workspace = process(Detection(mse_sr=dataset / "mse_sr", gan_sr=dataset / "gan_sr", workspace=ws))
     with pytest.raises(UsageError, match="records no LR photos; give --lr"):
         images_of(workspace)
-    with pytest.raises(UsageError, match="models: holds no photo of any image of the workspace"):
+    with pytest.raises(UsageError, match=r"models: holds no images, but 2 \.pth"):
         images_of(workspace, lr=mined.gan.parent)
     photos = Path(shutil.copytree(mined.photos, tmp_path / "photos"))
     missing = sorted(mined.marked)[0]
