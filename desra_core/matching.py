@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -54,6 +55,17 @@ class Sources:
     def used(self) -> list[str]:
         """The roles that have a folder."""
         return [role for role in ROLES if self.folder(role) is not None]
+
+
+def normalized(name: str) -> str:
+    """Compose the letters of a name (Unicode NFC): one system writes an accent as a character of its own, another not.
+
+    Examples
+    --------
+    >>> normalized("Ko\u0308ln") == "Köln"
+    True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:

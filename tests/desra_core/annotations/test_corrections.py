@@ -216,6 +216,7 @@ def test_labels_of_coco(workspace: Workspace, coco: Path) -> None:
 
 def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path) -> None:
     shutil.copy(labelme / "clean.json", labelme / "stranger.json")
+    edit(labelme / "stranger.json", imagePath="stranger.png")
     edit(labelme / "clean.json", imageWidth=31)
     (labelme / "a/marked.json").write_text("{")
     errors = problems(workspace, "labelme", labelme)
