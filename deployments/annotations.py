@@ -119,8 +119,13 @@ def import_masks(
     except KeyboardInterrupt:
         say("interrupted: import again")
         raise typer.Exit(130) from None
-    _tell_import(published, taken, place, settings.verb)
+    if published is None:
+        typer.echo("nothing to import: no mask was edited")
+    else:
+        _tell_masks(published, taken)
     _tell_left_out(taken, len(corrections) - len(taken))
+    if published is not None:
+        _tell_import(published, place, settings.verb)
 
 
 def _show(errors: Sequence[DesraError], kind: str) -> None:
@@ -144,17 +149,18 @@ def _tell_export(exported: Exported, form: str, workspace: Workspace, output: Pa
     typer.echo(f"next     {tool}; then desra import {form} {_quoted(source)} --workspace {_quoted(workspace.root)}")
 
 
-def _tell_import(published: Published | None, taken: Sequence[Correction], workspace: Workspace, verb: str) -> None:
-    if published is None:
-        typer.echo("nothing to import: no mask was edited")
-        return
+def _tell_masks(published: Published, taken: Sequence[Correction]) -> None:
     typer.echo(
         f"{published.images} masks by people, {published.changed} of them other than the detector's and "
         f"{published.clean} without any artifact"
     )
     kinds = Counter(kind for one in taken for kind in one.kinds)
+    images = sum(bool(one.kinds) for one in taken)
     drawn = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in kinds.most_common())
-    typer.echo(f"regions  {kinds.total()}" + (f": {drawn}" if drawn else ""))
+    typer.echo(f"regions  {kinds.total()} in {images} {_plural('image', images)}" + (f": {drawn}" if drawn else ""))
+
+
+def _tell_import(published: Published, workspace: Workspace, verb: str) -> None:
     typer.echo(f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
     if published.renewed:
         typer.echo(f"dataset  mask and pseudo-GT of {published.renewed} images made again")
@@ -168,8 +174,9 @@ def _tell_import(published: Published | None, taken: Sequence[Correction], works
 def _tell_left_out(taken: Sequence[Correction], as_exported: int) -> None:
     """Say what of the files is not among people's masks now, and why."""
     if as_exported:
-        masks = "1 image, whose mask is" if as_exported == 1 else f"{as_exported} images, whose masks are"
-        typer.echo(f"left out {masks} as exported: nobody has edited it; --unchanged confirms such masks")
+        one = as_exported == 1
+        masks, it = ("1 image, whose mask is", "it") if one else (f"{as_exported} images, whose masks are", "them")
+        typer.echo(f"left out {masks} as exported: nobody has edited {it}; --unchanged confirms such masks")
     reasons = Counter(reason for one in taken for reason in one.left_out)
     for reason, count in reasons.most_common():
         noun, _, rest = reason.partition(" ")
