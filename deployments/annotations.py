@@ -69,10 +69,10 @@ def export_masks(
 def import_masks(
     workspace: Annotated[Path, typer.Option(help="The workspace whose images were annotated.")],
     form: Annotated[
-        Literal["labelme", "coco"] | None, typer.Argument(metavar="[FORMAT]", help="labelme or coco.")
+        Literal["labelme", "coco"] | None, typer.Argument(metavar="FORMAT", help="labelme or coco.")
     ] = None,
     path: Annotated[
-        Path | None, typer.Argument(help="The folder of LabelMe files, or one of them; the COCO file.")
+        Path | None, typer.Argument(metavar="PATH", help="The folder of LabelMe files, or one of them; the COCO file.")
     ] = None,
     label: Annotated[
         str | None,
@@ -83,7 +83,7 @@ def import_masks(
         typer.Option("--unchanged", help="Take masks too that are as they were exported: a person has confirmed them."),
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take the latest import back, and with it again the one before.")
+        bool, typer.Option("--undo", help="Take the latest import back; once more, the one before it.")
     ] = False,
 ) -> None:
     """Bring masks that people corrected back, as WORKSPACE/human/NAME.png.

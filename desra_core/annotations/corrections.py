@@ -20,7 +20,7 @@ from desra_core.annotations.selection import done_images, read_mask
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.human_masks import exported_masks, mask_key
+from desra_core.human_masks import exported_masks, mask_key, read_human_masks
 from desra_core.image_names import ImageNames
 from desra_core.imageio import encode_mask
 from desra_core.matching import normalized
@@ -51,7 +51,8 @@ class Correction(NamedTuple):
     kinds, left_out
         What each shape was drawn as, and a phrase for each that was not taken.
     as_exported
-        Whether the mask is one by the detector that was exported for this image: nobody has edited it.
+        Whether the mask is one by the detector that was exported for this image: nobody has edited it, and nobody has
+        confirmed it before.
     """
 
     source: str
@@ -124,10 +125,12 @@ def read_corrections(
             errors.append(problem)
         elif found:
             images.append((source, found))
-    known = exported_masks(workspace)
+    known, human = exported_masks(workspace), read_human_masks(workspace, target.gan_sr_key)
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        return _correction(*image, workspace, label, known)
+        correction = _correction(*image, workspace, label, known)
+        confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
+        return correction._replace(as_exported=correction.as_exported and not confirmed)
 
     corrections, failed = _on_threads(correct, images)
     counting = [correction for correction in corrections if unchanged or not correction.as_exported]

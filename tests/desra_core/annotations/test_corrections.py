@@ -278,7 +278,8 @@ def test_one_image_corrected_in_two_ways(workspace: Workspace, labelme: Path, co
     edit(labelme / "twin.json", shapes=[])
     (error,) = problems(workspace, "labelme", labelme)
     assert (Path(error.subject).name, Path(error.reason).name) == ("twin.json", "marked.json")
-    # What nobody has edited contradicts nothing.
+    # What nobody has edited or confirmed contradicts nothing.
+    shutil.rmtree(workspace.human)
     assert not problems(workspace, "labelme", labelme, unchanged=False)
     images = json.loads(coco.read_bytes())["images"]
     edit(coco, images=[*images, images[0] | {"id": 99, "file_name": "images/a/marked.png"}], annotations=[])
@@ -342,10 +343,10 @@ def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Pa
     )  # fmt: skip
     assert all_masks(workspace.human).keys() == {"clean"}
     assert len(bring_back(workspace, form, elsewhere / EXPORTS[form])) == 2
-    # Exported again, a mask by a person stays one.
+    # Exported again, a mask by a person stays one, confirmed ones too.
     export_workspace(workspace, tmp_path / "again", form)
     names = {one.name for one in bring_back(workspace, form, tmp_path / "again" / EXPORTS[form], unchanged=False)}
-    assert names == {"clean"}
+    assert names == {"a/marked", "clean"}
 
 
 def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, labelme: Path, coco: Path) -> None:
