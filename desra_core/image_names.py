@@ -63,7 +63,7 @@ class ImageNames:
         for last in dict.fromkeys((parts[-1], _UPLOADED.sub("", parts[-1]))) if parts else ():
             whole = [*parts[:-1], last]
             ends = ["/".join(whole[start:]) for start in range(len(whole))]
-            if found := next(filter(None, map(self.exact, ends)), None) or self.ending_like(ends[0]):
+            if found := next(filter(None, map(self.exact, ends)), []) or self.ending_like(ends[0]):
                 return found
         return []
 
