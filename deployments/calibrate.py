@@ -15,6 +15,7 @@ from desra_core.calibration.weight_table import largest_differences
 from desra_core.corpus import read_manifest
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
+from desra_core.human_masks import told_resting
 from desra_core.model_settings import Calibrating
 from desra_core.plan import Prepared, make_plan
 from desra_core.scanning import image_files
@@ -60,7 +61,9 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
             write_calibration(calibrated, settings.output)
         left_out = _left_out(prepared, counting, corpus)
+        _warn_of_artifacts(counting)
         _tell(calibrated, settings)
+        typer.echo(f"people   {told_resting(counting.by_people)}")
         if left_out:
             typer.echo(f"left out {left_out} images that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
@@ -83,6 +86,16 @@ def _show_failures(counting: Counting) -> None:
         say(f"failed: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:
         say(f"and {len(errors) - SHOWN_FAILURES} more")
+
+
+def _warn_of_artifacts(counting: Counting) -> None:
+    """Say so where the pairs may not be free of artifacts: what is counted as normal is never found again."""
+    images, pixels = counting.suspect()
+    if images:
+        say(
+            f"warning: {images} of {counting.images} images have artifacts by the detector's word, {pixels:,} pixels, "
+            "which count as normal: calibrate on pairs without any, or leave them out with --exclude MASKS"
+        )
 
 
 def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:

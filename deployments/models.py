@@ -9,11 +9,12 @@ import typer
 
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
 from deployments.server import end_leftover_server
-from desra_core.comparison import conclude, plan_comparison, verdict_of
+from desra_core.comparison import Comparison, conclude, plan_comparison, verdict_of
 from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.gate import Verdict
 from desra_core.evaluation.table import as_text, score_rows
+from desra_core.human_masks import told_resting
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import rollback
 from desra_core.settings import Machine
@@ -68,7 +69,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
             typer.echo("nothing to do: all was judged before")
             verdict = conclude(comparison)
             renew_report(workspace)
-        _tell_verdict(workspace, verdict, promoted)
+        _tell_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
 
@@ -109,7 +110,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         _tell_finetune(plan_finetune(finetuning))
         comparison = plan_comparison(comparing_of(settings, mining, finetuning))
         verdict = conclude(comparison)
-        _tell_verdict(workspace, verdict, promoted)
+        _tell_verdict(workspace, verdict, promoted, comparison)
         if settings.promote and verdict.passed and not promoted:
             again = f"{_compare_command(finetuning)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
@@ -157,16 +158,19 @@ def _tell_finetune(plan: FinetunePlan) -> None:
     models = plan.run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
     early = ", and stopped early: the pixel loss had stopped falling" if last < plan.training.iterations else ""
-    typer.echo(f"{last} iterations on {len(document.get('images', []))} images{early}")
+    images = document.get("images", [])
+    typer.echo(f"{last} iterations on {len(images)} images{early}")
+    typer.echo(f"people   {told_resting(sum(image.get('mask_by') == 'person' for image in images))}")
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
     typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
 
 
-def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None) -> None:
+def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None, comparison: Comparison) -> None:
     control = verdict.control
     clean = f"{control.clean_images} of them clean"
     typer.echo(f"judged by {control.images} held-out images, {clean}, with {control.regions} artifact regions")
+    typer.echo(f"people   {told_resting(comparison.by_people)}")
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

@@ -16,6 +16,7 @@ import typer
 from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, printable
+from desra_core.human_masks import count_resting, told_resting
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of
@@ -138,6 +139,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
         line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
         typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
+    typer.echo(f"people   {told_resting(count_resting(workspace, before.target.gan_sr_key))}")
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

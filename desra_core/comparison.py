@@ -15,6 +15,7 @@ from desra_core.detection.semantics import Weights
 from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Score, Verdict, decide, score
 from desra_core.evaluation.perceptual import load_lpips
+from desra_core.human_masks import read_human_masks
 from desra_core.model_settings import Comparing
 from desra_core.pools import Images
 from desra_core.settings import CorpusSettings, Mining
@@ -62,6 +63,12 @@ class Comparison:
             for image in self.images
         ]
         return [(image, names) for image, names in lacking if names]
+
+    @property
+    def by_people(self) -> int:
+        """How many of the images have a mask by a person that counts."""
+        human = read_human_masks(Workspace(self.settings.workspace), self.target.gan_sr_key)
+        return sum(image.id in human for image in self.images)
 
     @property
     def key(self) -> str:

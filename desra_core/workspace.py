@@ -11,6 +11,8 @@
       masks/NAME.png            1-bit artifact masks
       human/NAME.png            1-bit masks drawn or corrected by people (desra import)
       human/manifest.parquet    which image and GAN model each was drawn for
+      imports/000001.parquet    what the first import of masks took the place of, until it is taken back
+      exported.parquet          the masks by the detector that people were given (desra export)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
@@ -206,6 +208,16 @@ class Workspace:
     def human_manifest(self) -> Path:
         """What the masks by people were drawn on (Parquet); see `desra_core.human_masks`."""
         return self.human / "manifest.parquet"
+
+    @property
+    def imports(self) -> Path:
+        """What imports of masks by people took the place of (a folder of Parquet files)."""
+        return self.root / "imports"
+
+    @property
+    def exported(self) -> Path:
+        """Which masks by the detector were exported (Parquet); see `desra_core.human_masks`."""
+        return self.root / "exported.parquet"
 
     def dataset(self, kind: str, name: str) -> Path:
         """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""

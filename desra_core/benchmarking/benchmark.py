@@ -154,7 +154,12 @@ def _judging(
     """An image and the keys of its runs."""
     truth = files.get("gt_mask") or example.coco_mask
     assert truth is not None
-    judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth.hash if isinstance(truth, File) else truth, min_area]
+    judged = [
+        files["mse_sr"].hash,
+        files["gan_sr"].hash,
+        truth.hash if isinstance(truth, File) else truth[:3],
+        min_area,
+    ]
     published = files.get("desra_mask")
     keys = {}
     for contender in competing:

@@ -33,6 +33,7 @@ from desra_core.workspace import Workspace, fingerprint, read_table
 HISTOGRAM_VERSION = 1
 
 _COLUMNS = ["id", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "failed_stage"]
+_MARKED = ["id", "mask_key", "artifact_pixels", "failed_stage"]
 _ABOUT = b"desra.counted"
 
 
@@ -98,6 +99,21 @@ class Counting:
         self._folder = workspace.calibration(histogram_key(target))
         self.images = len(rows["id"].unique())
         self.shards: list[int] = sorted(rows["shard"].unique().to_pylist())
+
+    @property
+    def by_people(self) -> int:
+        """How many of the images have a mask by a person, whose pixels do not count."""
+        return len(self._masks.human.keys() & set(self._rows["id"].to_pylist()))
+
+    def suspect(self) -> tuple[int, int]:
+        """How many images have artifacts by the detector's word but no mask to exclude them, and how many pixels."""
+        outcomes = read_outcomes(self.workspace, _MARKED)
+        marked = pc.and_(pc.equal(outcomes["mask_key"], self.target.mask_key), outcomes["failed_stage"].is_null())
+        marked = pc.and_(marked, pc.greater(outcomes["artifact_pixels"], 0))
+        masked = {image.id for image in image_refs(self._rows) if self._masks.of_image(image)}
+        wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
+        found = outcomes.filter(pc.and_kleene(marked, pc.is_in(outcomes["id"], wanted)))
+        return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
 
     def shard(self, number: int) -> ShardCount:
         """How far a shard is."""

@@ -61,6 +61,8 @@ class Pairing(NamedTuple):
         Masks of a workspace for which nobody has given a ground truth.
     outdated
         Masks by people that do not count, see `desra_core.human_masks`.
+    by_people
+        Of a workspace, the pairs whose ground truth is a mask by a person in it.
     """
 
     masks: Path
@@ -71,6 +73,7 @@ class Pairing(NamedTuple):
     without_mask: dict[str, Path]
     not_looked_at: int = 0
     outdated: int = 0
+    by_people: int | None = None
 
 
 class _Companions(NamedTuple):
@@ -146,6 +149,7 @@ def pair_workspace(
         without_mask=_lacking(truths, found),
         not_looked_at=len(_lacking(found, truths)),
         outdated=outdated,
+        by_people=len(found.keys() & human.keys()),
     )
 
 
