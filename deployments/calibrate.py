@@ -35,8 +35,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     exclusion = Exclusion(settings.exclude)
     if settings.exclude:
         _check_names(corpus, exclusion)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)

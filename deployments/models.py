@@ -76,8 +76,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
 def run_cycle(settings: Cycling, machine: Machine) -> int:
     """Run the flow, or say that there is nothing to do; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         mining = mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
@@ -132,6 +131,8 @@ def _existing(root: Path) -> Workspace:
     workspace = Workspace(root)
     if not root.is_dir():
         raise UsageError(root, "does not exist", "name the workspace of desra mine, detect or cycle")
+    if not workspace.exists():
+        raise UsageError(root, "is no workspace", "name that of desra mine, detect or cycle")
     workspace.create()
     return workspace
 

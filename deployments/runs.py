@@ -30,8 +30,7 @@ _SHOWN_REGIONS = 10
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
     """Run the flow that the settings are for and say how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()

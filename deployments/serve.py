@@ -69,6 +69,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
+    _check(serving)
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -76,7 +77,6 @@ def serve(serving: Serving, machine: Machine) -> int:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
-            _check(serving)
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
@@ -210,7 +210,7 @@ def _open_worker(
 
 
 def _check(serving: Serving) -> None:
-    """See now, not at two in the night, that models can be used. The workspace must be locked."""
+    """See now, not at two in the night, that models can be used."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)

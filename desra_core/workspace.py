@@ -277,6 +277,29 @@ class Workspace:
             reason = f"cannot serve as workspace ({error.strerror})"
             raise UsageError(self.root, reason, "name a folder that can be written") from None
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the workspace where there is none, and hold it; a command that is refused leaves no new one behind.
+
+        Raises
+        ------
+        UsageError
+            As `create` and `locked`.
+        """
+        new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
+        is_new = not os.path.exists(self.lock)
+        self.create()
+        with self.locked():
+            try:
+                yield
+            except BaseException:
+                if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
+                    shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                    self.lock.unlink()
+                    for folder in new_folders:
+                        folder.rmdir()
+                raise
+
     def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
         """Write a file so that nobody ever sees half of it; a file that holds the data already is not touched.
 
@@ -339,6 +362,8 @@ class Workspace:
                 if owner:
                     raise LockedError(self.root, f"is in use by {owner}", "wait until it has ended")
                 time.sleep(0.01)  # somebody only looked who the owner is
+            if not os.path.exists(self.lock) or not os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock)):
+                raise LockedError(self.root, "was in use by a command that was refused", "run again")
             file.seek(0)
             file.truncate()
             started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone()

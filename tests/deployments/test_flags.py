@@ -119,6 +119,39 @@ def test_every_command_takes_paths_in_this_way() -> None:
     assert all(command is not None and command.__code__ in known for command in commands)
 
 
+def test_a_command_that_is_refused_leaves_no_workspace_behind(tmp_path: Path, desra_here, make_models) -> None:
+    mse, gan = make_models(tmp_path / "models")
+    for name in ("mse/a.png", "gan/b.png"):
+        (tmp_path / name).parent.mkdir()
+        assert cv2.imwrite(str(tmp_path / name), np.zeros((20, 20, 3), np.uint8))
+    (tmp_path / "empty").mkdir()
+    models = ("--mse-model", mse, "--gan-model", gan)
+    other = ("--mse-model", mse, "--gan-model", mse)
+    pairs = ("--mse-sr", tmp_path / "mse", "--gan-sr", tmp_path / "gan")
+    for command in (
+        ("mine", tmp_path / "empty", *models),
+        ("mine", tmp_path / "mse", *other),
+        ("cycle", tmp_path / "empty", *models),
+        ("cycle", tmp_path / "mse", *other),
+        ("detect", *pairs),
+        ("detect", *pairs, "--weights", "published"),
+        ("calibrate", *pairs, "--labels", tmp_path / "gan", "--output", tmp_path / "w.toml"),
+        ("finetune",), ("compare", "--after", gan), ("rollback",), ("status",), ("report",), ("gc", "--apply"),
+        ("export", "--format", "coco", "--output", tmp_path / "out"), ("import", "labelme", tmp_path / "mse"),
+    ):  # fmt: skip
+        for place in ("new/ws", "empty"):
+            run = desra_here(*command, "--workspace", tmp_path / place)
+            assert run.returncode == 2, (command, run.stderr)
+            assert run.stderr.count("error: ") == 1, (command, run.stderr)
+            assert not (tmp_path / "new").exists(), command
+            assert not list((tmp_path / "empty").iterdir()), command
+    served = desra_here("serve", "--photos", tmp_path / "mse", *other, "--workspace", tmp_path / "new/ws")
+    assert "is the same as" in served.stderr
+    marked = desra_here("benchmark", tmp_path, *pairs, "--output", tmp_path / "new/ws")
+    assert marked.returncode == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_folders_in_the_home_folder_are_found(home: Path, desra_here) -> None:
     for folder in ("masks", "gt"):
         (home / folder).mkdir()
