@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import typer
 
 from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
+from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, printable
-from desra_core.human_masks import count_resting, told_resting
+from desra_core.human_masks import told_resting
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of

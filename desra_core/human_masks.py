@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.atomic import replace_file
-from desra_core.corpus import read_manifest
 from desra_core.imageio import Mask, decode, digest, read_bytes
 from desra_core.workspace import Workspace, read_table
 
@@ -74,14 +73,6 @@ def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, 
         row["id"]: HumanMask(row["name"], workspace.human_mask(row["name"]), row["pixels"], row["regions"])
         for row in rows
     }
-
-
-def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
-    """How many of the images that are present have a mask by a person that counts."""
-    manifest = read_manifest(workspace)
-    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
-        return 0
-    return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 
 def told_resting(count: int) -> str:

@@ -10,7 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from desra_core.human_masks import count_resting, told_resting
+from desra_core.annotations.selection import count_resting
+from desra_core.human_masks import told_resting
 from desra_core.plan import Prepared
 from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.annotations.parts import Part, parts_of
+from desra_core.corpus import read_manifest
 from desra_core.detection.semantics import class_names
 from desra_core.errors import ImageError
 from desra_core.human_masks import HumanMask, read_human_masks
@@ -87,6 +88,14 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
         reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
         raise ImageError(path, reason, "delete it, and run again")
     return mask
+
+
+def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
+    """How many of the images that are present have a mask by a person that counts."""
+    manifest = read_manifest(workspace)
+    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
+        return 0
+    return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 
 def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[Annotated]:
