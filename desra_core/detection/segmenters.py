@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from desra_core.detection.mmseg_files import fingerprint, load_model
-from desra_core.device import alone_on
+from desra_core.device import exact_on
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import Labels, Pixels, bgr8
 
@@ -69,7 +69,7 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         As `segmenter_key` and `MMSegSegmenter`.
     """
     config, checkpoint = _mmseg_files(spec)
-    with alone_on(device):
+    with exact_on(device):
         return _loaded(config, checkpoint, fingerprint(config, checkpoint), device)
 
 
@@ -113,7 +113,7 @@ class MMSegSegmenter:
         """
         import torch
 
-        with alone_on(self._device), torch.inference_mode():
+        with exact_on(self._device), torch.inference_mode():
             network_input, kept = self._network_input(gan_sr)
             logits = self._logits(network_input)
             labels = upsampled_argmax(

@@ -128,6 +128,27 @@ def test_labels_on_cuda(folder):
     np.testing.assert_array_equal(labels, inference_segmentor(reference, bgr8(pixels))[0])
 
 
+class Gpu(str):
+    """A CPU that is taken for a GPU."""
+
+    def startswith(self, *_):
+        return True
+
+
+def test_labels_are_computed_without_tf32(folder):
+    """As results are: else labels of a GPU and of a CPU would differ under one key."""
+    segmenter = MMSegSegmenter(folder / "config.py", folder / "v0.pth", "cpu")
+    segmenter._device = Gpu("cpu")
+    seen = set()
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.add((conv.fp32_precision, matmul.fp32_precision))
+    )
+    with hook:
+        segmenter(photo("chelsea")[:100, :100])
+    assert seen == {("ieee", "ieee")}
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("spread", [0.1, 30.0])  # many winners, and few
 @pytest.mark.parametrize(
