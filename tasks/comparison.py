@@ -73,8 +73,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         )
         return partial(judge_stage, workspace=workspace, settings=settings)
 
-    results = each_image("judge", judging, missing, machine, networks=True)
-    return sum(isinstance(result, ImageError) for _, result in results)
+    results = each_image("judge", judging, comparison.work(), machine, networks=True)
+    return len({image.id for image, result in results if isinstance(result, ImageError)})
 
 
 @task(task_run_name="verdict", cache_policy=NO_CACHE)

@@ -63,7 +63,7 @@ class ReadingProgress:
 
 
 class _Pace:
-    """How fast steps pass, told by those that have passed since a first word of them: between two, nothing is learnt."""
+    """How fast steps pass, told by those that have passed since a first word; between two, nothing is learnt."""
 
     def __init__(self, done: int = 0) -> None:
         self._before = self._done = done
