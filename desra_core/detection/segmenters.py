@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _BAND_ROWS = 512
 # Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
 _SMALL_SIZE = 128
+# Of the image by which a segmenter is tried.
+_TRIED_SIDE = 128
+# What networks raise that do not fit their config.
+_MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Segmenter(Protocol):
@@ -71,6 +75,25 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
     config, checkpoint = _mmseg_files(spec)
     with exact_on(device):
         return _loaded(config, checkpoint, fingerprint(config, checkpoint), device)
+
+
+def try_segmenter(spec: str) -> None:
+    """Load a segmenter and label a small image on the CPU, to fail before anything is started.
+
+    Raises
+    ------
+    UsageError
+        As `load_segmenter`, or it cannot be run.
+    """
+    segmenter = load_segmenter(spec, "cpu")
+    try:
+        segmenter(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+    except (UsageError, MemoryError):
+        raise
+    except _MISFIT_ERRORS as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        remedy = "give the config of a model that labels whole images, such as SegFormer"
+        raise UsageError(_mmseg_files(spec)[0], f"describes a model that cannot be run ({problem})", remedy) from None
 
 
 class MMSegSegmenter:
