@@ -42,7 +42,8 @@ class Compared(NamedTuple):
     def told(self) -> str:
         """A line for people."""
         if not self.verdict.passed:
-            return f"no model passes the gate: {'; '.join(self.verdict.reasons)}"
+            outcome = "the gate is undecided" if self.verdict.undecided else "no model passes the gate"
+            return f"{outcome}: {'; '.join(self.verdict.reasons)}"
         return f"{self.verdict.best} passes the gate" + (" and was promoted" if self.promoted else "")
 
 

@@ -53,7 +53,12 @@ class Finetuned(NamedTuple):
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan) -> int:
-    """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
+    """Check the networks, and write the images of a run that begins to its folder; returns how many there are.
+
+    Where no image could judge the run, that is told before it is trained.
+    """
+    if plan.undecided:
+        _tell(f"warning: {plan.undecided}")
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])

@@ -34,7 +34,8 @@ class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
     ``samples`` are the images of the training pool that have artifacts, the most severe first; none are needed where
-    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do.
+    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do. ``undecided`` is what
+    the gate will lack to judge a run that is to begin, for people.
     """
 
     run: RunFolder
@@ -44,6 +45,7 @@ class FinetunePlan(NamedTuple):
     samples: list[Sample]
     begun: bool
     ended: bool
+    undecided: str | None
 
 
 def plan_finetune(settings: Finetuning) -> FinetunePlan:
@@ -74,9 +76,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     # Of an older run desra gc drops the images: one that is to go on freezes them again.
     begun = ended or (document is not None and run.data.is_dir())
     samples: list[Sample] = []
+    undecided: str | None = None
     if not begun:
         images = Images(workspace, corpus, target, settings.group_by, settings.lr)
         samples = [_sample(workspace, corpus, marked) for marked in images.marked("training")]
+        undecided = images.undecided() if samples else None
     return FinetunePlan(
         run=run,
         gan_model=gan_model,
@@ -85,6 +89,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         samples=samples,
         begun=begun,
         ended=ended,
+        undecided=undecided,
     )
 
 
