@@ -45,8 +45,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, or none but one that
-    was rolled back, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, none but one that
+    was rolled back, or the gate is undecided for lack of held-out images, 130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -115,7 +115,7 @@ def compare(settings: Comparing, machine: Machine) -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
     Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
-    where no model passes.
+    where no model passes, or where held-out images are missing by which to decide.
     """
     from deployments.models import run_compare
 
@@ -128,7 +128,8 @@ def cycle(settings: Cycling, machine: Machine) -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
 
     Starts from the workspace's current model where there is one, else from --gan-model. The same command again goes
-    on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes.
+    on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes, or
+    where held-out images are missing by which to decide.
     """
     from deployments.models import run_cycle
 

@@ -176,7 +176,7 @@ def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None,
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")
     for reason in verdict.reasons:
-        typer.echo(f"failed   {printable(reason)}")
+        typer.echo(f"{verdict.outcome:8} {printable(reason)}")
     if promoted:
         typer.echo(f"promoted {promoted / 'model.pth'}; desra rollback --workspace {workspace.root} undoes it")
     typer.echo(f"verdict  {workspace.verdict}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from desra_core.imageio import digest, read_bytes
 from desra_core.matching import Sources, match, spelled_like
 from desra_core.plan import done_images
 from desra_core.settings import CorpusSettings
-from desra_core.split import Member, Pool, assign_pools
+from desra_core.split import TRAINING_SHARE, Member, Pool, assign_pools
 from desra_core.target import Target
 from desra_core.workspace import Workspace
 
@@ -118,6 +119,26 @@ class Images:
                 break
             found += self._of_pool(self._clean_ids[start : start + _CLEAN_AT_ONCE], pool)
         return found[:count]
+
+    def undecided(self) -> str | None:
+        """What the gate lacks to judge a finetune by, for people; None where it has images of both kinds."""
+        held_out = self.marked("held_out")
+        counts = {
+            "with artifacts": (len(held_out) + len(self.marked("training")), any(image.detected for image in held_out)),
+            "without artifacts": (len(self._clean_ids), bool(self.clean("held_out", 1))),
+        }
+        missing = [
+            f"none of the {count} photos {kind} is held out" if count else f"there is no photo {kind}"
+            for kind, (count, judges) in counts.items()
+            if not judges
+        ]
+        if not missing:
+            return None
+        about = math.ceil(1 / (1 - TRAINING_SHARE))
+        share = round(100 * (1 - TRAINING_SHARE))
+        each = "of them" if len(missing) == 1 else "of each"
+        remedy = f"at least 1 {each} is missing, so add {about} or more, of which {share} % are held out"
+        return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
         rows = self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -14,11 +15,13 @@ from importlib import import_module
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, as_completed
+from distributed import Client, Future, KilledWorker, Worker, as_completed, get_worker
+from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
+from desra_core.device import is_broken
 from desra_core.errors import AbsentError, DesraError, ImageError, TooLargeError, TransientError, UsageError, printable
 from desra_core.settings import Machine
 from tasks.cluster import (
@@ -42,6 +45,8 @@ _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
 _LOST_SECONDS = 20
 _END_SECONDS = 10
+# A worker's word of a task that has ended reaches the scheduler within it.
+_TOLD_SECONDS = 0.2
 
 # What a job made of an image, or an `ImageError` that names it.
 Result = tuple[ImageRef, Any]
@@ -119,7 +124,7 @@ class Dask:
             time.sleep(0.01)
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
-        """Run a job on every image; results come as they are ready, failures as errors that name the image.
+        """Run a job on every image, in this order; results come as they are ready, failures as errors that name theirs.
 
         Raises
         ------
@@ -131,7 +136,8 @@ class Dask:
             partial(_recorded, job.name, job.function, self._records),
             [image for image, _ in work],
             [about for _, about in work],
-            key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
+            # Dask computes in the order of the keys what nothing else puts in order.
+            key=[f"{job.name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
             retries=_RETRIES,
             resources=job.resources or None,
             pure=False,
@@ -144,7 +150,9 @@ class Dask:
                         raise CancelledError
                     image = images[future.key]
                     failed = future.status != "finished" or isinstance(result, DesraError)
-                    yield image, _error(image.path, result) if failed else result
+                    ended = _error(image.path, result) if failed else result
+                    future.release()  # or what a worker has done would be done again where it ends
+                    yield image, ended
 
     @contextlib.contextmanager
     def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
@@ -201,7 +209,9 @@ class Dask:
                         future.result(timeout=1)
                     on_second()
                 return future.result()
-        except (CancelledError, KilledWorker) as error:
+        except (CancelledError, KilledWorker, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_broken(error):
+                raise
             raise _error("the computation", error) from None
 
 
@@ -331,6 +341,29 @@ def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
     except DesraError as error:
         error.__cause__ = error.__context__ = None
         raise
+    except RuntimeError as error:
+        if is_broken(error):
+            _leave()
+        raise
+
+
+def _leave() -> None:
+    """End this worker, whose GPU computes nothing right any more; its nanny starts another one in its place."""
+    worker = get_worker()
+
+    async def leave() -> None:
+        if worker.status != Status.running:
+            return
+        worker.status = Status.closing_gracefully  # it gets nothing more to do, not even what has failed here
+        deadline = time.monotonic() + _END_SECONDS
+        while worker.state.executing and time.monotonic() < deadline:
+            await asyncio.sleep(_TOLD_SECONDS)
+        await asyncio.sleep(_TOLD_SECONDS)
+        # By its own wish, or the scheduler would hold what was waiting here for a killer of workers.
+        await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
+        await worker.close(nanny=False)
+
+    worker.loop.add_callback(leave)
 
 
 def _recorded(
@@ -384,5 +417,8 @@ def _error(name: object, raised: Any) -> ImageError:
         return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):
         return TransientError(name, "took its worker down, most likely out of memory", "raise --memory and run again")
+    if is_broken(error):
+        reason = f"failed with its GPU ({str(error).partition(chr(10))[0]})"
+        return TransientError(name, reason, "run again; if it stays, see nvidia-smi and dmesg")
     reason = f"failed unexpectedly with {type(error).__name__} ({error})"
     return TransientError(name, " ".join(reason.split()), "run again; if it stays, report it with the file")

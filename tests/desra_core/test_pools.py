@@ -63,6 +63,24 @@ def test_each_image_is_in_one_pool(mined, workspace) -> None:
     assert (again.marked("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
 
 
+def test_what_is_missing_to_judge_by(workspace) -> None:
+    images = images_of(workspace)
+    assert images.undecided() is None
+    judges = [image.id for image in images.clean("held_out", 99)]
+    images._clean_ids = [key for key in images._clean_ids if key not in judges]
+    left = len(images._clean_ids)
+    assert images.undecided() == (
+        f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them is "
+        "missing, so add 4 or more, of which 30 % are held out"
+    )
+    images._clean_ids = []
+    images._marked = images._marked.slice(0, 0)
+    assert images.undecided() == (
+        "the gate will be undecided: there is no photo with artifacts and there is no photo without artifacts; "
+        "at least 1 of each is missing, so add 4 or more, of which 30 % are held out"
+    )
+
+
 def test_only_images_that_are_done_under_the_latest_settings_count(mined, workspace) -> None:
     mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
     process(mining.model_copy(update={"threshold": 0.69, "limit": 6}))
