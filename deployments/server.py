@@ -7,6 +7,7 @@ port, with its database in the workspace; the next run ends one that a killed ru
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -25,10 +26,13 @@ from deployments.retention import HISTORY, compact, forget_results, server_setti
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
+from tasks.lines import say
 
 _START_SECONDS = 90
 _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 @contextlib.contextmanager
@@ -161,12 +165,8 @@ class Server:
 
 def configure(workspace: Workspace, url: str) -> None:
     """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
-    # A proxy for the world is none for this machine.
-    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    direct = f"{direct},127.0.0.1" if direct else "127.0.0.1"
+    heed_proxies()
     os.environ.update(
-        no_proxy=direct,
-        NO_PROXY=direct,
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
@@ -174,6 +174,37 @@ def configure(workspace: Workspace, url: str) -> None:
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
         DO_NOT_TRACK="1",
     )
+
+
+def heed_proxies() -> None:
+    """Leave the proxies of the environment to what is elsewhere, in this process and in those that it starts.
+
+    httpx, and with it Prefect, makes a transport for every proxy before it looks whether one is to be asked: what it
+    cannot read is left out, with a warning, for it could not be used anyway.
+    """
+    for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
+        value = os.environ[name].strip()
+        # Desktops write socks:// and mean version 5.
+        address = (value if "://" in value else f"http://{value}").replace("socks://", "socks5://", 1)
+        try:
+            httpx.Proxy(address)
+            os.environ[name] = address
+        except (ValueError, httpx.InvalidURL):  # which name the password
+            del os.environ[name]
+            say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
+    direct += [host for host in _THIS_MACHINE if host not in direct]
+    os.environ.update(no_proxy=",".join(direct), NO_PROXY=",".join(direct))
+
+
+def _is_readable(host: str) -> bool:
+    """Whether httpx understands an entry of NO_PROXY; ranges of IPv6 addresses, which it does not, nobody here does."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(host))
+    with contextlib.suppress(httpx.InvalidURL):
+        return bool(host and httpx.URL(host if "://" in host else f"all://*{host}"))
+    return False
 
 
 def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
@@ -208,6 +239,7 @@ def check_server(url: str) -> None:
     UsageError
         It does not.
     """
+    heed_proxies()
     try:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:
