@@ -1,7 +1,8 @@
 """A real Prefect server, for the length of a run or of desra serve, where no other is configured.
 
 Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a loopback
-port, with its database in the workspace; the next run ends one that a killed run left behind.
+port, with its database in the workspace; the next run ends one that a killed run left behind. One that ends in mid-run
+is started again, and the work goes on with or without it: the workspace knows what is done.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import logging
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 
 import httpx
 import psutil
@@ -24,13 +30,19 @@ import psutil
 from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
-from desra_core.errors import UsageError
-from desra_core.workspace import Workspace
+from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.workspace import Workspace, storage_errors
 from tasks.lines import say
 
-_START_SECONDS = 90
+_STARTS = 2
+_START_SECONDS = 600  # a busy machine may take minutes
+_PATIENCE_SECONDS = 30
+_LOOK_SECONDS = 1.0
 _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
+# What an empty database takes.
+_DATABASE_BYTES = 2_000_000
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
@@ -59,9 +71,14 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     try:
         server.start()
         _tell_killed(workspace, server.url)
-        yield server.url
+        with _kept_up(server):
+            yield server.url
     finally:
         server.stop()
+
+
+class ServerLostError(TransientError):
+    """The Prefect server does not answer any more. What was done is not lost, but its history may be."""
 
 
 class Server:
@@ -84,6 +101,8 @@ class Server:
         Address of its API.
     log
         What it prints.
+    unwanted
+        Set when it is not to be started any more.
 
     Raises
     ------
@@ -107,6 +126,8 @@ class Server:
         self._history = history
         self._mark = mark or new_mark()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self.unwanted = threading.Event()
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
             try:
@@ -122,45 +143,118 @@ class Server:
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start it, or start it again, and wait until it answers.
+        """Start it, or start it again, and wait until it answers. One that ends meanwhile is started once more.
 
         Raises
         ------
+        TransientError
+            The disk is full.
         UsageError
-            It does not.
+            It does not answer, though it was started twice and given ten minutes.
         """
-        self._home.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
         compact(self._home)
         forget_results(self._home, self._history)
         configure(self._workspace, self.url)
-        self._launch()
-        import_module("prefect")  # takes a second, while the server starts
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self.exit_code is None:
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
+        for _ in range(_STARTS):
+            if self.unwanted.is_set():
                 return
-            time.sleep(0.05)
-        raise UsageError(self.log, "the Prefect server did not start", "read that log")
+            with storage_errors(self._home):
+                self._launch()
+            import_module("prefect")  # takes a second, while the server starts
+            if self._answers():
+                return
+            self._end()
+        if _is_full(self._home, self._last_error()):
+            reason = "the disk is full: the Prefect server has no room for its database"
+            raise TransientError(self._home, reason, "free some space and run again")
+        raise UsageError(self.log, f"the Prefect server did not start ({self._last_error()})", "read that log")
 
     def stop(self) -> None:
         """Stop it, when it has got all that this process has to tell."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             _drain()
         os.environ.pop("PREFECT_API_URL", None)
+        self._end()
+        (self._home / "server.json").unlink(missing_ok=True)
+
+    def _end(self) -> None:
         if self._process is not None:
             end_process(self._process.pid)
             self._process.poll()
-        (self._home / "server.json").unlink(missing_ok=True)
+
+    def _answers(self) -> bool:
+        """Wait until it answers; False where it ends instead, or takes too long."""
+        began = told = time.monotonic()
+        while (
+            self.exit_code is None and not self.unwanted.is_set() and (now := time.monotonic()) - began < _START_SECONDS
+        ):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+                return True
+            if now - told >= _PATIENCE_SECONDS:
+                told = now
+                say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
+            time.sleep(0.05)
+        return False
+
+    def _last_error(self) -> str:
+        """The last error that it has told in its log since it was started, in a line."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
         environment = server_settings(self._history) | os.environ | self._mark  # who knows better has the last word
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         (self._home / "server.json").write_text(json.dumps({"pid": self._process.pid, "token": self._mark[MARK]}))
+
+
+@contextlib.contextmanager
+def _kept_up(server: Server) -> Iterator[None]:
+    """Start a server again that ends by itself; where that fails, the work goes on without one."""
+
+    def keep_up() -> None:
+        while not server.unwanted.wait(_LOOK_SECONDS):
+            if server.exit_code is None:
+                continue
+            told = f"warning: {server.name} has ended (exit code {server.exit_code}); the work goes on"
+            say(f"{told}, and it is started again; its log is {server.log}")
+            try:
+                server.start()
+            except DesraError as error:
+                say(f"warning: {printable(error)}; the work goes on without it")
+                _ask_once()
+                return
+
+    thread = threading.Thread(target=keep_up, name="server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.unwanted.set()
+        thread.join()
+
+
+def _ask_once() -> None:
+    """Make Prefect fail at once and in silence in all that it has to tell: its server has gone for good."""
+    from prefect.settings import get_current_settings
+
+    get_current_settings().client.max_retries = 0
+    logging.raiseExceptions = False
+
+
+def _is_full(folder: Path, error: str) -> bool:
+    """Whether the disk of a folder is full, by an error or by what is left: a log has no room there either."""
+    return "disk is full" in error or "No space left" in error or shutil.disk_usage(folder).free < _DATABASE_BYTES
 
 
 def configure(workspace: Workspace, url: str) -> None:
