@@ -54,10 +54,19 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_folder()
         app()
     except DesraError as error:
         say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
+
+
+def _check_folder() -> None:
+    """See that there is a working folder: paths are told by it, and workers start in it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the working folder", f"is gone ({error.strerror})", "change to another one") from None
 
 
 def _version(asked: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.server import ServerLostError, end_leftover_server, prefect_server, wait_for_task_runs
+from deployments.server import ServerLostError, check_temporary, end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, printable
 from desra_core.plan import Prepared, make_plan, prepare
@@ -68,6 +69,7 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 @contextlib.contextmanager
 def serving(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run; say where to watch it."""
+    check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
     # It would show each event that a server which has ended did not get, and then tell that again to the next one.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
@@ -75,6 +77,7 @@ def serving(workspace: Workspace) -> Iterator[None]:
         say(f"watch at {url.removesuffix('/api')}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
             yield
         except Exception as error:

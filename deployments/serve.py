@@ -31,11 +31,11 @@ from deployments.interrupted import drop_missed, mark_interrupted, mark_killed, 
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
-from deployments.server import Server, check_server, end_leftover_server
+from deployments.server import Server, check_server, check_temporary, end_leftover_server
 from deployments.standing import standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
-from desra_core.errors import UsageError, printable
+from desra_core.errors import DesraError, UsageError, printable
 from desra_core.serving_settings import Serving, parse_span
 from desra_core.settings import Machine
 from desra_core.target import check_kind, check_models, target_of
@@ -77,6 +77,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         with workspace.locked():
             end_leftover_server(workspace)
             _check(serving)
+            check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
@@ -353,7 +354,7 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
     code = process.exit_code
     say(f"{process.name} has ended (exit code {code}), and is started again in {pause} s; its log is {process.log}")
     time.sleep(pause)
-    with contextlib.suppress(UsageError, OSError):  # the next look finds that it has ended
+    with contextlib.suppress(DesraError, OSError):  # the next look finds that it has ended
         process.start()
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import logging
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -154,6 +152,8 @@ class Server:
         """
         with storage_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
+        if _is_full(self._home):
+            raise self._without_room(self._home)
         compact(self._home)
         forget_results(self._home, self._history)
         configure(self._workspace, self.url)
@@ -166,10 +166,10 @@ class Server:
             if self._answers():
                 return
             self._end()
-        if _is_full(self._home, self._last_error()):
-            reason = "the disk is full: the Prefect server has no room for its database"
-            raise TransientError(self._home, reason, "free some space and run again")
-        raise UsageError(self.log, f"the Prefect server did not start ({self._last_error()})", "read that log")
+        error = self._last_error()
+        if _is_full(self._home) or "disk is full" in error or "No space left" in error:
+            raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
+        raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
 
     def stop(self) -> None:
         """Stop it, when it has got all that this process has to tell."""
@@ -199,6 +199,10 @@ class Server:
             time.sleep(0.05)
         return False
 
+    def _without_room(self, where: object) -> TransientError:
+        reason = f"the disk is full, and {self.name} has no room for its database"
+        return TransientError(where, reason, "free some space and run again")
+
     def _last_error(self) -> str:
         """The last error that it has told in its log since it was started, in a line."""
         with self.log.open("rb") as log:
@@ -213,7 +217,13 @@ class Server:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                cwd=self._home,  # the folder of the command may go meanwhile
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         (self._home / "server.json").write_text(json.dumps({"pid": self._process.pid, "token": self._mark[MARK]}))
 
@@ -245,16 +255,36 @@ def _kept_up(server: Server) -> Iterator[None]:
 
 
 def _ask_once() -> None:
-    """Make Prefect fail at once and in silence in all that it has to tell: its server has gone for good."""
+    """Make Prefect fail at once in all that it has to tell: its server has gone for good."""
     from prefect.settings import get_current_settings
 
     get_current_settings().client.max_retries = 0
-    logging.raiseExceptions = False
 
 
-def _is_full(folder: Path, error: str) -> bool:
-    """Whether the disk of a folder is full, by an error or by what is left: a log has no room there either."""
-    return "disk is full" in error or "No space left" in error or shutil.disk_usage(folder).free < _DATABASE_BYTES
+def check_temporary() -> None:
+    """See that temporary files find room: databases and workers need them.
+
+    Raises
+    ------
+    TransientError
+        The disk is full.
+    """
+    if _is_full(folder := _temporary()):
+        reason = "the disk is full, and temporary files find no room there"
+        raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
+
+
+def _temporary() -> Path:
+    """Where temporary files go; Python would take the next best folder where that is full, and others would not."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether not even an empty database fits into a folder; False where there is no such folder."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(folder)
+        return disk.f_bavail * disk.f_frsize < _DATABASE_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+    return False
 
 
 def configure(workspace: Workspace, url: str) -> None:
