@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from deployments.evaluate import evaluate
 from deployments.flags import paths_at_home, with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
+from deployments.server import ServerLostError
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import read_manifest, read_passed_over
@@ -32,6 +34,9 @@ from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
 from tasks.lines import SHOWN_FAILURES, say
+
+# Says to a command that it is on for the second time, since a server has gone.
+_AGAIN = "DESRA_BEGUN_AGAIN"
 
 app = typer.Typer(
     name="desra",
@@ -50,10 +55,19 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_folder()
         app()
     except DesraError as error:
         say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
+
+
+def _check_folder() -> None:
+    """See that there is a working folder: paths are told by it, and workers start in it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the working folder", f"is gone ({error.strerror})", "change to another one") from None
 
 
 def _version(asked: bool) -> None:
@@ -260,6 +274,8 @@ def _exit(run: Callable[[], int]) -> NoReturn:
         stopped = _stop_before(error)
         if isinstance(stopped, SystemExit):
             raise stopped from None
+        if isinstance(error, ServerLostError) and stopped is None:
+            _begin_again(error)
         if stopped is None:
             raise
         if _is_termination(stopped):
@@ -267,6 +283,20 @@ def _exit(run: Callable[[], int]) -> NoReturn:
         say("interrupted: the same command goes on where it stopped")
         code = 130
     raise typer.Exit(code)
+
+
+def _begin_again(lost: ServerLostError) -> NoReturn:
+    """Start this very command anew, once: it finds what is done, and does what is left with another server.
+
+    At the end of this process, Prefect would wait minutes for the server that has gone.
+    """
+    sys.stdout.flush()
+    if _AGAIN in os.environ:
+        say(f"error: {printable(lost)}")
+        os._exit(1)
+    say(f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete; going on")
+    os.environ[_AGAIN] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
 def _stop_before(error: BaseException | None) -> BaseException | None:

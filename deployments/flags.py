@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
 from desra_core.settings import Machine, at_home, whole_path
-from tasks.lines import configure
+from tasks.lines import carry, configure
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,7 +63,10 @@ def with_flags(
 
             where = _validated(Machine, machine, named)
             configure(where.log_level, where.log_format)
-            run(_validated(kind, given, named), where)
+            settings = _validated(kind, given, named)
+            given = settings.model_dump(mode="json")
+            carry(workspace=given.get("workspace") or given["output"])
+            run(settings, where)
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         parameters += [

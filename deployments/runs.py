@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
+from deployments.server import ServerLostError, check_temporary, end_leftover_server, prefect_server, wait_for_task_runs
 from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, TransientError, printable
+from desra_core.errors import DesraError, printable
 from desra_core.human_masks import told_resting
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.scanning import told_passed_over
@@ -71,16 +72,29 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 @contextlib.contextmanager
 def serving(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run; say where to watch it."""
+    check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
+    # It would show each event that a server which has ended did not get, and then tell that again to the next one.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {url.removesuffix('/api')}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
             yield
-        except httpx.TransportError:
+        except Exception as error:
+            if isinstance(error, DesraError) or not _is_of_server(error):
+                raise
             reason = "does not answer any more; what was done is not lost"
-            raise TransientError("the Prefect server", reason, "run again") from None
+            raise ServerLostError("the Prefect server", reason, "run again") from error
+
+
+def _is_of_server(error: BaseException | None) -> bool:
+    """Whether an error comes from talking to Prefect's server; it has several of its own for that."""
+    while error is not None and not isinstance(error, httpx.HTTPError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def wait_for(flow_run: str, task_runs: int) -> None:

@@ -39,6 +39,11 @@ class Compared(NamedTuple):
     promoted: Path | None
 
     @property
+    def lacking(self) -> bool:
+        """Whether a person should look at how it ended."""
+        return bool(self.failures) or not self.verdict.passed
+
+    @property
     def told(self) -> str:
         """A line for people."""
         if not self.verdict.passed:
