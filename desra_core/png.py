@@ -76,9 +76,7 @@ class PngPicture:
         """The file without what makes decoders complain and is not needed: texts, profiles, times."""
         if all(kind in kinds for kind, _ in self._chunks):
             return self._data
-        parts: list[bytes | memoryview] = [SIGNATURE]
-        parts += (whole for kind, whole in self._chunks if kind in kinds)
-        return b"".join(parts)
+        return b"".join([memoryview(SIGNATURE), *(whole for kind, whole in self._chunks if kind in kinds)])
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:
@@ -106,7 +104,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 def _orientation(chunks: list[tuple[bytes, memoryview]]) -> int:
     """As Pillow finds it in the chunks that may tell it, which are given to it without the picture."""
     found = [
-        whole
+        bytes(whole)
         for kind, whole in chunks
         if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
     ]

@@ -96,12 +96,15 @@ class TiffPicture:
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
 
     def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
-        pixels, alpha = self._colours(samples, indices=indices), self._alpha()
+        alpha = self._alpha()
         if alpha is None or indices:
-            return pixels
+            return self._colours(samples, indices=indices)
         index, associated = alpha
-        parts = [pixels, _full_range(samples[:, :, index : index + 1], self._page.bitspersample)]
-        whole: Pixels = np.concatenate(parts, axis=2)  # type: ignore[assignment]
+        whole = samples[:, :, :4]
+        if self._model != "RGB" or index != 3:
+            stored = samples[:, :, index : index + 1]
+            parts = [self._colours(samples, indices=False), _full_range(stored, self._page.bitspersample)]
+            whole = np.concatenate(parts, axis=2)  # type: ignore[assignment]
         if associated:
             _divide_by_alpha(whole)
         return whole
