@@ -39,8 +39,8 @@ class Found(NamedTuple):
     """The image files of a place.
 
     ``files`` has a row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes)
-    and ``mtime`` (ns); ``problems`` are those that could not be looked at; ``passed_over`` counts
-    files of other kinds and what was left out, by what `told_passed_over` says of them.
+    and ``mtime`` (ns); ``problems`` are those that could not be looked at; ``passed_over`` counts files of other kinds
+    and what was left out, by what `told_passed_over` says of them.
     """
 
     files: pa.Table
@@ -129,15 +129,15 @@ class _Search:
         if not matches:
             reason = "matches no file" if _is_glob(place) else "does not exist"
             raise UsageError(place, reason, "see that its folder is there")
-        seen: set[str] = set()
+        walked: set[str] = set()
         for path in matches:
-            above = self.relative(path).split("/")
-            if any(self._left_out("/".join(above[: depth + 1])) for depth in range(len(above) - 1)):
+            relative = self.relative(path).rstrip("/")
+            above = [relative[: found.start()] for found in re.finditer("/", relative)]
+            if walked.intersection(["", *above]) or any(map(self._left_out, above)):
                 continue
-            for image in self._entry(path, os.path.isdir(path), frozenset()):
-                if image not in seen:
-                    seen.add(image)
-                    yield image
+            if is_folder := os.path.isdir(path):
+                walked.add(relative)
+            yield from self._entry(path, is_folder, frozenset())
 
     def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
         """Image files below a folder, following links, but not in circles; not those in other workspaces."""

@@ -384,40 +384,47 @@ def test_a_photo_of_the_same_name_joins(mined, copy, tmp_path) -> None:
     """Names get their suffix: nothing is counted twice or made again, and an earlier export is imported rightly."""
     workspace, photos = copy(), Path(shutil.copytree(mined.photos, tmp_path / "photos"))
     mining = Mining(photos=photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
-    export_workspace(workspace, tmp_path / "out", "labelme")
     one, clean = mined.marked[-1], mined.clean[0]
+    assert cv2.imwrite(str(photos / f"{one}.bmp"), cv2.imread(str(photos / f"{one}.png")))
+    (photos / f"{one}.png").unlink()
+    process(mining)
+    for form in ("labelme", "coco"):
+        export_workspace(workspace, tmp_path / form, form)
     before = {path.name: pq.read_table(path) for path in (workspace.regions, workspace.dataset_manifest)}
     mask = workspace.mask(one).read_bytes(), workspace.mask(one).stat().st_mtime_ns
     bright = cv2.imread(str(photos / f"{mined.marked[0]}.png"))
-    assert cv2.imwrite(str(photos / f"{one}.bmp"), bright[::-1])
+    # As the picture is called that was exported of the other one.
+    assert cv2.imwrite(str(photos / f"{one}.png"), bright[::-1])
 
     process(mining)
     manifest = pq.read_table(workspace.manifest)
     assert manifest["present"].to_pylist() == [True] * (PHOTOS + 2)
     assert {f"{one}.png", f"{one}.bmp", clean} <= set(manifest["name"].to_pylist())
     assert one not in manifest["name"].to_pylist()
-    moved = workspace.mask(f"{one}.png")
+    moved = workspace.mask(f"{one}.bmp")
     assert (moved.read_bytes(), moved.stat().st_mtime_ns) == mask
     assert not workspace.mask(one).exists()
     for path in (workspace.regions, workspace.dataset_manifest):
-        rows = [row for row in pq.read_table(path).to_pylist() if row["image"] != f"{one}.bmp"]
-        images = [one if row["image"] == f"{one}.png" else row["image"] for row in rows]
+        rows = [row for row in pq.read_table(path).to_pylist() if row["image"] != f"{one}.png"]
+        images = [one if row["image"] == f"{one}.bmp" else row["image"] for row in rows]
         assert sorted(images) == sorted(before[path.name]["image"].to_pylist())
 
-    drawn = json.loads((tmp_path / f"out/{one}.json").read_text())
+    drawn = json.loads((tmp_path / f"labelme/{one}.json").read_text())
     drawn["shapes"] = []
-    (tmp_path / f"out/{one}.json").write_text(json.dumps(drawn))
+    (tmp_path / f"labelme/{one}.json").write_text(json.dumps(drawn))
     with workspace.locked():
-        corrections, errors = read_corrections(workspace, "labelme", tmp_path / "out")
-        assert not errors
-        assert {correction.name for correction in corrections if not correction.pixels} == {f"{one}.png"}
+        for form, path in (("coco", tmp_path / "coco/annotations.json"), ("labelme", tmp_path / "labelme")):
+            corrections, errors = read_corrections(workspace, form, path)
+            assert not errors
+            assert {correction.name for correction in corrections} & {one, f"{one}.png", f"{one}.bmp"} == {f"{one}.bmp"}
+        assert {correction.name for correction in corrections if not correction.pixels} == {f"{one}.bmp"}
         publish_corrections(workspace, corrections)
-    assert workspace.human_mask(f"{one}.png").exists()
+    assert workspace.human_mask(f"{one}.bmp").exists()
 
-    (photos / f"{one}.bmp").unlink()
+    (photos / f"{one}.png").unlink()
     process(mining)
     assert workspace.human_mask(one).exists()
-    assert not workspace.human_mask(f"{one}.png").exists()
+    assert not workspace.human_mask(f"{one}.bmp").exists()
     _, target = load_settings(workspace)
     assert [mask.name for mask in read_human_masks(workspace, target.gan_sr_key).values() if not mask.pixels] == [one]
     assert not pq.read_table(workspace.dataset_manifest, filters=[("image", "=", one)])["artifact_pixels"][0].as_py()

@@ -109,6 +109,7 @@ def test_a_glob_of_photos(tmp_path: Path, pattern: str, found: list[str]) -> Non
     """Names are relative to the folder before the first wildcard."""
     put(tmp_path, "a.png", "a.txt", "s1/b.png", "s2/c.jpg", "s2/deep/c.png", "@eaDir/s3/x.png", ".s4/x.png")
     assert taken(tmp_path / pattern) == found
+    assert image_files(tmp_path / pattern).passed_over[".txt"] == (pattern == "**")
 
 
 def test_a_glob_that_matches_nothing_and_one_that_is_a_name(tmp_path: Path) -> None:
