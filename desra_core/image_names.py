@@ -42,7 +42,7 @@ class ImageNames:
         for plain in _with_and_without_suffix(normalized(path)):
             found = self._by_last.get(plain.rpartition("/")[2], ())
             if ending := [name for name in found if f"/{normalized(name)}".endswith(f"/{plain}")]:
-                return ending
+                return sorted(ending)
         return []
 
     def find(self, path: str) -> list[str]:

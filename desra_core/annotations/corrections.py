@@ -130,7 +130,10 @@ def read_corrections(
             errors.append(problem)
         elif found:
             images.append((source, found))
-    known, human = exported_masks(workspace), read_human_masks(workspace, target.gan_sr_key)
+    # A workspace that was made anew knows nothing of the exports before.
+    ids = exported.get("images", {})
+    known = exported_masks(workspace) | {(ids[name], mask) for name, mask in exported.get("masks", {}).items()}
+    human = read_human_masks(workspace, target.gan_sr_key)
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
         correction = _correction(*image, workspace, label, known)

@@ -136,6 +136,7 @@ def export_workspace(
             "format": form,
             "gan_sr_key": target.gan_sr_key,
             "images": {image.name: image.id for image, *_ in written},
+            "masks": {image.name: key for image, _, key in written if key},
         }
         remember_exported(workspace, ((image.id, key) for image, _, key in written if key))
         folder.commit(document, overwrite=overwrite)

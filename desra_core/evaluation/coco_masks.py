@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from desra_core.imageio import Mask
 
 CATEGORY = "artifact"
 
+_WHOLE = re.compile(r"\s*([+-]?\d{1,40})(?:\.0*)?\s*")
 _FORMAT = "give a COCO file whose images have id, file_name, width and height, and annotations a segmentation or a bbox"
 
 
@@ -127,11 +129,12 @@ def decode_json(data: bytes) -> Any:
 
 def whole_number(value: Any) -> int | None:
     """The number that JSON may hold as 384, 384.0 or "384"; None for anything else."""
-    try:
-        number = None if isinstance(value, bool) else float(value)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return int(number) if number is not None and number.is_integer() else None
+    if isinstance(value, str):
+        digits = _WHOLE.fullmatch(value)
+        return int(digits[1]) if digits else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def decode_coco_mask(mask: CocoMask) -> Mask:

@@ -362,6 +362,14 @@ def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, 
         ]  # fmt: skip
 
 
+def test_a_workspace_that_was_made_anew_knows_them_by_the_export(
+    workspace: Workspace, labelme: Path, coco: Path
+) -> None:
+    workspace.exported.unlink()
+    for form, path in (("labelme", labelme), ("coco", coco)):
+        assert bring_back(workspace, form, path, unchanged=False) == []
+
+
 def test_a_clean_image_from_elsewhere_is_a_persons_word(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "clean.json").write_text(json.dumps({"shapes": []}))
     (correction,) = bring_back(workspace, "labelme", tmp_path / "clean.json", unchanged=False)

@@ -103,6 +103,22 @@ def test_a_coco_file_stands_for_masks(tmp_path) -> None:
     assert len(read_data_set(tmp_path / "far" / "mine.json", named, tmp_path / "out").examples) == 2
 
 
+def test_a_coco_file_of_other_folders_and_boxes(tmp_path) -> None:
+    """The same reader as for masks that people correct."""
+    touch(tmp_path, *(f"{role}/{name}.png" for role in ("GAN-SR", "MSE-SR") for name in ("a/x", "b/x", "b/ü")))
+    files = ["C:\\\\data\\\\a\\\\x.png", "/data/b/x.png", "0123abcd-u\u0308.png"]
+    images = [{"id": str(n), "file_name": name, "width": 5.0, "height": "4"} for n, name in enumerate(files)]
+    annotations = [{"id": 1, "image_id": 0, "bbox": [1, 1, 2, 2], "segmentation": None}]
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    found = {example.name: example.coco_mask for example in read_data_set(tmp_path, {}, tmp_path / "out").examples}
+    assert {name: mask.kinds for name, mask in found.items()} == {"a/x": ("box",), "b/x": (), "b/ü": ()}
+    images[0]["file_name"] = "x.png"
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"annotations\.json, x\.png: may be of a/x or of b/x; write its path below"):
+        read_data_set(tmp_path, {}, tmp_path / "out")
+
+
 def test_two_images_of_a_coco_file_cannot_be_one(tmp_path) -> None:
     touch(tmp_path, "GAN-SR/a.png", "MSE-SR/a.png")
     images = [{"id": number, "file_name": f"{number}/a.png", "width": 5, "height": 4} for number in range(2)]

@@ -121,6 +121,17 @@ def test_ids_and_sizes_as_tools_write_them(tmp_path, annotation, more) -> None:
     assert (found.kinds, found.left_out) == (("polygon",), ())
 
 
+def test_large_and_odd_ids_stay_apart(tmp_path) -> None:
+    """Above 2^53, where floating-point numbers are not whole any more, and hexadecimal ones that look like such."""
+    keys = [2**60, 2**60 + 1, "1e5", 100_000, "0a", str(2**60 + 2)]
+    images = [IMAGE | {"id": key, "file_name": f"{number}.png"} for number, key in enumerate(keys)]
+    content = document(WHOLE, images=images)
+    content["annotations"][0]["image_id"] = keys[1]
+    assert [name for name, mask in read(tmp_path, content).items() if mask.kinds] == ["1.png"]
+    content["annotations"][0]["image_id"] = 2**60 + 2
+    assert [name for name, mask in read(tmp_path, content).items() if mask.kinds] == ["5.png"]
+
+
 @pytest.mark.parametrize(
     ("category", "told"),
     [
