@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from desra_core.corpus import ImageRef
+from desra_core.corpus import ImageRef, most_pixels
 from desra_core.errors import ImageError
 from desra_core.settings import Machine
 from tasks.fanout import Dask, Job, open_dask
@@ -22,6 +22,7 @@ def each_image(
     machine: Machine,
     *,
     networks: bool,
+    scale: int = 1,
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on every image, on all workers; show how far it is.
 
@@ -38,13 +39,20 @@ def each_image(
         Where and how wide to compute.
     networks
         Whether the function runs networks.
+    scale
+        By which those enlarge photos.
 
     Yields
     ------
     Each image with its result, or with the `ImageError` that it failed by, as they come.
     """
     gpus = gpus_wanted(networks, machine)
-    with open_dask(machine, networks=networks, gpus=gpus) as dask, RunProgress(name, len(work), 1) as progress:
+    files = (image.lr.path if scale > 1 and image.lr else image.path for image, _ in work)
+    pixels = most_pixels(files) * scale**2
+    with (
+        open_dask(machine, networks=networks, gpus=gpus, pixels=pixels) as dask,
+        RunProgress(name, len(work), 1) as progress,
+    ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
         for image, result in dask.map(Job(name, function, gpu), work):
