@@ -119,14 +119,21 @@ def _damaged(path: Path) -> UsageError:
 
 
 def _unwrapped(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a network by its own names: the first that spandrel knows of all ways to take wrappers off."""
-    tensors = _flattened(content)
+    """The tensors of a network by its own names: the first that spandrel knows of all ways to take wrappers off.
+
+    Other networks, such as discriminators, only come out of the dicts and prefixes that lie around them as a whole.
+    """
     mend_torchvision()
-    from spandrel import MAIN_REGISTRY
+    from spandrel import MAIN_REGISTRY, canonicalize_state_dict
 
     architectures = MAIN_REGISTRY.architectures("detection")
-    found = (inner for inner in _without_wrappers(tensors) if any(known.detect(inner) for known in architectures))
-    return next(found, tensors)
+    for inner in _without_wrappers(_flattened(content)):
+        if any(known.detect(inner) for known in architectures):
+            return inner
+    tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
+    while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors
 
 
 def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

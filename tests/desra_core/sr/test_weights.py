@@ -105,6 +105,17 @@ def test_wrapped_networks_run_and_are_finetuned_under_plain_names(network, wrapp
     assert_same(generator.checkpoint_weights(generator.network.state_dict()), weights)
 
 
+def test_a_real_checkpoint_in_every_wrapper(shared_data: Path, tmp_path: Path) -> None:
+    """The case ``13-prefixed-keys``, whose files are made here."""
+    path = shared_data / "weights" / "realesr-animevideov3.pth"
+    plain = read_weights(path)
+    for number, wrap in enumerate(WRAPPED.values()):
+        wrapped = tmp_path / f"{number}.pth"
+        torch.save(wrap(plain), wrapped)
+        assert_same(read_weights(wrapped), plain)
+        wrapped.unlink()
+
+
 def test_both_kinds_of_weights_in_safetensors(network, tmp_path: Path) -> None:
     ema = network("SRVGGNetCompact x4").state_dict()
     raw = {name: value + 1 for name, value in ema.items()}
@@ -114,6 +125,18 @@ def test_both_kinds_of_weights_in_safetensors(network, tmp_path: Path) -> None:
     kinds = read_kinds(tmp_path / "both.safetensors")
     assert_same(kinds["raw"], raw)
     assert_same(kinds["ema"], ema)
+
+
+DISCRIMINATOR = {"conv0.weight": torch.ones(4, 3, 3, 3), "conv0.bias": torch.ones(4), "net.weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [dict, below("_orig_mod."), below("module.", "_orig_mod."), below("params."), lambda weights: {"params": weights}],
+)
+def test_what_is_no_super_resolution_network_comes_out_whole(wrap: Callable[[Weights], Any], tmp_path: Path) -> None:
+    torch.save(wrap(DISCRIMINATOR), tmp_path / "d.pth")
+    assert_same(read_weights(tmp_path / "d.pth"), DISCRIMINATOR)
 
 
 HISTORY_BUFFER = """
