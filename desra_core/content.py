@@ -8,6 +8,7 @@ import pickle
 import struct
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from desra_core.errors import UsageError
 
@@ -33,6 +34,51 @@ def content_key(path: Path) -> str:
         raise UsageError(path, "does not exist", "check the path") from None
     except OSError as error:
         raise UsageError(path, f"cannot be read ({os.strerror(error.errno or 0)})", "give a readable file") from None
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Read a file of ``torch.save`` onto the CPU, without running code in it.
+
+    The training log that mmengine saves beside weights needs its classes and NumPy's: it is read as nothing, and the
+    rest as it is.
+
+    Raises
+    ------
+    Exception
+        One of `LOAD_ERRORS`.
+    """
+    import torch
+
+    torch.serialization.add_safe_globals([*_stand_ins(), *_numpy_classes()])
+    with path.open("rb") as file:  # by its path, torch judges a file by its suffix
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class _TrainingLog:
+    """Stands where a checkpoint has mmengine's HistoryBuffer; holds nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Called by the unpickler."""
+
+
+def _nothing(*_: object) -> None:
+    """Stands where a HistoryBuffer looks up its methods by ``getattr``."""
+
+
+def _stand_ins() -> list[tuple[Any, str]]:
+    methods = [(_nothing, f"{module}.getattr") for module in ("builtins", "__builtin__")]
+    return [(_TrainingLog, "mmengine.logging.history_buffer.HistoryBuffer"), *methods]
+
+
+def _numpy_classes() -> list[Any]:
+    """What plain NumPy arrays and numbers are pickled by, under the names of NumPy 1 and 2."""
+    import numpy as np
+
+    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
+    named = [(rebuild, f"{module}._reconstruct") for module in modules]
+    named += [(scalar, f"{module}.scalar") for module in modules]
+    return [*named, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}]
 
 
 @lru_cache(maxsize=64)

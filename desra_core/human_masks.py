@@ -46,7 +46,8 @@ class HumanMask(NamedTuple):
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:
     """The masks by people in a workspace, those included that do not count (schema `HUMAN_MASKS`)."""
-    table = read_table(workspace.human_manifest, HUMAN_MASKS)
+    remedy = "bring it back from a copy, or delete it and import the masks again"
+    table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
     return table.filter(
         pa.array([workspace.human_mask(name).exists() for name in table["name"].to_pylist()], pa.bool_())
     )

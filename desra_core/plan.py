@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import Corpus, ImageRef, image_refs, read_manifest, scan
+from desra_core.corpus import Corpus, ImageRef, image_refs, most_pixels, read_manifest, role_files, scan
 from desra_core.detection.semantics import Weights
 from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
@@ -188,6 +188,8 @@ class Plan:
         # An image with several names is done under all of them or under none.
         pending = rows.filter(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
         self.pending = pending.num_rows
+        self._role = "lr" if target.super_resolves else "gan_sr"
+        self._pending = pending.select([f"{self._role}_path"])
         shards, counts = np.unique(pending["shard"].to_numpy(), return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
@@ -201,6 +203,10 @@ class Plan:
     def done(self) -> int:
         """Names whose mask is there and up to date."""
         return int(self.images - self.failed - self.pending)
+
+    def most_pixels(self) -> int:
+        """The pixels of the largest photo, or GAN result where that is a file, with anything to do, by the headers."""
+        return most_pixels(role_files(self._pending, self._role))
 
     def rows(self, shard: int) -> pa.Table:
         """The manifest rows of one shard that are part of the run, finished ones included."""

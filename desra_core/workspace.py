@@ -392,8 +392,14 @@ class Workspace:
         return None
 
 
-def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table of a workspace; an empty one where it does not exist.
+def read_table(
+    path: Path,
+    schema: pa.Schema,
+    columns: list[str] | None = None,
+    *,
+    remedy: str = "delete it: the next run makes it anew",
+) -> pa.Table:
+    """Read a Parquet table of a workspace; an empty one where it does not exist. ``remedy`` is for a damaged one.
 
     Raises
     ------
@@ -414,7 +420,7 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
         return table.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
-        raise UsageError(path, reason, "delete it: the next run makes it anew") from None
+        raise UsageError(path, reason, remedy) from None
 
 
 def flocked(file: IO[str], kind: int) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from desra_core.errors import UsageError
-from desra_core.plan import prepare
-from desra_core.settings import CorpusSettings, Machine
+from desra_core.plan import Plan, prepare
+from desra_core.settings import CorpusSettings, Machine, Mining
+from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
+from tasks.cluster import USUAL_PIXELS
 from tasks.fanout import open_dask
 from tasks.overview import show_corpus, tag_run
 from tasks.progress import ReadingProgress, RunProgress
@@ -20,6 +22,8 @@ from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
 from tasks.summary import Summary, publish_results
 
+# That a network enlarges by.
+_LARGEST_SCALE = 16
 # While the last images of one shard finish, the next one keeps the workers busy.
 _SHARDS_IN_FLIGHT = 3
 
@@ -66,7 +70,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             show_corpus(settings, prepared)
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
-        with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
+        gpus, pixels = gpus_wanted(networks, machine), _most_pixels(settings, plan)
+        with open_dask(machine, networks=networks, gpus=gpus, pixels=pixels) as dask:
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
@@ -74,3 +79,12 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
                 broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
         task_runs = len(plan.shards) * (1 + len(stages)) + 1
         return publish_results(workspace, plan, task_runs, broken, *progress.failures)
+
+
+def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
+    """The pixels of the largest result to come."""
+    pixels = plan.most_pixels()
+    if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
+        return pixels  # the scale, which takes PyTorch to tell, would change nothing
+    _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+    return pixels * model.scale**2

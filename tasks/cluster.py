@@ -23,7 +23,7 @@ BYTES_PER_PIXEL = 40
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
-# Threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
+# The most threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
 GPU_THREADS = 3
 
 # The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
@@ -35,8 +35,8 @@ EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
-# Images that fit where nobody says how many workers there are to be.
-_USUAL_PIXELS = 2**24
+# Images that fit where nobody says how many workers there are to be, nor how large images are.
+USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
 
@@ -51,15 +51,18 @@ class Share(NamedTuple):
         That the work on one image may use.
     memory
         Of a worker, or of one thread on a GPU, in bytes.
+    gpu_threads
+        Of each worker with a GPU.
     """
 
     workers: int
     threads: int
     memory: int
+    gpu_threads: int
 
 
-def share_of(machine: Machine, own: int, gpus: int) -> Share:
-    """Divide this machine among workers.
+def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
+    """Divide this machine among workers: fewer of them where images are large.
 
     Parameters
     ----------
@@ -69,6 +72,8 @@ def share_of(machine: Machine, own: int, gpus: int) -> Share:
         What each holds without an image, in bytes.
     gpus
         Number of additional workers with a GPU.
+    pixels
+        Of the largest image to come.
 
     Raises
     ------
@@ -76,11 +81,13 @@ def share_of(machine: Machine, own: int, gpus: int) -> Share:
         They have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    by_memory = int(all_memory * _USABLE_SHARE / (own + _USUAL_PIXELS * BYTES_PER_PIXEL)) - GPU_THREADS * gpus
-    workers = machine.workers or max(1, min(_cores(), by_memory))
-    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + GPU_THREADS * gpus))
+    # How many of the largest images there is memory for at a time.
+    at_once = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
+    gpu_threads = max(1, min(GPU_THREADS, (at_once - 1) // gpus)) if gpus else GPU_THREADS
+    workers = machine.workers or max(1, min(_cores(), at_once - gpu_threads * gpus))
+    memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
     image_bytes(memory, own)
-    return Share(workers, threads_of(workers), memory)
+    return Share(workers, threads_of(workers), memory, gpu_threads)
 
 
 def image_bytes(memory: int, own: int) -> int:
@@ -136,7 +143,7 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
     with (
         dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(share.threads)}),
         SpecCluster(
-            workers=_local_workers(share.workers, gpus, share.memory),
+            workers=_local_workers(share, gpus),
             scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
             silence_logs=logging.CRITICAL,
         ) as cluster,
@@ -208,7 +215,7 @@ def _environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(libraries, str(threads)) | {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def _local_workers(workers: int, gpus: list[str], memory: int) -> dict[str, dict[str, Any]]:
+def _local_workers(share: Share, gpus: list[str]) -> dict[str, dict[str, Any]]:
     options = {
         "host": "127.0.0.1",
         "dashboard": False,
@@ -216,11 +223,12 @@ def _local_workers(workers: int, gpus: list[str], memory: int) -> dict[str, dict
     }
 
     def worker(threads: int, resources: dict[str, float], visible: str) -> dict[str, Any]:
-        own = {"nthreads": threads, "memory_limit": threads * memory, "resources": resources}
+        own = {"nthreads": threads, "memory_limit": threads * share.memory, "resources": resources}
         return {"cls": Nanny, "options": options | own | {"env": {"CUDA_VISIBLE_DEVICES": visible} if gpus else {}}}
 
-    cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(workers)}
-    return cpu | {f"gpu-{gpu}": worker(GPU_THREADS, {"GPU": GPU_THREADS}, gpu) for gpu in gpus}
+    cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(share.workers)}
+    slots = {"GPU": float(share.gpu_threads)}
+    return cpu | {f"gpu-{gpu}": worker(share.gpu_threads, slots, gpu) for gpu in gpus}
 
 
 class _Shielded(WorkerPlugin):

@@ -19,6 +19,7 @@ from desra_core.promotion import promote
 from desra_core.report import write_report
 from desra_core.report.markdown import verdict_markdown
 from desra_core.settings import Machine
+from desra_core.sr.checkpoints import load_model
 from desra_core.stages.judge import judge_stage
 from desra_core.target import target_of
 from desra_core.training.run_folder import read_json
@@ -79,7 +80,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         )
         return partial(judge_stage, workspace=workspace, settings=settings)
 
-    results = each_image("judge", judging, comparison.work(), machine, networks=True)
+    scale = load_model(comparison.before).scale
+    results = each_image("judge", judging, comparison.work(), machine, networks=True, scale=scale)
     return len({image.id for image, result in results if isinstance(result, ImageError)})
 
 

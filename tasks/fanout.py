@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from importlib import import_module
+from ssl import SSLError
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, Security, Worker, as_completed, get_worker
+from distributed.comm import CommClosedError, connect
 from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import LoopRunner
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
@@ -37,7 +40,7 @@ from tasks.cluster import (
     threads_of,
     visible_gpus,
 )
-from tasks.lines import configure, record
+from tasks.lines import configure, record, say
 
 _RETRIES = 2
 _CONNECT_SECONDS = 10
@@ -217,7 +220,13 @@ class Dask:
 
 @contextlib.contextmanager
 def open_dask(
-    machine: Machine, *, networks: bool = False, gpus: int = 0, device: str | None = None, alone: bool = False
+    machine: Machine,
+    *,
+    networks: bool = False,
+    gpus: int = 0,
+    device: str | None = None,
+    alone: bool = False,
+    pixels: int = 0,
 ) -> Iterator[Dask]:
     """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
@@ -233,6 +242,9 @@ def open_dask(
         The one GPU to use, of `visible_gpus`.
     alone
         Start workers for this alone even where desra serve has a cluster.
+    pixels
+        Of the largest image to come: this machine's workers are fewer and larger if need be, and if it does not fit
+        into those of desra serve, these give back what they hold, and others do the work.
 
     Raises
     ------
@@ -249,26 +261,17 @@ def open_dask(
             if embedded:
                 _stop_leftovers(client)
                 _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
-            workers = _workers(client)
-            if not workers:
-                raise AbsentError(address, "has no workers", "start some with dask worker")
-            _check_import(address, client)
-            memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
-            slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
-            threads = threads_of(len(workers) - len(slots)) if embedded else 1
-            dask = Dask(
-                client,
-                machine,
-                threads=threads,
-                image_bytes=image_bytes(memory, own),
-                workers=len(workers),
-                gpus=len(slots),
-                gpu_slots=min(slots, default=0),
-            )
-            with _ending(dask):
-                yield dask
-        return
-    share = share_of(machine, own, gpus)
+            dask = _elsewhere(address, client, machine, own, embedded=bool(embedded))
+            if machine.scheduler or dask.max_pixels >= min(pixels, _own_pixels(machine, own, gpus, pixels)):
+                with _ending(dask):
+                    yield dask
+                return
+            _restart(client)
+    share = share_of(machine, own, gpus, pixels)
+    if (usual := share_of(machine, own, gpus)) != share:
+        threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
+        instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
+        say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
         dask = Dask(
             client,
@@ -277,9 +280,34 @@ def open_dask(
             image_bytes=image_bytes(share.memory, own),
             workers=share.workers + gpus,
             gpus=gpus,
+            gpu_slots=share.gpu_threads,
         )
         with _ending(dask):
             yield dask
+
+
+def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
+    """The largest image that workers of a run's own have memory for."""
+    return image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL
+
+
+def _elsewhere(address: str, client: Client, machine: Machine, own: int, *, embedded: bool) -> Dask:
+    """The workers of a cluster that somebody else has started, or desra serve; raises as `open_dask`."""
+    workers = _workers(client)
+    if not workers:
+        raise AbsentError(address, "has no workers", "start some with dask worker")
+    _check_import(address, client)
+    memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
+    slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
+    return Dask(
+        client,
+        machine,
+        threads=threads_of(len(workers) - len(slots)) if embedded else 1,
+        image_bytes=image_bytes(memory, own),
+        workers=len(workers),
+        gpus=len(slots),
+        gpu_slots=min(slots, default=0),
+    )
 
 
 def release_embedded() -> None:
@@ -392,11 +420,41 @@ def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _connected(address: str) -> Client:
+    """A connection to a scheduler that answers: a client that never got one would complain when Python ends."""
+    runner = LoopRunner()
+    runner.start()
     try:
-        return Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        reason = f"no Dask scheduler answers ({type(error).__name__})"
-        raise AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine") from None
+        runner.run_sync(_try_connection, address)
+    except (OSError, ValueError, TypeError) as error:
+        raise _unanswered(address, error) from None
+    finally:
+        runner.stop()
+    return Client(address, timeout=_CONNECT_SECONDS)
+
+
+async def _try_connection(address: str) -> None:
+    comm = await connect(address, timeout=_CONNECT_SECONDS, **Security().get_connection_args("client"))
+    await comm.close()
+
+
+def _unanswered(address: str, error: Exception) -> UsageError:
+    """What keeps the scheduler of an address from answering; TLS on one side alone has many faces."""
+    tls = address.startswith("tls://")
+    if tls and isinstance(error, TypeError):
+        variables = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, __CLIENT__KEY and __CLIENT__CERT"
+        return AbsentError(
+            address, "asks for TLS, and no certificates are configured here", f"set {variables} for Dask"
+        )
+    if tls and isinstance(error, ValueError | SSLError | CommClosedError):
+        reason = f"no connection by TLS ({type(error).__name__})"
+        return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
+    if isinstance(error, CommClosedError):
+        remedy = "give its tls:// address, with certificates in Dask's configuration"
+        return AbsentError(address, "what is there closes the connection, as a scheduler with TLS does", remedy)
+    if isinstance(error, ValueError):
+        return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
+    reason = f"no Dask scheduler answers ({type(error).__name__})"
+    return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
 
 
 def _check_import(address: str, client: Client) -> None:

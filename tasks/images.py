@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from desra_core.corpus import ImageRef
+from desra_core.corpus import ImageRef, most_pixels
 from desra_core.errors import ImageError
 from desra_core.settings import Machine
 from tasks.fanout import Dask, Job, open_dask
@@ -23,6 +23,7 @@ def each_image(
     machine: Machine,
     *,
     networks: bool,
+    scale: int = 1,
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on every image, on all workers; show how far it is.
 
@@ -39,6 +40,8 @@ def each_image(
         Where and how wide to compute.
     networks
         Whether the function runs networks.
+    scale
+        By which those enlarge photos.
 
     Yields
     ------
@@ -48,7 +51,12 @@ def each_image(
     turns = Counter(image.id for image, _ in work)
     stages = max(turns.values(), default=1)
     left, failed = turns.copy(), set[str]()
-    with open_dask(machine, networks=networks, gpus=gpus) as dask, RunProgress(name, len(turns), stages) as progress:
+    files = (image.lr.path if scale > 1 and image.lr else image.path for image, _ in work)
+    pixels = most_pixels(files) * scale**2
+    with (
+        open_dask(machine, networks=networks, gpus=gpus, pixels=pixels) as dask,
+        RunProgress(name, len(turns), stages) as progress,
+    ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
         for image, result in dask.map(Job(name, function, gpu), work):

@@ -146,6 +146,12 @@ class Counting:
             work[token] = (image, Uncounted(record, masks, shard.entry(token)))
         return work
 
+    def most_pixels(self) -> int:
+        """The pixels of the largest image that can be counted."""
+        outcomes = read_outcomes(self.workspace, ["id", "height", "width"])
+        sizes = outcomes.filter(pc.is_in(outcomes["id"], self._rows["id"].combine_chunks()))
+        return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
+
     def stage_settings(self, max_pixels: int) -> HistogramSettings:
         """What `histogram_stage` needs for all images."""
         return HistogramSettings(self.target.similarity_key, self.target.segmentation_key, max_pixels)

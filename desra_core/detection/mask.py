@@ -21,7 +21,37 @@ MIN_AREA = 4000
 _KERNEL = np.ones((5, 5), np.uint8)
 _DILATIONS = 3
 
+# Of the usual window of 11.
+_FRAME = 5
+
 Similarity = npt.NDArray[np.float32]
+
+
+class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
+    """Similarity that knows how wide the border of the image is in which it is undefined, as do its slices.
+
+    Attributes
+    ----------
+    frame
+        Width of that border, in pixels.
+    """
+
+    frame: int = _FRAME
+
+    def __array_finalize__(self, source: object) -> None:
+        """Called by NumPy for whatever is made from a map."""
+        self.frame = getattr(source, "frame", _FRAME)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Called to copy a map to another process."""
+        return framed, (np.asarray(self), self.frame)
+
+
+def framed(similarity: Similarity, frame: int) -> SimilarityMap:
+    """The same values as a map that knows its frame, in pixels."""
+    known = similarity.view(SimilarityMap)
+    known.frame = frame
+    return known
 
 
 def artifact_mask(
@@ -31,7 +61,7 @@ def artifact_mask(
     min_area: int = MIN_AREA,
     labels: Labels | None = None,
     weights: npt.NDArray[np.float64] | None = None,
-    frame: int = 5,
+    frame: int | None = None,
 ) -> Mask:
     """Mark the artifacts of an image.
 
@@ -48,21 +78,38 @@ def artifact_mask(
     weights
         ``(150,)`` float64, ``w_k`` by class.
     frame
-        Width of the border in which the similarity is undefined, in pixels.
+        Width of the border in which the similarity is undefined, in pixels. What `variance_similarity` returns knows
+        its own, labels tell it too, and for other arrays it is that of the usual window.
 
     Returns
     -------
     ``(H, W)`` bool. The frame is never marked.
 
+    Raises
+    ------
+    ValueError
+        The labels are not of the image's size.
+
     Notes
     -----
     The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
+    frame = _frame(similarity, labels) if frame is None else frame
+    shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame
+    if labels is not None and labels.shape != shape:
+        raise ValueError(f"labels are of shape {labels.shape}, but the image of {shape}")
+    similarity = np.asarray(similarity)
     suspect: npt.NDArray[Any] = np.empty(similarity.shape, np.uint8)
     for rows in row_strips(similarity.shape):
         classes = None if labels is None else valid(labels, frame)[rows]
         suspect[rows] = adjusted_similarity(similarity[rows], classes, weights) < threshold
     return _shaped(suspect, min_area, frame)
+
+
+def _frame(similarity: Similarity, labels: Labels | None) -> int:
+    if isinstance(similarity, SimilarityMap) or labels is None:
+        return int(getattr(similarity, "frame", _FRAME))
+    return (labels.shape[0] - similarity.shape[0]) // 2
 
 
 def score_mask(

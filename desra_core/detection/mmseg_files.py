@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from desra_core import compat
-from desra_core.content import LOAD_ERRORS, content_key
+from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint
 from desra_core.errors import UsageError
 
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
@@ -145,10 +145,8 @@ def _check_single_view(pipeline: Callable[[dict[str, Any]], dict[str, Any]], pat
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    import torch
-
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_checkpoint(path)
     except LOAD_ERRORS as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
@@ -156,8 +154,9 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise UsageError(
             path,
             f"holds an object of {refused[1]} beside its weights, and loading such objects can run code",
-            "if you trust it, c = torch.load(path, weights_only=False), then torch.save(dict(state_dict="
-            "c['state_dict'], meta=dict(CLASSES=list(c['meta']['dataset_meta']['classes']))), new_path)",
+            f"if you trust it, and where {refused[1].partition('.')[0]} is installed, c = torch.load(path, "
+            "weights_only=False), then torch.save(dict(state_dict=c['state_dict'], meta=dict(CLASSES="
+            "list(c['meta']['dataset_meta']['classes']))), new_path)",
         ) from None
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UsageError(path, "is not a checkpoint of MMSegmentation: it has no state_dict", _DAMAGED_REMEDY)

@@ -59,8 +59,18 @@ def find_regions(
         As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant class.
     severity
         Ranks regions from area (pixels), mean adjusted similarity (0..1) and threshold.
+
+    Raises
+    ------
+    ValueError
+        The mask or the labels are of an image of another size.
     """
     frame = (mask.shape[0] - similarity.shape[0]) // 2
+    shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame
+    if frame < 0 or mask.shape != shape or (labels is not None and labels.shape != shape):
+        sizes = f"mask {mask.shape}, labels {None if labels is None else labels.shape}"
+        raise ValueError(f"{sizes} and similarity {similarity.shape} do not belong to one image")
+    similarity = np.asarray(similarity)
     marked = valid(mask, frame)
     count, components, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
     sums = _Sums(count)

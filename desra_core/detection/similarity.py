@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.mask import SimilarityMap, framed
 from desra_core.tiling import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -39,7 +40,7 @@ def variance_similarity(
     sigma: float = SIGMA,
     tile: int = TILE,
     threads: int = 1,
-) -> npt.NDArray[np.float32]:
+) -> SimilarityMap:
     """Compare the local variances of two images, channel by channel, and average over the channels.
 
     Parameters
@@ -56,7 +57,7 @@ def variance_similarity(
 
     Returns
     -------
-    ndarray
+    SimilarityMap
         ``(H - window + 1, W - window + 1)`` in (0, 1]: only where the window lies inside the image.
 
     Raises
@@ -69,7 +70,7 @@ def variance_similarity(
     --------
     >>> flat = np.zeros((11, 12), np.uint8)
     >>> variance_similarity(flat, flat)
-    array([[1., 1.]], dtype=float32)
+    SimilarityMap([[1., 1.]], dtype=float32)
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"the window must be odd and positive, not {window}")
@@ -100,7 +101,7 @@ def variance_similarity(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill_share, range(threads)))
-    return similarity
+    return framed(similarity, halo)
 
 
 def _colours(image: Samples, name: str) -> Samples:

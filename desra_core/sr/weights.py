@@ -6,14 +6,20 @@ Needs torch, which is imported where it is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from desra_core.compat import mend_torchvision
-from desra_core.content import LOAD_ERRORS, content_key
+from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint
 from desra_core.errors import UsageError
 
+# What tools put before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
+# torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer. EMA weights go first.
+_WRAPPERS = (
+    "model_state_dict.", "state_dict.", "params_ema.", "params-ema.", "params.", "_orig_mod.", "module.", "net_g_ema.",
+    "net_g.", "netG.", "generator.", "model.", "net.", "network.",
+)  # fmt: skip
 _DAMAGED_REMEDY = "download or copy the checkpoint again"
 
 
@@ -24,16 +30,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     ----------
     path
         A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or under
-        ``params_ema``, which goes before ``params``, or another name that spandrel knows.
+        ``params_ema``, which goes before ``params``, or below the names that other tools, Lightning and torch.compile
+        give them, nested in any order.
 
     Raises
     ------
     UsageError
         The file is no checkpoint, only a part of one, would run code, or holds values that are not finite.
     """
-    content_key(path)  # tells that there is no such file
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-    weights = _unwrapped(content)
+    weights = _unwrapped(_read(path))
     if not weights:
         raise UsageError(path, "holds no weights", "give a checkpoint of a super-resolution network")
     _check_finite(weights, path)
@@ -50,16 +55,24 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
-    content_key(path)
-    content = {} if _is_safetensors(path) else _read_pickle(path)
-    if not {"params", "params_ema"} <= content.keys():
+    tensors = _flattened(_read(path))
+    parts = {
+        kind: {name: value for name, value in tensors.items() if name.startswith(f"{wrapper}.")}
+        for kind, wrapper in (("raw", "params"), ("ema", "params_ema"))
+    }
+    if not all(parts.values()):
         return {"raw": read_weights(path)}
-    kinds = {kind: _unwrapped({name: content[name]}) for kind, name in (("raw", "params"), ("ema", "params_ema"))}
+    kinds = {kind: _unwrapped(part) for kind, part in parts.items()}
     for weights in kinds.values():
         _check_finite(weights, path)
     raw, ema = kinds["raw"], kinds["ema"]
     same = raw.keys() == ema.keys() and all(torch.equal(raw[name], ema[name]) for name in raw)
     return {"raw": raw} if same else kinds
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    content_key(path)  # tells that there is no such file
+    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -79,11 +92,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
-    import torch
-
     try:
-        with path.open("rb") as file:  # by its path, torch judges a file by its suffix
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_checkpoint(path)
     except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
             raise UsageError(path, "is a TorchScript program, not a checkpoint",
@@ -95,7 +105,8 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         raise UsageError(
             path,
             f"holds an object of {refused[1]} beside its weights, and loading such objects can run code",
-            "if you trust it, load it with torch.load(path, weights_only=False) and torch.save its weights alone",
+            f"if you trust it, and where {refused[1].partition('.')[0]} is installed, load it with "
+            "torch.load(path, weights_only=False) and torch.save its weights alone",
         ) from None
     if not isinstance(content, Mapping):
         raise UsageError(path, f"holds a {type(content).__name__} instead of named weights",
@@ -108,12 +119,47 @@ def _damaged(path: Path) -> UsageError:
 
 
 def _unwrapped(content: Mapping[str, Any]) -> dict[str, Any]:
-    mend_torchvision()
-    import torch
-    from spandrel import canonicalize_state_dict
+    """The tensors of a network by its own names: the first that spandrel knows of all ways to take wrappers off.
 
-    weights = canonicalize_state_dict({str(name): value for name, value in content.items()})
-    return {str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    Other networks, such as discriminators, only come out of the dicts and prefixes that lie around them as a whole.
+    """
+    mend_torchvision()
+    from spandrel import MAIN_REGISTRY, canonicalize_state_dict
+
+    architectures = MAIN_REGISTRY.architectures("detection")
+    for inner in _without_wrappers(_flattened(content)):
+        if any(known.detect(inner) for known in architectures):
+            return inner
+    tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
+    while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors
+
+
+def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """All tensors of nested dicts, as if the name of a dict were the beginning of their names."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, Mapping):
+            found |= _flattened(value, f"{prefix}{name}.")
+    return found
+
+
+def _without_wrappers(tensors: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tensors as they are, and then those below each wrapper, and so on: old ESRGAN's own names begin with one."""
+    yield tensors
+    if not tensors:
+        return
+    first = f"{next(iter(tensors)).partition('.')[0]}."
+    common = () if first in _WRAPPERS or not all(name.startswith(first) for name in tensors) else (first,)
+    for wrapper in (*_WRAPPERS, *common):
+        inner = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
+        if inner:
+            yield from _without_wrappers(inner)
 
 
 def _check_finite(weights: Mapping[str, Any], path: Path) -> None:

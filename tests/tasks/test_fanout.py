@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
-from distributed import get_worker
+from dask import config as dask_config
+from distributed import Scheduler, Security, SpecCluster, get_worker
+from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, TooLargeError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks import fanout
-from tasks.cluster import GPU_THREADS
+from tasks.cluster import BYTES_PER_PIXEL, GPU_THREADS
 from tasks.fanout import Dask, Job, open_dask
 from tasks.lines import configure
 
@@ -183,6 +188,21 @@ def test_memory_and_workers_bound_the_image_size() -> None:
         assert cluster.gpus == 0
 
 
+def test_large_images_get_fewer_workers(capfd) -> None:
+    """Half of what all workers have together is more than one of them has."""
+    pixels = int(0.8 * MEMORY_LIMIT * 0.75 / 2 / BYTES_PER_PIXEL)
+    with open_dask(Machine()) as cluster:
+        usual = cluster.workers
+        assert cluster.max_pixels < pixels or usual == 1
+    with open_dask(Machine(), pixels=pixels) as cluster:
+        assert cluster.workers == 1
+        assert cluster.max_pixels >= pixels
+        [(_, result)] = cluster.map(job(done), images("photo"))
+    assert result == Outcome("photo", mask_key="done")
+    if usual > 1:
+        assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
+
+
 def test_a_scheduler_that_runs_elsewhere_is_used(dask: Dask) -> None:
     address = dask._client.scheduler.address
     with open_dask(Machine(scheduler=address)) as cluster:
@@ -238,6 +258,53 @@ ERRORS = {
     "late": TimeoutError("too late"),
     "surprised": ZeroDivisionError("a bug"),
 }
+
+
+@contextlib.contextmanager
+def scheduler(security: Security | None) -> Iterator[str]:
+    """The address of a scheduler without workers, less its scheme."""
+    options: dict[str, Any] = {
+        "host": "tls://127.0.0.1" if security else "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+    }
+    specification = {"cls": Scheduler, "options": options | ({"security": security} if security else {})}
+    with SpecCluster(workers={}, scheduler=specification, security=security, silence_logs=logging.CRITICAL) as cluster:
+        yield str(cluster.scheduler_address).partition("//")[2]
+
+
+def certificates(folder: Path, security: Security) -> dict[str, str]:
+    """Dask's configuration of a client with these certificates."""
+    config = {}
+    for name in ("ca_file", "client_key", "client_cert"):
+        (folder / name).write_text(getattr(security, f"tls_{name}"))
+        config[f"distributed.comm.tls.{name.replace('client_', 'client.').replace('_', '-')}"] = str(folder / name)
+    return config
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that Dask leaves open
+def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
+    security = Security.temporary()
+    config = certificates(tmp_path, security)
+    (tmp_path / "others").mkdir()
+    others = certificates(tmp_path / "others", Security.temporary())
+    with scheduler(security) as encrypted, scheduler(None) as plain:
+        cases: list[tuple[str, dict[str, str], str]] = [
+            (f"tcp://{encrypted}", {}, "closes the connection, as a scheduler with TLS does; give its tls:// address"),
+            (f"tls://{encrypted}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
+            (f"tls://{encrypted}", others, r"no connection by TLS \(.*; give its tcp:// .* or certificates that"),
+            (f"tls://{plain}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
+            (f"tls://{plain}", config, r"no connection by TLS \(.*; give its tcp:// address if it has no TLS"),
+            (f"tls://{encrypted}", config, "has no workers"),
+            (f"tcp://{plain}", {}, "has no workers"),
+            ("tcp://127.0.0.1", {}, r"is no address of a scheduler \(missing port number .*; give one such as tcp://"),
+        ]
+        for address, client, reason in cases:
+            with (
+                dask_config.set(client),
+                pytest.raises(UsageError, match=f"^{address}: (what is there )?{reason}"),
+                open_dask(Machine(scheduler=address)),
+            ):
+                pass
 
 
 def follow(dask: Dask, folder: Path, fate: str) -> tuple[int, int]:

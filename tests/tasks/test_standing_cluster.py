@@ -30,10 +30,9 @@ def embedded(cluster, monkeypatch) -> None:
     monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
 
 
-def worker_of(machine: Machine, **options: bool) -> int:
+def worker_of(machine: Machine, **options: int) -> int:
     """The process that computes for a run."""
     with open_dask(machine, **options) as dask:
-        assert dask.threads == len(os.sched_getaffinity(0))  # of one worker
         return dask.follow(os.getpid, resources={}, on_second=lambda: None)
 
 
@@ -82,6 +81,18 @@ def test_its_memory_is_given_back() -> None:
     first = worker_of(Machine())
     release_embedded()
     assert worker_of(Machine()) != first
+
+
+def test_images_that_are_too_large_for_its_workers_get_others() -> None:
+    with open_dask(Machine()) as dask:
+        standing = dask.max_pixels
+    first = worker_of(Machine(), pixels=standing)
+    assert worker_of(Machine(), pixels=standing + 1) != first
+    with open_dask(Machine(), pixels=standing + 1) as dask:
+        assert dask.max_pixels > standing
+    # Workers of its own would be no larger: somebody has said so.
+    with open_dask(SMALL, pixels=2 * standing) as dask:
+        assert dask.max_pixels == standing
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from desra_core.detection import artifact_mask, variance_similarity
+from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.semantics import load_weights
 from desra_core.imageio import decode, decode_labels
 
@@ -191,3 +192,36 @@ def test_reference_masks(name: str) -> None:
         mask = artifact_mask(similarity, threshold=float(threshold[1:]), min_area=int(min_area[1:]), **weighting)
         reference = decode(*content(f"reference_mask/{folder.name}")).pixels[:, :, 0]
         assert np.array_equal(np.where(mask[5:-5, 5:-5], 255, 0), reference), folder.name
+
+
+@pytest.mark.parametrize("window", [3, 7, 11, 15])
+def test_the_mask_has_the_size_of_the_image_whatever_the_window(window: int) -> None:
+    rng = np.random.default_rng(0)
+    mse_sr = rng.integers(100, 110, (60, 70, 3)).astype(np.uint8)
+    gan_sr = mse_sr.copy()
+    gan_sr[20:40, 20:50] = rng.integers(0, 255, (20, 30, 3))
+    similarity = variance_similarity(mse_sr, gan_sr, window=window)
+    mask = artifact_mask(similarity, min_area=100)
+    assert mask.shape == (60, 70)
+    assert np.array_equal(mask, artifact_mask(np.asarray(similarity), min_area=100, frame=window // 2))
+    assert mask[30, 35]
+    assert not mask[: window // 2].any()
+    labels = np.zeros((60, 70), np.uint8)
+    weights = np.ones(150)
+    for given_map in (similarity, np.asarray(similarity), pickle.loads(pickle.dumps(similarity))):
+        weighted = artifact_mask(given_map, min_area=100, labels=labels, weights=weights)
+        assert np.array_equal(weighted, mask)
+    assert artifact_mask(pickle.loads(pickle.dumps(similarity)), min_area=100).shape == (60, 70)
+    (region,) = find_regions(mask, similarity)
+    assert region.area == mask.sum()
+
+
+def test_sizes_that_do_not_belong_together_are_refused() -> None:
+    similarity = variance_similarity(np.zeros((60, 70), np.uint8), np.zeros((60, 70), np.uint8), window=7)
+    with pytest.raises(ValueError, match=r"labels are of shape \(64, 74\), but the image of \(60, 70\)"):
+        artifact_mask(similarity, labels=np.zeros((64, 74), np.uint8), weights=np.ones(150))
+    for mask, labels in (((64, 72), None), ((50, 60), None), ((60, 70), (50, 60))):
+        with pytest.raises(ValueError, match="do not belong to one image"):
+            find_regions(
+                np.zeros(mask, bool), similarity, labels=None if labels is None else np.zeros(labels, np.uint8)
+            )
