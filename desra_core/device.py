@@ -72,7 +72,7 @@ def _exact() -> Iterator[None]:
 
     switches = {"benchmark": False, "deterministic": True}
     before = {name: getattr(cudnn, name) for name in switches}
-    precisions = {part: part.fp32_precision for part in (cudnn.conv, cuda.matmul)}
+    precisions = {part: part.fp32_precision for part in (cudnn.conv, cuda.matmul)}  # type: ignore[attr-defined]
     try:
         for name, value in switches.items():
             setattr(cudnn, name, value)
