@@ -40,7 +40,7 @@ _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
 # What an empty database takes.
 _DATABASE_BYTES = 2_000_000
-_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
@@ -54,6 +54,8 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 
     Raises
     ------
+    TransientError
+        The disk is full.
     UsageError
         The configured server does not answer, or none can be started.
     """
@@ -240,7 +242,7 @@ def _kept_up(server: Server) -> Iterator[None]:
             say(f"{told}, and it is started again; its log is {server.log}")
             try:
                 server.start()
-            except DesraError as error:
+            except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
                 say(f"warning: {printable(error)}; the work goes on without it")
                 _ask_once()
                 return
@@ -283,7 +285,8 @@ def _is_full(folder: Path) -> bool:
     """Whether not even an empty database fits into a folder; False where there is no such folder."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
-        return disk.f_bavail * disk.f_frsize < _DATABASE_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+        room = disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks  # of which some disks say nothing
+        return not room or (disk.f_files > 0 and disk.f_favail == 0)
     return False
 
 
@@ -403,7 +406,7 @@ def _tell_killed(workspace: Workspace, url: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with (
-        contextlib.suppress(httpx.HTTPError),
+        contextlib.suppress(httpx.HTTPError, RuntimeError),  # Prefect's own, where the server has ended meanwhile
         temporary_settings({PREFECT_API_URL: url}),  # Prefect may have been imported before
         get_client(sync_client=True) as client,
     ):

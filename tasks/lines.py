@@ -102,23 +102,23 @@ class _Text(logging.Formatter):
         if record.name == _LINES.name:
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             return level + record.getMessage()
-        ids = " ".join(f"{name}={value}" for name, value in _ids(record).items())
+        ids = " ".join(f"{name}={value}" for name, value in _ids(record, "ids").items())
         return f"{_moment(record):%H:%M:%S} {record.levelname.lower():7} {ids} {record.getMessage()}"
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         told = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-        about: dict[str, Any] = getattr(record, "about", {})
-        return json.dumps(told | about | _ids(record) | {"message": record.getMessage()})
+        return json.dumps(told | _ids(record, "about", "ids") | {"message": record.getMessage()})
 
 
 def _level(name: str) -> int:
     return logging.getLevelNamesMapping()[name.upper()]
 
 
-def _ids(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in getattr(record, "ids", {}).items() if value is not None}
+def _ids(record: logging.LogRecord, *kinds: str) -> dict[str, Any]:
+    found = {name: value for kind in kinds for name, value in getattr(record, kind, {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _moment(record: logging.LogRecord) -> datetime:

@@ -300,3 +300,12 @@ def test_equal_content_is_computed_once_and_masked_at_each_path(make_pairs, desr
     masks = read_masks(workspace)
     assert masks["copy.png"] == masks[f"{other}.png"] != masks[f"{name}.png"]
     assert len(pq.read_table(workspace / "outcomes" / "00000000.parquet")) == 2
+
+
+def test_an_error_among_lines_of_json_is_of_its_level_and_says_of_which_workspace(desra_here, tmp_path) -> None:
+    paths = {"--mse-sr": tmp_path / "nowhere", "--gan-sr": tmp_path, "--workspace": tmp_path / "ws"}
+    run = desra_here("detect", *(part for pair in paths.items() for part in pair), "--log-format", "json")
+    warning, error = (json.loads(line) for line in run.stderr.splitlines())
+    assert (warning["level"], error["level"]) == ("warning", "error")
+    assert error["workspace"] == str(tmp_path / "ws")
+    assert error["message"].startswith(f"{tmp_path / 'nowhere'}: is no folder; ")

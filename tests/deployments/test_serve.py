@@ -80,6 +80,9 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     told = until(lambda: webhook[1])[0]
     assert (told["deployment"], told["workspace"]) == ("ws", str(served.workspace.root))
     assert told["message"] == failed["state"]["message"]
+    line = f"error: {failed['name']} failed: {told['message']}\n"
+    assert line in (served.workspace.prefect_home / "worker.log").read_text()
+    until(lambda: line in served.said())
     (tmp_path / "elsewhere").rename(photos)
     since = failed["start_time"]
     until(lambda: (run := served.ended("nothing new: ")) and run["start_time"] > since)

@@ -14,13 +14,25 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
 from deployments import serve
-from deployments.serve import _check_alone, _client, _giving_up, _look_after, _start_again, _stoppable
+from deployments.interrupted import INTERRUPTED, resume_interrupted
+from deployments.schedules import deployments_of, register
+from deployments.serve import (
+    _check_alone,
+    _client,
+    _giving_up,
+    _look_after,
+    _Outcomes,
+    _start_again,
+    _stoppable,
+)
 from deployments.standing import new_mark
 from deployments.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
 from desra_core.serving_settings import Serving
+from desra_core.settings import Machine
 from flows import alarm
 
 
@@ -137,6 +149,46 @@ def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
         told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
         with pytest.raises(UsageError, match=told):
             _check_alone("desra-alone", client)
+
+
+def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
+    """Of desra serve, by the word of the server: one that was killed says nothing itself."""
+    paths = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
+    deployments = deployments_of(Serving(**paths, name="outcomes", mine_at="never", cycle_at="never"), Machine())
+    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), _client() as client:
+        register(deployments, client, own=True)
+        mine = client.read_deployment_by_name("mine/outcomes").id
+
+        def end(name: str, state: State) -> None:
+            run = client.create_flow_run_from_deployment(mine)
+            client.update_flow_run(run.id, name=name)
+            client.set_flow_run_state(run.id, Running(), force=True)
+            client.set_flow_run_state(run.id, state, force=True)
+
+        end("before", Completed(message="40 of 40 images computed"))
+        outcomes = _Outcomes("desra-outcomes")
+        outcomes.tell()
+        for name, state in (
+            ("first", Completed(message="1 of 41 images computed")),
+            ("second", Failed(message="/gan.pth: does not exist; check the path")),
+            ("third", Crashed(message="Process exited with status code: -9")),
+            ("fourth", Cancelled(message="by somebody")),
+            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on with what it left")),
+        ):
+            end(name, state)
+        outcomes.tell()
+        assert resume_interrupted("desra-outcomes", client) == [
+            "warning: fifth was cut off: another run goes on with what it left"
+        ]
+        end("sixth", Completed(message="nothing new"))
+        outcomes.tell()
+    assert capsys.readouterr().err.splitlines() == [
+        "first completed: 1 of 41 images computed",
+        "error: second failed: /gan.pth: does not exist; check the path",
+        "error: third crashed: Process exited with status code: -9",
+        "warning: fourth cancelled: by somebody",
+        "sixth completed: nothing new",
+    ]
 
 
 def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:

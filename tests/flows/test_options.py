@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from deployments.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
@@ -25,13 +25,14 @@ from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.workspace import Workspace
 from flows import alarm, options
-from flows.alarm import tell_failure
+from flows.alarm import tell_cancelled, tell_failure
 from flows.compare import compare
 from flows.cycle import cycle
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
+from tasks.lines import say
 
 PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
 
@@ -39,6 +40,7 @@ PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", 
 class Ended(NamedTuple):
     told: str
     problem: TransientError | None = None
+    lacking: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,37 @@ def test_what_went_well_says_so(url, webhook) -> None:
     assert webhook.received == []
 
 
+def said(stderr: str) -> list[tuple[str, str, str, str]]:
+    """Level, run, workspace and message of lines of JSON."""
+    told = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+    return [(line["level"], line.get("run"), line.get("workspace"), line["message"]) for line in told]
+
+
+@pytest.mark.parametrize(("flawed", "level"), [(False, "info"), (True, "warning")])
+def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webhook, capsys) -> None:
+    """Where nobody looks at it; once, also where the run has called others."""
+
+    @corpus_flow("inner")
+    def inner() -> Ended:
+        """Is called."""
+        return Ended("all is well", lacking=flawed)
+
+    @corpus_flow("night")
+    def night(detection: Detection, machine: Machine = Machine()) -> Ended:  # noqa: B008
+        """Calls another one."""
+        return inner()
+
+    paths = {"mse_sr": "/data/mse", "gan_sr": "/data/gan", "workspace": "/data/ws"}
+    night(Detection(**paths), Machine(log_format="json"))
+    run = latest(url, "night")["name"]
+    assert said(capsys.readouterr().err) == [(level, run, "/data/ws", f"{run} completed: all is well")]
+    say("error: what comes then is about it, too")
+    assert said(capsys.readouterr().err) == [("error", run, "/data/ws", "what comes then is about it, too")]
+    night(Detection(**paths))
+    warning = "warning: " if flawed else ""
+    assert f"\n{warning}{latest(url, 'night')['name']} completed: all is well\n" in "\n" + capsys.readouterr().err
+
+
 def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
     full = TransientError("/ws", "the disk is full", "free some space")
     flow, tries = raising("patient", full, ConnectionError("reset"))
@@ -194,7 +227,7 @@ def test_a_run_that_is_not_whole_fails_where_nobody_looks(url, by_itself, monkey
 
 
 @pytest.mark.parametrize("trouble", ["refuses", "is slow", "is not there"])
-def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch) -> None:
+def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch, capsys) -> None:
     monkeypatch.setattr(alarm, "_SECONDS", 0.3)
     if trouble == "refuses":
         webhook.answer = 500
@@ -211,7 +244,9 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
     assert run["state"]["message"] == "--x: is bad; mend it"
     told = logs(url, run, wait_for="not told")
     assert "the webhook was not told" in told
-    assert "/hook" not in told  # the address is a secret
+    stderr = capsys.readouterr().err
+    assert f"warning: {run['name']}: the webhook was not told: " in stderr
+    assert "/hook" not in told + stderr  # the address is a secret
 
 
 def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
@@ -227,16 +262,23 @@ def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     assert [message["flow"] for message in webhook.received] == ["outer"]
 
 
-def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook) -> None:
+def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook, capsys) -> None:
     """Which runs the hook in another process, without the environment of the run."""
     with get_client(sync_client=True) as client:
-        register(deployments_of(Serving(**PATHS, name="killed", mine_at="never", cycle_at="never"), Machine()), client)
+        serving = Serving(**PATHS, name="killed", mine_at="never", cycle_at="never")
+        register(deployments_of(serving, Machine(log_format="json")), client)
         deployment = client.read_deployment_by_name("mine/killed")
         run = client.create_flow_run_from_deployment(deployment.id)
         client.update_flow_run(run.id, name="mine photos")  # as a run calls itself when it begins
         tell_failure(mine, run, Crashed(message="Process exited with status code: -9"))
+        tell_cancelled(mine, run, Cancelled(message="by somebody"))
         run.parameters["curent_model"] = True
         tell_failure(mine, run, Crashed(message="Process exited with status code: 1"))
+    about = ("mine photos", "/data/workspace")
+    assert said(capsys.readouterr().err)[:2] == [
+        ("error", *about, "mine photos crashed: Process exited with status code: -9"),
+        ("warning", *about, "mine photos was cancelled"),
+    ]
     killed, unknown = webhook.received
     assert (killed["deployment"], killed["run"], killed["state"]) == ("killed", "mine photos", "Crashed")
     assert killed["workspace"] == "/data/workspace"

@@ -8,13 +8,14 @@ from datetime import datetime
 
 import pytest
 
-from tasks.lines import configure, is_json, record, say
+from tasks.lines import carry, configure, is_json, record, say
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
     yield
     configure("warning", "text")
+    carry(run=None, workspace=None)
 
 
 def test_lines_are_plain_and_records_are_kept_to_themselves(capsys) -> None:
@@ -44,3 +45,33 @@ def test_json_is_one_object_per_line_for_lines_too(capsys) -> None:
     assert (first["level"], first["message"]) == ("info", 'a "line"\nwith a break')
     assert datetime.fromisoformat(second.pop("time")).tzinfo is not None
     assert second == {"level": "debug", "shard": "00001", "image": "ab", "seconds": 0.25, "message": "done: ü"}
+
+
+def test_errors_and_warnings_are_of_their_level(capsys) -> None:
+    lines = ["error: a.png: is bad; mend it", "warning: no labels", "a.png: error: not at the beginning"]
+    for line in lines:
+        say(line)
+    assert capsys.readouterr().err.splitlines() == lines
+    configure("warning", "json")
+    for line in lines:
+        say(line)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["level"], line["message"]) for line in told] == [
+        ("error", "a.png: is bad; mend it"), ("warning", "no labels"), ("info", lines[2]),
+    ]  # fmt: skip
+
+
+def test_json_lines_carry_what_they_are_about(capsys) -> None:
+    configure("info", "json")
+    carry(workspace="/ws")
+    say("planning")
+    carry(run="mine photos")
+    say("error: it fails")
+    say("another one fails", run="cycle photos")
+    record(logging.INFO, "3 images", run="mine photos", shard="00001")
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["workspace"] for line in told] == ["/ws"] * 4
+    assert [line.get("run") for line in told] == [None, "mine photos", "cycle photos", "mine photos"]
+    configure("info", "text")
+    say("error: it fails")
+    assert capsys.readouterr().err == "error: it fails\n"
