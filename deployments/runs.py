@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs
+from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs, watch_at
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, TransientError, printable
 from desra_core.plan import Prepared, make_plan, prepare
@@ -70,7 +70,7 @@ def serving(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run; say where to watch it."""
     say("starting Prefect and the workers, which takes some seconds")
     with prefect_server(workspace) as url:
-        say(f"watch at {url.removesuffix('/api')}")
+        say(f"watch at {watch_at(workspace, url)}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         try:

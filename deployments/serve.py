@@ -31,7 +31,7 @@ from deployments.interrupted import drop_missed, mark_interrupted, mark_killed, 
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
-from deployments.server import Server, check_server, end_leftover_server
+from deployments.server import Server, check_server, end_leftover_server, watch_at
 from deployments.standing import standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
@@ -296,7 +296,8 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
     when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
     if serving.finetune_after:
         when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
-    say(f"watch at {url.removesuffix('/api')}, with the report at {report}")
+    say(f"watch at {watch_at(Workspace(serving.workspace), url)}")
+    say(f"the report is at {report}")
     with _client() as client:
         for deployed in deployments:
             moment = next_run(deployed, client)

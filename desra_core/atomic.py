@@ -44,6 +44,28 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
             scratch.unlink(missing_ok=True)
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that nobody but its owner can ever read.
+
+    Parameters
+    ----------
+    path
+        What is there already goes, for it may have been readable; missing folders are made.
+    text
+        The content.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+
+
 def is_unfinished(name: str) -> bool:
     """Whether a file of this name is one that is being written, or was left half-written."""
     return name.startswith(".") and name.endswith(_SCRATCH)

@@ -50,7 +50,8 @@ def run() -> None:
         workspace = Workspace(folder / "workspace")
         workspace.create()
         detection = Detection(mse_sr=folder / "mse_sr", gan_sr=folder / "gan_sr", workspace=workspace.root)
-        with workspace.locked(), prefect_server(workspace) as url:
+        with workspace.locked(), prefect_server(workspace):
+            url = os.environ["PREFECT_API_URL"].replace("//", f"//{os.environ['PREFECT_API_AUTH_STRING']}@")
             _run_many(detection, url, int(os.environ.get("RUNS", "100")))
 
 
