@@ -167,13 +167,14 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     from tasks.stages import gpus_wanted
 
     if machine.scheduler:
-        with open_dask(machine, networks=True):  # told now rather than by the first run
+        with open_dask(machine, folder=serving.workspace, networks=True):  # told now rather than by the first run
             pass
         yield None
         return
 
     dashboard = serving.port and serving.port + 2
-    with standing_cluster(machine, gpus=gpus_wanted(True, machine), dashboard_port=dashboard) as cluster:
+    key = Workspace(serving.workspace).prefect_home / "dask.pem"
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
         say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
         yield cluster
 

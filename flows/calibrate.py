@@ -65,7 +65,10 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
         counting.gather_journals()
         missing = counting.missing()
         if missing:
-            with open_dask(machine) as dask, RunProgress("count", sum(missing.values()), 1) as progress:
+            with (
+                open_dask(machine, folder=workspace.root) as dask,
+                RunProgress("count", sum(missing.values()), 1) as progress,
+            ):
                 for number in missing:
                     count_shard(number, CountingRun(counting, dask, progress))
         calibrated = conclude(calibrating, corpus, counting)

@@ -66,7 +66,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             show_corpus(settings, prepared)
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
-        with open_dask(machine, networks=networks, gpus=gpus_wanted(networks, machine)) as dask:
+        gpus = gpus_wanted(networks, machine)
+        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus) as dask:
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:

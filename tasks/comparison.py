@@ -73,7 +73,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         )
         return partial(judge_stage, workspace=workspace, settings=settings)
 
-    results = each_image("judge", judging, missing, machine, networks=True)
+    results = each_image("judge", judging, missing, machine, networks=True, folder=workspace.root)
     return sum(isinstance(result, ImageError) for _, result in results)
 
 

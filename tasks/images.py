@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from desra_core.corpus import ImageRef
@@ -22,6 +23,7 @@ def each_image(
     machine: Machine,
     *,
     networks: bool,
+    folder: Path,
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on every image, on all workers; show how far it is.
 
@@ -38,13 +40,18 @@ def each_image(
         Where and how wide to compute.
     networks
         Whether the function runs networks.
+    folder
+        Where it writes.
 
     Yields
     ------
     Each image with its result, or with the `ImageError` that it failed by, as they come.
     """
     gpus = gpus_wanted(networks, machine)
-    with open_dask(machine, networks=networks, gpus=gpus) as dask, RunProgress(name, len(work), 1) as progress:
+    with (
+        open_dask(machine, folder=folder, networks=networks, gpus=gpus) as dask,
+        RunProgress(name, len(work), 1) as progress,
+    ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
         for image, result in dask.map(Job(name, function, gpu), work):

@@ -62,7 +62,8 @@ def _run_many(detection: Detection, url: str, runs: int) -> None:
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []
     _, empty = _database(workspace)
-    with standing_cluster(machine, gpus=0) as cluster, patch.dict(os.environ, cluster.environment):
+    key = workspace.prefect_home / "dask.pem"
+    with standing_cluster(machine, gpus=0, key=key) as cluster, patch.dict(os.environ, cluster.environment):
         for number in range(1, runs + 1):
             started = time.perf_counter()
             with patch("flows.corpus.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):
