@@ -21,8 +21,7 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     if workspace.manifest.exists():
         raise UsageError(workspace.root, "is a workspace of images", "name another folder with --output")
     planned = plan(settings)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         _warn(planned)
         _tell_failures(planned.failed())

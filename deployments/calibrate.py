@@ -15,9 +15,10 @@ from desra_core.calibration.weight_table import largest_differences
 from desra_core.corpus import read_manifest
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
-from desra_core.matching import image_files
+from desra_core.human_masks import told_resting
 from desra_core.model_settings import Calibrating
 from desra_core.plan import Prepared, make_plan
+from desra_core.scanning import image_files
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
@@ -34,8 +35,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     exclusion = Exclusion(settings.exclude)
     if settings.exclude:
         _check_names(corpus, exclusion)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
@@ -60,7 +60,9 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
             write_calibration(calibrated, settings.output)
         left_out = _left_out(prepared, counting, corpus)
+        _warn_of_artifacts(counting)
         _tell(calibrated, settings)
+        typer.echo(f"people   {told_resting(counting.by_people)}")
         if left_out:
             typer.echo(f"left out {left_out} images that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
@@ -69,7 +71,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
 def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
     """See that masks are of images that there are, before anything is touched."""
-    files, _ = image_files(corpus.sources.main, corpus.workspace)
+    files = image_files(corpus.sources.main, corpus.workspace).files
     # Where two files would share a name, their suffixes belong to it.
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
     if unused:
@@ -83,6 +85,16 @@ def _show_failures(counting: Counting) -> None:
         say(f"failed: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:
         say(f"and {len(errors) - SHOWN_FAILURES} more")
+
+
+def _warn_of_artifacts(counting: Counting) -> None:
+    """Say so where the pairs may not be free of artifacts: what is counted as normal is never found again."""
+    images, pixels = counting.suspect()
+    if images:
+        say(
+            f"warning: {images} of {counting.images} images have artifacts by the detector's word, {pixels:,} pixels, "
+            "which count as normal: calibrate on pairs without any, or leave them out with --exclude MASKS"
+        )
 
 
 def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
@@ -128,7 +140,8 @@ def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
         for name, value in given.items()
+        for one in (value if isinstance(value, list) else [value])
     ]
     return " ".join([f"desra {corpus.verb}", *photos, *flags])

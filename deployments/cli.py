@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,22 +16,27 @@ import typer
 
 from deployments.annotations import export_masks, import_masks
 from deployments.evaluate import evaluate
-from deployments.flags import with_flags
+from deployments.flags import paths_at_home, with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
+from deployments.server import ServerLostError
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.corpus import read_manifest, read_passed_over
+from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.matching import FAILURES
 from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.plan import make_plan
 from desra_core.promotion import current_model, history
+from desra_core.scanning import told_passed_over
 from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
 from tasks.lines import SHOWN_FAILURES, say
+
+# Says to a command that it is on for the second time, since a server has gone.
+_AGAIN = "DESRA_BEGUN_AGAIN"
 
 app = typer.Typer(
     name="desra",
@@ -44,15 +50,24 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, or none but one that
-    was rolled back, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, none but one that
+    was rolled back, or the gate is undecided for lack of held-out images, 130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_folder()
         app()
     except DesraError as error:
         say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
+
+
+def _check_folder() -> None:
+    """See that there is a working folder: paths are told by it, and workers start in it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the working folder", f"is gone ({error.strerror})", "change to another one") from None
 
 
 def _version(asked: bool) -> None:
@@ -70,7 +85,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Mining, argument="photos")
 def mine(settings: Mining, machine: Machine) -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
@@ -114,20 +129,21 @@ def compare(settings: Comparing, machine: Machine) -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
     Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
-    where no model passes.
+    where no model passes, or where held-out images are missing by which to decide.
     """
     from deployments.models import run_compare
 
     _exit(lambda: run_compare(settings, machine))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @with_flags(Cycling, argument="photos")
 def cycle(settings: Cycling, machine: Machine) -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
 
     Starts from the workspace's current model where there is one, else from --gan-model. The same command again goes
-    on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes.
+    on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes, or
+    where held-out images are missing by which to decide.
     """
     from deployments.models import run_cycle
 
@@ -162,8 +178,8 @@ def benchmark(settings: Benchmarking, machine: Machine) -> None:
     _exit(lambda: run_benchmark(settings, machine))
 
 
-app.command("export")(export_masks)
-app.command("import")(import_masks)
+app.command("export")(paths_at_home(export_masks))
+app.command("import")(paths_at_home(import_masks))
 
 
 @app.command()
@@ -180,6 +196,7 @@ def serve(settings: Serving, machine: Machine) -> None:
 
 
 @app.command("rollback")
+@paths_at_home
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     from deployments.models import run_rollback
@@ -188,6 +205,7 @@ def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose 
 
 
 @app.command()
+@paths_at_home
 def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
@@ -216,12 +234,15 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
+    if others := told_passed_over(read_passed_over(place)):
+        typer.echo(f"passed over {others}")
     if sized:
         typer.echo(f"size       {size_line(place)}")
     show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else SHOWN_FAILURES)
 
 
 @app.command()
+@paths_at_home
 def report(
     workspace: Annotated[Path, typer.Option(help="The workspace to report on.")],
     output: Annotated[Path | None, typer.Option(help="File to write; WORKSPACE/report.html by default.")] = None,
@@ -235,11 +256,14 @@ def report(
     load_settings(place)
     from desra_core.report import write_report
 
-    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output)}")
+    def left_out(error: ImageError) -> None:
+        say(f"failed: {printable(error)}")
+
+    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output, on_left_out=left_out)}")
 
 
-app.command()(evaluate)
-app.command()(gc)
+app.command()(paths_at_home(evaluate))
+app.command()(paths_at_home(gc))
 
 
 def _exit(run: Callable[[], int]) -> NoReturn:
@@ -250,6 +274,8 @@ def _exit(run: Callable[[], int]) -> NoReturn:
         stopped = _stop_before(error)
         if isinstance(stopped, SystemExit):
             raise stopped from None
+        if isinstance(error, ServerLostError) and stopped is None:
+            _begin_again(error)
         if stopped is None:
             raise
         if _is_termination(stopped):
@@ -257,6 +283,20 @@ def _exit(run: Callable[[], int]) -> NoReturn:
         say("interrupted: the same command goes on where it stopped")
         code = 130
     raise typer.Exit(code)
+
+
+def _begin_again(lost: ServerLostError) -> NoReturn:
+    """Start this very command anew, once: it finds what is done, and does what is left with another server.
+
+    At the end of this process, Prefect would wait minutes for the server that has gone.
+    """
+    sys.stdout.flush()
+    if _AGAIN in os.environ:
+        say(f"error: {printable(lost)}")
+        os._exit(1)
+    say(f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete; going on")
+    os.environ[_AGAIN] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
 def _stop_before(error: BaseException | None) -> BaseException | None:

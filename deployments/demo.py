@@ -16,6 +16,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 
 from deployments.demo_photos import make_photos
+from deployments.flags import paths_at_home
 from deployments.models import GATE_FAILED
 from desra_core import imageio
 from desra_core.report.gallery import choose
@@ -145,4 +146,4 @@ def _where_to_look(output: Path, worst: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(paths_at_home(main))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
-from desra_core.settings import Machine
-from tasks.lines import configure
+from desra_core.settings import Machine, at_home, whole_path
+from tasks.lines import carry, configure
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Model = TypeVar("Model", bound=BaseModel)
@@ -40,12 +41,15 @@ def with_flags(
         def command(**values: Any) -> None:
             context = values.pop("context")
             config = values.pop("config")
+            if context.args:
+                reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
+                raise UsageError(f"{argument}".upper(), reason, "put the glob in quotes, or name the folder")
             if labelled:
                 values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
             if values.get("weights") not in (None, "published", "none"):
-                values["weights"] = str(Path(values["weights"]).absolute())
+                values["weights"] = str(whole_path(values["weights"]))
             if values.get("method", "").endswith(".py"):
-                values["method"] = str(Path(values["method"]).absolute())
+                values["method"] = str(whole_path(values["method"]))
             machine = {name: values.pop(name) for name in Machine.model_fields}
             # What nobody gave is left to the model, whose default may depend on what was given.
             defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
@@ -59,7 +63,10 @@ def with_flags(
 
             where = _validated(Machine, machine, named)
             configure(where.log_level, where.log_format)
-            run(_validated(kind, given, named), where)
+            settings = _validated(kind, given, named)
+            given = settings.model_dump(mode="json")
+            carry(workspace=given.get("workspace") or given["output"])
+            run(settings, where)
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         parameters += [
@@ -79,6 +86,16 @@ def with_flags(
     return decorate
 
 
+def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
+    """The same function with ``~`` taken for the home folder in every path: for commands whose flags are its own."""
+
+    @wraps(run)
+    def command(**values: Any) -> None:
+        run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+
+    return command
+
+
 def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     """The fields, those without a default first and those of the kind itself before the inherited ones."""
     own = set(kind.__annotations__) - {"verb"}
@@ -88,7 +105,9 @@ def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 def _field_parameter(name: str, field: FieldInfo, kind: Callable[..., Any] = typer.Option) -> inspect.Parameter:
     look = {"metavar": name.upper()} if kind is typer.Argument else {}
     default = inspect.Parameter.empty if field.is_required() else field.default
-    return _parameter(name, Annotated[field.annotation, kind(help=field.description, **look)], default)
+    # Typer's word for a flag that may be given several times.
+    annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
+    return _parameter(name, Annotated[annotation, kind(help=field.description, **look)], default)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -105,6 +124,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
+    path = at_home(path)
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -115,7 +135,10 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if unknown := sorted(set(values) - known):
         names = ", ".join(sorted(_key(name) for name in known if name))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
-    context.default_map = values
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    context.default_map = {
+        name: [value] if name in several and isinstance(value, str) else value for name, value in values.items()
+    }
     return path
 
 
@@ -144,7 +167,7 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
             segmenter = f"labels:{labels}"
     kind, colon, paths = segmenter.partition(":")
     parts = paths.split(",") if kind == "mmseg" else [paths]
-    return kind + colon + ",".join(str(Path(path).absolute()) for path in parts if path)
+    return kind + colon + ",".join(str(whole_path(path)) for path in parts if path)
 
 
 def _source(context: typer.Context, name: str) -> str | None:
@@ -158,7 +181,7 @@ def _key(name: str) -> str:
 
 
 def _validated(model: type[Model], values: dict[str, Any], named: Callable[[str], str]) -> Model:
-    values = {name: value.absolute() if isinstance(value, Path) else value for name, value in values.items()}
+    values = {name: whole_path(value) if isinstance(value, Path) else value for name, value in values.items()}
     try:
         return model(**values)
     except ValidationError as error:

@@ -24,6 +24,9 @@ T = TypeVar("T")
 INTERRUPTED = "Interrupted"
 
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+_FINAL = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}
+# How the message of a run begins that was marked as interrupted, once others have gone on with what it left.
+_CUT_OFF = "was cut off"
 _ERROR_LENGTH = 300
 # What the server answers where it does not take the parameters, or where the deployment has gone.
 _REFUSALS = (404, 409, 422)
@@ -91,14 +94,14 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
                     run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
                 )
                 resumed.add(run.deployment_id)
-                lines.append(f"{run.name} was cut off: another run goes on with what it left")
-            told = "was cut off; another run went on with what it left"
+                lines.append(f"warning: {run.name} {_CUT_OFF}: another run goes on with what it left")
+            told = f"{_CUT_OFF}; another run went on with what it left"
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _REFUSALS:
                 raise
             reason = printable(error.response.text)[:_ERROR_LENGTH]
-            told = f"was cut off, and is not gone on with: the server does not accept another run ({reason})"
-            lines.append(f"{run.name} {told}")
+            told = f"{_CUT_OFF}, and is not gone on with: the server does not accept another run ({reason})"
+            lines.append(f"error: {run.name} {told}")
         with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
             client.set_flow_run_state(run.id, Crashed(message=told), force=True)
     return lines
@@ -135,6 +138,21 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
     return len(superfluous)
 
 
+def ended_since(pool: str, client: SyncPrefectClient, moment: datetime) -> list[FlowRun]:
+    """The runs of a work pool that have ended since a moment, the earliest first, but for those that were cut off.
+
+    Parameters
+    ----------
+    pool, client
+        As for `mark_interrupted`.
+    moment
+        By the clock of who told the server so.
+    """
+    ended = _runs(pool, client, _FINAL, end_time={"after_": moment})
+    whole = [run for run in ended if run.state and not (run.state.message or "").startswith(_CUT_OFF)]
+    return sorted((run for run in whole if run.state_name != INTERRUPTED), key=lambda run: run.end_time or moment)
+
+
 def _going_on() -> set[str | None]:
     """The ids of the runs that have a process on this machine."""
     found = set()
@@ -164,15 +182,15 @@ def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: tim
     return names
 
 
-def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
-    """The runs of a pool's deployments in some states, the newest first."""
+def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any], **also: Any) -> list[FlowRun]:
+    """The runs of a pool's deployments in some states, the newest first; ``also`` are Prefect's filters."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
     return _all(
         client.read_flow_runs,
         work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": state, "deployment_id": {"is_null_": False}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": state, "deployment_id": {"is_null_": False}} | also),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
 

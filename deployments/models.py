@@ -9,11 +9,12 @@ import typer
 
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
 from deployments.server import end_leftover_server
-from desra_core.comparison import conclude, plan_comparison
+from desra_core.comparison import Comparison, conclude, plan_comparison, verdict_of
 from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.gate import Verdict
 from desra_core.evaluation.table import as_text, score_rows
+from desra_core.human_masks import told_resting
 from desra_core.model_settings import Comparing, Cycling, Finetuning
 from desra_core.promotion import rollback
 from desra_core.settings import Machine
@@ -57,7 +58,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
-        if comparison.missing() or (settings.promote and conclude(comparison).passed):
+        if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
             with serving(workspace):
                 from flows.compare import compare
 
@@ -68,15 +69,14 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
             typer.echo("nothing to do: all was judged before")
             verdict = conclude(comparison)
             renew_report(workspace)
-        _tell_verdict(workspace, verdict, promoted)
+        _tell_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
 
 def run_cycle(settings: Cycling, machine: Machine) -> int:
     """Run the flow, or say that there is nothing to do; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         mining = mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
@@ -109,7 +109,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         _tell_finetune(plan_finetune(finetuning))
         comparison = plan_comparison(comparing_of(settings, mining, finetuning))
         verdict = conclude(comparison)
-        _tell_verdict(workspace, verdict, promoted)
+        _tell_verdict(workspace, verdict, promoted, comparison)
         if settings.promote and verdict.passed and not promoted:
             again = f"{_compare_command(finetuning)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
@@ -131,6 +131,8 @@ def _existing(root: Path) -> Workspace:
     workspace = Workspace(root)
     if not root.is_dir():
         raise UsageError(root, "does not exist", "name the workspace of desra mine, detect or cycle")
+    if not workspace.exists():
+        raise UsageError(root, "is no workspace", "name that of desra mine, detect or cycle")
     workspace.create()
     return workspace
 
@@ -141,7 +143,7 @@ def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
     if not plan_finetune(finetuning).ended:
         return False
     comparison = plan_comparison(comparing_of(settings, mining, finetuning))
-    return not comparison.missing() and not is_to_promote(settings, comparison, conclude(comparison))
+    return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
 def _compare_command(settings: Finetuning) -> str:
@@ -157,21 +159,24 @@ def _tell_finetune(plan: FinetunePlan) -> None:
     models = plan.run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
     early = ", and stopped early: the pixel loss had stopped falling" if last < plan.training.iterations else ""
-    typer.echo(f"{last} iterations on {len(document.get('images', []))} images{early}")
+    images = document.get("images", [])
+    typer.echo(f"{last} iterations on {len(images)} images{early}")
+    typer.echo(f"people   {told_resting(sum(image.get('mask_by') == 'person' for image in images))}")
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
     typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
 
 
-def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None) -> None:
+def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None, comparison: Comparison) -> None:
     control = verdict.control
     clean = f"{control.clean_images} of them clean"
     typer.echo(f"judged by {control.images} held-out images, {clean}, with {control.regions} artifact regions")
+    typer.echo(f"people   {told_resting(comparison.by_people)}")
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")
     for reason in verdict.reasons:
-        typer.echo(f"failed   {printable(reason)}")
+        typer.echo(f"{verdict.outcome:8} {printable(reason)}")
     if promoted:
         typer.echo(f"promoted {promoted / 'model.pth'}; desra rollback --workspace {workspace.root} undoes it")
     typer.echo(f"verdict  {workspace.verdict}")

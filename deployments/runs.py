@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,10 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.server import end_leftover_server, prefect_server, wait_for_task_runs, watch_at
+from deployments.server import (
+    ServerLostError,
+    check_temporary,
+    end_leftover_server,
+    prefect_server,
+    wait_for_task_runs,
+    watch_at,
+)
+from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, TransientError, printable
+from desra_core.errors import DesraError, printable
+from desra_core.human_masks import told_resting
 from desra_core.plan import Prepared, make_plan, prepare
+from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of
 from desra_core.tables import publish_tables, worst_regions
 from desra_core.workspace import Workspace
@@ -28,8 +39,7 @@ _SHOWN_REGIONS = 10
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
     """Run the flow that the settings are for and say how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    workspace.create()
-    with workspace.locked():
+    with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
@@ -58,7 +68,8 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
     if scanned.replaced:
         say(f"{scanned.replaced} images have changed and are computed again")
     if scanned.vanished:
-        say(f"{scanned.vanished} images have vanished; their outputs stay")
+        where = "are not among those asked for" if settings.sources.selects else "have vanished"
+        say(f"{scanned.vanished} images {where}; their outputs stay")
     show_failures(pa.concat_tables([scanned.failures, plan.failures]))
     if plan.dropped:
         say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
@@ -68,16 +79,29 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 @contextlib.contextmanager
 def serving(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run; say where to watch it."""
+    check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
+    # It would show each event that a server which has ended did not get, and then tell that again to the next one.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
             yield
-        except httpx.TransportError:
+        except Exception as error:
+            if isinstance(error, DesraError) or not _is_of_server(error):
+                raise
             reason = "does not answer any more; what was done is not lost"
-            raise TransientError("the Prefect server", reason, "run again") from None
+            raise ServerLostError("the Prefect server", reason, "run again") from error
+
+
+def _is_of_server(error: BaseException | None) -> bool:
+    """Whether an error comes from talking to Prefect's server; it has several of its own for that."""
+    while error is not None and not isinstance(error, httpx.HTTPError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def wait_for(flow_run: str, task_runs: int) -> None:
@@ -123,17 +147,20 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
     else:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    if others := told_passed_over(scanned.passed_over):
+        typer.echo(f"passed over {others}")
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
     if (method := method_of(settings)) != "desra":
         weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
-    whole = " of the whole workspace" if settings.limit else ""
+    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
     typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
         line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
         typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
+    typer.echo(f"people   {told_resting(count_resting(workspace, before.target.gan_sr_key))}")
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

@@ -13,6 +13,7 @@ from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
 from desra_core.evaluation.table import as_text
+from desra_core.human_masks import told_resting
 from tasks.lines import SHOWN_FAILURES, say
 
 _SHOWN_CLASSES = 8
@@ -36,6 +37,8 @@ def tell_evaluation(evaluation: Evaluation) -> None:
         _tell_scores(evaluation.prominent)
     if evaluation.classes:
         _tell_classes(evaluation.classes)
+    if evaluation.pairing.by_people is not None:
+        typer.echo(f"people   {told_resting(evaluation.pairing.by_people)}")
 
 
 def _tell_scores(scores: MaskScores) -> None:

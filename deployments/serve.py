@@ -20,22 +20,22 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
-from deployments.interrupted import drop_missed, mark_interrupted, mark_killed, resume_interrupted
+from deployments.interrupted import drop_missed, ended_since, mark_interrupted, mark_killed, resume_interrupted
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
-from deployments.server import Server, check_server, end_leftover_server, watch_at
+from deployments.server import Server, check_server, check_temporary, end_leftover_server, watch_at
 from deployments.standing import standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
-from desra_core.errors import UsageError, printable
+from desra_core.errors import DesraError, UsageError, printable
 from desra_core.serving_settings import Serving, parse_span
 from desra_core.settings import Machine
 from desra_core.target import check_kind, check_models, target_of
@@ -43,11 +43,14 @@ from desra_core.workspace import Workspace
 from tasks.lines import say
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
 
     from tasks.cluster import StandingCluster
 
 _POLL_SECONDS = 1.0
+_TELL_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
 # A run that is new to the worker has no process yet.
@@ -69,6 +72,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
+    _check(serving)
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -76,7 +80,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
-            _check(serving)
+            check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
@@ -207,11 +211,11 @@ def _open_worker(
     finally:
         with contextlib.suppress(UsageError), _client() as client:
             for name in mark_interrupted(pool, client, "desra serve was stopped"):
-                say(f"cut off: {name}; the next start goes on with it")
+                say(f"warning: {name} was cut off; the next start goes on with it", run=name)
 
 
 def _check(serving: Serving) -> None:
-    """See now, not at two in the night, that models can be used. The workspace must be locked."""
+    """See now, not at two in the night, that models can be used."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)
@@ -323,7 +327,8 @@ def _look_after(
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[_Process] = [server, worker] if server else [worker]
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
-    looked = cleaned = time.monotonic()
+    outcomes = _Outcomes(pool)
+    looked = cleaned = told = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
         now = time.monotonic()
@@ -331,6 +336,9 @@ def _look_after(
             if process.exit_code is not None:
                 _check_there(workspace)
                 _start_again(process, starts[process.name], now)
+        if now - told >= _TELL_SECONDS:
+            told = now
+            outcomes.tell()
         if now - looked >= _LOOK_SECONDS:
             looked = now
             _check_there(workspace)
@@ -340,6 +348,26 @@ def _look_after(
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
             cleaned = now
             forget_results(workspace.prefect_home, history)
+
+
+class _Outcomes:
+    """Says how each run of a pool has ended, by the word of the server: one that was killed says nothing itself."""
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self._latest = datetime.now(UTC)
+        self._told: set[UUID] = set()
+
+    def tell(self) -> None:
+        with contextlib.suppress(UsageError), _client() as client:  # what does not answer is told elsewhere
+            for run in ended_since(self._pool, client, self._latest):
+                if run.id in self._told or run.state is None:
+                    continue
+                self._told.add(run.id)
+                self._latest = run.end_time or self._latest
+                level = "" if run.state.is_completed() else "warning: " if run.state.is_cancelled() else "error: "
+                name = (run.state.name or run.state.type.value).lower()
+                say(f"{level}{run.name} {name}: {run.state.message}", run=run.name)
 
 
 def _check_there(workspace: Workspace) -> None:
@@ -353,9 +381,10 @@ def _start_again(process: _Process, starts: list[float], now: float) -> None:
         raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
     pause = 2 ** len(starts)  # for a cause that passes
     code = process.exit_code
-    say(f"{process.name} has ended (exit code {code}), and is started again in {pause} s; its log is {process.log}")
+    told = f"warning: {process.name} has ended (exit code {code}), and is started again in {pause} s"
+    say(f"{told}; its log is {process.log}")
     time.sleep(pause)
-    with contextlib.suppress(UsageError, OSError):  # the next look finds that it has ended
+    with contextlib.suppress(DesraError, OSError):  # the next look finds that it has ended
         process.start()
 
 

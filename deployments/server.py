@@ -1,18 +1,22 @@
 """A real Prefect server, for the length of a run or of desra serve, where no other is configured.
 
 Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a loopback
-port, with its database in the workspace; the next run ends one that a killed run left behind.
+port, with its database in the workspace; the next run ends one that a killed run left behind. One that ends in mid-run
+is started again, and the work goes on with or without it: the workspace knows what is done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,15 +31,24 @@ from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
 from desra_core.atomic import write_secret
-from desra_core.errors import UsageError
-from desra_core.workspace import Workspace
+from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.workspace import Workspace, storage_errors
+from tasks.lines import say
 
 # Prefect's clients send it to the server, and read it from their environment, which nobody else on a machine can.
 _KEY = "PREFECT_API_AUTH_STRING"
 
-_START_SECONDS = 90
+_STARTS = 2
+_START_SECONDS = 600  # a busy machine may take minutes
+_PATIENCE_SECONDS = 30
+_LOOK_SECONDS = 1.0
 _STOP_SECONDS = 15
 _ARRIVAL_SECONDS = 20
+# What an empty database takes.
+_DATABASE_BYTES = 2_000_000
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 @contextlib.contextmanager
@@ -62,9 +75,14 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     try:
         server.start()
         _tell_killed(workspace, server.url)
-        yield server.url
+        with _kept_up(server):
+            yield server.url
     finally:
         server.stop()
+
+
+class ServerLostError(TransientError):
+    """The Prefect server does not answer any more. What was done is not lost, but its history may be."""
 
 
 class Server:
@@ -87,6 +105,8 @@ class Server:
         Address of its API.
     log
         What it prints.
+    unwanted
+        Set when it is not to be started any more.
 
     Raises
     ------
@@ -111,6 +131,8 @@ class Server:
         self._mark = mark or new_mark()
         self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self.unwanted = threading.Event()
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
             try:
@@ -126,27 +148,36 @@ class Server:
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start it, or start it again, and wait until it answers.
+        """Start it, or start it again, and wait until it answers. One that ends meanwhile is started once more.
 
         Raises
         ------
+        TransientError
+            The disk is full.
         UsageError
-            It does not.
+            It does not answer, though it was started twice and given ten minutes.
         """
-        self._home.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
+        if _is_full(self._home):
+            raise self._without_room(self._home)
         compact(self._home)
         forget_results(self._home, self._history)
         write_secret(_key_file(self._workspace), self._key)
         configure(self._workspace, self.url, self._key)
-        self._launch()
-        import_module("prefect")  # takes a second, while the server starts
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self.exit_code is None:
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"{self.url}/health", timeout=2).raise_for_status()
+        for _ in range(_STARTS):
+            if self.unwanted.is_set():
                 return
-            time.sleep(0.05)
-        raise UsageError(self.log, "the Prefect server did not start", "read that log")
+            with storage_errors(self._home):
+                self._launch()
+            import_module("prefect")  # takes a second, while the server starts
+            if self._answers():
+                return
+            self._end()
+        error = self._last_error()
+        if _is_full(self._home) or "disk is full" in error or "No space left" in error:
+            raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
+        raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
 
     def stop(self) -> None:
         """Stop it, when it has got all that this process has to tell."""
@@ -154,11 +185,41 @@ class Server:
             _drain()
         for name in ("PREFECT_API_URL", _KEY):
             os.environ.pop(name, None)
+        self._end()
+        for path in (self._home / "server.json", _key_file(self._workspace)):
+            path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
         if self._process is not None:
             end_process(self._process.pid)
             self._process.poll()
-        for path in (self._home / "server.json", _key_file(self._workspace)):
-            path.unlink(missing_ok=True)
+
+    def _answers(self) -> bool:
+        """Wait until it answers; False where it ends instead, or takes too long."""
+        began = told = time.monotonic()
+        while (
+            self.exit_code is None and not self.unwanted.is_set() and (now := time.monotonic()) - began < _START_SECONDS
+        ):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+                return True
+            if now - told >= _PATIENCE_SECONDS:
+                told = now
+                say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
+            time.sleep(0.05)
+        return False
+
+    def _without_room(self, where: object) -> TransientError:
+        reason = f"the disk is full, and {self.name} has no room for its database"
+        return TransientError(where, reason, "free some space and run again")
+
+    def _last_error(self) -> str:
+        """The last error that it has told in its log since it was started, in a line."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.guarded:create_app",
@@ -171,8 +232,15 @@ class Server:
         # Who knows better has the last word, but on who may enter.
         environment = server_settings(self._history) | os.environ | self._mark | guard
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                cwd=self._home,  # the folder of the command may go meanwhile
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         (self._home / "server.json").write_text(json.dumps({"pid": self._process.pid, "token": self._mark[MARK]}))
 
@@ -194,14 +262,69 @@ def watch_at(workspace: Workspace, url: str) -> str:
     return page
 
 
+@contextlib.contextmanager
+def _kept_up(server: Server) -> Iterator[None]:
+    """Start a server again that ends by itself; where that fails, the work goes on without one."""
+
+    def keep_up() -> None:
+        while not server.unwanted.wait(_LOOK_SECONDS):
+            if server.exit_code is None:
+                continue
+            told = f"warning: {server.name} has ended (exit code {server.exit_code}); the work goes on"
+            say(f"{told}, and it is started again; its log is {server.log}")
+            try:
+                server.start()
+            except DesraError as error:
+                say(f"warning: {printable(error)}; the work goes on without it")
+                _ask_once()
+                return
+
+    thread = threading.Thread(target=keep_up, name="server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.unwanted.set()
+        thread.join()
+
+
+def _ask_once() -> None:
+    """Make Prefect fail at once in all that it has to tell: its server has gone for good."""
+    from prefect.settings import get_current_settings
+
+    get_current_settings().client.max_retries = 0
+
+
+def check_temporary() -> None:
+    """See that temporary files find room: databases and workers need them.
+
+    Raises
+    ------
+    TransientError
+        The disk is full.
+    """
+    if _is_full(folder := _temporary()):
+        reason = "the disk is full, and temporary files find no room there"
+        raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
+
+
+def _temporary() -> Path:
+    """Where temporary files go; Python would take the next best folder where that is full, and others would not."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether not even an empty database fits into a folder; False where there is no such folder."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(folder)
+        return disk.f_bavail * disk.f_frsize < _DATABASE_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+    return False
+
+
 def configure(workspace: Workspace, url: str, key: str) -> None:
     """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
-    # A proxy for the world is none for this machine.
-    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    direct = f"{direct},127.0.0.1" if direct else "127.0.0.1"
+    heed_proxies()
     os.environ.update(
-        no_proxy=direct,
-        NO_PROXY=direct,
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
         PREFECT_API_AUTH_STRING=key,
@@ -210,6 +333,37 @@ def configure(workspace: Workspace, url: str, key: str) -> None:
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
         DO_NOT_TRACK="1",
     )
+
+
+def heed_proxies() -> None:
+    """Leave the proxies of the environment to what is elsewhere, in this process and in those that it starts.
+
+    httpx, and with it Prefect, makes a transport for every proxy before it looks whether one is to be asked: what it
+    cannot read is left out, with a warning, for it could not be used anyway.
+    """
+    for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
+        value = os.environ[name].strip()
+        # Desktops write socks:// and mean version 5.
+        address = (value if "://" in value else f"http://{value}").replace("socks://", "socks5://", 1)
+        try:
+            httpx.Proxy(address)
+            os.environ[name] = address
+        except (ValueError, httpx.InvalidURL):  # which name the password
+            del os.environ[name]
+            say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
+    direct += [host for host in _THIS_MACHINE if host not in direct]
+    os.environ.update(no_proxy=",".join(direct), NO_PROXY=",".join(direct))
+
+
+def _is_readable(host: str) -> bool:
+    """Whether httpx understands an entry of NO_PROXY; ranges of IPv6 addresses, which it does not, nobody here does."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(host))
+    with contextlib.suppress(httpx.InvalidURL):
+        return bool(host and httpx.URL(host if "://" in host else f"all://*{host}"))
+    return False
 
 
 def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
@@ -244,6 +398,7 @@ def check_server(url: str) -> None:
     UsageError
         It does not.
     """
+    heed_proxies()
     try:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -68,6 +68,7 @@ class Worker:
             self._process = subprocess.Popen(
                 self._command,
                 env=os.environ | self._environment | self._mark,
+                cwd=self.log.parent,  # the folder of desra serve may go meanwhile
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,8 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from desra_core.errors import TransientError
-from desra_core.workspace import Workspace, storage_errors
+from desra_core.errors import LostError, TransientError
+from desra_core.workspace import Workspace, reading_errors, storage_errors
 
 _CHUNK = 512
 _SHARD = 4096
@@ -52,39 +54,90 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+class StoredArray:
+    """An array of a workspace, opened to be read. Reading never changes or deletes anything.
+
+    Attributes
+    ----------
+    shape
+        Its shape.
+    key
+        Of the settings that made it.
+
+    Raises
+    ------
+    LostError
+        It is missing or damaged.
+    TransientError
+        The disk or the system refuses to read it, for now: nothing is known about the array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path):
+            self._array: Any = zarr.open_array(path, mode="r")
+            self.shape: tuple[int, ...] = self._array.shape
+            self.key: Any = self._array.attrs.get("key")
+
+    def whole(self) -> npt.NDArray[Any]:
+        """Read all of it and check it (raises as the class does)."""
+        with _reading(self._path):
+            array: npt.NDArray[Any] = self._array[:]
+            # A chunk that is not there would be read as zeros.
+            if self._array.attrs.get("crc32") != _crc32(array):
+                raise _lost(self._path)
+        return array
+
+    def window(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """Read the chunks under a window, unchecked: a chunk that is not there is zeros (raises as the class does)."""
+        with _reading(self._path):
+            array: npt.NDArray[Any] = self._array[rows, columns]
+        return array
+
+
 def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
     """Read a whole array of an image that was made under the given key.
 
     Raises
     ------
+    LostError
+        It is missing, damaged, or was made under another key.
     TransientError
-        It is not there, not whole, or was made under another key. It is dropped, so that the next run makes it
-        anew.
+        It cannot be read now.
     """
-    path = workspace.group(image_id) / name
-    try:
-        stored = zarr.open_array(path, mode="r")
-        array: npt.NDArray[Any] = stored[:]  # type: ignore[assignment]
-        # A chunk that is not there would be read as zeros.
-        if stored.attrs.get("key") == key and stored.attrs.get("crc32") == _crc32(array):
-            return array
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError):
-        pass
-    drop_array(workspace, image_id, name)
-    raise TransientError(path, "is damaged, or of a run that was cut off", "run again: it is made anew")
+    stored = StoredArray(workspace.group(image_id) / name)
+    if stored.key != key:
+        raise _lost(workspace.group(image_id) / name)
+    return stored.whole()
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """As `read_array`, but None for what is not there."""
+    """As `read_array`, but None for what is lost: the caller makes it anew, and `write_array` replaces it."""
     try:
         return read_array(workspace, image_id, name, key=key)
-    except TransientError:
+    except LostError:
         return None
 
 
 def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
     """Delete an array of an image, if it is there."""
     shutil.rmtree(workspace.group(image_id) / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what is not there or not whole from what cannot be read now."""
+    try:
+        with reading_errors(path):
+            yield
+    except (FileNotFoundError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        if "new thread" in str(error):  # zarr reads in threads, of which the system may have no more
+            raise TransientError(path, f"cannot be read ({error})", "run again") from None
+        raise _lost(path) from None
+
+
+def _lost(path: Path) -> LostError:
+    return LostError(path, "is missing, damaged, or of a run that was cut off", "run again: it is made anew")
 
 
 def _crc32(array: npt.NDArray[Any]) -> int:

@@ -15,10 +15,11 @@ from desra_core.detection.semantics import Weights
 from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Score, Verdict, decide, score
 from desra_core.evaluation.perceptual import load_lpips
+from desra_core.human_masks import read_human_masks
 from desra_core.model_settings import Comparing
 from desra_core.pools import Images
 from desra_core.settings import CorpusSettings, Mining
-from desra_core.sr.checkpoints import Precision, load_model, load_pair
+from desra_core.sr.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
 from desra_core.sr.weights import read_kinds
 from desra_core.stages.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
 from desra_core.target import Target, load_settings, result_key
@@ -26,7 +27,7 @@ from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise it when the meaning or a bit of a judgement changes.
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 
 # Regions shown before and after.
 _PICTURES = 8
@@ -63,6 +64,28 @@ class Comparison:
         ]
         return [(image, names) for image, names in lacking if names]
 
+    def work(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
+        """The same, but so few candidates at a time, on all images, that a worker can keep their networks.
+
+        Else each of them would be loaded for every image anew.
+        """
+        missing = self.missing()
+        sizes = [entry.candidate.model.stat().st_size for entry in self.saved if entry.candidate.model]
+        pair = sum(path.stat().st_size for path in (self.before, self.mse_model) if path)
+        count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
+        names = [candidate.name for candidate in self.candidates]
+        work = []
+        for start in range(0, len(names), count):
+            turn = set(names[start : start + count])
+            work += [(image, tuple(filter(turn.__contains__, lacking))) for image, lacking in missing]
+        return [(image, turn) for image, turn in work if turn]
+
+    @property
+    def by_people(self) -> int:
+        """How many of the images have a mask by a person that counts."""
+        human = read_human_masks(Workspace(self.settings.workspace), self.target.gan_sr_key)
+        return sum(image.id in human for image in self.images)
+
     @property
     def key(self) -> str:
         """Identifies what is judged, by what."""
@@ -90,7 +113,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
     # What only a person has marked cannot show whether the detector finds less.
     marked = sorted((found.image for found in images.marked("held_out") if found.detected), key=lambda image: image.id)
     saved = _candidates(workspace, settings, before, mse_model, target)
-    _check_scales(saved, before, mse_model)
+    _check_scales(workspace, settings.after, saved, before, mse_model)
     if settings.lpips:
         load_lpips(settings.lpips)
     control = Candidate(CONTROL, None, _judge_key(settings, target, before, mse_model, CONTROL))
@@ -109,19 +132,24 @@ def plan_comparison(settings: Comparing) -> Comparison:
     )
 
 
-def conclude(comparison: Comparison) -> Verdict:
-    """Hold the scores of all candidates against the gate and publish the verdict.
+def verdict_of(comparison: Comparison) -> Verdict:
+    """Hold the scores of all candidates against the gate; nothing is written.
 
     Images that lack the judgement of one candidate are left out for all of them.
+    """
+    workspace = Workspace(comparison.settings.workspace)
+    scores = [_score(workspace, candidate, _judged(comparison)) for candidate in comparison.candidates]
+    return decide(scores[:-1], scores[-1], comparison.settings)
+
+
+def conclude(comparison: Comparison) -> Verdict:
+    """Publish the verdict on all candidates, and return it.
 
     The verdict's document names the models, the images and the best candidate, for the report and for whoever asks
     in a year why a model was promoted.
     """
     workspace = Workspace(comparison.settings.workspace)
-    lacking = {image.id for image, _ in comparison.missing()}
-    images = [image for image in comparison.images if image.id not in lacking]
-    scores = [_score(workspace, candidate, images) for candidate in comparison.candidates]
-    verdict = decide(scores[:-1], scores[-1], comparison.settings)
+    verdict = verdict_of(comparison)
     best = best_of(comparison, verdict)
     run = RunFolder(comparison.settings.after)
     document = {
@@ -133,12 +161,18 @@ def conclude(comparison: Comparison) -> Verdict:
         "pictures": _pictures(workspace, comparison, best.candidate) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
-        "images": [image.names[0] for image in images],
+        "images": [image.names[0] for image in _judged(comparison)],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,
     }
     workspace.publish(workspace.verdict, json.dumps(document, indent=1).encode(), durable=True)
     return verdict
+
+
+def _judged(comparison: Comparison) -> list[ImageRef]:
+    """The images on which every candidate was judged."""
+    lacking = {image.id for image, _ in comparison.missing()}
+    return [image for image in comparison.images if image.id not in lacking]
 
 
 def best_of(comparison: Comparison, verdict: Verdict) -> Saved | None:
@@ -199,12 +233,17 @@ def _judge_key(settings: Comparing, target: Target, before: Path, mse_model: Pat
     return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
 
 
-def _check_scales(saved: Sequence[Saved], before: Path, mse_model: Path | None) -> None:
-    """See that all models can be used and enlarge by the same factor."""
+def _check_scales(
+    workspace: Workspace, after: Path, saved: Sequence[Saved], before: Path, mse_model: Path | None
+) -> None:
+    """See that all models can be used and enlarge by the same factor, but for those that an earlier plan has noted."""
     old = load_model(before)
     if mse_model:
         load_pair(mse_model, before)
+    noted = {told["judgements"] for told in (read_json(workspace.compared(after)) or {}).get("candidates", [])}
     for entry in saved:
+        if entry.candidate.key in noted:
+            continue
         assert entry.candidate.model is not None
         scale = load_model(entry.candidate.model).scale
         if scale != old.scale:

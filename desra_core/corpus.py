@@ -6,6 +6,7 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,18 +17,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import SUFFIXES, digest, read_bytes
+from desra_core.errors import ImageError
+from desra_core.human_masks import rename_human_mask
+from desra_core.imageio import digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
+from desra_core.outcomes import read_outcomes
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
 _HASH_BATCH = 128
+# Among the metadata of the table of scan failures.
+_PASSED_OVER = b"passed_over"
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
+
+
+# Why a run could not use a file that is not what the manifest says.
+CHANGED = "changed after the run had started"
 
 
 class File(NamedTuple):
@@ -58,10 +67,14 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`)."""
+    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+
+    ``passed_over`` counts what else there is, see `desra_core.scanning.told_passed_over`.
+    """
 
     manifest: pa.Table
     failures: pa.Table
+    passed_over: dict[str, int]
     added: int
     replaced: int
     vanished: int
@@ -77,7 +90,8 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash. A new image enters a new shard and stays there;
+    Files of unchanged size and modification time keep their hash, unless the outputs of an image would go by that or a
+    run has found another content. A new image enters a new shard and stays there;
     a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
     row and outputs. Nothing in the source folders is ever written.
 
@@ -97,16 +111,18 @@ def scan(
     Raises
     ------
     UsageError
-        A folder does not exist, or no image was found at all.
+        A folder does not exist or holds no images, or folders do not belong together.
     """
-    found, failures = match(sources, workspace.root)
-    if found.num_rows == 0 and failures.num_rows == 0:
-        kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
-        raise UsageError(sources.main, "holds no images", f"name a folder with {kinds} files")
+    found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     beyond = found.num_rows if limit is None else min(limit, found.num_rows)
-    previous = read_manifest(workspace)
-    current, unreadable = _identified(found.slice(0, beyond), previous, sources, on_hashed)
+    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
+    current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
+    if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
+        trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
+        trusted = trusted.replace_schema_metadata(_roots(sources))
+        current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
+        previous = _mended(previous, current, sources, doubted)
     current = _told_apart_by_labels(current)
     failures = pa.concat_tables([failures, unreadable])
     if beyond < found.num_rows:
@@ -122,8 +138,16 @@ def scan(
     manifest = manifest.replace_schema_metadata(_roots(sources))
     if previous is None or not manifest.equals(previous, check_metadata=True):
         workspace.publish_table(workspace.manifest, manifest)
-    workspace.publish_table(workspace.scan_failures, failures)
-    return Corpus(manifest, failures, added, len(replaced), vanished)
+    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+def read_passed_over(workspace: Workspace) -> dict[str, int]:
+    """What the latest scan passed over, see `desra_core.scanning.told_passed_over`."""
+    stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
+    passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
+    return passed_over
 
 
 def read_manifest(workspace: Workspace) -> pa.Table | None:
@@ -160,6 +184,37 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
         )
         for image_id, same in by_id.items()
     ]
+
+
+def _under_new_names(
+    workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
+) -> pa.Table | None:
+    """The manifest with the names that files have now, and all that goes by a name moved along.
+
+    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
+    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    """
+    if previous is None:
+        return None
+    path = f"{sources.identity[-1]}_path"
+    index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
+    names = previous["name"].combine_chunks()
+    now = pc.coalesce(found["name"].combine_chunks().take(index), names)
+    changed = pc.not_equal(now, names)
+    renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
+    if not renamed:
+        return previous
+    # An image that has vanished gives way where its name is that of another file now.
+    taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
+    for name in names.filter(taken).to_pylist():
+        workspace.withdraw(name)
+    waiting = dict(renamed)
+    while waiting:  # one whose new name is another's old one comes after it
+        old, new = next((old, new) for old, new in waiting.items() if new not in waiting)
+        rename_human_mask(workspace, old, new)
+        workspace.rename(old, new)
+        del waiting[old]
+    return previous.set_column(0, "name", now).filter(pc.invert(taken)).sort_by("name").combine_chunks()
 
 
 def _roots(sources: Sources) -> dict[str, str]:
@@ -216,6 +271,52 @@ def _identified(
     return table.append_column("id", pa.concat_arrays(ids)), problems
 
 
+def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
+    """The manifest without the images of which a run has found that a file is not what the manifest says."""
+    if previous is None:
+        return None
+    outcomes = read_outcomes(workspace, ["id", "reason"])
+    found = outcomes["id"].filter(pc.equal(outcomes["reason"], CHANGED))
+    return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
+
+
+def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
+    """Names whose image is another one though no hash of a file has changed, and those of equal images.
+
+    So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
+    """
+    rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
+    told_apart = _told_apart_by_labels(current)["id"].combine_chunks()
+    other = pc.fill_null(pc.not_equal(told_apart, previous["id"].combine_chunks().take(rows)), False)
+    for role in ROLES:
+        now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
+        same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
+        other = pc.and_(other, same)
+    alike = pc.is_in(current["id"], current["id"].filter(other).combine_chunks())
+    names: list[str] = current["name"].filter(alike).to_pylist()
+    return names
+
+
+def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
+    """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
+    now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
+    final = dict(zip(current["name"].to_pylist(), _told_apart_by_labels(current)["id"].to_pylist(), strict=True))
+    ids = previous["id"].to_pylist()
+    for index, name in enumerate(previous["name"].to_pylist()):
+        if name not in now:
+            continue
+        row, before = now[name], previous.slice(index, 1).to_pylist()[0]
+        same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
+        if same and ids[index] not in (row["id"], _id_by_labels(row["id"], row["labels_hash"])):
+            ids[index] = final[name]
+    return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+
+
+def _id_by_labels(image_id: str, labels: str | None) -> str:
+    """The id of an image that differs from an equal one by its labels."""
+    return digest(f"{image_id} {labels}".encode())
+
+
 def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     """Give names of equal images but other labels than the first of them an id of their own: their masks differ."""
     ids, labels = current["id"].combine_chunks(), current["labels_hash"].combine_chunks()
@@ -223,7 +324,7 @@ def _told_apart_by_labels(current: pa.Table) -> pa.Table:
     first = firsts["labels_hash_first"].combine_chunks().take(pc.index_in(ids, firsts["id"].combine_chunks()))
     other = pc.fill_null(pc.not_equal(labels, first), False)
     pairs = zip(ids.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((digest(f"{image_id} {label}".encode()) for image_id, label in pairs), pa.string())
+    own = pa.array((_id_by_labels(image_id, label) for image_id, label in pairs), pa.string())
     ids = pc.replace_with_mask(ids, other, own)
     return current.set_column(current.schema.get_field_index("id"), "id", ids)
 

@@ -1,4 +1,4 @@
-"""Who computes on a GPU: a worker there has several threads, but memory for the networks of one image at a time."""
+"""What networks ask of a device: a GPU for themselves, exact arithmetic, and errors that say what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,81 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-_GPU = threading.Lock()
+# A worker on a GPU has several threads, but memory for the networks of one image at a time.
+_GPU = threading.RLock()
+# What torch says where it does not raise its own OutOfMemoryError. Of those with "primitive" and "memory", on a CPU,
+# oneDNN is the source; cuDNN and cuBLAS tell a lack of memory as one of the others.
+_OUT_OF_MEMORY = (
+    "out of memory", "ALLOC_FAILED", "can't allocate memory", "bad_alloc",
+    "could not create a primitive", "could not execute a primitive", "could not create a memory",
+    "CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_INTERNAL_ERROR", "_STATUS_NOT_INITIALIZED",
+    "nable to find an engine", "nable to find a valid cuDNN algorithm",
+)  # fmt: skip
+_BROKEN = ("CUDA error", "CUDA driver error", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
 
 
 @contextlib.contextmanager
-def alone_on(device: str) -> Iterator[None]:
-    """Hold the GPU, if the torch device is one, while others of this process wait."""
-    with _GPU if device.startswith("cuda") else contextlib.nullcontext():
+def exact_on(device: str) -> Iterator[None]:
+    """Hold the GPU, if the torch device is one, and have it compute exactly, while others of this process wait.
+
+    Float32 then means just that, not TF32, and what is computed can be reproduced. Who holds it may ask again. Nothing
+    changes on a CPU.
+    """
+    if not device.startswith("cuda"):
         yield
+        return
+    with _GPU, _exact():
+        yield
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of the GPU or of the machine.
+
+    Examples
+    --------
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    (True, True)
+    >>> lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    False
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    )
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether an error says that this process can use its GPU no more: whatever it computes there fails from now on.
+
+    Examples
+    --------
+    >>> is_broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    True
+    >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
+    False
+    """
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
+    return told and not lacks_memory(error)
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Set what cuDNN and cuBLAS may do, by the new switches alone.
+
+    ``torch.backends.cudnn.flags`` reads the old one for TF32, which torch refuses once anybody has set a new one.
+    """
+    from torch.backends import cuda, cudnn
+
+    switches = {"benchmark": False, "deterministic": True}
+    before = {name: getattr(cudnn, name) for name in switches}
+    precisions = {part: part.fp32_precision for part in (cudnn.conv, cuda.matmul)}
+    try:
+        for name, value in switches.items():
+            setattr(cudnn, name, value)
+        for part in precisions:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cudnn, name, value)
+        for part, precision in precisions.items():
+            part.fp32_precision = precision

@@ -8,6 +8,7 @@
     │   └── AbsentError     what runs elsewhere does not answer: it may later
     └── ImageError          one image cannot be processed; the others go on       exit code 1
         └── TransientError  the same image may well succeed when tried again
+            ├── LostError      after the next run has made anew what the workspace has lost of it
             └── TooLargeError  where a worker has more memory
 """
 
@@ -55,6 +56,10 @@ class ImageError(DesraError):
 
 class TransientError(ImageError):
     """One image failed for a reason outside its content (a full disk, a lost worker): try again."""
+
+
+class LostError(TransientError):
+    """What the workspace stored of one image is missing, damaged or of other settings: to be made anew."""
 
 
 class TooLargeError(TransientError):

@@ -3,6 +3,8 @@
 A mask counts for the image whose content it was drawn on, at whatever names the image goes by, and for the results of
 the GAN model that it was drawn on: another model is wrong in other places. Masks that do not count stay where they are,
 and count again when photo and model are those again.
+
+A mask by the detector that was exported is none by a person, wherever it comes back from: a workspace remembers them.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.atomic import replace_file
+from desra_core.imageio import Mask, decode, digest, read_bytes
 from desra_core.workspace import Workspace, read_table
 
 # ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content the id tells.
@@ -23,6 +27,8 @@ HUMAN_MASKS = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
      ("regions", pa.int32())]
 )  # fmt: skip
+# Masks by the detector that people were given: the image's id, and the key of `mask_key`.
+EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
 
 
 class HumanMask(NamedTuple):
@@ -69,6 +75,17 @@ def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, 
     }
 
 
+def told_resting(count: int) -> str:
+    """Say how many images of something rest on masks by people.
+
+    Examples
+    --------
+    >>> told_resting(1), told_resting(20)
+    ("1 image rests on a person's mask", "20 images rest on people's masks")
+    """
+    return "1 image rests on a person's mask" if count == 1 else f"{count} images rest on people's masks"
+
+
 def find_human_mask(
     workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
 ) -> HumanMask | None:
@@ -76,3 +93,38 @@ def find_human_mask(
     if not any(workspace.human_mask(name).exists() for name in names):
         return None
     return read_human_masks(workspace, gan_sr_key).get(image_id)
+
+
+def rename_human_mask(workspace: Workspace, old: str, new: str) -> None:
+    """Give the mask by a person of an image that goes by another name now that name, if there is such a mask.
+
+    Where the new name has one already, of another image, both stay as they are: that counts as long as its image is
+    there.
+    """
+    table = read_table(workspace.human_manifest, HUMAN_MASKS)
+    names = table["name"].to_pylist()
+    if old in names and new not in names and workspace.human_mask(old).exists():
+        workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
+        renamed = pa.array([new if name == old else name for name in names], pa.string())
+        workspace.publish_table(workspace.human_manifest, table.set_column(0, "name", renamed).sort_by("name"))
+        workspace.human_mask(old).unlink()
+
+
+def mask_key(mask: Mask) -> str:
+    """Identify the pixels of an ``(H, W)`` mask."""
+    return digest(repr(mask.shape).encode() + np.packbits(mask).tobytes())
+
+
+def exported_masks(workspace: Workspace) -> frozenset[tuple[str, str]]:
+    """The masks by the detector that were ever exported: image id and `mask_key` of each."""
+    table = read_table(workspace.exported, EXPORTED)
+    return frozenset(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))
+
+
+def remember_exported(workspace: Workspace, masks: Iterable[tuple[str, str]]) -> None:
+    """Add masks to `exported_masks` (raises `desra_core.errors.TransientError`); the workspace need not be locked."""
+    known = exported_masks(workspace)
+    if not known.issuperset(masks := set(masks)):
+        rows = [{"id": image_id, "mask": mask} for image_id, mask in sorted(known | masks)]
+        table = pa.Table.from_pylist(rows, EXPORTED)
+        replace_file(workspace.exported, lambda file: pq.write_table(table, file), durable=True)

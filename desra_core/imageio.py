@@ -1,5 +1,7 @@
 """Decode and encode image files: the only module that knows BGR, bit depth, alpha and EXIF.
 
+PNG is read by `desra_core.png`, TIFF by `desra_core.tiff`, all else by Pillow.
+
 Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16.
 ICC profiles are not applied; their presence is recorded.
 """
@@ -12,16 +14,19 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from desra_core import png, tiff
 from desra_core.errors import ImageError, TooLargeError, TransientError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
+)
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
@@ -32,7 +37,9 @@ _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = frozenset({5, 6, 7, 8})
-_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16B", "I;16L"})
+_READ_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16"})
+_NAMED = ("JPEG", "WEBP", "BMP")
+_END_OF_JPEG = b"\xff\xd9"
 _SAVE_AGAIN = "save it again as PNG, or remove it"
 
 # The size of an image is judged here, by bytes and by the memory limit of a run, not by Pillow's fixed number.
@@ -92,21 +99,19 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     TransientError
         It has more than ``max_pixels``.
     """
-    with _opened(data, path) as image:
-        bit_depth = _checked_depth(image, data, path, max_pixels)
-        pixels = _loaded(image, data, path, bit_depth)
-        pixels = _upright(pixels, _orientation(image))
-        has_icc_profile = "icc_profile" in image.info
+    picture = _opened(data, path)
+    _check_size(picture.size, data, path, max_pixels)
+    pixels = _upright(picture.channels(indices=False), picture.orientation)
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
-    return Photo(_contiguous(pixels[:, :, :colours]), alpha, has_icc_profile)
+    return Photo(_contiguous(pixels[:, :, :colours]), alpha, picture.has_icc_profile)
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
     """``(H, W)`` of an image file, upright, by its header alone (raises `ImageError`)."""
-    with _opened(data, path) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+    picture = _opened(data, path)
+    height, width = picture.size
+    return (width, height) if picture.orientation in _TRANSPOSED else (height, width)
 
 
 def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
@@ -117,9 +122,9 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     ImageError
         As `decode`, or the file has colour channels or values above 255.
     """
-    with _opened(data, path) as image:
-        bit_depth = _checked_depth(image, data, path, max_pixels)
-        pixels = _loaded(image, data, path, bit_depth, expand_palette=False)
+    picture = _opened(data, path)
+    _check_size(picture.size, data, path, max_pixels)
+    pixels = picture.channels(indices=True)
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
                          "save labels as 8-bit gray PNG")  # fmt: skip
@@ -170,31 +175,121 @@ def _encode(array: Pixels, options: list[int]) -> bytes:
     return encoded.tobytes()
 
 
-def _opened(data: bytes, path: Path) -> Image.Image:
+class _Picture(Protocol):
+    """An image file whose header has been read: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
+
+    size: tuple[int, int]
+    orientation: int
+    has_icc_profile: bool
+
+    def channels(self, *, indices: bool) -> Pixels:
+        """All channels as ``(H, W, C)``, alpha last, palettes expanded unless ``indices`` are asked for."""
+
+
+class _PillowPicture:
+    """The picture of a file that Pillow reads, the first one of several."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self._data = data
+        self._path = path
+        self._image = _identified(data, path)
+        if self._image.mode not in _READ_MODES:
+            raise ImageError(path, f"has the colour model {self._image.mode}", "convert it to RGB or gray")
+        self.size = self._image.height, self._image.width
+        self.has_icc_profile = "icc_profile" in self._image.info
+        with _quiet():
+            try:
+                self.orientation = int(self._image.getexif().get(_ORIENTATION_TAG, 1))
+            except (OSError, SyntaxError, ValueError, TypeError):
+                self.orientation = 1
+
+    def channels(self, *, indices: bool) -> Pixels:
+        image = self._loaded()
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode in ("P", "PA") and not indices:
+            image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+        elif image.mode == "RGBX":
+            image = image.convert("RGB")
+        pixels: Pixels = np.asarray(image)
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def _loaded(self) -> Image.Image:
+        try:
+            with _quiet():
+                self._image.load()
+        except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
+            reason = str(error)
+        else:
+            return self._image
+        if self._image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
+            whole = _whole_without_end(self._image, self._data)
+            if whole is not None:
+                return whole
+            reason = "it stops without an end marker"
+        raise ImageError(self._path, f"is truncated or damaged ({reason})", "copy it again, or remove it")
+
+
+def _opened(data: bytes, path: Path) -> _Picture:
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
+    if data.startswith(png.SIGNATURE):
+        return png.PngPicture(data, path)
+    if data.startswith(tiff.SIGNATURES):
+        return tiff.TiffPicture(data, path)
+    return _PillowPicture(data, path)
+
+
+def _identified(data: bytes, path: Path) -> Image.Image:
     try:
         with _quiet():
             return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise ImageError(path, "is not an image", "remove it, or give it the suffix of what it is") from None
+        raise _unread(data, path) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(path, f"has a damaged header ({error})", _SAVE_AGAIN) from None
+        reason = f"is truncated, damaged or of a kind that is not read ({error})"
+        raise ImageError(path, reason, _SAVE_AGAIN) from None
 
 
-def _checked_depth(image: Image.Image, data: bytes, path: Path, max_pixels: int) -> int:
-    """Bits per channel, 8 or 16, of an opened image whose header is acceptable."""
-    if image.mode not in _READ_MODES:
-        raise ImageError(path, f"has the colour model {image.mode}", "convert it to RGB or gray")
-    width, height = image.size
+def _unread(data: bytes, path: Path) -> ImageError:
+    """What keeps Pillow from opening a file, if it begins like one of a usual kind."""
+    for kind in _NAMED:
+        factory, accepts = Image.OPEN[kind]
+        if accepts is not None and accepts(data[:16]):
+            try:
+                with _quiet():
+                    factory(io.BytesIO(data), "")
+            except (OSError, SyntaxError, ValueError) as error:
+                return ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN)
+    return ImageError(path, "is not an image", "remove it, or give it the suffix of what it is")
+
+
+def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:
+    height, width = size
     if width * height > max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * len(data)):
         raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
         raise TooLargeError(path, reason, "raise --memory or use fewer --workers")
-    # Not BGR;16, which is a pixel of a BMP with 5 or 6 bits per channel.
-    raw_modes = " ".join(str(tile.args) for tile in getattr(image, "tile", ())).replace("BGR;16", "")
-    return 16 if image.mode.startswith("I;16") or ";16" in raw_modes else 8
+
+
+def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
+    """The picture of a JPEG that lacks nothing but its end marker, and None if more is missing.
+
+    Nothing is missing where the pixels do not depend on what is put in its place. That proves it for one scan alone,
+    without restarts.
+    """
+    start = data.rfind(b"\xff\xda")
+    layers = len(opened.getbands())
+    one_scan = not opened.info.get("progressive") and data[start + 4 : start + 5] == bytes([layers])
+    if not one_scan or b"\xff\xdd\0\4" in data:
+        return None
+    images = []
+    for instead in (b"", b"\x55" * 64, b"\xaa" * 64):
+        with _quiet():
+            images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
+            images[-1].load()
+    return images[0] if images[0] == images[1] == images[2] else None
 
 
 @contextlib.contextmanager
@@ -203,39 +298,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _orientation(image: Image.Image) -> int:
-    with _quiet():
-        try:
-            return int(image.getexif().get(_ORIENTATION_TAG, 1))
-        except (OSError, SyntaxError, ValueError, TypeError):
-            return 1
-
-
-def _loaded(image: Image.Image, data: bytes, path: Path, bit_depth: int, *, expand_palette: bool = True) -> Pixels:
-    """All channels of an opened image as ``(H, W, C)``, not rotated yet."""
-    try:
-        with _quiet():
-            image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
-        raise ImageError(path, f"is truncated or damaged ({error})", "copy it again, or remove it") from None
-    if bit_depth == 16:
-        # Pillow keeps 8 of 16 bits of colour images; it only proved above that the file is whole.
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if decoded is None or decoded.dtype != np.uint16:
-            raise ImageError(path, "is a 16-bit image that OpenCV cannot decode", _SAVE_AGAIN)
-        deep = np.asarray(decoded, np.uint16).reshape(*decoded.shape[:2], -1)
-        return deep if deep.shape[2] < 3 else deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("P", "PA") and expand_palette:
-        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
-    elif image.mode == "RGBX":
-        image = image.convert("RGB")
-    shallow: npt.NDArray[np.uint8] = np.asarray(image)
-    return shallow.reshape(*shallow.shape[:2], -1)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

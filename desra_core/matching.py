@@ -1,38 +1,42 @@
-"""Which files of some folders belong together: scan them, match twins by their relative path."""
+"""Which files of some folders belong together: match twins by their relative path."""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import UsageError
-from desra_core.imageio import SUFFIXES
+from desra_core.errors import DesraError, UsageError
+from desra_core.scanning import FILES, image_files, is_selection, no_images, root_of
+from desra_core.workspace import Workspace, takes_name
 
 ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
 
-_BATCH = 65_536
-_FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
+# In bytes: names up to here fit wherever their workspace lies, so that a million of them cost no look each.
+_SURELY_SHORT = 100
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The folders of a corpus: pairs of results, or low-resolution photos.
+    """Where the files of a corpus are: pairs of results, or low-resolution photos.
 
-    Files belong together when their paths below the folders agree without suffix.
+    Each place is a folder, a single file, or a glob. Files belong together when their paths below the folders agree
+    without suffix. What ``exclude`` matches is no part of it, see `image_files`.
     """
 
     mse_sr: Path | None = None
     gan_sr: Path | None = None
     lr: Path | None = None
     labels: Path | None = None
+    exclude: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -46,63 +50,141 @@ class Sources:
         assert folder is not None
         return folder
 
+    def place(self, role: str) -> Path | None:
+        """What was given for a role, if anything was: a folder, a file or a glob."""
+        place: Path | None = getattr(self, role)
+        return place
+
     def folder(self, role: str) -> Path | None:
         """The folder of a role, if there is one."""
-        folder: Path | None = getattr(self, role)
-        return folder
+        place = self.place(role)
+        return None if place is None else root_of(place)
+
+    @property
+    def selects(self) -> bool:
+        """Whether only some files of the main folder are asked for."""
+        place = self.place(self.identity[-1])
+        return bool(self.exclude) or (place is not None and is_selection(place))
 
     def used(self) -> list[str]:
         """The roles that have a folder."""
-        return [role for role in ROLES if self.folder(role) is not None]
+        return [role for role in ROLES if self.place(role) is not None]
 
 
-def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table]:
+class Matched(NamedTuple):
+    """The images of some folders.
+
+    ``images`` has one row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
+    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as for
+    `Found`. A name is a relative path without its suffix, or with it where two images would else share it.
+    """
+
+    images: pa.Table
+    failures: pa.Table
+    passed_over: Counter[str]
+
+
+def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
+
+    Where only some files of a folder are asked for, by a single file or a glob, those of the others that are no twins
+    of them do not count as lacking one. Two single files are twins whatever their names are.
 
     Parameters
     ----------
     sources
         The folders.
     skip
-        A folder to leave out, should it lie inside one of them.
-
-    Returns
-    -------
-    One row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and ``ROLE_mtime``
-    (ns), and the files that belong to none (schema `FAILURES`). A name is a relative path without its suffix, or
-    with it where two images would else share it.
+        The workspace: a folder to leave out, should it lie inside one of them.
 
     Raises
     ------
     UsageError
-        A folder does not exist, or lies inside ``skip``.
+        A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with another one.
     """
     tables: dict[str, pa.Table] = {}
     failures = [FAILURES.empty_table()]
+    passed_over: Counter[str] = Counter()
     for role in sources.used():
-        folder = sources.folder(role)
+        place, folder = sources.place(role), sources.folder(role)
+        assert place is not None
         assert folder is not None
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
-        tables[role], problems = image_files(folder, skip)
-        failures.append(problems)
-    tables, ambiguous = without_ambiguity(tables)
-    failures.append(ambiguous)
-    tables, clashing = _without_clashes(tables)
-    failures.append(clashing)
+        tables[role], problems, others = image_files(place, skip, sources.exclude)
+        if not tables[role].num_rows and not problems:
+            raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", sources.exclude)
+        failures.append(failure_rows(problems))
+        passed_over += others
+    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
+        tables, dropped = drop(tables)
+        failures.append(dropped)
+    tables = _twins_by_order(tables, sources)
+    joined, lacking = _joined(tables, sources)
+    return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
+
+
+def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
+    """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
+    main = sources.identity[-1]
+    names = tables[main]["name"]
+    named = {}
+    for role, table in tables.items():
+        single = all(getattr(sources, one).is_file() for one in (role, main)) and table.num_rows == len(names) == 1
+        named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
+    return named
+
+
+def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
+    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others."""
     *others, main = sources.identity
+    selective = {role for role in sources.used() if is_selection(getattr(sources, role))}
     joined = _renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
-        table = _renamed(tables.get(role, _FILES.empty_table()), role)
-        joined = joined.join(table, "name", join_type="full outer" if role in others else "left outer")
+        table = _renamed(tables.get(role, FILES.empty_table()), role)
+        if role in tables and table.num_rows and joined.num_rows:
+            _check_common(joined["name"], table["name"], sources, role)
+        join = "full outer" if role in others and main not in selective else "left outer"
+        joined = joined.join(table, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
     if sources.labels is not None:
         required.append(("labels", main))
+    failures = []
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
-        failures.append(_missing(lacking, sources, role, twin))
+        if role not in selective:
+            failures.append(_missing(lacking, sources, role, twin))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
-    return joined, pa.concat_tables(failures)
+    return joined, failures
+
+
+def _check_common(names: pa.ChunkedArray, twins: pa.ChunkedArray, sources: Sources, role: str) -> None:
+    """See that a folder is that of the same images as the main one.
+
+    Raises
+    ------
+    UsageError
+        None of its files is a twin.
+    """
+    if not pc.any(pc.is_in(twins, names.combine_chunks())).as_py():
+        here, there = pc.min(names).as_py(), pc.min(twins).as_py()
+        reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({there}, but {here})"
+        raise UsageError(sources.folder(role), reason, "name folders of the same images")
+
+
+def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names as they are spelled among known ones that are the same text.
+
+    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Names that are known as they
+    are stay so, and so do those of which the known spelling is another name already.
+    """
+    other = pc.invert(pc.is_in(names, known.combine_chunks()))
+    if not pc.any(other).as_py():
+        return names
+    forms = pc.utf8_normalize(known, "NFC").combine_chunks()
+    same = known.combine_chunks().take(pc.index_in(pc.utf8_normalize(names, "NFC"), forms).combine_chunks())
+    free = pc.invert(pc.is_in(same, names.combine_chunks()))
+    return pc.if_else(pc.and_(pc.and_(other, pc.is_valid(same)), free), same, names)
 
 
 def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
@@ -110,87 +192,15 @@ def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
     return {"name": subject, "stage": "scan", "subject": subject, "reason": reason, "remedy": remedy}
 
 
+def failure_rows(errors: Sequence[DesraError]) -> pa.Table:
+    """Rows of the schema `FAILURES` about things that are named by themselves."""
+    return pa.Table.from_pylist([scan_failure(one.subject, one.reason, one.remedy) for one in errors], FAILURES)
+
+
 def _failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, remedy: str) -> pa.Table:
     """Rows of the schema `FAILURES` that share a reason."""
     constant = [pa.array([text] * len(names), pa.string()) for text in (stage, reason, remedy)]
     return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
-
-
-def image_files(folder: Path, skip: Path | None = None) -> tuple[pa.Table, pa.Table]:
-    """All image files below a folder, but for those in ``skip`` and in workspaces.
-
-    Returns
-    -------
-    A row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and ``mtime``
-    (ns), and what could not be looked at (schema `FAILURES`).
-
-    Raises
-    ------
-    UsageError
-        The folder does not exist.
-    """
-    if not folder.is_dir():
-        raise UsageError(folder, "is no folder", "name a folder of images")
-    if not str(folder).isprintable():
-        raise UsageError(ascii(str(folder)), "has a name that is not printable UTF-8", "rename the folder")
-    problems: list[dict[str, str]] = []
-    above_length = len(os.path.join(folder, ""))
-    batches, rows = [_FILES.empty_table()], []
-    for entry in _walk(folder, skip, problems, frozenset()):
-        relative = entry.path[above_length:]
-        try:
-            relative.encode()
-            status = entry.stat()
-            if not stat.S_ISREG(status.st_mode):
-                problems.append(scan_failure(entry.path, "is no file", "remove it"))
-                continue
-        except UnicodeEncodeError:
-            problems.append(scan_failure(ascii(relative), "has a name that is not UTF-8", "rename it"))
-            continue
-        except OSError as error:
-            problems.append(scan_failure(entry.path, f"cannot be looked at ({error.strerror})", "mend or remove it"))
-            continue
-        name = relative[: relative.rindex(".")]
-        rows.append({"name": name, "path": relative, "size": status.st_size, "mtime": status.st_mtime_ns})
-        if len(rows) == _BATCH:
-            batches.append(pa.Table.from_pylist(rows, _FILES))
-            rows.clear()
-    batches.append(pa.Table.from_pylist(rows, _FILES))
-    return pa.concat_tables(batches).combine_chunks(), pa.Table.from_pylist(problems, FAILURES)
-
-
-def _walk(
-    folder: Path | str, skip: Path | None, problems: list[dict[str, str]], above: frozenset[tuple[int, int]]
-) -> Iterator[os.DirEntry[str]]:
-    """Image files below a folder, following links, but not in circles; not those in ``skip`` and other workspaces."""
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        skipped = skip is not None and skip.exists() and os.path.samefile(folder, skip)
-        if here in above or skipped or _is_workspace(folder):
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    yield from _walk(entry.path, skip, problems, above | {here})
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    yield entry
-    except OSError as error:
-        problems.append(scan_failure(str(folder), f"cannot be opened ({error.strerror})", "give read permission to it"))
-
-
-def _is_workspace(folder: Path | str) -> bool:
-    """Whether another workspace lies there, whose pictures are no photos."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in ("lock", "settings.json", "manifest.parquet"))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
@@ -251,6 +261,18 @@ def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], 
         for name in sorted(set(clashing["name"].to_pylist()))
     ]
     kept = {role: table.filter(pc.invert(pc.is_in(table["name"], taken))) for role, table in tables.items()}
+    return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
+    kept, long = {}, set[str]()
+    for role, table in tables.items():
+        suspects = table["name"].filter(pc.greater(pc.binary_length(table["name"]), _SURELY_SHORT)).to_pylist()
+        too_long = [name for name in suspects if not takes_name(workspace.dataset("pseudo_gt", name))]
+        kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(too_long, pa.string()))))
+        long.update(too_long)
+    problems = [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(long)]
     return kept, pa.Table.from_pylist(problems, FAILURES)
 
 

@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from desra_core.calibration.histogram import PERCENTILE, RATE
 from desra_core.calibration.weight_table import MIN_IMAGES, MIN_PIXELS, Fallback, Rule
 from desra_core.evaluation.gate import Gate
-from desra_core.settings import Mining
+from desra_core.settings import Mining, whole_path
 
 # What a preset gives to fields that nobody has given.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off"},
+    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None},
 }
+# Of a discriminator that starts from nothing: the most steps, and as a share of the iterations.
+_WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
 def _left_to_the_preset(schema: dict[str, Any]) -> None:
@@ -76,18 +78,31 @@ class Training(BaseModel):
         description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
         json_schema_extra=_left_to_the_preset,
     )
-    warmup: int = Field(
-        200, ge=0, description="Steps of a discriminator that starts from nothing before the generator moves."
+    warmup: int | None = Field(
+        _WARMUP,
+        ge=0,
+        description="Steps of a discriminator that starts from nothing before the generator moves. By default 200, or "
+        "with preset cpu a fifth of the iterations, at most 200.",
+        json_schema_extra=_left_to_the_preset,
     )
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
     amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU."
+        "auto",
+        description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
+        "keeps to the one it began in.",
     )
     checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
     patience: int = Field(
         4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
     )
     seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the discriminator before the generator moves."""
+        if not self.gan_weight or self.discriminator is not None:
+            return 0
+        return min(_WARMUP, int(_WARMUP_SHARE * self.iterations)) if self.warmup is None else self.warmup
 
     @model_validator(mode="before")
     @classmethod
@@ -98,8 +113,7 @@ class Training(BaseModel):
     @field_validator("perceptual")
     @classmethod
     def _absolute(cls, perceptual: str) -> str:
-        # Workers have folders of their own.
-        return perceptual if perceptual in ("vgg19", "off") else str(Path(perceptual).absolute())
+        return perceptual if perceptual in ("vgg19", "off") else str(whole_path(perceptual))
 
     @field_validator("accumulate")
     @classmethod

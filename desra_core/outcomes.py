@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import Workspace, read_table, reading_errors
 
 _NUMBER = "[0-9]" * 8
 
@@ -129,6 +129,11 @@ class Outcome:
         return ImageError(self.subject, self.reason or "", self.remedy or "")
 
 
+def without_arrays(outcome: Outcome) -> Outcome:
+    """The record of an image whose stored arrays are lost: none is of any settings, so all are made anew."""
+    return dataclasses.replace(outcome, similarity_key=None, segmentation_key=None)
+
+
 def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
     """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
     path = workspace.shard_journal(shard) / f"{outcome.id}.json"
@@ -136,10 +141,18 @@ def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:
-    """All records of a shard by image id, the journal's over the table's."""
-    rows = read_table(workspace.shard_outcomes(shard), SCHEMA).to_pylist()
-    rows += _journaled(workspace.shard_journal(shard))
-    return {row["id"]: _outcome(row) for row in rows}
+    """All records of a shard by image id, the journal's over the table's.
+
+    Raises
+    ------
+    UsageError
+        The table is damaged.
+    TransientError
+        Something cannot be read now.
+    """
+    records = {outcome.id: outcome for outcome in _outcomes(read_table(workspace.shard_outcomes(shard), SCHEMA))}
+    journaled = _journaled(workspace.shard_journal(shard))
+    return {key: outcome for key, outcome in (records | journaled).items() if outcome is not None}
 
 
 def gather_shard(workspace: Workspace, shard: int, outcomes: Iterable[Outcome] = ()) -> None:
@@ -192,15 +205,34 @@ def _journaled_shards(workspace: Workspace) -> list[int]:
     return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
 
 
-def _journaled(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for path in sorted(folder.glob("*.json")):
+def _journaled(folder: Path) -> dict[str, Outcome | None]:
+    """The records of a journal by image id; None for what is damaged.
+
+    Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
+
+    Raises
+    ------
+    TransientError
+        A record cannot be read now.
+    """
+    outcomes: dict[str, Outcome | None] = {}
+    with reading_errors(folder):
+        paths = sorted(folder.glob("*.json"))
+    for path in paths:
         try:
-            rows.append(json.loads(path.read_bytes()))
-        except (ValueError, OSError):  # emptied by a power cut, or gathered meanwhile
+            with reading_errors(path):
+                data = path.read_bytes()
+            (outcome,) = _outcomes(to_table([Outcome(**json.loads(data))]))
+            outcomes[path.stem] = outcome if outcome.id == path.stem else None
+        except FileNotFoundError:  # gathered meanwhile
             continue
-    return rows
+        except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):  # emptied by a power cut
+            outcomes[path.stem] = None
+    return outcomes
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
-    return Outcome(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
+def _outcomes(table: pa.Table) -> list[Outcome]:
+    return [
+        Outcome(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
+        for row in table.to_pylist()
+    ]

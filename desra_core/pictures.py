@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from desra_core.corpus import MANIFEST, image_refs
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, read_table
 
 
 def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -38,9 +37,8 @@ def _dataset(workspace: Workspace, names: Sequence[str]) -> dict[str, dict[str, 
 
 
 def _sources(workspace: Workspace, names: Sequence[str]) -> dict[str, dict[str, Path]]:
-    wanted = pc.field("name").isin(pa.array(names, pa.string()))
-    rows = pq.read_table(workspace.manifest, schema=MANIFEST, filters=wanted)
-    rows = rows.replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)
+    manifest = read_table(workspace.manifest, MANIFEST)
+    rows = manifest.filter(pc.is_in(manifest["name"], pa.array(names, pa.string())))
     files = {}
     for row in range(rows.num_rows):
         (image,) = image_refs(rows.slice(row, 1))

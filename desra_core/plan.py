@@ -65,21 +65,10 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     """
     index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
     record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
+    same_labels, same_similarity, empty, current = _standing(rows, record, target)
 
     def equal(column: str, value: str) -> Flags:
         return flags_of(pc.equal(record[column], value))
-
-    def number(column: str) -> npt.NDArray[np.float64]:
-        return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
-
-    same_labels = np.ones(len(index), bool)
-    if target.reads_labels:
-        same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
-    same_similarity = equal("similarity_key", target.similarity_key) & (same_labels | (not target.labels_first))
-    same_weighting = equal("weighting_key", target.weighting_key) & same_labels
-    stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
-    weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
-    empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
 
     ids = rows["id"].combine_chunks()
     has_similarity = same_similarity & flags_of(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
@@ -92,10 +81,8 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     if target.super_resolves:
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
         everything |= on_disk.marked_by_people(ids, target.gan_sr_key)
-        wanted = (number("artifact_pixels") > 0) | everything
+        wanted = flags_of(pc.greater(record["artifact_pixels"], 0)) | everything
         exported = on_disk.count_pictures(rows["name"].combine_chunks()) == np.where(wanted, len(DATASET), 0)
-    published = flags_of(record["mask_key"].is_valid())
-    current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
     masked = current & on_disk.has_mask(rows["name"].combine_chunks())
     intact = has_similarity | ~flags_of(record["similarity_kept"])
     mapped = has_similarity & (has_labels | (not target.segments))
@@ -114,6 +101,60 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
         failed=for_good,
         dropped=similarity & same_similarity & ~failed & ~flags_of(record["similarity_kept"]),
     )
+
+
+class _Standing(NamedTuple):
+    """What records say of images, held against a target.
+
+    ``empty`` are images whose mask is known to be empty, whether it is published or not; of ``current`` ones the mask
+    that was published is the one that is wanted: it was made so, or an empty one is still right under settings that are
+    only stricter.
+    """
+
+    same_labels: Flags
+    same_similarity: Flags
+    empty: Flags
+    current: Flags
+
+
+def _standing(rows: pa.Table, record: dict[str, pa.Array], target: Target) -> _Standing:
+    """Hold the records of manifest rows against a target: the one place that knows what makes an image clean."""
+
+    def equal(column: str, value: str) -> Flags:
+        return flags_of(pc.equal(record[column], value))
+
+    def number(column: str) -> npt.NDArray[np.float64]:
+        return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
+
+    same_labels = np.ones(rows.num_rows, bool)
+    if target.reads_labels:
+        same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
+    same_similarity = equal("similarity_key", target.similarity_key) & (same_labels | (not target.labels_first))
+    same_weighting = equal("weighting_key", target.weighting_key) & same_labels
+    stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
+    weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
+    empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
+    published = flags_of(record["mask_key"].is_valid())
+    current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
+    return _Standing(same_labels, same_similarity, empty, current)
+
+
+def done_images(workspace: Workspace, target: Target) -> pa.Table:
+    """The images that are done under the settings of the latest run, a row for each present name, sorted by name.
+
+    Columns are name, id, height, width, artifact_pixels and regions (as in `desra_core.outcomes.SCHEMA`). An image
+    without artifact pixels is clean under these settings, whichever older ones it was done with.
+    """
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    rows = manifest.filter(manifest["present"])
+    outcomes = read_outcomes(workspace, [*_COLUMNS, "regions"])
+    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    record = {name: outcomes[name].combine_chunks().take(index) for name in outcomes.column_names}
+    done = pa.array(_standing(rows, record, target).current & flags_of(record["failed_stage"].is_null()))
+    columns = {"name": rows["name"], "id": rows["id"]}
+    columns |= {name: record[name] for name in ("height", "width", "artifact_pixels", "regions")}
+    return pa.table(columns).filter(done).combine_chunks()
 
 
 class Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +15,13 @@ from desra_core.corpus import File, ImageRef, image_refs, read_manifest
 from desra_core.errors import UsageError
 from desra_core.human_masks import HumanMask, read_human_masks
 from desra_core.imageio import digest, read_bytes
-from desra_core.matching import Sources, match
-from desra_core.outcomes import read_outcomes
+from desra_core.matching import Sources, match, spelled_like
+from desra_core.plan import done_images
 from desra_core.settings import CorpusSettings
-from desra_core.split import Member, Pool, assign_pools
+from desra_core.split import TRAINING_SHARE, Member, Pool, assign_pools
 from desra_core.target import Target
 from desra_core.workspace import Workspace
 
-_COLUMNS = ["id", "artifact_pixels", "regions", "similarity_key", "mask_key", "failed_stage"]
 # Clean images whose pools are looked up at a time, until there are enough of a pool.
 _CLEAN_AT_ONCE = 64
 
@@ -78,16 +78,10 @@ class Images:
         self._manifest = manifest.filter(manifest["present"])
         if self._lr is not None and self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
             raise UsageError(lr, "holds no photo of any image of the workspace", "name the folder that mirrors theirs")
-        outcomes = read_outcomes(workspace, _COLUMNS)
-        outcomes = outcomes.filter(pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"])))
-        marked = pc.and_(pc.equal(outcomes["mask_key"], target.mask_key), pc.greater(outcomes["artifact_pixels"], 0))
-        self._marked = outcomes.filter(marked).combine_chunks()
-        clean = pc.and_(
-            pc.equal(outcomes["similarity_key"], target.similarity_key), pc.equal(outcomes["artifact_pixels"], 0)
-        )
+        done = done_images(workspace, target)
+        self._marked = done.filter(pc.greater(done["artifact_pixels"], 0)).combine_chunks()
         # By the hash of their content, which is a fair sample however few are taken.
-        known = set(self._manifest["id"].to_pylist())
-        clean_ids = known & set(outcomes.filter(clean)["id"].to_pylist())
+        clean_ids = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
         self._human = read_human_masks(workspace, target.gan_sr_key)
         by_people = {image_id for image_id, human in self._human.items() if human.pixels}
         self._clean_ids = sorted(clean_ids - by_people)
@@ -126,6 +120,26 @@ class Images:
             found += self._of_pool(self._clean_ids[start : start + _CLEAN_AT_ONCE], pool)
         return found[:count]
 
+    def undecided(self) -> str | None:
+        """What the gate lacks to judge a finetune by, for people; None where it has images of both kinds."""
+        held_out = self.marked("held_out")
+        counts = {
+            "with artifacts": (len(held_out) + len(self.marked("training")), any(image.detected for image in held_out)),
+            "without artifacts": (len(self._clean_ids), bool(self.clean("held_out", 1))),
+        }
+        missing = [
+            f"none of the {count} photos {kind} is held out" if count else f"there is no photo {kind}"
+            for kind, (count, judges) in counts.items()
+            if not judges
+        ]
+        if not missing:
+            return None
+        about = math.ceil(1 / (1 - TRAINING_SHARE))
+        share = round(100 * (1 - TRAINING_SHARE))
+        each = "of them" if len(missing) == 1 else "of each"
+        remedy = f"at least 1 {each} is missing, so add {about} or more, of which {share} % are held out"
+        return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
+
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
         rows = self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))
         images = {image.id: image for image in self._with_lr(image_refs(rows))}
@@ -145,10 +159,13 @@ class Images:
 
 
 def _photos(folder: Path, workspace: Workspace) -> dict[str, Path]:
-    """The photos of a folder by name."""
-    found, _ = match(Sources(lr=folder), workspace.root)
-    names, paths = found["name"].to_pylist(), found["lr_path"].to_pylist()
-    return {name: folder / path for name, path in zip(names, paths, strict=True)}
+    """The photos of a folder by name, as the images of the workspace are spelled."""
+    sources = Sources(lr=folder)
+    found = match(sources, workspace.root).images
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    names, paths = spelled_like(found["name"], manifest["name"]).to_pylist(), found["lr_path"].to_pylist()
+    return {name: sources.main / path for name, path in zip(names, paths, strict=True)}
 
 
 def _order(marked: Marked) -> tuple[bool, float, int, tuple[str, ...]]:

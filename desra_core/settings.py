@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from desra_core.detection.detectors import load_detector
 from desra_core.matching import Sources
 from desra_core.sr.checkpoints import Precision
+
+
+def at_home(path: str | Path) -> Path:
+    """A path in which a leading ``~`` is the home folder, as a shell has it, which knows nothing of TOML files."""
+    return Path(os.path.expanduser(path))
+
+
+def whole_path(path: str | Path) -> Path:
+    """The same from the root on: workers have folders of their own."""
+    return at_home(path).absolute()
 
 
 def _not_above_all(min_area: str) -> str:
@@ -74,6 +85,11 @@ class CorpusSettings(BaseModel):
         "all of all, SR results and dataset included (all).",
     )
     limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="Glob of files and folders to leave out, by name (thumbs, '*_old.png') or, with a slash in it, by "
+        "path below the folder (2019/raw/*). May be given several times.",
+    )
     shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
 
     @field_validator("window")
@@ -99,8 +115,8 @@ class Detection(CorpusSettings):
 
     verb: ClassVar[str] = "detect"
 
-    mse_sr: Path = Field(description="Folder of the MSE-trained model's results.")
-    gan_sr: Path = Field(description="Folder of the GAN-trained model's results.")
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results, likewise.")
     lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
     method: str = Field("desra", description="Detector: desra, ldl, ssim, niqe, or a .py file of your own.")
     threshold: float = Field(
@@ -121,7 +137,7 @@ class Detection(CorpusSettings):
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
-        return Sources(mse_sr=self.mse_sr, gan_sr=self.gan_sr, lr=self.lr, labels=self.labels)
+        return Sources(self.mse_sr, self.gan_sr, self.lr, self.labels, self.exclude)
 
 
 class Mining(CorpusSettings):
@@ -129,7 +145,7 @@ class Mining(CorpusSettings):
 
     verb: ClassVar[str] = "mine"
 
-    photos: Path = Field(description="Folder of low-resolution photos.")
+    photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
     mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
     gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
     precision: Precision = Field(
@@ -142,7 +158,7 @@ class Mining(CorpusSettings):
     @property
     def sources(self) -> Sources:
         """The folders to scan."""
-        return Sources(lr=self.photos, labels=self.labels)
+        return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude)
 
 
 def method_of(settings: CorpusSettings) -> str:

@@ -51,12 +51,13 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
     workspace.publish_table(workspace.regions, _regions(manifest, outcomes))
     failed = failure_table(manifest.filter(manifest["present"]), outcomes)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
-    workspace.publish_table(workspace.failures, failures)
+    workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:
-    """The most severe regions of a workspace, worst first (schema `REGIONS`)."""
+    """The most severe regions of a workspace, worst first (schema `REGIONS`); none with a severity below zero."""
     regions = read_table(workspace.regions, REGIONS)
+    regions = regions.filter(pc.greater_equal(regions["severity"], 0))
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from desra_core import __version__
 from desra_core.content import content_key
 from desra_core.detection.detectors import detector_key, load_detector
-from desra_core.detection.segmenters import segmenter_key
+from desra_core.detection.segmenters import segmenter_key, try_segmenter
 from desra_core.detection.semantics import Weights, load_weights
 from desra_core.errors import UsageError
 from desra_core.settings import CorpusSettings, Detection, Mining, method_of
@@ -20,13 +20,13 @@ from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
-SUPER_RESOLUTION_VERSION = 1
-SIMILARITY_VERSION = 1
+SUPER_RESOLUTION_VERSION = 2
+SIMILARITY_VERSION = 2
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Whose numbers results depend on.
-_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow")
+_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,14 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
     Raises
     ------
     UsageError
-        One cannot be loaded, or their scales differ.
+        One cannot be loaded or run, or the scales of the two that enlarge differ.
     """
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
     if isinstance(settings, Mining) and not keys.items() <= before.items():
         load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+    if target.segments and before.get("segmentation_key") != target.segmentation_key:
+        try_segmenter(settings.segmenter)
 
 
 def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:

@@ -11,6 +11,8 @@
       masks/NAME.png            1-bit artifact masks
       human/NAME.png            1-bit masks drawn or corrected by people (desra import)
       human/manifest.parquet    which image and GAN model each was drawn for
+      imports/000001.parquet    what the first import of masks took the place of, until it is taken back
+      exported.parquet          the masks by the detector that people were given (desra export)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
@@ -42,7 +44,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +54,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.errors import ImageError, LockedError, TransientError, UsageError
 
 # What the dataset holds of an image.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
@@ -207,6 +209,16 @@ class Workspace:
         """What the masks by people were drawn on (Parquet); see `desra_core.human_masks`."""
         return self.human / "manifest.parquet"
 
+    @property
+    def imports(self) -> Path:
+        """What imports of masks by people took the place of (a folder of Parquet files)."""
+        return self.root / "imports"
+
+    @property
+    def exported(self) -> Path:
+        """Which masks by the detector were exported (Parquet); see `desra_core.human_masks`."""
+        return self.root / "exported.parquet"
+
     def dataset(self, kind: str, name: str) -> Path:
         """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""
         return self.root / "dataset" / kind / f"{name}.png"
@@ -215,6 +227,13 @@ class Workspace:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""
         self.mask(name).unlink(missing_ok=True)
         self.withdraw_dataset(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the mask and the dataset pictures of an image another name, as far as they are there."""
+        pictures = ((self.dataset(kind, old), self.dataset(kind, new)) for kind in DATASET)
+        for before, after in ((self.mask(old), self.mask(new)), *pictures):
+            with contextlib.suppress(FileNotFoundError):
+                before.replace(after)
 
     def withdraw_dataset(self, name: str) -> None:
         """Delete the dataset pictures of an image, as far as they are there."""
@@ -257,6 +276,29 @@ class Workspace:
         except OSError as error:
             reason = f"cannot serve as workspace ({error.strerror})"
             raise UsageError(self.root, reason, "name a folder that can be written") from None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the workspace where there is none, and hold it; a command that is refused leaves no new one behind.
+
+        Raises
+        ------
+        UsageError
+            As `create` and `locked`.
+        """
+        new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
+        is_new = not os.path.exists(self.lock)
+        self.create()
+        with self.locked():
+            try:
+                yield
+            except BaseException:
+                if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
+                    shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                    self.lock.unlink()
+                    for folder in new_folders:
+                        folder.rmdir()
+                raise
 
     def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
         """Write a file so that nobody ever sees half of it; a file that holds the data already is not touched.
@@ -320,6 +362,8 @@ class Workspace:
                 if owner:
                     raise LockedError(self.root, f"is in use by {owner}", "wait until it has ended")
                 time.sleep(0.01)  # somebody only looked who the owner is
+            if not os.path.exists(self.lock) or not os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock)):
+                raise LockedError(self.root, "was in use by a command that was refused", "run again")
             file.seek(0)
             file.truncate()
             started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone()
@@ -355,15 +399,22 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
     ------
     UsageError
         The file is damaged or of another version.
+    TransientError
+        The disk or the system refuses to read it, for now: nothing is known about the table.
     """
     if not path.exists():
         return schema.empty_table().select(columns or schema.names)
     try:
-        table = pq.read_table(path, columns=columns, schema=schema)
-        return table.replace_schema_metadata(pq.read_schema(path).metadata)
-    except (pa.ArrowException, OSError) as error:
+        with reading_errors(path):
+            table = pq.read_table(path, columns=columns, schema=schema)
+            table.validate(full=True)  # Parquet itself takes any bytes for text
+            metadata = pq.read_schema(path).metadata
+        for value in (metadata or {}).values():
+            value.decode()
+        return table.replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"cannot be read ({' '.join(str(error).split())})"
-        raise UsageError(path, reason, "delete it: what it told is found out again") from None
+        raise UsageError(path, reason, "delete it: the next run makes it anew") from None
 
 
 def flocked(file: IO[str], kind: int) -> bool:
@@ -375,6 +426,26 @@ def flocked(file: IO[str], kind: int) -> bool:
     return True
 
 
+def takes_name(path: Path) -> bool:
+    """Whether the disk takes a file of this name: a name of 255 bytes has no room for another suffix."""
+    disk = next((folder for folder in path.parents if os.path.exists(folder)), Path("/"))
+    longest = max(len(os.fsencode(part)) for part in path.parts)
+    return longest <= os.pathconf(disk, "PC_NAME_MAX") and len(os.fsencode(path)) < os.pathconf(disk, "PC_PATH_MAX")
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """See that files can be written as far as their names tell.
+
+    Raises
+    ------
+    ImageError
+        The name of one is too long.
+    """
+    for path in paths:
+        if not takes_name(path):
+            raise ImageError(path, "is too long a name for a file", "give the image a shorter one")
+
+
 @contextlib.contextmanager
 def storage_errors(subject: object) -> Iterator[None]:
     """Turn a failing disk into one line about ``subject``.
@@ -382,15 +453,39 @@ def storage_errors(subject: object) -> Iterator[None]:
     Raises
     ------
     TransientError
-        In place of any OSError.
+        In place of any OSError but this:
+    ImageError
+        The name of the file is too long, and will be the next time.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError(subject, "is too long a name for a file", "give the image a shorter one") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TransientError(subject, "the disk is full", "free some space and run again") from error
         reason = f"cannot be written ({error.strerror or error})"
         raise TransientError(subject, reason, "check the disk and run again") from error
+
+
+@contextlib.contextmanager
+def reading_errors(subject: object) -> Iterator[None]:
+    """Turn what keeps a file from being read for now into one line about ``subject``; that it is not there passes.
+
+    Raises
+    ------
+    TransientError
+        In place of any OSError of the system but FileNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not error.errno:  # Arrow's, of damaged files
+            raise
+        reason = f"cannot be read ({os.strerror(error.errno)})"
+        raise TransientError(subject, reason, "check the disk and run again") from None
 
 
 def fingerprint(*parts: Any) -> str:

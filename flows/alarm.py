@@ -1,7 +1,8 @@
-"""What happens when a run fails: a line in its log, and a message to the webhook if there is one."""
+"""What happens when a run ends: a line on stderr where nobody looks at it; if it fails, a message to the webhook."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +13,12 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import get_current_settings
+from pydantic import ValidationError
 
 from desra_core.errors import printable
 from desra_core.serving_settings import workspace_of
+from desra_core.settings import Machine
+from tasks.lines import configure, say
 
 WEBHOOK = "DESRA_WEBHOOK"
 
@@ -22,7 +26,7 @@ _SECONDS = 5
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Log why a run failed and tell the webhook; for ``on_failure`` and ``on_crashed``. Never fails itself.
+    """Tell log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
 
     Parameters
     ----------
@@ -31,11 +35,35 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     """
     logger = flow_run_logger(flow_run, flow)
     logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
-    webhook = os.environ.get(WEBHOOK)
-    if not webhook or flow_run.parent_task_run_id:  # the run that called this one tells it
+    if flow_run.parent_task_run_id:  # the run that called this one tells it
         return
-    if trouble := tell_webhook(webhook, failure_message(flow, flow_run, state)):
+    message = failure_message(flow, flow_run, state)
+    if flow_run.deployment_id:  # who starts a run by hand is told by the command
+        _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
+    if (webhook := os.environ.get(WEBHOOK)) and (trouble := tell_webhook(webhook, message)):
         logger.warning(trouble)
+        _say(f"warning: {message['run']}: {trouble}", flow_run, message)
+
+
+def tell_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Say on stderr that a run was cancelled; for ``on_cancellation``.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    if not flow_run.parent_task_run_id:
+        message = failure_message(flow, flow_run, state)
+        _say(f"warning: {message['run']} was cancelled", flow_run, message)
+
+
+def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
+    """Print a line as the run itself would: where one has died, its worker tells, which knows no settings."""
+    with contextlib.suppress(ValidationError):
+        machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
+        configure(machine.log_level, machine.log_format)
+    say(line, run=message["run"], workspace=message["workspace"])
 
 
 def tell_webhook(address: str, message: Mapping[str, str | None]) -> str | None:

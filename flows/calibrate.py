@@ -38,6 +38,11 @@ class Calibrated(NamedTuple):
         return f"{calibrated} classes calibrated from {self.weights.histogram.seen} images; {self.found.told}"
 
     @property
+    def lacking(self) -> bool:
+        """Whether a person should look at how it ended."""
+        return self.found.lacking
+
+    @property
     def problem(self) -> TransientError | None:
         """Why the run is not whole, though it ended."""
         return self.found.problem

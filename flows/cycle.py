@@ -35,6 +35,11 @@ class Cycled(NamedTuple):
     promoted: Path | None
 
     @property
+    def lacking(self) -> bool:
+        """Whether a person should look at how it ended."""
+        return self.mined.lacking or (self.compared is not None and self.compared.lacking)
+
+    @property
     def told(self) -> str:
         """A line for people."""
         if self.compared is None:

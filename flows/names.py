@@ -6,13 +6,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 
 def run_name() -> str:
     """For instance ``mine holidays 2026-11-20 02:00``; for ``flow_run_name`` of a flow with one settings model."""
     settings = next(iter(flow_run.parameters.values()), None)
-    return f"{flow_run.flow_name} {corpus_name(settings)} {datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    context = FlowRunContext.get()
+    # Prefect asks again when a run that was cut off goes on.
+    started = context and context.flow_run and context.flow_run.start_time
+    return f"{flow_run.flow_name} {corpus_name(settings)} {(started or datetime.now()).astimezone():%Y-%m-%d %H:%M}"
 
 
 def corpus_name(settings: Any) -> str:

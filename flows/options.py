@@ -21,8 +21,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from desra_core.errors import DesraError, UsageError, printable
-from flows.alarm import tell_failure
+from desra_core.settings import Machine
+from flows.alarm import tell_cancelled, tell_failure
 from flows.names import run_name
+from tasks.lines import carry, configure, say
 from tasks.retrying import PAUSES, may_pass, runs_by_itself
 
 P = ParamSpec("P")
@@ -98,6 +100,7 @@ def corpus_flow(
             task_runner=task_runner,
             on_failure=[tell_failure],
             on_crashed=[tell_failure],
+            on_cancellation=[tell_cancelled],
         )
 
     return decorate
@@ -126,6 +129,7 @@ def _documented(function: Callable[..., Any]) -> tuple[str, list[tuple[str, str]
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
+        _say_for(*arguments, *named.values())
         # A run within a run is tried again with the one around it.
         pauses = PAUSES if runs_by_itself() and not flow_run.parent_flow_run_id else ()
         for pause in (*pauses, None):
@@ -146,10 +150,23 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     return body
 
 
+def _say_for(*parameters: Any) -> None:
+    """Let the lines of this process look as a run wants them, and say what they are about."""
+    for given in parameters:
+        if isinstance(given, Machine):
+            configure(given.log_level, given.log_format)
+        elif isinstance(given, BaseModel) and not flow_run.parent_flow_run_id:
+            folder = getattr(given, "workspace", None) or getattr(given, "output", None)
+            carry(run=flow_run.name, workspace=str(folder))
+
+
 def _ended(result: Any) -> Any:
     """The final state of a run that got through, or its bare result where that says nothing of itself."""
     problem: DesraError | None = getattr(result, "problem", None)
     if problem is not None and runs_by_itself():
         raise problem
     told = getattr(result, "told", None)
+    if runs_by_itself() and not flow_run.parent_flow_run_id:
+        level = "warning: " if getattr(result, "lacking", False) else ""
+        say(f"{level}{flow_run.name} completed" + (f": {told}" if told else ""))
     return Completed(message=told, data=result) if told else result

@@ -39,10 +39,16 @@ class Compared(NamedTuple):
     promoted: Path | None
 
     @property
+    def lacking(self) -> bool:
+        """Whether a person should look at how it ended."""
+        return bool(self.failures) or not self.verdict.passed
+
+    @property
     def told(self) -> str:
         """A line for people."""
         if not self.verdict.passed:
-            return f"no model passes the gate: {'; '.join(self.verdict.reasons)}"
+            outcome = "the gate is undecided" if self.verdict.undecided else "no model passes the gate"
+            return f"{outcome}: {'; '.join(self.verdict.reasons)}"
         return f"{self.verdict.best} passes the gate" + (" and was promoted" if self.promoted else "")
 
 
@@ -73,8 +79,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         )
         return partial(judge_stage, workspace=workspace, settings=settings)
 
-    results = each_image("judge", judging, missing, machine, networks=True, folder=workspace.root)
-    return sum(isinstance(result, ImageError) for _, result in results)
+    results = each_image("judge", judging, comparison.work(), machine, networks=True, folder=workspace.root)
+    return len({image.id for image, result in results if isinstance(result, ImageError)})
 
 
 @task(task_run_name="verdict", cache_policy=NO_CACHE)

@@ -5,6 +5,7 @@ Only this module, `tasks.cluster` (workers on this machine) and `tasks.admission
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, as_completed
+from distributed import Client, Future, KilledWorker, Worker, as_completed, get_worker
+from distributed.core import Status
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from prefect.runtime import flow_run
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import AbsentError, DesraError, ImageError, TransientError, printable
+from desra_core.device import is_broken
+from desra_core.errors import AbsentError, DesraError, ImageError, TooLargeError, TransientError, printable
 from desra_core.settings import Machine
 from tasks.admission import Admission, Calls
 from tasks.cluster import (
@@ -49,6 +52,8 @@ _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
 _LOST_SECONDS = 20
 _END_SECONDS = 10
+# A worker's word of a task that has ended reaches the scheduler within it.
+_TOLD_SECONDS = 0.2
 
 # What a job made of an image, or an `ImageError` that names it.
 Result = tuple[ImageRef, Any]
@@ -128,7 +133,7 @@ class Dask:
             time.sleep(0.01)
 
     def map(self, job: Job, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
-        """Run a job on every image; results come as they are ready, failures as errors that name the image.
+        """Run a job on every image, in this order; results come as they are ready, failures as errors that name theirs.
 
         Raises
         ------
@@ -140,7 +145,8 @@ class Dask:
         futures = self._client.map(
             function,
             *([call[index] for call in calls] for index in range(2)),
-            key=[f"{job.name}-{image.id}-{run}" for image, _ in work],
+            # Dask computes in the order of the keys what nothing else puts in order.
+            key=[f"{job.name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
             retries=_RETRIES,
             resources=job.resources or None,
             pure=False,
@@ -156,7 +162,10 @@ class Dask:
         with self._watched(futures):
             for future, result in self._done(futures, pass_on):
                 image = work[places[future.key]][0]
-                yield image, result if future.status == "finished" else _error(image.path, result)
+                failed = future.status != "finished" or isinstance(result, DesraError)
+                ended = _error(image.path, result) if failed else result
+                future.release()  # or what a worker has done would be done again where it ends
+                yield image, ended
 
     def _done(
         self, futures: list[Future[Any]], pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]]
@@ -172,6 +181,7 @@ class Dask:
                 elif others := self._admission.others(result):
                     futures.append(pass_on(future, others))
                     coming.add(futures[-1])
+                    future.release()
                 else:
                     yield future, result[1]
 
@@ -247,7 +257,9 @@ class Dask:
                     if not (others := self._admission.others(result)):
                         return result[1]
                     futures.append(self._submit(called, call, resources, **others))
-        except (CancelledError, KilledWorker) as error:
+        except (CancelledError, KilledWorker, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_broken(error):
+                raise
             raise _error("the computation", error) from None
 
 
@@ -390,12 +402,38 @@ def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
     except DesraError as error:
         error.__cause__ = error.__context__ = None
         raise
+    except RuntimeError as error:
+        if is_broken(error):
+            _leave()
+        raise
+
+
+def _leave() -> None:
+    """End this worker, whose GPU computes nothing right any more; its nanny starts another one in its place."""
+    worker = get_worker()
+
+    async def leave() -> None:
+        if worker.status != Status.running:
+            return
+        worker.status = Status.closing_gracefully  # it gets nothing more to do, not even what has failed here
+        deadline = time.monotonic() + _END_SECONDS
+        while worker.state.executing and time.monotonic() < deadline:
+            await asyncio.sleep(_TOLD_SECONDS)
+        await asyncio.sleep(_TOLD_SECONDS)
+        # By its own wish, or the scheduler would hold what was waiting here for a killer of workers.
+        await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
+        await worker.close(nanny=False)
+
+    worker.loop.add_callback(leave)
 
 
 def _recorded(
     name: str, function: Callable[[ImageRef, Any], Any], records: Records, image: ImageRef, about: Any
 ) -> Any:
-    """Call a job's function on an image, and log how that went."""
+    """Call a job's function on an image, and log how that went.
+
+    A failure that would repeat is returned: what is raised, Dask tries again.
+    """
     configure(records.level, records.form)
     told = partial(record, logging.DEBUG, run=records.run, shard=f"{image.shard:05d}", image=image.id, stage=name)
     started = time.perf_counter()
@@ -403,7 +441,9 @@ def _recorded(
         result = _picklable(function, image, about)
     except DesraError as error:
         told(f"failed: {printable(error)}")
-        raise
+        if isinstance(error, TransientError) and not isinstance(error, TooLargeError):
+            raise
+        return error
     told(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
     return result
 
@@ -426,9 +466,14 @@ def _error(name: object, raised: Any) -> ImageError:
     error = raised[1] if isinstance(raised, tuple) else raised
     if isinstance(error, ImageError):
         return error
+    if isinstance(error, DesraError):  # no fault of the image
+        return TransientError(error.subject, error.reason, error.remedy)
     if isinstance(error, CancelledError):
         return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):
         return TransientError(name, "took its worker down, most likely out of memory", "raise --memory and run again")
+    if is_broken(error):
+        reason = f"failed with its GPU ({str(error).partition(chr(10))[0]})"
+        return TransientError(name, reason, "run again; if it stays, see nvidia-smi and dmesg")
     reason = f"failed unexpectedly with {type(error).__name__} ({error})"
     return TransientError(name, " ".join(reason.split()), "run again; if it stays, report it with the file")

@@ -16,7 +16,7 @@ from prefect.tasks import Task
 
 from desra_core.errors import printable
 from desra_core.settings import Machine
-from desra_core.training.plan import FinetunePlan, begin, check_networks
+from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.cluster import visible_gpus
@@ -54,7 +54,12 @@ class Finetuned(NamedTuple):
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan) -> int:
-    """Check the networks, and write the images of a run that begins to its folder; returns how many there are."""
+    """Check the networks, and write the images of a run that begins to its folder; returns how many there are.
+
+    Where no image could judge the run, that is told before it is trained.
+    """
+    if plan.undecided:
+        _tell(f"warning: {plan.undecided}")
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
@@ -91,23 +96,27 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
 
     with _open_worker(machine, plan.run.root) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
-        facts = [f"{plan.training.iterations} iterations on " + ("a GPU" if on_gpu else "the CPU")]
+        device, where = ("cuda", "a GPU") if on_gpu else ("cpu", "the CPU")
+        precision = settle_precision(plan.run, plan.training, device)
+        if plan.training.amp == "auto" and precision != usual_precision(device):
+            _tell(f"this finetune was begun in {precision} and goes on in it, on {where} too")
+        facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
 
             def on_second() -> None:
-                progress.reached(*_reached(plan))
+                _count(progress, plan)
                 progress.show()
 
             ended = dask.follow(
-                finetune, plan.run, plan.gan_model, plan.training, "cuda" if on_gpu else "cpu", dask.threads,
+                finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
                 resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
             )  # fmt: skip
-            progress.reached(*_reached(plan))
+            _count(progress, plan)
     return ended.iteration, ended.early
 
 
-def _tell_waiting(line: str) -> None:
+def _tell(line: str) -> None:
     say(line)
     get_run_logger().info(line)
 
@@ -128,7 +137,7 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
             yield dask
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]
-    with training_slot(gpus or ["cpu"], _tell_waiting) as device:
+    with training_slot(gpus or ["cpu"], _tell) as device:
         release_embedded()
         one = machine.model_copy(update={"workers": 1})
         with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:
@@ -147,10 +156,11 @@ def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], worksp
     return finetuned
 
 
-def _reached(plan: FinetunePlan) -> tuple[int, str]:
-    """Iterations done by the run's own word, and what there is to say about them."""
-    progress = read_json(plan.run.progress) or {}
-    if progress.get("warmed", 0) < progress.get("warmup", 0):
-        return 0, f"discriminator warmed up {progress['warmed']} of {progress['warmup']} steps"
-    losses = progress.get("losses", {})
-    return progress.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else ""
+def _count(progress: RunProgress, plan: FinetunePlan) -> None:
+    """Count the iterations that are done by the run's own word, or the steps before them."""
+    told = read_json(plan.run.progress) or {}
+    if told.get("warmed", 0) < told.get("warmup", 0):
+        progress.preparing("discriminator warmed up", told["warmed"], told["warmup"])
+        return
+    losses = told.get("losses", {})
+    progress.reached(told.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")

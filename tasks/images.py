@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def each_image(
         Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function of an image and of what
         goes with it in ``work``, which workers call: it must be picklable, and so must its small result.
     work
-        The images, each with something small for the function.
+        The images, each with something small for the function; one that comes several times counts once.
     machine
         Where and how wide to compute.
     networks
@@ -48,16 +49,21 @@ def each_image(
     Each image with its result, or with the `ImageError` that it failed by, as they come.
     """
     gpus = gpus_wanted(networks, machine)
+    turns = Counter(image.id for image, _ in work)
+    stages = max(turns.values(), default=1)
+    left, failed = turns.copy(), set[str]()
     with (
         open_dask(machine, folder=folder, networks=networks, gpus=gpus) as dask,
-        RunProgress(name, len(work), 1) as progress,
+        RunProgress(name, len(turns), stages) as progress,
     ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
         for image, result in dask.map(Job(name, function, gpu), work):
-            if isinstance(result, ImageError):
-                progress.failed(result, len(image.names), 1)
-            else:
-                progress.passed(1, last=True)
+            left[image.id] -= 1
+            last = not left[image.id]
+            if isinstance(result, ImageError) and image.id not in failed:
+                failed.add(image.id)
+                progress.failed(result, len(image.names), 0)
+            progress.passed(1 + last * (stages - turns[image.id]), last=last and image.id not in failed)
             progress.show()
             yield image, result

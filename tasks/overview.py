@@ -10,8 +10,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from desra_core.annotations.selection import count_resting
+from desra_core.human_masks import told_resting
 from desra_core.plan import Prepared
+from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings
+from desra_core.target import load_settings
 from desra_core.workspace import Workspace
 from tasks.fanout import Dask
 
@@ -59,7 +63,10 @@ def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> 
         What else there is to say, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
-    create_markdown_artifact(_listed(f"**{told}**", [*facts, report]), key="outcome", description="How this run ended.")
+    people = told_resting(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
+    create_markdown_artifact(
+        _listed(f"**{told}**", [*facts, people, report]), key="outcome", description="How this run ended."
+    )
 
 
 def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
@@ -83,6 +90,8 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
     if scanned:
         found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
         facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
+        if others := told_passed_over(scanned.passed_over):
+            facts.append(f"passed over: {others}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 
 

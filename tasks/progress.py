@@ -62,6 +62,40 @@ class ReadingProgress:
             say(warning)
 
 
+class _Pace:
+    """How fast steps pass, told by those that have passed since a first word; between two, nothing is learnt."""
+
+    def __init__(self, done: int = 0) -> None:
+        self._before = self._done = done
+        self._started = self._latest = time.monotonic()
+
+    def reached(self, done: int) -> None:
+        """So many steps are done in all; with fewer than before, only those from now on count."""
+        if done < self._done:
+            self._before, self._done = done, done
+            self._started = self._latest = time.monotonic()
+        elif done > self._done:
+            self._done, self._latest = done, time.monotonic()
+
+    def rate(self) -> float | None:
+        """Steps per second; None before the first one."""
+        steps = self._done - self._before
+        return steps / max(self._latest - self._started, 1e-9) if steps else None
+
+    def left(self, total: int) -> str | None:
+        """The time until all are done, such as ``0:00:29``; None before the first one.
+
+        While a step takes its time, that of the others stays: it never grows for lack of a step that is done.
+        """
+        rate = self.rate()
+        if rate is None:
+            return None
+        steps = total - self._done
+        since = time.monotonic() - self._latest
+        seconds = int(max(steps / rate - since, (steps - 1) / rate, 0))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
 class RunProgress:
     """Counts images as they pass their stages, and shows it. Shards report from threads of their own.
 
@@ -82,10 +116,12 @@ class RunProgress:
         self._note = ""
         self._images = images
         self._steps = images * stages
-        self._steps_done = self._finished = self._before = self._failed = self._failure_lines = 0
+        self._steps_done = self._finished = self._failed = self._failure_lines = 0
+        self._pace = _Pace()
+        self._preparing: _Pace | None = None
         self._passing: list[TransientError] = []
         self._lock = threading.Lock()
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._drawn = self._console.is_terminal and not is_json()
         self._bar = Progress(
@@ -114,14 +150,24 @@ class RunProgress:
         with self._lock:
             self._steps_done += images
             self._finished += images if last else 0
+            self._pace.reached(self._steps_done)
 
     def reached(self, count: int, note: str) -> None:
         """So many have passed their only stage, by the word of the work itself; what was done before has no speed."""
         with self._lock:
             if not self._finished:
-                self._before, self._started = count, time.monotonic()
+                self._pace = _Pace(count)
+            self._pace.reached(count)
             self._steps_done = self._finished = count
             self._note = note
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """So many steps are done of what comes before the first that counts."""
+        with self._lock:
+            self._preparing = self._preparing or _Pace(done)
+            self._preparing.reached(done)
+            left = self._preparing.left(total)
+            self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
         """An image of so many names has failed and passes over the stages left."""
@@ -130,6 +176,7 @@ class RunProgress:
             if isinstance(error, TransientError) and may_pass(error):
                 self._passing.append(error)
             self._steps_done += names * stages_left
+            self._pace.reached(self._steps_done)
             self._failure_lines += 1
             lines = self._failure_lines
         if lines <= SHOWN_FAILURES:
@@ -172,18 +219,17 @@ class RunProgress:
 
     def line(self) -> str:
         """For instance ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
-        elapsed = time.monotonic() - self._started
-        steps = self._steps_done - self._before
         parts = [f"{self._finished} of {self._images} {self._unit}"]
         parts += [f"{self._failed} failed"] if self._unit == "images" else []
         parts += [self._note] if self._note else []
         if self._images < self._steps and 0 < self._steps_done < self._steps:
             parts.append(f"{self._share():.0%} of the work")  # images are done at the end of the last stage
-        if steps > 0:
-            rate = steps / self._steps * self._images / max(elapsed, 1e-9)
+        with self._lock:
+            steps_a_second, left = self._pace.rate(), self._pace.left(self._steps)
+        if steps_a_second:
+            rate = steps_a_second / self._steps * self._images
             parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {self._unit[:-1]}")
-            left = int(elapsed * (self._steps - self._steps_done) / steps)
-            parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+            parts.append(f"{left} left")
         return ", ".join(parts)
 
     def _share(self) -> float:

@@ -51,6 +51,11 @@ class Summary(NamedTuple):
         return f"{done}: {self.regions} artifact regions in all, {_counted(self.failures)} failed"
 
     @property
+    def lacking(self) -> bool:
+        """Whether a person should look at how it ended."""
+        return bool(self.failed or self.broken_shards)
+
+    @property
     def problem(self) -> TransientError | None:
         """Why the run is not whole, though it ended."""
         if self.broken_shards:

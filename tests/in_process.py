@@ -88,11 +88,11 @@ def judge_all(comparison: Comparison) -> int:
     """Judge what lacks judgement; returns how many images that were."""
     _, weights = target_of(comparison.corpus)
     settings = judge_settings(comparison, weights, device="cpu", tile=256, threads=1, max_pixels=2**26)
-    missing = comparison.missing()
+    work = comparison.work()
     with one_thread():
-        for image, names in missing:
+        for image, names in work:
             judge_stage(image, names, Workspace(comparison.settings.workspace), settings)
-    return len(missing)
+    return len({image.id for image, _ in work})
 
 
 def count_all(counting: Counting) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -45,21 +44,6 @@ def coco_document(images: Iterable[tuple[str, tuple[int, int], list[dict[str, An
         "annotations": annotations,
     }
     return json.dumps(document, indent=1).encode()
-
-
-def names_of(file_name: str) -> list[str]:
-    """The image names that a file name of a COCO file may stand for, the likeliest first.
-
-    Tools put the folder of the pictures before it, or not.
-
-    Examples
-    --------
-    >>> names_of("a/b.png"), names_of("images/b.v2.jpg")
-    (['a/b', 'a/b.png'], ['images/b.v2', 'images/b.v2.jpg', 'b.v2', 'b.v2.jpg'])
-    """
-    plain = file_name.replace("\\", "/").removeprefix("./")
-    paths = dict.fromkeys((file_name, plain, plain.rpartition("images/")[2]))
-    return [name for path in paths for name in (path.removesuffix(PurePosixPath(path).suffix), path)]
 
 
 def _annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str, Any]:

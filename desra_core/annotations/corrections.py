@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -13,20 +14,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.coco import names_of
 from desra_core.annotations.export_folder import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
-from desra_core.annotations.selection import done_images, read_mask
+from desra_core.annotations.selection import read_mask
+from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.imageio import Mask, encode_mask
+from desra_core.human_masks import exported_masks, mask_key, read_human_masks
+from desra_core.image_names import ImageNames
+from desra_core.imageio import encode_mask
+from desra_core.plan import done_images
+from desra_core.scanning import normalized
 from desra_core.target import Target, load_settings
 from desra_core.workspace import Workspace
 
 Origin = Literal["labelme", "coco"]
 
 _THREADS = 4
-_ALL_OR_NOTHING = "mend it and import again"
 
 Read = TypeVar("Read")
 Drawn = LabelMeFile | CocoMask
@@ -45,6 +49,11 @@ class Correction(NamedTuple):
         The mask as a 1-bit PNG, its marked pixels and its 8-connected regions.
     changed
         Whether the detector's mask is another one.
+    kinds, left_out
+        What each shape was drawn as, and a phrase for each that was not taken.
+    as_exported
+        Whether the mask is one by the detector that was exported for this image: nobody has edited it, and nobody has
+        confirmed it before.
     """
 
     source: str
@@ -54,6 +63,9 @@ class Correction(NamedTuple):
     pixels: int
     regions: int
     changed: bool
+    kinds: tuple[str, ...]
+    left_out: tuple[str, ...]
+    as_exported: bool
 
 
 class _Source(NamedTuple):
@@ -66,7 +78,7 @@ class _Source(NamedTuple):
 
 
 def read_corrections(
-    workspace: Workspace, origin: Origin, path: Path, label: str | None = None
+    workspace: Workspace, origin: Origin, path: Path, label: str | None = None, *, unchanged: bool = True
 ) -> tuple[list[Correction], list[DesraError]]:
     """Read what people made of an export, or drew otherwise; nothing is written.
 
@@ -75,16 +87,20 @@ def read_corrections(
     workspace
         Which has the images.
     origin
-        ``labelme``: a folder of JSON files, each at the name of its image, or one of them; ``coco``: a JSON file.
+        ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath`` names, or
+        else of the image at its own place. ``coco``: a JSON file.
     path
         The folder or file.
     label
         Only shapes with this label count, if given. By default all LabelMe shapes do; of a COCO file those of the
         category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
+    unchanged
+        Whether masks count too that are as they were exported; else they contradict none that were edited.
 
     Returns
     -------
-    The masks, and what is wrong with the others: where anything is, nothing should be published.
+    The masks, those that are as they were exported among them, and what is wrong with the others: where anything is,
+    nothing should be published.
 
     Raises
     ------
@@ -92,26 +108,44 @@ def read_corrections(
         The path holds no such files, or the workspace no run.
     """
     settings, target = load_settings(workspace)
-    sources, errors = _labelme(path, label) if origin == "labelme" else (_coco(path, label), [])
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    names = ImageNames(manifest["name"].filter(manifest["present"]).to_pylist())
+    if origin == "labelme":
+        pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
+        sources, errors = _labelme(path, label, names, pictures)
+    else:
+        sources, errors = _coco(path, label, names), []
     exported = export_document(export_root(path.absolute()) or path) or {}
+    renamed = _renamed(workspace, exported.get("images", {}))
+    exported["images"] = {renamed.get(name, name): key for name, key in exported.get("images", {}).items()}
+    now = ([renamed[name] for name in source.names if name in renamed][:1] for source in sources)
+    sources = [source._replace(names=new or source.names) for source, new in zip(sources, now, strict=True)]
     rows = _rows_of(workspace, target, sources)
     images: list[tuple[_Source, dict[str, Any]]] = []
     for source in sources:
-        found = next((rows[name] for name in source.names if name in rows), None)
+        found = rows.get(source.names[0]) if len(source.names) == 1 else None
         problem = _problem(source, found, exported, target.gan_sr_key, settings.verb)
-        if problem or not found:
-            errors.append(problem or ImageError(source.source, "is of no image", _ALL_OR_NOTHING))
-        else:
+        if problem:
+            errors.append(problem)
+        elif found:
             images.append((source, found))
+    known, human = exported_masks(workspace), read_human_masks(workspace, target.gan_sr_key)
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        return _correction(*image, workspace, label)
+        correction = _correction(*image, workspace, label, known)
+        confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
+        return correction._replace(as_exported=correction.as_exported and not confirmed)
 
     corrections, failed = _on_threads(correct, images)
-    return corrections, [*errors, *failed, *_contradictions(corrections)]
+    counting = [correction for correction in corrections if unchanged or not correction.as_exported]
+    return corrections, [*errors, *failed, *_contradictions(counting)]
 
 
-def _labelme(path: Path, label: str | None) -> tuple[list[_Source], list[DesraError]]:
+def _labelme(
+    path: Path, label: str | None, names: ImageNames, pictures: Sequence[Path]
+) -> tuple[list[_Source], list[DesraError]]:
+    """The LabelMe files of a folder; ``pictures`` are folders whose files lie at the names of their images."""
     if not path.exists():
         raise UsageError(path, "does not exist", "name a folder of LabelMe files, or one of them")
     root = export_root(path.absolute()) or (path if path.is_dir() else path.parent).absolute()
@@ -123,18 +157,84 @@ def _labelme(path: Path, label: str | None) -> tuple[list[_Source], list[DesraEr
     labels = {name for file in read for name in file.labels}
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
+    places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]
+    # Where no file lies at the place of an image in a folder, they may come from as many folders.
+    flat = export_root(path.absolute()) is None and not any("/" in place and names.exact(place) for place in places)
     sources = []
-    for file in read:
-        name = file.path.absolute().relative_to(root).as_posix().removesuffix(".json")
-        sources.append(_Source(str(file.path), [name], (file.height, file.width), file))
+    for file, place in zip(read, places, strict=True):
+        try:
+            meant = _meant(file, place, names, pictures, flat=flat)
+        except ImageError as error:
+            errors.append(error)
+            continue
+        sources.append(_Source(str(file.path), meant, (file.height, file.width), file))
     return sources, errors
 
 
-def _coco(path: Path, label: str | None) -> list[_Source]:
+def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
+    """The images that a LabelMe file may be of: by its imagePath, or where that is of none by its own place.
+
+    Raises
+    ------
+    ImageError
+        Both name an image, but another one.
+    """
+    last = place.rpartition("/")[2]
+    here = (not flat and names.exact(place)) or names.ending_like(last)
+    meant = _of_image_path(file, place, names, pictures, flat=flat)
+    if meant is None:
+        return here
+    stem = posixpath.splitext(file.image_path.replace("\\", "/"))[0].rpartition("/")[2]
+    if here and meant and set(here).isdisjoint(meant) and normalized(stem) != normalized(last):
+        reason = f"lies where a file of {here[0]} would, but its imagePath is of {meant[0]}"
+        raise ImageError(file.path, reason, "mend imagePath, or rename the file")
+    return meant
+
+
+def _of_image_path(
+    file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool
+) -> list[str] | None:
+    """The images that the imagePath of a LabelMe file may mean; None where it tells nothing."""
+    if not file.image_path:
+        return None
+    picture = (file.path.absolute().parent / file.image_path).resolve()
+    for folder in filter(None, (export_root(picture.parent), *pictures)):
+        if picture.is_file() and picture.is_relative_to(folder.resolve()):
+            return names.exact(picture.relative_to(folder.resolve()).as_posix())
+    beside = posixpath.normpath(posixpath.join(posixpath.dirname(place), file.image_path))
+    if not flat and (found := names.exact(beside)):
+        return found
+    if "/" in file.image_path.replace("\\", "/"):
+        return names.find(file.image_path) or ([] if flat else None)
+    # A file at the place of an image, of a picture that is not beside it, has been renamed together with its picture.
+    return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
+
+
+def _coco(path: Path, label: str | None, names: ImageNames) -> list[_Source]:
     return [
-        _Source(f"{path}, {file_name}", names_of(file_name), (mask.height, mask.width), mask)
+        _Source(f"{path}, {file_name}", names.find(file_name), (mask.height, mask.width), mask)
         for file_name, mask in read_coco(path, category=label).items()
     ]
+
+
+def _renamed(workspace: Workspace, exported: Mapping[str, str]) -> dict[str, str]:
+    """The names that images have now which went by others when they were exported, by those.
+
+    A name changes when a file of the same name but for the suffix joins the image's, or goes.
+    """
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    manifest = manifest.filter(
+        pc.and_(manifest["present"], pc.is_in(manifest["id"], pa.array(exported.values(), pa.string())))
+    )
+    names: dict[str, set[str]] = {}
+    for name, image_id in zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True):
+        names.setdefault(image_id, set()).add(name)
+    return {
+        name: min(names[image_id])
+        for name, image_id in exported.items()
+        if image_id in names and name not in names[image_id]
+    }
 
 
 def _rows_of(workspace: Workspace, target: Target, sources: Iterable[_Source]) -> dict[str, dict[str, Any]]:
@@ -148,6 +248,10 @@ def _problem(
     source: _Source, found: dict[str, Any] | None, exported: dict[str, Any], gan_sr_key: str | None, verb: str
 ) -> ImageError | None:
     """What speaks against an image's annotations before they are drawn."""
+    if len(source.names) > 1:
+        field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"
+        reason = f"may be of {' or of '.join(source.names[:2])}"
+        return ImageError(source.source, reason, f"write the path of its picture, folders included, as {field}")
     if found is None:
         reason = "is of no image of the workspace that is done"
         return ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
@@ -162,13 +266,28 @@ def _problem(
     return None
 
 
-def _correction(source: _Source, row: dict[str, Any], workspace: Workspace, label: str | None) -> Correction:
+def _correction(
+    source: _Source, row: dict[str, Any], workspace: Workspace, label: str | None, exported: frozenset[tuple[str, str]]
+) -> Correction:
     shape = (row["height"], row["width"])
     drawn = source.drawn
-    mask: Mask = decode_coco_mask(drawn) if isinstance(drawn, CocoMask) else draw_shapes(drawn, shape, label)
+    if isinstance(drawn, CocoMask):
+        mask, kinds, left_out = decode_coco_mask(drawn), drawn.kinds, drawn.left_out
+    else:
+        mask, kinds, left_out = draw_shapes(drawn, shape, label), drawn.kinds(label), drawn.left_out(label)
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    changed = not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape))
-    return Correction(source.source, row["name"], row["id"], encode_mask(mask), int(mask.sum()), count - 1, changed)
+    return Correction(
+        source=source.source,
+        name=row["name"],
+        id=row["id"],
+        png=encode_mask(mask),
+        pixels=int(mask.sum()),
+        regions=count - 1,
+        changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
+        kinds=kinds,
+        left_out=left_out,
+        as_exported=(row["id"], mask_key(mask)) in exported,
+    )
 
 
 def _contradictions(corrections: Iterable[Correction]) -> list[DesraError]:

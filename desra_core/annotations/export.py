@@ -13,10 +13,11 @@ from desra_core.annotations.folders import folder_files, regions_csv
 from desra_core.annotations.labelme import labelme_document
 from desra_core.annotations.selection import Annotated, select_images
 from desra_core.errors import ImageError, UsageError
+from desra_core.human_masks import mask_key, remember_exported
 from desra_core.imageio import bgr8, decode, encode_png, read_bytes
 from desra_core.pictures import picture_files
 from desra_core.target import load_settings
-from desra_core.workspace import Workspace
+from desra_core.workspace import Workspace, check_names
 
 Form = Literal["coco", "labelme", "folder"]
 
@@ -52,6 +53,14 @@ class _Made(NamedTuple):
 
     files: dict[str, bytes]
     annotations: list[dict[str, Any]]
+
+
+class _Written(NamedTuple):
+    """An image whose files are written, its COCO annotations, and the key of its mask where that is the detector's."""
+
+    image: Annotated
+    annotations: list[dict[str, Any]]
+    detected: str | None
 
 
 def export_workspace(
@@ -117,22 +126,23 @@ def export_workspace(
         if form == "coco":
             named = [
                 (f"{image.name}.png" if pictures else image.files["gan_sr"].relative_to(source).as_posix(),
-                 image.shape, annotations) for image, annotations in written
+                 image.shape, annotations) for image, annotations, _ in written
             ]  # fmt: skip
             folder.write("annotations.json", coco_document(named))
         elif form == "folder":
-            folder.write("regions.csv", regions_csv([image for image, _ in written]))
+            folder.write("regions.csv", regions_csv([image for image, *_ in written]))
         document = {
             "workspace": str(workspace.root.resolve()),
             "format": form,
             "gan_sr_key": target.gan_sr_key,
-            "images": {image.name: image.id for image, _ in written},
+            "images": {image.name: image.id for image, *_ in written},
         }
+        remember_exported(workspace, ((image.id, key) for image, _, key in written if key))
         folder.commit(document, overwrite=overwrite)
     return Exported(
         images=len(written),
-        regions=sum(image.human.regions if image.human else len(image.regions) for image, _ in written),
-        by_people=sum(image.human is not None for image, _ in written),
+        regions=sum(image.human.regions if image.human else len(image.regions) for image, *_ in written),
+        by_people=sum(image.human is not None for image, *_ in written),
         unpictured=len(chosen) - len(images),
         failures=failures,
         pictures=source if not pictures else output / "images" if form == "coco" else output,
@@ -141,28 +151,26 @@ def export_workspace(
 
 def _write_all(
     images: Sequence[Annotated], make: Callable[[Annotated], _Made], folder: ExportFolder
-) -> tuple[list[tuple[Annotated, list[dict[str, Any]]]], list[ImageError]]:
+) -> tuple[list[_Written], list[ImageError]]:
     """Write the files of all images, on several threads; one that cannot be read is left out.
 
-    Returns the annotations of those that were written, and why others were not.
+    Returns those that were written, and why others were not.
     """
 
-    def attempt(image: Annotated) -> list[dict[str, Any]] | ImageError:
+    def attempt(image: Annotated) -> _Written | ImageError:
         try:
-            made = make(image)
+            made, detected = make(image), None if image.human else mask_key(image.mask())
+            check_names(folder.root / path for path in made.files)
         except ImageError as error:
             return error
         for path, data in made.files.items():
             folder.write(path, data)
-        return made.annotations
+        return _Written(image, made.annotations, detected)
 
-    written, failures = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for image, result in zip(images, pool.map(attempt, images), strict=True):
-            if isinstance(result, ImageError):
-                failures.append(result)
-            else:
-                written.append((image, result))
+        results = list(pool.map(attempt, images))
+    written = [result for result in results if isinstance(result, _Written)]
+    failures = [result for result in results if isinstance(result, ImageError)]
     if not written:
         raise failures[0]
     return written, failures

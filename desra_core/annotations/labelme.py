@@ -20,30 +20,48 @@ from PIL import Image, ImageDraw
 from desra_core.annotations.parts import Part
 from desra_core.annotations.selection import Annotated, Annotation
 from desra_core.errors import ImageError
+from desra_core.evaluation.coco_masks import decode_json, whole_number
 from desra_core.imageio import Mask, decode, encode_png, read_bytes
 
 LABEL = "artifact"
 
 # The first one whose users all can read masks.
 _VERSION = "5.5.0"
-_POLYGONS = ("polygon", "oriented_rectangle")
+# X-AnyLabeling calls a turned rectangle a rotation, and writes all four corners of others too.
+_RECTANGLES = {"rectangle": "rectangle", "oriented_rectangle": "rotated rectangle", "rotation": "rotated rectangle"}
+_POLYGONS = ("polygon", "quadrilateral", "oriented_rectangle", "rotation")
 _SAVE_AGAIN = "save it again with LabelMe, or remove it"
 # Farther away than so many pixels nobody draws, but a damaged file may.
 _FAR = 2**20
 
 
 class LabelMeFile(NamedTuple):
-    """What a LabelMe file says of its image; the size is None where it says none."""
+    """What a LabelMe file says of its image.
+
+    ``width`` and ``height`` are None where it does not tell the size, ``image_path`` is empty where it does not tell
+    the picture: a path relative to the file's folder.
+    """
 
     path: Path
     width: int | None
     height: int | None
     shapes: list[dict[str, Any]]
+    image_path: str = ""
 
     @property
     def labels(self) -> set[str]:
         """The labels of its shapes."""
         return {str(shape.get("label")) for shape in self.shapes}
+
+    def kinds(self, label: str | None = None) -> tuple[str, ...]:
+        """The kind of each shape with a label, or of all."""
+        kinds = [_kind(shape) for shape in self.shapes if label is None or shape.get("label") == label]
+        return tuple(_RECTANGLES.get(kind, kind) for kind in kinds)
+
+    def left_out(self, label: str | None = None) -> tuple[str, ...]:
+        """A phrase for each shape that has another label."""
+        others = [shape.get("label") for shape in self.shapes if label is not None and shape.get("label") != label]
+        return tuple(f"region labelled {other}" for other in others)
 
 
 def labelme_document(image: Annotated) -> bytes:
@@ -69,16 +87,18 @@ def read_labelme(path: Path) -> LabelMeFile:
         It cannot be read, is damaged, or is another kind of JSON.
     """
     try:
-        document = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):
-        raise ImageError(path, "is no JSON", _SAVE_AGAIN) from None
+        document = decode_json(read_bytes(path))
+    except ValueError as error:
+        raise ImageError(path, str(error), _SAVE_AGAIN) from None
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise ImageError(path, "is no LabelMe file", _SAVE_AGAIN)
-    width, height = document.get("imageWidth"), document.get("imageHeight")
-    if not all(side is None or isinstance(side, int) for side in (width, height)):
+    told = document.get("imageWidth"), document.get("imageHeight")
+    width, height = map(whole_number, told)
+    if any(side is not None and (number or 0) < 1 for side, number in zip(told, (width, height), strict=True)):
         raise ImageError(path, "has no valid size of its image", _SAVE_AGAIN)
-    return LabelMeFile(path, width, height, shapes)
+    image_path = document.get("imagePath")
+    return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "")
 
 
 def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = None) -> Mask:
@@ -87,7 +107,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     Parameters
     ----------
     file
-        With polygons, rectangles, circles and masks.
+        With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
     shape
         Of the image.
     label
@@ -108,15 +128,16 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     for number, drawn in enumerate(file.shapes, 1):
         if label is not None and drawn.get("label") != label:
             continue
-        kind = drawn.get("shape_type") or "polygon"
-        points = _points(drawn, file.path, number)
+        kind, points = _kind(drawn), _points(drawn, file.path, number)
         if points:
             _check_place(points, shape, file.path, number)
-        if kind in _POLYGONS and len(points) >= 3:
-            draw.polygon(points, outline=1, fill=1)
-        elif kind == "rectangle" and len(points) == 2:
-            (left, right), (top, bottom) = (sorted(axis) for axis in zip(*points, strict=True))
+        if kind == "rectangle" and (len(points) == 2 or _is_upright(points)):
+            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
             draw.rectangle((left, top, right, bottom), outline=1, fill=1)
+        elif kind in _RECTANGLES and len(points) == 4:
+            draw.polygon(_around(points), outline=1, fill=1)
+        elif kind in _POLYGONS and len(points) >= 3:
+            draw.polygon(points, outline=1, fill=1)
         elif kind == "circle" and len(points) == 2:
             (x, y), radius = points[0], math.dist(*points)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
@@ -169,6 +190,21 @@ def _polygon(part: Part) -> list[list[float]]:
     if not np.array_equal(np.asarray(canvas, np.bool_), part.crop):
         return []
     return [[float(part.x + x), float(part.y + y)] for x, y in points]
+
+
+def _kind(drawn: dict[str, Any]) -> str:
+    return str(drawn.get("shape_type") or "polygon")
+
+
+def _is_upright(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether points are the four corners of a rectangle that is not turned."""
+    return len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in zip(*points, strict=True))
+
+
+def _around(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of a rectangle in the order of its outline."""
+    x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+    return sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
 
 
 def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float, float]]:

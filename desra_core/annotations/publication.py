@@ -1,4 +1,7 @@
-"""Corrected masks become the workspace's masks by people, and the pseudo-GT of its dataset follows at once."""
+"""Corrected masks become the workspace's masks by people, and back; the pseudo-GT of its dataset follows at once.
+
+Each import leaves a table of what it took the place of, so that it can be taken back: the latest one first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pyarrow.compute as pc
 
 from desra_core.annotations.corrections import Correction
 from desra_core.corpus import read_manifest
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, UsageError
 from desra_core.human_masks import HUMAN_MASKS
 from desra_core.imageio import decode, read_bytes
 from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
@@ -22,6 +25,8 @@ from desra_core.workspace import DATASET, Workspace, read_table
 
 # Each holds both results of an image.
 _THREADS = 4
+# By name of an image, the mask by a person and its row of before; null where there was none.
+_REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary()))
 
 
 class Published(NamedTuple):
@@ -38,6 +43,17 @@ class Published(NamedTuple):
     waiting: int
 
 
+class Undone(NamedTuple):
+    """How many names an import is taken back at, at how many of them an earlier mask by a person counts again.
+
+    ``renewed`` are the names whose pseudo-GT follows what counts now.
+    """
+
+    names: int
+    restored: int
+    renewed: int
+
+
 def publish_corrections(workspace: Workspace, corrections: Sequence[Correction]) -> Published:
     """Publish masks by people at all names of their images. The workspace must be locked.
 
@@ -48,6 +64,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     """
     _, target = load_settings(workspace)
     names = _all_names(workspace, corrections)
+    _remember(workspace, sorted(name for one in corrections for name in names[one.id]))
     stale = [(one, _outdated(workspace, one, names[one.id])) for one in corrections if target.super_resolves]
     # A dataset without its mask is made again, should this process end before it has done so.
     for _, outdated in stale:
@@ -56,7 +73,9 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(lambda one: _publish_mask(workspace, one, names[one.id]), corrections))
         workspace.publish_table(workspace.human_manifest, _rows(workspace, corrections, names, target.gan_sr_key))
-        renewed = list(pool.map(lambda pair: _renew(workspace, *pair), [pair for pair in stale if pair[1]]))
+        renewed = list(
+            pool.map(lambda pair: _renew(workspace, pair[0].png, pair[1]), [pair for pair in stale if pair[1]])
+        )
     if target.super_resolves:
         publish_tables(workspace, target)
     marked = [one for one in corrections if one.pixels]
@@ -67,6 +86,73 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
         renewed=sum(renewed),
         waiting=sum(target.super_resolves and not _has_pictures(workspace, one.name) for one in marked),
     )
+
+
+def undo_import(workspace: Workspace) -> Undone:
+    """Take back the latest import that is left: masks by people and dataset are as before. It must be locked.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    TransientError
+        The disk is full or failed; the same again goes on.
+    """
+    _, target = load_settings(workspace)
+    latest = max(_imports(workspace), default=None)
+    if latest is None:
+        raise UsageError(workspace.root, "holds no import that could be taken back", "bring masks with desra import")
+    rows = {row["name"]: row for row in read_table(latest, _REPLACED).to_pylist()}
+    pngs = {name: row.pop("png") for name, row in rows.items()}
+    counting = {name: png for name, png in pngs.items() if png and rows[name]["gan_sr_key"] == target.gan_sr_key}
+    wanted = {name: counting.get(name) or _detected(workspace, name) for name in pngs if target.super_resolves}
+    stale = {name: png for name, png in wanted.items() if png and _is_outdated(workspace, name, png)}
+    for name in stale:
+        workspace.dataset("mask", name).unlink()
+    for name, png in pngs.items():
+        if png:
+            workspace.publish(workspace.human_mask(name), png)
+        else:
+            workspace.human_mask(name).unlink(missing_ok=True)
+    kept = {name: row for name, row in _known(workspace).items() if name not in pngs}
+    workspace.publish_table(workspace.human_manifest, _table(kept | {name: rows[name] for name in pngs if pngs[name]}))
+    for name, png in stale.items():
+        if name in counting or target.keep == "all" or decode(png, workspace.mask(name)).pixels.any():
+            _renew(workspace, png, [name])
+        else:
+            workspace.withdraw_dataset(name)
+    if target.super_resolves:
+        publish_tables(workspace, target)
+    latest.unlink()
+    return Undone(len(pngs), len(counting), len(stale))
+
+
+def _imports(workspace: Workspace) -> list[Path]:
+    """What the imports that can be taken back took the place of, a table each."""
+    return sorted(workspace.imports.glob("*.parquet"))
+
+
+def _remember(workspace: Workspace, names: Sequence[str]) -> None:
+    """Write down what an import takes the place of at some names."""
+    known, rows = _known(workspace), list[dict[str, Any]]()
+    for name in names:
+        path = workspace.human_mask(name)
+        rows.append(known[name] | {"png": read_bytes(path)} if name in known and path.exists() else {"name": name})
+    earlier = _imports(workspace)
+    number = int(earlier[-1].stem) + 1 if earlier else 1
+    path = workspace.imports / f"{number:06d}.parquet"
+    workspace.publish_table(path, pa.Table.from_pylist(rows, _REPLACED))
+
+
+def _known(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The rows of the masks by people, by name."""
+    return {row["name"]: row for row in read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()}
+
+
+def _detected(workspace: Workspace, name: str) -> bytes | None:
+    """The detector's mask of an image, as its file is; None where there is none."""
+    path = workspace.mask(name)
+    return read_bytes(path) if path.exists() else None
 
 
 def _all_names(workspace: Workspace, corrections: Sequence[Correction]) -> dict[str, list[str]]:
@@ -87,8 +173,11 @@ def _has_pictures(workspace: Workspace, name: str) -> bool:
 
 def _outdated(workspace: Workspace, correction: Correction, names: Sequence[str]) -> list[str]:
     """The names at which the dataset has the image with another mask."""
-    pictured = (name for name in names if _has_pictures(workspace, name))
-    return [name for name in pictured if workspace.dataset("mask", name).read_bytes() != correction.png]
+    return [name for name in names if _is_outdated(workspace, name, correction.png)]
+
+
+def _is_outdated(workspace: Workspace, name: str, png: bytes) -> bool:
+    return _has_pictures(workspace, name) and workspace.dataset("mask", name).read_bytes() != png
 
 
 def _publish_mask(workspace: Workspace, correction: Correction, names: Sequence[str]) -> None:
@@ -100,21 +189,26 @@ def _rows(
     workspace: Workspace, corrections: Sequence[Correction], names: dict[str, list[str]], gan_sr_key: str | None
 ) -> pa.Table:
     """The table of masks by people with these in it, sorted by name."""
-    rows = {row["name"]: row for row in read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()}
+    rows = _known(workspace)
     for correction in corrections:
         of_image: dict[str, Any] = {"id": correction.id, "gan_sr_key": gan_sr_key, "pixels": correction.pixels,
                                     "regions": correction.regions}  # fmt: skip
         rows |= {name: of_image | {"name": name} for name in names[correction.id]}
+    return _table(rows)
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> pa.Table:
+    """Rows by name as a table, sorted by name."""
     return pa.Table.from_pylist([rows[name] for name in sorted(rows)], HUMAN_MASKS)
 
 
-def _renew(workspace: Workspace, correction: Correction, names: Sequence[str]) -> bool:
+def _renew(workspace: Workspace, png: bytes, names: Sequence[str]) -> bool:
     """Make the pseudo-GT of an image again; where its pictures are damaged, the next run makes them all."""
 
     def picture(kind: str) -> Path:
         return workspace.dataset(kind, names[0])
 
-    mask = decode(correction.png, workspace.human_mask(names[0])).pixels[:, :, 0] > 0
+    mask = decode(png, workspace.human_mask(names[0])).pixels[:, :, 0] > 0
     try:
         mse_sr, gan_sr = (decode(read_bytes(picture(kind)), picture(kind)) for kind in ("mse_sr", "gan_sr"))
     except ImageError:

@@ -14,12 +14,9 @@ from desra_core.detection.semantics import class_names
 from desra_core.errors import ImageError
 from desra_core.human_masks import HumanMask, read_human_masks
 from desra_core.imageio import Mask, decode, read_bytes
-from desra_core.outcomes import read_outcomes
+from desra_core.plan import done_images
 from desra_core.target import Target
 from desra_core.workspace import Workspace
-
-_COLUMNS = ["id", "height", "width", "similarity_key", "mask_key", "failed_stage", "artifact_pixels", "regions"]
-_SHOWN = ["name", "id", "height", "width", "artifact_pixels", "regions"]
 
 
 class Annotation(NamedTuple):
@@ -93,25 +90,12 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     return mask
 
 
-def done_images(workspace: Workspace, target: Target) -> pa.Table:
-    """The images that are done under the settings of the latest run, a row for each present name, sorted by name.
-
-    Columns are name, id, height, width, artifact_pixels and regions (as in `desra_core.outcomes.SCHEMA`).
-    """
+def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
+    """How many of the images that are present have a mask by a person that counts."""
     manifest = read_manifest(workspace)
-    assert manifest is not None
-    manifest = manifest.filter(manifest["present"]).select(["name", "id"])
-    outcomes = read_outcomes(workspace, _COLUMNS)
-    done = pc.and_(pc.is_valid(outcomes["mask_key"]), pc.is_null(outcomes["failed_stage"]))
-    # The mask of a clean image may be older than settings that are only stricter.
-    clean = pc.and_(
-        pc.equal(outcomes["similarity_key"], target.similarity_key), pc.equal(outcomes["artifact_pixels"], 0)
-    )
-    outcomes = outcomes.filter(pc.and_(done, pc.or_(pc.equal(outcomes["mask_key"], target.mask_key), clean)))
-    index = pc.index_in(manifest["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    rows = outcomes.drop_columns("id").take(index.drop_null())
-    manifest = manifest.filter(index.is_valid())
-    return pa.table([manifest[name] if name in manifest.column_names else rows[name] for name in _SHOWN], names=_SHOWN)
+    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
+        return 0
+    return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 
 def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[Annotated]:

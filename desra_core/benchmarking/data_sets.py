@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import posixpath
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -14,7 +14,9 @@ import pyarrow as pa
 from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.matching import image_files, without_ambiguity
+from desra_core.image_names import ImageNames
+from desra_core.matching import spelled_like, without_ambiguity
+from desra_core.scanning import image_files, no_images, root_of
 
 
 class Example(NamedTuple):
@@ -95,7 +97,7 @@ def _read_part(part: Part, skip: Path, data_set: DataSet) -> None:
     """Add the images of a part."""
     files = _aligned(_listed(part.folders, skip, data_set))
     truth = files.pop("gt_mask", {})
-    coco_masks = _named(read_coco(part.coco), files["gan_sr"]) if part.coco else {}
+    coco_masks = _named(read_coco(part.coco), files["gan_sr"], part.coco) if part.coco else {}
     marked = part.coco is not None or "gt_mask" in part.folders
     required = [role for role in ("mse_sr", "labels") if role in files]
     for name in sorted(files["gan_sr"].keys() | truth.keys() | coco_masks.keys()):
@@ -119,14 +121,17 @@ def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[
     """The images below each folder, by their relative path without suffix."""
     tables = {}
     for role, folder in folders.items():
-        tables[role], problems = image_files(folder, skip)
-        if tables[role].num_rows == 0 and problems.num_rows == 0:
-            raise UsageError(folder, "holds no images", "add them, or remove the folder")
-        data_set.failures.extend(_errors(problems))
+        tables[role], problems, _ = image_files(folder, skip)
+        if tables[role].num_rows == 0 and not problems:
+            raise no_images(folder, "add them, or remove the folder")
+        data_set.failures.extend(problems)
     tables, unclear = without_ambiguity(tables)
     data_set.failures.extend(_errors(unclear))
+    gan_sr = tables["gan_sr"]["name"]
+    named = {role: table.set_column(0, "name", spelled_like(table["name"], gan_sr)) for role, table in tables.items()}
     return {
-        role: {row["name"]: folders[role] / row["path"] for row in table.to_pylist()} for role, table in tables.items()
+        role: {row["name"]: root_of(folders[role]) / row["path"] for row in table.to_pylist()}
+        for role, table in named.items()
     }
 
 
@@ -160,19 +165,15 @@ def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
     return {name[:-length]: path for name, path in files.items()}
 
 
-def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path]) -> dict[str, CocoMask]:
-    """The masks by the names of the GAN results; folders that only the COCO file knows are dropped."""
-    named = {}
+def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
+    """The masks by the names of the GAN results; folders that only one of both knows are dropped."""
+    names, named = ImageNames(gan_sr), dict[str, CocoMask]()
     for file_name, mask in masks.items():
-        whole, *ends = _ends(file_name)
-        name = next((end for end in (whole, *ends) if end in gan_sr), whole)
-        if name in named:
-            raise UsageError(file_name, f"is {name} again", "keep one image of this name in the COCO file")
-        named[name] = mask
+        found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]
+        if len(found) > 1:
+            remedy = "write its path below the folder of GAN results as file_name"
+            raise UsageError(f"{coco}, {file_name}", f"may be of {' or of '.join(found[:2])}", remedy)
+        if found[0] in named:
+            raise UsageError(file_name, f"is {found[0]} again", "keep one image of this name in the COCO file")
+        named[found[0]] = mask
     return named
-
-
-def _ends(file_name: str) -> list[str]:
-    """The path without suffix, then without its first folder, and so on."""
-    parts = posixpath.splitext(file_name.replace("\\", "/"))[0].split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]

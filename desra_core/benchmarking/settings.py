@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from desra_core.settings import MinArea
+from desra_core.settings import MinArea, whole_path
 
 SYNTHETIC = "synthetic"
 
@@ -50,8 +50,7 @@ class Benchmarking(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _place(cls, dataset: str) -> str:
-        # Workers have folders of their own.
-        return dataset if dataset == SYNTHETIC else str(Path(dataset).absolute())
+        return dataset if dataset == SYNTHETIC else str(whole_path(dataset))
 
     @field_validator("methods")
     @classmethod
@@ -59,18 +58,18 @@ class Benchmarking(BaseModel):
         names = [name.strip() for name in methods.split(",") if name.strip()]
         if not names:
             raise ValueError("names no method")
-        return ",".join(str(Path(name).absolute()) if name.endswith(".py") else name for name in names)
+        return ",".join(str(whole_path(name)) if name.endswith(".py") else name for name in names)
 
     @field_validator("segmenter")
     @classmethod
     def _models(cls, segmenter: str) -> str:
         kind, colon, paths = segmenter.partition(":")
-        return kind + colon + ",".join(str(Path(path.strip()).absolute()) for path in paths.split(",") if path.strip())
+        return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
 
     @field_validator("weights")
     @classmethod
     def _file(cls, weights: str | None) -> str | None:
-        return weights if weights in (None, "published", "none") else str(Path(weights).absolute())
+        return weights if weights in (None, "published", "none") else str(whole_path(weights))
 
     @property
     def synthetic(self) -> bool:

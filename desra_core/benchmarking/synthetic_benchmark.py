@@ -22,7 +22,7 @@ from desra_core.stages.synthetic import Injecting, SyntheticSettings, read_trial
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise it when a bit of a trial changes.
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 
 
 @dataclass(frozen=True)

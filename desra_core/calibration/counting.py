@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from desra_core.calibration.exclusion import Exclusion, Masks
 from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
 from desra_core.corpus import File, ImageRef, image_refs, read_manifest
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.inventory import flags_of
-from desra_core.outcomes import read_outcomes, read_shard
+from desra_core.outcomes import gather_shard, read_outcomes, read_shard, without_arrays
 from desra_core.settings import CorpusSettings
 from desra_core.stages.histogram import HistogramSettings, Uncounted
 from desra_core.target import Target, target_of
@@ -33,6 +33,7 @@ from desra_core.workspace import Workspace, fingerprint, read_table
 HISTOGRAM_VERSION = 1
 
 _COLUMNS = ["id", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "failed_stage"]
+_MARKED = ["id", "mask_key", "artifact_pixels", "failed_stage"]
 _ABOUT = b"desra.counted"
 
 
@@ -99,6 +100,21 @@ class Counting:
         self.images = len(rows["id"].unique())
         self.shards: list[int] = sorted(rows["shard"].unique().to_pylist())
 
+    @property
+    def by_people(self) -> int:
+        """How many of the images have a mask by a person, whose pixels do not count."""
+        return len(self._masks.human.keys() & set(self._rows["id"].to_pylist()))
+
+    def suspect(self) -> tuple[int, int]:
+        """How many images have artifacts by the detector's word but no mask to exclude them, and how many pixels."""
+        outcomes = read_outcomes(self.workspace, _MARKED)
+        marked = pc.and_(pc.equal(outcomes["mask_key"], self.target.mask_key), outcomes["failed_stage"].is_null())
+        marked = pc.and_(marked, pc.greater(outcomes["artifact_pixels"], 0))
+        masked = {image.id for image in image_refs(self._rows) if self._masks.of_image(image)}
+        wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
+        found = outcomes.filter(pc.and_kleene(marked, pc.is_in(outcomes["id"], wanted)))
+        return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
+
     def shard(self, number: int) -> ShardCount:
         """How far a shard is."""
         wanted = {}
@@ -134,14 +150,20 @@ class Counting:
         """What `histogram_stage` needs for all images."""
         return HistogramSettings(self.target.similarity_key, self.target.segmentation_key, max_pixels)
 
-    def gather(self, shard: ShardCount, failures: Iterable[tuple[str, ImageError]] = ()) -> None:
+    def gather(self, shard: ShardCount, failures: Sequence[tuple[str, ImageError]] = ()) -> None:
         """Turn the histograms of a shard's images into one file, with the failures by token that are not transient.
+
+        The records of images whose map or labels are lost say so then: the next run makes those anew.
 
         Raises
         ------
         TransientError
             A file is damaged; it is dropped.
         """
+        lost = [shard.wanted[token][0].id for token, error in failures if isinstance(error, LostError)]
+        if lost:
+            outcomes = read_shard(self.workspace, shard.number)
+            gather_shard(self.workspace, shard.number, [without_arrays(outcomes[key]) for key in lost])
         tokens = shard.journaled()
         told = {token: [e.subject, e.reason, e.remedy] for token, e in failures if not isinstance(e, TransientError)}
         if not tokens and not told:
@@ -240,7 +262,7 @@ def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:
     try:
         return merged(tables)
     except ValueError as error:
-        raise UsageError(path, str(error), "delete it: what it told is found out again") from None
+        raise UsageError(path, str(error), "delete it: the next run makes it anew") from None
 
 
 def _holds_data(path: Path) -> bool:

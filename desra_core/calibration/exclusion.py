@@ -10,7 +10,7 @@ from desra_core.corpus import File, ImageRef
 from desra_core.errors import UsageError
 from desra_core.human_masks import read_human_masks
 from desra_core.imageio import digest, read_bytes
-from desra_core.matching import image_files
+from desra_core.scanning import image_files, normalized
 from desra_core.workspace import Workspace
 
 
@@ -54,7 +54,7 @@ class Exclusion:
         UsageError
             That are all of them.
         """
-        known = set(names)
+        known = {normalized(name) for name in names}
         unused = [file.path for name, file in sorted(self._given.items()) if name not in known]
         if self._folder is not None and len(unused) == len(self._given):
             remedy = "name a folder whose files mirror those of the images"
@@ -71,7 +71,7 @@ class Masks(NamedTuple):
     def of_image(self, image: ImageRef) -> tuple[File, ...]:
         """Those of an image, at whatever names it goes by."""
         by_people = [self.human[image.id]] if image.id in self.human else []
-        return (*by_people, *(self.given[name] for name in image.names if name in self.given))
+        return (*by_people, *(self.given[name] for name in map(normalized, image.names) if name in self.given))
 
 
 def _file(path: Path) -> File:
@@ -79,11 +79,11 @@ def _file(path: Path) -> File:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    table, problems = image_files(folder)
-    for problem in problems.slice(0, 1).to_pylist():
-        raise UsageError(problem["subject"], problem["reason"], problem["remedy"])
+    table, problems, _ = image_files(folder)
+    for problem in problems[:1]:
+        raise UsageError(problem.subject, problem.reason, problem.remedy)
     found: dict[str, Path] = {}
-    for name, path in zip(table["name"].to_pylist(), table["path"].to_pylist(), strict=True):
+    for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
         if name in found:
             raise UsageError(folder / path, f"is a mask of the same image as {found[name]}", "keep one of them")
         found[name] = folder / path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from desra_core.detection.mmseg_files import fingerprint, load_model
-from desra_core.device import alone_on
+from desra_core.device import exact_on
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import Labels, Pixels, bgr8
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _BAND_ROWS = 512
 # Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
 _SMALL_SIZE = 128
+# Of the image by which a segmenter is tried.
+_TRIED_SIDE = 128
+# What networks raise that do not fit their config.
+_MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Segmenter(Protocol):
@@ -69,8 +73,27 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         As `segmenter_key` and `MMSegSegmenter`.
     """
     config, checkpoint = _mmseg_files(spec)
-    with alone_on(device):
+    with exact_on(device):
         return _loaded(config, checkpoint, fingerprint(config, checkpoint), device)
+
+
+def try_segmenter(spec: str) -> None:
+    """Load a segmenter and label a small image on the CPU, to fail before anything is started.
+
+    Raises
+    ------
+    UsageError
+        As `load_segmenter`, or it cannot be run.
+    """
+    segmenter = load_segmenter(spec, "cpu")
+    try:
+        segmenter(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+    except (UsageError, MemoryError):
+        raise
+    except _MISFIT_ERRORS as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        remedy = "give the config of a model that labels whole images, such as SegFormer"
+        raise UsageError(_mmseg_files(spec)[0], f"describes a model that cannot be run ({problem})", remedy) from None
 
 
 class MMSegSegmenter:
@@ -113,7 +136,7 @@ class MMSegSegmenter:
         """
         import torch
 
-        with alone_on(self._device), torch.inference_mode():
+        with exact_on(self._device), torch.inference_mode():
             network_input, kept = self._network_input(gan_sr)
             logits = self._logits(network_input)
             labels = upsampled_argmax(

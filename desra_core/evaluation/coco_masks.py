@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,72 +16,122 @@ from desra_core.imageio import Mask
 
 CATEGORY = "artifact"
 
-_FORMAT = "give a COCO file whose images have id, file_name, width and height, and annotations a segmentation"
-_TYPES: dict[str, Any] = {"id": int | str, "image_id": int | str, "file_name": str, "name": str, "width": int,
-                          "height": int, "segmentation": list | dict}  # fmt: skip
-_POSITIVE = ("width", "height")
+_FORMAT = "give a COCO file whose images have id, file_name, width and height, and annotations a segmentation or a bbox"
 
 
 class CocoMask(NamedTuple):
-    """A compressed run-length encoding, column by column, of an image of a size in pixels."""
+    """The artifacts of an image in a COCO file.
+
+    Attributes
+    ----------
+    height, width
+        Of the image in pixels.
+    counts
+        Compressed run-length encoding, column by column.
+    kinds
+        What each region was drawn as: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
+    left_out
+        What was not taken, and why: a phrase for each, which stands after ``region`` or ``outline``.
+    """
 
     height: int
     width: int
     counts: str
+    kinds: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+class _Found:
+    """What the annotations of an image hold."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.encodings: list[Any] = []
+        self.kinds: list[str] = []
+        self.left_out: list[str] = []
+
+    def add(self, annotation: dict[str, Any]) -> None:
+        """Take the shape of an annotation; raises what Python does for one that has none."""
+        encodings, kind, slivers = _encoded(annotation, self.height, self.width)
+        self.encodings += encodings
+        self.kinds.append(kind)
+        self.left_out += ["outline of fewer than three points"] * slivers
+
+    def mask(self) -> CocoMask:
+        return CocoMask(self.height, self.width, _merged(self.encodings), tuple(self.kinds), tuple(self.left_out))
 
 
 def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]:
     """Read the masks of all images, by file name; that of an image without annotations is empty.
 
+    Ids may be numbers or text, sizes 384 or 384.0, and a category may be given by its name.
+
     Parameters
     ----------
     path
-        JSON. Segmentations are polygons, or run-length encodings, compressed or not; where one is an empty list, the
-        box counts, which is how tools write a rectangle.
+        JSON, see `decode_json`. Segmentations are polygons, or run-length encodings, compressed or not; where there is
+        none, or an empty one, the box counts, turned by the attribute ``rotation`` (degrees) that CVAT writes.
     category
         Only annotations of this one count; by default of `CATEGORY`, and where there is none of that name, of all.
 
     Raises
     ------
     UsageError
-        It cannot be read, has no such category, an image or annotation lacks something, or a segmentation does not fit
-        its image.
+        It cannot be read, has no such category, an image or annotation lacks something, an annotation is of no known
+        image or category, or its shape does not fit the image.
     """
     document = _document(path)
-    images: dict[Any, dict[str, Any]] = {}
-    for image in _rows(document, "images", ("id", "file_name", "width", "height"), path):
-        if image["id"] in images:
-            raise UsageError(path, f"has two images with the id {image['id']}", "keep one of them")
-        images[image["id"]] = image
-    encodings: dict[Any, list[Any]] = {image_id: [] for image_id in images}
-    names = [category.get("name") for category in document.get("categories") or () if isinstance(category, dict)]
-    if category is not None and category not in names:
-        raise UsageError(path, f"has no category {category}", f"it has {', '.join(map(str, names)) or 'none'}")
-    wanted = category or CATEGORY
-    counted = {
-        row["id"]
-        for row in (_rows(document, "categories", ("id", "name"), path) if names else ())
-        if wanted not in names or row["name"] == wanted
-    }
-    for annotation in _rows(document, "annotations", ("image_id", "segmentation"), path):
+    images, names = _images(document, path)
+    categories = _categories(document, category, path)
+    for annotation in _entries(document, "annotations", ("image_id",), path):
         where = f"{path}, annotation {annotation.get('id', '?')}"
-        if annotation["image_id"] not in images:
+        image = images.get(_id(annotation["image_id"]))
+        if image is None:
             raise UsageError(where, f"is of image {annotation['image_id']}, which is not there", _FORMAT)
-        if counted and annotation.get("category_id") not in counted:
+        name, counts = _category(annotation, categories, where)
+        if not counts:
+            image.left_out.append(f"region of category {name}")
             continue
-        image = images[annotation["image_id"]]
+        if not annotation.get("segmentation") and not annotation.get("bbox"):
+            raise UsageError(where, "has no segmentation and no bbox", "draw a shape, or remove it")
         try:
-            shape = annotation["segmentation"] or _outline(annotation.get("bbox"))
-            encodings[image["id"]] += _encoded(shape, image["height"], image["width"])
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            size = f"{image['width']}x{image['height']} px"
-            raise UsageError(where, f"holds no mask of an image of {size}", _FORMAT) from None
-    masks: dict[str, CocoMask] = {}
-    for image_id, image in images.items():
-        if image["file_name"] in masks:
-            raise UsageError(path, f"has two images called {image['file_name']}", "keep one of them")
-        masks[image["file_name"]] = CocoMask(image["height"], image["width"], _merged(encodings[image_id]))
-    return masks
+            image.add(annotation)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            why = f": {error}" if type(error) is ValueError and str(error) else ""
+            reason = f"holds no mask of an image of {image.width}x{image.height} px{why}"
+            raise UsageError(where, reason, _FORMAT) from None
+    return {name: images[key].mask() for name, key in names.items()}
+
+
+def decode_json(data: bytes) -> Any:
+    """Parse a JSON file in UTF-8 (with a byte order mark or without), UTF-16, UTF-32, or GB18030, which holds GBK.
+
+    Raises
+    ------
+    ValueError
+        It is none; the message says why.
+    """
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError:
+        pass
+    except (ValueError, RecursionError):
+        raise ValueError("is no JSON") from None
+    try:
+        return json.loads(data.decode("gb18030"))
+    except UnicodeDecodeError:
+        raise ValueError("is text in another encoding than UTF-8, UTF-16 and GB18030") from None
+    except (ValueError, RecursionError):
+        raise ValueError("is no JSON") from None
+
+
+def whole_number(value: Any) -> int | None:
+    """The number that JSON may hold as 384, 384.0 or "384"; None for anything else."""
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def decode_coco_mask(mask: CocoMask) -> Mask:
@@ -91,19 +143,22 @@ def decode_coco_mask(mask: CocoMask) -> Mask:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = decode_json(path.read_bytes())
     except OSError as error:
         raise UsageError(path, f"cannot be read ({error.strerror})", "give a readable COCO file") from None
-    except (ValueError, RecursionError):
-        raise UsageError(path, "is no JSON", _FORMAT) from None
+    except ValueError as error:
+        raise UsageError(path, str(error), _FORMAT) from None
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise UsageError(path, "is no COCO file", _FORMAT)
     return document
 
 
-def _rows(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a list of the file, each of which has what is needed, sizes and names of the right type."""
-    for number, row in enumerate(document.get(kind) or ()):
+def _entries(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a list of the file, each of which has the ids, names and sizes that are needed."""
+    rows = document.get(kind) or ()
+    if not isinstance(rows, list | tuple):
+        raise UsageError(f"{path}, {kind}", "is no list", _FORMAT)
+    for number, row in enumerate(rows):
         for name in needed:
             if not isinstance(row, dict) or not _fits(name, row.get(name)):
                 raise UsageError(f"{path}, {kind}, entry {number}", f"has no {name}", _FORMAT)
@@ -111,35 +166,129 @@ def _rows(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Pa
 
 
 def _fits(name: str, value: Any) -> bool:
-    return isinstance(value, _TYPES[name]) and (name not in _POSITIVE or value >= 1)
+    if name in ("file_name", "name"):
+        return isinstance(value, str) and value != ""
+    if name in ("width", "height"):
+        return (whole_number(value) or 0) >= 1
+    return _id(value) is not None
 
 
-def _outline(box: Any) -> list[list[float]]:
-    """The polygon around a box of left, top, width and height; none where there is no box."""
-    if not box:
-        return []
-    x, y, width, height = box
-    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+def _id(value: Any) -> int | str | None:
+    """An id, which one tool writes as 7 and another as 7.0 or "7"."""
+    number = whole_number(value)
+    return number if number is not None else value if isinstance(value, str) else None
 
 
-def _encoded(segmentation: Any, height: int, width: int) -> list[Any]:
-    """Run-length encodings of an annotation; raises what Python does for one that is none."""
+def _images(document: dict[str, Any], path: Path) -> tuple[dict[int | str | None, _Found], dict[str, int | str | None]]:
+    """What is to be found of each image by its id, and the ids by file name."""
+    images: dict[int | str | None, _Found] = {}
+    names: dict[str, int | str | None] = {}
+    for row in _entries(document, "images", ("id", "file_name", "width", "height"), path):
+        key, name = _id(row["id"]), row["file_name"]
+        if key in images:
+            raise UsageError(path, f"has two images with the id {row['id']}", "keep one of them")
+        if name in names:
+            raise UsageError(path, f"has two images called {name}", "keep one of them")
+        height, width = whole_number(row["height"]), whole_number(row["width"])
+        assert height is not None
+        assert width is not None
+        images[key], names[name] = _Found(height, width), key
+    return images, names
+
+
+def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dict[int | str | None, tuple[str, bool]]:
+    """The name of each category by its id, and whether its annotations count."""
+    names = {_id(row["id"]): row["name"] for row in _entries(document, "categories", ("id", "name"), path)}
+    if wanted is not None and wanted not in names.values():
+        raise UsageError(path, f"has no category {wanted}", f"it has {', '.join(names.values()) or 'none'}")
+
+    def is_wanted(name: str) -> bool:
+        return name == wanted if wanted is not None else name.strip().casefold() == CATEGORY
+
+    every = not any(map(is_wanted, names.values()))
+    return {key: (name, every or is_wanted(name)) for key, name in names.items()}
+
+
+def _category(
+    annotation: dict[str, Any], categories: dict[int | str | None, tuple[str, bool]], where: str
+) -> tuple[str, bool]:
+    """The name of an annotation's category, and whether it counts."""
+    if not categories:
+        return "", True
+    value = annotation.get("category_id")
+    if value is None and len(categories) == 1:
+        return next(iter(categories.values()))
+    by_name = {name: (name, counts) for name, counts in categories.values()}
+    found = categories.get(_id(value)) or (by_name.get(value) if isinstance(value, str) else None)
+    if found is None:
+        reason = "has no category_id" if value is None else f"is of category {value}, which is not there"
+        known = ", ".join(f"{name} ({key})" for key, (name, _) in categories.items())
+        raise UsageError(where, reason, f"give it the id of one of the file's categories: {known}")
+    return found
+
+
+def _encoded(annotation: dict[str, Any], height: int, width: int) -> tuple[list[Any], str, int]:
+    """Run-length encodings of an annotation, its kind, and how many of its outlines have fewer than three points.
+
+    Raises what Python does for one that has no shape, or a ValueError that says what is wrong.
+    """
     from pycocotools import mask as coco
 
-    if isinstance(segmentation, list):
-        # Of four numbers pycocotools would make a box; far away, it would draw edges without end.
-        far = 4 * (height + width)
-        if any(len(polygon) < 6 or len(polygon) % 2 or not (np.abs(polygon) < far).all() for polygon in segmentation):
-            raise ValueError
-        return list(coco.frPyObjects(segmentation, height, width)) if segmentation else []
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError
-    counts = segmentation["counts"]
+    segmentation = annotation.get("segmentation")
+    if segmentation and isinstance(segmentation, dict):
+        return [_run_lengths_of(segmentation, height, width)], "RLE", 0
+    outlines, kind, slivers = [outline for outline in segmentation or () if outline], "polygon", 0
+    if not outlines:
+        outlines, kind = _outline_of_box(annotation)
+    else:
+        whole = [outline for outline in outlines if len(outline) >= 6]
+        slivers = len(outlines) - len(whole)
+        if not whole:
+            raise ValueError("no outline has three points")
+        outlines = whole
+    # Far away, pycocotools would draw edges without end.
+    far = 4 * (height + width)
+    if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
+        raise ValueError("an outline is not of pairs of numbers near the image")
+    encodings = list(coco.frPyObjects(outlines, height, width))
+    if not coco.area(coco.merge(encodings)):
+        raise ValueError(f"the {kind} covers none of its pixels")
+    return encodings, kind, slivers
+
+
+def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]:
+    """The outline of a box of left, top, width and height, turned clockwise around its middle, and its kind."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError("the bbox is not left, top, width and height")
+    x, y, width, height = map(float, box)
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    attributes = annotation.get("attributes")
+    angle = float(attributes.get("rotation") or 0) % 360 if isinstance(attributes, dict) else 0.0
+    if angle:
+        turn = cmath.rect(1, math.radians(angle))
+        middle = complex(x + width / 2, y + height / 2)
+        turned = [(complex(*corner) - middle) * turn + middle for corner in corners]
+        corners = [(point.real, point.imag) for point in turned]
+    return [[value for corner in corners for value in corner]], "rotated box" if angle else "box"
+
+
+def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> Any:
+    """Check a run-length encoding, and compress it.
+
+    pycocotools believes what it is given, and leaves pixels undefined that no run reaches.
+    """
+    from pycocotools import mask as coco
+
+    size, counts = [whole_number(side) for side in segmentation["size"]], segmentation["counts"]
+    if size != [height, width]:
+        raise ValueError(f"its size is {segmentation['size']}, of height and width")
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
-    # pycocotools believes what it is given, and leaves pixels undefined that no run reaches.
-    if not all(isinstance(length, int) and length >= 0 for length in lengths) or sum(lengths) != height * width:
-        raise ValueError
-    return [coco.frPyObjects({"size": [height, width], "counts": lengths}, height, width)]
+    if not all(isinstance(length, int) and length >= 0 for length in lengths):
+        raise ValueError("its counts are no run lengths")
+    if sum(lengths) != height * width:
+        raise ValueError(f"its runs cover {sum(lengths)} of {height * width} px")
+    return coco.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
 
 
 def _run_lengths(counts: str) -> list[int]:

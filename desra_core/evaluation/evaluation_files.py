@@ -41,6 +41,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         "without_mask": {name: str(path) for name, path in pairing.without_mask.items()},
         "not_looked_at": pairing.not_looked_at,
         "outdated_human_masks": pairing.outdated,
+        "images_by_people": pairing.by_people,
         "failures": [
             {"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in evaluation.failures
         ],

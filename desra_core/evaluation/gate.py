@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -91,11 +91,13 @@ class Verdict:
     passed, best
         Whether a candidate passes, and the name of the best one; None where there are none.
     reasons
-        Why the best one fails, a sentence for each criterion; empty where it passes.
+        Why the best one does not pass, a sentence for each criterion; empty where it passes.
     scores, control
         Of the candidates as they were given, and of the control.
     thresholds
         ``min_removal`` and ``max_detail_loss`` as they were then.
+    undecided
+        Whether the best one misses nothing, but images are missing by which something could be shown.
     """
 
     passed: bool
@@ -104,6 +106,12 @@ class Verdict:
     scores: tuple[Score, ...]
     control: Score
     thresholds: dict[str, float]
+    undecided: bool = False
+
+    @property
+    def outcome(self) -> Literal["passed", "failed", "undecided"]:
+        """The verdict in a word."""
+        return "passed" if self.passed else "undecided" if self.undecided else "failed"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -161,9 +169,10 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     region than in the control, and when clean images lose no more than ``gate.max_detail_loss`` of their sharpness.
     The best misses the fewest of these; of several the one with the most merit, then that with the highest PSNR to the
     old model, then the first. Merit is the removal times the part of the tolerated detail loss that is left: the last
-    region is not worth the texture of all photos.
+    region is not worth the texture of all photos. Where the best misses nothing but what no image could show, the
+    verdict is undecided.
     """
-    missed = [_missed(candidate, control, gate) for candidate in scores]
+    missed = [(*_missed(candidate, control, gate), *_unshown(candidate)) for candidate in scores]
     ranking = sorted(range(len(scores)), key=lambda index: (len(missed[index]), *_order(scores[index], gate)))
     best = ranking[0] if ranking else None
     return Verdict(
@@ -173,15 +182,24 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
         scores=tuple(scores),
         control=control,
         thresholds={"min_removal": gate.min_removal, "max_detail_loss": gate.max_detail_loss},
+        undecided=best is not None and bool(missed[best]) and missed[best] == _unshown(scores[best]),
     )
+
+
+def _unshown(candidate: Score) -> tuple[str, ...]:
+    """Say what the judged images cannot show: a sentence for each criterion."""
+    reasons = []
+    if candidate.removal is None:
+        reasons.append("No held-out image has an artifact region, so nothing shows that artifacts are deleted.")
+    if candidate.detail_loss is None:
+        reasons.append("No clean image with detail was judged, so nothing shows that detail was kept.")
+    return tuple(reasons)
 
 
 def _missed(candidate: Score, control: Score, gate: Gate) -> tuple[str, ...]:
     """Say what a candidate misses: a sentence for each criterion."""
     reasons = []
-    if candidate.removal is None:
-        reasons.append("No held-out image has an artifact region, so nothing shows that artifacts are deleted.")
-    elif candidate.removal < gate.min_removal:
+    if candidate.removal is not None and candidate.removal < gate.min_removal:
         low, high = (round(100 * bound) for bound in candidate.removal_interval)
         reasons.append(
             f"{candidate.gone} of {candidate.regions} artifact regions are gone, {_percent(candidate.removal)} (95 % "
@@ -192,9 +210,7 @@ def _missed(candidate: Score, control: Score, gate: Gate) -> tuple[str, ...]:
             f"{candidate.images_added} of {candidate.images} images gained an artifact region, where noise that "
             f"nobody sees adds one in {control.images_added}."
         )
-    if candidate.detail_loss is None:
-        reasons.append("No clean image with detail was judged, so nothing shows that detail was kept.")
-    elif candidate.detail_loss > gate.max_detail_loss:
+    if candidate.detail_loss is not None and candidate.detail_loss > gate.max_detail_loss:
         reasons.append(
             f"Clean images lost {_percent(candidate.detail_loss)} of their sharpness, where "
             f"{_percent(gate.max_detail_loss)} are tolerated."

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from desra_core.corpus import image_refs, read_manifest
 from desra_core.errors import ImageError, UsageError
 from desra_core.human_masks import read_human_masks
-from desra_core.matching import image_files, without_ambiguity
+from desra_core.matching import spelled_like, without_ambiguity
+from desra_core.scanning import image_files, no_images, root_of
 from desra_core.target import settings_document
 from desra_core.workspace import Workspace
 
@@ -60,6 +61,8 @@ class Pairing(NamedTuple):
         Masks of a workspace for which nobody has given a ground truth.
     outdated
         Masks by people that do not count, see `desra_core.human_masks`.
+    by_people
+        Of a workspace, the pairs whose ground truth is a mask by a person in it.
     """
 
     masks: Path
@@ -70,6 +73,7 @@ class Pairing(NamedTuple):
     without_mask: dict[str, Path]
     not_looked_at: int = 0
     outdated: int = 0
+    by_people: int | None = None
 
 
 class _Companions(NamedTuple):
@@ -95,10 +99,10 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     files, failures = _scanned({_MASK: masks, _GROUND_TRUTH: gt})
     for role, folder in ((_MASK, masks), (_GROUND_TRUTH, gt)):
         if not files[role] and not failures:
-            raise UsageError(folder, "holds no images", f"name a folder of {role} files")
-    whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
-    companions = _Companions(_by_name(labels), _by_name(gan_sr))
+            raise no_images(folder, f"name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
+    whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
+    companions = _Companions(_by_name(labels, found), _by_name(gan_sr, found))
     return Pairing(
         masks=masks,
         ground_truth=(gt,),
@@ -133,7 +137,9 @@ def pair_workspace(
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
     known = _of_workspace(workspace, found.keys() & truths.keys())
-    companions = _Companions(_by_name(labels) if labels else known.labels, _by_name(gan_sr) if gan_sr else known.gan_sr)
+    companions = _Companions(
+        _by_name(labels, found) if labels else known.labels, _by_name(gan_sr, found) if gan_sr else known.gan_sr
+    )
     return Pairing(
         masks=workspace.masks,
         ground_truth=((workspace.human,) if human else ()) + ((gt,) if gt is not None else ()),
@@ -143,19 +149,22 @@ def pair_workspace(
         without_mask=_lacking(truths, found),
         not_looked_at=len(_lacking(found, truths)),
         outdated=outdated,
+        by_people=len(found.keys() & human.keys()),
     )
 
 
 def _scanned(folders: Mapping[str, Path]) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
     """The files of folders by role and name, and what is unclear about them."""
-    tables, unclear = {}, []
+    tables: dict[str, pa.Table] = {}
+    failures: list[ImageError] = []
     for role, folder in folders.items():
-        tables[role], problems = image_files(folder)
-        unclear.append(problems)
+        tables[role], problems, _ = image_files(folder)
+        failures += problems
     tables, ambiguous = without_ambiguity(tables)
-    rows = pa.concat_tables([*unclear, ambiguous]).to_pylist()
-    failures = [ImageError(row["subject"], row["reason"], row["remedy"]) for row in rows]
-    return {role: _paths(table, folders[role]) for role, table in tables.items()}, failures
+    failures += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in ambiguous.to_pylist()]
+    masks = tables[_MASK]["name"]
+    named = {role: table.set_column(0, "name", spelled_like(table["name"], masks)) for role, table in tables.items()}
+    return {role: _paths(table, root_of(folders[role])) for role, table in named.items()}, failures
 
 
 def _paths(files: pa.Table, folder: Path) -> dict[str, Path]:
@@ -163,15 +172,16 @@ def _paths(files: pa.Table, folder: Path) -> dict[str, Path]:
     return {name: folder / path for name, path in zip(names, paths, strict=True)}
 
 
-def _by_name(folder: Path | None) -> dict[str, Path]:
-    """The image files of a folder, but for names that two of them share."""
+def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
+    """The image files of a folder, by the names of masks, but for names that two of them share."""
     if folder is None:
         return {}
-    files, _ = image_files(folder)
+    files = image_files(folder).files
     if not files.num_rows:
-        raise UsageError(folder, "holds no images", "name the folder whose files go with the masks, or leave it out")
+        raise no_images(folder, "name the folder whose files go with the masks, or leave it out")
     times = Counter(files["name"].to_pylist())
-    return {name: path for name, path in _paths(files, folder).items() if times[name] == 1}
+    files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
+    return {name: path for name, path in _paths(files, root_of(folder)).items() if times[name] == 1}
 
 
 def _pairs(
@@ -195,8 +205,8 @@ def _by_people(workspace: Workspace) -> tuple[dict[str, Path], int]:
     by_id = read_human_masks(workspace, key)
     rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
     human = {name: by_id[image_id].path for name, image_id in rows if image_id in by_id}
-    files, _ = image_files(workspace.human) if workspace.human.is_dir() else (None, None)
-    return human, 0 if files is None else files.num_rows - len(set(human.values()))
+    there = image_files(workspace.human).files.num_rows if workspace.human.is_dir() else 0
+    return human, there and there - len(set(human.values()))
 
 
 def _of_workspace(workspace: Workspace, names: Iterable[str]) -> _Companions:

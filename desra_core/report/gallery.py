@@ -98,7 +98,11 @@ def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
 
 
 def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[dict[str, Any]]:
-    """The most severe regions, worst first, at most ``per_image`` of one image and of its copies together."""
+    """The most severe regions, worst first, at most ``per_image`` of one image and of its copies together.
+
+    Those with a severity below zero are none of them: on average, what they hold is no artifact.
+    """
+    regions = regions.filter(pc.greater_equal(regions["severity"], 0))
     reach = 4 * worst
     while worst > 0:
         found = regions.take(pc.select_k_unstable(regions, min(reach, regions.num_rows), _ORDER)).to_pylist()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
+from desra_core.arrays import StoredArray
 from desra_core.detection.semantics import CLASS_COUNT
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, LostError
 from desra_core.imageio import Labels, decode_labels, read_bytes
 from desra_core.report.measure import Measure
 
@@ -97,7 +97,7 @@ def _read(
     if not path.exists():
         raise ImageError(name, "is not kept", "run again with --keep maps")
     try:
-        stored: Any = zarr.open_array(path, mode="r")
+        stored = StoredArray(path)
         frame = (shape[0] - stored.shape[0]) // 2
         if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
             raise ImageError(name, "is of an image of another size", "run again")
@@ -105,8 +105,8 @@ def _read(
         right = min(window.left + window.width, shape[1] - frame)
         bottom = min(window.top + window.height, shape[0] - frame)
         inside = (slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left))
-        values[inside] = stored[top - frame : bottom - frame, left - frame : right - frame]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, IndexError):
+        values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
+    except (LostError, ValueError, IndexError):
         raise ImageError(name, "is damaged", "run again") from None
     if not (values[inside] > lowest).all():
         raise ImageError(name, "is damaged", "run again")

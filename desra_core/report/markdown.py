@@ -27,8 +27,8 @@ def verdict_markdown(workspace: Workspace) -> str:
     if read is None:
         return "There is no verdict yet.\n"
     document, verdict = read[0], read[0].verdict
-    outcome = f"**{verdict.best} passes.**" if verdict.passed else "**Failed.** " + " ".join(verdict.reasons)
-    parts = [outcome, as_markdown(score_rows(verdict))]
+    told = f"**{verdict.outcome.capitalize()}.** " + " ".join(verdict.reasons)
+    parts = [f"**{verdict.best} passes.**" if verdict.passed else told, as_markdown(score_rows(verdict))]
     cards = [make_card(workspace.gate, picture) for picture in document.pictures[:_CARDS]]
     rows = []
     for card in cards:

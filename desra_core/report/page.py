@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from desra_core.atomic import replace_file
-from desra_core.errors import UsageError
+from desra_core.errors import ImageError, UsageError
 from desra_core.report import charts, plots, wording
 from desra_core.report.distribution import Distributions, class_distributions
 from desra_core.report.document import render_page
@@ -28,7 +29,8 @@ from desra_core.report.summary import (
     stage_times,
     summarize,
 )
-from desra_core.workspace import Workspace
+from desra_core.scanning import told_passed_over
+from desra_core.workspace import Workspace, takes_name
 
 WORST = 24
 MOST = 500
@@ -40,7 +42,14 @@ _CLASSES_AT_ONCE = 15
 _SUFFIXES = (".html", ".htm")
 
 
-def write_report(workspace: Workspace, *, worst: int = WORST, pages: int = 0, output: Path | None = None) -> Path:
+def write_report(
+    workspace: Workspace,
+    *,
+    worst: int = WORST,
+    pages: int = 0,
+    output: Path | None = None,
+    on_left_out: Callable[[ImageError], None] | None = None,
+) -> Path:
     """Write the report of a workspace: a page below 20 MB that needs no other file and no network.
 
     Two reports of the same results are the same bytes.
@@ -57,6 +66,8 @@ def write_report(workspace: Workspace, *, worst: int = WORST, pages: int = 0, ou
         them; those with the most severe regions.
     output
         The HTML file; ``report.html`` in the workspace by default.
+    on_left_out
+        Called with the reason for each page of an image that cannot be written, because its name is too long.
 
     Returns
     -------
@@ -73,7 +84,14 @@ def write_report(workspace: Workspace, *, worst: int = WORST, pages: int = 0, ou
     if path.suffix.lower() not in _SUFFIXES or path.is_dir():
         raise UsageError(path, "is no HTML file", "name one with the suffix .html")
     results = read_results(workspace)
-    chosen = choose_pages(results, min(pages, MOST))
+    chosen = []
+    for page in choose_pages(results, min(pages, MOST)):
+        if takes_name(path.parent / page.path):
+            chosen.append(page)
+        elif on_left_out:
+            on_left_out(
+                ImageError(path.parent / page.path, "is too long a name for a file", "give the image a shorter one")
+            )
     for page, text in render_pages(results, chosen, path.name):
         _publish(workspace, path.parent / page.path, text)
     _publish(workspace, path, render_page("report.html.j2", **_content(results, min(worst, MOST), chosen)))
@@ -115,6 +133,7 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
         "labelled": results.regions["class_name"].null_count < results.regions.num_rows,
         "plots": _plots(results, measure),
         "gallery": make_gallery(results, worst, pictures),
+        "worst": worst,
         "pages": pages,
         "links": {page.id: page.link for page in pages},
         "kinds": KINDS | {"difference": measure.picture},
@@ -153,6 +172,8 @@ def _notes(results: Results, summary: Summary) -> list[str]:
         notes.append("The region table is missing: the run was cut off before it wrote one. Run it again.")
     if results.vanished:
         notes.append(f"{results.vanished:,} images that are no longer in the folders are left out.")
+    if others := told_passed_over(results.passed_over):
+        notes.append(f"In the folders, these were passed over: {others}.")
     return notes
 
 

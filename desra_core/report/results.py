@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.corpus import MANIFEST
+from desra_core.corpus import MANIFEST, read_passed_over
 from desra_core.errors import UsageError
 from desra_core.matching import FAILURES
 from desra_core.outcomes import read_outcomes
@@ -46,6 +46,8 @@ class Results:
         Names that are no longer in the folders; they are in none of the above.
     unscanned
         Files that no image could be made of; they are in ``failures`` only.
+    passed_over
+        What else the latest scan came upon, see `desra_core.scanning.told_passed_over`.
     changed
         When the workspace's results last changed.
     """
@@ -59,6 +61,7 @@ class Results:
     failures: pa.Table
     vanished: int
     unscanned: int
+    passed_over: dict[str, int]
     changed: datetime
 
     @property
@@ -103,6 +106,7 @@ def read_results(workspace: Workspace) -> Results:
         failures=pa.concat_tables([unscanned, failure_table(rows, outcomes)]).sort_by("name"),
         vanished=vanished,
         unscanned=unscanned.num_rows,
+        passed_over=read_passed_over(workspace),
         changed=_changed(workspace),
     )
 

@@ -37,6 +37,7 @@ _SETTINGS = ROLES | {
     "window": "Gaussian window",
     "keep": "arrays kept",
     "limit": "images at most",
+    "exclude": "left out",
     "shard_size": "images per shard",
     "group_by": "kept together",
     "pixel": "pixel loss",
@@ -142,5 +143,5 @@ def _value(name: str, value: Any, settings: dict[str, Any]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return shortened(", ".join(map(str, value)))
+        return shortened(", ".join(map(str, value)) or "nothing")
     return shortened(value)

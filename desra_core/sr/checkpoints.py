@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cachetools import LRUCache, cached
+
 from desra_core import compat
 from desra_core.content import content_key
-from desra_core.device import alone_on
+from desra_core.device import exact_on, is_broken
 from desra_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
+# What the networks that a process keeps may take together: those of 12 models like RRDBNet.
+KEPT_BYTES = 800_000_000
 # A worker's threads that need a model at the same time wait for one of them to load it.
 _LOADING = threading.Lock()
 # GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
@@ -50,6 +53,12 @@ class Model:
     dtype: torch.dtype
     """What the network computes in."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """What it counts for among the networks that are kept: its weights, but never more than a third of all."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
+
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the network on ``(N, 3, h, w)`` values in 0..1; returns ``(N, 3, h * scale, w * scale)``, not clamped.
 
@@ -57,18 +66,16 @@ class Model:
         """
         import torch
 
-        with torch.inference_mode(), torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if batch.device.type != "cuda":
-                output: torch.Tensor = self.network(batch)
-            else:
-                exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-                with alone_on(batch.device.type), exact:
-                    output = self.network(batch)
+        computing = torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.inference_mode(), computing, exact_on(batch.device.type):
+            output: torch.Tensor = self.network(batch)
             return output.float()
 
 
 def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
     """Load a network, once per process for the same content, device and precision.
+
+    The latest ones are kept, as many as fit into `KEPT_BYTES` and at least three: the pair of a run and one more.
 
     Parameters
     ----------
@@ -107,8 +114,7 @@ def load_pair(
     return mse, gan
 
 
-# Enough for the pair of a run and all that a finetune saved of it.
-@lru_cache(maxsize=12)
+@cached(LRUCache(KEPT_BYTES, getsizeof=lambda model: model.kept_bytes), info=True)
 def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     import torch
 
@@ -197,6 +203,8 @@ def _move(network: Any, device: str) -> None:
     try:
         network.to(device, memory_format=torch.channels_last)
     except (AssertionError, RuntimeError) as error:
+        if is_broken(error):
+            raise
         raise UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
                          "use cpu, or cuda with a driver and a torch for it") from None  # fmt: skip
 
@@ -217,6 +225,8 @@ def _try_out(model: Model) -> None:
             warnings.simplefilter("ignore")
             shape = tuple(model(torch.zeros((1, 3, side, side), device=model.device)).shape)
     except _MISFIT_ERRORS as error:
+        if is_broken(error):
+            raise
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _ARCHITECTURE_REMEDY) from None
     if shape != (1, 3, side * model.scale, side * model.scale):

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from desra_core.device import exact_on, lacks_memory
 from desra_core.errors import UsageError
 from desra_core.imageio import Pixels
 from desra_core.sr.checkpoints import Model
@@ -15,11 +17,6 @@ from desra_core.tiling import Window, windows
 if TYPE_CHECKING:
     import torch
 
-# What torch says where it does not raise its own OutOfMemoryError; the last three come from oneDNN, on a CPU.
-_OUT_OF_MEMORY = (
-    "out of memory", "ALLOC_FAILED", "can't allocate memory", "bad_alloc",
-    "could not create a primitive", "could not execute a primitive", "could not create a memory",
-)  # fmt: skip
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -117,7 +114,7 @@ def _fits(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> bool
         _infer(sr, source, model, batch)
         return True
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+        if not lacks_memory(error):
             raise
     # Not before the handler has ended: until then, the traceback holds the tensors.
     if model.device.startswith("cuda"):
@@ -128,20 +125,21 @@ def _fits(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> bool
 def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> None:
     import torch
 
-    with torch.inference_mode():
-        results = model(_network_input(source, model, batch))
+    stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
+    # Until the results are in the machine's memory: the next batch then finds the GPU's free.
+    with torch.inference_mode(), exact_on(model.device):
+        results = model(_network_input(stacked, model, np.iinfo(source.dtype).max))
         if not bool(results.isfinite().all()):
             raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
         for window, result in zip(batch, results, strict=True):
             _write(sr, result, model.scale, window)
 
 
-def _network_input(source: Pixels, model: Model, batch: list[Window]) -> torch.Tensor:
-    """``(N, 3, h, w)`` float32 in 0..1, channels last."""
+def _network_input(stacked: npt.NDArray[np.float32], model: Model, largest: int) -> torch.Tensor:
+    """``(N, h, w, 1 or 3)`` samples as ``(N, 3, h, w)`` float32 in 0..1, channels last."""
     import torch
 
-    stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
-    scaled = torch.from_numpy(stacked).to(model.device).div_(np.iinfo(source.dtype).max)
+    scaled = torch.from_numpy(stacked).to(model.device).div_(largest)
     return scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 

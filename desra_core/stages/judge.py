@@ -131,8 +131,9 @@ def _publish_crops(
 
 
 def worst_regions(judgement: Judgement) -> list[RegionFate]:
-    """The regions before of which there are pictures, the most severe first."""
-    return sorted(judgement.regions, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
+    """The regions before of which there are pictures, the most severe first; none with a severity below zero."""
+    severe = [region for region in judgement.regions if region.severity >= 0]
+    return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
 
 
 class Results:

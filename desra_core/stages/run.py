@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from desra_core.corpus import ImageRef
-from desra_core.errors import ImageError, TooLargeError, TransientError
-from desra_core.outcomes import Outcome, write_journal
+from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
+from desra_core.outcomes import Outcome, without_arrays, write_journal
 from desra_core.workspace import Workspace
 
 Stage = Callable[[ImageRef, Outcome, Workspace, Any], Outcome]
@@ -59,8 +58,8 @@ def run_stage(
 
 def failure(image: ImageRef, outcome: Outcome, stage: str, mask_key: str, error: ImageError) -> Outcome:
     """The outcome of an image whose stage raised."""
-    return dataclasses.replace(
-        outcome,
+    return replace(
+        without_arrays(outcome) if isinstance(error, LostError) else outcome,
         mask_key=None,
         artifact_pixels=None,
         regions=[],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from desra_core.arrays import read_array
-from desra_core.corpus import File, ImageRef
+from desra_core.corpus import CHANGED, File, ImageRef
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError, TransientError
 from desra_core.imageio import Labels, Photo, Pixels, decode, decode_labels, digest, read_bytes
@@ -15,7 +15,7 @@ def read_content(file: File) -> bytes:
     """The bytes of a file that still are what was scanned (raises `TransientError`)."""
     data = read_bytes(file.path)
     if digest(data) != file.hash:
-        raise TransientError(file.path, "changed after the run had started", "run again")
+        raise TransientError(file.path, CHANGED, "run again")
     return data
 
 

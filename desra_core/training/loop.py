@@ -6,9 +6,11 @@ is killed at any moment and started again ends, on a CPU, with the very same wei
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,14 @@ import torch
 from torch import nn
 
 from desra_core.compat import mend_basicsr
+from desra_core.device import lacks_memory
 from desra_core.errors import UsageError
 from desra_core.model_settings import Training
 from desra_core.training.board import Board
 from desra_core.training.generator import Generator, load_generator
 from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
 from desra_core.training.patches import draw_batch, open_frozen
+from desra_core.training.plan import settle_precision
 from desra_core.training.run_folder import RunFolder, load_state, read_json, save_torch, write_json
 
 mend_basicsr()
@@ -69,19 +73,22 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
     Raises
     ------
     UsageError
-        A model or a saved state cannot be used, or the losses are not finite or diverge: the last good model is named.
+        A model or a saved state cannot be used, a batch needs more memory than there is, or the losses are not finite
+        or diverge: the last good model is named.
     TransientError
         The disk is full or failed.
     """
-    with run.locked():
+    with run.locked(), _memory_told(training):
         torch.manual_seed(training.seed)
-        nets = _load(gan_model, training, device)
+        nets = _load(gan_model, training, device, settle_precision(run, training, device))
         state = load_state(run.state)
         if state is None:
             state = {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {}, "losses": [],
                      "best": None, "worse": 0}  # fmt: skip
         else:
             _restore(nets, state)
+            if state["iteration"]:  # with more iterations, or fewer, nothing is warmed up again
+                nets = nets._replace(warmup=state["warmed"])
         torch.set_num_threads(state["threads"])
         pairs = open_frozen(run.data)
 
@@ -138,7 +145,7 @@ class _Nets(NamedTuple):
     device: str
 
 
-def _load(gan_model: Path, training: Training, device: str) -> _Nets:
+def _load(gan_model: Path, training: Training, device: str, precision: str) -> _Nets:
     generator = load_generator(gan_model)
     network = _placed(generator.network, device)
     discriminator = optimizer_d = None
@@ -147,9 +154,7 @@ def _load(gan_model: Path, training: Training, device: str) -> _Nets:
         discriminator = _placed(discriminator, device)
         optimizer_d = torch.optim.Adam(discriminator.parameters(), training.learning_rate, BETAS)
     perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
-    on_gpu = device.startswith("cuda")
-    amp = ("bfloat16" if on_gpu else "float32") if training.amp == "auto" else training.amp
-    if amp == "float16" and not on_gpu:
+    if precision == "float16" and not device.startswith("cuda"):
         raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only", "use bfloat16 or float32")
     return _Nets(
         generator=generator,
@@ -158,12 +163,29 @@ def _load(gan_model: Path, training: Training, device: str) -> _Nets:
         optimizer=torch.optim.Adam(network.parameters(), training.learning_rate, BETAS),
         discriminator=discriminator,
         optimizer_d=optimizer_d,
-        warmup=training.warmup if training.gan_weight and training.discriminator is None else 0,
+        warmup=training.warmup_steps,
         perceptual=perceptual,
-        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "float16"),
-        amp=getattr(torch, amp),
+        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=precision == "float16"),
+        amp=getattr(torch, precision),
         device=device,
     )
+
+
+@contextlib.contextmanager
+def _memory_told(training: Training) -> Iterator[None]:
+    """Say of a lack of memory what would mend it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        parts, batch = training.accumulate, training.batch
+        each = f"{batch // parts} patches of {training.patch} px at a time need more memory than there is"
+        more = next((count for count in range(parts + 1, batch + 1) if batch % count == 0), None)
+        remedy = "begin another run with a smaller --patch" + ("" if batch == 1 else " or --batch")
+        if more:
+            remedy = f"raise --accumulate to {more}, with which the run goes on, or {remedy}"
+        raise UsageError("--batch", each, remedy) from None
 
 
 def _placed(module: nn.Module, device: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -9,6 +10,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from desra_core.compat import mend_basicsr, mend_torchvision
 from desra_core.content import LOAD_ERRORS
@@ -74,7 +76,7 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
     from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 
     if path is None:
-        return UNetDiscriminatorSN(3, num_feat=features)  # type: ignore[no-any-return]
+        return _norms_in_float32(UNetDiscriminatorSN(3, num_feat=features))
     weights = _read(path)
     remedy = "give the discriminator that the GAN model was trained with, or none"
     first = weights.get("conv0.weight")
@@ -88,6 +90,23 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
         network.load_state_dict(weights)
     except RuntimeError:
         raise UsageError(path, "does not fit a U-Net discriminator with spectral norm", remedy) from None
+    return _norms_in_float32(network)
+
+
+def _norms_in_float32(network: nn.Module) -> nn.Module:
+    """Exempt spectral norms from autocast: on a GPU their power iteration would be in bfloat16, of 8 bits."""
+
+    def exempt(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def computed(module: nn.Module, do_power_iteration: bool) -> torch.Tensor:
+            with torch.autocast(next(module.parameters()).device.type, enabled=False):
+                return compute(module, do_power_iteration)
+
+        return computed
+
+    for module in network.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                hook.compute_weight = exempt(hook.compute_weight)  # type: ignore[method-assign]
     return network
 
 

@@ -24,6 +24,8 @@ from desra_core.workspace import Workspace, fingerprint
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 # With more of them, the same run goes on.
 _OPEN_ENDED = {"preset", "iterations", "patience"}
+# What a run may be given anew when it goes on; the discriminator is told by its content.
+_MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
 # Images in a row, from the first, that cannot be used before the others are not tried.
 _TRIES = 20
 
@@ -32,7 +34,8 @@ class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
     ``samples`` are the images of the training pool that have artifacts, the most severe first; none are needed where
-    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do.
+    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do. ``undecided`` is what
+    the gate will lack to judge a run that is to begin, for people.
     """
 
     run: RunFolder
@@ -42,6 +45,7 @@ class FinetunePlan(NamedTuple):
     samples: list[Sample]
     begun: bool
     ended: bool
+    undecided: str | None
 
 
 def plan_finetune(settings: Finetuning) -> FinetunePlan:
@@ -72,9 +76,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     # Of an older run desra gc drops the images: one that is to go on freezes them again.
     begun = ended or (document is not None and run.data.is_dir())
     samples: list[Sample] = []
+    undecided: str | None = None
     if not begun:
         images = Images(workspace, corpus, target, settings.group_by, settings.lr)
         samples = [_sample(workspace, corpus, marked) for marked in images.marked("training")]
+        undecided = images.undecided() if samples else None
     return FinetunePlan(
         run=run,
         gan_model=gan_model,
@@ -83,6 +89,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         samples=samples,
         begun=begun,
         ended=ended,
+        undecided=undecided,
     )
 
 
@@ -141,18 +148,48 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         shutil.rmtree(plan.run.data, ignore_errors=True)
         reason = "has lost its training images, and the workspace has others by now"
         raise UsageError(plan.run.root, reason, "name another --output")
-    document = _identity(plan.gan_model, plan.training) | {
-        "made_under": plan.made_under,
-        "images": [
-            {"name": sample.name, "id": sample.id, "severity": sample.severity, "mask_by": _mask_by(sample)}
-            for sample in used
-        ],
-        "data": data,
-        "versions": {"desra": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
-    }
+    document = (
+        _identity(plan.gan_model, plan.training)
+        | {
+            "made_under": plan.made_under,
+            "images": [
+                {"name": sample.name, "id": sample.id, "severity": sample.severity, "mask_by": _mask_by(sample)}
+                for sample in used
+            ],
+            "data": data,
+            "versions": {"desra": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+        }
+        | {name: before[name] for name in ("precision",) if before and name in before}
+    )
     write_json(plan.run.document, document, durable=True)
     return len(used), errors
+
+
+def usual_precision(device: str) -> str:
+    """What a finetune is computed in where nobody has said so."""
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def settle_precision(run: RunFolder, training: Training, device: str) -> str:
+    """Look up what a run is computed in, or settle it when it begins: it stays so on every machine.
+
+    Returns
+    -------
+    ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    document = read_json(run.document)
+    if document and "precision" in document:
+        return str(document["precision"])
+    precision = usual_precision(device) if training.amp == "auto" else training.amp
+    if document is not None:
+        write_json(run.document, document | {"precision": precision}, durable=True)
+    return precision
 
 
 def run_key(plan: FinetunePlan) -> str:
@@ -184,9 +221,12 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         before, now = document.get(role) or {}, identity[role] or {}
         if before.get("key") != now.get("key"):
             raise UsageError(run.root, f"holds a finetune with another {role}, {before.get('path', 'none')}", remedy)
+    recorded = document.get("training", {})
+    if "precision" in document:
+        recorded = recorded | {"amp": "auto" if identity["training"]["amp"] == "auto" else document["precision"]}
     for name, value in identity["training"].items():
-        before = document.get("training", {}).get(name)
-        if name not in _OPEN_ENDED | {"discriminator"} and before != value:
+        before = recorded.get(name)
+        if name not in _MAY_DIFFER and value is not None and before != value:
             flag = "--" + name.replace("_", "-")
             raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
 

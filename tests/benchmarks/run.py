@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 TITLES = {
+    "decode": "Decoding against Pillow and OpenCV",
     "similarity": "Similarity against OpenCV's float64 filters",
     "orchestration": "Orchestration and commits per image",
     "inference": "Super-resolution against the plain loop, and its share of desra mine",

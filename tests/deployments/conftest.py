@@ -1,9 +1,11 @@
-"""Fixtures of the tests of `desra serve`."""
+"""Fixtures of the tests of commands: a running `desra serve`, a small disk."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,17 @@ def serve(make_models, tmp_path) -> Iterator[Callable[..., Served]]:
             served.stop()
         for left in marked(served.token):
             left.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A real disk of 700 KB; it can be made larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

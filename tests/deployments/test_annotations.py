@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from desra_core.settings import Mining
@@ -50,17 +51,26 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
-        "2 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "1 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "regions  0 in 0 images",
+        "left out 1 image, whose mask is as exported: nobody has edited it; --unchanged confirms such masks",
         f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer",
         "dataset  mask and pseudo-GT of 1 images made again",
         f"next     desra evaluate --workspace {workspace.root}; "
         f"desra finetune --workspace {workspace.root} --output RUN",
     ]
     assert not mask(workspace.human_mask(mined.names[1])).any()
+    assert not workspace.human_mask(mined.names[2]).exists()
+    run = desra_here("import", "labelme", out, "--workspace", workspace.root, "--unchanged")
+    assert run.stdout.splitlines()[:2] == [
+        "2 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "regions  1 in 1 image: 1 polygon",
+    ]
     assert np.array_equal(mask(workspace.human_mask(mined.names[2])), mask(workspace.mask(mined.names[2])))
     models = ("--mse-model", mined.mse, "--gan-model", mined.gan)
     again = desra_here("mine", mined.root / "photos", *models, "--workspace", workspace.root)
     assert "nothing to do: 3 of 3 images done" in again.stdout, again.stderr
+    assert "people   2 images rest on people's masks" in again.stdout
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images")
     assert f"{mined.names[1]}.json: was edited since it was exported" in refusal(coco)
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images",
@@ -70,6 +80,74 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert f"pictures {workspace.root}/dataset/gan_sr" in coco.stdout
     run = desra_here("import", "coco", out / "annotations.json", "--workspace", workspace.root)
     assert "2 masks by people, 1 of them other" in run.stdout
+
+
+def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_path) -> None:
+    """Nobody has looked at the others: they follow the detector, to the last byte of the dataset."""
+    names = [name for name in mined.names if workspace.dataset("mask", name).exists()]
+    shutil.copytree(workspace.root / "dataset", tmp_path / "dataset")
+    out = tmp_path / "out"
+    desra_here("export", "--workspace", workspace.root, "--format", "labelme", "--output", out)
+    run = desra_here("import", "labelme", out, "--workspace", workspace.root)
+    assert (run.returncode, run.stdout.splitlines()) == (0, [
+        "nothing to import: no mask was edited",
+        "left out 2 images, whose masks are as exported: nobody has edited them; --unchanged confirms such masks",
+    ])  # fmt: skip
+    assert not workspace.human.exists()
+    edited = out / f"{names[0]}.json"
+    rectangle = {"label": "artifact", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
+    document = json.loads(edited.read_bytes())
+    edited.write_text(json.dumps(document | {"shapes": [*document["shapes"], rectangle, rectangle]}))
+    run = desra_here("import", "labelme", out, "--workspace", workspace.root)
+    assert "1 masks by people" in run.stdout
+    assert "regions  3 in 1 image: 2 rectangles, 1 polygon" in run.stdout
+    assert workspace.dataset("mask", names[0]).read_bytes() != (tmp_path / f"dataset/mask/{names[0]}.png").read_bytes()
+    run = desra_here("import", "--undo", "--workspace", workspace.root)
+    assert run.stdout.splitlines() == [
+        "taken back: the masks of 1 images, of which 0 have an earlier one again",
+        "dataset  1 images follow",
+        f"masks    {workspace.human}",
+    ]
+    for path in (tmp_path / "dataset").rglob("*.png"):
+        assert (workspace.root / "dataset" / path.relative_to(tmp_path / "dataset")).read_bytes() == path.read_bytes()
+    table = "dataset/manifest.parquet"
+    assert pq.read_table(workspace.root / table).equals(pq.read_table(tmp_path / table))
+    assert not workspace.human_mask(names[0]).exists()
+    run = desra_here("import", "--undo", "--workspace", workspace.root)
+    assert "holds no import that could be taken back" in refusal(run)
+
+
+def test_an_image_that_only_a_person_had_marked_leaves_the_dataset(desra_here: Desra, mined, workspace, tmp_path):
+    clean = next(name for name in mined.names if not workspace.dataset("mask", name).exists())
+    path = tmp_path / f"drawn/{clean}.json"
+    path.parent.mkdir(parents=True)
+    rectangle = {"label": "artifact", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
+    path.write_text(json.dumps({"shapes": [rectangle]}))
+    desra_here("import", "labelme", tmp_path / "drawn", "--workspace", workspace.root)
+    process(Mining(photos=mined.root / "photos", mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root))
+    assert mask(workspace.dataset("mask", clean)).any()
+    desra_here("import", "--undo", "--workspace", workspace.root)
+    assert not any(workspace.dataset(kind, clean).exists() for kind in ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt"))
+    assert "pending    0" in desra_here("status", "--workspace", workspace.root).stdout
+
+
+def test_what_is_left_out_is_told(desra_here: Desra, mined, workspace, tmp_path) -> None:
+    size = dict(zip(("height", "width"), mask(workspace.mask(mined.names[0])).shape, strict=True))
+    images = [{"id": number, "file_name": f"{name}.png", **size} for number, name in enumerate(mined.names[::2])]
+    boxes = [{"bbox": [4, 4, 9, 9], "segmentation": []}, {"segmentation": [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]},
+             {"bbox": [4, 4, 9, 9], "category_id": 2}]  # fmt: skip
+    rows = [{"id": number, "image_id": 0, "category_id": 1} | box for number, box in enumerate(boxes)]
+    categories = [{"id": 1, "name": "artifact"}, {"id": 2, "name": "text"}]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    run = desra_here("import", "coco", path, "--workspace", workspace.root)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[1] == "regions  2 in 1 image: 1 box, 1 polygon"
+    assert lines[2:4] == [
+        "left out 1 outline of fewer than three points, in 1 image",
+        "left out 1 region of category text, in 1 image",
+    ]
 
 
 def test_bad_files_cost_a_line_each_and_nothing_changes(desra_here: Desra, mined, workspace, tmp_path) -> None:
@@ -106,6 +184,10 @@ def test_commands_that_cannot_be_carried_out(desra_here: Desra, workspace, tmp_p
         desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", workspace.root / "out")
     )
     assert desra_here("import", "yolo", "x", "--workspace", workspace.root).returncode == 2
+    assert "import: lacks what to bring" in refusal(desra_here("import", "coco", "--workspace", workspace.root))
+    assert "and something to import are both given" in refusal(
+        desra_here("import", "coco", "x", "--undo", "--workspace", workspace.root)
+    )
 
 
 def test_one_image_that_cannot_be_read(desra_here: Desra, mined, workspace, tmp_path) -> None:

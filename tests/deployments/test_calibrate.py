@@ -20,6 +20,7 @@ from desra_core.detection import variance_similarity
 from desra_core.detection.semantics import load_weights
 from desra_core.model_settings import Calibrating
 from desra_core.settings import Detection, Mining
+from desra_core.workspace import Workspace
 from tests.conftest import refusal
 from tests.in_process import count_all, process
 
@@ -154,6 +155,25 @@ def test_rules_and_formats(workspace, desra_here, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.*")) == [
         "a.csv", "a.html", "a.svg", "a.toml", "b.csv", "b.html", "b.svg"
     ]  # fmt: skip
+
+
+def test_pairs_with_artifacts_are_warned_about(workspace, desra_here, tmp_path) -> None:
+    """By the detector's word, unless a mask takes them out of the count."""
+    flags = ("--workspace", workspace, "--output", tmp_path / "out.toml", "--min-pixels=100")
+    masks = {
+        path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) > 0 for path in (workspace / "masks").rglob("*.png")
+    }
+    marked = [mask for mask in masks.values() if mask.any()]
+    assert 0 < len(marked) < len(masks)
+    told = f"warning: {len(marked)} of {len(masks)} images have artifacts by the detector's word, " \
+           f"{sum(map(np.sum, marked)):,} pixels, which count as normal: calibrate on pairs without any"  # fmt: skip
+    run = desra_here("calibrate", *flags)
+    assert told in run.stderr
+    assert "people   0 images rest on people's masks\n" in run.stdout
+    place = Workspace(workspace)
+    corpus = corpus_of(Calibrating(workspace=workspace, output=tmp_path / "out.toml"))
+    assert plan_counting(corpus, Exclusion(None)).suspect() == (len(marked), sum(map(np.sum, marked)))
+    assert plan_counting(corpus, Exclusion(place.masks)).suspect() == (0, 0)
 
 
 def test_shares_and_thresholds_are_those_of_all_counted_pixels(counted, pairs) -> None:

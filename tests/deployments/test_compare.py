@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +20,7 @@ from deployments.demo_photos import make_photos as make_demo_photos
 from desra_core.comparison import conclude, plan_comparison
 from desra_core.content import content_key
 from desra_core.evaluation.gate import Verdict
+from desra_core.human_masks import HUMAN_MASKS
 from desra_core.model_settings import Comparing, Finetuning
 from desra_core.promotion import current_model, history
 from desra_core.settings import Detection, Mining
@@ -105,7 +107,23 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert again.returncode == 0
     assert again.stdout.startswith("nothing to do: all was judged before\njudged by 6 held-out images, 2 of them clean")
     assert f"passed   {verdict.best}\n" in again.stdout
+    assert "people   0 images rest on people's masks\n" in again.stdout
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
+
+    with workspace.locked():
+        comparison = plan_comparison(Comparing(workspace=copied, after=place.run.root))
+    judged = next(image for image in comparison.images if workspace.dataset("mask", image.names[0]).exists())
+    workspace.publish(workspace.human_mask(judged.names[0]), workspace.mask(judged.names[0]).read_bytes())
+    row = {
+        "name": judged.names[0],
+        "id": judged.id,
+        "gan_sr_key": comparison.target.gan_sr_key,
+        "pixels": 9,
+        "regions": 1,
+    }
+    workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist([row], HUMAN_MASKS))
+    again = desra_here("compare", "--workspace", copied, "--after", place.run.root)
+    assert "people   1 image rests on a person's mask\n" in again.stdout
 
 
 def test_an_image_that_cannot_be_judged_is_told_and_judged_later(

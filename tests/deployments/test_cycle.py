@@ -248,6 +248,33 @@ def test_without_artifacts_nothing_is_trained(place, desra_here, tmp_path) -> No
     assert not (ws / "finetunes").exists()
 
 
+def test_where_nothing_can_judge_that_is_told_before_training_and_the_verdict_is_undecided(
+    place, desra, desra_here, tmp_path
+) -> None:
+    """All photos are bright, so none is clean."""
+    (tmp_path / "bright").mkdir()
+    for index in range(9):
+        cv2.imwrite(str(tmp_path / f"bright/{index}.png"), photo(index, bright=True))
+    bright = SimpleNamespace(photos=tmp_path / "bright", mse=place.mse, gan=place.gan)
+    ws = tmp_path / "ws"
+    run = desra(*arguments(bright, ws, *OPEN_GATE))
+    assert run.returncode == 3, run.stderr
+    line = (
+        "warning: the gate will be undecided: there is no photo without artifacts; at least 1 of them is missing, so "
+    )
+    assert line + "add 4 or more, of which 30 % are held out\n" in run.stderr
+    assert run.stderr.index(line) < run.stderr.index("iterations")
+    assert "undecided No clean image with detail was judged, so nothing shows that detail was kept.\n" in run.stdout
+    assert "failed   " not in run.stdout
+    verdict, document = verdict_of(ws)
+    assert (verdict.passed, verdict.undecided, document["verdict"]["undecided"]) == (False, True, True)
+    assert not (ws / "models").exists()
+    assert "<strong>Undecided.</strong>" in Workspace(ws).report.read_text()
+    again = desra_here(*arguments(bright, ws, *OPEN_GATE))
+    assert again.returncode == 3
+    assert "undecided No clean image" in again.stdout
+
+
 def test_what_cannot_be_used_is_told_before_hours_of_mining(place, desra_here, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -90,6 +91,7 @@ def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
     count = len(document["images"])
     assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
     assert f"8 iterations on {count} images\n" in finetuned.run.stdout
+    assert "people   0 images rest on people's masks\n" in finetuned.run.stdout
     assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in finetuned.run.stdout
     assert weights(run.root) == weights(undisturbed.root)
 
@@ -138,6 +140,44 @@ def test_more_iterations_go_on(mined, undisturbed, desra, tmp_path) -> None:
     assert run.returncode == 0, run.stderr
     assert first.items() <= everything(tmp_path / "run/models").items()
     assert weights(tmp_path / "run") == weights(undisturbed.root)
+
+
+def test_a_run_goes_on_in_the_number_format_that_it_began_in(mined, desra, tmp_path) -> None:
+    """As one that a GPU began does on this CPU, and says so; what a machine has no say in may be given anew."""
+    given = {"workspace": mined.ws, "output": tmp_path / "run", **TINY}
+    run = RunFolder(tmp_path / "run")
+
+    def planned(**changes: object) -> planning.FinetunePlan:
+        with Workspace(mined.ws).locked():
+            return planning.plan_finetune(Finetuning(**given | changes))
+
+    for _ in range(2):  # the second time as after desra gc
+        plan = planned(amp="auto")
+        planning.begin(plan, 4)
+        planning.settle_precision(run, plan.training, "cuda:0")
+        assert json.loads(run.document.read_bytes())["precision"] == "bfloat16"
+        shutil.rmtree(run.data)
+    planning.begin(planned(amp="bfloat16"), 4)
+    assert planned(accumulate=2).begun
+    with pytest.raises(UsageError, match="holds a finetune with --amp bfloat16, not float32"):
+        planned(amp="float32")
+    told = desra("finetune", "--workspace", mined.ws, "--output", run.root, *flags())
+    assert told.returncode == 0, told.stderr
+    assert "this finetune was begun in bfloat16 and goes on in it, on the CPU too\n" in told.stderr
+    assert json.loads(run.model(8).with_suffix(".json").read_bytes())["precision"] == "bfloat16"
+
+
+def test_a_run_that_was_begun_before_it_had_fewer_steps_to_warm_up_goes_on(mined, tmp_path) -> None:
+    settings = Finetuning(workspace=mined.ws, output=tmp_path / "run", preset="cpu", iterations=20)
+    assert settings.warmup is None
+    with Workspace(mined.ws).locked():
+        planning.begin(planning.plan_finetune(settings), 4)
+        document = json.loads((tmp_path / "run/run.json").read_bytes())
+        document["training"]["warmup"] = 200
+        (tmp_path / "run/run.json").write_text(json.dumps(document))
+        assert planning.plan_finetune(settings).begun
+        with pytest.raises(UsageError, match="holds a finetune with --warmup 200, not 5"):
+            planning.plan_finetune(settings.model_copy(update={"warmup": 5}))
 
 
 def kill_when(
@@ -275,7 +315,7 @@ def test_what_cannot_be_used_costs_one_line_and_no_server(mined, desra_here, mon
         ("--group-by", "["): "--group-by: ",
         ("--accumulate", "3"): "--accumulate: 3 is not accepted (a batch of 2 cannot be computed in so many equal",
         ("--workspace", tmp_path / "nowhere"): "nowhere: does not exist; name the workspace",
-        ("--workspace", mined.photos): "photos: is a folder with other things in it",
+        ("--workspace", mined.photos): "photos: is no workspace; name that of desra mine, detect or cycle",
     }.items():
         run = ("finetune", "--workspace", mined.ws, "--output", tmp_path / "run", *flags(), *arguments)
         assert reason in refusal(desra_here(*run))

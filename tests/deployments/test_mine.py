@@ -186,4 +186,8 @@ def test_bad_input_costs_one_line(mine, desra_here, make_models, make_photos, ma
     pairs = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
     assert "belongs to runs of desra mine" in refusal(desra_here("detect", *pairs, "--workspace", tmp_path / "ws"))
     assert "is no folder" in refusal(mine(photos=tmp_path / "nowhere", by=desra_here))
+    assert "x.png: does not exist" in refusal(mine(photos=tmp_path / "photos/x.png", by=desra_here))
+    assert "x*.png: matches no file" in refusal(mine(photos=tmp_path / "photos/x*.png", by=desra_here))
+    several = refusal(mine("b.png", "c.png", by=desra_here))
+    assert "PHOTOS: 3 of them are given, as by a shell that fills in a glob; put the glob in quotes" in several
     assert "nothing to do" in mine(by=desra_here).stdout

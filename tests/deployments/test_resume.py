@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -133,19 +132,6 @@ def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, 
     with contextlib.closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
         ended = database.execute("SELECT state_type, state_name FROM flow_run ORDER BY start_time").fetchall()
     assert ended == [("CRASHED", INTERRUPTED), ("COMPLETED", "Completed")]
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, small_disk) -> None:

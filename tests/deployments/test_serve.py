@@ -241,31 +241,6 @@ def test_a_server_that_is_down_is_told(config, desra_here) -> None:
     assert "PREFECT_API_URL=http://127.0.0.1:9/api: no Prefect server answers" in told
 
 
-@pytest.mark.slow
-def test_by_hand_the_death_of_the_server_is_one_line(config, make_photos, tmp_path) -> None:
-    config()
-    make_photos(tmp_path / "photos", 200)
-    command = desra_command("mine", tmp_path / "photos", "--mse-model", tmp_path / "models" / "mse.pth", "--gan-model",
-                            tmp_path / "models" / "gan.pth", "--workspace", tmp_path / "ws")  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    workspace = Workspace(tmp_path / "ws")
-    with subprocess.Popen(
-        command, env=environment | {"PREFECT_CLIENT_MAX_RETRIES": "1"}, stderr=subprocess.PIPE, text=True
-    ) as run:
-        until(lambda: any(workspace.journal.glob("*/*.json")))
-        os.kill(json.loads((workspace.prefect_home / "server.json").read_bytes())["pid"], signal.SIGKILL)
-        _, told = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 1, told
-    assert "Traceback" not in told
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert errors == ["error: the Prefect server: does not answer any more; what was done is not lost; run again"]
-    assert "the Prefect server does not answer; the work goes on" in told
-    # What does not need a server was done without one.
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "nothing to do: 200 of 200 images done" in again.stdout
-
-
 def _seconds(moment: str) -> float:
     from datetime import datetime
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import pytest
 from prefect.settings import Settings
 
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.server import Server, configure, end_leftover_server
+from deployments.server import Server, end_leftover_server
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
@@ -229,22 +228,6 @@ def test_a_port_that_is_taken_is_told(workspace) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--port {port}: cannot be had \(.+\); give another one"):
             Server(workspace, port=port, history=HISTORY)
-
-
-def test_no_proxy_is_asked_for_this_machine(workspace, environment, monkeypatch) -> None:
-    for given, expected in (("", "127.0.0.1"), ("intern.example", "intern.example,127.0.0.1")):
-        monkeypatch.delenv("no_proxy", raising=False)
-        monkeypatch.setenv("NO_PROXY", given)
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as answering:
-            threading.Thread(target=answering.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{answering.server_port}"
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(url)
-            configure(workspace, url, "desra:key")
-            assert httpx.get(url).status_code == 200
-            answering.shutdown()
-        assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == expected
 
 
 def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:

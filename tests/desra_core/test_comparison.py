@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from desra_core.comparison import Comparison, best_of, conclude, plan_comparison
+from desra_core import comparison as comparing
+from desra_core.comparison import Comparison, best_of, conclude, plan_comparison, verdict_of
 from desra_core.errors import UsageError
 from desra_core.evaluation.gate import Verdict
 from desra_core.model_settings import Comparing
 from desra_core.settings import Mining
+from desra_core.sr import checkpoints
 from desra_core.sr.weights import read_kinds
 from desra_core.stages.judge import CONTROL
 from desra_core.workspace import Workspace
@@ -132,7 +135,10 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan) -> None:
     assert len(comparison.missing()) == 6
     assert judge_all(comparison) == 6
     assert comparison.missing() == []
+    expected = verdict_of(comparison)
+    assert not workspace.verdict.exists(), "to ask what the verdict is writes nothing"
     verdict = conclude(comparison)
+    assert verdict == expected
     document = json.loads(workspace.verdict.read_bytes())
     assert Verdict.from_json(document["verdict"]) == verdict
     removed = {score.candidate: (score.gone, score.regions) for score in verdict.scores}
@@ -151,6 +157,46 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan) -> None:
     written = workspace.verdict.stat().st_mtime_ns
     assert conclude(comparison) == verdict
     assert workspace.verdict.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def many(make_models, tmp_path) -> Path:
+    """The folder of a finetune that saved 21 models, of two kinds of weights each."""
+    (tmp_path / "many/models").mkdir(parents=True)
+    for number in range(21):
+        weights = [
+            torch.load(make_models(tmp_path / "m", strength=1 + shift / 100)[1]) for shift in (number, number + 50)
+        ]
+        kinds = {name: content["params"] for name, content in zip(("params", "params_ema"), weights, strict=True)}
+        torch.save(kinds, tmp_path / f"many/models/iteration_{number:06d}.pth")
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("kept", [1000, 12])
+def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) -> None:
+    """However few a process keeps, for all images together."""
+    cache = checkpoints._loaded.cache
+    cache.clear()
+    comparison = plan(many)
+    assert len(comparison.saved) == 42
+    assert len(cache) == 44  # all were tried, but for the control
+    size = comparison.saved[0].candidate.model.stat().st_size
+    monkeypatch.setattr(checkpoints.Model, "kept_bytes", size)
+    monkeypatch.setattr(comparing, "KEPT_BYTES", kept * size)
+    cache.clear()
+    monkeypatch.setattr(cache, "_Cache__maxsize", kept * size)
+
+    loaded: list[Path] = []
+    recognised = checkpoints.recognised
+    monkeypatch.setattr(checkpoints, "recognised", lambda path, *more: loaded.append(path) or recognised(path, *more))
+    assert judge_all(comparison) == len(comparison.images) == 6
+    times = Counter(loaded)
+    assert {times[entry.candidate.model] for entry in comparison.saved} == {1}
+    assert len(loaded) <= 44 + 2 * 4  # of the pair, once for each ten others
+    assert len(cache) == min(kept, 44)
+    assert comparison.missing() == []
+    plan(many)  # what was judged is not tried again
+    assert {times[entry.candidate.model] for entry in comparison.saved} == {1}
 
 
 def test_an_image_that_lacks_one_judgement_counts_for_nobody(workspace, plan) -> None:

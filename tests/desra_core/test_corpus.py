@@ -7,16 +7,21 @@ import shutil
 import tempfile
 import threading
 import tracemalloc
+import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.corpus import MANIFEST, Corpus, image_refs, read_manifest, scan
+from desra_core.corpus import CHANGED, MANIFEST, Corpus, image_refs, read_manifest, read_passed_over, scan
 from desra_core.errors import UsageError
+from desra_core.human_masks import HUMAN_MASKS, read_human_masks
 from desra_core.matching import FAILURES, Sources
-from desra_core.workspace import Workspace
+from desra_core.outcomes import Outcome, gather_shard
+from desra_core.workspace import DATASET, Workspace
 
 BOTH = ("mse_sr", "gan_sr")
 
@@ -77,6 +82,8 @@ def test_nested_folders_and_any_spelling_of_suffixes(folders: Folders) -> None:
     corpus = folders.scan()
     assert present(corpus) == ["b", "deep/a.b", "deep/er/a"]
     assert corpus.failures.num_rows == 0
+    assert corpus.passed_over == {".txt": 2, "without a suffix": 2}
+    assert read_passed_over(folders.workspace) == corpus.passed_over
     assert (corpus.added, corpus.replaced, corpus.vanished) == (3, 0, 0)
 
 
@@ -110,6 +117,70 @@ def test_the_same_two_candidates_everywhere_keep_their_suffix(folders: Folders) 
     assert present(corpus) == ["x.jpg", "x.png", "y"]
     assert corpus.failures.num_rows == 0
     assert folders.workspace.mask("x.jpg").name == "x.jpg.png"
+
+
+def test_a_file_that_joins_another_one_leaves_no_row_behind(folders: Folders) -> None:
+    """``a`` is called ``a.jpg`` once there is ``a.png``, with all that it has, and ``a`` again when that has gone."""
+    folders.put("a.jpg")
+    folders.put("b.png")
+    before, ws = rows(folders.scan()), folders.workspace
+    outputs = [ws.mask, ws.human_mask, *(partial(ws.dataset, kind) for kind in DATASET)]
+    for output in outputs:
+        ws.publish(output("a"), f"{output('a')} of a.jpg".encode())
+    human = {"name": "a", "id": before["a"]["id"], "gan_sr_key": None, "pixels": 1, "regions": 1}
+    ws.publish_table(ws.human_manifest, pa.Table.from_pylist([human], HUMAN_MASKS))
+    files = {path: path.stat().st_mtime_ns for path in ws.root.rglob("*.png")}
+
+    folders.put("a.png")
+    joined = folders.scan()
+    assert [row["name"] for row in joined.manifest.to_pylist()] == ["a.jpg", "a.png", "b"]
+    assert (joined.added, joined.replaced, joined.vanished) == (1, 0, 0)
+    assert rows(joined)["a.jpg"]["id"] == before["a"]["id"]
+    assert all(output("a.jpg").exists() and not output("a").exists() for output in outputs)
+    assert read_human_masks(ws, None)[before["a"]["id"]].path == ws.human_mask("a.jpg")
+
+    for role in BOTH:
+        (folders.root / role / "a.png").unlink()
+    alone = folders.scan()
+    assert present(alone) == ["a", "b"]
+    assert alone.vanished == 1
+    moved = {path: path.stat().st_mtime_ns for path in ws.root.rglob("*.png")}
+    assert moved.keys() == files.keys()
+    assert {path for path in files if moved[path] != files[path]} == {ws.human_mask("a")}
+    assert read_human_masks(ws, None)[before["a"]["id"]].path == ws.human_mask("a")
+
+
+def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
+    for name in ("x.jpg", "x.jpg.png"):
+        folders.put(name)
+    before, ws = rows(folders.scan()), folders.workspace
+    for name in ("x", "x.jpg"):
+        ws.publish(ws.mask(name), name.encode())
+    for name in ("x.tif", "x.jpg.tif"):
+        folders.put(name)
+    after = folders.scan()
+    assert present(after) == ["x.jpg", "x.jpg.png", "x.jpg.tif", "x.tif"]
+    assert (after.added, after.replaced, after.vanished) == (2, 0, 0)
+    assert rows(after)["x.jpg"]["id"] == before["x"]["id"]
+    assert {path.name: path.read_bytes() for path in ws.masks.iterdir()} == {
+        "x.jpg.png": b"x", "x.jpg.png.png": b"x.jpg"
+    }  # fmt: skip
+
+
+def test_a_vanished_image_gives_way_to_a_file_that_has_its_name_now(folders: Folders) -> None:
+    for name in ("x.jpg", "x.jpg.png"):
+        folders.put(name)
+    folders.scan()
+    for role in BOTH:
+        (folders.root / role / "x.jpg.png").unlink()
+    assert folders.scan().vanished == 1
+    ws = folders.workspace
+    ws.publish(ws.mask("x.jpg"), b"vanished")
+    folders.put("x.tif")
+    after = folders.scan()
+    assert present(after) == ["x.jpg", "x.tif"]
+    assert after.vanished == 0
+    assert not ws.mask("x.jpg").exists()
 
 
 def test_names_that_would_meet_in_one_output_fail(folders: Folders) -> None:
@@ -347,7 +418,8 @@ def test_no_images_at_all(folders: Folders) -> None:
     folders.put("notes.txt")
     with pytest.raises(UsageError, match="holds no images") as caught:
         folders.scan()
-    assert caught.value.subject == str(folders.root / "gan_sr")
+    assert caught.value.subject == str(folders.root / "mse_sr")
+    assert caught.value.reason == "holds no images, but 1 .txt"
     assert not folders.workspace.manifest.exists()
 
 
@@ -359,8 +431,94 @@ def test_a_missing_folder(folders: Folders, role: str) -> None:
         scan(Sources(**given), folders.workspace, shard_size=2)
 
 
+@pytest.mark.parametrize("role", ["gan_sr", "lr", "labels"])
+def test_folders_that_do_not_belong_together_cost_one_line(folders: Folders, role: str) -> None:
+    for number in range(20):
+        folders.put(f"photo{number}.png", roles=tuple(each for each in BOTH if each != role))
+        folders.put(f"other/{number}.png", roles=(role,))
+    with pytest.raises(UsageError, match=r"has no file of the same relative path, suffix aside, as any in") as caught:
+        folders.scan()
+    assert str(folders.root / role) in str(caught.value)
+    assert not folders.workspace.manifest.exists()
+
+
+@pytest.mark.parametrize("role", ["mse_sr", "gan_sr", "lr", "labels"])
+def test_an_empty_folder_costs_one_line(folders: Folders, role: str) -> None:
+    for number in range(20):
+        folders.put(f"photo{number}.png", roles=tuple(each for each in BOTH if each != role))
+    (folders.root / role).mkdir(exist_ok=True)
+    (folders.root / role / "photo1.exr").touch()
+    with pytest.raises(UsageError, match=f"/{role}: holds no images, but 1 .exr;"):
+        folders.scan()
+
+
+def test_names_that_a_mac_has_spelled_match(folders: Folders) -> None:
+    composed, apart = (unicodedata.normalize(form, "Größe/Köln") for form in ("NFC", "NFD"))
+    folders.put(f"{apart}.png", roles=("gan_sr", "lr"))
+    folders.put(f"{composed}.png", roles=("mse_sr", "labels"))
+    folders.put("b.png", roles=(*BOTH, "labels"))
+    (ref,) = [one for one in image_refs(folders.scan().manifest) if one.names != ("b",)]
+    assert ref.names == (apart,), "as the GAN results are called"
+    assert ref.mse_sr.path == folders.root / "mse_sr" / f"{composed}.png"
+    assert ref.labels.path == folders.root / "labels" / f"{composed}.png"
+    assert ref.lr.path.exists()
+
+
+def test_two_photos_whose_names_look_alike_stay_two(folders: Folders) -> None:
+    for form in ("NFC", "NFD"):
+        folders.put(unicodedata.normalize(form, "ö.png"), form)
+    corpus = folders.scan()
+    assert corpus.failures.num_rows == 0
+    assert [[file.path.stem for file in (ref.mse_sr, ref.gan_sr)] for ref in image_refs(corpus.manifest)] == [
+        [unicodedata.normalize(form, "ö")] * 2 for form in ("NFD", "NFC")
+    ]
+
+
+def test_a_name_without_room_for_a_suffix_fails_alone(folders: Folders) -> None:
+    long, fits = "x" * 251, "y" * 251
+    for name in (f"{long}.jpg", f"{long}.png", f"{fits}.png", "a.png"):
+        folders.put(name)
+    corpus = folders.scan()
+    assert present(corpus) == ["a", fits]
+    assert reasons(corpus) == {
+        f"{long}{suffix}": "has too long a name for its mask, NAME.png" for suffix in (".jpg", ".png")
+    }
+
+
+def test_some_files_of_a_folder(folders: Folders) -> None:
+    """A single file and a glob: the others of both folders are not asked for, and their outputs stay."""
+    for name in ("a1.png", "a2.png", "b.png", "deep/a3.png"):
+        folders.put(name)
+    whole = folders.scan()
+    mse_sr, gan_sr, ws = folders.root / "mse_sr", folders.root / "gan_sr", folders.workspace
+    for given, names in (
+        (Sources(mse_sr, gan_sr / "a1.png"), ["a1"]),
+        (Sources(mse_sr / "a1.png", gan_sr), ["a1"]),
+        (Sources(mse_sr, gan_sr / "a*.png"), ["a1", "a2"]),
+        (Sources(mse_sr / "**/a*.png", gan_sr), ["a1", "a2", "deep/a3"]),
+        (Sources(mse_sr / "a1.png", gan_sr / "a1.png"), ["a1"]),
+        (Sources(mse_sr, gan_sr, exclude=("b.*", "deep")), ["a1", "a2"]),
+        (Sources(mse_sr, gan_sr), ["a1", "a2", "b", "deep/a3"]),
+    ):
+        corpus = scan(given, ws, shard_size=2)
+        assert present(corpus) == names
+        assert corpus.failures.num_rows == corpus.added == corpus.replaced == 0
+        assert corpus.vanished == 4 - len(names)
+    assert corpus.manifest.equals(whole.manifest, check_metadata=True)
+
+
+def test_two_single_files_are_twins_whatever_they_are_called(folders: Folders) -> None:
+    folders.put("x_mse.png", roles=("mse_sr",))
+    folders.put("x_gan.png", roles=("gan_sr",))
+    given = Sources(folders.root / "mse_sr/x_mse.png", folders.root / "gan_sr/x_gan.png")
+    corpus = scan(given, folders.workspace, shard_size=2)
+    assert present(corpus) == ["x_gan"]
+    assert corpus.failures.num_rows == 0
+
+
 def test_nothing_but_failures(folders: Folders) -> None:
-    folders.put("a.png", roles=("mse_sr",))
+    folders.put("a.png")
+    folders.put("a.jpg", roles=("mse_sr",))
     corpus = folders.scan()
     assert corpus.manifest.num_rows == 0
     assert list(reasons(corpus)) == ["a"]
@@ -459,3 +617,84 @@ def test_what_may_not_be_read_is_named_and_the_rest_goes_on(plain_user: Path) ->
         "secret": "cannot be opened (Permission denied)",
         "c.png": "may not be read (permission denied)",
     }
+
+
+# --- a manifest that is damaged ---
+
+
+def flipped(text: str) -> str:
+    return f"{'0' if text[0] != '0' else '1'}{text[1:]}"
+
+
+def damage(folders: Folders, name: str, column: str) -> dict[str, str]:
+    """Flip a bit of a column of the manifest; returns the row as it was."""
+    manifest = read_manifest(folders.workspace)
+    changed = manifest.to_pylist()
+    (row,) = (row for row in changed if row["name"] == name)
+    before = dict(row)
+    row[column] = flipped(row[column])
+    table = pa.Table.from_pylist(changed, MANIFEST).replace_schema_metadata(manifest.schema.metadata)
+    pq.write_table(table, folders.workspace.manifest)
+    return before
+
+
+@pytest.mark.parametrize("column", ["id", "mse_sr_hash", "gan_sr_hash", "labels_hash"])
+@pytest.mark.parametrize("name", ["a", "twin", "z"])
+def test_a_flipped_bit_of_a_hash_takes_nothing_away(folders: Folders, name: str, column: str) -> None:
+    for image in "amz":
+        folders.put(f"{image}.png")
+    folders.put("twin.png", content="a.png")
+    (folders.root / "labels").mkdir()
+    for image in ("a", "m", "twin", "z"):
+        folders.put(f"{image}.png", "the same", roles=("labels",))
+    good = rows(folders.scan())
+    for image, row in good.items():
+        folders.workspace.publish(folders.workspace.mask(image), b"mask")
+        folders.workspace.publish(folders.workspace.group(row["id"]) / "similarity", b"array")
+    damage(folders, name, column)
+    corpus = folders.scan()
+    assert corpus.replaced == corpus.added == 0
+    assert all(folders.workspace.mask(image).exists() for image in good)
+    assert all(folders.workspace.group(row["id"]).exists() for row in good.values())
+    if column == "labels_hash" and name == "z":
+        # Nothing in the manifest contradicts it: a run finds out, and says so in the record.
+        record = Outcome(good["z"]["id"], failed_stage="mask", transient=True, reason=CHANGED)
+        gather_shard(folders.workspace, 0, [record])
+        corpus = folders.scan()
+    assert rows(corpus) == good
+    assert folders.scan().manifest.equals(corpus.manifest, check_metadata=True)
+
+
+def test_files_that_have_changed_are_replaced_whatever_the_manifest_says(folders: Folders) -> None:
+    folders.put("a.png", "one")
+    folders.put("b.png", "two")
+    good = rows(folders.scan())
+    damage(folders, "a", "gan_sr_hash")
+    for name in "ab":
+        folders.workspace.publish(folders.workspace.mask(name), b"mask")
+        folders.put(f"{name}.png", "other")
+    corpus = folders.scan()
+    assert corpus.replaced == 2
+    assert not list(folders.workspace.masks.iterdir())
+    assert {row["id"] for row in good.values()}.isdisjoint(row["id"] for row in rows(corpus).values())
+
+
+def test_a_broken_string_of_the_manifest_is_one_line(folders: Folders) -> None:
+    folders.put("straße.png")
+    folders.scan()
+    data = folders.workspace.manifest.read_bytes()
+    assert "straße".encode() in data
+    folders.workspace.manifest.write_bytes(data.replace("straße".encode(), "straß".encode() + b"\xff"))
+    with pytest.raises(UsageError, match=r"manifest\.parquet: cannot be read \(.*UTF8.*; delete it: the next run"):
+        folders.scan()
+    folders.workspace.manifest.unlink()
+    assert present(folders.scan()) == ["straße"]
+
+
+def test_broken_folders_of_the_manifest_are_one_line(folders: Folders) -> None:
+    folders.put("a.png")
+    manifest = folders.scan().manifest
+    metadata = manifest.schema.metadata | {b"gan_sr": b"/photos/\xff"}
+    pq.write_table(manifest.replace_schema_metadata(metadata), folders.workspace.manifest)
+    with pytest.raises(UsageError, match=r"manifest\.parquet: cannot be read"):
+        folders.scan()

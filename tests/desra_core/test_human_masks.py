@@ -378,3 +378,46 @@ def test_exports_of_mined_images(mined, copy, tmp_path) -> None:
     name = mined.marked[0]
     for kind in ("lr", "mse_sr", "gan_sr", "pseudo_gt"):
         assert (tmp_path / f"plain/{kind}/{name}.png").read_bytes() == workspace.dataset(kind, name).read_bytes()
+
+
+def test_a_photo_of_the_same_name_joins(mined, copy, tmp_path) -> None:
+    """Names get their suffix: nothing is counted twice or made again, and an earlier export is imported rightly."""
+    workspace, photos = copy(), Path(shutil.copytree(mined.photos, tmp_path / "photos"))
+    mining = Mining(photos=photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
+    export_workspace(workspace, tmp_path / "out", "labelme")
+    one, clean = mined.marked[-1], mined.clean[0]
+    before = {path.name: pq.read_table(path) for path in (workspace.regions, workspace.dataset_manifest)}
+    mask = workspace.mask(one).read_bytes(), workspace.mask(one).stat().st_mtime_ns
+    bright = cv2.imread(str(photos / f"{mined.marked[0]}.png"))
+    assert cv2.imwrite(str(photos / f"{one}.bmp"), bright[::-1])
+
+    process(mining)
+    manifest = pq.read_table(workspace.manifest)
+    assert manifest["present"].to_pylist() == [True] * (PHOTOS + 2)
+    assert {f"{one}.png", f"{one}.bmp", clean} <= set(manifest["name"].to_pylist())
+    assert one not in manifest["name"].to_pylist()
+    moved = workspace.mask(f"{one}.png")
+    assert (moved.read_bytes(), moved.stat().st_mtime_ns) == mask
+    assert not workspace.mask(one).exists()
+    for path in (workspace.regions, workspace.dataset_manifest):
+        rows = [row for row in pq.read_table(path).to_pylist() if row["image"] != f"{one}.bmp"]
+        images = [one if row["image"] == f"{one}.png" else row["image"] for row in rows]
+        assert sorted(images) == sorted(before[path.name]["image"].to_pylist())
+
+    drawn = json.loads((tmp_path / f"out/{one}.json").read_text())
+    drawn["shapes"] = []
+    (tmp_path / f"out/{one}.json").write_text(json.dumps(drawn))
+    with workspace.locked():
+        corrections, errors = read_corrections(workspace, "labelme", tmp_path / "out")
+        assert not errors
+        assert {correction.name for correction in corrections if not correction.pixels} == {f"{one}.png"}
+        publish_corrections(workspace, corrections)
+    assert workspace.human_mask(f"{one}.png").exists()
+
+    (photos / f"{one}.bmp").unlink()
+    process(mining)
+    assert workspace.human_mask(one).exists()
+    assert not workspace.human_mask(f"{one}.png").exists()
+    _, target = load_settings(workspace)
+    assert [mask.name for mask in read_human_masks(workspace, target.gan_sr_key).values() if not mask.pixels] == [one]
+    assert not pq.read_table(workspace.dataset_manifest, filters=[("image", "=", one)])["artifact_pixels"][0].as_py()

@@ -11,12 +11,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from desra_core.errors import DesraError, ImageError, LockedError, TransientError, UsageError, printable
-from desra_core.imageio import SUFFIXES, Photo, bgr8, decode, decode_labels, digest, encode_mask, encode_png, read_bytes
+from desra_core.imageio import (
+    SUFFIXES,
+    Photo,
+    bgr8,
+    decode,
+    decode_labels,
+    digest,
+    encode_mask,
+    encode_png,
+    image_size,
+    read_bytes,
+)
+from tests.picture_files import Page, bmp_file, chunk, png_file, tiff_file
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 PATH = Path("folder/photo.png")
@@ -26,6 +39,7 @@ RGB = RNG.integers(0, 256, (7, 12, 3), dtype=np.uint8)
 RGBA = RNG.integers(0, 256, (7, 12, 4), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (7, 12, 4), dtype=np.uint16)
 PHOTO = cv2.GaussianBlur(RNG.integers(0, 256, (90, 120, 3)).astype(np.float32), (0, 0), 2).astype(np.uint8)
+DEEP_PHOTO = PHOTO.astype(np.uint16) * 250 + RNG.integers(0, 250, PHOTO.shape, dtype=np.uint16)
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
@@ -35,8 +49,16 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
     return sink.getvalue()
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def deep_png(pixels: np.ndarray, *chunks: bytes) -> bytes:
+    return png_file(pixels, COLOUR_TYPES[pixels.shape[2]], 16, *chunks)
+
+
+def tiff(pixels: np.ndarray, **options) -> bytes:
+    """A TIFF whose directory comes first, so that what is cut off is pixels."""
+    sink = io.BytesIO()
+    photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(sink, pixels, photometric=photometric, metadata=None, rowsperstrip=16, **options)
+    return sink.getvalue()
 
 
 def png_header(width: int, height: int, depth: int, colour_type: int) -> bytes:
@@ -44,27 +66,21 @@ def png_header(width: int, height: int, depth: int, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
 
 
-def deep_png(pixels: np.ndarray, *chunks: bytes) -> bytes:
-    """A 16-bit PNG written without OpenCV, which decodes it."""
-    height, width, channels = pixels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    body = b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return png_header(width, height, 16, COLOUR_TYPES[channels]) + body
+def bitmap(masks: tuple[int, int, int]) -> bytes:
+    """A 16-bit-per-pixel BMP of 4x4 pixels, as old tools write them: magenta in RGB565."""
+    return bmp_file(b"\x1f\xf8" * 16, 4, 4, 16, compression=3, masks=masks)
+
+
+def claiming(page: Page, side: int, tile: int = 0) -> Page:
+    """A page of a few pixels that says it has more."""
+    page.tags |= {256: (side,), 257: (side,)} | ({322: (tile,), 323: (tile,)} if tile else {})
+    return page
 
 
 def orientation(value: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = value
     return exif
-
-
-def bitmap(masks: tuple[int, int, int]) -> bytes:
-    """A 16-bit-per-pixel BMP of 4x4 pixels, as old tools write them: magenta in RGB565."""
-    pixels = b"\x1f\xf8" * 16
-    offset = 14 + 40 + 12
-    header = b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset)
-    info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, len(pixels), 0, 0, 0, 0)
-    return header + info + struct.pack("<III", *masks) + pixels
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP", "JPEG"])
@@ -128,8 +144,7 @@ def test_16_bit_png(channels: int) -> None:
     photo = decode(deep_png(DEEP[:, :, :channels]), PATH)
     colours = channels - (channels in (2, 4))
     assert photo.pixels.dtype == np.uint16
-    # OpenCV gives gray with alpha as three equal channels, which compares like one.
-    assert (photo.pixels == DEEP[:, :, :colours]).all()
+    assert np.array_equal(photo.pixels, DEEP[:, :, :colours])
     if colours < channels:
         assert np.array_equal(photo.alpha, DEEP[:, :, colours])
     else:
@@ -137,8 +152,13 @@ def test_16_bit_png(channels: int) -> None:
 
 
 def test_16_bit_png_with_a_transparent_colour() -> None:
-    transparent = chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
-    assert np.array_equal(decode(deep_png(DEEP[:, :, :3], transparent), PATH).pixels, DEEP[:, :, :3])
+    """It is compared as it is stored: what shares the upper 8 bits with it is opaque."""
+    pixels = DEEP[:, :, :3].copy()
+    pixels[2, 2:4] = [[0x1234, 0x5678, 0x9ABC], [0x1235, 0x5678, 0x9ABC]]
+    photo = decode(deep_png(pixels, chunk(b"tRNS", struct.pack(">HHH", *pixels[2, 2].tolist()))), PATH)
+    assert np.array_equal(photo.pixels, pixels)
+    assert np.argwhere(photo.alpha != 65535).tolist() == [[2, 2]]
+    assert photo.alpha[2, 2] == 0
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8], ids=["raw", "lzw", "deflate"])
@@ -175,6 +195,42 @@ def test_orientation_of_16_bits(kind: str, value: int) -> None:
         assert np.array_equal(colour, np.dstack(turned))
 
 
+@pytest.mark.parametrize("value", range(1, 9))
+def test_the_size_by_header_is_that_of_the_decoded_image(value: int) -> None:
+    exif = orientation(value)
+    told = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    xmp = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + f'<x tiff:Orientation="{value}"/>'.encode())
+    stored = Image.fromarray(RGB)
+    files = [saved(stored, kind, exif=exif) for kind in ("PNG", "TIFF", "JPEG", "WEBP")]
+    files += [
+        png_file(RGB, 2, 8, told),
+        png_file(RGB, 2, 8, after=told),
+        png_file(RGB, 2, 8, xmp),
+        deep_png(DEEP, told),
+    ]
+    files += [tiff_file(Page(pixels, 2, bits, orientation=value)) for pixels, bits in ((RGB, 8), (DEEP[:, :, :3], 16))]
+    for data in files:
+        upright = (12, 7) if value > 4 else (7, 12)
+        assert image_size(data, PATH) == decode(data, PATH).pixels.shape[:2] == upright
+
+
+@pytest.mark.parametrize("size", [2_000_000, 70_000_000])
+def test_large_texts_and_profiles_say_nothing_about_the_picture(size: int) -> None:
+    noise = RNG.integers(0, 256, size // 10, dtype=np.uint8).tobytes()
+    text = chunk(b"zTXt", b"key\0\0" + zlib.compress(b"x" * size))
+    plain = chunk(b"tEXt", b"key\0" + noise.replace(b"\0", b" "))
+    international = chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(b"y" * size))
+    profile = chunk(b"iCCP", b"profile\0\0" + zlib.compress(noise))
+    for data in (
+        png_file(RGB, 2, 8, text, international), png_file(RGB, 2, 8, after=text), png_file(RGB, 2, 8, profile, plain),
+        deep_png(DEEP, profile, text),
+    ):  # fmt: skip
+        photo = decode(data, PATH)
+        assert photo.pixels.shape == RGB.shape
+        assert photo.has_icc_profile == (profile in data)
+        assert image_size(data, PATH) == RGB.shape[:2]
+
+
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_meaningless_orientation_is_ignored(value: int) -> None:
     data = saved(Image.fromarray(RGB), "PNG", exif=orientation(value))
@@ -204,7 +260,15 @@ WHOLE = {
     "png": saved(Image.fromarray(PHOTO), "PNG"),
     "interlaced": encode_png(PHOTO),
     "deep png": deep_png(DEEP),
+    "sequential gray": saved(Image.fromarray(PHOTO[:, :, 0]), "JPEG", quality=95),
     "tiff": saved(Image.fromarray(PHOTO), "TIFF"),
+    "strips": tiff(PHOTO),
+    "packed strips": tiff(PHOTO, compression="packbits"),
+    "lzw strips": tiff(PHOTO, compression="lzw", predictor=2),
+    "deep deflated planes": tiff(DEEP_PHOTO.transpose(2, 0, 1), compression="zlib", planarconfig="separate"),
+    "zstd tiles": tiff(DEEP_PHOTO, compression="zstd", tile=(32, 32)),
+    "lzma strips": tiff(PHOTO[:, :, 0], compression="lzma"),
+    "jpeg strips": tiff(PHOTO, compression="jpeg"),
     "deflated tiff": saved(Image.fromarray(PHOTO), "TIFF", compression="tiff_adobe_deflate"),
     "bmp": saved(Image.fromarray(PHOTO), "BMP"),
     "webp": saved(Image.fromarray(PHOTO), "WEBP"),
@@ -258,6 +322,8 @@ def test_tiffs_with_senseless_offsets(tag: int, kind: int) -> None:
         (png_header(50_000, 50_000, 8, 2) + chunk(b"IDAT", bytes(1000)), "claims 50000x50000 pixels"),
         (png_header(50_000, 50_000, 16, 0) + chunk(b"IDAT", bytes(1000)), "claims 50000x50000 pixels"),
         (png_header(30, 30, 8, 2) + chunk(b"IDAT", b""), "is truncated or damaged"),
+        (tiff_file(claiming(Page(RGB, 2, 8), 50_000)), "claims 50000x50000 pixels"),
+        (tiff_file(claiming(Page(RGB, 2, 8, tile=16), 5_000, tile=30_000)), "tiles of 30000x30000 pixels"),
     ],
 )
 def test_what_is_refused(data: bytes, reason: str) -> None:
@@ -336,6 +402,55 @@ def test_bgr8() -> None:
     for pixels in (RGB, GRAY[:, :, np.newaxis], deep):
         assert bgr8(pixels).flags.c_contiguous
         assert bgr8(pixels).dtype == np.uint8
+
+
+def test_nothing_is_printed_about_odd_files(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The libraries would: of a profile that is none, and of a strip that is not told."""
+    png = png_file(RGB, 2, 8, chunk(b"iCCP", b"p\0\0nonsense"), chunk(b"gAMA", b"\0"))
+    assert np.array_equal(decode(png, PATH).pixels, RGB)
+    page = Page(RGB, 2, 8)
+    page.tags[278] = (1,)
+    assert isinstance(outcome_of(tiff_file(page)), ImageError)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not (SHARED / "cases").is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("01-tiff16-planar", {}),
+        ("03-tiff16-premultiplied", {}),
+        ("05-png-large-text", {}),
+        ("07-tiff-thumbnail-first", {"tiff_multipage.tif": "holds 2 full pages of 72x50 pixels"}),
+        ("22-not-an-image", {
+            "png_badcrc_text.png": "has a broken checksum in its chunk tEXt",
+            "tiff_float32.tif": "has the colour model RGB (32-bit floating point)",
+        }),
+    ],
+)  # fmt: skip
+def test_cases_that_came_out_wrong(case: str, told: dict[str, str]) -> None:
+    """All are one photo, in its upper 8 bits; gray is a mix of it, and alpha loses some of it."""
+    truth = decode((SHARED / "cases/01-tiff16-planar/truth-high-bytes.png").read_bytes(), PATH).pixels.astype(int)
+    paths = [path for path in sorted((SHARED / "cases" / case).iterdir()) if path.suffix in SUFFIXES]
+    assert paths
+    for path in paths:
+        result = outcome_of(path.read_bytes())
+        if path.name in told:
+            assert isinstance(result, ImageError)
+            assert result.reason == told[path.name]
+            continue
+        assert isinstance(result, Photo), result
+        pixels = result.pixels.astype(int) >> (8 if result.pixels.dtype == np.uint16 else 0)
+        assert pixels.shape[:2] == truth.shape[:2]
+        if "assoc" in path.name:
+            share = result.alpha / np.iinfo(result.alpha.dtype).max
+            assert np.abs((pixels - truth) * share[:, :, np.newaxis]).max() <= 1
+        elif pixels.shape[2] == 3:
+            assert np.array_equal(pixels, truth)
+        assert (result.alpha is not None) == any(kind in path.name for kind in ("_assoc", "5samples", "grayalpha"))
 
 
 def test_read_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,36 @@ def test_a_record_that_a_power_cut_emptied_is_ignored(workspace: Workspace, cont
     (workspace.shard_journal(0) / "full.json").write_bytes(content)
     assert set(read_shard(workspace, 0)) == {"bare", "failed"}
     assert read_outcomes(workspace).num_rows == 2
+
+
+DAMAGED = {
+    "another key": {"heigth": 64},
+    "a text for a number": {"height": "tall"},
+    "a number that is too large": {"height": 2**40},
+    "a list for a record": ["full"],
+    "a text for regions": {"regions": "none"},
+    "a region with a text": {"regions": [REGION | {"area": "large"}]},
+    "a text for seconds": {"seconds": "fast"},
+    "a list for a key": {"mask_key": ["m"]},
+    "another image": {"id": "bare"},
+    "no image": {"id": None},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_record_costs_its_image_alone(workspace: Workspace, damage: str) -> None:
+    """An older record of it does not count either: the files may be newer."""
+    for outcome in ALL:
+        write_journal(workspace, 0, outcome)
+    gather_shard(workspace, 0)
+    write_journal(workspace, 0, replace(FULL, threshold=0.6))
+    path = workspace.shard_journal(0) / "full.json"
+    change = DAMAGED[damage]
+    content = json.loads(path.read_bytes()) | change if isinstance(change, dict) else change
+    path.write_text(json.dumps(content))
+    assert read_shard(workspace, 0) == {"bare": ALL[0], "failed": FAILED}
+    gather_journals(workspace)
+    assert sorted(read_outcomes(workspace)["id"].to_pylist()) == ["bare", "failed"]
 
 
 def test_read_outcomes_takes_finished_shards_and_those_in_flight(workspace: Workspace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from desra_core.corpus import image_refs
@@ -17,7 +18,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import encode_png
 from desra_core.inventory import OnDisk
 from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
-from desra_core.plan import Plan, assess, make_plan, prepare
+from desra_core.plan import Plan, assess, done_images, make_plan, prepare
 from desra_core.settings import Detection, Machine, min_area_pixels
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.target import load_settings, save_settings, target_of
@@ -42,6 +43,10 @@ class Lab:
         for name, strength in STRENGTHS.items():
             self.put("mse_sr", name, BASE)
             self.put("gan_sr", name, BASE + strength * NOISE)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.root / "ws")
 
     def put(self, folder: str, name: str, pixels: np.ndarray) -> None:
         path = self.root / folder / f"{name}.png"
@@ -356,6 +361,38 @@ def test_records_in_the_journal_count(lab: Lab) -> None:
         run_stage(function, image, Outcome(image.id), workspace, settings, plan.target.mask_key)
     assert lab.run() == {"mask": ALL}
     assert lab.marked() == STRONG
+
+
+KILLED = {
+    "threshold": ({"threshold": 0.5}, {"threshold": 0.85}),
+    "area": ({"min_area": "4000"}, {"min_area": "0"}),
+    "weights": ({"weights": "2.0"}, {"weights": "1.0"}),
+    "labels": ({"weights": "2.0"}, {"weights": "2.0", "labels": "others"}),
+}
+
+
+@pytest.mark.parametrize("what", KILLED)
+def test_a_run_that_was_killed_at_its_start_makes_nothing_clean(lab: Lab, tmp_path: Path, what: str) -> None:
+    """Its settings are those of the latest run, but no image has been looked at under them."""
+    lab.put_labels(3)
+    lab.put_labels(4, "others")
+
+    def given(changes: dict[str, str]) -> dict[str, Any]:
+        weights = weights_file(tmp_path / "weights.csv", float(changes.get("weights", "1")))
+        Path(weights).write_text(Path(weights).read_text().replace("4,name,2.0", "4,name,1.0"))
+        return {"labels": "labels", "threshold": 0.7} | changes | {"weights": weights}
+
+    before, after = KILLED[what]
+    lab.run(**given(before))
+    clean_before = done_images(lab.workspace, lab.plan(**given(before)).target)
+    assert clean_before.filter(pc.equal(clean_before["artifact_pixels"], 0)).num_rows
+    plan = lab.plan(**given(after))
+    done = done_images(lab.workspace, plan.target).to_pylist()
+    assert len(done) == plan.done < 3
+    lab.run(**given(after))
+    truly = {row["name"]: row["artifact_pixels"] for row in done_images(lab.workspace, plan.target).to_pylist()}
+    assert len(truly) == 3
+    assert all(truly[row["name"]] == row["artifact_pixels"] for row in done)
 
 
 # --- failures ---

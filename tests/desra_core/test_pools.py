@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core.annotations.selection import select_images
 from desra_core.errors import UsageError
+from desra_core.plan import prepare
 from desra_core.pools import Images
 from desra_core.settings import Detection, Mining
 from desra_core.target import load_settings
@@ -61,6 +63,24 @@ def test_each_image_is_in_one_pool(mined, workspace) -> None:
     assert (again.marked("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
 
 
+def test_what_is_missing_to_judge_by(workspace) -> None:
+    images = images_of(workspace)
+    assert images.undecided() is None
+    judges = [image.id for image in images.clean("held_out", 99)]
+    images._clean_ids = [key for key in images._clean_ids if key not in judges]
+    left = len(images._clean_ids)
+    assert images.undecided() == (
+        f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them is "
+        "missing, so add 4 or more, of which 30 % are held out"
+    )
+    images._clean_ids = []
+    images._marked = images._marked.slice(0, 0)
+    assert images.undecided() == (
+        "the gate will be undecided: there is no photo with artifacts and there is no photo without artifacts; "
+        "at least 1 of each is missing, so add 4 or more, of which 30 % are held out"
+    )
+
+
 def test_only_images_that_are_done_under_the_latest_settings_count(mined, workspace) -> None:
     mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
     process(mining.model_copy(update={"threshold": 0.69, "limit": 6}))
@@ -73,6 +93,18 @@ def test_only_images_that_are_done_under_the_latest_settings_count(mined, worksp
     images = images_of(workspace)
     clean = {image.names[0] for pool in ("training", "held_out") for image in images.clean(pool, 99)}
     assert clean == mined.clean & first
+
+
+def test_a_run_that_was_killed_at_its_start_has_no_clean_images(mined, workspace) -> None:
+    """What the settings before it left clean, it may mark."""
+    mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
+    with workspace.locked():
+        plan = prepare(mining.model_copy(update={"threshold": 0.9})).plan
+    assert plan.done == 0
+    images = images_of(workspace)
+    for pool in ("training", "held_out"):
+        assert images.marked(pool) == images.clean(pool, PHOTOS) == []
+    assert select_images(workspace, plan.target, everything=True, worst=None) == []
 
 
 def test_vanished_and_failed_images_are_left_out(mined, workspace, tmp_path) -> None:
@@ -91,7 +123,7 @@ def test_photos_of_results_in_files_come_from_another_folder(mined, tmp_path) ->
     workspace = process(Detection(mse_sr=dataset / "mse_sr", gan_sr=dataset / "gan_sr", workspace=ws))
     with pytest.raises(UsageError, match="records no LR photos; give --lr"):
         images_of(workspace)
-    with pytest.raises(UsageError, match="models: holds no photo of any image of the workspace"):
+    with pytest.raises(UsageError, match=r"models: holds no images, but 2 \.pth"):
         images_of(workspace, lr=mined.gan.parent)
     photos = Path(shutil.copytree(mined.photos, tmp_path / "photos"))
     missing = sorted(mined.marked)[0]

@@ -241,6 +241,36 @@ def test_create_takes_new_empty_and_its_own_folders(tmp_path: Path) -> None:
         assert workspace.mask("a").exists()
 
 
+@pytest.mark.parametrize("place", ["new", "new/nested/ws", "empty"])
+def test_a_command_that_is_refused_leaves_nothing_behind(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    workspace = Workspace(tmp_path / place)
+    with pytest.raises(UsageError), workspace.opened():
+        raise UsageError("photos", "are none", "name some")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_a_command_that_is_refused_leaves_what_was_there(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    with pytest.raises(TypeError), workspace.opened():
+        raise TypeError(workspace.publish(workspace.mask("a"), b"mask"))
+    assert workspace.lock.exists()
+    assert workspace.mask("a").exists()
+    made = Workspace(tmp_path / "made")
+    made.create()
+    with pytest.raises(KeyError), made.opened():
+        raise KeyError
+    assert made.lock.exists(), "desra serve has made it, or a person"
+
+
+def test_a_command_that_is_refused_leaves_the_lock_of_another_one(workspace: Workspace) -> None:
+    process = holder(workspace)
+    with pytest.raises(LockedError), workspace.opened():
+        pass
+    assert workspace.lock.exists()
+    process.communicate()
+
+
 def test_owner_of_nothing(tmp_path: Path) -> None:
     assert Workspace(tmp_path / "nowhere").owner() is None
 

@@ -15,7 +15,7 @@ import pytest
 from distributed import get_worker
 
 from desra_core.corpus import File, ImageRef
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import ImageError, TooLargeError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks import fanout
@@ -74,6 +74,18 @@ def test_every_image_comes_back_once(dask: Dask) -> None:
     assert list(dask.map(job(done), [])) == []
 
 
+def moment(image: ImageRef, outcome: Outcome) -> Outcome:
+    return Outcome(image.id, mask_key=str(time.monotonic_ns()))
+
+
+def test_images_are_computed_in_the_order_of_the_work() -> None:
+    """One that comes twice too: each time with what goes with it."""
+    work = images(*"hgfedcba", *"hgfedcba")
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        results = sorted(cluster.map(job(moment), work), key=lambda result: int(result[1].mask_key))
+    assert "".join(image.id for image, _ in results) == "hgfedcbahgfedcba"
+
+
 def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
     work = images("killer", "surprise", "full", *(f"photo{index}" for index in range(10)))
     results = {image.id: result for image, result in dask.map(job(troubled), work)}
@@ -85,6 +97,29 @@ def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
     assert str(errors["full"]) == "disk: the disk is full; free some space and run again"
     assert all(isinstance(error, TransientError) for error in errors.values())
     assert all("took its worker down" in error.reason for name, error in errors.items() if name.startswith("photo"))
+
+
+REPEATED = {
+    "an image that cannot be": ImageError("photo", "is no image", "remove it"),
+    "an image that is too large": TooLargeError("photo", "needs more memory", "raise --memory"),
+    "a model that has gone": UsageError("model.pth", "does not exist", "check the path"),
+}
+
+
+@pytest.mark.parametrize("failure", REPEATED)
+def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Path, failure: str) -> None:
+    calls, error = tmp_path / "calls", REPEATED[failure]
+
+    def fails(image: ImageRef, outcome: Outcome) -> Outcome:
+        with calls.open("a") as file:
+            file.write("x")
+        raise error
+
+    [(_, result)] = dask.map(Job("fails", fails, {}), images("photo"))
+    assert isinstance(result, ImageError)
+    assert isinstance(result, TransientError) == (failure != "an image that cannot be")
+    assert str(result) == str(error)
+    assert calls.read_text() == "x"
 
 
 def leaves(image: ImageRef, outcome: Outcome) -> Outcome:
@@ -104,6 +139,42 @@ def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         [(_, result)] = cluster.map(job(fails_once), images("photo"))
     assert result == Outcome("photo", mask_key="done")
+
+
+def on_a_broken_gpu(image: ImageRef, outcome: Outcome) -> Outcome:
+    """Once a process has met the image that breaks its GPU, everything fails there; it breaks one GPU only."""
+    import torch
+
+    marker = Path(os.environ["MARKERS"]) / image.id
+    if image.id == "breaks" and not marker.exists():
+        marker.touch()
+        os.environ["GPU"] = "broken"
+    if "GPU" in os.environ:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+    return done(image, outcome)
+
+
+def test_a_worker_whose_gpu_is_broken_makes_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what has failed there is computed elsewhere, as is what waits behind it."""
+    monkeypatch.setenv("MARKERS", str(tmp_path))
+    work = images("breaks", *(f"photo{index}" for index in range(20)))
+    with open_dask(Machine(workers=2, memory="1GB")) as cluster:
+        before = set(cluster._client.run(os.getpid).values())
+        results = {image.id: result for image, result in cluster.map(job(on_a_broken_gpu), work)}
+        cluster._client.wait_for_workers(2)
+        assert len(before & set(cluster._client.run(os.getpid).values())) == 1
+        told = (
+            "failed with its GPU \\(CUDA error: device-side assert triggered\\); run again; if it stays, see nvidia-smi"
+        )
+        with pytest.raises(TransientError, match=f"the computation: {told}"):
+            cluster.call(lambda: assert_on_the_device(), resources={})
+    assert results == {image.id: Outcome(image.id, mask_key="done") for image, _ in work}
+
+
+def assert_on_the_device() -> None:
+    import torch
+
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
 
 def test_memory_and_workers_bound_the_image_size() -> None:

@@ -48,9 +48,12 @@ def test_new_files_that_are_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) 
 def test_iterations(clock: Clock) -> None:
     progress = RunProgress("train", 1000, 1, unit="iterations")
     assert progress.line() == "0 of 1000 iterations"
-    progress.reached(0, "discriminator warmed up 3 of 200 steps")
+    progress.preparing("discriminator warmed up", 3, 200)
     assert progress.line() == "0 of 1000 iterations, discriminator warmed up 3 of 200 steps"
     clock.now += 60  # of which training took nothing
+    progress.preparing("discriminator warmed up", 33, 200)
+    told = "0 of 1000 iterations, discriminator warmed up 33 of 200 steps, 0:05:34 of that left"
+    assert progress.line() == told
     progress.reached(0, "")
     clock.now += 1
     progress.reached(10, "pixel loss 0.0123")
@@ -102,3 +105,42 @@ def test_images(clock: Clock) -> None:
     clock.now += 12
     progress.passed(1, last=True)
     assert progress.line() == "1 of 6 images, 0 failed, 12.0 s per image, 0:01:00 left"
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_time_left_does_not_climb_for_lack_of_an_image(clock: Clock, stages: int) -> None:
+    """Nor does the speed fall; nothing is told before the first image, however long it takes."""
+    progress = RunProgress("mine", 5, stages)
+    clock.now += 40
+    assert "left" not in progress.line()
+    clock.now += 20
+    progress.passed(stages, last=True)
+    seen = []
+    for _ in range(120):
+        seen.append(progress.line().rpartition(", ")[2])
+        clock.now += 1
+    assert seen[:3] == ["0:04:00 left", "0:03:59 left", "0:03:58 left"]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] > "0:03:00"
+    assert "60.0 s per image" in progress.line()
+    progress.passed(stages, last=True)  # the second one took two minutes
+    assert progress.line().endswith("90.0 s per image, 0:04:30 left")
+
+
+def test_the_time_left_of_a_finetune_whose_steps_are_slow(clock: Clock) -> None:
+    progress = RunProgress("train", 4, 1, unit="iterations")
+    progress.reached(1, "")
+    clock.now += 30
+    progress.reached(2, "")
+    seen = []
+    for _ in range(100):
+        progress.reached(2, "")
+        seen.append(progress.line().rpartition(", ")[2])
+        clock.now += 1
+    assert seen[0] == "0:01:00 left"
+    assert seen == sorted(seen, reverse=True)
+    progress.reached(1, "")  # a retry goes on from its last saved state
+    assert progress.line() == "1 of 4 iterations"
+    clock.now += 10
+    progress.reached(2, "")
+    assert progress.line().endswith("0:00:20 left")

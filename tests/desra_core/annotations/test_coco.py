@@ -13,7 +13,6 @@ import pytest
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from desra_core.annotations.coco import names_of
 from desra_core.annotations.export import export_workspace
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
 from desra_core.workspace import Workspace
@@ -85,29 +84,6 @@ def test_pictures_may_stay_where_they_are(workspace: Workspace, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"annotations.json", ".desra-export.json"}
     for image in opened(tmp_path / "out/annotations.json").dataset["images"]:
         assert (exported.pictures / image["file_name"]).is_file()
-
-
-@pytest.mark.parametrize(
-    ("file_name", "name"),
-    [
-        ("a/b.png", "a/b"),
-        ("a/b.v2.png", "a/b.v2"),
-        ("b.v2", "b.v2"),
-        ("photo.jpg", "photo"),
-        ("photo.jpg", "photo.jpg"),
-        ("images/a/b.png", "a/b"),
-        ("data/images/images/b.png", "b"),
-        ("./a\\b.png", "a/b"),
-        ("a\\b.png", "a\\b"),
-    ],
-)
-def test_what_a_file_name_may_stand_for(file_name: str, name: str) -> None:
-    assert name in names_of(file_name)
-
-
-@pytest.mark.parametrize("file_name", ["other/b.png", "b.png/c.png", "b"])
-def test_what_it_does_not_stand_for(file_name: str) -> None:
-    assert not {"a/b", "b.png", "x/b"} & set(names_of(file_name))
 
 
 def coco_file(folder: Path, *annotations: dict, categories: tuple[str, ...] = ("artifact",)) -> Path:

@@ -17,11 +17,11 @@ from pycocotools import mask as coco_mask
 
 from desra_core.annotations.corrections import Correction, read_corrections
 from desra_core.annotations.export import export_workspace
-from desra_core.annotations.publication import publish_corrections
+from desra_core.annotations.publication import publish_corrections, undo_import
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, UsageError
 from desra_core.human_masks import HUMAN_MASKS, read_human_masks
-from desra_core.imageio import encode_png
+from desra_core.imageio import encode_mask, encode_png
 from desra_core.outcomes import Outcome, gather_shard, read_shard
 from desra_core.plan import prepare
 from desra_core.target import load_settings
@@ -48,10 +48,13 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def bring_back(workspace: Workspace, form: str, path: Path, label: str | None = None) -> list[Correction]:
+def bring_back(
+    workspace: Workspace, form: str, path: Path, label: str | None = None, *, unchanged: bool = True
+) -> list[Correction]:
     with workspace.locked():
-        corrections, errors = read_corrections(workspace, form, path, label)
+        corrections, errors = read_corrections(workspace, form, path, label, unchanged=unchanged)
         assert not errors, errors[0]
+        corrections = [one for one in corrections if unchanged or not one.as_exported]
         publish_corrections(workspace, corrections)
     return corrections
 
@@ -114,9 +117,11 @@ def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
-def problems(workspace: Workspace, form: str, path: Path, label: str | None = None) -> list[DesraError]:
+def problems(
+    workspace: Workspace, form: str, path: Path, label: str | None = None, *, unchanged: bool = True
+) -> list[DesraError]:
     before = files(workspace.root)
-    _, errors = read_corrections(workspace, form, path, label)
+    _, errors = read_corrections(workspace, form, path, label, unchanged=unchanged)
     assert files(workspace.root) == before
     assert all("\n" not in str(error) for error in errors)
     return errors
@@ -216,6 +221,7 @@ def test_labels_of_coco(workspace: Workspace, coco: Path) -> None:
 
 def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path) -> None:
     shutil.copy(labelme / "clean.json", labelme / "stranger.json")
+    edit(labelme / "stranger.json", imagePath="stranger.png")
     edit(labelme / "clean.json", imageWidth=31)
     (labelme / "a/marked.json").write_text("{")
     errors = problems(workspace, "labelme", labelme)
@@ -240,7 +246,8 @@ def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path)
         ({"segmentation": [[1, 1, 5, 5, 1e300, 9]]}, "holds no mask of an image of 30x24 px"),
         ({"segmentation": [], "bbox": [1, 2, 3]}, "holds no mask of an image of 30x24 px"),
         ({"segmentation": [], "image_id": 99}, "is of image 99, which is not there"),
-        ({}, "has no segmentation"),
+        ({}, "has no segmentation and no bbox"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9]], "category_id": 7}, "is of category 7, which is not there"),
     ],
 )
 def test_bad_coco_files_cost_a_line(workspace: Workspace, coco: Path, annotation: dict[str, Any], reason: str) -> None:
@@ -271,6 +278,9 @@ def test_one_image_corrected_in_two_ways(workspace: Workspace, labelme: Path, co
     edit(labelme / "twin.json", shapes=[])
     (error,) = problems(workspace, "labelme", labelme)
     assert (Path(error.subject).name, Path(error.reason).name) == ("twin.json", "marked.json")
+    # What nobody has edited or confirmed contradicts nothing.
+    shutil.rmtree(workspace.human)
+    assert not problems(workspace, "labelme", labelme, unchanged=False)
     images = json.loads(coco.read_bytes())["images"]
     edit(coco, images=[*images, images[0] | {"id": 99, "file_name": "images/a/marked.png"}], annotations=[])
     (error,) = problems(workspace, "coco", coco)
@@ -306,3 +316,171 @@ def test_places_without_anything_to_import(workspace: Workspace, tmp_path: Path)
     ):
         with pytest.raises(UsageError, match=reason):
             problems(workspace, form, path)
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Path, form: str) -> None:
+    """Whatever a tool has made of the file around the masks, and wherever it has put it."""
+    export_workspace(workspace, tmp_path / "out", form, everything=True)
+    elsewhere = tmp_path / "elsewhere"
+    for path in (tmp_path / "out").rglob("*.json"):
+        if not path.name.startswith("."):
+            copy = elsewhere / path.relative_to(tmp_path / "out")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(json.dumps(json.loads(path.read_bytes()) | {"flags": {"seen": True}}))
+    assert bring_back(workspace, form, elsewhere / EXPORTS[form], unchanged=False) == []
+    if form == "coco":
+        document = json.loads((elsewhere / "annotations.json").read_bytes())
+        number = next(row["id"] for row in document["images"] if row["file_name"] == "clean.png")
+        added = {"id": 99, "image_id": number, "category_id": 1, "bbox": [2, 2, 5, 5]}
+        edit(elsewhere / "annotations.json", annotations=[*document["annotations"], added])
+    else:
+        rectangle = {"label": "artifact", "points": [[2, 2], [6, 6]], "shape_type": "rectangle"}
+        edit(elsewhere / "clean.json", shapes=[rectangle])
+    (correction,) = bring_back(workspace, form, elsewhere / EXPORTS[form], unchanged=False)
+    assert (correction.name, correction.pixels, correction.kinds) == (
+        "clean", 25, ("box" if form == "coco" else "rectangle",)
+    )  # fmt: skip
+    assert all_masks(workspace.human).keys() == {"clean"}
+    assert len(bring_back(workspace, form, elsewhere / EXPORTS[form])) == 2
+    # Exported again, a mask by a person stays one, confirmed ones too.
+    export_workspace(workspace, tmp_path / "again", form)
+    names = {one.name for one in bring_back(workspace, form, tmp_path / "again" / EXPORTS[form], unchanged=False)}
+    assert names == {"a/marked", "clean"}
+
+
+def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    """What was exported once stays known, whatever the detector says by now."""
+    with_less = MARKED.copy()
+    with_less[:8] = False
+    workspace.publish(workspace.mask("a/marked"), encode_mask(with_less))
+    for form, path in (("labelme", labelme), ("coco", coco)):
+        corrections, errors = read_corrections(workspace, form, path)
+        assert not errors
+        assert [(one.name, one.changed, one.as_exported) for one in corrections] == [
+            ("a/marked", True, True), ("clean", False, True)
+        ]  # fmt: skip
+
+
+def test_a_clean_image_from_elsewhere_is_a_persons_word(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "clean.json").write_text(json.dumps({"shapes": []}))
+    (correction,) = bring_back(workspace, "labelme", tmp_path / "clean.json", unchanged=False)
+    assert (correction.as_exported, correction.changed) == (False, False)
+    assert workspace.human_mask("clean").exists()
+
+
+def test_imports_are_taken_back_one_by_one(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    before = files(workspace.root)
+    edit(labelme / "a/marked.json", shapes=[])
+    bring_back(workspace, "labelme", labelme, unchanged=False)
+    first = all_masks(workspace.human)
+    table = read_table(workspace.human_manifest, HUMAN_MASKS)
+    bring_back(workspace, "coco", coco)
+    assert all_masks(workspace.human).keys() == {"a/marked", "twin", "clean"}
+    with workspace.locked():
+        undone = undo_import(workspace)
+        assert (undone.names, undone.restored, undone.renewed) == (3, 2, 0)
+        assert equal(all_masks(workspace.human), first)
+        assert read_table(workspace.human_manifest, HUMAN_MASKS).equals(table)
+        undo_import(workspace)
+        assert not all_masks(workspace.human)
+        assert read_human_masks(workspace, None) == {}
+        with pytest.raises(UsageError, match="holds no import that could be taken back"):
+            undo_import(workspace)
+    after = files(workspace.root)
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.fixture
+def pages(make_workspace) -> Workspace:
+    return make_workspace(dict.fromkeys(("x", "s1/x", "s1/y", "s2/y", "z"), CLEAN))
+
+
+RECTANGLE = {"label": "artifact", "points": [[1, 1], [3, 2]], "shape_type": "rectangle"}
+
+
+def labelme_files(folder: Path, **image_paths: str | None) -> Path:
+    for place, image_path in image_paths.items():
+        path = folder / f"{place.replace('__', '/')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"shapes": [RECTANGLE]} | ({"imagePath": image_path} if image_path else {})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        ({"x": "../exp3/s1/x.png"}, ["s1/x"]),
+        ({"x": "..\\exp3\\s1\\x.png"}, ["s1/x"]),
+        ({"x": "/home/me/exp3/s1/x.png"}, ["s1/x"]),
+        ({"x": "s1/x.png"}, ["s1/x"]),
+        ({"first": "s1/y.png", "second": "s2/y.png"}, ["s1/y", "s2/y"]),
+        ({"z": "z.png"}, ["z"]),
+        ({"z": None}, ["z"]),
+        ({"z": "../elsewhere/z.png"}, ["z"]),
+        # As in the folders of the images, each beside its picture.
+        ({"x": "x.png", "s1__x": "x.png"}, ["s1/x", "x"]),
+        ({"s1__y": "y.png"}, ["s1/y"]),
+        ({"s1__y": None, "x": None}, ["s1/y", "x"]),
+        ({"s1__y": "../pictures/renamed.png"}, ["s1/y"]),
+        ({"labels__z": "z.png"}, ["z"]),
+        ({"labels__s1__y": "../../s1/y.png"}, ["s1/y"]),
+    ],
+)
+def test_which_image_a_labelme_file_is_of(pages: Workspace, tmp_path: Path, places: dict, found: list[str]) -> None:
+    corrections, errors = read_corrections(pages, "labelme", labelme_files(tmp_path / "drawn", **places))
+    assert not errors
+    assert sorted(one.name for one in corrections) == found
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        ({"x": "x.png"}, "may be of s1/x or of x"),
+        ({"x": None}, "may be of s1/x or of x"),
+        ({"y": "y.png"}, "may be of s1/y or of s2/y"),
+        ({"labels__x": "x.png"}, "may be of s1/x or of x"),
+        ({"x": "../exp3/s7/gone.png"}, "is of no image of the workspace that is done"),
+        ({"y": "../s7/y.png"}, "is of no image of the workspace that is done"),
+        ({"z": "s1/y.png"}, "lies where a file of z would, but its imagePath is of s1/y"),
+        ({"s1__x": "../s2/y.png"}, "lies where a file of s1/x would, but its imagePath is of s2/y"),
+        ({"gone": None}, "is of no image of the workspace that is done"),
+    ],
+)
+def test_which_image_cannot_be_decided(pages: Workspace, tmp_path: Path, places: dict, reason: str) -> None:
+    (error,) = problems(pages, "labelme", labelme_files(tmp_path / "drawn", **places))
+    assert error.reason == reason
+
+
+def test_the_picture_itself_tells_where_it_is(pages: Workspace, tmp_path: Path) -> None:
+    """In an export, or where the workspace has it from, whatever the folders above are called."""
+    export_workspace(pages, tmp_path / "s1", "labelme", everything=True)
+    for folder in (tmp_path / "s1", pages.root.parent / "gan_sr"):
+        for name in ("x", "s1/x"):
+            drawn = labelme_files(tmp_path / "drawn", x=f"../{folder.relative_to(tmp_path)}/{name}.png")
+            (correction,), errors = read_corrections(pages, "labelme", drawn)
+            assert (correction.name, errors) == (name, [])
+    (tmp_path / "s1/s7").mkdir()
+    shutil.copy(tmp_path / "s1/x.png", tmp_path / "s1/s7/x.png")
+    (error,) = problems(pages, "labelme", labelme_files(tmp_path / "drawn", x="../s1/s7/x.png"))
+    assert error.reason == "is of no image of the workspace that is done"
+
+
+@pytest.mark.parametrize(
+    ("file_name", "found"),
+    [
+        ("/data/exp/s1/x.png", "s1/x"), ("D:\\data\\s2\\y.jpg", "s2/y"), ("upload/0123abcd-z.png", "z"),
+        ("z.png", "z"), ("x.png", "x"),
+    ],
+)  # fmt: skip
+def test_which_image_a_coco_entry_is_of(pages: Workspace, tmp_path: Path, file_name: str, found: str) -> None:
+    path = tmp_path / "coco.json"
+    image = {"id": 1, "file_name": file_name, "width": 30, "height": 24}
+    path.write_text(json.dumps({"images": [image], "annotations": [{"id": 1, "image_id": 1, "bbox": [1, 2, 3, 4]}]}))
+    (correction,), errors = read_corrections(pages, "coco", path)
+    assert (correction.name, correction.pixels, errors) == (found, 12, [])
+    edit(path, images=[image | {"file_name": "y.png"}])
+    (error,) = problems(pages, "coco", path)
+    assert str(error) == (
+        f"{path}, y.png: may be of s1/y or of s2/y; write the path of its picture, folders included, as file_name"
+    )

@@ -261,3 +261,15 @@ def test_a_full_disk_leaves_no_half_export(workspace: Workspace, tmp_path: Path,
         export_workspace(workspace, tmp_path / "out", "labelme")
     assert not list(tmp_path.glob("out*"))
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "folder"])
+def test_a_name_without_room_for_a_suffix_costs_one_line(make_workspace, tmp_path: Path, form: str) -> None:
+    long = "x" * 251
+    workspace = make_workspace({long: SMALL, "large": LARGE})
+    exported = export_workspace(workspace, tmp_path / "out", form)
+    left_out = [str(tmp_path / f"out/{long}.json")] if form == "labelme" else []
+    assert [error.subject for error in exported.failures] == left_out
+    assert exported.images == 2 - len(left_out)
+    assert any(path.endswith("large.png") for path in files(tmp_path / "out"))
+    assert not left_out or not any(long in path for path in files(tmp_path / "out"))

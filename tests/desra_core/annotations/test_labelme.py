@@ -155,6 +155,40 @@ def test_shapes_are_taken_together_and_rectangles_may_be_turned_around(tmp_path:
     assert not draw_shapes(file, SHAPE, "other").any()
 
 
+CORNERS = [[4.0, 6.0], [20.0, 6.0], [20.0, 18.0], [4.0, 18.0]]
+TURNED = [[10, 2], [20, 12], [12, 20], [2, 10]]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 3, 0, 1), (3, 2, 1, 0), (0, 1, 3, 2)])
+@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
+def test_rectangles_of_four_corners(kind: str, order: tuple[int, ...], tmp_path: Path) -> None:
+    """As X-AnyLabeling saves them; one that is not turned is what its two corners would be."""
+    shape = {"label": "artifact", "points": [CORNERS[index] for index in order], "shape_type": kind, "direction": 0.0}
+    upright = labelme_mask({"points": [CORNERS[0], CORNERS[2]], "shape_type": "rectangle"}, SHAPE)
+    assert np.array_equal(draw_shapes(read_labelme(stored(tmp_path, shape)), SHAPE), upright)
+    file = read_labelme(stored(tmp_path, shape | {"points": [TURNED[index] for index in order]}))
+    assert np.array_equal(draw_shapes(file, SHAPE), labelme_mask({"points": TURNED, "shape_type": None}, SHAPE))
+    assert file.kinds() == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
+
+
+def test_kinds_and_what_is_left_out(tmp_path: Path) -> None:
+    shapes = [{"label": name[0], "points": points, "shape_type": kind} for name, (kind, points) in SHAPES.items()]
+    file = read_labelme(stored(tmp_path, *shapes))
+    kinds = ("polygon", "polygon", "polygon", "polygon", "rotated rectangle", "rectangle", "circle")
+    assert (file.kinds(), file.left_out()) == (kinds, ())
+    assert file.kinds("t") == ("polygon", "rotated rectangle")
+    assert file.left_out("t") == tuple(f"region labelled {letter}" for letter in "nbbrc")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030", "gbk"])
+def test_files_in_other_encodings(encoding: str, tmp_path: Path) -> None:
+    """Old LabelMe writes in the encoding of Windows."""
+    path = stored(tmp_path, shape_with(label="\u6548\u679c"), flags={"\u8bf4\u660e": True}, imagePath="\u56fe.png")
+    path.write_bytes(json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode(encoding))
+    file = read_labelme(path)
+    assert (file.labels, file.image_path) == ({"\u6548\u679c"}, "\u56fe.png")
+
+
 def png(pixels: np.ndarray) -> str:
     return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
 
@@ -175,6 +209,9 @@ def shape_with(**fields: Any) -> dict[str, Any]:
         (shape_with(shape_type="linestrip", points=[[1, 1], [2, 2], [3, 1]]), "a linestrip of 3 points"),
         (shape_with(shape_type="point", points=[[1, 1]]), "a point of 1 points"),
         (shape_with(shape_type="rectangle", points=[[1, 1]]), "a rectangle of 1 points"),
+        (shape_with(shape_type="rectangle", points=[[1, 1], [9, 1], [9, 9]]), "a rectangle of 3 points"),
+        (shape_with(shape_type="line"), "has as shape 1 a line of 2 points, which has no area"),
+        (shape_with(shape_type="rotation"), "a rotation of 2 points"),
         (shape_with(points=[[1, 1], [math.nan, 2]]), "whose points are not numbers on the image"),
         (shape_with(points=[[1, 1], [1e30, 2]]), "whose points are not numbers on the image"),
         (shape_with(points=[[1, 1], [2]]), "whose points are not numbers on the image"),
@@ -210,5 +247,13 @@ def test_files_of_another_kind(text: str, tmp_path: Path) -> None:
 def test_odd_but_sound_files(tmp_path: Path) -> None:
     file = read_labelme(stored(tmp_path, shape_with(label=None), imageHeight=None, imageWidth=None))
     assert (file.width, file.height, file.labels) == (None, None, {"None"})
-    with pytest.raises(ImageError, match="has no valid size"):
-        read_labelme(stored(tmp_path, imageWidth="wide"))
+    file = read_labelme(stored(tmp_path, imageHeight=40.0, imageWidth="50", imageData=None, imagePath=None))
+    assert (file.width, file.height, file.image_path) == (50, 40, "")
+    for width in ("wide", 0, 50.5, [50], True):
+        with pytest.raises(ImageError, match="has no valid size"):
+            read_labelme(stored(tmp_path, imageWidth=width))
+    # What its flags say is for people; nothing is drawn.
+    file = read_labelme(stored(tmp_path, flags={"clean": True}))
+    assert not draw_shapes(file, SHAPE).any()
+    grouped = shape_with(group_id=7, flags={"sure": False}, description=None)
+    assert draw_shapes(read_labelme(stored(tmp_path, grouped)), SHAPE).sum() == 6

@@ -324,3 +324,20 @@ def test_folders_of_masks(place) -> None:
         Exclusion(place.root / "two")
     # A workspace's own masks will do.
     assert Exclusion(place.workspace.masks).unused(place.names) == []
+
+
+def test_a_map_that_is_lost_is_made_anew_by_the_next_run(place) -> None:
+    expected = counted(place)
+    shutil.rmtree(place.workspace.root / "calibration")
+    arrays = sorted(place.workspace.maps.glob("*/*/similarity"))
+    for chunk in (path for path in arrays[0].rglob("*") if path.is_file() and path.name != "zarr.json"):
+        chunk.write_bytes(chunk.read_bytes()[:-100])
+    assert counted(place) != expected
+    assert arrays[0].exists()
+    process(place.settings)
+    assert counted(place) == expected
+
+
+def counted(place: SimpleNamespace) -> tuple[int, int, int]:
+    count_all(plan(place))
+    return total(plan(place).histogram())

@@ -17,7 +17,7 @@ import torch
 import zarr
 from torch.nn.functional import interpolate
 
-from desra_core import compat
+from desra_core import compat, target
 from desra_core.detection.segmenters import (
     MMSegSegmenter,
     load_segmenter,
@@ -26,6 +26,9 @@ from desra_core.detection.segmenters import (
 )
 from desra_core.errors import ImageError, UsageError
 from desra_core.imageio import bgr8, decode
+from desra_core.plan import prepare
+from desra_core.settings import Detection
+from desra_core.workspace import Workspace
 
 compat.mend_mmcv()
 
@@ -126,6 +129,27 @@ def test_labels_on_cuda(folder):
     labels = MMSegSegmenter(folder / "config.py", folder / "v0.pth", "cuda:0")(pixels)
     reference = init_segmentor(str(folder / "config.py"), str(folder / "v0.pth"), "cuda:0")
     np.testing.assert_array_equal(labels, inference_segmentor(reference, bgr8(pixels))[0])
+
+
+class Gpu(str):
+    """A CPU that is taken for a GPU."""
+
+    def startswith(self, *_):
+        return True
+
+
+def test_labels_are_computed_without_tf32(folder):
+    """As results are: else labels of a GPU and of a CPU would differ under one key."""
+    segmenter = MMSegSegmenter(folder / "config.py", folder / "v0.pth", "cpu")
+    segmenter._device = Gpu("cpu")
+    seen = set()
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.add((conv.fp32_precision, matmul.fp32_precision))
+    )
+    with hook:
+        segmenter(photo("chelsea")[:100, :100])
+    assert seen == {("ieee", "ieee")}
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -388,6 +412,43 @@ def test_weights_that_are_not_finite(folder, model, tmp_path):
     segmenter = MMSegSegmenter(folder / "config.py", tmp_path / "nan.pth", "cpu")
     with pytest.raises(UsageError, match="not finite"):
         segmenter(photo("chelsea"))
+
+
+def test_a_model_that_cannot_be_run_is_told_before_anything_is_started(
+    folder, model, make_pairs, monkeypatch, tmp_path
+):
+    """By planning, as checkpoints for super-resolution are; and what has been tried is not tried again."""
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights["decode_head.conv_seg.bias"][3] = torch.nan
+    torch.save({"state_dict": weights, "meta": META}, tmp_path / "nan.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    misfit = settings()
+    misfit.model.decode_head.in_index = [0, 1, 2, 9]
+    misfit.dump(str(tmp_path / "misfit.py"))
+    make_pairs(tmp_path, 2)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+
+    def plan(config, checkpoint):
+        detection = Detection(mse_sr=tmp_path / "mse_sr", gan_sr=tmp_path / "gan_sr", workspace=workspace.root,
+                              segmenter=f"mmseg:{config},{checkpoint}")  # fmt: skip
+        with workspace.locked():
+            return prepare(detection)
+
+    for config, checkpoint, reason in (
+        (folder / "config.py", tmp_path / "text.pth", r"text\.pth: is not a checkpoint"),
+        (folder / "config.py", tmp_path / "nan.pth", r"nan\.pth: gives values that are not finite"),
+        (tmp_path / "misfit.py", folder / "v0.pth", r"misfit\.py: describes a model that cannot be run \(IndexError: "),
+    ):
+        with pytest.raises(UsageError, match=reason) as refused:
+            plan(config, checkpoint)
+        assert "\n" not in str(refused.value)
+        assert not workspace.settings.exists()
+    assert plan(folder / "config.py", folder / "v0.pth").plan.pending == 2
+    tried = []
+    monkeypatch.setattr(target, "try_segmenter", tried.append)
+    assert plan(folder / "config.py", folder / "v0.pth").plan.pending == 2
+    assert not tried
 
 
 MEMORY_SCRIPT = r"""

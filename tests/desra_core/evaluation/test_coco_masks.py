@@ -75,7 +75,7 @@ def test_a_polygon_covers_its_rectangle(tmp_path) -> None:
 
 def test_an_image_without_annotations_is_empty(tmp_path) -> None:
     other = IMAGE | {"id": "two", "file_name": "b/c.png"}
-    found = read(tmp_path, document([], images=[IMAGE, other]))
+    found = read(tmp_path, document(images=[IMAGE, other]))
     assert found == {"a.png": CocoMask(5, 7, ""), "b/c.png": CocoMask(5, 7, "")}
     assert not decode_coco_mask(found["a.png"]).any()
     assert decode_coco_mask(found["a.png"]).shape == (5, 7)
@@ -91,6 +91,116 @@ def test_only_artifacts_count_where_there_are_any(tmp_path) -> None:
         assert decode_coco_mask(found).all() == marked
 
 
+WHOLE = [[0, 0, 7, 0, 7, 5, 0, 5]]
+CATEGORIES = [{"id": 1, "name": "artifact"}, {"id": 2, "name": "text"}]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "more"),
+    [
+        ({"category_id": "1"}, {}),
+        ({"category_id": 1.0}, {}),
+        ({"category_id": " 1 "}, {}),
+        ({"category_id": "artifact"}, {}),
+        ({"category_id": "Artifact"}, {"categories": [{"id": 5, "name": "Artifact"}, {"id": 6, "name": "text"}]}),
+        ({"category_id": 1}, {"categories": [{"id": "1", "name": "artifact"}, {"id": "2", "name": "text"}]}),
+        ({"category_id": "a"}, {"categories": [{"id": "a", "name": "artifact"}, {"id": "b", "name": "text"}]}),
+        ({}, {"categories": CATEGORIES[:1]}),
+        ({"category_id": None}, {"categories": CATEGORIES[:1]}),
+        ({"category_id": 9}, {"categories": []}),
+        ({"category_id": 1, "image_id": "1"}, {}),
+        ({"category_id": 1, "image_id": 1.0}, {"images": [IMAGE | {"id": "1"}]}),
+        ({"category_id": 1}, {"images": [IMAGE | {"width": 7.0, "height": "5"}]}),
+    ],
+)
+def test_ids_and_sizes_as_tools_write_them(tmp_path, annotation, more) -> None:
+    content = document(WHOLE, **({"categories": CATEGORIES} | more))
+    content["annotations"][0] |= annotation
+    (found,) = read(tmp_path, content).values()
+    assert decode_coco_mask(found).all()
+    assert (found.kinds, found.left_out) == (("polygon",), ())
+
+
+@pytest.mark.parametrize(
+    ("category", "told"),
+    [
+        ({"category_id": 7}, "annotation 0: is of category 7, which is not there; give it the id of one of the file's "
+         "categories: artifact (1), text (2)"),
+        ({"category_id": "blur"}, "is of category blur, which is not there"),
+        ({"category_id": [1]}, "which is not there"),
+        ({"category_id": True}, "which is not there"),
+        ({}, "annotation 0: has no category_id"),
+        ({"category_id": None}, "has no category_id"),
+    ],
+)  # fmt: skip
+def test_regions_of_unknown_categories_are_never_dropped(tmp_path, category, told) -> None:
+    content = document(WHOLE, categories=CATEGORIES)
+    content["annotations"][0] |= category
+    with pytest.raises(UsageError) as raised:
+        read(tmp_path, content)
+    assert told in str(raised.value)
+
+
+def test_regions_of_other_categories_are_counted(tmp_path) -> None:
+    content = document(WHOLE, [[2, 1, 6, 1, 6, 3, 2, 3]], categories=CATEGORIES)
+    for annotation, category in zip(content["annotations"], (2, 1), strict=True):
+        annotation["category_id"] = category
+    (found,) = read(tmp_path, content).values()
+    assert decode_coco_mask(found).sum() == 8
+    assert (found.kinds, found.left_out) == (("polygon",), ("region of category text",))
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], None, {}, "absent"])
+def test_a_box_stands_for_a_missing_outline(tmp_path, segmentation) -> None:
+    content = document(segmentation)
+    content["annotations"][0]["bbox"] = [2, 1, 4.0, 2]
+    if segmentation == "absent":
+        del content["annotations"][0]["segmentation"]
+    (found,) = read(tmp_path, content).values()
+    expected = np.zeros((5, 7), bool)
+    expected[1:3, 2:6] = True
+    assert (decode_coco_mask(found) == expected).all()
+    assert found.kinds == ("box",)
+
+
+@pytest.mark.parametrize(("angle", "kind"), [(0, "box"), (360, "box"), (90, "rotated box"), (30.5, "rotated box")])
+def test_boxes_are_turned_as_cvat_turns_them(tmp_path, angle, kind) -> None:
+    """Clockwise around their middle, by the attribute that CVAT writes beside the box that is not turned."""
+    image = IMAGE | {"width": 120, "height": 100}
+    content = document([], images=[image])
+    content["annotations"][0] |= {"bbox": [30, 40, 60, 20], "attributes": {"occluded": False, "rotation": angle}}
+    (found,) = read(tmp_path, content).values()
+    mask = decode_coco_mask(found)
+    rows, columns = np.mgrid[:100, :120] + 0.5
+    turn = np.deg2rad(angle)
+    along = (columns - 60) * np.cos(turn) + (rows - 50) * np.sin(turn)
+    across = -(columns - 60) * np.sin(turn) + (rows - 50) * np.cos(turn)
+    inside = (abs(along) < 30) & (abs(across) < 10)
+    assert (mask != inside).sum() <= (0 if angle % 90 == 0 else 80)
+    assert found.kinds == (kind,)
+
+
+def test_slivers_beside_a_whole_outline_are_told(tmp_path) -> None:
+    (found,) = read(tmp_path, document([[2, 1, 6, 1, 6, 3, 2, 3], [4, 1, 5, 1]])).values()
+    assert decode_coco_mask(found).sum() == 8
+    assert found.left_out == ("outline of fewer than three points",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "gbk"])
+def test_files_in_other_encodings(tmp_path, encoding) -> None:
+    image = IMAGE | {"file_name": "图/效果.png"}
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(document(WHOLE, images=[image]), ensure_ascii=False).encode(encoding))
+    assert list(read_coco(path)) == ["图/效果.png"]
+
+
+def test_a_file_in_an_encoding_that_cannot_be_told(tmp_path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(document(WHOLE, info="café"), ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(UsageError, match="is text in another encoding than UTF-8, UTF-16 and GB18030"):
+        read_coco(path)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -104,9 +214,9 @@ def test_only_artifacts_count_where_there_are_any(tmp_path) -> None:
         ({"images": [IMAGE, IMAGE | {"id": 2}]}, "has two images called a.png"),
         ({"images": [IMAGE, IMAGE]}, "has two images with the id 1"),
         ({"images": [IMAGE], "annotations": [{"image_id": 9, "segmentation": []}]}, "is of image 9, which is not"),
-        ({"images": [IMAGE], "annotations": [{"image_id": 1, "bbox": [0, 0, 2, 2]}]}, "has no segmentation"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 1}]}, "annotation ?: has no segmentation and no bbox"),
         (document({"size": [7, 5], "counts": [35]}), "annotation 0: holds no mask of an image of 7x5 px"),
-        (document({"size": [5, 7], "counts": [30]}), "holds no mask"),
+        (document({"size": [5, 7], "counts": [30]}), "holds no mask of an image of 7x5 px: its runs cover 30 of 35 px"),
         (document({"size": [5, 7], "counts": [40, -5]}), "holds no mask"),
         (document({"size": [5, 7], "counts": [34.5, 0.5]}), "holds no mask"),
         (document({"size": [5, 7], "counts": "0"}), "holds no mask"),
@@ -114,7 +224,15 @@ def test_only_artifacts_count_where_there_are_any(tmp_path) -> None:
         (document({"size": [5, 7], "counts": "\u20ac"}), "holds no mask"),
         (document({"size": [5, 7], "counts": None}), "holds no mask"),
         (document({"counts": [35]}), "holds no mask"),
-        (document([[1, 1, 2, 2]]), "holds no mask"),
+        (document([[1, 1, 2, 2]]), "holds no mask of an image of 7x5 px: no outline has three points"),
+        (document([[1, 1, 1, 1, 1, 1]]), "the polygon covers none of its pixels"),
+        (document([[20, 1, 25, 1, 25, 4]]), "the polygon covers none of its pixels"),
+        (document([[1, 1, 2, 2, 3, 3, 4]]), "an outline is not of pairs of numbers near the image"),
+        (document("abc"), "holds no mask"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 1, "bbox": [2, 2, 0, 3]}]}, "the box covers none"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 1, "bbox": [2, 2, 3]}]}, "the bbox is not left, top, width"),
+        ({"images": [IMAGE], "annotations": {"image_id": 1}}, "annotations: is no list"),
+        ({"images": [IMAGE | {"width": 7.5}]}, "has no width"),
         (document([[1, 1, 2, 2, 3, "x"]]), "holds no mask"),
         (document([1, 1, 2, 2, 3, 3]), "holds no mask"),
     ],

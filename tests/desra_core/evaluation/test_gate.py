@@ -115,6 +115,26 @@ def test_each_criterion_at_its_threshold(change: dict[str, float], reason: str |
     assert verdict.passed == (reason is None)
     assert verdict.best == "good"
     assert verdict.reasons == (() if reason is None else (reason,))
+    assert verdict.undecided == (None in change.values())
+    assert verdict.outcome == ("passed" if reason is None else "undecided" if verdict.undecided else "failed")
+
+
+def test_what_is_missed_for_sure_is_a_failure_whatever_cannot_be_shown() -> None:
+    unshown = {"detail_loss": None}
+    added = replace(GOOD, images_added=1, **unshown)
+    verdict = decide([added], CONTROL, GATE)
+    assert (verdict.outcome, len(verdict.reasons)) == ("failed", 2)
+    verdict = decide([added, replace(GOOD, candidate="other", **unshown)], CONTROL, GATE)
+    assert (verdict.outcome, verdict.best, len(verdict.reasons)) == ("undecided", "other", 1)
+    nothing = decide([score("new", [])], score("control", []), GATE)
+    assert (nothing.outcome, len(nothing.reasons)) == ("undecided", 2)
+    assert decide([], CONTROL, GATE).outcome == "failed"
+
+
+def test_verdicts_of_before_were_never_undecided() -> None:
+    document = decide([GOOD], CONTROL, GATE).to_json()
+    assert document.pop("undecided") is False
+    assert Verdict.from_json(document) == decide([GOOD], CONTROL, GATE)
 
 
 def test_thresholds_are_those_of_the_gate() -> None:

@@ -11,6 +11,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from desra_core.errors import ImageError
 from desra_core.evaluation.image_agreement import compare_pair, prominent_agreement
@@ -63,6 +64,18 @@ def test_masks_of_one_size(tmp_path: Path) -> None:
         assert (told.agreement, told.shape, told.assumed, told.framed) == (all_of_it, (70, 90), False, False)
         told = compare_pair(saved(tmp_path, mask=mask, truth=truth, **{kind: pixels[5:-5, 5:-5]}), sizes="valid")
         assert (told.agreement, told.shape, told.assumed) == (cropped, (60, 80), False)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_gan_result_that_is_stored_turned(tmp_path: Path, orientation: int) -> None:
+    """Its size is that of the upright picture, in every format that can tell it."""
+    pair = saved(tmp_path, mask=blobs(1), truth=blobs(2))
+    stored = Image.fromarray(np.zeros((90, 70) if orientation > 4 else (70, 90), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("tif", "png", "jpg", "webp"):
+        stored.save(tmp_path / f"turned.{suffix}", exif=exif)
+        assert compare_pair(pair._replace(gan_sr=tmp_path / f"turned.{suffix}")).shape == (70, 90)
 
 
 def test_whether_the_mask_marks_its_frame(tmp_path: Path) -> None:

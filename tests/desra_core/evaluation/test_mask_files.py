@@ -137,7 +137,7 @@ def test_what_is_not_binary_is_refused(mask: np.ndarray) -> None:
     assert refused(saved(soft, "JPEG")).endswith("of its pixels are gray")
     assert refused(saved(gray * 60, "JPEG")).startswith("is not binary: its largest value is ")
     assert refused(saved(two_colours, "JPEG", subsampling=0)) == "is not binary: it is coloured"
-    assert refused(b"\xff\xd8\xff") == "is not an image"
+    assert refused(b"\xff\xd8\xff").startswith("is a JPEG file that cannot be read (")
     assert refused(encode_mask(mask)[:-30]).startswith("is truncated")
 
 

@@ -28,6 +28,7 @@ from desra_core.report.crops import encode_webp
 from desra_core.report.finetuning import COLUMNS as EXPLAINED
 from desra_core.report.finetuning import LOSSES
 from desra_core.report.gallery import as_uri
+from desra_core.report.markdown import verdict_markdown
 from desra_core.report.plots import loss_curves, thinned
 from desra_core.workspace import Workspace
 from tests.browser import opened
@@ -225,6 +226,9 @@ def test_no_candidate_no_labels_and_no_run(workspace: Workspace) -> None:
     text = text_of(write_report(workspace, worst=0))
     assert "on 1 held-out image with 2 artifact regions; none of the images is clean asked for" in text
     assert lone.reasons[0] in text
+    assert "Undecided. Nothing speaks against model, but images are missing to judge it by:" in text
+    assert "falls short" not in text
+    assert verdict_markdown(workspace).startswith("**Undecided.** No clean image with detail was judged")
 
 
 def test_many_candidates_are_folded(workspace: Workspace) -> None:

@@ -393,3 +393,17 @@ def test_in_a_browser(labelled: Path, tmp_path: Path, width: int) -> None:
         assert page.evaluate(shown)[1] in ("MSE-SR", "GAN-SR")
         assert page.complaints == []
         assert page.requests == []
+
+
+def test_a_name_without_room_for_a_suffix_costs_one_page(make_pairs, tmp_path: Path) -> None:
+    make_pairs(tmp_path, 3)
+    long = "x" * 251
+    for role in ("mse_sr", "gan_sr"):
+        (tmp_path / role / "set0/photo002.png").rename(tmp_path / role / "set0" / f"{long}.png")
+    workspace = process(Detection(mse_sr=tmp_path / "mse_sr", gan_sr=tmp_path / "gan_sr", workspace=tmp_path / "ws"))
+    errors: list[ImageError] = []
+    report = write_report(workspace, pages=5, on_left_out=errors.append)
+    assert [error.subject for error in errors] == [str(tmp_path / f"ws/pages/set0/{long}.html")]
+    assert [path.name for path in (tmp_path / "ws/pages").rglob("*.html")] == ["photo001.html"]
+    assert 'href="pages/set1/photo001.html"' in report.read_text()
+    assert f"{long}.html" not in report.read_text()

@@ -90,6 +90,7 @@ def test_the_policy_allows_this_script_only(page: str) -> None:
 def test_what_the_page_says(page: str) -> None:
     text = words(page)
     assert "10 of 18 images have artifacts: 10 regions that cover" in text
+    assert "55.6 % of images done have artifacts" in text
     assert "21 images" in text
     assert "3 failed" in text
     assert "3 of 21 images could not be processed" in text

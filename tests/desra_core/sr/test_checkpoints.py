@@ -13,6 +13,7 @@ from spandrel.architectures.DnCNN import DnCNN
 from spandrel.architectures.MMRealSR import MMRealSR
 
 from desra_core.errors import UsageError
+from desra_core.sr import checkpoints
 from desra_core.sr.checkpoints import load_model, load_pair
 from desra_core.sr.inference import super_resolve
 
@@ -91,6 +92,22 @@ def test_a_model_is_loaded_once_until_its_file_changes(checkpoint, tmp_path):
     assert load_model(path, precision="bfloat16") is not models[0]
     path.write_bytes(checkpoint("SPAN").read_bytes())
     assert load_model(path).architecture == "SPAN"
+
+
+def test_the_latest_networks_are_kept_as_far_as_they_fit(checkpoint, monkeypatch):
+    cache = checkpoints._loaded.cache
+    sizes = {name: load_model(checkpoint(name)).kept_bytes for name in NAMES}
+    assert sizes["RRDBNet x4"] == sum(
+        value.nbytes for value in load_model(checkpoint("RRDBNet x4")).network.parameters()
+    )
+    cache.clear()
+    monkeypatch.setattr(cache, "_Cache__maxsize", 30)
+    monkeypatch.setattr(checkpoints, "KEPT_BYTES", 30)  # so that each counts for a third, large as it is
+    for name in (*NAMES, *list(NAMES)[-3:]):
+        load_model(checkpoint(name))
+        assert cache.currsize <= 30
+    assert [key[0] for key in cache] == [checkpoint(name) for name in list(NAMES)[-3:]]
+    cache.clear()
 
 
 def test_a_pair_has_one_scale(checkpoint):

@@ -9,7 +9,9 @@ import pytest
 import skimage.data
 import torch
 
+from desra_core import device
 from desra_core.errors import UsageError
+from desra_core.sr import inference
 from desra_core.sr.checkpoints import Model, load_model
 from desra_core.sr.inference import resize_alpha, super_resolve
 
@@ -173,6 +175,8 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     MemoryError(),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed ..."),
 ]
 TWICE = np.repeat(np.repeat(PHOTO[:150, :170], 2, axis=0), 2, axis=1)
 
@@ -214,6 +218,48 @@ def test_when_no_window_fits():
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="illegal"):
         super_resolve(nearest(100, RuntimeError("an illegal memory access")), PHOTO[:50, :50])
+
+
+class Gpu(str):
+    """A CPU that is taken for a GPU."""
+
+    def startswith(self, *_):
+        return True
+
+
+def test_a_batch_has_the_gpu_for_itself_until_its_results_are_read(monkeypatch):
+    """And no TF32, whatever the process allows."""
+    seen = []
+
+    def note(*_):
+        seen.append((torch.backends.cudnn.conv.fp32_precision, device._GPU._is_owned()))
+
+    model = dataclasses.replace(nearest(10**9), device=Gpu("cpu"))
+    model.network.register_forward_hook(note)
+    write = inference._write
+    monkeypatch.setattr(inference, "_write", lambda *arguments: note() or write(*arguments))
+    super_resolve(model, PHOTO[:50, :50])
+    assert seen == [("ieee", True)] * 2
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def failing(*_, **__):
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize("part", ["moved", "tried out"])
+def test_a_broken_gpu_is_no_misfit(part, network, save, monkeypatch, tmp_path):
+    """Or a candidate of the gate would be called unusable for ever."""
+    path = save(network("SPAN"), tmp_path / "model.pth", "params")
+    to = torch.nn.Module.to
+    if part == "moved":
+        monkeypatch.setattr(
+            torch.nn.Module, "to", lambda *given, **how: (failing if "memory_format" in how else to)(*given, **how)
+        )
+    else:
+        monkeypatch.setattr(Model, "__call__", failing)
+    with pytest.raises(torch.AcceleratorError):
+        load_model(path)
 
 
 def test_values_that_are_not_finite(checkpoint, tmp_path):

@@ -21,6 +21,7 @@ from desra_core.sr.checkpoints import load_model
 from desra_core.sr.weights import read_weights
 from desra_core.training import loop
 from desra_core.training.loop import Ended, finetune
+from desra_core.training.plan import settle_precision
 from desra_core.training.run_folder import RunFolder, load_state, read_json, write_json
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
@@ -83,7 +84,9 @@ def test_a_finetune(
     parent = read_weights(gan_model)
     for iteration, path in zip((3, 6), run.models(), strict=True):
         assert path == run.model(iteration)
-        assert read_json(path.with_suffix(".json")) == {"parent": "gan.pth", "iteration": iteration}
+        precision = "bfloat16" if device == "cuda" else "float32"
+        told = {"parent": "gan.pth", "iteration": iteration, "precision": precision}
+        assert read_json(path.with_suffix(".json")) == told
         saved = content(path)
         assert list(saved) == ["params", "params_ema"]
         assert 1e-5 < distance(saved["params"], parent) < 0.01
@@ -243,6 +246,77 @@ def test_other_number_formats(
         assert {value.dtype for value in weights.values()} == {torch.float32}
         assert all(bool(value.isfinite().all()) for value in weights.values())
     assert 1e-5 < distance(content(run.model(6))["params"], read_weights(gan_model)) < 0.01
+
+
+def test_a_run_keeps_the_number_format_that_it_began_in(
+    go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, training: Settings
+) -> None:
+    """Begun on a GPU, by its document, and gone on with on a CPU."""
+    begun, bfloat16, float32 = (prepared(tmp_path / name) for name in ("begun", "bfloat16", "float32"))
+    write_json(begun.document, {"parent": "gan.pth"})
+    assert settle_precision(begun, training(), "cuda:0") == "bfloat16"
+    go(begun)
+    go(bfloat16, amp="bfloat16")
+    go(float32)
+    assert_same(everything(begun), everything(bfloat16))
+    assert distance(content(begun.model(6))["params"], content(float32.model(6))["params"]) > 0
+    assert read_json(begun.model(6).with_suffix(".json"))["precision"] == "bfloat16"
+
+
+def test_a_run_with_more_iterations_is_not_warmed_up_again(run: RunFolder, go: Callable[..., Ended]) -> None:
+    for iterations, warmed in ((10, 2), (20, 2)):
+        go(run, preset="cpu", warmup=None, iterations=iterations, checkpoint_every=5)
+        progress = read_json(run.progress)
+        assert (progress["iteration"], progress["warmed"], progress["warmup"]) == (iterations, warmed, warmed)
+
+
+LACKS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 9.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", LACKS, ids=lambda error: str(error)[:12])
+@pytest.mark.parametrize(("changes", "remedy"), [
+    ({"batch": 6, "accumulate": 2}, "3 patches of 32 px at a time need more memory than there is; raise --accumulate "
+     "to 3, with which the run goes on, or begin another run with a smaller --patch or --batch"),
+    ({"batch": 2, "accumulate": 2}, "1 patches of 32 px at a time need more memory than there is; begin another run "
+     "with a smaller --patch or --batch"),
+    ({"batch": 1}, "begin another run with a smaller --patch"),
+], ids=["parts", "most parts", "one"])  # fmt: skip
+def test_a_lack_of_memory_says_what_would_mend_it(
+    run: RunFolder,
+    go: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    changes: dict[str, Any],
+    remedy: str,
+) -> None:
+    """In warming up and in training alike; and the run goes on with more parts."""
+
+    def failing(*_: object) -> None:
+        raise error
+
+    for part in ("_warm_up", "_step"):
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, part, failing)
+            with pytest.raises(UsageError) as told:
+                go(run, **changes)
+        assert str(told.value).startswith("--batch: ")
+        assert str(told.value).endswith(remedy)
+    assert go(run, **changes | {"accumulate": changes["batch"]}) == Ended(6, early=False)
+
+
+def test_other_errors_of_a_gpu_stay_what_they_are(
+    run: RunFolder, go: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(loop, "_step", failing)
+    with pytest.raises(torch.AcceleratorError):
+        go(run)
 
 
 @gpu

@@ -246,3 +246,24 @@ def test_other_discriminators_are_refused(tmp_path: Path, gan_model: Path) -> No
             load_discriminator(path, 64)
         assert str(caught.value).startswith(f"{path}: {reason}; ")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_spectral_norms_are_computed_in_float32(saved: bool, demo_discriminator: Path) -> None:
+    """Under autocast a GPU takes their products in bfloat16, which a CPU does not: what counts is that none is on."""
+    from torch.overrides import TorchFunctionMode
+
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if function in (torch.mv, torch.dot):
+                seen.append((torch.is_autocast_enabled("cpu"), arguments[0].dtype))
+            return function(*arguments, **(options or {}))
+
+    network = load_discriminator(demo_discriminator if saved else None, 4).train()
+    with torch.autocast("cpu", torch.bfloat16), Watch():
+        logits = network(torch.rand(1, 3, 32, 32))
+    assert logits.dtype == torch.bfloat16
+    assert len(seen) > 20
+    assert set(seen) == {(False, torch.float32)}

@@ -27,6 +27,16 @@ def test_a_preset_changes_defaults_and_nothing_that_is_given() -> None:
     assert Training(preset="paper") == Training()
 
 
+@pytest.mark.parametrize(("changes", "steps"), [
+    ({}, 200), ({"iterations": 20}, 200), ({"preset": "cpu"}, 200), ({"preset": "cpu", "iterations": 20}, 4),
+    ({"preset": "cpu", "iterations": 1}, 0), ({"preset": "cpu", "iterations": 5000}, 200),
+    ({"preset": "cpu", "iterations": 20, "warmup": 50}, 50), ({"preset": "cpu", "gan_weight": 0}, 0),
+    ({"preset": "cpu", "discriminator": "d.pth"}, 0), ({"discriminator": "d.pth"}, 0),
+], ids=str)  # fmt: skip
+def test_few_iterations_on_a_cpu_are_not_preceded_by_many(changes: dict[str, Any], steps: int) -> None:
+    assert Training(**changes).warmup_steps == steps
+
+
 def test_settings_come_back_from_json() -> None:
     for training in (Training(), Training(preset="cpu", patch=64, discriminator="d.pth")):  # type: ignore[arg-type]
         assert Training.model_validate_json(training.model_dump_json()) == training

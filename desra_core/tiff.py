@@ -1,0 +1,253 @@
+"""Read TIFF files: the one picture that a file holds, every sample of it, or one line that says why not.
+
+Only `desra_core.imageio` uses this.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
+
+from desra_core.errors import ImageError
+
+if TYPE_CHECKING:
+    from desra_core.imageio import Pixels
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# What a damaged file makes tifffile and imagecodecs raise.
+_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, OSError, struct.error)
+_REDUCED, _MASK = 1, 4
+_MODELS = {
+    PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
+    PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.MASK: "transparency mask", PHOTOMETRIC.SEPARATED: "CMYK",
+    PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.CIELAB: "LAB", PHOTOMETRIC.ICCLAB: "LAB (ICC)",
+    PHOTOMETRIC.ITULAB: "LAB (ITU)", PHOTOMETRIC.CFA: "CFA (the raw data of a camera)", PHOTOMETRIC.LOGL: "LogL",
+    PHOTOMETRIC.LOGLUV: "LogLuv", PHOTOMETRIC.LINEAR_RAW: "linear raw (the raw data of a camera)",
+}  # fmt: skip
+_SAMPLES = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
+_BITS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8), "RGB": (8, 16)}
+_FAX = frozenset({COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4})
+_COMPRESSIONS = _FAX | {
+    COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+}  # fmt: skip
+_PREDICTED = frozenset({
+    COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+})  # fmt: skip
+_MOST_SAMPLES = 16
+_LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
+_BUFFER = 2**22  # bytes of the file that are taken at a time
+_ROWS = 64  # which are divided by alpha at a time
+
+# tifffile logs what it works around. What matters is an error here.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+
+class TiffPicture:
+    """The full picture of a TIFF file, not turned yet.
+
+    Raises
+    ------
+    ImageError
+        The file is damaged, holds several full pictures, or one of a kind that is not read.
+    """
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self._data = data
+        self._path = path
+        try:
+            self._page = _full_page(TiffFile(io.BytesIO(data)), path)
+            self.size = int(self._page.imagelength), int(self._page.imagewidth)
+            self.orientation = _orientation(self._page)
+            self.has_icc_profile = 34675 in self._page.tags
+            if self._page.compression not in _PREDICTED:
+                self._page.predictor = 1  # which means nothing there
+            self._check_kind()
+        except _DAMAGE as error:
+            reason = f"has a damaged header ({error or 'no end of it'})"
+            raise ImageError(path, reason, "save it again as PNG, or remove it") from None
+
+    def channels(self, *, indices: bool) -> Pixels:
+        """Decode to ``(H, W, C)``, uint8 or uint16, alpha last, palettes expanded unless ``indices`` are asked for.
+
+        Raises
+        ------
+        ImageError
+            The file is truncated or damaged.
+        """
+        page = self._page
+        try:
+            self._check_segments()
+            stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
+            samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
+            return self._interpreted(samples, indices=indices)
+        except _DAMAGE as error:
+            reason = f"is truncated or damaged ({error})"
+            raise ImageError(self._path, reason, "copy it again, or remove it") from None
+
+    def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
+        pixels, alpha = self._colours(samples, indices=indices), self._alpha()
+        if alpha is None or indices:
+            return pixels
+        index, associated = alpha
+        parts = [pixels, _full_range(samples[:, :, index : index + 1], self._page.bitspersample)]
+        whole: Pixels = np.concatenate(parts, axis=2)  # type: ignore[assignment]
+        if associated:
+            _divide_by_alpha(whole)
+        return whole
+
+    @property
+    def _model(self) -> str:
+        page, photometric = self._page, self._page.photometric
+        if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG and page.planarconfig == 1:
+            return "RGB"  # which JPEG's decoder makes of it
+        return _MODELS.get(PHOTOMETRIC(photometric), "") if photometric in _MODELS else f"number {int(photometric)}"
+
+    def _check_kind(self) -> None:
+        page, model = self._page, self._model
+        if 0 in self.size:
+            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
+        if page.imagedepth != 1:
+            raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
+        self._check_samples(model, page.bitspersample)
+        if page.compression not in _COMPRESSIONS:
+            name = getattr(page.compression, "name", str(page.compression))
+            raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
+        colours = 3 if model == "RGB" else 1
+        most = _MOST_SAMPLES if model == "RGB" else 2
+        if page.compression == COMPRESSION.JPEG or page.compression in _FAX:
+            most = colours
+        if not colours <= page.samplesperpixel <= most:
+            reason = f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+        if (self._alpha() or (0, False))[1] and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
+            reason = f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+
+    def _check_samples(self, model: str, bits: object) -> None:
+        kind = self._page.sampleformat
+        if kind not in (1, 4):
+            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
+            reason = f"has the colour model {short} ({bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')})"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits without sign")
+        if model not in _BITS:
+            raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
+        if bits not in _BITS[model]:
+            short = "I" if bits == 32 and model == "gray" else model
+            reason = f"has the colour model {short} of {bits} bits per sample"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
+
+    def _check_segments(self) -> None:
+        """See that every strip or tile lies in the file: tifffile takes absent ones for black."""
+        page = self._page
+        wanted = math.prod(page.chunked)
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
+        here = sum(offset > 0 and 0 < count <= len(self._data) - offset for offset, count in parts)
+        if here < wanted:
+            raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
+        pixels = self.size[0] * self.size[1]
+        if page.is_tiled and page.tilewidth * page.tilelength > max(_LARGEST_TILE, 4 * pixels):
+            raise ValueError(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
+        if page.compression == COMPRESSION.JPEG:
+            self._check_jpegs(parts)
+
+    def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
+        """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
+        page = self._page
+        width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        for offset, count in parts:
+            part = self._data[offset : offset + count]
+            if not part.rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise ValueError("a strip or tile stops without an end marker")
+            with Image.open(io.BytesIO(part)) as image:
+                if image.width > width or image.height > max(height, 8):
+                    raise ValueError(f"a part of {width}x{height} pixels holds {image.width}x{image.height}")
+
+    def _colours(self, samples: Pixels, *, indices: bool) -> Pixels:
+        page = self._page
+        if self._model == "RGB":
+            return samples[:, :, :3]
+        gray = samples[:, :, :1]
+        if self._model == "palette":
+            gray = gray.astype(np.uint8, copy=False)
+            return gray if indices else _palette(page)[gray[:, :, 0]]
+        gray = _full_range(gray, page.bitspersample)
+        return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
+
+    def _alpha(self) -> tuple[int, bool] | None:
+        """Which sample is alpha, and whether colours are multiplied by it.
+
+        Samples of no stated meaning are none. The only extra one of a file that states nothing at all is, as in what
+        older programs write.
+        """
+        page = self._page
+        colours = 3 if self._model == "RGB" else 1
+        kinds = [int(kind) for kind in np.atleast_1d(page.extrasamples)]
+        if page.samplesperpixel == colours + 1 and not kinds:
+            kinds = [2]
+        for index, kind in enumerate(kinds[: page.samplesperpixel - colours], colours):
+            if kind:
+                return index, kind == 1
+        return None
+
+
+def _full_page(file: TiffFile, path: Path) -> TiffPage:
+    pages = [page for page in _pages(file) if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
+    pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages
+    if len(pages) > 1:
+        sizes = " and ".join(dict.fromkeys(f"{page.imagewidth}x{page.imagelength}" for page in pages))
+        reason = f"holds {len(pages)} full pages of {sizes} pixels"
+        raise ImageError(path, reason, "save each page as a file of its own")
+    if not pages:
+        raise ValueError("no picture in it")
+    return pages[0]
+
+
+def _pages(file: TiffFile) -> Iterator[TiffPage]:
+    """All pages, with those that lie below one, as the full picture does below the small one of some cameras."""
+    for page in file.pages:
+        assert isinstance(page, TiffPage)
+        yield page
+        if page.subifds and int(page.subfiletype) & _REDUCED and page.pages is not None:
+            for below in page.pages:
+                assert isinstance(below, TiffPage)
+                yield below
+
+
+def _orientation(page: TiffPage) -> int:
+    value = page.tags.valueof(274)
+    return value if isinstance(value, int) else 1
+
+
+def _full_range(samples: Pixels, bits: int) -> Pixels:
+    """Samples of 1, 2 or 4 bits, spread over those of 8."""
+    return samples if bits >= 8 else samples.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+
+
+def _palette(page: TiffPage) -> Pixels:
+    """``(256, 3)`` colours of 8 bits. Some programs write them so, instead of with 16."""
+    stored = np.asarray(page.colormap).T
+    colours: Pixels = np.zeros((256, 3), np.uint8)
+    colours[: len(stored)] = (stored if stored.max() < 256 else stored >> 8)[:256]
+    return colours
+
+
+def _divide_by_alpha(pixels: Pixels) -> None:
+    """Undo, in place, that colours were multiplied by alpha; rounded down, as Pillow does."""
+    most = np.iinfo(pixels.dtype).max
+    for top in range(0, len(pixels), _ROWS):
+        rows = pixels[top : top + _ROWS]
+        alpha = rows[:, :, -1:].astype(np.uint32)
+        colours = rows[:, :, :-1].astype(np.uint32)
+        divided = np.minimum(colours * np.uint32(most) // np.maximum(alpha, 1), most)
+        rows[:, :, :-1] = np.where(alpha > 0, divided, colours)
