@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,30 @@ class Admission:
     ----------
     refused
         Addresses of the workers that have failed it, each told in a line.
-
-    Raises
-    ------
-    AbsentError
-        All that there are fail.
-    TransientError
-        The folder cannot be written to.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
         self._client = client
         content = uuid4().hex
-        self._sign = scratch_in(folder) if folder else None
-        if self._sign:
-            with storage_errors(folder):
-                self._sign.write_text(content)
+        self._sign = scratch_in(folder.absolute()) if folder else None
         self._question = (question.fingerprint(), str(self._sign) if self._sign else None, content)
         self.refused: set[str] = set()
-        answers = client.run(eval, _ASK, {"source": _SOURCE, "question": self._question}, on_error="return")
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        """Ask all workers that there are.
+
+        Raises
+        ------
+        AbsentError
+            All fail.
+        TransientError
+            The folder cannot be written to.
+        """
+        if self._sign:
+            with storage_errors(self._sign.parent):
+                self._sign.write_text(self._question[2])
+        answers = self._client.run(eval, _ASK, {"source": _SOURCE, "question": self._question}, on_error="return")
         failed = {address: _reason(answer) for address, answer in answers.items() if answer is not None}
         if failed and failed.keys() == answers.keys():
             address, (reason, remedy) = next(iter(failed.items()))
@@ -90,8 +96,10 @@ class Admission:
             self._sign.unlink(missing_ok=True)
 
     def _refuse(self, address: str, reason: str, remedy: str) -> None:
-        if address not in self.refused:
+        with self._lock:
+            known = address in self.refused
             self.refused.add(address)
+        if not known:
             say(f"warning: {address}: {reason}; {remedy}")
 
 

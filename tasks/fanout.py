@@ -308,6 +308,7 @@ def open_dask(
                 _stop_leftovers(client)
                 _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
             admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
+            admission.ask()
             workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
             if not workers:
                 raise AbsentError(address, "has no workers", "start some with dask worker")

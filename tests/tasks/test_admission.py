@@ -123,6 +123,7 @@ def test_one_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) 
     with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path):
         pass
     assert refused.value.subject in (bare, old)
+    assert not list(tmp_path.glob(".*"))
     elsewhere.worker("good")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         assert dask.workers == 1
