@@ -69,5 +69,5 @@ def work(question: Question, function: bytes, arguments: bytes) -> Answer:
     """Call a pickled function with pickled arguments, if this worker gets work."""
     if refused := refusal(*question):
         time.sleep(_PAUSE_SECONDS)  # or it would take all that others have no time for
-        return (get_worker().contact_address, *refused), None
+        return (str(get_worker().contact_address), *refused), None
     return None, pickle.loads(function)(*pickle.loads(arguments))  # noqa: S301 - from the run itself
