@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.server import ServerLostError, check_temporary, end_leftover_server, prefect_server, wait_for_task_runs
+from deployments.server import (
+    ServerLostError,
+    check_temporary,
+    end_leftover_server,
+    prefect_server,
+    wait_for_task_runs,
+    watch_at,
+)
 from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, printable
@@ -77,7 +84,7 @@ def serving(workspace: Workspace) -> Iterator[None]:
     # It would show each event that a server which has ended did not get, and then tell that again to the next one.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
-        say(f"watch at {url.removesuffix('/api')}")
+        say(f"watch at {watch_at(workspace, url)}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr

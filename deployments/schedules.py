@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-# What a worker runs: without it, it would start three processes for a run, one after the other.
-COMMAND = "python -m prefect.engine"
+# What a worker runs, whatever is posted: Prefect's own template takes any command, environment and working folder. An
+# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would start three
+# processes for a run, one after the other.
+JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 # Of the machine, what a run is told; the rest is for the cluster that desra serve starts.
 _TOLD = {"scheduler", "device", "tile", "log_level", "log_format"}
@@ -126,7 +129,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
                 schedules=[_schedule(schedule, active=active) for schedule in deployed.schedules],
                 tags=deployed.tags,
                 work_pool_name=deployed.work_pool,
-                job_variables={"command": COMMAND},
+                job_variables={},
                 paused=there is not None and there.paused,
             ).apply()
         except (DeploymentApplyError, ValueError) as error:
@@ -181,14 +184,13 @@ def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
     """Have the work pool of a deployment; one that a person has paused stays so."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
     paused = False
     with contextlib.suppress(ObjectNotFound):
         paused = client.read_work_pool(deployed.work_pool).is_paused
     pool = WorkPoolCreate(
         name=deployed.work_pool, type="process", concurrency_limit=1, is_paused=paused,
-        base_job_template=ProcessWorker.get_default_base_job_template(),
+        base_job_template=json.loads(JOB_TEMPLATE.read_bytes()),
         description=f"One run at a time for {workspace_of(deployed.parameters)}.",
     )  # fmt: skip
     client.create_work_pool(pool, overwrite=True)

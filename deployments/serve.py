@@ -31,7 +31,7 @@ from deployments.interrupted import drop_missed, ended_since, mark_interrupted, 
 from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
-from deployments.server import Server, check_server, check_temporary, end_leftover_server
+from deployments.server import Server, check_server, check_temporary, end_leftover_server, watch_at
 from deployments.standing import standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
@@ -171,13 +171,14 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     from tasks.stages import gpus_wanted
 
     if machine.scheduler:
-        with open_dask(machine, networks=True):  # told now rather than by the first run
+        with open_dask(machine, folder=serving.workspace, networks=True):  # told now rather than by the first run
             pass
         yield None
         return
 
     dashboard = serving.port and serving.port + 2
-    with standing_cluster(machine, gpus=gpus_wanted(True, machine), dashboard_port=dashboard) as cluster:
+    key = Workspace(serving.workspace).prefect_home / "dask.pem"
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
         say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
         yield cluster
 
@@ -300,7 +301,8 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
     when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
     if serving.finetune_after:
         when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
-    say(f"watch at {url.removesuffix('/api')}, with the report at {report}")
+    say(f"watch at {watch_at(Workspace(serving.workspace), url)}")
+    say(f"the report is at {report}")
     with _client() as client:
         for deployed in deployments:
             moment = next_run(deployed, client)

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -25,12 +26,17 @@ from pathlib import Path
 import httpx
 import psutil
 
+from deployments.guarded import ENTRANCE, HOSTS
 from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
+from desra_core.atomic import write_secret
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.workspace import Workspace, storage_errors
 from tasks.lines import say
+
+# Prefect's clients send it to the server, and read it from their environment, which nobody else on a machine can.
+_KEY = "PREFECT_API_AUTH_STRING"
 
 _STARTS = 2
 _START_SECONDS = 600  # a busy machine may take minutes
@@ -57,14 +63,14 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     TransientError
         The disk is full.
     UsageError
-        The configured server does not answer, or none can be started.
+        The configured server does not answer, none can be started, or the key of that of desra serve is not ours.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         check_server(configured)
         yield configured
         return
     if served := served_at(workspace):
-        configure(workspace, served)
+        configure(workspace, served, _read_key(workspace))
         yield served
         return
     server = Server(workspace, history=history_of(workspace) or HISTORY)
@@ -82,7 +88,7 @@ class ServerLostError(TransientError):
 
 
 class Server:
-    """A Prefect server on this machine, with its home in a workspace.
+    """A Prefect server on this machine, with its home in a workspace, for the one who can read its key there.
 
     Parameters
     ----------
@@ -125,6 +131,7 @@ class Server:
         self.log = self._home / "server.log"
         self._history = history
         self._mark = mark or new_mark()
+        self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self.unwanted = threading.Event()
@@ -158,7 +165,8 @@ class Server:
             raise self._without_room(self._home)
         compact(self._home)
         forget_results(self._home, self._history)
-        configure(self._workspace, self.url)
+        write_secret(_key_file(self._workspace), self._key)
+        configure(self._workspace, self.url, self._key)
         for _ in range(_STARTS):
             if self.unwanted.is_set():
                 return
@@ -177,9 +185,11 @@ class Server:
         """Stop it, when it has got all that this process has to tell."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             _drain()
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in ("PREFECT_API_URL", _KEY):
+            os.environ.pop(name, None)
         self._end()
-        (self._home / "server.json").unlink(missing_ok=True)
+        for path in (self._home / "server.json", _key_file(self._workspace)):
+            path.unlink(missing_ok=True)
 
     def _end(self) -> None:
         if self._process is not None:
@@ -214,8 +224,15 @@ class Server:
         return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
 
     def _launch(self) -> None:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
-        environment = server_settings(self._history) | os.environ | self._mark  # who knows better has the last word
+        command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.guarded:create_app",
+                   "--app-dir", str(Path(__file__).resolve().parents[1]), "--host", "127.0.0.1",
+                   "--port", str(self._port), "--log-level", "warning"]  # fmt: skip
+        guard = {
+            "PREFECT_SERVER_API_AUTH_STRING": self._key,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
+        }
+        # Who knows better has the last word, but on who may enter.
+        environment = server_settings(self._history) | os.environ | self._mark | guard
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -228,6 +245,23 @@ class Server:
                 start_new_session=True,
             )
         (self._home / "server.json").write_text(json.dumps({"pid": self._process.pid, "token": self._mark[MARK]}))
+
+
+def watch_at(workspace: Workspace, url: str) -> str:
+    """Where a browser watches a server; one of ours gets its key there, from behind the ``#``, which is never sent.
+
+    Parameters
+    ----------
+    workspace
+        That of the run.
+    url
+        Of the API.
+    """
+    page = url.removesuffix("/api")
+    with contextlib.suppress(OSError):
+        if os.environ.get(_KEY) == (key := _key_file(workspace).read_text()):
+            return f"{page}{ENTRANCE}#{key}"
+    return page
 
 
 @contextlib.contextmanager
@@ -290,12 +324,13 @@ def _is_full(folder: Path) -> bool:
     return False
 
 
-def configure(workspace: Workspace, url: str) -> None:
+def configure(workspace: Workspace, url: str, key: str) -> None:
     """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
     heed_proxies()
     os.environ.update(
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
+        PREFECT_API_AUTH_STRING=key,
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         PREFECT_SERVER_LOGGING_LEVEL="WARNING",
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
@@ -403,14 +438,35 @@ def end_process(pid: int) -> None:
 def _tell_killed(workspace: Workspace, url: str) -> None:
     """Tell the server of a workspace, which must be locked, of runs that people had started and that were killed."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     with (
         contextlib.suppress(httpx.HTTPError, RuntimeError),  # Prefect's own, where the server has ended meanwhile
-        temporary_settings({PREFECT_API_URL: url}),  # Prefect may have been imported before
+        # Prefect may have been imported before.
+        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: os.environ[_KEY]}),
         get_client(sync_client=True) as client,
     ):
         mark_killed(workspace.root, client)
+
+
+def _key_file(workspace: Workspace) -> Path:
+    return workspace.prefect_home / "key"
+
+
+def _read_key(workspace: Workspace) -> str:
+    """The key of the server that stands in a workspace.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read: somebody else has started that server.
+    """
+    path = _key_file(workspace)
+    try:
+        return path.read_text()
+    except OSError as error:
+        reason = f"the key of the Prefect server cannot be read ({error.strerror})"
+        raise UsageError(path, reason, "run as the one who has started desra serve") from None
 
 
 def _drain() -> None:

@@ -30,7 +30,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
     TransientError
         The disk is full or failed; what was there before is left.
     """
-    scratch = path.with_name(f".{uuid.uuid4().hex}{_SCRATCH}")
+    scratch = scratch_in(path.parent)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -42,6 +42,33 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that nobody but its owner can ever read.
+
+    Parameters
+    ----------
+    path
+        What is there already goes, for it may have been readable; missing folders are made.
+    text
+        The content.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+
+
+def scratch_in(folder: Path) -> Path:
+    """A new name for a file that is gone soon, and that `is_unfinished` if it is left."""
+    return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
 
 
 def is_unfinished(name: str) -> bool:

@@ -71,7 +71,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
         gpus, pixels = gpus_wanted(networks, machine), _most_pixels(settings, plan)
-        with open_dask(machine, networks=networks, gpus=gpus, pixels=pixels) as dask:
+        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, pixels=pixels) as dask:
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:

@@ -49,7 +49,10 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
         settings = benchmark.stage_settings(device=device, max_pixels=dask.max_pixels)
         return partial(benchmark.stage, workspace=benchmark.workspace, settings=settings)
 
-    results = each_image("benchmark", judging, benchmark.missing(), machine, networks=benchmark.runs_networks)
+    results = each_image(
+        "benchmark", judging, benchmark.missing(), machine,
+        networks=benchmark.runs_networks, folder=benchmark.workspace.root,
+    )  # fmt: skip
     return sum(isinstance(result, ImageError) for _, result in results)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dask import config as dask_config
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
+from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
+from tornado.routing import PathMatches, Rule
+from tornado.web import HTTPError, RequestHandler
 
+from desra_core.atomic import write_secret
 from desra_core.errors import UsageError
 from desra_core.settings import Machine
 
@@ -31,6 +37,9 @@ GPU_THREADS = 3
 EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
 # And how many GPUs that has: a run waits for a worker that is starting again, or a night would be on the CPU.
 EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
+# The file with the key of that cluster, and where browsers see it.
+EMBEDDED_KEY = "DESRA_SCHEDULER_KEY"
+EMBEDDED_DASHBOARD = "DESRA_SCHEDULER_DASHBOARD"
 
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
@@ -130,6 +139,8 @@ def visible_gpus() -> list[str]:
 def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
     """Have workers on this machine; yields the cluster and a connection to it.
 
+    Others who use this machine get neither in, since a scheduler runs whatever code it is given, nor to the dashboard.
+
     Parameters
     ----------
     share
@@ -139,16 +150,25 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
     dashboard_port
         As for `standing_cluster`.
     """
-    dashboard = f"127.0.0.1:{dashboard_port}"
+    tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
+    hidden = secrets.token_urlsafe(32)
+    dashboard = {"dashboard_address": f"127.0.0.1:{dashboard_port}", "http_prefix": f"/{hidden}"}
+    configured = {
+        "distributed.nanny.pre-spawn-environ": _environment(share.threads),
+        "distributed.dashboard.link": f"{{scheme}}://{{host}}:{{port}}/{hidden}/status",
+    }
     with (
-        dask_config.set({"distributed.nanny.pre-spawn-environ": _environment(share.threads)}),
+        dask_config.set(configured),
         SpecCluster(
-            workers=_local_workers(share, gpus),
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
+            workers=_local_workers(share, gpus, tls),
+            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1"} | dashboard | tls},
             silence_logs=logging.CRITICAL,
+            security=tls["security"],
         ) as cluster,
         Client(cluster) as client,
     ):
+        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)  # of which some would tell the way there
+        cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
         client.register_plugin(_Shielded())
         yield cluster, client
 
@@ -166,8 +186,9 @@ class StandingCluster:
         Number of those with a GPU of their own.
     """
 
-    def __init__(self, cluster: SpecCluster, gpus: int) -> None:
+    def __init__(self, cluster: SpecCluster, gpus: int, key: Path) -> None:
         self._cluster = cluster
+        self._key = key
         self.address = str(cluster.scheduler_address)
         self.workers = len(cluster.worker_spec)
         self.gpus = gpus
@@ -175,7 +196,12 @@ class StandingCluster:
     @property
     def environment(self) -> dict[str, str]:
         """What the environment of a run tells it of these workers."""
-        return {EMBEDDED_SCHEDULER: self.address, EMBEDDED_GPUS: str(self.gpus)}
+        return {
+            EMBEDDED_SCHEDULER: self.address,
+            EMBEDDED_GPUS: str(self.gpus),
+            EMBEDDED_KEY: str(self._key),
+            EMBEDDED_DASHBOARD: str(self._cluster.dashboard_link),
+        }
 
     def keep_up(self) -> None:
         """Start anew workers that have ended for good; those that have died are by Dask itself, at once."""
@@ -183,7 +209,7 @@ class StandingCluster:
 
 
 @contextlib.contextmanager
-def standing_cluster(machine: Machine, *, gpus: int, dashboard_port: int = 0) -> Iterator[StandingCluster]:
+def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: int = 0) -> Iterator[StandingCluster]:
     """Start workers on this machine that outlive single runs, which find them by what `StandingCluster` tells them.
 
     Parameters
@@ -192,12 +218,19 @@ def standing_cluster(machine: Machine, *, gpus: int, dashboard_port: int = 0) ->
         How many workers and how large.
     gpus
         As for `open_dask`.
+    key
+        File to keep the key of the cluster in, for this user alone; gone at the end.
     dashboard_port
         Of Dask's own page about them; another one where it is taken, and by default any.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
     with local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
-        yield StandingCluster(cluster, gpus)
+        security: Any = cluster.security
+        write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
+        try:
+            yield StandingCluster(cluster, gpus, key)
+        finally:
+            key.unlink(missing_ok=True)
 
 
 def _cores() -> int:
@@ -215,12 +248,12 @@ def _environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(libraries, str(threads)) | {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def _local_workers(share: Share, gpus: list[str]) -> dict[str, dict[str, Any]]:
+def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[str, dict[str, Any]]:
     options = {
         "host": "127.0.0.1",
         "dashboard": False,
         "silence_logs": logging.CRITICAL,
-    }
+    } | tls
 
     def worker(threads: int, resources: dict[str, float], visible: str) -> dict[str, Any]:
         own = {"nthreads": threads, "memory_limit": threads * share.memory, "resources": resources}
@@ -229,6 +262,14 @@ def _local_workers(share: Share, gpus: list[str]) -> dict[str, dict[str, Any]]:
     cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(share.workers)}
     slots = {"GPU": float(share.gpu_threads)}
     return cpu | {f"gpu-{gpu}": worker(share.gpu_threads, slots, gpu) for gpu in gpus}
+
+
+class _Nothing(RequestHandler):
+    """What is not there."""
+
+    def prepare(self) -> None:
+        """Called by Tornado before any method."""
+        raise HTTPError(404)
 
 
 class _Shielded(WorkerPlugin):

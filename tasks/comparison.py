@@ -81,7 +81,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
         return partial(judge_stage, workspace=workspace, settings=settings)
 
     scale = load_model(comparison.before).scale
-    results = each_image("judge", judging, comparison.work(), machine, networks=True, scale=scale)
+    work = comparison.work()
+    results = each_image("judge", judging, work, machine, networks=True, scale=scale, folder=workspace.root)
     return len({image.id for image, result in results if isinstance(result, ImageError)})
 
 

@@ -1,4 +1,7 @@
-"""A run's connection to Dask, and images spread over the workers. Only this module and `tasks.cluster` know Dask."""
+"""A run's connection to Dask, and images spread over the workers.
+
+Only this module, `tasks.cluster` (workers on this machine) and `tasks.admission` (workers of others) know Dask.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
-from importlib import import_module
+from pathlib import Path
 from ssl import SSLError
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Security, Worker, as_completed, get_worker
-from distributed.comm import CommClosedError, connect
+from distributed import Client, Future, KilledWorker, Worker, as_completed, get_worker
+from distributed.comm.core import CommClosedError, connect
 from distributed.core import Status
+from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 from prefect.runtime import flow_run
@@ -27,9 +31,12 @@ from desra_core.corpus import ImageRef
 from desra_core.device import is_broken
 from desra_core.errors import AbsentError, DesraError, ImageError, TooLargeError, TransientError, UsageError, printable
 from desra_core.settings import Machine
+from tasks.admission import Admission, Calls
 from tasks.cluster import (
     BYTES_PER_PIXEL,
+    EMBEDDED_DASHBOARD,
     EMBEDDED_GPUS,
+    EMBEDDED_KEY,
     EMBEDDED_SCHEDULER,
     GPU_THREADS,
     NETWORK_WORKER_BYTES,
@@ -100,8 +107,10 @@ class Dask:
         workers: int,
         gpus: int,
         gpu_slots: float = GPU_THREADS,
+        admission: Admission | None = None,
     ) -> None:
         self._client = client
+        self._admission = admission
         self._records = Records(machine.log_level, machine.log_format, flow_run.name)
         self.threads = threads
         self.max_pixels = image_bytes // BYTES_PER_PIXEL
@@ -135,27 +144,58 @@ class Dask:
             The run has ended meanwhile.
         """
         run = uuid4().hex[:8]
+        function, calls = self._admitted(partial(_recorded, job.name, job.function, self._records), work)
         futures = self._client.map(
-            partial(_recorded, job.name, job.function, self._records),
-            [image for image, _ in work],
-            [about for _, about in work],
+            function,
+            *([call[index] for call in calls] for index in range(2)),
             # Dask computes in the order of the keys what nothing else puts in order.
             key=[f"{job.name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
             retries=_RETRIES,
             resources=job.resources or None,
             pure=False,
         )
-        images = {future.key: image for future, (image, _) in zip(futures, work, strict=True)}
+        places = {future.key: index for index, future in enumerate(futures)}
+
+        def pass_on(future: Future[Any], others: dict[str, Any]) -> Future[Any]:
+            place = places[future.key]
+            again = self._submit(function, calls[place], job.resources, retries=_RETRIES, **others)
+            places[again.key] = place
+            return again
+
         with self._watched(futures):
-            for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
-                for future, result in batch:
-                    if self._ended.is_set():
-                        raise CancelledError
-                    image = images[future.key]
-                    failed = future.status != "finished" or isinstance(result, DesraError)
-                    ended = _error(image.path, result) if failed else result
-                    future.release()  # or what a worker has done would be done again where it ends
-                    yield image, ended
+            for future, result in self._done(futures, pass_on):
+                image = work[places[future.key]][0]
+                failed = future.status != "finished" or isinstance(result, DesraError)
+                ended = _error(image.path, result) if failed else result
+                future.release()  # or what a worker has done would be done again where it ends
+                yield image, ended
+
+    def _done(
+        self, futures: list[Future[Any]], pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]]
+    ) -> Iterator[tuple[Future[Any], Any]]:
+        """Futures as they are done, with their results or errors; what a worker may not do goes to others."""
+        coming = as_completed(futures, with_results=True, raise_errors=False)
+        for batch in coming.batches():
+            for future, result in batch:
+                if self._ended.is_set():
+                    raise CancelledError
+                if self._admission is None or future.status != "finished":
+                    yield future, result
+                elif others := self._admission.others(result):
+                    futures.append(pass_on(future, others))
+                    coming.add(futures[-1])
+                    future.release()
+                else:
+                    yield future, result[1]
+
+    def _admitted(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
+        """A function and the arguments of its calls, or what asks the workers of others first."""
+        return self._admission.before(function, calls) if self._admission else (function, calls)
+
+    def _submit(
+        self, function: Callable[..., Any], call: tuple[Any, ...], resources: dict[str, float], **options: Any
+    ) -> Future[Any]:
+        return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
 
     @contextlib.contextmanager
     def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
@@ -171,7 +211,8 @@ class Dask:
             alone = 0
             while alone < 2 and not ended.wait(_LOST_SECONDS / 2):
                 with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
-                    alone = -1 if self._client.nthreads() else alone
+                    refused = self._admission.refused if self._admission else set()
+                    alone = -1 if self._client.nthreads().keys() - refused else alone
                 alone += 1
             if alone == 2:
                 self._client.cancel(futures)
@@ -204,14 +245,21 @@ class Dask:
         Exception
             What the function raises.
         """
-        future = self._client.submit(partial(_picklable, function), *arguments, resources=resources or None, pure=False)
+        called, [call] = self._admitted(partial(_picklable, function), [arguments])
+        futures = [self._submit(called, call, resources)]
         try:
-            with self._watched([future]):
-                while not future.done():
-                    with contextlib.suppress(TimeoutError):
-                        future.result(timeout=1)
-                    on_second()
-                return future.result()
+            with self._watched(futures):
+                while True:
+                    while not futures[-1].done():
+                        with contextlib.suppress(TimeoutError):
+                            futures[-1].result(timeout=1)
+                        on_second()
+                    result = futures[-1].result()
+                    if self._admission is None:
+                        return result
+                    if not (others := self._admission.others(result)):
+                        return result[1]
+                    futures.append(self._submit(called, call, resources, **others))
         except (CancelledError, KilledWorker, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_broken(error):
                 raise
@@ -222,6 +270,7 @@ class Dask:
 def open_dask(
     machine: Machine,
     *,
+    folder: Path | None = None,
     networks: bool = False,
     gpus: int = 0,
     device: str | None = None,
@@ -234,6 +283,8 @@ def open_dask(
     ----------
     machine
         How many workers and how large; ignored by a scheduler that runs elsewhere.
+    folder
+        Where workers write, if they do.
     networks
         Whether workers will run networks, and need memory for that beside their images.
     gpus
@@ -249,19 +300,23 @@ def open_dask(
     Raises
     ------
     AbsentError
-        The scheduler does not answer, or has no workers, or fewer GPUs than desra serve has.
+        The scheduler does not answer, has no workers, none with this version of desra that sees the folder, or fewer
+        GPUs than desra serve has.
     UsageError
-        Workers have too little memory, or another version of desra.
+        Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     embedded = None if machine.scheduler or alone else os.environ.get(EMBEDDED_SCHEDULER)
     if address := machine.scheduler or embedded:
-        with _connected(address) as client:
+        key = os.environ.get(EMBEDDED_KEY) if embedded else None
+        with _connected(address, key) as client, contextlib.ExitStack() as stack:
             if embedded:
                 _stop_leftovers(client)
                 _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
-            dask = _elsewhere(address, client, machine, own, embedded=bool(embedded))
+            admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
+            admission.ask()
+            dask = _elsewhere(address, client, machine, own, admission, embedded=bool(embedded))
             if machine.scheduler or dask.max_pixels >= min(pixels, _own_pixels(machine, own, gpus, pixels)):
                 with _ending(dask):
                     yield dask
@@ -291,15 +346,16 @@ def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
     return image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL
 
 
-def _elsewhere(address: str, client: Client, machine: Machine, own: int, *, embedded: bool) -> Dask:
+def _elsewhere(
+    address: str, client: Client, machine: Machine, own: int, admission: Admission, *, embedded: bool
+) -> Dask:
     """The workers of a cluster that somebody else has started, or desra serve; raises as `open_dask`."""
-    workers = _workers(client)
+    workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
     if not workers:
         raise AbsentError(address, "has no workers", "start some with dask worker")
-    _check_import(address, client)
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
-    return Dask(
+    dask = Dask(
         client,
         machine,
         threads=threads_of(len(workers) - len(slots)) if embedded else 1,
@@ -307,13 +363,17 @@ def _elsewhere(address: str, client: Client, machine: Machine, own: int, *, embe
         workers=len(workers),
         gpus=len(slots),
         gpu_slots=min(slots, default=0),
+        admission=admission,
     )
+    if embedded:
+        dask.dashboard = os.environ.get(EMBEDDED_DASHBOARD, dask.dashboard)
+    return dask
 
 
 def release_embedded() -> None:
     """Make the workers of desra serve, if there are any, give back the memory that they hold, on GPUs too."""
     if address := os.environ.get(EMBEDDED_SCHEDULER):
-        with _connected(address) as client:
+        with _connected(address, os.environ.get(EMBEDDED_KEY)) as client:
             _restart(client)
 
 
@@ -327,7 +387,7 @@ def _await_workers(client: Client, gpus: int) -> None:
     """Wait for any worker and so many with a GPU: one that has died is being started again."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
-        there = ["GPU" in worker["resources"] for worker in _workers(client)]
+        there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
         if there and sum(there) >= gpus:
             return
         if time.monotonic() >= deadline:
@@ -338,9 +398,9 @@ def _await_workers(client: Client, gpus: int) -> None:
         time.sleep(1)
 
 
-def _workers(client: Client) -> list[dict[str, Any]]:
-    """What the scheduler knows of each worker."""
-    return list(client.scheduler_info(n_workers=-1)["workers"].values())
+def _workers(client: Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of each worker, by its address."""
+    return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def _restart(client: Client) -> None:
@@ -419,21 +479,25 @@ def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
 
 
-def _connected(address: str) -> Client:
-    """A connection to a scheduler that answers: a client that never got one would complain when Python ends."""
+def _connected(address: str, key: str | None = None) -> Client:
+    """Connect to a scheduler: by what Dask's own settings say of it, or by the file with the key of one of ours.
+
+    It must answer first: a client that never got a connection would complain when Python ends.
+    """
+    security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
     runner = LoopRunner()
     runner.start()
     try:
-        runner.run_sync(_try_connection, address)
+        runner.run_sync(_try_connection, address, security or Security())
     except (OSError, ValueError, TypeError) as error:
         raise _unanswered(address, error) from None
     finally:
         runner.stop()
-    return Client(address, timeout=_CONNECT_SECONDS)
+    return Client(address, timeout=_CONNECT_SECONDS, security=security)
 
 
-async def _try_connection(address: str) -> None:
-    comm = await connect(address, timeout=_CONNECT_SECONDS, **Security().get_connection_args("client"))
+async def _try_connection(address: str, security: Security) -> None:
+    comm = await connect(address, timeout=_CONNECT_SECONDS, **security.get_connection_args("client"))
     await comm.close()
 
 
@@ -455,14 +519,6 @@ def _unanswered(address: str, error: Exception) -> UsageError:
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
     reason = f"no Dask scheduler answers ({type(error).__name__})"
     return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
-
-
-def _check_import(address: str, client: Client) -> None:
-    try:
-        client.run(import_module, "desra_core.stages")
-    except ImportError as error:
-        remedy = "install the same version of desra in the environment of every worker"
-        raise UsageError(address, f"has a worker that cannot import desra ({error})", remedy) from None
 
 
 def _error(name: object, raised: Any) -> ImageError:

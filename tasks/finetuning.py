@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import get_run_logger, task
@@ -93,7 +94,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     """
     from desra_core.training.loop import finetune  # its torch is for the worker
 
-    with _open_worker(machine) as dask:
+    with _open_worker(machine, plan.run.root) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"
         device, where = ("cuda", "a GPU") if on_gpu else ("cpu", "the CPU")
         precision = settle_precision(plan.run, plan.training, device)
@@ -121,10 +122,18 @@ def _tell(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_worker(machine: Machine) -> Iterator[Dask]:
-    """A worker with a GPU or all cores of this machine, where no other finetune is on, or workers elsewhere."""
+def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
+    """A worker with a GPU or all cores of this machine, where no other finetune is on, or workers elsewhere.
+
+    Parameters
+    ----------
+    machine
+        Where to compute.
+    folder
+        Where the worker writes.
+    """
     if machine.scheduler:
-        with open_dask(machine, networks=True) as dask:
+        with open_dask(machine, folder=folder, networks=True) as dask:
             yield dask
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]

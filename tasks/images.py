@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from desra_core.corpus import ImageRef, most_pixels
@@ -24,6 +25,7 @@ def each_image(
     *,
     networks: bool,
     scale: int = 1,
+    folder: Path,
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on every image, on all workers; show how far it is.
 
@@ -42,6 +44,8 @@ def each_image(
         Whether the function runs networks.
     scale
         By which those enlarge photos.
+    folder
+        Where it writes.
 
     Yields
     ------
@@ -54,7 +58,7 @@ def each_image(
     files = (image.lr.path if scale > 1 and image.lr else image.path for image, _ in work)
     pixels = most_pixels(files) * scale**2
     with (
-        open_dask(machine, networks=networks, gpus=gpus, pixels=pixels) as dask,
+        open_dask(machine, folder=folder, networks=networks, gpus=gpus, pixels=pixels) as dask,
         RunProgress(name, len(turns), stages) as progress,
     ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,8 @@ import torch
 from deployments import cli
 from deployments.server import prefect_server
 from desra_core.workspace import Workspace
+
+STALE_KEY = "desra:of one that was killed"
 
 Desra = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -33,14 +35,35 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a command that uses one Prefect server for the whole session."""
+    """The environment of a command that uses one Prefect server for the whole session.
+
+    A killed one has left its key there, and whoever starts it has settings of another one.
+    """
     workspace = Workspace(tmp_path_factory.mktemp("prefect"))
+    workspace.prefect_home.mkdir()
+    (workspace.prefect_home / "key").write_text(STALE_KEY)
     before = dict(os.environ)
+    os.environ |= {"PREFECT_API_AUTH_STRING": "of:another server", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*"}
     with prefect_server(workspace) as url:
         environment = dict(os.environ, PREFECT_API_URL=url)
         os.environ.clear()
         os.environ.update(before)
         yield environment
+
+
+def keyed(environment: Mapping[str, str]) -> str:
+    """The API of a Prefect server as httpx takes it: with its key in the address."""
+    return environment["PREFECT_API_URL"].replace("//", f"//{environment['PREFECT_API_AUTH_STRING']}@")
+
+
+@contextlib.contextmanager
+def client_of(environment: Mapping[str, str]) -> Iterator[None]:
+    """Have Prefect's clients in this process talk to a server."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    told = {setting: environment[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings(told):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,13 @@ class Served:
 
     @property
     def ui(self) -> str:
-        """Where people watch."""
-        return self.url.removesuffix("/api")
+        """Where people watch, once their browser has the key."""
+        return self.url.removesuffix("/api").replace(f"{self.key}@", "")
+
+    @property
+    def entrance(self) -> str:
+        """The page that it has printed."""
+        return self.said().partition("watch at ")[2].splitlines()[0]
 
     def said(self) -> str:
         return self._said.read_text()
@@ -46,7 +51,8 @@ class Served:
         if "Ctrl-C stops" not in self.said():
             return False
         told = json.loads((self.workspace.prefect_home / "serve.lock").read_bytes())
-        self.url, self.token = told["url"], told["token"]
+        self.key = (self.workspace.prefect_home / "key").read_text()
+        self.url, self.token = told["url"].replace("//", f"//{self.key}@"), told["token"]
         return True
 
     def runs(self, **state: list[str]) -> list[dict[str, Any]]:

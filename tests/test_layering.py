@@ -31,7 +31,7 @@ FORBIDDEN = {
     "deployments": set(),
 }
 DASK = {"dask", "distributed"}
-TALK_TO_DASK = (Path("tasks/cluster.py"), Path("tasks/fanout.py"))
+TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("admission", "cluster", "fanout", "question"))
 
 
 def imported(path: Path) -> set[str]:

@@ -109,7 +109,7 @@ def artifact_mask(
 def _frame(similarity: Similarity, labels: Labels | None) -> int:
     if isinstance(similarity, SimilarityMap) or labels is None:
         return int(getattr(similarity, "frame", _FRAME))
-    return (labels.shape[0] - similarity.shape[0]) // 2
+    return int(labels.shape[0] - similarity.shape[0]) // 2
 
 
 def score_mask(

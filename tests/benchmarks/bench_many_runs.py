@@ -50,7 +50,8 @@ def run() -> None:
         workspace = Workspace(folder / "workspace")
         workspace.create()
         detection = Detection(mse_sr=folder / "mse_sr", gan_sr=folder / "gan_sr", workspace=workspace.root)
-        with workspace.locked(), prefect_server(workspace) as url:
+        with workspace.locked(), prefect_server(workspace):
+            url = os.environ["PREFECT_API_URL"].replace("//", f"//{os.environ['PREFECT_API_AUTH_STRING']}@")
             _run_many(detection, url, int(os.environ.get("RUNS", "100")))
 
 
@@ -61,7 +62,8 @@ def _run_many(detection: Detection, url: str, runs: int) -> None:
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []
     _, empty = _database(workspace)
-    with standing_cluster(machine, gpus=0) as cluster, patch.dict(os.environ, cluster.environment):
+    key = workspace.prefect_home / "dask.pem"
+    with standing_cluster(machine, gpus=0, key=key) as cluster, patch.dict(os.environ, cluster.environment):
         for number in range(1, runs + 1):
             started = time.perf_counter()
             with patch("flows.corpus.stages_of", partial(_no_ops, number)), redirect_stderr(StringIO()):

@@ -24,7 +24,7 @@ from desra_core.promotion import current_model, history
 from desra_core.settings import Mining
 from desra_core.sr import load_model
 from desra_core.workspace import Workspace
-from tests.conftest import desra_command, photo, refusal
+from tests.conftest import desra_command, keyed, photo, refusal
 from tests.in_process import process
 
 PHOTOS = 18
@@ -104,7 +104,7 @@ def test_what_does_not_pass_is_not_promoted(place, judged, desra_here) -> None:
 
 def test_what_the_server_knows_of_it(judged, prefect_environment) -> None:
     assert judged.run.returncode == 3, judged.run.stderr
-    url = prefect_environment["PREFECT_API_URL"]
+    url = keyed(prefect_environment)
 
     def ask(kind: str, **query: Any) -> list[dict[str, Any]]:
         return list(httpx.post(f"{url}/{kind}/filter", json=query).raise_for_status().json())

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.interrupted import INTERRUPTED, _all, drop_missed, mark_interrupted, mark_killed, resume_interrupted
 from deployments.schedules import Deployed, deployments_of, register
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from tests.conftest import client_of
 
 Json = dict[str, Any]
 
@@ -78,7 +78,7 @@ class Pool:
 @pytest.fixture
 def pool(prefect_environment, request) -> Iterator[Pool]:
     with (
-        temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}),
+        client_of(prefect_environment),
         get_client(sync_client=True) as client,
     ):
         yield Pool(client, request.node.name.replace("[", "-").replace("]", ""))

@@ -35,7 +35,7 @@ def served(serve: Callable[..., Served], tmp_path: Path) -> Served:
 
 @pytest.fixture
 def page(served: Served, tmp_path: Path) -> Iterator[Page]:
-    with opened(served.ui, tmp_path / "browser", height=1330) as page:
+    with opened(served.entrance, tmp_path / "browser", height=1330) as page:
         yield page
 
 

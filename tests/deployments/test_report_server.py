@@ -41,13 +41,39 @@ def test_nothing_else_is_shown(workspace: Workspace) -> None:
     workspace.settings.write_text("{}", "utf-8")
     (workspace.root / "pages").mkdir()
     with report_server(workspace, 0) as address:
-        base = address.removesuffix("report.html")
-        port = int(base.rstrip("/").rpartition(":")[2])
-        for path in ("", "settings.json", "masks/", "pages/", "pages/../settings.json", "pages/%2e%2e/settings.json"):
-            with socket.create_connection(("127.0.0.1", port)) as raw:  # clients mend such paths
-                raw.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-                with raw.makefile("rb") as answer:
-                    assert b" 404 " in answer.readline(), path
+        port, _, secret = address.removesuffix("/report.html").rpartition(":")[2].partition("/")
+        inside = ("", "settings.json", "masks/", "pages/", "pages/../settings.json", "pages/%2e%2e/settings.json")
+        for path in (
+            *(f"{secret}/{path}" for path in inside),
+            "",
+            "report.html",
+            "pages/",
+            f"{secret[:-1]}/report.html",
+        ):
+            assert asked(int(port), path) == 404, path
+
+
+def asked(port: int, path: str, host: str = "localhost") -> int:
+    """The status of an answer to just this path, which clients would mend."""
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        with raw.makefile("rb") as answer:
+            return int(answer.readline().split()[1])
+
+
+def test_it_is_for_who_can_read_the_address_in_the_workspace(workspace: Workspace) -> None:
+    """Others have accounts on this machine, or lead a browser here by a name of their own."""
+    workspace.report.write_text("report", "utf-8")
+    addresses = []
+    for _ in range(2):
+        with report_server(workspace, 0) as address:
+            port, _, path = address.rpartition(":")[2].partition("/")
+            assert asked(int(port), path) == asked(int(port), path, f"127.0.0.1:{port}") == 200
+            assert asked(int(port), path, f"rebound.example:{port}") == 400
+            addresses.append(path)
+    [secret] = [path for path in workspace.prefect_home.iterdir() if path.read_text() in address]
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert addresses[0] == addresses[1]  # links of older runs lead there still
 
 
 def test_a_port_that_is_taken_is_told(workspace: Workspace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -14,12 +15,12 @@ import httpx
 import pytest
 from prefect.cli.deploy._config import _load_deploy_configs_and_actions
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from rich.console import Console
 
 from deployments import schedules
@@ -30,6 +31,7 @@ from desra_core.model_settings import Cycling, Finetuning
 from desra_core.serving_settings import FinetuneTrigger, Serving
 from desra_core.settings import Machine, Mining
 from tests.browser import opened
+from tests.conftest import client_of, keyed
 
 YAML = Path(schedules.__file__).with_name("prefect.yaml")
 
@@ -63,7 +65,7 @@ def test_yaml_and_python_say_the_same(declared) -> None:
         assert yaml["entrypoint"] == deployed.entrypoint
         assert yaml["schedules"] == deployed.schedules, flow
         assert yaml["tags"] == deployed.tags
-        assert yaml["work_pool"] == {"name": deployed.work_pool, "job_variables": {"command": schedules.COMMAND}}
+        assert yaml["work_pool"] == {"name": deployed.work_pool}
         assert "concurrency_limit" not in yaml  # the pool's
         # The same settings, however little of them is spelt out.
         parameters = load_flow_from_entrypoint(deployed.entrypoint).validate_parameters(yaml["parameters"])
@@ -123,7 +125,7 @@ def test_a_form_leaves_to_the_preset_what_nobody_fills_in() -> None:
 @pytest.fixture(scope="module")
 def client(prefect_environment) -> Iterator[SyncPrefectClient]:
     with (
-        temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}),
+        client_of(prefect_environment),
         get_client(sync_client=True) as client,
     ):
         yield client
@@ -131,7 +133,7 @@ def client(prefect_environment) -> Iterator[SyncPrefectClient]:
 
 def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment) -> None:
     register(deployments_of(serving(name="corpus", mine_at="daily at 2:00"), Machine()), client)
-    url = prefect_environment["PREFECT_API_URL"]
+    url = keyed(prefect_environment)
     found = httpx.get(f"{url}/deployments/name/mine/corpus").json()
     assert found["schedules"][0]["schedule"] == {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "day_or": True}
     assert set(found["tags"]) == {"desra", "corpus"}
@@ -187,6 +189,50 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
         register(deployments_of(serving(name="corpus", workspace="/elsewhere/workspace"), Machine()), client)
 
 
+POSTED = (
+    {"command": "touch posted"},
+    {"env": {"PYTHONSTARTUP": "posted.py"}},
+    {"env.PATH": "/posted"},
+    {"working_dir": "/posted"},
+    {"name": "posted"},
+    {"labels": {"posted": "posted"}},
+    {"stream_output": False},
+)
+
+
+def test_nobody_says_what_the_process_of_a_run_is(client, prefect_environment) -> None:
+    """Not who starts a run: that is refused. What else somebody writes to a run or a deployment, the worker ignores."""
+    deployed = deployments_of(serving(name="closed", mine_at="never"), Machine())[0]
+    _make_open_pool(deployed.work_pool, client)  # as an older version has left it
+    register([deployed], client)
+    url, there = keyed(prefect_environment), client.read_deployment_by_name(deployed.full_name)
+    assert there.job_variables == {}
+    pool, run = client.read_work_pool(deployed.work_pool), client.create_flow_run_from_deployment(there.id)
+
+    async def configured() -> ProcessJobConfiguration:
+        async with get_client() as patient:
+            patched = await patient.read_flow_run(run.id)
+            return await ProcessJobConfiguration.resolve_for_flow_run(
+                patched, client=patient, work_pool=pool, worker_name="worker"
+            )
+
+    for posted in POSTED:
+        body = {"job_variables": posted}
+        assert httpx.post(f"{url}/deployments/{there.id}/create_flow_run", json=body).status_code == 422, posted
+        httpx.patch(f"{url}/flow_runs/{run.id}", json=body)
+        httpx.patch(f"{url}/deployments/{there.id}", json=body)
+        taken = asyncio.run(configured())
+        assert (taken.command, taken.working_dir, taken.stream_output) == ("python -m prefect.engine", None, True)
+        assert "posted" not in str(taken), posted
+    client.delete_flow_run(run.id)
+
+
+def _make_open_pool(name: str, client: SyncPrefectClient) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
+    client.create_work_pool(pool, overwrite=True)
+
+
 def test_a_workspace_that_was_moved_or_renamed_leaves_nothing_behind(client) -> None:
     """On its own server, which has moved along."""
     before = deployments_of(serving(name="before", mine_at="daily at 2:00"), Machine())
@@ -215,9 +261,9 @@ def test_the_form_in_a_browser(client, prefect_environment, tmp_path) -> None:
     client.update_deployment(
         finetune.id, DeploymentUpdate(parameters={"finetuning": {"workspace": "/data/workspace", "preset": "cpu"}})
     )
-    url = prefect_environment["PREFECT_API_URL"]
-    address = f"{url.removesuffix('/api')}/deployments/deployment/{finetune.id}/run"
-    with opened(address, tmp_path / "browser", height=4000) as page:
+    url, ui = keyed(prefect_environment), prefect_environment["PREFECT_API_URL"].removesuffix("/api")
+    with opened(f"{ui}/enter#{prefect_environment['PREFECT_API_AUTH_STRING']}", tmp_path / "b", height=4000) as page:
+        page.go(f"{ui}/deployments/deployment/{finetune.id}/run")
 
         def shows(text: str) -> None:
             for _ in range(150):

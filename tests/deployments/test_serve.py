@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from distributed import Client
 
 from deployments.standing import standing
 from desra_core.settings import Mining
@@ -170,6 +171,36 @@ def test_a_run_that_a_person_cancels(serve, make_photos, webhook, tmp_path) -> N
 
 
 @pytest.mark.slow
+def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None:
+    """They post a command, ask the workers to run something, and look for keys, those of a killed one too."""
+    make_photos(tmp_path / "photos", 1)
+    served = serve()
+    home = served.workspace.prefect_home
+    told = [process.environ() for process in served.processes()]
+    [scheduler] = {environment["DESRA_SCHEDULER"] for environment in told if "DESRA_SCHEDULER" in environment}
+    for address in (scheduler, scheduler.replace("tls://", "tcp://")):
+        with pytest.raises((OSError, TypeError)):
+            Client(address, timeout=5)
+    secrets = {path: path.read_text() for path in (home / "key", home / "report", home / "dask.pem")}
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    deployment = httpx.get(f"{served.url}/deployments/name/mine/ws").json()["id"]
+    posted = {"job_variables": {"command": f"touch {tmp_path / 'posted'}"}}
+    for url, status in ((served.ui + "/api", 401), (served.url, 422)):
+        for origin in ({}, {"Origin": "http://evil.example"}):
+            answer = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json=posted, headers=origin)
+            assert answer.status_code == status
+    assert not (tmp_path / "posted").exists()
+
+    served.stop(signal.SIGKILL)
+    again = serve()
+    assert (home / "key").read_text() != secrets[home / "key"]
+    assert (home / "dask.pem").read_text() != secrets[home / "dask.pem"]
+    again.stop()
+    assert not (home / "key").exists()
+    assert not (home / "dask.pem").exists()
+
+
+@pytest.mark.slow
 def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
     """Two that are asked for at once: the second one waits, and finds nothing new."""
     make_photos(tmp_path / "photos", 30)
@@ -190,7 +221,7 @@ def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     by_hand = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert by_hand.returncode == 0, by_hand.stderr
-    assert f"watch at {served.url.removesuffix('/api')}" in by_hand.stderr
+    assert f"watch at {served.entrance}\n" in by_hand.stderr
     assert served.process.poll() is None
 
 

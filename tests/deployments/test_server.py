@@ -58,7 +58,7 @@ def test_no_proxy_is_asked_for_this_machine(proxy, direct, prefect_environment, 
             for name, value in given.items():
                 patch.setenv(spelt(name), value)
             check_server(url)  # one that somebody has configured
-            configure(Workspace(tmp_path), url)  # one of our own
+            configure(Workspace(tmp_path), url, "desra:key")  # one of our own
             with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
                 assert client.api_healthcheck() is None
             assert httpx.get(f"{url.replace('127.0.0.1', 'localhost')}/health").status_code == 200
@@ -71,7 +71,7 @@ def test_no_proxy_is_asked_for_this_machine(proxy, direct, prefect_environment, 
 def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("NO_PROXY", " intern.example,::1/128, 10.0.0.7")
     for _ in range(2):  # as often as a server is started again
-        configure(Workspace(tmp_path), "http://127.0.0.1:1/api")
+        configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
 
 

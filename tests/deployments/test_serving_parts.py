@@ -34,6 +34,7 @@ from desra_core.errors import UsageError
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
 from flows import alarm
+from tests.conftest import client_of
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
 
 def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
     own = NAME + socket.gethostname()
-    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), _client() as client:
+    with client_of(prefect_environment), _client() as client:
         _check_alone("desra-alone", client)  # there is no such pool yet
         client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
         client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)

@@ -27,6 +27,7 @@ from deployments.server import Server, end_leftover_server
 from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
+from tests.conftest import keyed
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 SERVE = """
@@ -312,7 +313,7 @@ def test_the_server_forgets_old_runs_with_all_that_belongs_to_them(workspace, en
     database = workspace.prefect_home / "prefect.db"
 
     def ask(path: str, **content: object) -> dict[str, Any]:
-        answer = httpx.post(f"{server.url}/{path}", json=content, timeout=60).raise_for_status()
+        answer = httpx.post(f"{keyed(os.environ)}/{path}", json=content, timeout=60).raise_for_status()
         return answer.json() if answer.content else {}
 
     def through(what: str, one: str) -> str:
@@ -325,7 +326,7 @@ def test_the_server_forgets_old_runs_with_all_that_belongs_to_them(workspace, en
         task = ask("task_runs/", flow_run_id=one, task_key="t", dynamic_key="1")["id"]
         ask("artifacts/", key=name, type="markdown", data="d", flow_run_id=one)
         log = {"name": "desra", "level": 20, "message": "m", "timestamp": "2026-01-01T00:00:00Z", "flow_run_id": one}
-        httpx.post(f"{server.url}/logs/", json=[log]).raise_for_status()
+        httpx.post(f"{keyed(os.environ)}/logs/", json=[log]).raise_for_status()
         if name != "going-on":
             through("task_runs", task)
             through("flow_runs", one)

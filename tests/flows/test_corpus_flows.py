@@ -9,6 +9,8 @@ import shutil
 import httpx
 import pytest
 
+from tests.conftest import keyed
+
 
 @pytest.mark.parametrize(
     ("verb", "first"),
@@ -24,7 +26,7 @@ def test_what_the_server_knows_of_a_run(
         make_photos(tmp_path / "photos", 7)
         mse, gan = make_models(tmp_path)
         inputs = (tmp_path / "photos", "--mse-model", mse, "--gan-model", gan)
-    url = prefect_environment["PREFECT_API_URL"]
+    url = keyed(prefect_environment)
     known = {run["id"] for run in httpx.post(f"{url}/flow_runs/filter", json={}).json()}
     command = (verb, *inputs, "--workspace", tmp_path / "ws", "--shard-size", "4")
 

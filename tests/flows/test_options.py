@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Crashed
 
 from deployments.schedules import deployments_of, register
@@ -33,6 +32,7 @@ from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
 from tasks.lines import say
+from tests.conftest import client_of, keyed
 
 PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
 
@@ -45,8 +45,8 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="module")
 def url(prefect_environment) -> Iterator[str]:
-    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}):
-        yield prefect_environment["PREFECT_API_URL"]
+    with client_of(prefect_environment):
+        yield keyed(prefect_environment)
 
 
 @pytest.fixture

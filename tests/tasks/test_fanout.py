@@ -203,14 +203,6 @@ def test_large_images_get_fewer_workers(capfd) -> None:
         assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
 
 
-def test_a_scheduler_that_runs_elsewhere_is_used(dask: Dask) -> None:
-    address = dask._client.scheduler.address
-    with open_dask(Machine(scheduler=address)) as cluster:
-        assert cluster.max_pixels == dask.max_pixels
-        [(_, result)] = cluster.map(job(done), images("photo"))
-    assert result == Outcome("photo", mask_key="done")
-
-
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
     monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
     with (

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.schedules import deployments_of, register
 from desra_core.cycle import finetuning_with_current, mining_with_current
@@ -25,7 +24,7 @@ from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
 from flows.finetune import finetune
 from tasks.following import start_finetune
-from tests.conftest import held
+from tests.conftest import client_of, held, keyed
 from tests.in_process import process, train
 
 GROUP_BY = "folder"
@@ -142,8 +141,8 @@ def test_scheduled_runs_start_from_the_current_model(mining, make_models, tmp_pa
 
 @pytest.fixture
 def url(prefect_environment) -> Iterator[str]:
-    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}):
-        yield prefect_environment["PREFECT_API_URL"]
+    with client_of(prefect_environment):
+        yield keyed(prefect_environment)
 
 
 def test_enough_of_it_starts_one_finetune(mining, models, url, monkeypatch) -> None:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 from distributed import Client
+from distributed.security import Security
 
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import fanout
-from tasks.cluster import EMBEDDED_GPUS, EMBEDDED_SCHEDULER, StandingCluster, standing_cluster, visible_gpus
-from tasks.fanout import open_dask, release_embedded
+from tasks.cluster import (
+    EMBEDDED_DASHBOARD,
+    EMBEDDED_GPUS,
+    EMBEDDED_KEY,
+    EMBEDDED_SCHEDULER,
+    StandingCluster,
+    standing_cluster,
+    visible_gpus,
+)
+from tasks.fanout import _connected, open_dask, release_embedded
+from tests.browser import opened
 
 SMALL = Machine(workers=1, memory="3GB")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[StandingCluster]:
-    with standing_cluster(SMALL, gpus=0) as cluster:
+def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
+    with standing_cluster(SMALL, gpus=0, key=tmp_path_factory.mktemp("prefect") / "dask.pem") as cluster:
         yield cluster
 
 
 @pytest.fixture(autouse=True)
 def embedded(cluster, monkeypatch) -> None:
-    monkeypatch.setenv(EMBEDDED_SCHEDULER, cluster.address)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
 
 
@@ -48,9 +62,41 @@ def test_runs_share_its_workers_unless_they_want_their_own() -> None:
         pass
 
 
+def test_nobody_else_on_the_machine_gets_in(cluster, monkeypatch) -> None:
+    """To the cluster of desra serve and to that of a single run, whose schedulers take code and run it."""
+    key = Path(cluster.environment[EMBEDDED_KEY])
+    assert key.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(logging.getLogger("distributed"), "disabled", True)
+    with open_dask(Machine(workers=1, memory="1GB"), alone=True) as own:
+        for address in (cluster.address, own._client.scheduler.address):
+            for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
+                with pytest.raises((OSError, TypeError)):
+                    Client(plain, security=stranger, timeout=1)
+    with _connected(cluster.address, str(key)) as owner:
+        assert owner.submit(os.getpid).result() != os.getpid()
+
+
+def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
+    """It shows what runs and lets nobody do anything; but it would show it to all who use the machine."""
+    with open_dask(Machine()) as dask:
+        assert dask.dashboard == cluster.environment[EMBEDDED_DASHBOARD]
+    base, _, hidden = dask.dashboard.removesuffix("/status").rpartition("/")
+    assert httpx.get(dask.dashboard).status_code == 200
+    assert httpx.get(f"{base}/{hidden}/json/counts.json").json()["workers"] == 1
+    beside = ("", "/status", "/sitemap.json", "/health", "/metrics", "/info/main/workers.html",
+              f"/{hidden[:-1]}/status",
+              "/status/ws", "/json/counts.json", "/individual-workers", "/static/css/base.css")  # fmt: skip
+    for path in beside:
+        answer = httpx.get(f"{base}{path}")
+        assert (answer.status_code, hidden in str(answer.headers)) == (404, False), path
+        assert hidden not in answer.text
+    with opened(dask.dashboard, tmp_path / "browser") as page:
+        page.wait_for("Workers")
+
+
 def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
     first = worker_of(Machine())
-    with Client(cluster.address) as killed:
+    with _connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as killed:
         left = killed.submit(time.sleep, 60)
         while not any(killed.processing().values()):
             time.sleep(0.05)
@@ -59,9 +105,8 @@ def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
         assert left.status != "finished"
 
 
-def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch) -> None:
+def test_a_run_waits_for_the_gpus_that_there_are_to_be(monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
-    assert cluster.environment == {EMBEDDED_SCHEDULER: cluster.address, EMBEDDED_GPUS: "0"}
     monkeypatch.setattr(fanout, "_AWAIT_SECONDS", 1)
     monkeypatch.setenv(EMBEDDED_GPUS, "1")
     with (
@@ -69,7 +114,7 @@ def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch) -> 
         open_dask(Machine()),
     ):
         pass
-    with standing_cluster(SMALL, gpus=1) as other:
+    with standing_cluster(SMALL, gpus=1, key=tmp_path / "dask.pem") as other:
         assert (other.workers, other.gpus) == (2, 1)
         for name, value in other.environment.items():
             monkeypatch.setenv(name, value)
@@ -97,7 +142,7 @@ def test_images_that_are_too_large_for_its_workers_get_others() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
-    with Client(cluster.address) as client:
+    with _connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
         for _ in range(600):  # Dask waits a quarter of a minute for one that is lost
             cluster.keep_up()
@@ -108,8 +153,8 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
 
 
 def test_one_that_has_gone_is_told(monkeypatch) -> None:
-    monkeypatch.setenv(EMBEDDED_SCHEDULER, "tcp://127.0.0.1:9")
-    with pytest.raises(AbsentError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
+    monkeypatch.setenv(EMBEDDED_SCHEDULER, "tls://127.0.0.1:9")
+    with pytest.raises(AbsentError, match=r"tls://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
     monkeypatch.delenv(EMBEDDED_SCHEDULER)
     release_embedded()

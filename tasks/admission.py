@@ -1,0 +1,110 @@
+"""Workers that others have started get work of a run only while they have its desra and see the folder it writes to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+from distributed import Client
+
+from desra_core.atomic import scratch_in
+from desra_core.errors import AbsentError
+from desra_core.workspace import storage_errors
+from tasks import question
+from tasks.lines import say
+
+# A function, and the arguments of each of its calls.
+Calls = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]
+
+# Evaluated on a worker: not even the function that asks may be taken from its desra.
+_SOURCE = Path(question.__file__).read_text("utf-8")
+_ASK = "exec(source) or refusal(*question)"
+_WORK = "exec(source) or work(question, function, arguments)"
+
+
+class Admission:
+    """The question to the workers of a cluster, at the beginning and before each piece of work.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    folder
+        Where workers write, if they do.
+
+    Attributes
+    ----------
+    refused
+        Addresses of the workers that have failed it, each told in a line.
+    """
+
+    def __init__(self, client: Client, folder: Path | None) -> None:
+        self._client = client
+        content = uuid4().hex
+        self._sign = scratch_in(folder.absolute()) if folder else None
+        self._question = (question.fingerprint(), str(self._sign) if self._sign else None, content)
+        self.refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        """Ask all workers that there are.
+
+        Raises
+        ------
+        AbsentError
+            All fail.
+        TransientError
+            The folder cannot be written to.
+        """
+        if self._sign:
+            with storage_errors(self._sign.parent):
+                self._sign.write_text(self._question[2])
+        answers = self._client.run(eval, _ASK, {"source": _SOURCE, "question": self._question}, on_error="return")
+        failed = {address: _reason(answer) for address, answer in answers.items() if answer is not None}
+        if failed and failed.keys() == answers.keys():
+            address, (reason, remedy) = next(iter(failed.items()))
+            raise AbsentError(address, reason, remedy)
+        for address, (reason, remedy) in failed.items():
+            self._refuse(address, reason, remedy)
+
+    def before(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
+        """Put the question before calls of a function; what comes back then is for `others`."""
+        asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
+        return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
+
+    def others(self, answer: question.Answer) -> dict[str, Any] | None:
+        """See whether a worker has passed its work on, as one may that has joined later.
+
+        Returns
+        -------
+        Options of a Dask task that is to go to others; None where the work is done.
+        """
+        refused, _ = answer
+        if refused is None:
+            return None
+        self._refuse(*refused)
+        good = [*self._client.nthreads().keys() - self.refused]
+        return {"workers": good or None, "allow_other_workers": bool(good)}
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._sign:
+            self._sign.unlink(missing_ok=True)
+
+    def _refuse(self, address: str, reason: str, remedy: str) -> None:
+        with self._lock:
+            known = address in self.refused
+            self.refused.add(address)
+        if not known:
+            say(f"warning: {address}: {reason}; {remedy}")
+
+
+def _reason(answer: Any) -> tuple[str, str]:
+    if isinstance(answer, Exception):
+        return f"this worker cannot be asked ({type(answer).__name__}: {answer})", "start it again"
+    reason, remedy = answer
+    return reason, remedy

@@ -1,0 +1,138 @@
+"""Who may talk to the Prefect server of a workspace, and how a browser gets in."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from deployments.retention import HISTORY
+from deployments.server import Server, prefect_server, watch_at
+from deployments.standing import standing
+from desra_core.atomic import write_secret
+from desra_core.errors import UsageError
+from desra_core.workspace import Workspace
+from tests.browser import opened
+from tests.conftest import STALE_KEY, keyed
+
+
+class Guarded(NamedTuple):
+    workspace: Workspace
+    url: str
+    key: str
+    keyed: str
+
+
+@pytest.fixture
+def guarded(prefect_environment: dict[str, str]) -> Guarded:
+    workspace = Workspace(Path(prefect_environment["PREFECT_HOME"]).parent)
+    url, key = prefect_environment["PREFECT_API_URL"], (workspace.prefect_home / "key").read_text()
+    return Guarded(workspace, url, key, keyed(prefect_environment))
+
+
+def test_the_key_is_new_and_for_its_owner_alone(guarded: Guarded) -> None:
+    assert (guarded.workspace.prefect_home / "key").stat().st_mode & 0o777 == 0o600
+    assert len(guarded.key) > 40
+    assert guarded.key != STALE_KEY
+    told = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert any("deployments.guarded" in line for line in told)
+    assert not any(guarded.key.partition(":")[2] in line for line in told)
+
+
+@pytest.mark.parametrize("key", [None, STALE_KEY, "of:another server"])
+def test_nobody_reads_or_writes_without_it(guarded: Guarded, key: str | None) -> None:
+    auth = httpx.BasicAuth(*key.split(":")) if key else None
+    for method, path in (("POST", "flow_runs/filter"), ("POST", "flows/"), ("GET", "admin/version"), ("GET", "docs")):
+        answer = httpx.request(method, f"{guarded.url}/{path}", auth=auth, json={"name": "f"})
+        assert answer.status_code == 401, path
+    assert httpx.post(f"{guarded.keyed}/flows/filter", json={}).status_code == 200
+
+
+def test_nobody_listens_without_it(guarded: Guarded) -> None:
+    def is_let_in(path: str, key: str | None) -> bool:
+        try:
+            with connect(f"{guarded.url.replace('http', 'ws')}/{path}", subprotocols=key and ["prefect"]) as socket:
+                socket.send(json.dumps({"type": "auth", "token": key}))
+                return json.loads(socket.recv(timeout=30))["type"] == "auth_success"
+        except (ConnectionClosed, InvalidStatus):
+            return False
+
+    for path in ("events/out", "events/in", "logs/out"):
+        assert not is_let_in(path, None)
+        assert not is_let_in(path, STALE_KEY)
+        assert is_let_in(path, guarded.key)
+
+
+def test_pages_of_others_are_kept_out(guarded: Guarded) -> None:
+    """A name that an attacker leads to 127.0.0.1 is another host; any other page is another origin."""
+    port = guarded.url.removesuffix("/api").rpartition(":")[2]
+    for path in ("/api/flows/filter", "/api/health", "/", "/ui-settings", "/enter"):
+        method = "POST" if "filter" in path else "GET"
+        for host, expected in ((f"rebound.example:{port}", 400), (f"127.0.0.1:{port}", 200), ("localhost", 200)):
+            answer = httpx.request(
+                method,
+                guarded.keyed.removesuffix("/api") + path,
+                headers={"Host": host},
+                json={},
+                follow_redirects=True,
+            )
+            assert answer.status_code == expected, (path, host)
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    origins = {"http://evil.example": 400, "null": 400, f"http://127.0.0.1:{int(port) - 1}": 400}
+    for origin, expected in (origins | {f"http://{host}:{port}": 200 for host in ("127.0.0.1", "localhost")}).items():
+        answer = httpx.options(f"{guarded.url}/flows/filter", headers=ask | {"Origin": origin})
+        assert answer.status_code == expected, origin
+        assert (answer.headers.get("access-control-allow-origin") == origin) == (expected == 200)
+
+
+def test_a_browser_gets_in_by_the_page_that_is_printed(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", guarded.key)
+    entrance = watch_at(guarded.workspace, guarded.url)
+    httpx.post(f"{guarded.keyed}/flows/", json={"name": "the-flow"}).raise_for_status()
+    ui = guarded.url.removesuffix("/api")
+    assert entrance.startswith(f"{ui}/enter#")
+    with opened(f"{ui}/flows", tmp_path / "browser") as page:
+        page.wait_for("Login")
+        page.go(f"{ui}/enter")
+        page.wait_for("This address lacks the key: open the whole line that desra printed.")
+        page.go(entrance)
+        page.wait_for("Dashboard")
+        for flows in (f"{ui}/flows", f"{ui}/v2/flows"):
+            page.go(flows)
+            page.wait_for("the-flow")
+        assert not any(guarded.key.partition(":")[2] in request for request in page.requests)
+
+
+def test_the_key_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (workspace.prefect_home / "key").mkdir(parents=True)  # root may read any file
+    with standing(workspace) as own, workspace.locked():
+        own.announce("http://127.0.0.1:9/api", timedelta(days=1))
+        told = r"prefect/key: the key of the Prefect server cannot be read \(.+\); run as the one who has started desra"
+        with pytest.raises(UsageError, match=told), prefect_server(workspace):
+            pass
+
+
+def test_a_server_of_ones_own_is_watched_without_our_key(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of:another server")
+    assert watch_at(guarded.workspace, "https://prefect.example/api") == "https://prefect.example"
+
+
+def test_the_key_goes_with_its_server(tmp_path: Path) -> None:
+    servers = [Server(Workspace(tmp_path), history=HISTORY) for _ in range(2)]
+    assert servers[0]._key != servers[1]._key
+    key = tmp_path / "prefect" / "key"
+    write_secret(key, servers[0]._key)
+    servers[0].stop()
+    assert not key.exists()

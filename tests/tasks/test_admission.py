@@ -1,0 +1,223 @@
+"""Workers that others have started: real ones, of this desra, of another one, and without our disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from distributed import Client, get_worker
+
+import desra_core
+import tasks
+from desra_core.errors import AbsentError, TransientError
+from desra_core.settings import Machine
+from tasks import fanout
+from tasks.fanout import Job, open_dask
+from tests.conftest import refusal
+from tests.served import until
+from tests.tasks.test_fanout import images
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+WORKER = ["-m", "distributed.cli.dask_worker"]
+# One that cannot find desra, as in an environment without it.
+BARE = ["-c", "import sys; sys.modules['desra_core'] = None; from distributed.cli.dask_worker import main; main()"]
+
+
+class Elsewhere:
+    """A scheduler and its workers, each a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        told = folder / "scheduler.json"
+        self._start("scheduler", ["-m", "distributed.cli.dask_scheduler", "--scheduler-file", told])
+        until(lambda: told.exists() and told.read_text().endswith("}"))
+        self.client = Client(scheduler_file=str(told))
+        self.address = str(self.client.scheduler.address)
+
+    def _start(self, name: str, arguments: list[object], before: tuple[str, ...] = (), **environment: str) -> None:
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"] if name == "scheduler" else []
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [*before, sys.executable, *map(str, [*arguments, *options])],
+                env=os.environ | environment, stdout=log, stderr=log, cwd=self._folder,
+            )  # fmt: skip
+
+    def worker(self, name: str, kind: list[str] = WORKER, before: tuple[str, ...] = (), **environment: str) -> str:
+        """Start a worker; returns its address."""
+        options = [self.address, "--nthreads", 1, "--memory-limit", "1GB", "--no-dashboard", "--no-nanny",
+                   "--host", "127.0.0.1", "--name", name]  # fmt: skip
+        self._start(name, [*kind, *options], before, **environment)
+        return str(until(lambda: self.addresses().get(name)))
+
+    def addresses(self) -> dict[str, str]:
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {worker["name"]: address for address, worker in known.items()}
+
+    def kill(self, name: str) -> None:
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def close(self) -> None:
+        self.client.close()
+        for name in self._processes:
+            self.kill(name)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
+    cluster = Elsewhere(tmp_path)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> dict[str, str]:
+    """The environment of a worker whose desra differs from ours by one number."""
+    for package in (desra_core, tasks):
+        folder = Path(package.__file__).parent
+        shutil.copytree(folder, tmp_path / "other" / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "other" / "desra_core" / "detection" / "mask.py"
+    path.write_text(path.read_text() + "\nSOMETHING_ELSE = 1\n")
+    return {"PYTHONPATH": str(tmp_path / "other")}
+
+
+def who(image, about) -> str:
+    return get_worker().name
+
+
+def job(function: Callable = who) -> Job:
+    return Job("who", lambda image, about: function(image, about), {})
+
+
+def names(count: int) -> list:
+    return images(*(f"photo{index}" for index in range(count)))
+
+
+def warnings(capfd) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+
+def test_workers_of_others_are_used(elsewhere, tmp_path, capfd) -> None:
+    for name in ("one", "two"):
+        elsewhere.worker(name)
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+        assert (dask.workers, dask.max_pixels) == (2, 11_250_000)
+        assert {result for _, result in dask.map(job(), names(40))} == {"one", "two"}
+        assert dask.follow(os.getpid, resources={}, on_second=lambda: None) != os.getpid()
+        assert list(dask.map(job(), [])) == []
+    assert warnings(capfd) == []
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) -> None:
+    bare, old = elsewhere.worker("bare", BARE), elsewhere.worker("old", **other)
+    with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path):
+        pass
+    assert refused.value.subject in (bare, old)
+    assert not list(tmp_path.glob(".*"))
+    elsewhere.worker("good")
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+        assert dask.workers == 1
+        told = sorted(warnings(capfd))
+        assert len(told) == 2
+        for address, has in ((bare, "no desra"), (old, "desra 0")):
+            [line] = [line for line in told if address in line]
+            assert f"{address}: this worker has {has}" in line
+            assert line.endswith("; install the same there, and start it again")
+        assert {result for _, result in dask.map(job(), names(40))} == {"good"}
+        assert dask.follow(lambda: who(None, None), resources={}, on_second=lambda: None) == "good"
+    assert warnings(capfd) == []
+
+
+def test_one_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) -> None:
+    elsewhere.worker("good")
+    results: list[object] = []
+
+    def patient(image, about) -> str:
+        while not (Path(about) / "go on").exists():
+            pass
+        return who(image, about)
+
+    work = [(image, str(tmp_path)) for image, _ in names(30)]
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+
+        def run() -> None:
+            results.extend(dask.map(job(patient), work))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        old = elsewhere.worker("old", **other)
+        said: list[str] = []
+        until(lambda: said.extend(warnings(capfd)) or said)
+        later = elsewhere.worker("later")
+        (tmp_path / "go on").touch()
+        thread.join()
+    assert [line.startswith(f"warning: {old}: this worker has desra 0") for line in said] == [True]
+    assert {result for _, result in results} <= {"good", "later"}
+    assert len(results) == 30
+    assert later in elsewhere.addresses().values()
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """A workspace, and the beginning of a command that runs where another, empty folder is in its place."""
+    workspace = tmp_path / "ws"
+    workspace.mkdir()
+    before = ("unshare", "--mount", "--user", "--map-root-user", "sh", "-c",
+              'mount -t tmpfs none "$0" && exec "$@"', str(workspace))  # fmt: skip
+    if subprocess.run([*before, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mounts of one's own here")
+    return workspace, before
+
+
+def test_one_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, capfd) -> None:
+    workspace, before = away
+    blind = elsewhere.worker("blind", before=before)
+    told = f"this worker does not see {workspace}, where the results go; have that folder there under the same path"
+    with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=workspace):
+        pass
+    assert str(refused.value) == f"{blind}: {told}"
+    elsewhere.worker("good")
+    with open_dask(Machine(scheduler=elsewhere.address), folder=workspace) as dask:
+        assert warnings(capfd) == [f"warning: {blind}: {told}"]
+        assert {result for _, result in dask.map(job(), names(20))} == {"good"}
+    # What writes nothing may run there.
+    with open_dask(Machine(scheduler=elsewhere.address)) as dask:
+        assert dask.workers == 2
+
+
+def test_a_run_with_none_but_such_workers_is_refused(elsewhere, away, desra, make_pairs, tmp_path) -> None:
+    """It ended in "0 of 3 images done, 0 failed", without a word of why."""
+    workspace, before = away
+    blind = elsewhere.worker("blind", before=before)
+    make_pairs(tmp_path, 3)
+    run = desra(
+        "detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace,
+        "--scheduler", elsewhere.address,
+    )  # fmt: skip
+    assert f"{blind}: this worker does not see {workspace}" in refusal(run, server=True)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_wait_for_ever_for_workers_that_get_no_work(elsewhere, other, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fanout, "_LOST_SECONDS", 4)
+    elsewhere.worker("good")
+
+    def stuck(image, about) -> None:
+        threading.Event().wait()
+
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+        elsewhere.worker("old", **other)
+        threading.Timer(1, elsewhere.kill, ["good"]).start()
+        results = [result for _, result in dask.map(job(stuck), names(3))]
+    assert all(isinstance(result, TransientError) for result in results)
+    assert "the Dask workers have gone" in str(results[0])
