@@ -26,6 +26,7 @@ from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, printable
 from desra_core.human_masks import told_resting
+from desra_core.matching import with_twins_summed_up
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of
@@ -111,7 +112,9 @@ def wait_for(flow_run: str, task_runs: int) -> None:
 
 
 def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> None:
-    """Print rows of the schema `desra_core.matching.FAILURES`, a line each."""
+    """Print rows of the schema `desra_core.matching.FAILURES`, a line each; with a limit, one for all lacking twins."""
+    if limit is not None:
+        failures = with_twins_summed_up(failures)
     for row in failures.slice(0, limit).to_pylist():
         say(f"failed: {printable(DesraError(row['subject'], row['reason'], row['remedy']))}")
     if limit is not None and failures.num_rows > limit:

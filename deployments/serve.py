@@ -72,7 +72,8 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
-    _check(serving)
+    if not workspace.exists():
+        _check(serving)  # before there is one: what is refused leaves none behind
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -80,6 +81,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
+            _check(serving)
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")

@@ -20,6 +20,7 @@ from desra_core.workspace import Workspace, takes_name
 ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
 
+_NO_TWIN = "has no twin"
 # In bytes: names up to here fit wherever their workspace lies, so that a million of them cost no look each.
 _SURELY_SHORT = 100
 
@@ -203,10 +204,26 @@ def _failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, 
     return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
 
 
+def with_twins_summed_up(failures: pa.Table) -> pa.Table:
+    """Failures (schema `FAILURES`) with one row, the first, for all files that lack a twin in the same folder.
+
+    Where folders do not belong together, or one is half full, there are as many as files.
+    """
+    lacking = pc.starts_with(failures["reason"], _NO_TWIN)
+    rows = failures.filter(lacking)
+    summed_up = []
+    for reason in rows["reason"].unique().to_pylist():
+        alike = rows.filter(pc.equal(rows["reason"], reason))
+        first = alike.slice(0, 1).to_pylist()[0]
+        more = f" and {alike.num_rows - 1:,} more" if alike.num_rows > 1 else ""
+        summed_up.append(first | {"subject": first["subject"] + more})
+    return pa.concat_tables([pa.Table.from_pylist(summed_up, FAILURES), failures.filter(pc.invert(lacking))])
+
+
 def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
     paths = lacking[f"{twin}_path"].combine_chunks()
     subjects = pc.binary_join_element_wise(f"{sources.folder(twin)}", paths, "/")
-    reason = f"has no twin of the same relative path, suffix aside, in {sources.folder(role)}"
+    reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.folder(role)}"
     return _failure_rows(lacking["name"].combine_chunks(), "scan", subjects, reason, "add the twin, or remove it")
 
 

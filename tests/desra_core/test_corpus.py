@@ -30,7 +30,7 @@ from desra_core.corpus import (
 )
 from desra_core.errors import UsageError
 from desra_core.human_masks import HUMAN_MASKS, read_human_masks
-from desra_core.matching import FAILURES, Sources
+from desra_core.matching import FAILURES, Sources, with_twins_summed_up
 from desra_core.outcomes import Outcome, gather_shard
 from desra_core.workspace import DATASET, Workspace
 
@@ -461,6 +461,21 @@ def test_an_empty_folder_costs_one_line(folders: Folders, role: str) -> None:
     (folders.root / role / "photo1.exr").touch()
     with pytest.raises(UsageError, match=f"/{role}: holds no images, but 1 .exr;"):
         folders.scan()
+
+
+def test_files_without_a_twin_are_summed_up_for_people(folders: Folders) -> None:
+    for number in range(9):
+        folders.put(f"here{number}.png", roles=("mse_sr",))
+        folders.put(f"there{number}.png", roles=("gan_sr",))
+    folders.put("a.png")
+    folders.put("b.png", roles=("mse_sr",))
+    failures = folders.scan().failures
+    assert failures.num_rows == 19
+    told = {row["subject"].removeprefix(f"{folders.root}/"): row["reason"] for row in
+            with_twins_summed_up(failures).to_pylist()}  # fmt: skip
+    assert [subject.partition("/")[0] for subject in told] == ["gan_sr", "mse_sr"]
+    assert [subject.partition(" and ")[2] for subject in told] == ["8 more", "9 more"]
+    assert with_twins_summed_up(failures.slice(0, 1)).equals(failures.slice(0, 1))
 
 
 def test_names_that_a_mac_has_spelled_match(folders: Folders) -> None:
