@@ -200,10 +200,10 @@ def _of_image_path(
     """The images that the imagePath of a LabelMe file may mean; None where it tells nothing."""
     if not file.image_path:
         return None
-    picture = (file.path.absolute().parent / file.image_path).resolve()
-    for folder in filter(None, (export_root(picture.parent), *pictures)):
-        if picture.is_file() and picture.is_relative_to(folder.resolve()):
-            return names.exact(picture.relative_to(folder.resolve()).as_posix())
+    if picture := _picture(file):
+        for folder in filter(None, (export_root(picture.parent), *pictures)):
+            if picture.is_relative_to(folder.resolve()):
+                return names.exact(picture.relative_to(folder.resolve()).as_posix())
     beside = posixpath.normpath(posixpath.join(posixpath.dirname(place), file.image_path))
     if not flat and (found := names.exact(beside)):
         return found
@@ -211,6 +211,16 @@ def _of_image_path(
         return names.find(file.image_path) or ([] if flat else None)
     # A file at the place of an image, of a picture that is not beside it, has been renamed together with its picture.
     return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
+
+
+def _picture(file: LabelMeFile) -> Path | None:
+    """The picture that a LabelMe file names, in the folder where it really lies; None where there is none."""
+    named = file.path.absolute().parent / file.image_path
+    try:
+        picture = named.parent.resolve() / named.name
+        return picture if picture.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # no path that this system could have
+        return None
 
 
 def _coco(path: Path, label: str | None, names: ImageNames) -> list[_Source]:

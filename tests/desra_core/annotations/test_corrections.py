@@ -431,6 +431,8 @@ def labelme_files(folder: Path, **image_paths: str | None) -> Path:
         ({"s1__y": "y.png"}, ["s1/y"]),
         ({"s1__y": None, "x": None}, ["s1/y", "x"]),
         ({"s1__y": "../pictures/renamed.png"}, ["s1/y"]),
+        ({"s1__y": f"../{'long' * 99}.png"}, ["s1/y"]),
+        ({"s1__y": "../zero\0.png"}, ["s1/y"]),
         ({"labels__z": "z.png"}, ["z"]),
         ({"labels__s1__y": "../../s1/y.png"}, ["s1/y"]),
     ],
@@ -468,6 +470,9 @@ def test_the_picture_itself_tells_where_it_is(pages: Workspace, tmp_path: Path) 
             drawn = labelme_files(tmp_path / "drawn", x=f"../{folder.relative_to(tmp_path)}/{name}.png")
             (correction,), errors = read_corrections(pages, "labelme", drawn)
             assert (correction.name, errors) == (name, [])
+    (tmp_path / "linked").symlink_to(tmp_path / "s1/s1")
+    (correction,), _ = read_corrections(pages, "labelme", labelme_files(tmp_path / "drawn", x="../linked/x.png"))
+    assert correction.name == "s1/x"
     (tmp_path / "s1/s7").mkdir()
     shutil.copy(tmp_path / "s1/x.png", tmp_path / "s1/s7/x.png")
     (error,) = problems(pages, "labelme", labelme_files(tmp_path / "drawn", x="../s1/s7/x.png"))
