@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -30,16 +31,20 @@ class _Artifact:
     def __init__(self, key: str, line: str) -> None:
         self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
         self._silent_until = 0.0
+        self._retries = get_current_settings().client.max_retries
 
     def show(self, share: float, line: str) -> str | None:
         """Refresh it; returns a warning where that fails."""
         if time.monotonic() < self._silent_until:
             return None
+        client = get_current_settings().client
         try:
             update_progress_artifact(self._id, 100.0 * share, line)
         except httpx.HTTPError:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
+            client.max_retries = 0  # nothing else of this run is to wait another minute for it
             return "warning: the Prefect server does not answer; the work goes on"
+        client.max_retries = self._retries
         return None
 
 

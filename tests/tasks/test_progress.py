@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import httpx
 import pytest
+from prefect.settings import get_current_settings
 
 from desra_core.errors import ImageError, TransientError
 from tasks import progress as module
@@ -144,3 +146,26 @@ def test_the_time_left_of_a_finetune_whose_steps_are_slow(clock: Clock) -> None:
     clock.now += 10
     progress.reached(2, "")
     assert progress.line().endswith("0:00:20 left")
+
+
+def test_a_server_that_is_silent_is_waited_for_once(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """By Prefect's client, for a minute; until it answers again, nothing else waits as long."""
+
+    def refuse(*_: object) -> None:
+        raise httpx.ConnectError("refused")
+
+    client = get_current_settings().client
+    patience = client.max_retries
+    assert patience > 1
+    progress = RunProgress("mine", 6, 1)
+    answers = module.update_progress_artifact
+    monkeypatch.setattr(module, "update_progress_artifact", refuse)
+    for _ in range(2):
+        progress.show()
+        clock.now += 1
+    assert capsys.readouterr().err.count("warning: the Prefect server does not answer; the work goes on\n") == 1
+    assert client.max_retries == 0
+    monkeypatch.setattr(module, "update_progress_artifact", answers)
+    clock.now += 60
+    progress.show()
+    assert client.max_retries == patience
