@@ -406,6 +406,17 @@ def test_bgr8() -> None:
         assert bgr8(pixels).dtype == np.uint8
 
 
+def test_a_tiff_whose_pages_never_end() -> None:
+    """The last page of three names an earlier one as the next."""
+    pages = [Page(GRAY[:, :, np.newaxis], 1, 8, subfile=1) for _ in range(3)]
+    data = bytearray(tiff_file(*pages))
+    first = struct.unpack_from("<I", data, 4)[0]
+    second = struct.unpack_from("<I", data, first + 2 + 12 * struct.unpack_from("<H", data, first)[0])[0]
+    for next_page in (first, second):
+        data[-4:] = struct.pack("<I", next_page)
+        assert isinstance(outcome_of(bytes(data)), ImageError)
+
+
 def test_nothing_is_printed_about_odd_files(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
