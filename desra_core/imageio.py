@@ -134,7 +134,7 @@ def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     if channels == 1:
         return _encode(pixels, [])
     if channels == 2:  # which OpenCV does not write
-        return bytes(imagecodecs.png_encode(pixels if alpha is None else np.dstack([pixels, alpha])))
+        return bytes(imagecodecs.png_encode(_contiguous(pixels) if alpha is None else np.dstack([pixels, alpha])))
     ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
     ordered[:, :, :3] = pixels[:, :, 2::-1]
     ordered[:, :, 3:] = pixels[:, :, 3:] if alpha is None else alpha[:, :, np.newaxis]
