@@ -9,14 +9,13 @@ ICC profiles are not applied; their presence is recorded.
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import cv2
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from desra_core import pillow, png, tiff
 from desra_core.errors import ImageError, TooLargeError, TransientError
@@ -128,18 +127,16 @@ def encode_mask(mask: Mask) -> bytes:
 
 
 def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
-    """Encode ``(H, W)``, ``(H, W, 1)``, RGB or RGBA pixels, uint8 or uint16, as PNG.
+    """Encode ``(H, W)`` or ``(H, W, 1..4)`` pixels, uint8 or uint16, alpha last, as PNG.
 
-    ``alpha`` of ``(H, W)`` may come apart; beside gray pixels, only where both are uint8.
+    ``alpha`` of ``(H, W)`` and the same dtype may come apart.
     """
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     channels = pixels.shape[2] + (alpha is not None)
     if channels == 1:
         return _encode(pixels, [])
     if channels == 2:  # which OpenCV does not write
-        buffer = io.BytesIO()
-        Image.fromarray(pixels if alpha is None else np.dstack([pixels, alpha])).save(buffer, "PNG")
-        return buffer.getvalue()
+        return bytes(imagecodecs.png_encode(_contiguous(pixels) if alpha is None else np.dstack([pixels, alpha])))
     ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
     ordered[:, :, :3] = pixels[:, :, 2::-1]
     ordered[:, :, 3:] = pixels[:, :, 3:] if alpha is None else alpha[:, :, np.newaxis]

@@ -10,6 +10,7 @@ import logging
 import math
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ _PREDICTED = frozenset({
     COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
 })  # fmt: skip
 _MOST_SAMPLES = 16
+_MOST_PAGES = 256
 _LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
 _BUFFER = 2**22  # bytes of the file that are taken at a time
 _ROWS = 64  # which are divided by alpha at a time
@@ -205,7 +207,10 @@ class TiffPicture:
 
 
 def _full_page(file: TiffFile, path: Path) -> TiffPage:
-    pages = [page for page in _pages(file) if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
+    found = list(islice(_pages(file), _MOST_PAGES + 1))
+    if len(found) > _MOST_PAGES:  # a damaged file can name pages without end
+        raise ImageError(path, f"holds more than {_MOST_PAGES} pages", "save each page as a file of its own")
+    pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
     pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages
     if len(pages) > 1:
         sizes = " and ".join(dict.fromkeys(f"{page.imagewidth}x{page.imagelength}" for page in pages))

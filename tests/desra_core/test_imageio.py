@@ -382,16 +382,18 @@ def test_masks_are_1_bit_and_deterministic(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 4])
 def test_encode_png_round_trip(channels: int, dtype: type) -> None:
     pixels = DEEP.astype(dtype)
     pixels = pixels[:, :, :channels] if channels else pixels[:, :, 0]
     photo = decode(encode_png(pixels), PATH)
     assert photo.pixels.dtype == dtype
-    assert np.array_equal(photo.pixels, pixels.reshape(7, 12, -1)[:, :, :3])
-    assert (photo.alpha is not None) == (channels == 4)
+    colours = 3 if channels > 2 else 1
+    assert np.array_equal(photo.pixels, pixels.reshape(7, 12, -1)[:, :, :colours])
+    assert (photo.alpha is not None) == (channels in (2, 4))
     if photo.alpha is not None:
-        assert np.array_equal(photo.alpha, pixels[:, :, 3])
+        assert np.array_equal(photo.alpha, pixels[:, :, colours])
+        assert encode_png(photo.pixels, photo.alpha) == encode_png(pixels)
 
 
 def test_bgr8() -> None:
@@ -402,6 +404,17 @@ def test_bgr8() -> None:
     for pixels in (RGB, GRAY[:, :, np.newaxis], deep):
         assert bgr8(pixels).flags.c_contiguous
         assert bgr8(pixels).dtype == np.uint8
+
+
+def test_a_tiff_whose_pages_never_end() -> None:
+    """The last page of three names an earlier one as the next."""
+    pages = [Page(GRAY[:, :, np.newaxis], 1, 8, subfile=1) for _ in range(3)]
+    data = bytearray(tiff_file(*pages))
+    first = struct.unpack_from("<I", data, 4)[0]
+    second = struct.unpack_from("<I", data, first + 2 + 12 * struct.unpack_from("<H", data, first)[0])[0]
+    for next_page in (first, second):
+        data[-4:] = struct.pack("<I", next_page)
+        assert isinstance(outcome_of(bytes(data)), ImageError)
 
 
 def test_nothing_is_printed_about_odd_files(
