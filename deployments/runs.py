@@ -30,11 +30,12 @@ from desra_core.matching import with_twins_summed_up
 from desra_core.plan import Prepared, make_plan, prepare
 from desra_core.scanning import told_passed_over
 from desra_core.settings import CorpusSettings, Machine, method_of
-from desra_core.tables import publish_tables, worst_regions
+from desra_core.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.workspace import Workspace
 from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, say
 
 _SHOWN_REGIONS = 10
+_SHOWN_PAGED = 5
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
@@ -152,6 +153,10 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
     if others := told_passed_over(scanned.passed_over):
         typer.echo(f"passed over {others}")
+    if paged := images_of_several_pages(workspace):
+        named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
+        more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
+        typer.echo(f"pages    only the first of several is read of {named}{more}")
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"

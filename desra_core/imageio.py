@@ -38,11 +38,13 @@ class Photo(NamedTuple):
     """A decoded image file.
 
     ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
+    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read.
     """
 
     pixels: Pixels
     alpha: Pixels | None
     has_icc_profile: bool
+    further_pages: int = 0
 
 
 def read_bytes(path: Path) -> bytes:
@@ -92,7 +94,7 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     pixels = _upright(picture.channels(indices=False), picture.orientation)
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
-    return Photo(_contiguous(pixels[:, :, :colours]), alpha, picture.has_icc_profile)
+    return Photo(_contiguous(pixels[:, :, :colours]), alpha, picture.has_icc_profile, picture.further_pages)
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
@@ -167,6 +169,7 @@ class _Picture(Protocol):
     size: tuple[int, int]
     orientation: int
     has_icc_profile: bool
+    further_pages: int
 
     def channels(self, *, indices: bool) -> Pixels:
         """All channels as ``(H, W, C)``, alpha last, palettes expanded unless ``indices`` are asked for."""

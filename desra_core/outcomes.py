@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("icc_profile", pa.bool_()),
+        pa.field("further_pages", pa.int32()),
         pa.field("tile", pa.int32()),
         pa.field("similarity_key", pa.string()),
         pa.field("similarity_kept", pa.bool_()),
@@ -71,6 +72,8 @@ class Outcome:
     ----------
     icc_profile
         Whether the GAN result, or the photo, has a colour profile, which is ignored.
+    further_pages
+        Full pages of that file beside the first, which are not read; None in records from before they were counted.
     tile
         Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
     similarity_key, segmentation_key, mask_key
@@ -97,6 +100,7 @@ class Outcome:
     height: int | None = None
     width: int | None = None
     icc_profile: bool = False
+    further_pages: int | None = None
     tile: int | None = None
     similarity_key: str | None = None
     similarity_kept: bool = False

@@ -47,6 +47,7 @@ class PillowPicture:
             raise ImageError(path, f"has the colour model {self._image.mode}", "convert it to RGB or gray")
         self.size = self._image.height, self._image.width
         self.has_icc_profile = "icc_profile" in self._image.info
+        self.further_pages = 0
         with _quiet():
             try:
                 self.orientation = int(self._image.getexif().get(_ORIENTATION_TAG, 1))

@@ -51,6 +51,7 @@ class PngPicture:
         width, height = struct.unpack_from(">II", self._chunks[0][1], 8)
         self.size = height, width
         self.has_icc_profile = any(kind == b"iCCP" for kind, _ in self._chunks)
+        self.further_pages = 0
         self.orientation = _orientation(self._chunks)
 
     def channels(self, *, indices: bool) -> Pixels:

@@ -54,6 +54,16 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
     workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
 
 
+def images_of_several_pages(workspace: Workspace) -> list[str]:
+    """Name the images whose file has further full pages, which are not read."""
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    outcomes = read_outcomes(workspace, ["id", "further_pages"])
+    ids = outcomes["id"].filter(pc.greater(outcomes["further_pages"], 0)).combine_chunks()
+    names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
+    return names
+
+
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:
     """The most severe regions of a workspace, worst first (schema `REGIONS`); none with a severity below zero."""
     regions = read_table(workspace.regions, REGIONS)

@@ -61,14 +61,15 @@ class TiffPicture:
     Raises
     ------
     ImageError
-        The file is damaged, holds several full pictures, or one of a kind that is not read.
+        The file is damaged, or its picture is of a kind that is not read.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data
         self._path = path
         try:
-            self._page = _full_page(TiffFile(io.BytesIO(data)), path)
+            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)), path)
+            self.further_pages = len(further)
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
             self.orientation = _orientation(self._page)
             self.has_icc_profile = 34675 in self._page.tags
@@ -206,19 +207,16 @@ class TiffPicture:
         return None
 
 
-def _full_page(file: TiffFile, path: Path) -> TiffPage:
+def _full_pages(file: TiffFile, path: Path) -> list[TiffPage]:
+    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else."""
     found = list(islice(_pages(file), _MOST_PAGES + 1))
     if len(found) > _MOST_PAGES:  # a damaged file can name pages without end
         raise ImageError(path, f"holds more than {_MOST_PAGES} pages", "save each page as a file of its own")
     pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
-    pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages
-    if len(pages) > 1:
-        sizes = " and ".join(dict.fromkeys(f"{page.imagewidth}x{page.imagelength}" for page in pages))
-        reason = f"holds {len(pages)} full pages of {sizes} pixels"
-        raise ImageError(path, reason, "save each page as a file of its own")
+    pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages[:1]
     if not pages:
         raise ValueError("no picture in it")
-    return pages[0]
+    return pages
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:

@@ -112,7 +112,7 @@ def _publish(
 def _export(image: ImageRef, mask: Mask, workspace: Workspace, settings: MaskSettings) -> None:
     """Write the dataset pictures, one after the other: each holds several copies of itself while it is encoded."""
     assert image.lr is not None
-    lr, alpha, _ = read_photo(image.lr, settings.max_pixels)
+    lr, alpha, *_ = read_photo(image.lr, settings.max_pixels)
     sr_alpha = None if alpha is None else resize_alpha(alpha, mask.shape[0] // alpha.shape[0])
 
     def publish(kind: str, data: bytes) -> None:

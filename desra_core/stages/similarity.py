@@ -47,12 +47,13 @@ def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, se
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     mse_sr = read_photo(image.mse_sr, settings.max_pixels).pixels
-    gan_sr, _, has_icc_profile = read_photo(image.gan_sr, settings.max_pixels)
+    photo = read_photo(image.gan_sr, settings.max_pixels)
+    gan_sr = photo.pixels
     if mse_sr.shape[:2] != gan_sr.shape[:2]:
         height, width = gan_sr.shape[:2]
         reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
         raise ImageError(image.gan_sr.path, reason, "both results of one photo must have the same size")
-    outcome = replace(outcome, icc_profile=has_icc_profile)
+    outcome = replace(outcome, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
     return compare(image, mse_sr, gan_sr, outcome, workspace, settings)
 
 
@@ -85,6 +86,7 @@ def compare(
         height=height,
         width=width,
         icc_profile=outcome.icc_profile,
+        further_pages=outcome.further_pages,
         tile=outcome.tile,
         similarity_key=settings.key,
         similarity_kept=kept,

@@ -99,7 +99,9 @@ class _Pair:
         if self._photo is None:
             assert self._image.lr is not None
             self._photo = read_photo(self._image.lr, self._settings.similarity.max_pixels // model.scale**2)
-            self.outcome = replace(self.outcome, icc_profile=self._photo.has_icc_profile)
+            self.outcome = replace(
+                self.outcome, icc_profile=self._photo.has_icc_profile, further_pages=self._photo.further_pages
+            )
         started = time.perf_counter()
         try:
             pixels, tile = super_resolve(model, self._photo.pixels)
