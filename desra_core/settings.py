@@ -27,7 +27,9 @@ class Machine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: int | None = Field(None, ge=1, description="Worker processes; by default one per core, fewer for large images.")
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes; by default one per core, fewer for large images."
+    )
     memory: str | None = Field(
         None,
         pattern=r"(?i)^\d+(\.\d+)? ?([KMGT]i?)?B?$",
