@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, Security, Worker, as_completed
-from distributed.comm import CommClosedError, connect
+from distributed.comm.core import CommClosedError, connect
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 from prefect.runtime import flow_run
