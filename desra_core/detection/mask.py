@@ -107,9 +107,9 @@ def artifact_mask(
 
 
 def _frame(similarity: Similarity, labels: Labels | None) -> int:
-    if isinstance(similarity, SimilarityMap) or labels is None:
-        return int(getattr(similarity, "frame", _FRAME))
-    return int(labels.shape[0] - similarity.shape[0]) // 2
+    if isinstance(similarity, SimilarityMap):
+        return similarity.frame
+    return _FRAME if labels is None else (int(labels.shape[0]) - int(similarity.shape[0])) // 2
 
 
 def score_mask(

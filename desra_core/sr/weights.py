@@ -55,13 +55,15 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
-    tensors = _flattened(_read(path))
+    content = _read(path)
+    tensors = _flattened(content)
+    names = {name.partition(".")[0] for name in (*tensors, *map(str, content))}
+    if not {"params", "params_ema"} <= names:
+        return {"raw": read_weights(path)}
     parts = {
         kind: {name: value for name, value in tensors.items() if name.startswith(f"{wrapper}.")}
         for kind, wrapper in (("raw", "params"), ("ema", "params_ema"))
     }
-    if not all(parts.values()):
-        return {"raw": read_weights(path)}
     kinds = {kind: _unwrapped(part) for kind, part in parts.items()}
     for weights in kinds.values():
         _check_finite(weights, path)
