@@ -69,6 +69,8 @@ def each_image(
             if isinstance(result, ImageError) and image.id not in failed:
                 failed.add(image.id)
                 progress.failed(result, len(image.names), 0)
-            progress.passed(1 + last * (stages - turns[image.id]), last=last and image.id not in failed)
+            progress.passed(1, last=last and image.id not in failed)
+            if last:
+                progress.passed(stages - turns[image.id])  # the turns that it did not need
             progress.show()
             yield image, result

@@ -16,7 +16,7 @@ from desra_core.evaluation.table import score_rows
 from desra_core.promotion import Event, current_model, history
 from desra_core.report import plots, wording
 from desra_core.report.cards import KINDS, Card, make_card
-from desra_core.report.verdict import Document, read_document
+from desra_core.report.verdict import Document, Finetune, read_document
 from desra_core.workspace import Workspace
 
 # A line for each of `desra_core.evaluation.table.COLUMNS`.
@@ -136,7 +136,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> Finetuning | None
         rows=rows,
         cards=[make_card(workspace.gate, picture) for picture in document.pictures[:_CARDS]],
         plots=_plots(document),
-        training=wording.settings_rows(document.finetune.training) if document.finetune else [],
+        training=_training(document.finetune) if document.finetune else [],
         current=_current(past, document),
         history=[_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
     )
@@ -174,6 +174,12 @@ def _rows(verdict: Verdict) -> list[Row]:
     roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
     told = [Row(role, cells) for role, cells in zip([*roles, "control"], rows, strict=True)]
     return [row for row in told[:-_ROWS] if row.role == "best"] + told[-_ROWS:]
+
+
+def _training(finetune: Finetune) -> list[wording.Setting]:
+    """The settings of the finetune, with the number format that it was computed in, whatever had been asked for."""
+    settled = {"amp": finetune.precision} if finetune.precision else {}
+    return wording.settings_rows(finetune.training | settled)
 
 
 def _plots(document: Document) -> list[Markup]:

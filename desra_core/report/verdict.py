@@ -51,11 +51,12 @@ class TrainingImage(BaseModel):
 
 
 class Finetune(BaseModel):
-    """How the candidates were trained; see `desra_core.training.run_folder`."""
+    """How the candidates were trained, and in which number format; see `desra_core.training.run_folder`."""
 
     parent: Model
     discriminator: Model | None
     training: dict[str, Any]
+    precision: str | None = None
     images: list[TrainingImage]
     data: str
     versions: dict[str, str]
