@@ -218,8 +218,8 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
     with local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
-        assert isinstance(cluster.security, Security)
-        write_secret(key, f"{cluster.security.tls_client_key}{cluster.security.tls_client_cert}")
+        security: Any = cluster.security
+        write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
         try:
             yield StandingCluster(cluster, gpus, key)
         finally:
