@@ -110,17 +110,19 @@ def read_corrections(
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
     assert manifest is not None
-    names = ImageNames(manifest["name"].filter(manifest["present"]).to_pylist())
+    exported = export_document(export_root(path.absolute()) or path) or {}
+    ids: dict[str, str] = exported.get("images", {})
+    # What lies in an export goes by the names of then.
+    names = ImageNames(sorted({*ids, *manifest["name"].filter(manifest["present"]).to_pylist()}))
     if origin == "labelme":
         pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
         sources, errors = _labelme(path, label, names, pictures)
     else:
         sources, errors = _coco(path, label, names), []
-    exported = export_document(export_root(path.absolute()) or path) or {}
-    renamed = _renamed(workspace, exported.get("images", {}))
-    exported["images"] = {renamed.get(name, name): key for name, key in exported.get("images", {}).items()}
-    now = ([renamed[name] for name in source.names if name in renamed][:1] for source in sources)
-    sources = [source._replace(names=new or source.names) for source, new in zip(sources, now, strict=True)]
+    renamed = _renamed(manifest, ids)
+    exported["images"] = {renamed.get(name, name): key for name, key in ids.items()}
+    now = (list(dict.fromkeys(renamed.get(name, name) for name in source.names)) for source in sources)
+    sources = [source._replace(names=new) for source, new in zip(sources, now, strict=True)]
     rows = _rows_of(workspace, target, sources)
     images: list[tuple[_Source, dict[str, Any]]] = []
     for source in sources:
@@ -131,7 +133,6 @@ def read_corrections(
         elif found:
             images.append((source, found))
     # A workspace that was made anew knows nothing of the exports before.
-    ids = exported.get("images", {})
     known = exported_masks(workspace) | {(ids[name], mask) for name, mask in exported.get("masks", {}).items()}
     human = read_human_masks(workspace, target.gan_sr_key)
 
@@ -230,13 +231,11 @@ def _coco(path: Path, label: str | None, names: ImageNames) -> list[_Source]:
     ]
 
 
-def _renamed(workspace: Workspace, exported: Mapping[str, str]) -> dict[str, str]:
+def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
     """The names that images have now which went by others when they were exported, by those.
 
     A name changes when a file of the same name but for the suffix joins the image's, or goes.
     """
-    manifest = read_manifest(workspace)
-    assert manifest is not None
     manifest = manifest.filter(
         pc.and_(manifest["present"], pc.is_in(manifest["id"], pa.array(exported.values(), pa.string())))
     )
