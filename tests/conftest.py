@@ -18,6 +18,7 @@ import torch
 from deployments import cli
 from deployments.server import prefect_server
 from desra_core.workspace import Workspace
+from tasks.lines import configure
 
 STALE_KEY = "desra:of one that was killed"
 
@@ -96,6 +97,7 @@ def desra_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
                 cli.main()
         finally:
             signal.signal(signal.SIGTERM, handler)
+            configure("warning", "text")
         stdout, stderr = capsys.readouterr()
         return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), stdout, stderr)
 
