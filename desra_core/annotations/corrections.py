@@ -52,8 +52,8 @@ class Correction(NamedTuple):
     kinds, left_out
         What each shape was drawn as, and a phrase for each that was not taken.
     as_exported
-        Whether the mask is one by the detector that was exported for this image: nobody has edited it, and nobody has
-        confirmed it before.
+        Whether the mask is one by the detector that was exported for this image (by this export, where it shows an image
+        that has a person's mask): nobody has edited it, and nobody has confirmed it before.
     """
 
     source: str
@@ -132,12 +132,15 @@ def read_corrections(
             errors.append(problem)
         elif found:
             images.append((source, found))
+    given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
     # A workspace that was made anew knows nothing of the exports before.
-    known = exported_masks(workspace) | {(ids[name], mask) for name, mask in exported.get("masks", {}).items()}
+    known = exported_masks(workspace) | given
     human = read_human_masks(workspace, target.gan_sr_key)
+    # A person whose mask counts may go back to one that the detector made before, but for what this export shows.
+    shown = human.keys() & set(ids.values())
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        correction = _correction(*image, workspace, label, known)
+        correction = _correction(*image, workspace, label, given if image[1]["id"] in shown else known)
         confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
         return correction._replace(as_exported=correction.as_exported and not confirmed)
 

@@ -349,6 +349,20 @@ def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Pa
     assert names == {"a/marked", "clean"}
 
 
+def test_a_person_may_go_back_to_what_the_detector_marked(workspace: Workspace, labelme: Path, tmp_path: Path) -> None:
+    detected = json.loads((labelme / "a/marked.json").read_bytes())["shapes"]
+    older = Path(shutil.copytree(labelme, tmp_path / "older"))
+    edit(labelme / "a/marked.json", shapes=[])
+    bring_back(workspace, "labelme", labelme, unchanged=False)
+    # Another person's copy of the export, in which nobody has edited the image.
+    assert bring_back(workspace, "labelme", older, unchanged=False) == []
+    export_workspace(workspace, tmp_path / "again", "labelme")
+    edit(tmp_path / "again/a/marked.json", shapes=detected)
+    (correction,) = bring_back(workspace, "labelme", tmp_path / "again", unchanged=False)
+    assert (correction.name, correction.changed) == ("a/marked", False)
+    assert np.array_equal(all_masks(workspace.human)["a/marked"] > 0, MARKED)
+
+
 def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, labelme: Path, coco: Path) -> None:
     """What was exported once stays known, whatever the detector says by now."""
     with_less = MARKED.copy()
