@@ -52,8 +52,8 @@ class Correction(NamedTuple):
     kinds, left_out
         What each shape was drawn as, and a phrase for each that was not taken.
     as_exported
-        Whether the mask is one by the detector that was exported for this image (by this export, where it shows an image
-        that has a person's mask): nobody has edited it, and nobody has confirmed it before.
+        Whether the mask is one by the detector that was exported for this image, by this very export where a person's
+        mask counts and the export has the image: nobody has edited it, and nobody has confirmed it before.
     """
 
     source: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -411,6 +412,58 @@ def test_imports_are_taken_back_one_by_one(workspace: Workspace, labelme: Path, 
             undo_import(workspace)
     after = files(workspace.root)
     assert {path: after[path] for path in before} == before
+
+
+def test_an_import_that_was_killed_and_run_again_is_one(
+    workspace: Workspace, labelme: Path, coco: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is run: taken back, it leaves what was there before the first time."""
+    bring_back(workspace, "coco", coco)
+    before = files(workspace.human)
+    edit(labelme / "a/marked.json", shapes=[])
+
+    class KilledError(BaseException):
+        pass
+
+    def killed_at_the_table(self: Workspace, path: Path, table: pa.Table) -> None:
+        if path == workspace.human_manifest:
+            raise KilledError
+        publish_table(self, path, table)
+
+    publish_table = Workspace.publish_table
+    for again in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(Workspace, "publish_table", killed_at_the_table)
+            with pytest.raises(KilledError):
+                bring_back(workspace, "labelme", labelme)
+        assert not all_masks(workspace.human)["a/marked"].any()
+        if again:
+            bring_back(workspace, "labelme", labelme)
+        with workspace.locked():
+            assert undo_import(workspace).restored == 3
+        assert {path: data for path, (data, _) in files(workspace.human).items()} == {
+            path: data for path, (data, _) in before.items()
+        }
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_import_is_taken_back_from_a_name_that_changed(workspace: Workspace, tmp_path: Path, earlier: bool) -> None:
+    """The image is called ``clean.png`` once there is ``clean.bmp``."""
+    drawn = labelme_files(tmp_path / "drawn", clean="clean.png")
+    if earlier:
+        bring_back(workspace, "labelme", drawn)
+    edit(drawn / "clean.json", shapes=[RECTANGLE | {"points": [[5, 5], [9, 9]]}])
+    bring_back(workspace, "labelme", drawn)
+    for role in ("mse_sr", "gan_sr"):
+        picture = cv2.imread(str(workspace.root.parent / role / "clean.png"))
+        assert cv2.imwrite(str(workspace.root.parent / role / "clean.bmp"), picture[::-1])
+    prepare(load_settings(workspace)[0])
+    assert all_masks(workspace.human)["clean.png"].any()
+    with workspace.locked():
+        assert undo_import(workspace) == (1, int(earlier), 0)
+    marked = {name: np.count_nonzero(mask) for name, mask in all_masks(workspace.human).items()}
+    assert marked == ({"clean.png": 6} if earlier else {})
+    assert [mask.name for mask in read_human_masks(workspace, None).values()] == ["clean.png"] * earlier
 
 
 @pytest.fixture
