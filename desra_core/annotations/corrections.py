@@ -134,7 +134,7 @@ def read_corrections(
             images.append((source, found))
     given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
     # A workspace that was made anew knows nothing of the exports before.
-    known = exported_masks(workspace) | given
+    known = exported_masks(workspace, (row["id"] for _, row in images)) | given
     human = read_human_masks(workspace, target.gan_sr_key)
     # A person whose mask counts may go back to one that the detector made before, but for what this export shows.
     shown = human.keys() & set(ids.values())

@@ -380,7 +380,7 @@ def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, 
 def test_a_workspace_that_was_made_anew_knows_them_by_the_export(
     workspace: Workspace, labelme: Path, coco: Path
 ) -> None:
-    workspace.exported.unlink()
+    shutil.rmtree(workspace.exported)
     for form, path in (("labelme", labelme), ("coco", coco)):
         assert bring_back(workspace, form, path, unchanged=False) == []
 
