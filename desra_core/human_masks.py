@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.atomic import replace_file
-from desra_core.imageio import Mask, decode, digest, read_bytes
+from desra_core.imageio import Mask, decode_mask, digest, read_bytes
 from desra_core.workspace import Workspace, fingerprint, read_table
 
 # ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content the id tells.
@@ -41,7 +41,7 @@ class HumanMask(NamedTuple):
 
     def read(self) -> Mask:
         """The mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
-        return np.asarray(decode(read_bytes(self.path), self.path).pixels[:, :, 0] > 0)
+        return decode_mask(read_bytes(self.path), self.path)
 
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:

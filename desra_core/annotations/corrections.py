@@ -193,7 +193,7 @@ def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[
         return here
     stem = posixpath.splitext(file.image_path.replace("\\", "/"))[0].rpartition("/")[2]
     if here and meant and set(here).isdisjoint(meant) and normalized(stem) != normalized(last):
-        reason = f"lies where a file of {here[0]} would, but its imagePath is of {meant[0]}"
+        reason = f"its place says image {here[0]}, its imagePath says {meant[0]}"
         raise ImageError(file.path, reason, "mend imagePath, or rename the file")
     return meant
 
@@ -268,7 +268,7 @@ def _problem(
         reason = f"may be of {' or of '.join(source.names[:2])}"
         return ImageError(source.source, reason, f"write the path of its picture, folders included, as {field}")
     if found is None:
-        reason = "is of no image of the workspace that is done"
+        reason = "matches no finished image of this workspace"
         return ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
     height, width = (given or own for given, own in zip(source.size, (found["height"], found["width"]), strict=True))
     if (height, width) != (found["height"], found["width"]):

@@ -17,7 +17,7 @@ from desra_core.annotations.corrections import Correction
 from desra_core.corpus import read_manifest
 from desra_core.errors import ImageError, UsageError
 from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import decode, read_bytes
+from desra_core.imageio import decode, decode_mask, read_bytes
 from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
 from desra_core.tables import publish_tables
 from desra_core.target import load_settings
@@ -46,14 +46,10 @@ class Published(NamedTuple):
 
 
 class Undone(NamedTuple):
-    """What an import was taken back at.
+    """At how many names of images something came of taking an import back.
 
-    Attributes
-    ----------
-    names, restored
-        At how many names of images masks were taken back, and at how many of them an older person's mask counts again.
-    renewed
-        At how many the pseudo-GT follows what counts now.
+    ``names``: where masks were taken back; ``restored``: where an older person's mask counts again; ``renewed``: where
+    the dataset's pictures were made again or went.
     """
 
     names: int
@@ -125,7 +121,7 @@ def undo_import(workspace: Workspace) -> Undone:
     kept = {name: row for name, row in _known(workspace).items() if name not in pngs}
     workspace.publish_table(workspace.human_manifest, _table(kept | {name: rows[name] for name in pngs if pngs[name]}))
     for name, png in stale.items():
-        if name in counting or target.keep == "all" or decode(png, workspace.mask(name)).pixels.any():
+        if name in counting or target.keep == "all" or decode_mask(png, workspace.mask(name)).any():
             _renew(workspace, png, [name])
         else:
             workspace.withdraw_dataset(name)
@@ -243,7 +239,7 @@ def _renew(workspace: Workspace, png: bytes, names: Sequence[str]) -> bool:
     def picture(kind: str) -> Path:
         return workspace.dataset(kind, names[0])
 
-    mask = decode(png, workspace.human_mask(names[0])).pixels[:, :, 0] > 0
+    mask = decode_mask(png, workspace.human_mask(names[0]))
     try:
         mse_sr, gan_sr = (decode(read_bytes(picture(kind)), picture(kind)) for kind in ("mse_sr", "gan_sr"))
     except ImageError:

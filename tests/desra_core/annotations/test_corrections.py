@@ -230,7 +230,7 @@ def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path)
     assert told == {
         "a/marked.json": "is no JSON",
         "clean.json": "is of 31x24 px but the image has 30x24",
-        "stranger.json": "is of no image of the workspace that is done",
+        "stranger.json": "matches no finished image of this workspace",
     }
     edit(labelme / "clean.json", imageWidth=30, shapes=[{"points": [[1, 1], [2, 2]], "shape_type": "polygon"}])
     reasons = [error.reason for error in problems(workspace, "labelme", labelme)]
@@ -262,7 +262,7 @@ def test_coco_files_of_other_images(workspace: Workspace, coco: Path) -> None:
     images[0]["file_name"] = "stranger.png"
     edit(coco, images=images, annotations=[])
     (error,) = problems(workspace, "coco", coco)
-    assert str(error).startswith(f"{coco}, stranger.png: is of no image of the workspace")
+    assert str(error).startswith(f"{coco}, stranger.png: matches no finished image of this workspace")
     images[0] |= {"file_name": "a/marked.png", "width": 99}
     edit(coco, images=images)
     (error,) = problems(workspace, "coco", coco)
@@ -294,7 +294,7 @@ def test_what_was_exported_from_another_result(workspace: Workspace, labelme: Pa
     plan = prepare(load_settings(workspace)[0]).plan
     assert plan.pending == 1
     (error,) = problems(workspace, "labelme", labelme)
-    assert error.reason == "is of no image of the workspace that is done"
+    assert error.reason == "matches no finished image of this workspace"
     # The same once it is done, as the records may tell.
     manifest = read_manifest(workspace).to_pylist()
     row = next(row for row in manifest if row["name"] == "clean")
@@ -517,11 +517,11 @@ def test_which_image_a_labelme_file_is_of(pages: Workspace, tmp_path: Path, plac
         ({"x": None}, "may be of s1/x or of x"),
         ({"y": "y.png"}, "may be of s1/y or of s2/y"),
         ({"labels__x": "x.png"}, "may be of s1/x or of x"),
-        ({"x": "../exp3/s7/gone.png"}, "is of no image of the workspace that is done"),
-        ({"y": "../s7/y.png"}, "is of no image of the workspace that is done"),
-        ({"z": "s1/y.png"}, "lies where a file of z would, but its imagePath is of s1/y"),
-        ({"s1__x": "../s2/y.png"}, "lies where a file of s1/x would, but its imagePath is of s2/y"),
-        ({"gone": None}, "is of no image of the workspace that is done"),
+        ({"x": "../exp3/s7/gone.png"}, "matches no finished image of this workspace"),
+        ({"y": "../s7/y.png"}, "matches no finished image of this workspace"),
+        ({"z": "s1/y.png"}, "its place says image z, its imagePath says s1/y"),
+        ({"s1__x": "../s2/y.png"}, "its place says image s1/x, its imagePath says s2/y"),
+        ({"gone": None}, "matches no finished image of this workspace"),
     ],
 )
 def test_which_image_cannot_be_decided(pages: Workspace, tmp_path: Path, places: dict, reason: str) -> None:
@@ -543,7 +543,7 @@ def test_the_picture_itself_tells_where_it_is(pages: Workspace, tmp_path: Path) 
     (tmp_path / "s1/s7").mkdir()
     shutil.copy(tmp_path / "s1/x.png", tmp_path / "s1/s7/x.png")
     (error,) = problems(pages, "labelme", labelme_files(tmp_path / "drawn", x="../s1/s7/x.png"))
-    assert error.reason == "is of no image of the workspace that is done"
+    assert error.reason == "matches no finished image of this workspace"
 
 
 @pytest.mark.parametrize(
