@@ -22,7 +22,7 @@ from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.human_masks import exported_masks, mask_key, read_human_masks
 from desra_core.image_names import ImageNames
-from desra_core.imageio import encode_mask
+from desra_core.imageio import digest, encode_mask, read_bytes
 from desra_core.plan import done_images
 from desra_core.scanning import normalized
 from desra_core.target import Target, load_settings
@@ -136,11 +136,17 @@ def read_corrections(
     # A workspace that was made anew knows nothing of the exports before.
     known = exported_masks(workspace, (row["id"] for _, row in images)) | given
     human = read_human_masks(workspace, target.gan_sr_key)
-    # A person whose mask counts may go back to one that the detector made before, but for what this export shows.
+    # A person whose mask counts may go back to the detector's: what this export gave away tells whether anybody did.
     shown = human.keys() & set(ids.values())
+    written = {key for keys in exported.get("files", {}).values() for key in keys}
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        correction = _correction(*image, workspace, label, given if image[1]["id"] in shown else known)
+        source, row = image
+        before = known
+        if row["id"] in shown:
+            saved = isinstance(source.drawn, LabelMeFile) and digest(read_bytes(source.drawn.path)) not in written
+            before = frozenset() if saved else given
+        correction = _correction(source, row, workspace, label, before)
         confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
         return correction._replace(as_exported=correction.as_exported and not confirmed)
 

@@ -357,6 +357,10 @@ def test_a_person_may_go_back_to_what_the_detector_marked(workspace: Workspace, 
     bring_back(workspace, "labelme", labelme, unchanged=False)
     # Another person's copy of the export, in which nobody has edited the image.
     assert bring_back(workspace, "labelme", older, unchanged=False) == []
+    edit(labelme / "a/marked.json", shapes=detected)
+    assert [one.pixels for one in bring_back(workspace, "labelme", labelme, unchanged=False)] == [MARKED.sum()]
+    edit(labelme / "a/marked.json", shapes=[])
+    bring_back(workspace, "labelme", labelme, unchanged=False)
     export_workspace(workspace, tmp_path / "again", "labelme")
     edit(tmp_path / "again/a/marked.json", shapes=detected)
     (correction,) = bring_back(workspace, "labelme", tmp_path / "again", unchanged=False)
