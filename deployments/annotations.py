@@ -120,7 +120,7 @@ def import_masks(
         say("interrupted: import again")
         raise typer.Exit(130) from None
     if published is None:
-        typer.echo("nothing to import: no mask was edited")
+        typer.echo("nothing to import: every mask is as exported")
     else:
         _tell_masks(published, taken)
     _tell_left_out(taken, len(corrections) - len(taken))
@@ -175,8 +175,10 @@ def _tell_left_out(taken: Sequence[Correction], as_exported: int) -> None:
     """Say what of the files is not among people's masks now, and why."""
     if as_exported:
         one = as_exported == 1
-        masks, it = ("1 image, whose mask is", "it") if one else (f"{as_exported} images, whose masks are", "them")
-        typer.echo(f"left out {masks} as exported: nobody has edited {it}; --unchanged confirms such masks")
+        masks, keeps = (
+            ("1 image, whose mask is", "it keeps") if one else (f"{as_exported} images, whose masks are", "they keep")
+        )
+        typer.echo(f"left out {masks} as exported: {keeps} what counts now; --unchanged takes such masks too")
     reasons = Counter(reason for one in taken for reason in one.left_out)
     for reason, count in reasons.most_common():
         noun, _, rest = reason.partition(" ")

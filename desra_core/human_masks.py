@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.atomic import replace_file
-from desra_core.imageio import Mask, decode, digest, read_bytes
-from desra_core.workspace import Workspace, read_table
+from desra_core.imageio import Mask, decode_mask, digest, read_bytes
+from desra_core.workspace import Workspace, fingerprint, read_table
 
 # ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content the id tells.
 HUMAN_MASKS = pa.schema(
@@ -41,7 +41,7 @@ class HumanMask(NamedTuple):
 
     def read(self) -> Mask:
         """The mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
-        return np.asarray(decode(read_bytes(self.path), self.path).pixels[:, :, 0] > 0)
+        return decode_mask(read_bytes(self.path), self.path)
 
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:
@@ -116,16 +116,23 @@ def mask_key(mask: Mask) -> str:
     return digest(repr(mask.shape).encode() + np.packbits(mask).tobytes())
 
 
-def exported_masks(workspace: Workspace) -> frozenset[tuple[str, str]]:
-    """The masks by the detector that were ever exported: image id and `mask_key` of each."""
-    table = read_table(workspace.exported, EXPORTED)
-    return frozenset(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))
+def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """The masks by the detector that were ever exported of some images: image id and `mask_key` of each."""
+    wanted = pa.array(set(ids), pa.string())
+    found: set[tuple[str, str]] = set()
+    for path in sorted(workspace.exported.glob("*.parquet")):
+        table = read_table(path, EXPORTED, remedy="delete it: the folder of its export still tells its masks")
+        table = table.filter(pc.is_in(table["id"], wanted))
+        found.update(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))
+    return frozenset(found)
 
 
 def remember_exported(workspace: Workspace, masks: Iterable[tuple[str, str]]) -> None:
     """Add masks to `exported_masks` (raises `desra_core.errors.TransientError`); the workspace need not be locked."""
-    known = exported_masks(workspace)
-    if not known.issuperset(masks := set(masks)):
-        rows = [{"id": image_id, "mask": mask} for image_id, mask in sorted(known | masks)]
-        table = pa.Table.from_pylist(rows, EXPORTED)
-        replace_file(workspace.exported, lambda file: pq.write_table(table, file), durable=True)
+    masks = set(masks)
+    new = sorted(masks - exported_masks(workspace, (image_id for image_id, _ in masks)))
+    if new:
+        table = pa.Table.from_arrays(list(map(list, zip(*new, strict=True))), schema=EXPORTED)
+        # A file of its own: another export may be writing, too.
+        path = workspace.exported / f"{fingerprint(new)}.parquet"
+        replace_file(path, lambda file: pq.write_table(table, file), durable=True)

@@ -128,6 +128,11 @@ def encode_mask(mask: Mask) -> bytes:
     return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
+def decode_mask(data: bytes, path: Path) -> Mask:
+    """Decode what `encode_mask` wrote to ``(H, W)`` bool (raises `ImageError`, which names ``path``)."""
+    return np.asarray(decode(data, path).pixels[:, :, 0] > 0)
+
+
 def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     """Encode ``(H, W)`` or ``(H, W, 1..4)`` pixels, uint8 or uint16, alpha last, as PNG.
 

@@ -12,7 +12,7 @@
       human/NAME.png            1-bit masks drawn or corrected by people (desra import)
       human/manifest.parquet    which image and GAN model each was drawn for
       imports/000001.parquet    what the first import of masks took the place of, until it is taken back
-      exported.parquet          the masks by the detector that people were given (desra export)
+      exported/KEY.parquet      masks by the detector that people were given (desra export)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
@@ -216,8 +216,8 @@ class Workspace:
 
     @property
     def exported(self) -> Path:
-        """Which masks by the detector were exported (Parquet); see `desra_core.human_masks`."""
-        return self.root / "exported.parquet"
+        """Which masks by the detector were exported (a folder of Parquet files); see `desra_core.human_masks`."""
+        return self.root / "exported"
 
     def dataset(self, kind: str, name: str) -> Path:
         """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""

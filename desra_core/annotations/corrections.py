@@ -22,7 +22,7 @@ from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.human_masks import exported_masks, mask_key, read_human_masks
 from desra_core.image_names import ImageNames
-from desra_core.imageio import encode_mask
+from desra_core.imageio import digest, encode_mask, read_bytes
 from desra_core.plan import done_images
 from desra_core.scanning import normalized
 from desra_core.target import Target, load_settings
@@ -52,8 +52,8 @@ class Correction(NamedTuple):
     kinds, left_out
         What each shape was drawn as, and a phrase for each that was not taken.
     as_exported
-        Whether the mask is one by the detector that was exported for this image: nobody has edited it, and nobody has
-        confirmed it before.
+        Whether the mask is one by the detector that was exported for this image, by this very export where a person's
+        mask counts and the export has the image: nobody has edited it, and nobody has confirmed it before.
     """
 
     source: str
@@ -132,12 +132,21 @@ def read_corrections(
             errors.append(problem)
         elif found:
             images.append((source, found))
+    given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
     # A workspace that was made anew knows nothing of the exports before.
-    known = exported_masks(workspace) | {(ids[name], mask) for name, mask in exported.get("masks", {}).items()}
+    known = exported_masks(workspace, (row["id"] for _, row in images)) | given
     human = read_human_masks(workspace, target.gan_sr_key)
+    # A person whose mask counts may go back to the detector's: what this export gave away tells whether anybody did.
+    shown = human.keys() & set(ids.values())
+    written = {key for keys in exported.get("files", {}).values() for key in keys}
 
     def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        correction = _correction(*image, workspace, label, known)
+        source, row = image
+        before = known
+        if row["id"] in shown:
+            saved = isinstance(source.drawn, LabelMeFile) and digest(read_bytes(source.drawn.path)) not in written
+            before = frozenset() if saved else given
+        correction = _correction(source, row, workspace, label, before)
         confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
         return correction._replace(as_exported=correction.as_exported and not confirmed)
 
@@ -190,7 +199,7 @@ def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[
         return here
     stem = posixpath.splitext(file.image_path.replace("\\", "/"))[0].rpartition("/")[2]
     if here and meant and set(here).isdisjoint(meant) and normalized(stem) != normalized(last):
-        reason = f"lies where a file of {here[0]} would, but its imagePath is of {meant[0]}"
+        reason = f"its place says image {here[0]}, its imagePath says {meant[0]}"
         raise ImageError(file.path, reason, "mend imagePath, or rename the file")
     return meant
 
@@ -265,7 +274,7 @@ def _problem(
         reason = f"may be of {' or of '.join(source.names[:2])}"
         return ImageError(source.source, reason, f"write the path of its picture, folders included, as {field}")
     if found is None:
-        reason = "is of no image of the workspace that is done"
+        reason = "matches no finished image of this workspace"
         return ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
     height, width = (given or own for given, own in zip(source.size, (found["height"], found["width"]), strict=True))
     if (height, width) != (found["height"], found["width"]):

@@ -120,17 +120,15 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     Raises
     ------
     ImageError
-        A shape has no area, is damaged, or does not lie on the image.
+        A shape has no area, is damaged, or covers no pixel of the image.
     """
     canvas = Image.fromarray(np.zeros(shape, np.uint8))
     draw = ImageDraw.Draw(canvas)
-    masks: list[Part] = []
+    mask = np.zeros(shape, np.bool_)
     for number, drawn in enumerate(file.shapes, 1):
         if label is not None and drawn.get("label") != label:
             continue
         kind, points = _kind(drawn), _points(drawn, file.path, number)
-        if points:
-            _check_place(points, shape, file.path, number)
         if kind == "rectangle" and (len(points) == 2 or _is_upright(points)):
             (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
             draw.rectangle((left, top, right, bottom), outline=1, fill=1)
@@ -142,13 +140,18 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
             (x, y), radius = points[0], math.dist(*points)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
         elif kind == "mask" and len(points) == 2:
-            masks.append(_mask(drawn, points, shape, file.path, number))
+            part = _mask(drawn, points, shape, file.path, number)
+            canvas.paste(Image.fromarray(part.crop.astype(np.uint8)), (part.x, part.y))
         else:
             reason = f"has as shape {number} a {kind} of {len(points)} points, which has no area"
             raise ImageError(file.path, reason, "draw polygons, rectangles, circles or masks")
-    mask = np.array(canvas, np.bool_)
-    for part in masks:
-        mask[part.y : part.y + part.crop.shape[0], part.x : part.x + part.crop.shape[1]] |= part.crop
+        box = canvas.getbbox()
+        if box is None:
+            reason = f"has a shape, number {number}, that covers no pixel of its image of {shape[1]}x{shape[0]}"
+            raise ImageError(file.path, reason, "redraw or delete the shape")
+        x0, y0, x1, y1 = box
+        mask[y0:y1, x0:x1] |= np.asarray(canvas.crop(box), np.bool_)
+        canvas.paste(0, box)
     return mask
 
 
@@ -216,14 +219,6 @@ def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float,
     if not all(abs(value) < _FAR for point in found for value in point):
         raise ImageError(path, f"has a shape, number {number}, whose points are not numbers on the image", _SAVE_AGAIN)
     return found
-
-
-def _check_place(points: list[tuple[float, float]], shape: tuple[int, int], path: Path, number: int) -> None:
-    """See that a shape lies on the image at least in part."""
-    (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
-    if right < 0 or bottom < 0 or left >= shape[1] or top >= shape[0]:
-        reason = f"has a shape, number {number}, wholly outside of its image of {shape[1]}x{shape[0]}"
-        raise ImageError(path, reason, "move or delete the shape")
 
 
 def _mask(

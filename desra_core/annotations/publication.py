@@ -17,16 +17,18 @@ from desra_core.annotations.corrections import Correction
 from desra_core.corpus import read_manifest
 from desra_core.errors import ImageError, UsageError
 from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import decode, read_bytes
+from desra_core.imageio import decode, decode_mask, read_bytes
 from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
 from desra_core.tables import publish_tables
 from desra_core.target import load_settings
-from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace import DATASET, Workspace, read_table, storage_errors
 
 # Each holds both results of an image.
 _THREADS = 4
-# By name of an image, the mask by a person and its row of before; null where there was none.
-_REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary()))
+# What counted at each name before the import; nulls where no person's mask did. ``image`` tells whose name it is.
+_REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary())).append(pa.field("image", pa.string()))
+# Comes after all numbers.
+_UNFINISHED = "unfinished.parquet"
 
 
 class Published(NamedTuple):
@@ -44,9 +46,10 @@ class Published(NamedTuple):
 
 
 class Undone(NamedTuple):
-    """How many names an import is taken back at, at how many of them an earlier mask by a person counts again.
+    """At how many names of images something came of taking an import back.
 
-    ``renewed`` are the names whose pseudo-GT follows what counts now.
+    ``names``: where masks were taken back; ``restored``: where an older person's mask counts again; ``renewed``: where
+    the dataset's pictures were made again or went.
     """
 
     names: int
@@ -64,7 +67,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     """
     _, target = load_settings(workspace)
     names = _all_names(workspace, corrections)
-    _remember(workspace, sorted(name for one in corrections for name in names[one.id]))
+    _remember(workspace, names)
     stale = [(one, _outdated(workspace, one, names[one.id])) for one in corrections if target.super_resolves]
     # A dataset without its mask is made again, should this process end before it has done so.
     for _, outdated in stale:
@@ -78,6 +81,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
         )
     if target.super_resolves:
         publish_tables(workspace, target)
+    _finish(workspace)
     marked = [one for one in corrections if one.pixels]
     return Published(
         images=len(corrections),
@@ -102,7 +106,7 @@ def undo_import(workspace: Workspace) -> Undone:
     latest = max(_imports(workspace), default=None)
     if latest is None:
         raise UsageError(workspace.root, "holds no import that could be taken back", "bring masks with desra import")
-    rows = {row["name"]: row for row in read_table(latest, _REPLACED).to_pylist()}
+    rows = _by_names_of_now(workspace, read_table(latest, _REPLACED).to_pylist())
     pngs = {name: row.pop("png") for name, row in rows.items()}
     counting = {name: png for name, png in pngs.items() if png and rows[name]["gan_sr_key"] == target.gan_sr_key}
     wanted = {name: counting.get(name) or _detected(workspace, name) for name in pngs if target.super_resolves}
@@ -117,7 +121,7 @@ def undo_import(workspace: Workspace) -> Undone:
     kept = {name: row for name, row in _known(workspace).items() if name not in pngs}
     workspace.publish_table(workspace.human_manifest, _table(kept | {name: rows[name] for name in pngs if pngs[name]}))
     for name, png in stale.items():
-        if name in counting or target.keep == "all" or decode(png, workspace.mask(name)).pixels.any():
+        if name in counting or target.keep == "all" or decode_mask(png, workspace.mask(name)).any():
             _renew(workspace, png, [name])
         else:
             workspace.withdraw_dataset(name)
@@ -128,20 +132,47 @@ def undo_import(workspace: Workspace) -> Undone:
 
 
 def _imports(workspace: Workspace) -> list[Path]:
-    """What the imports that can be taken back took the place of, a table each."""
+    """What the imports that can be taken back took the place of, a table each; one that was killed comes last."""
     return sorted(workspace.imports.glob("*.parquet"))
 
 
-def _remember(workspace: Workspace, names: Sequence[str]) -> None:
-    """Write down what an import takes the place of at some names."""
-    known, rows = _known(workspace), list[dict[str, Any]]()
-    for name in names:
-        path = workspace.human_mask(name)
-        rows.append(known[name] | {"png": read_bytes(path)} if name in known and path.exists() else {"name": name})
-    earlier = _imports(workspace)
+def _remember(workspace: Workspace, names: dict[str, list[str]]) -> None:
+    """Write down what an import takes the place of at the names of some images.
+
+    What an import that was killed has written down stays: some of its masks may be in place.
+    """
+    known, path = _known(workspace), workspace.imports / _UNFINISHED
+    rows = {row["name"]: row for row in read_table(path, _REPLACED).to_pylist()}
+    for image_id, of_image in names.items():
+        for name in of_image:
+            mask, row = workspace.human_mask(name), {"name": name, "image": image_id}
+            if name in known and mask.exists():
+                row |= known[name] | {"png": read_bytes(mask)}
+            rows.setdefault(name, row)
+    workspace.publish_table(path, pa.Table.from_pylist([rows[name] for name in sorted(rows)], _REPLACED))
+
+
+def _finish(workspace: Workspace) -> None:
+    """Give what `_remember` wrote the next number."""
+    *earlier, unfinished = _imports(workspace)
     number = int(earlier[-1].stem) + 1 if earlier else 1
-    path = workspace.imports / f"{number:06d}.parquet"
-    workspace.publish_table(path, pa.Table.from_pylist(rows, _REPLACED))
+    with storage_errors(unfinished):
+        unfinished.rename(workspace.imports / f"{number:06d}.parquet")
+
+
+def _by_names_of_now(workspace: Workspace, replaced: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of the schema `_REPLACED` by the names that their images have now: a file that joins may change a name."""
+    known, then = _known(workspace), {row["name"] for row in replaced}
+    new: dict[str, list[str]] = {}
+    for name in known.keys() - then:
+        new.setdefault(known[name]["id"], []).append(name)
+    rows = {}
+    for row in replaced:
+        name, image_id = row["name"], row["image"]
+        if new.get(image_id) and (name not in known or known[name]["id"] != image_id):
+            name = new[image_id].pop()
+        rows[name] = row | {"name": name}
+    return rows
 
 
 def _known(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -208,7 +239,7 @@ def _renew(workspace: Workspace, png: bytes, names: Sequence[str]) -> bool:
     def picture(kind: str) -> Path:
         return workspace.dataset(kind, names[0])
 
-    mask = decode(png, workspace.human_mask(names[0])).pixels[:, :, 0] > 0
+    mask = decode_mask(png, workspace.human_mask(names[0]))
     try:
         mse_sr, gan_sr = (decode(read_bytes(picture(kind)), picture(kind)) for kind in ("mse_sr", "gan_sr"))
     except ImageError:

@@ -13,7 +13,7 @@ from desra_core.corpus import read_manifest
 from desra_core.detection.semantics import class_names
 from desra_core.errors import ImageError
 from desra_core.human_masks import HumanMask, read_human_masks
-from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.imageio import Mask, decode_mask, read_bytes
 from desra_core.plan import done_images
 from desra_core.target import Target
 from desra_core.workspace import Workspace
@@ -83,7 +83,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     ImageError
         It cannot be read, or has another size.
     """
-    mask: Mask = decode(read_bytes(path), path).pixels[:, :, 0] > 0
+    mask = decode_mask(read_bytes(path), path)
     if mask.shape != shape:
         reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
         raise ImageError(path, reason, "delete it, and run again")

@@ -86,7 +86,8 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
     images, names = _images(document, path)
     categories = _categories(document, category, path)
     for annotation in _entries(document, "annotations", ("image_id",), path):
-        where = f"{path}, annotation {annotation.get('id', '?')}"
+        number = annotation.get("id", "?")
+        where = f"{path}, annotation {number}"
         image = images.get(_id(annotation["image_id"]))
         if image is None:
             raise UsageError(where, f"is of image {annotation['image_id']}, which is not there", _FORMAT)
@@ -95,13 +96,13 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
             image.left_out.append(f"region of category {name}")
             continue
         if not annotation.get("segmentation") and not annotation.get("bbox"):
-            raise UsageError(where, "has no segmentation and no bbox", "draw a shape, or remove it")
+            raise UsageError(where, "has no segmentation and no bbox", f"redraw or remove annotation {number}")
         try:
             image.add(annotation)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             why = f": {error}" if type(error) is ValueError and str(error) else ""
             reason = f"holds no mask of an image of {image.width}x{image.height} px{why}"
-            raise UsageError(where, reason, _FORMAT) from None
+            raise UsageError(where, reason, f"redraw or remove annotation {number}") from None
     return {name: images[key].mask() for name, key in names.items()}
 
 

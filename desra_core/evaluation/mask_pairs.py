@@ -206,7 +206,7 @@ def _by_people(workspace: Workspace) -> tuple[dict[str, Path], int]:
     rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
     human = {name: by_id[image_id].path for name, image_id in rows if image_id in by_id}
     there = image_files(workspace.human).files.num_rows if workspace.human.is_dir() else 0
-    return human, there and there - len(set(human.values()))
+    return human, max(0, there - len(set(human.values())))
 
 
 def _of_workspace(workspace: Workspace, names: Iterable[str]) -> _Companions:

@@ -38,7 +38,7 @@ _BATCH = 65_536
 _ID = re.compile(r"[0-9a-f]{32}")
 _FILES = {
     "manifest.parquet", "settings.json", "regions.parquet", "split.parquet", "failures.parquet", "report.html",
-    "scan_failures.parquet", "gathered.json", "exported.parquet", "lock",
+    "scan_failures.parquet", "gathered.json", "lock",
 }  # fmt: skip
 
 

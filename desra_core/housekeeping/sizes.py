@@ -13,8 +13,8 @@ from desra_core.workspace import Workspace
 
 # The folders of a workspace.
 FOLDERS = (
-    "masks", "human", "imports", "dataset", "maps", "outcomes", "journal", "models", "finetunes", "gate", "calibration",
-    "pages", "prefect", "tmp",
+    "masks", "human", "imports", "exported", "dataset", "maps", "outcomes", "journal", "models", "finetunes", "gate",
+    "calibration", "pages", "prefect", "tmp",
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert run.stdout.splitlines() == [
         "1 masks by people, 1 of them other than the detector's and 1 without any artifact",
         "regions  0 in 0 images",
-        "left out 1 image, whose mask is as exported: nobody has edited it; --unchanged confirms such masks",
+        "left out 1 image, whose mask is as exported: it keeps what counts now; --unchanged takes such masks too",
         f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer",
         "dataset  mask and pseudo-GT of 1 images made again",
         f"next     desra evaluate --workspace {workspace.root}; "
@@ -90,8 +90,8 @@ def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_
     desra_here("export", "--workspace", workspace.root, "--format", "labelme", "--output", out)
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
     assert (run.returncode, run.stdout.splitlines()) == (0, [
-        "nothing to import: no mask was edited",
-        "left out 2 images, whose masks are as exported: nobody has edited them; --unchanged confirms such masks",
+        "nothing to import: every mask is as exported",
+        "left out 2 images, whose masks are as exported: they keep what counts now; --unchanged takes such masks too",
     ])  # fmt: skip
     assert not workspace.human.exists()
     edited = out / f"{names[0]}.json"

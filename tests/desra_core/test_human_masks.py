@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core import human_masks
 from desra_core.annotations.corrections import read_corrections
 from desra_core.annotations.export import export_workspace
 from desra_core.annotations.publication import Published, publish_corrections
@@ -367,6 +368,24 @@ def test_a_mask_whose_file_is_gone_does_not_count(mined, copy) -> None:
     workspace.human_mask(mined.clean[0]).unlink()
     assert [mask.name for mask in read_human_masks(workspace, key).values()] == [mined.marked[2]]
     assert read_human_masks(workspace, None) == {}
+
+
+def test_exports_at_once_are_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, write = Workspace(tmp_path), human_masks.replace_file
+    first, second = {("0" * 32, "a"), ("1" * 32, "b")}, {("1" * 32, "c"), ("0" * 32, "a")}
+
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        human_masks.remember_exported(workspace, second)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(human_masks, "replace_file", meanwhile)
+    human_masks.remember_exported(workspace, first)
+    assert human_masks.exported_masks(workspace, ["0" * 32, "1" * 32]) == first | second
+    assert human_masks.exported_masks(workspace, ["1" * 32]) == {("1" * 32, "b"), ("1" * 32, "c")}
+    before = len(list(workspace.exported.iterdir()))
+    human_masks.remember_exported(workspace, first)
+    assert len(list(workspace.exported.iterdir())) == before
 
 
 def test_exports_of_mined_images(mined, copy, tmp_path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,7 +230,7 @@ def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path)
     assert told == {
         "a/marked.json": "is no JSON",
         "clean.json": "is of 31x24 px but the image has 30x24",
-        "stranger.json": "is of no image of the workspace that is done",
+        "stranger.json": "matches no finished image of this workspace",
     }
     edit(labelme / "clean.json", imageWidth=30, shapes=[{"points": [[1, 1], [2, 2]], "shape_type": "polygon"}])
     reasons = [error.reason for error in problems(workspace, "labelme", labelme)]
@@ -261,7 +262,7 @@ def test_coco_files_of_other_images(workspace: Workspace, coco: Path) -> None:
     images[0]["file_name"] = "stranger.png"
     edit(coco, images=images, annotations=[])
     (error,) = problems(workspace, "coco", coco)
-    assert str(error).startswith(f"{coco}, stranger.png: is of no image of the workspace")
+    assert str(error).startswith(f"{coco}, stranger.png: matches no finished image of this workspace")
     images[0] |= {"file_name": "a/marked.png", "width": 99}
     edit(coco, images=images)
     (error,) = problems(workspace, "coco", coco)
@@ -293,7 +294,7 @@ def test_what_was_exported_from_another_result(workspace: Workspace, labelme: Pa
     plan = prepare(load_settings(workspace)[0]).plan
     assert plan.pending == 1
     (error,) = problems(workspace, "labelme", labelme)
-    assert error.reason == "is of no image of the workspace that is done"
+    assert error.reason == "matches no finished image of this workspace"
     # The same once it is done, as the records may tell.
     manifest = read_manifest(workspace).to_pylist()
     row = next(row for row in manifest if row["name"] == "clean")
@@ -349,6 +350,24 @@ def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Pa
     assert names == {"a/marked", "clean"}
 
 
+def test_a_person_may_go_back_to_what_the_detector_marked(workspace: Workspace, labelme: Path, tmp_path: Path) -> None:
+    detected = json.loads((labelme / "a/marked.json").read_bytes())["shapes"]
+    older = Path(shutil.copytree(labelme, tmp_path / "older"))
+    edit(labelme / "a/marked.json", shapes=[])
+    bring_back(workspace, "labelme", labelme, unchanged=False)
+    # Another person's copy of the export, in which nobody has edited the image.
+    assert bring_back(workspace, "labelme", older, unchanged=False) == []
+    edit(labelme / "a/marked.json", shapes=detected)
+    assert [one.pixels for one in bring_back(workspace, "labelme", labelme, unchanged=False)] == [MARKED.sum()]
+    edit(labelme / "a/marked.json", shapes=[])
+    bring_back(workspace, "labelme", labelme, unchanged=False)
+    export_workspace(workspace, tmp_path / "again", "labelme")
+    edit(tmp_path / "again/a/marked.json", shapes=detected)
+    (correction,) = bring_back(workspace, "labelme", tmp_path / "again", unchanged=False)
+    assert (correction.name, correction.changed) == ("a/marked", False)
+    assert np.array_equal(all_masks(workspace.human)["a/marked"] > 0, MARKED)
+
+
 def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, labelme: Path, coco: Path) -> None:
     """What was exported once stays known, whatever the detector says by now."""
     with_less = MARKED.copy()
@@ -365,7 +384,7 @@ def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, 
 def test_a_workspace_that_was_made_anew_knows_them_by_the_export(
     workspace: Workspace, labelme: Path, coco: Path
 ) -> None:
-    workspace.exported.unlink()
+    shutil.rmtree(workspace.exported)
     for form, path in (("labelme", labelme), ("coco", coco)):
         assert bring_back(workspace, form, path, unchanged=False) == []
 
@@ -397,6 +416,58 @@ def test_imports_are_taken_back_one_by_one(workspace: Workspace, labelme: Path, 
             undo_import(workspace)
     after = files(workspace.root)
     assert {path: after[path] for path in before} == before
+
+
+def test_an_import_that_was_killed_and_run_again_is_one(
+    workspace: Workspace, labelme: Path, coco: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is run: taken back, it leaves what was there before the first time."""
+    bring_back(workspace, "coco", coco)
+    before = files(workspace.human)
+    edit(labelme / "a/marked.json", shapes=[])
+
+    class KilledError(BaseException):
+        pass
+
+    def killed_at_the_table(self: Workspace, path: Path, table: pa.Table) -> None:
+        if path == workspace.human_manifest:
+            raise KilledError
+        publish_table(self, path, table)
+
+    publish_table = Workspace.publish_table
+    for again in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(Workspace, "publish_table", killed_at_the_table)
+            with pytest.raises(KilledError):
+                bring_back(workspace, "labelme", labelme)
+        assert not all_masks(workspace.human)["a/marked"].any()
+        if again:
+            bring_back(workspace, "labelme", labelme)
+        with workspace.locked():
+            assert undo_import(workspace).restored == 3
+        assert {path: data for path, (data, _) in files(workspace.human).items()} == {
+            path: data for path, (data, _) in before.items()
+        }
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_import_is_taken_back_from_a_name_that_changed(workspace: Workspace, tmp_path: Path, earlier: bool) -> None:
+    """The image is called ``clean.png`` once there is ``clean.bmp``."""
+    drawn = labelme_files(tmp_path / "drawn", clean="clean.png")
+    if earlier:
+        bring_back(workspace, "labelme", drawn)
+    edit(drawn / "clean.json", shapes=[RECTANGLE | {"points": [[5, 5], [9, 9]]}])
+    bring_back(workspace, "labelme", drawn)
+    for role in ("mse_sr", "gan_sr"):
+        picture = cv2.imread(str(workspace.root.parent / role / "clean.png"))
+        assert cv2.imwrite(str(workspace.root.parent / role / "clean.bmp"), picture[::-1])
+    prepare(load_settings(workspace)[0])
+    assert all_masks(workspace.human)["clean.png"].any()
+    with workspace.locked():
+        assert undo_import(workspace) == (1, int(earlier), 0)
+    marked = {name: np.count_nonzero(mask) for name, mask in all_masks(workspace.human).items()}
+    assert marked == ({"clean.png": 6} if earlier else {})
+    assert [mask.name for mask in read_human_masks(workspace, None).values()] == ["clean.png"] * earlier
 
 
 @pytest.fixture
@@ -450,11 +521,11 @@ def test_which_image_a_labelme_file_is_of(pages: Workspace, tmp_path: Path, plac
         ({"x": None}, "may be of s1/x or of x"),
         ({"y": "y.png"}, "may be of s1/y or of s2/y"),
         ({"labels__x": "x.png"}, "may be of s1/x or of x"),
-        ({"x": "../exp3/s7/gone.png"}, "is of no image of the workspace that is done"),
-        ({"y": "../s7/y.png"}, "is of no image of the workspace that is done"),
-        ({"z": "s1/y.png"}, "lies where a file of z would, but its imagePath is of s1/y"),
-        ({"s1__x": "../s2/y.png"}, "lies where a file of s1/x would, but its imagePath is of s2/y"),
-        ({"gone": None}, "is of no image of the workspace that is done"),
+        ({"x": "../exp3/s7/gone.png"}, "matches no finished image of this workspace"),
+        ({"y": "../s7/y.png"}, "matches no finished image of this workspace"),
+        ({"z": "s1/y.png"}, "its place says image z, its imagePath says s1/y"),
+        ({"s1__x": "../s2/y.png"}, "its place says image s1/x, its imagePath says s2/y"),
+        ({"gone": None}, "matches no finished image of this workspace"),
     ],
 )
 def test_which_image_cannot_be_decided(pages: Workspace, tmp_path: Path, places: dict, reason: str) -> None:
@@ -476,7 +547,7 @@ def test_the_picture_itself_tells_where_it_is(pages: Workspace, tmp_path: Path) 
     (tmp_path / "s1/s7").mkdir()
     shutil.copy(tmp_path / "s1/x.png", tmp_path / "s1/s7/x.png")
     (error,) = problems(pages, "labelme", labelme_files(tmp_path / "drawn", x="../s1/s7/x.png"))
-    assert error.reason == "is of no image of the workspace that is done"
+    assert error.reason == "matches no finished image of this workspace"
 
 
 @pytest.mark.parametrize(

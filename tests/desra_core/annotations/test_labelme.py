@@ -222,8 +222,11 @@ def shape_with(**fields: Any) -> dict[str, Any]:
         (shape_with(mask="AAAA"), "shape 1: is not an image"),
         (shape_with(points=[[1, 1], [4, 2]]), "is a mask of 3x2 in the box (1, 1) to (4, 2)"),
         (shape_with(points=[[48, 1], [50, 2]]), "of an image of 50x40"),
-        (shape_with(shape_type="polygon", points=[[60, 1], [70, 1], [65, 9]]), "wholly outside of its image of 50x40"),
-        (shape_with(shape_type="rectangle", points=[[1, -9], [9, -3]]), "wholly outside of its image of 50x40"),
+        (shape_with(shape_type="polygon", points=[[60, 1], [70, 1], [65, 9]]), "covers no pixel of its image of 50x40"),
+        (shape_with(shape_type="rectangle", points=[[1, -9], [9, -3]]), "covers no pixel of its image of 50x40"),
+        (shape_with(shape_type="polygon", points=[[30, -20], [90, 5], [10, -60]]), "covers no pixel of its image"),
+        (shape_with(shape_type="circle", points=[[3.4, 3.4], [3.5, 3.4]]), "covers no pixel of its image of 50x40"),
+        (shape_with(mask=png(np.zeros((2, 3)))), "covers no pixel of its image of 50x40"),
         (shape_with(points=[[-1, 1], [1, 2]]), "in the box (-1, 1) to (1, 2)"),
     ],
 )
