@@ -110,7 +110,8 @@ class Admission:
 
     def _answers(self, workers: list[str] | None) -> dict[str, Any]:
         asked = {"source": _SOURCE, "question": self._question}
-        return self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+        answers: dict[str, Any] = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+        return answers
 
     def _refuse(self, address: str, reason: str, remedy: str) -> None:
         with self._lock:
