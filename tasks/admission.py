@@ -39,14 +39,14 @@ class Admission:
     Attributes
     ----------
     refused
-        Addresses of the workers that have failed it, each told in a line.
+        Addresses of the workers that have failed it last, each told in a line.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
         self._client = client
         content = uuid4().hex
         self._sign = scratch_in(folder.absolute()) if folder else None
-        self._question = (question.fingerprint(), str(self._sign) if self._sign else None, content)
+        self._question = (question.own(), str(self._sign) if self._sign else None, content)
         self.refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -63,7 +63,7 @@ class Admission:
         if self._sign:
             with storage_errors(self._sign.parent):
                 self._sign.write_text(self._question[2])
-        answers = self._client.run(eval, _ASK, {"source": _SOURCE, "question": self._question}, on_error="return")
+        answers = self._answers(None)
         failed = {address: _reason(answer) for address, answer in answers.items() if answer is not None}
         if failed and failed.keys() == answers.keys():
             address, (reason, remedy) = next(iter(failed.items()))
@@ -76,24 +76,42 @@ class Admission:
         asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
-    def others(self, answer: question.Answer) -> dict[str, Any] | None:
+    def others(self, answer: question.Answer, resources: dict[str, float]) -> dict[str, Any] | None:
         """See whether a worker has passed its work on, as one may that has joined later.
 
         Returns
         -------
-        Options of a Dask task that is to go to others; None where the work is done.
+        Options for resubmitting the task, with its resources, to other workers; None if this worker did it.
         """
         refused, _ = answer
         if refused is None:
             return None
         self._refuse(*refused)
-        good = [*self._client.nthreads().keys() - self.refused]
-        return {"workers": good or None, "allow_other_workers": bool(good)}
+        able = self.able(resources)
+        # Where Dask may take others, it takes those without the resource, too, and fails over that.
+        return {"workers": able or None, "allow_other_workers": bool(able) and not resources}
+
+    def able(self, resources: dict[str, float]) -> list[str]:
+        """Addresses of the workers that get work which needs these resources."""
+        there = self._client.nthreads().keys() - self.refused
+        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
+
+    def ask_again(self) -> None:
+        """Ask those that have failed: a folder may be back, or a new worker have the address of an old one."""
+        answers = self._answers([*self._client.nthreads().keys() & self.refused])
+        with self._lock:
+            self.refused -= {address for address, answer in answers.items() if answer is None}
 
     def close(self) -> None:
         """Ask no more."""
         if self._sign:
             self._sign.unlink(missing_ok=True)
+
+    def _answers(self, workers: list[str] | None) -> dict[str, Any]:
+        asked = {"source": _SOURCE, "question": self._question}
+        answers: dict[str, Any] = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+        return answers
 
     def _refuse(self, address: str, reason: str, remedy: str) -> None:
         with self._lock:

@@ -22,6 +22,7 @@ from tornado.web import HTTPError, RequestHandler
 from desra_core.atomic import write_secret
 from desra_core.errors import UsageError
 from desra_core.settings import Machine
+from tasks import question
 
 # The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
 BYTES_PER_PIXEL = 40
@@ -37,6 +38,8 @@ GPU_THREADS = 3
 EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
 # And how many GPUs that has: a run waits for a worker that is starting again, or a night would be on the CPU.
 EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
+# What somebody has said of its workers and their memory: it bounds those that a run starts instead of them, too.
+EMBEDDED_MACHINE = "DESRA_SCHEDULER_MACHINE"
 # The file with the key of that cluster, and where browsers see it.
 EMBEDDED_KEY = "DESRA_SCHEDULER_KEY"
 EMBEDDED_DASHBOARD = "DESRA_SCHEDULER_DASHBOARD"
@@ -167,9 +170,10 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
         ) as cluster,
         Client(cluster) as client,
     ):
-        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)  # of which some would tell the way there
+        # Other pages of the scheduler would redirect to the hidden path.
+        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
-        client.register_plugin(_Shielded())
+        client.register_plugin(_Prepared())
         yield cluster, client
 
 
@@ -186,8 +190,9 @@ class StandingCluster:
         Number of those with a GPU of their own.
     """
 
-    def __init__(self, cluster: SpecCluster, gpus: int, key: Path) -> None:
+    def __init__(self, cluster: SpecCluster, machine: Machine, gpus: int, key: Path) -> None:
         self._cluster = cluster
+        self._said = machine.model_dump_json(include={"workers", "memory"}, exclude_none=True)
         self._key = key
         self.address = str(cluster.scheduler_address)
         self.workers = len(cluster.worker_spec)
@@ -199,6 +204,7 @@ class StandingCluster:
         return {
             EMBEDDED_SCHEDULER: self.address,
             EMBEDDED_GPUS: str(self.gpus),
+            EMBEDDED_MACHINE: self._said,
             EMBEDDED_KEY: str(self._key),
             EMBEDDED_DASHBOARD: str(self._cluster.dashboard_link),
         }
@@ -228,7 +234,7 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
         security: Any = cluster.security
         write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
         try:
-            yield StandingCluster(cluster, gpus, key)
+            yield StandingCluster(cluster, machine, gpus, key)
         finally:
             key.unlink(missing_ok=True)
 
@@ -272,9 +278,10 @@ class _Nothing(RequestHandler):
         raise HTTPError(404)
 
 
-class _Shielded(WorkerPlugin):
-    """A Ctrl-C in the terminal is for the driver, which stops its workers itself."""
+class _Prepared(WorkerPlugin):
+    """A worker leaves a Ctrl-C in the terminal to the driver, and notes its code before that is updated."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
         """Called by Dask when the worker starts."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        question.own()

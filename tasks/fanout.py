@@ -1,6 +1,7 @@
 """A run's connection to Dask, and images spread over the workers.
 
-Only this module, `tasks.cluster` (workers on this machine) and `tasks.admission` (workers of others) know Dask.
+Only this module, `tasks.cluster` (workers on this machine), `tasks.admission` and `tasks.question` (workers of others)
+know Dask.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, Worker, as_completed, get_worker
 from distributed.comm.core import CommClosedError, connect
-from distributed.core import Status
+from distributed.core import Status, send_recv
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
@@ -37,6 +38,7 @@ from tasks.cluster import (
     EMBEDDED_DASHBOARD,
     EMBEDDED_GPUS,
     EMBEDDED_KEY,
+    EMBEDDED_MACHINE,
     EMBEDDED_SCHEDULER,
     GPU_THREADS,
     NETWORK_WORKER_BYTES,
@@ -162,8 +164,8 @@ class Dask:
             places[again.key] = place
             return again
 
-        with self._watched(futures):
-            for future, result in self._done(futures, pass_on):
+        with self._watched(futures, job.resources):
+            for future, result in self._done(futures, job.resources, pass_on):
                 image = work[places[future.key]][0]
                 failed = future.status != "finished" or isinstance(result, DesraError)
                 ended = _error(image.path, result) if failed else result
@@ -171,7 +173,10 @@ class Dask:
                 yield image, ended
 
     def _done(
-        self, futures: list[Future[Any]], pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]]
+        self,
+        futures: list[Future[Any]],
+        resources: dict[str, float],
+        pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]],
     ) -> Iterator[tuple[Future[Any], Any]]:
         """Futures as they are done, with their results or errors; what a worker may not do goes to others."""
         coming = as_completed(futures, with_results=True, raise_errors=False)
@@ -181,7 +186,7 @@ class Dask:
                     raise CancelledError
                 if self._admission is None or future.status != "finished":
                     yield future, result
-                elif others := self._admission.others(result):
+                elif others := self._admission.others(result, resources):
                     futures.append(pass_on(future, others))
                     coming.add(futures[-1])
                     future.release()
@@ -198,7 +203,7 @@ class Dask:
         return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
 
     @contextlib.contextmanager
-    def _watched(self, futures: list[Future[Any]]) -> Iterator[None]:
+    def _watched(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
         """Cancel futures when the run ends, or all workers have been gone for a while: else they wait for ever."""
         with self._lock:
             if self._ended.is_set():
@@ -209,13 +214,12 @@ class Dask:
 
         def watch() -> None:
             alone = 0
-            while alone < 2 and not ended.wait(_LOST_SECONDS / 2):
+            while not ended.wait(_LOST_SECONDS / 2):
                 with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
-                    refused = self._admission.refused if self._admission else set()
-                    alone = -1 if self._client.nthreads().keys() - refused else alone
+                    alone = -1 if self._any_able(resources) else alone
                 alone += 1
-            if alone == 2:
-                self._client.cancel(futures)
+                if alone >= 2:  # again at each look, for what a worker has passed on meanwhile is a new future
+                    self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -225,6 +229,14 @@ class Dask:
             self._live.remove(entry)
             ended.set()
             watcher.join()
+
+    def _any_able(self, resources: dict[str, float]) -> bool:
+        """Tell whether there are workers for what needs these resources; those that get no work are asked again."""
+        if self._admission is None:
+            return bool(self._client.nthreads())
+        if not self._admission.able(resources):
+            self._admission.ask_again()
+        return bool(self._admission.able(resources))
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker, leave its result there, and raise what it raises."""
@@ -248,7 +260,7 @@ class Dask:
         called, [call] = self._admitted(partial(_picklable, function), [arguments])
         futures = [self._submit(called, call, resources)]
         try:
-            with self._watched(futures):
+            with self._watched(futures, resources):
                 while True:
                     while not futures[-1].done():
                         with contextlib.suppress(TimeoutError):
@@ -257,7 +269,7 @@ class Dask:
                     result = futures[-1].result()
                     if self._admission is None:
                         return result
-                    if not (others := self._admission.others(result)):
+                    if not (others := self._admission.others(result, resources)):
                         return result[1]
                     futures.append(self._submit(called, call, resources, **others))
         except (CancelledError, KilledWorker, RuntimeError) as error:
@@ -311,11 +323,12 @@ def open_dask(
     if address := machine.scheduler or embedded:
         key = os.environ.get(EMBEDDED_KEY) if embedded else None
         with _connected(address, key) as client, contextlib.ExitStack() as stack:
-            if embedded:
-                _stop_leftovers(client)
-                _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
             admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
             admission.ask()
+            if embedded:
+                machine = _as_served(machine)
+                _stop_leftovers(client)
+                _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
             dask = _elsewhere(address, client, machine, own, admission, embedded=bool(embedded))
             if machine.scheduler or dask.max_pixels >= min(pixels, _own_pixels(machine, own, gpus, pixels)):
                 with _ending(dask):
@@ -339,6 +352,13 @@ def open_dask(
         )
         with _ending(dask):
             yield dask
+
+
+def _as_served(machine: Machine) -> Machine:
+    """What a run does not say of its workers is as desra serve was told."""
+    said = Machine.model_validate_json(os.environ.get(EMBEDDED_MACHINE, "{}"))
+    own = {"workers": machine.workers or said.workers, "memory": machine.memory or said.memory}
+    return machine.model_copy(update=own)
 
 
 def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
@@ -489,7 +509,7 @@ def _connected(address: str, key: str | None = None) -> Client:
     runner.start()
     try:
         runner.run_sync(_try_connection, address, security or Security())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise _unanswered(address, error) from None
     finally:
         runner.stop()
@@ -498,23 +518,26 @@ def _connected(address: str, key: str | None = None) -> Client:
 
 async def _try_connection(address: str, security: Security) -> None:
     comm = await connect(address, timeout=_CONNECT_SECONDS, **security.get_connection_args("client"))
-    await comm.close()
+    there = await send_recv(comm, op="identity", close=True)
+    if "workers" not in there:
+        remedy = "give that of the scheduler that it connects to"
+        raise UsageError(address, f"is the address of a {there['type'].lower()}, not of a scheduler", remedy)
 
 
 def _unanswered(address: str, error: Exception) -> UsageError:
     """What keeps the scheduler of an address from answering; TLS on one side alone has many faces."""
     tls = address.startswith("tls://")
     if tls and isinstance(error, TypeError):
-        variables = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, __CLIENT__KEY and __CLIENT__CERT"
-        return AbsentError(
-            address, "asks for TLS, and no certificates are configured here", f"set {variables} for Dask"
-        )
+        remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"
+        return AbsentError(address, "asks for TLS, and no certificates are configured here", remedy)
     if tls and isinstance(error, ValueError | SSLError | CommClosedError):
         reason = f"no connection by TLS ({type(error).__name__})"
         return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
     if isinstance(error, CommClosedError):
         remedy = "give its tls:// address, with certificates in Dask's configuration"
         return AbsentError(address, "what is there closes the connection, as a scheduler with TLS does", remedy)
+    if isinstance(error, RuntimeError):
+        return AbsentError(address, f"is not asked ({error})", "give its tls:// address, or change that configuration")
     if isinstance(error, ValueError):
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
     reason = f"no Dask scheduler answers ({type(error).__name__})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import cache
 from types import TracebackType
 from typing import Any, cast
 from uuid import UUID
@@ -25,13 +26,19 @@ _REFRESH_SECONDS = 1.0
 _SILENT_SECONDS = 60.0
 
 
+@cache
+def _usual_retries() -> int:
+    """How often Prefect's client tries again, as it was before anything here changed that."""
+    return get_current_settings().client.max_retries
+
+
 class _Artifact:
     """A progress artifact of the run. The work does not need a server: without one it goes on."""
 
     def __init__(self, key: str, line: str) -> None:
         self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
         self._silent_until = 0.0
-        self._retries = get_current_settings().client.max_retries
+        _usual_retries()
 
     def show(self, share: float, line: str) -> str | None:
         """Refresh it; returns a warning where that fails."""
@@ -44,7 +51,7 @@ class _Artifact:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
             client.max_retries = 0  # nothing else of this run is to wait another minute for it
             return "warning: the Prefect server does not answer; the work goes on"
-        client.max_retries = self._retries
+        client.max_retries = _usual_retries()
         return None
 
 

@@ -43,13 +43,17 @@ def fingerprint() -> str:
     return f"desra {version} (code {digest.hexdigest()[:12]})"
 
 
+def own() -> str:
+    """The fingerprint of the code that this process runs: taken once, whatever is installed later."""
+    known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
+    if "own" not in known:
+        known["own"] = fingerprint()
+    return str(known["own"])
+
+
 def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None:
     """Say why this worker gets no work, and what to do about that; None where nothing is wrong."""
-    # Once, of the code that this process runs, whatever is installed later.
-    known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
-    if (theirs := known.get("theirs")) is None:
-        theirs = known["theirs"] = fingerprint()
-    if theirs != ours:
+    if (theirs := own()) != ours:
         return (
             f"this worker has {theirs}, this run {ours}",
             "install the same there, and start it again",

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from distributed import Client, get_worker
 
 import desra_core
 import tasks
-from desra_core.errors import AbsentError, TransientError
+from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import fanout
 from tasks.fanout import Job, open_dask
@@ -51,10 +52,12 @@ class Elsewhere:
                 env=os.environ | environment, stdout=log, stderr=log, cwd=self._folder,
             )  # fmt: skip
 
-    def worker(self, name: str, kind: list[str] = WORKER, before: tuple[str, ...] = (), **environment: str) -> str:
+    def worker(
+        self, name: str, kind: list[str] = WORKER, before: tuple[str, ...] = (), gpus: int = 0, **environment: str
+    ) -> str:
         """Start a worker; returns its address."""
         options = [self.address, "--nthreads", 1, "--memory-limit", "1GB", "--no-dashboard", "--no-nanny",
-                   "--host", "127.0.0.1", "--name", name]  # fmt: skip
+                   "--host", "127.0.0.1", "--name", name, "--resources", f"GPU={gpus}" if gpus else ""]  # fmt: skip
         self._start(name, [*kind, *options], before, **environment)
         return str(until(lambda: self.addresses().get(name)))
 
@@ -118,6 +121,13 @@ def test_workers_of_others_are_used(elsewhere, tmp_path, capfd) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_worker_is_no_scheduler(elsewhere) -> None:
+    address = elsewhere.worker("one")
+    told = f"{address}: is the address of a worker, not of a scheduler; give that of the scheduler that it connects to"
+    with pytest.raises(UsageError, match=told), open_dask(Machine(scheduler=address)):
+        pass
+
+
 def test_one_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) -> None:
     bare, old = elsewhere.worker("bare", BARE), elsewhere.worker("old", **other)
     with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path):
@@ -165,6 +175,53 @@ def test_one_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) ->
     assert {result for _, result in results} <= {"good", "later"}
     assert len(results) == 30
     assert later in elsewhere.addresses().values()
+
+
+def test_what_needs_a_gpu_is_passed_on_to_workers_with_one(elsewhere, other, tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(fanout, "_LOST_SECONDS", 600)  # however long a worker takes to start
+    elsewhere.worker("cpu")
+    results: list[object] = []
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+
+        def run() -> None:
+            results.extend(result for _, result in dask.map(job()._replace(resources={"GPU": 1}), names(3)))
+
+        elsewhere.worker("old", gpus=1, **other)
+        thread = threading.Thread(target=run)
+        thread.start()
+        until(lambda: warnings(capfd))
+        elsewhere.worker("good", gpus=1)
+        thread.join()
+    assert results == ["good"] * 3
+
+
+def test_one_that_has_failed_once_may_pass_later(elsewhere, tmp_path, monkeypatch) -> None:
+    """Its disk had a hiccup, or it was started again with the right desra, on the same port."""
+    monkeypatch.setattr(fanout, "_LOST_SECONDS", 0.5)
+    address = elsewhere.worker("one")
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+        dask._admission._refuse(address, "fails", "wait")
+        work = job(lambda image, about: time.sleep(2))
+        assert [result for _, result in dask.map(work, names(1))] == [None]
+
+
+def test_what_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monkeypatch) -> None:
+    """At the moment at which the run gives up."""
+    monkeypatch.setattr(fanout, "_LOST_SECONDS", 1)
+    elsewhere.worker("one")
+    with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
+        others, cancel, cancelled = dask._admission.others, dask._client.cancel, threading.Event()
+
+        def late(*about: object) -> object:
+            options = others(*about)
+            cancelled.wait()
+            return options
+
+        monkeypatch.setattr(dask._admission, "others", late)
+        monkeypatch.setattr(dask._client, "cancel", lambda futures: (cancel(futures), cancelled.set()))
+        dask._admission._sign.unlink()  # as on a worker whose disk is gone for good
+        [(_, result)] = dask.map(job(), names(1))
+    assert "the Dask workers have gone" in str(result)
 
 
 @pytest.fixture

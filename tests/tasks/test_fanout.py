@@ -289,6 +289,7 @@ def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
             (f"tls://{plain}", config, r"no connection by TLS \(.*; give its tcp:// address if it has no TLS"),
             (f"tls://{encrypted}", config, "has no workers"),
             (f"tcp://{plain}", {}, "has no workers"),
+            (f"tcp://{plain}", {"distributed.comm.require-encryption": True}, r"is not asked \(encryption required by"),
             ("tcp://127.0.0.1", {}, r"is no address of a scheduler \(missing port number .*; give one such as tcp://"),
         ]
         for address, client, reason in cases:

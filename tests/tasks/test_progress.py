@@ -165,6 +165,7 @@ def test_a_server_that_is_silent_is_waited_for_once(clock: Clock, monkeypatch: p
         clock.now += 1
     assert capsys.readouterr().err.count("warning: the Prefect server does not answer; the work goes on\n") == 1
     assert client.max_retries == 0
+    progress = RunProgress("detect", 6, 1)  # the next stage begins meanwhile
     monkeypatch.setattr(module, "update_progress_artifact", answers)
     clock.now += 60
     progress.show()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from distributed import Client
 from distributed.security import Security
 
+import desra_core
+import tasks
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import fanout
@@ -20,6 +23,7 @@ from tasks.cluster import (
     EMBEDDED_DASHBOARD,
     EMBEDDED_GPUS,
     EMBEDDED_KEY,
+    EMBEDDED_MACHINE,
     EMBEDDED_SCHEDULER,
     StandingCluster,
     standing_cluster,
@@ -128,16 +132,34 @@ def test_its_memory_is_given_back() -> None:
     assert worker_of(Machine()) != first
 
 
-def test_images_that_are_too_large_for_its_workers_get_others() -> None:
+def test_images_that_are_too_large_for_its_workers_get_others(monkeypatch) -> None:
     with open_dask(Machine()) as dask:
         standing = dask.max_pixels
+    # Workers of its own would be no larger: somebody has said so, to desra serve or to the run.
+    for machine in (Machine(), SMALL):
+        with open_dask(machine, pixels=2 * standing) as dask:
+            assert dask.max_pixels == standing
+        monkeypatch.setenv(EMBEDDED_MACHINE, "{}")
     first = worker_of(Machine(), pixels=standing)
     assert worker_of(Machine(), pixels=standing + 1) != first
     with open_dask(Machine(), pixels=standing + 1) as dask:
         assert dask.max_pixels > standing
-    # Workers of its own would be no larger: somebody has said so.
-    with open_dask(SMALL, pixels=2 * standing) as dask:
-        assert dask.max_pixels == standing
+
+
+def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path) -> None:
+    """Not that of their files, which may have been updated before the first run asks."""
+    for package in (desra_core, tasks):
+        folder = Path(package.__file__).parent
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with standing_cluster(SMALL, gpus=0, key=tmp_path / "dask.pem") as other:
+        for name, value in other.environment.items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "tasks" / "new.py").touch()
+        assert worker_of(Machine())
+        release_embedded()  # a new process, of the new code
+        with pytest.raises(AbsentError, match=r"this worker has desra .*; install the same there, and start it again"):
+            worker_of(Machine())
 
 
 @pytest.mark.slow
