@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dask import config as dask_config
 from distributed import Client
 from distributed.security import Security
 
@@ -33,11 +34,15 @@ from tasks.fanout import _connected, open_dask, release_embedded
 from tests.browser import opened
 
 SMALL = Machine(workers=1, memory="3GB")
+# How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
+LOST = "distributed.deploy.lost-worker-timeout"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
-    with standing_cluster(SMALL, gpus=0, key=tmp_path_factory.mktemp("prefect") / "dask.pem") as cluster:
+    """Tests restart its worker again and again: it may well be away a quarter of a minute after it was before."""
+    key = tmp_path_factory.mktemp("prefect") / "dask.pem"
+    with dask_config.set({LOST: "1 hour"}), standing_cluster(SMALL, gpus=0, key=key) as cluster:
         yield cluster
 
 
@@ -164,9 +169,10 @@ def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path)
 
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
-    with _connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as client:
+    key = cluster.environment[EMBEDDED_KEY]
+    with dask_config.set({LOST: "2s"}), _connected(cluster.address, key) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
-        for _ in range(600):  # Dask waits a quarter of a minute for one that is lost
+        for _ in range(600):
             cluster.keep_up()
             if client.nthreads():
                 break
