@@ -32,7 +32,7 @@ from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, check_temporary, end_leftover_server, watch_at
-from deployments.standing import standing
+from deployments.standing import Served, standing
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
 from desra_core.errors import DesraError, UsageError, printable
@@ -88,7 +88,7 @@ def serve(serving: Serving, machine: Machine) -> int:
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
             _prepare_server(deployments, workspace, own=server is not None)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(url, parse_span(serving.history))
+            own.announce(Served(url, own=server is not None), parse_span(serving.history))
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)

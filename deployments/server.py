@@ -37,6 +37,8 @@ from tasks.lines import say
 
 # Prefect's clients send it to the server, and read it from their environment, which nobody else on a machine can.
 _KEY = "PREFECT_API_AUTH_STRING"
+# Set when a command has restarted itself after losing its Prefect server; it does so once.
+AGAIN = "DESRA_BEGUN_AGAIN"
 
 _STARTS = 2
 _START_SECONDS = 600  # a busy machine may take minutes
@@ -61,7 +63,7 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     Raises
     ------
     TransientError
-        The disk is full.
+        The disk is full, or the configured server does not answer any more.
     UsageError
         The configured server does not answer, none can be started, or the key of that of desra serve is not ours.
     """
@@ -70,8 +72,12 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         yield configured
         return
     if served := served_at(workspace):
-        configure(workspace, served, _read_key(workspace))
-        yield served
+        key = _read_key(workspace) if served.own else None
+        try:
+            configure(workspace, served.url, key)
+            yield served.url
+        finally:
+            _forget(key)
         return
     server = Server(workspace, history=history_of(workspace) or HISTORY)
     try:
@@ -185,8 +191,7 @@ class Server:
         """Stop it, when it has got all that this process has to tell."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             _drain()
-        for name in ("PREFECT_API_URL", _KEY):
-            os.environ.pop(name, None)
+        _forget(self._key)
         self._end()
         for path in (self._home / "server.json", _key_file(self._workspace)):
             path.unlink(missing_ok=True)
@@ -324,18 +329,36 @@ def _is_full(folder: Path) -> bool:
     return False
 
 
-def configure(workspace: Workspace, url: str, key: str) -> None:
-    """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
+def configure(workspace: Workspace, url: str, key: str | None) -> None:
+    """Tell Prefect, in this process and in those that it starts, of the server that serves a workspace.
+
+    Parameters
+    ----------
+    workspace
+        Where Prefect has its home.
+    url
+        Of the API.
+    key
+        That of a server of ours; None leaves what the environment has for another one.
+    """
     heed_proxies()
+    if key is not None:
+        os.environ[_KEY] = key
     os.environ.update(
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
-        PREFECT_API_AUTH_STRING=key,
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         PREFECT_SERVER_LOGGING_LEVEL="WARNING",
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
         DO_NOT_TRACK="1",
     )
+
+
+def _forget(key: str | None) -> None:
+    """Take a server that `configure` has told of from the environment: a command that starts anew looks again."""
+    os.environ.pop("PREFECT_API_URL", None)
+    if key is not None:
+        os.environ.pop(_KEY, None)
 
 
 def heed_proxies() -> None:
@@ -398,6 +421,8 @@ def check_server(url: str) -> None:
 
     Raises
     ------
+    TransientError
+        It does not any more: this command has lost it before.
     UsageError
         It does not.
     """
@@ -406,7 +431,8 @@ def check_server(url: str) -> None:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"no Prefect server answers ({error})"
-        raise UsageError(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+        kind = TransientError if AGAIN in os.environ else UsageError
+        raise kind(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
 
 
 def end_leftover_server(workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import psutil
 
@@ -30,6 +30,21 @@ def new_mark() -> dict[str, str]:
     return {MARK: uuid.uuid4().hex}
 
 
+class Served(NamedTuple):
+    """The Prefect server by which a workspace is served.
+
+    Attributes
+    ----------
+    url
+        Of its API.
+    own
+        Whether desra serve has started it, so that its key lies in the workspace.
+    """
+
+    url: str
+    own: bool
+
+
 class Standing:
     """Says that this process serves a workspace.
 
@@ -45,9 +60,9 @@ class Standing:
         self._told: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
         self._write()
 
-    def announce(self, url: str, history: timedelta) -> None:
-        """Say where the API of the server is and how long it keeps runs, for runs that are started by hand."""
-        self._told |= {"url": url, "history": history.total_seconds()}
+    def announce(self, served: Served, history: timedelta) -> None:
+        """Say which server it is and how long it keeps runs, for runs that are started by hand."""
+        self._told |= {**served._asdict(), "history": history.total_seconds()}
         self._write()
 
     def _write(self) -> None:
@@ -82,9 +97,10 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
             end_marked(own.mark)
 
 
-def served_at(workspace: Workspace) -> str | None:
-    """The address of the API by which a workspace is served; None when it is not. The workspace must be locked."""
-    return (_who_serves(workspace) or {}).get("url")
+def served_at(workspace: Workspace) -> Served | None:
+    """The server by which a workspace is served; None when it is not. The workspace must be locked."""
+    told = _who_serves(workspace) or {}
+    return Served(told["url"], bool(told.get("own"))) if "url" in told else None
 
 
 def history_of(workspace: Workspace) -> timedelta | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from websockets.sync.client import connect
 
 from deployments.retention import HISTORY
 from deployments.server import Server, prefect_server, watch_at
-from deployments.standing import standing
+from deployments.standing import Served, standing
 from desra_core.atomic import write_secret
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
@@ -118,10 +119,30 @@ def test_the_key_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (workspace.prefect_home / "key").mkdir(parents=True)  # root may read any file
     with standing(workspace) as own, workspace.locked():
-        own.announce("http://127.0.0.1:9/api", timedelta(days=1))
+        own.announce(Served("http://127.0.0.1:9/api", own=True), timedelta(days=1))
         told = r"prefect/key: the key of the Prefect server cannot be read \(.+\); run as the one who has started desra"
         with pytest.raises(UsageError, match=told), prefect_server(workspace):
             pass
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_served_workspace_tells_its_server_for_the_length_of_a_run(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that starts anew looks again; another server never gets a key of ours."""
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of:another server")
+    write_secret(workspace.prefect_home / "key", STALE_KEY)
+    served = Served("http://prefect.example/api", own)
+    with standing(workspace) as standing_, workspace.locked():
+        standing_.announce(served, timedelta(days=1))
+        with prefect_server(workspace) as url:
+            assert url == os.environ["PREFECT_API_URL"] == served.url
+            assert os.environ["PREFECT_API_AUTH_STRING"] == (STALE_KEY if own else "of:another server")
+    assert "PREFECT_API_URL" not in os.environ
+    assert os.environ.get("PREFECT_API_AUTH_STRING") == (None if own else "of:another server")
 
 
 def test_a_server_of_ones_own_is_watched_without_our_key(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,15 @@ def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypat
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
 
 
+def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environment, monkeypatch) -> None:
+    """The command was right: it ends with 1, not as one of a wrong setting."""
+    with pytest.raises(UsageError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+    monkeypatch.setenv(servers.AGAIN, "1")
+    with pytest.raises(TransientError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+
+
 class HttpProxy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
