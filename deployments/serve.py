@@ -21,9 +21,8 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -32,7 +31,7 @@ from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, check_temporary, end_leftover_server, watch_at
-from deployments.standing import Served, standing
+from deployments.standing import RestlessError, Served, Standby, standing, start_again
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
 from desra_core.errors import DesraError, UsageError, printable
@@ -55,8 +54,6 @@ _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
 # A run that is new to the worker has no process yet.
 _SETTLED = timedelta(minutes=2)
-# A process that ends by itself so often within so long is not started again.
-_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 # A server that does not answer must keep nobody from stopping.
 _ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 
@@ -113,18 +110,6 @@ def _giving_up(serving: Serving) -> Iterator[None]:
         if address and (trouble := tell_webhook(address, told | {"workspace": str(serving.workspace)})):
             say(f"warning: {trouble}")
         raise
-
-
-class _Process(Protocol):
-    """What is started again when it ends by itself."""
-
-    name: str
-    log: Path
-
-    @property
-    def exit_code(self) -> int | None: ...
-
-    def start(self) -> None: ...
 
 
 @contextlib.contextmanager
@@ -327,7 +312,7 @@ def _look_after(
         started then would make another one in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
-    processes: list[_Process] = [server, worker] if server else [worker]
+    processes: list[Standby] = [server, worker] if server else [worker]
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
     outcomes = _Outcomes(pool)
     looked = cleaned = told = time.monotonic()
@@ -337,7 +322,12 @@ def _look_after(
         for process in processes:
             if process.exit_code is not None:
                 _check_there(workspace)
-                _start_again(process, starts[process.name], now)
+                try:
+                    start_again(process, starts[process.name], now, time.sleep)
+                except RestlessError:
+                    raise
+                except (DesraError, OSError) as error:
+                    say(f"warning: {printable(error)}")  # the next look finds that it has ended
         if now - told >= _TELL_SECONDS:
             told = now
             outcomes.tell()
@@ -375,19 +365,6 @@ class _Outcomes:
 def _check_there(workspace: Workspace) -> None:
     if not workspace.exists():
         raise UsageError(workspace.root, "is no workspace any more", "bring it back and start desra serve again")
-
-
-def _start_again(process: _Process, starts: list[float], now: float) -> None:
-    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
-    if len(starts) > _MOST_STARTS:
-        raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
-    pause = 2 ** len(starts)  # for a cause that passes
-    code = process.exit_code
-    told = f"warning: {process.name} has ended (exit code {code}), and is started again in {pause} s"
-    say(f"{told}; its log is {process.log}")
-    time.sleep(pause)
-    with contextlib.suppress(DesraError, OSError):  # the next look finds that it has ended
-        process.start()
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:

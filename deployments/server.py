@@ -29,7 +29,7 @@ import psutil
 from deployments.guarded import ENTRANCE, HOSTS
 from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
+from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, start_again
 from desra_core.atomic import write_secret
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.workspace import Workspace, storage_errors
@@ -173,16 +173,20 @@ class Server:
         forget_results(self._home, self._history)
         write_secret(_key_file(self._workspace), self._key)
         configure(self._workspace, self.url, self._key)
+        late: list[bool] = []
         for _ in range(_STARTS):
             if self.unwanted.is_set():
                 return
             with storage_errors(self._home):
                 self._launch()
             import_module("prefect")  # takes a second, while the server starts
-            if self._answers():
+            if self._answers() or self.unwanted.is_set():
                 return
+            late.append(self.exit_code is None)
             self._end()
         error = self._last_error()
+        if late[-1]:
+            error = f"it did not answer within {_START_SECONDS // 60} minutes" + ", twice" * all(late)
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
             raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
@@ -207,14 +211,21 @@ class Server:
         while (
             self.exit_code is None and not self.unwanted.is_set() and (now := time.monotonic()) - began < _START_SECONDS
         ):
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
-                return True
+            with contextlib.suppress(httpx.HTTPError, psutil.Error):
+                if self._listens():
+                    httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+                    return True
             if now - told >= _PATIENCE_SECONDS:
                 told = now
                 say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
             time.sleep(0.05)
         return False
+
+    def _listens(self) -> bool:
+        """Whether its own process has the port: another one that took it meanwhile is not to get the key."""
+        assert self._process is not None
+        connections = psutil.Process(self._process.pid).net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == self._port for one in connections)
 
     def _without_room(self, where: object) -> TransientError:
         reason = f"the disk is full, and {self.name} has no room for its database"
@@ -272,15 +283,14 @@ def watch_at(workspace: Workspace, url: str) -> str:
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
     """Start a server again that ends by itself; where that fails, the work goes on without one."""
+    starts: list[float] = []
 
     def keep_up() -> None:
         while not server.unwanted.wait(_LOOK_SECONDS):
             if server.exit_code is None:
                 continue
-            told = f"warning: {server.name} has ended (exit code {server.exit_code}); the work goes on"
-            say(f"{told}, and it is started again; its log is {server.log}")
             try:
-                server.start()
+                start_again(server, starts, time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
                 say(f"warning: {printable(error)}; the work goes on without it")
                 _ask_once()
@@ -380,11 +390,12 @@ def heed_proxies() -> None:
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
     direct += [host for host in _THIS_MACHINE if host not in direct]
-    os.environ.update(no_proxy=",".join(direct), NO_PROXY=",".join(direct))
+    told = "*" if "*" in direct else ",".join(direct)  # only alone do all tools know it
+    os.environ.update(no_proxy=told, NO_PROXY=told)
 
 
 def _is_readable(host: str) -> bool:
-    """Whether httpx understands an entry of NO_PROXY; ranges of IPv6 addresses, which it does not, nobody here does."""
+    """Whether httpx understands an entry: it rejects ranges of IPv6 addresses; nothing else here reads them."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(host))
     with contextlib.suppress(httpx.InvalidURL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -25,14 +26,14 @@ from deployments.serve import (
     _giving_up,
     _look_after,
     _Outcomes,
-    _start_again,
     _stoppable,
 )
-from deployments.standing import new_mark
+from deployments.standing import new_mark, start_again
 from deployments.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from desra_core.workspace import Workspace
 from flows import alarm
 from tests.conftest import client_of
 
@@ -72,34 +73,61 @@ def test_nohup_outlives_its_terminal(hangup) -> None:
 
 
 class Failing:
-    """A process that ends at once, and the first time does not even start."""
+    """A process that does not even start the first time, or with `always` ever, and else ends at once."""
 
     name = "the process"
     log = Path("process.log")
     exit_code = -11
 
-    def __init__(self) -> None:
+    def __init__(self, *, always: bool = False) -> None:
         self.starts = 0
+        self.always = always
 
     def start(self) -> None:
         self.starts += 1
-        if self.starts == 1:
+        if self.starts == 1 or self.always:
             raise UsageError(self.log, "the process did not start", "read that log")
 
 
 def test_what_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
     process, starts, pauses = Failing(), [], []
-    monkeypatch.setattr(time, "sleep", pauses.append)
     for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
-        _start_again(process, starts, moment)
+        with contextlib.nullcontext() if moment else pytest.raises(UsageError, match="did not start"):
+            start_again(process, starts, moment, pauses.append)
     with pytest.raises(UsageError, match=r"process\.log: the process ends again and again; read that log"):
-        _start_again(process, starts, 405)
+        start_again(process, starts, 405, pauses.append)
     assert process.starts == 9
     assert pauses == [2, 4, 8, 16, 2, 4, 8, 16, 32]
     assert (
         "the process has ended (exit code -11), and is started again in 4 s; its log is process.log"
         in capsys.readouterr().err
     )
+
+
+def test_starts_that_take_ten_minutes_and_fail_are_given_up(monkeypatch) -> None:
+    clock = [0.0]
+
+    class Slow(Failing):
+        def start(self) -> None:
+            clock[0] += 1200
+            super().start()
+
+    process, starts = Slow(always=True), []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for _ in range(5):
+        with pytest.raises(UsageError, match="did not start"):
+            start_again(process, starts, clock[0], lambda _: None)
+    with pytest.raises(UsageError, match="ends again and again"):
+        start_again(process, starts, clock[0], lambda _: None)
+
+
+def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
+    paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
+    Workspace(paths["workspace"]).create()
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with client_of(prefect_environment), pytest.raises(UsageError, match="ends again and again"):
+        _look_after(None, Failing(always=True), None, Serving(**paths), "desra-workspace")
+    assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
 
 
 def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
