@@ -285,13 +285,19 @@ def _exit(run: Callable[[], int]) -> NoReturn:
 def _begin_again(lost: ServerLostError) -> NoReturn:
     """Start this very command anew, once: it finds what is done, and does what is left with another server.
 
+    One that has nothing left to do ends instead.
+
     At the end of this process, Prefect would wait minutes for the server that has gone.
     """
     sys.stdout.flush()
+    told = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
+    if lost.code is not None:
+        say(told)
+        os._exit(lost.code)
     if AGAIN in os.environ:
         say(f"error: {printable(lost)}")
         os._exit(1)
-    say(f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete; going on")
+    say(f"{told}; going on")
     os.environ[AGAIN] = "1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
