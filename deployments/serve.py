@@ -69,8 +69,9 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
-    if not workspace.exists():
-        _check(serving)  # before there is one: what is refused leaves none behind
+    is_new = not workspace.exists()
+    if is_new:
+        _check(serving)  # checked first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -78,7 +79,8 @@ def serve(serving: Serving, machine: Machine) -> int:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
-            _check(serving)
+            if not is_new:
+                _check(serving)
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
@@ -90,9 +92,11 @@ def serve(serving: Serving, machine: Machine) -> int:
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
         worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
+        outcomes = _Outcomes(pool)
+        stack.callback(outcomes.tell)  # of runs that end just before it stops
         _tell_people(serving, deployments, url, report)
         with _giving_up(serving):
-            _look_after(server, worker, cluster, serving, pool)
+            _look_after(server, worker, cluster, serving, outcomes)
     return 0
 
 
@@ -301,7 +305,7 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
 
 
 def _look_after(
-    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, pool: str
+    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, outcomes: _Outcomes
 ) -> None:
     """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
 
@@ -314,7 +318,6 @@ def _look_after(
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Standby] = [server, worker] if server else [worker]
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
-    outcomes = _Outcomes(pool)
     looked = cleaned = told = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
@@ -334,7 +337,7 @@ def _look_after(
         if now - looked >= _LOOK_SECONDS:
             looked = now
             _check_there(workspace)
-            _tidy_runs(workspace, pool, own=server is not None)
+            _tidy_runs(workspace, outcomes.pool, own=server is not None)
             if cluster:
                 cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
@@ -346,20 +349,21 @@ class _Outcomes:
     """Says how each run of a pool has ended, by the word of the server: one that was killed says nothing itself."""
 
     def __init__(self, pool: str) -> None:
-        self._pool = pool
+        self.pool = pool
         self._latest = datetime.now(UTC)
-        self._told: set[UUID] = set()
+        self._told: set[tuple[UUID, datetime | None]] = set()  # a run that is tried again ends twice
 
     def tell(self) -> None:
         with contextlib.suppress(UsageError), _client() as client:  # what does not answer is told elsewhere
-            for run in ended_since(self._pool, client, self._latest):
-                if run.id in self._told or run.state is None:
+            for run in ended_since(self.pool, client, self._latest):
+                if (end := (run.id, run.end_time)) in self._told or run.state is None:
                     continue
-                self._told.add(run.id)
+                self._told.add(end)
                 self._latest = run.end_time or self._latest
                 level = "" if run.state.is_completed() else "warning: " if run.state.is_cancelled() else "error: "
                 name = (run.state.name or run.state.type.value).lower()
-                say(f"{level}{run.name} {name}: {run.state.message}", run=run.name)
+                why = printable(run.state.message or "no reason is known")
+                say(f"{level}{printable(run.name)} {name}: {why}", run=run.name)
 
 
 def _check_there(workspace: Workspace) -> None:

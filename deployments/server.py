@@ -29,7 +29,16 @@ import psutil
 from deployments.guarded import ENTRANCE, HOSTS
 from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, start_again
+from deployments.standing import (
+    MARK,
+    elsewhere,
+    end_leftovers,
+    end_marked,
+    history_of,
+    new_mark,
+    served_at,
+    start_again,
+)
 from desra_core.atomic import write_secret
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.workspace import Workspace, storage_errors
@@ -50,7 +59,7 @@ _ARRIVAL_SECONDS = 20
 _DATABASE_BYTES = 2_000_000
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+_THIS_MACHINE = (*HOSTS, "::1")
 
 
 @contextlib.contextmanager
@@ -90,7 +99,15 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 
 
 class ServerLostError(TransientError):
-    """The Prefect server does not answer any more. What was done is not lost, but its history may be."""
+    """The Prefect server does not answer any more. What was done is not lost, but its history may be.
+
+    Attributes
+    ----------
+    code
+        The exit code of a command that has nothing left to do; None where it has.
+    """
+
+    code: int | None = None
 
 
 class Server:
@@ -248,7 +265,7 @@ class Server:
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
         }
         # Who knows better has the last word, but on who may enter.
-        environment = server_settings(self._history) | os.environ | self._mark | guard
+        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | guard
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -264,7 +281,10 @@ class Server:
 
 
 def watch_at(workspace: Workspace, url: str) -> str:
-    """Where a browser watches a server; one of ours gets its key there, from behind the ``#``, which is never sent.
+    """Where a person watches a server, for a line on stderr.
+
+    A terminal shows the key of a server of ours, behind the ``#``, which is never sent. A file or the journal, which
+    others may read, gets the place of the key instead.
 
     Parameters
     ----------
@@ -275,8 +295,9 @@ def watch_at(workspace: Workspace, url: str) -> str:
     """
     page = url.removesuffix("/api")
     with contextlib.suppress(OSError):
-        if os.environ.get(_KEY) == (key := _key_file(workspace).read_text()):
-            return f"{page}{ENTRANCE}#{key}"
+        path = _key_file(workspace)
+        if os.environ.get(_KEY) == (key := path.read_text()):
+            return f"{page}{ENTRANCE}#{key}" if sys.stderr.isatty() else f"{page}{ENTRANCE} (key in {path})"
     return page
 
 

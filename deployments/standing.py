@@ -177,6 +177,18 @@ def start_again(process: Standby, starts: list[float], now: float, wait: Callabl
         starts[:] = [start + time.monotonic() - began for start in starts]
 
 
+def elsewhere() -> dict[str, str]:
+    """What a process of Python needs in its environment to be started in another folder than this one.
+
+    Relative paths would mean others there, and modules are not to be looked for there.
+    """
+    told = {"PYTHONSAFEPATH": "1"}
+    for name in ("PYTHONPATH", "TMPDIR"):
+        if given := os.environ.get(name):
+            told[name] = os.pathsep.join(map(os.path.abspath, given.split(os.pathsep)))
+    return told
+
+
 def end_marked(mark: dict[str, str]) -> None:
     """Kill the processes whose environment says so, but for this one. Nothing of what they do is lost by that.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -93,19 +95,41 @@ def test_pages_of_others_are_kept_out(guarded: Guarded) -> None:
         assert (answer.headers.get("access-control-allow-origin") == origin) == (expected == 200)
 
 
-def test_a_browser_gets_in_by_the_page_that_is_printed(
-    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_a_terminal(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where to watch, as a person at a terminal reads it."""
+    leader, terminal = os.openpty()
+    with os.fdopen(leader), os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", guarded.key)
+        told = watch_at(guarded.workspace, guarded.url)
+        monkeypatch.undo()
+        yield told
+
+
+def test_only_a_terminal_shows_the_key(guarded: Guarded, on_a_terminal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that stderr goes to may be read by others."""
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", guarded.key)
-    entrance = watch_at(guarded.workspace, guarded.url)
+    entrance = guarded.url.removesuffix("/api") + "/enter"
+    assert on_a_terminal == f"{entrance}#{guarded.key}"
+    assert watch_at(guarded.workspace, guarded.url) == f"{entrance} (key in {guarded.workspace.prefect_home / 'key'})"
+
+
+def test_a_browser_gets_in_by_the_page_that_is_printed(guarded: Guarded, on_a_terminal: str, tmp_path: Path) -> None:
     httpx.post(f"{guarded.keyed}/flows/", json={"name": "the-flow"}).raise_for_status()
     ui = guarded.url.removesuffix("/api")
-    assert entrance.startswith(f"{ui}/enter#")
     with opened(f"{ui}/flows", tmp_path / "browser") as page:
         page.wait_for("Login")
         page.go(f"{ui}/enter")
-        page.wait_for("This address lacks the key: open the whole line that desra printed.")
-        page.go(entrance)
+        page.wait_for("Key, from the file that desra named:")
+        for press in (
+            f"document.querySelector('input').value = '{guarded.key}\\n'",
+            "document.forms[0].requestSubmit()",
+        ):
+            page.evaluate(press)
+        page.wait_for("Dashboard")
+        page.evaluate("localStorage.clear()")
+        page.go(on_a_terminal)
         page.wait_for("Dashboard")
         for flows in (f"{ui}/flows", f"{ui}/v2/flows"):
             page.go(flows)
