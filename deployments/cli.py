@@ -19,7 +19,7 @@ from deployments.evaluate import evaluate
 from deployments.flags import paths_at_home, with_flags
 from deployments.housekeeping import gc, size_line
 from deployments.runs import run_corpus, show_failures
-from deployments.server import ServerLostError
+from deployments.server import AGAIN, ServerLostError
 from desra_core import __version__
 from desra_core.benchmarking.settings import Benchmarking
 from desra_core.corpus import read_manifest, read_passed_over
@@ -34,9 +34,6 @@ from desra_core.settings import Detection, Machine, Mining
 from desra_core.target import load_settings
 from desra_core.workspace import Workspace, read_table
 from tasks.lines import SHOWN_FAILURES, say
-
-# Says to a command that it is on for the second time, since a server has gone.
-_AGAIN = "DESRA_BEGUN_AGAIN"
 
 app = typer.Typer(
     name="desra",
@@ -288,14 +285,20 @@ def _exit(run: Callable[[], int]) -> NoReturn:
 def _begin_again(lost: ServerLostError) -> NoReturn:
     """Start this very command anew, once: it finds what is done, and does what is left with another server.
 
+    One that has nothing left to do ends instead.
+
     At the end of this process, Prefect would wait minutes for the server that has gone.
     """
     sys.stdout.flush()
-    if _AGAIN in os.environ:
+    told = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
+    if lost.code is not None:
+        say(told)
+        os._exit(lost.code)
+    if AGAIN in os.environ:
         say(f"error: {printable(lost)}")
         os._exit(1)
-    say(f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete; going on")
-    os.environ[_AGAIN] = "1"
+    say(f"{told}; going on")
+    os.environ[AGAIN] = "1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 

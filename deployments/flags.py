@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
-from desra_core.settings import Machine, at_home, whole_path
+from desra_core.settings import Machine, at_home, folder_of, whole_path
 from tasks.lines import carry, configure
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -43,7 +43,7 @@ def with_flags(
             config = values.pop("config")
             if context.args:
                 reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
-                raise UsageError(f"{argument}".upper(), reason, "put the glob in quotes, or name the folder")
+                raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
             if labelled:
                 values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
             if values.get("weights") not in (None, "published", "none"):
@@ -64,8 +64,7 @@ def with_flags(
             where = _validated(Machine, machine, named)
             configure(where.log_level, where.log_format)
             settings = _validated(kind, given, named)
-            given = settings.model_dump(mode="json")
-            carry(workspace=given.get("workspace") or given["output"])
+            carry(workspace=str(folder_of(settings)))
             run(settings, where)
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]

@@ -16,12 +16,16 @@ ENTRANCE = "/enter"
 
 # Prefect's UI looks there for the key. What is behind the # of an address is never sent.
 _PAGE = """<!doctype html><title>desra</title>
-<p>This address lacks the key: open the whole line that desra printed.</p>
+<form><label>Key, from the file that desra named: <input type="password"></label> <button>Enter</button></form>
 <script>
-(onhashchange = () => {
-  const key = location.hash.slice(1);
+function enter(key) {
   if (key) { localStorage.setItem("prefect-password", btoa(key)); location.replace("/"); }
-})();
+}
+document.querySelector("form").onsubmit = event => {
+  event.preventDefault();
+  enter(document.querySelector("input").value.trim());
+};
+(onhashchange = () => enter(location.hash.slice(1)))();
 </script>"""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from deployments.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
-from deployments.server import end_leftover_server
+from deployments.server import ServerLostError, end_leftover_server
 from desra_core.comparison import Comparison, conclude, plan_comparison, verdict_of
 from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.errors import UsageError, printable
@@ -16,7 +16,7 @@ from desra_core.evaluation.gate import Verdict
 from desra_core.evaluation.table import as_text, score_rows
 from desra_core.human_masks import told_resting
 from desra_core.model_settings import Comparing, Cycling, Finetuning
-from desra_core.promotion import rollback
+from desra_core.promotion import current_model, rollback
 from desra_core.settings import Machine
 from desra_core.tables import publish_tables
 from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
@@ -84,6 +84,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         prepared = prepare_corpus(mining)
         broken: tuple[str, ...] = ()
         promoted: Path | None = None
+        lost: ServerLostError | None = None
         failures = 0
         finetuning = None if prepared.plan.pending else finetuning_of(settings, mining)
         idle = not prepared.plan.pending and (finetuning is None or _is_done(settings, finetuning))
@@ -92,15 +93,22 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             renew_report(workspace)
         else:
             check_training(settings, mining)
-            with serving(workspace):
-                from flows.cycle import cycle
+            before = current_model(workspace)
+            try:
+                with serving(workspace):
+                    from flows.cycle import cycle
 
-                cycled = cycle(settings, machine, rescan=False)
-                for part in (cycled.mined, cycled.finetuned, cycled.compared, cycled):
-                    if part is not None:
-                        wait_for(part.flow_run, part.task_runs)
-            broken, promoted = cycled.mined.broken_shards, cycled.promoted
-            failures = cycled.compared.failures if cycled.compared else 0
+                    cycled = cycle(settings, machine, rescan=False)
+                    for part in (cycled.mined, cycled.finetuned, cycled.compared, cycled):
+                        if part is not None:
+                            wait_for(part.flow_run, part.task_runs)
+                broken, promoted = cycled.mined.broken_shards, cycled.promoted
+                failures = cycled.compared.failures if cycled.compared else 0
+            except ServerLostError as error:
+                current = current_model(workspace)
+                if current is None or current == before:
+                    raise
+                lost, promoted = error, current.parent  # all is done, and the command anew would begin the next turn
         code = sum_up(prepared, mining, broken)
         finetuning = finetuning or finetuning_of(settings, mining)
         if finetuning is None:
@@ -114,7 +122,11 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             again = f"{_compare_command(finetuning)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
-    return max(code, int(failures > 0)) if verdict.passed else GATE_FAILED
+    code = max(code, int(failures > 0)) if verdict.passed else GATE_FAILED
+    if lost is not None:
+        lost.code = code
+        raise lost
+    return code
 
 
 def run_rollback(workspace: Path) -> int:

@@ -24,7 +24,7 @@ from deployments.server import (
 )
 from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
-from desra_core.errors import DesraError, printable
+from desra_core.errors import DesraError, UsageError, printable
 from desra_core.human_masks import told_resting
 from desra_core.matching import with_twins_summed_up
 from desra_core.plan import Prepared, make_plan, prepare
@@ -36,6 +36,9 @@ from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, say
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
+# Answers of an HTTP server.
+_REFUSED, _BROKEN = (401, 403), 500
+_UNREACHED = "Failed to reach API at"
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
@@ -83,7 +86,7 @@ def serving(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run; say where to watch it."""
     check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
-    # It would show each event that a server which has ended did not get, and then tell that again to the next one.
+    # Else Prefect prints every event that the lost server missed, and logs those lines to the next server.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
@@ -93,17 +96,24 @@ def serving(workspace: Workspace) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, DesraError) or not _is_of_server(error):
+            if isinstance(error, DesraError) or (meant := _meant_of_server(error)) is None:
                 raise
-            reason = "does not answer any more; what was done is not lost"
-            raise ServerLostError("the Prefect server", reason, "run again") from error
+            raise meant from error
 
 
-def _is_of_server(error: BaseException | None) -> bool:
-    """Whether an error comes from talking to Prefect's server; it has several of its own for that."""
-    while error is not None and not isinstance(error, httpx.HTTPError):
+def _meant_of_server(error: BaseException | None) -> DesraError | None:
+    """What an error means that comes from talking to Prefect's server; None for one that comes from elsewhere."""
+    lost = False
+    while error is not None:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status in _REFUSED:
+            reason = f"the Prefect server does not take the key of this command (HTTP {status})"
+            return UsageError("PREFECT_API_AUTH_STRING", reason, "set it to the one of that server")
+        # Prefect's own for that is a bare RuntimeError, whatever was answered.
+        lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or _UNREACHED in str(error)
         error = error.__cause__ or error.__context__
-    return error is not None
+    reason = "does not answer any more; what was done is not lost"
+    return ServerLostError("the Prefect server", reason, "run again") if lost else None
 
 
 def wait_for(flow_run: str, task_runs: int) -> None:

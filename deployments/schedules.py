@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 # What a worker runs, whatever is posted: Prefect's own template takes any command, environment and working folder. An
-# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would start three
-# processes for a run, one after the other.
+# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
+# first start another process for each run, to prepare a folder for it.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 # Of the machine, what a run is told; the rest is for the cluster that desra serve starts.

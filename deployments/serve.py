@@ -21,9 +21,8 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -32,7 +31,7 @@ from deployments.report_server import report_server
 from deployments.retention import forget_results
 from deployments.schedules import Deployed, deployments_of, next_run, register
 from deployments.server import Server, check_server, check_temporary, end_leftover_server, watch_at
-from deployments.standing import standing
+from deployments.standing import RestlessError, Served, Standby, standing, start_again
 from deployments.worker import CONSOLE, NAME, Worker, prefect_worker
 from desra_core.cycle import check_training, mining_of
 from desra_core.errors import DesraError, UsageError, printable
@@ -55,8 +54,6 @@ _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
 # A run that is new to the worker has no process yet.
 _SETTLED = timedelta(minutes=2)
-# A process that ends by itself so often within so long is not started again.
-_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 # A server that does not answer must keep nobody from stopping.
 _ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 
@@ -72,8 +69,9 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
-    if not workspace.exists():
-        _check(serving)  # before there is one: what is refused leaves none behind
+    is_new = not workspace.exists()
+    if is_new:
+        _check(serving)  # checked first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -81,21 +79,24 @@ def serve(serving: Serving, machine: Machine) -> int:
         own = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
-            _check(serving)
+            if not is_new:
+                _check(serving)
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             server = stack.enter_context(_open_server(serving, workspace, own.mark))
             _prepare_server(deployments, workspace, own=server is not None)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(url, parse_span(serving.history))
+            own.announce(Served(url, own=server is not None), parse_span(serving.history))
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
         worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
+        outcomes = _Outcomes(pool)
+        stack.callback(outcomes.tell)  # of runs that end just before it stops
         _tell_people(serving, deployments, url, report)
         with _giving_up(serving):
-            _look_after(server, worker, cluster, serving, pool)
+            _look_after(server, worker, cluster, serving, outcomes)
     return 0
 
 
@@ -113,18 +114,6 @@ def _giving_up(serving: Serving) -> Iterator[None]:
         if address and (trouble := tell_webhook(address, told | {"workspace": str(serving.workspace)})):
             say(f"warning: {trouble}")
         raise
-
-
-class _Process(Protocol):
-    """What is started again when it ends by itself."""
-
-    name: str
-    log: Path
-
-    @property
-    def exit_code(self) -> int | None: ...
-
-    def start(self) -> None: ...
 
 
 @contextlib.contextmanager
@@ -316,7 +305,7 @@ def _tell_people(serving: Serving, deployments: list[Deployed], url: str, report
 
 
 def _look_after(
-    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, pool: str
+    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, outcomes: _Outcomes
 ) -> None:
     """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
 
@@ -327,9 +316,8 @@ def _look_after(
         started then would make another one in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
-    processes: list[_Process] = [server, worker] if server else [worker]
+    processes: list[Standby] = [server, worker] if server else [worker]
     starts: dict[str, list[float]] = {process.name: [] for process in processes}
-    outcomes = _Outcomes(pool)
     looked = cleaned = told = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
@@ -337,14 +325,19 @@ def _look_after(
         for process in processes:
             if process.exit_code is not None:
                 _check_there(workspace)
-                _start_again(process, starts[process.name], now)
+                try:
+                    start_again(process, starts[process.name], now, time.sleep)
+                except RestlessError:
+                    raise
+                except (DesraError, OSError) as error:
+                    say(f"warning: {printable(error)}")  # the next look finds that it has ended
         if now - told >= _TELL_SECONDS:
             told = now
             outcomes.tell()
         if now - looked >= _LOOK_SECONDS:
             looked = now
             _check_there(workspace)
-            _tidy_runs(workspace, pool, own=server is not None)
+            _tidy_runs(workspace, outcomes.pool, own=server is not None)
             if cluster:
                 cluster.keep_up()
         if now - cleaned >= _HOUSEKEEPING_SECONDS:
@@ -356,38 +349,26 @@ class _Outcomes:
     """Says how each run of a pool has ended, by the word of the server: one that was killed says nothing itself."""
 
     def __init__(self, pool: str) -> None:
-        self._pool = pool
+        self.pool = pool
         self._latest = datetime.now(UTC)
-        self._told: set[UUID] = set()
+        self._told: set[tuple[UUID, datetime | None]] = set()  # a run that is tried again ends twice
 
     def tell(self) -> None:
         with contextlib.suppress(UsageError), _client() as client:  # what does not answer is told elsewhere
-            for run in ended_since(self._pool, client, self._latest):
-                if run.id in self._told or run.state is None:
+            for run in ended_since(self.pool, client, self._latest):
+                if (end := (run.id, run.end_time)) in self._told or run.state is None:
                     continue
-                self._told.add(run.id)
+                self._told.add(end)
                 self._latest = run.end_time or self._latest
                 level = "" if run.state.is_completed() else "warning: " if run.state.is_cancelled() else "error: "
                 name = (run.state.name or run.state.type.value).lower()
-                say(f"{level}{run.name} {name}: {run.state.message}", run=run.name)
+                why = printable(run.state.message or "no reason is known")
+                say(f"{level}{printable(run.name)} {name}: {why}", run=run.name)
 
 
 def _check_there(workspace: Workspace) -> None:
     if not workspace.exists():
         raise UsageError(workspace.root, "is no workspace any more", "bring it back and start desra serve again")
-
-
-def _start_again(process: _Process, starts: list[float], now: float) -> None:
-    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
-    if len(starts) > _MOST_STARTS:
-        raise UsageError(process.log, f"{process.name} ends again and again", "read that log")
-    pause = 2 ** len(starts)  # for a cause that passes
-    code = process.exit_code
-    told = f"warning: {process.name} has ended (exit code {code}), and is started again in {pause} s"
-    say(f"{told}; its log is {process.log}")
-    time.sleep(pause)
-    with contextlib.suppress(DesraError, OSError):  # the next look finds that it has ended
-        process.start()
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:

@@ -29,7 +29,16 @@ import psutil
 from deployments.guarded import ENTRANCE, HOSTS
 from deployments.interrupted import mark_killed
 from deployments.retention import HISTORY, compact, forget_results, server_settings
-from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at
+from deployments.standing import (
+    MARK,
+    elsewhere,
+    end_leftovers,
+    end_marked,
+    history_of,
+    new_mark,
+    served_at,
+    start_again,
+)
 from desra_core.atomic import write_secret
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.workspace import Workspace, storage_errors
@@ -37,6 +46,8 @@ from tasks.lines import say
 
 # Prefect's clients send it to the server, and read it from their environment, which nobody else on a machine can.
 _KEY = "PREFECT_API_AUTH_STRING"
+# Set when a command has restarted itself after losing its Prefect server; it does so once.
+AGAIN = "DESRA_BEGUN_AGAIN"
 
 _STARTS = 2
 _START_SECONDS = 600  # a busy machine may take minutes
@@ -48,7 +59,7 @@ _ARRIVAL_SECONDS = 20
 _DATABASE_BYTES = 2_000_000
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+_THIS_MACHINE = (*HOSTS, "::1")
 
 
 @contextlib.contextmanager
@@ -61,7 +72,7 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     Raises
     ------
     TransientError
-        The disk is full.
+        The disk is full, or the configured server does not answer any more.
     UsageError
         The configured server does not answer, none can be started, or the key of that of desra serve is not ours.
     """
@@ -70,8 +81,12 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         yield configured
         return
     if served := served_at(workspace):
-        configure(workspace, served, _read_key(workspace))
-        yield served
+        key = _read_key(workspace) if served.own else None
+        try:
+            configure(workspace, served.url, key)
+            yield served.url
+        finally:
+            _forget(key)
         return
     server = Server(workspace, history=history_of(workspace) or HISTORY)
     try:
@@ -84,7 +99,15 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 
 
 class ServerLostError(TransientError):
-    """The Prefect server does not answer any more. What was done is not lost, but its history may be."""
+    """The Prefect server does not answer any more. What was done is not lost, but its history may be.
+
+    Attributes
+    ----------
+    code
+        The exit code of a command that has nothing left to do; None where it has.
+    """
+
+    code: int | None = None
 
 
 class Server:
@@ -167,16 +190,20 @@ class Server:
         forget_results(self._home, self._history)
         write_secret(_key_file(self._workspace), self._key)
         configure(self._workspace, self.url, self._key)
+        late: list[bool] = []
         for _ in range(_STARTS):
             if self.unwanted.is_set():
                 return
             with storage_errors(self._home):
                 self._launch()
             import_module("prefect")  # takes a second, while the server starts
-            if self._answers():
+            if self._answers() or self.unwanted.is_set():
                 return
+            late.append(self.exit_code is None)
             self._end()
         error = self._last_error()
+        if late[-1]:
+            error = f"it did not answer within {_START_SECONDS // 60} minutes" + ", twice" * all(late)
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
             raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
@@ -185,8 +212,7 @@ class Server:
         """Stop it, when it has got all that this process has to tell."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             _drain()
-        for name in ("PREFECT_API_URL", _KEY):
-            os.environ.pop(name, None)
+        _forget(self._key)
         self._end()
         for path in (self._home / "server.json", _key_file(self._workspace)):
             path.unlink(missing_ok=True)
@@ -202,14 +228,21 @@ class Server:
         while (
             self.exit_code is None and not self.unwanted.is_set() and (now := time.monotonic()) - began < _START_SECONDS
         ):
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
-                return True
+            with contextlib.suppress(httpx.HTTPError, psutil.Error):
+                if self._listens():
+                    httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+                    return True
             if now - told >= _PATIENCE_SECONDS:
                 told = now
                 say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
             time.sleep(0.05)
         return False
+
+    def _listens(self) -> bool:
+        """Whether its own process has the port: another one that took it meanwhile is not to get the key."""
+        assert self._process is not None
+        connections = psutil.Process(self._process.pid).net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == self._port for one in connections)
 
     def _without_room(self, where: object) -> TransientError:
         reason = f"the disk is full, and {self.name} has no room for its database"
@@ -232,7 +265,7 @@ class Server:
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
         }
         # Who knows better has the last word, but on who may enter.
-        environment = server_settings(self._history) | os.environ | self._mark | guard
+        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | guard
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -248,7 +281,10 @@ class Server:
 
 
 def watch_at(workspace: Workspace, url: str) -> str:
-    """Where a browser watches a server; one of ours gets its key there, from behind the ``#``, which is never sent.
+    """Where a person watches a server, for a line on stderr.
+
+    A terminal shows the key of a server of ours, behind the ``#``, which is never sent. A file or the journal, which
+    others may read, gets the place of the key instead.
 
     Parameters
     ----------
@@ -259,23 +295,23 @@ def watch_at(workspace: Workspace, url: str) -> str:
     """
     page = url.removesuffix("/api")
     with contextlib.suppress(OSError):
-        if os.environ.get(_KEY) == (key := _key_file(workspace).read_text()):
-            return f"{page}{ENTRANCE}#{key}"
+        path = _key_file(workspace)
+        if os.environ.get(_KEY) == (key := path.read_text()):
+            return f"{page}{ENTRANCE}#{key}" if sys.stderr.isatty() else f"{page}{ENTRANCE} (key in {path})"
     return page
 
 
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
     """Start a server again that ends by itself; where that fails, the work goes on without one."""
+    starts: list[float] = []
 
     def keep_up() -> None:
         while not server.unwanted.wait(_LOOK_SECONDS):
             if server.exit_code is None:
                 continue
-            told = f"warning: {server.name} has ended (exit code {server.exit_code}); the work goes on"
-            say(f"{told}, and it is started again; its log is {server.log}")
             try:
-                server.start()
+                start_again(server, starts, time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
                 say(f"warning: {printable(error)}; the work goes on without it")
                 _ask_once()
@@ -324,18 +360,36 @@ def _is_full(folder: Path) -> bool:
     return False
 
 
-def configure(workspace: Workspace, url: str, key: str) -> None:
-    """Tell Prefect, in this process and in those that it starts, of a server with its home in a workspace."""
+def configure(workspace: Workspace, url: str, key: str | None) -> None:
+    """Tell Prefect, in this process and in those that it starts, of the server that serves a workspace.
+
+    Parameters
+    ----------
+    workspace
+        Where Prefect has its home.
+    url
+        Of the API.
+    key
+        That of a server of ours; None leaves what the environment has for another one.
+    """
     heed_proxies()
+    if key is not None:
+        os.environ[_KEY] = key
     os.environ.update(
         PREFECT_HOME=str(workspace.prefect_home),
         PREFECT_API_URL=url,
-        PREFECT_API_AUTH_STRING=key,
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         PREFECT_SERVER_LOGGING_LEVEL="WARNING",
         PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
         DO_NOT_TRACK="1",
     )
+
+
+def _forget(key: str | None) -> None:
+    """Take a server that `configure` has told of from the environment: a command that starts anew looks again."""
+    os.environ.pop("PREFECT_API_URL", None)
+    if key is not None:
+        os.environ.pop(_KEY, None)
 
 
 def heed_proxies() -> None:
@@ -357,11 +411,12 @@ def heed_proxies() -> None:
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
     direct += [host for host in _THIS_MACHINE if host not in direct]
-    os.environ.update(no_proxy=",".join(direct), NO_PROXY=",".join(direct))
+    told = "*" if "*" in direct else ",".join(direct)  # only alone do all tools know it
+    os.environ.update(no_proxy=told, NO_PROXY=told)
 
 
 def _is_readable(host: str) -> bool:
-    """Whether httpx understands an entry of NO_PROXY; ranges of IPv6 addresses, which it does not, nobody here does."""
+    """Whether httpx understands an entry: it rejects ranges of IPv6 addresses; nothing else here reads them."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(host))
     with contextlib.suppress(httpx.InvalidURL):
@@ -398,6 +453,8 @@ def check_server(url: str) -> None:
 
     Raises
     ------
+    TransientError
+        It does not any more: this command has lost it before.
     UsageError
         It does not.
     """
@@ -406,7 +463,8 @@ def check_server(url: str) -> None:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"no Prefect server answers ({error})"
-        raise UsageError(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+        kind = TransientError if AGAIN in os.environ else UsageError
+        raise kind(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
 
 
 def end_leftover_server(workspace: Workspace) -> None:

@@ -8,15 +8,19 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
 import psutil
 
-from desra_core.errors import LockedError
+from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace, flocked
+from tasks.lines import say
+
+# A process that ends by itself so often within so long is not started again.
+_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 
 # The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
 # may be another program's by now, and when a process began moves with the clock.
@@ -28,6 +32,25 @@ _END_SECONDS = 10
 def new_mark() -> dict[str, str]:
     """A mark that no process has yet."""
     return {MARK: uuid.uuid4().hex}
+
+
+class RestlessError(UsageError):
+    """A process ends again and again."""
+
+
+class Served(NamedTuple):
+    """The Prefect server by which a workspace is served.
+
+    Attributes
+    ----------
+    url
+        Of its API.
+    own
+        Whether desra serve has started it, so that its key lies in the workspace.
+    """
+
+    url: str
+    own: bool
 
 
 class Standing:
@@ -45,9 +68,9 @@ class Standing:
         self._told: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
         self._write()
 
-    def announce(self, url: str, history: timedelta) -> None:
-        """Say where the API of the server is and how long it keeps runs, for runs that are started by hand."""
-        self._told |= {"url": url, "history": history.total_seconds()}
+    def announce(self, served: Served, history: timedelta) -> None:
+        """Say which server it is and how long it keeps runs, for runs that are started by hand."""
+        self._told |= {**served._asdict(), "history": history.total_seconds()}
         self._write()
 
     def _write(self) -> None:
@@ -82,9 +105,10 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
             end_marked(own.mark)
 
 
-def served_at(workspace: Workspace) -> str | None:
-    """The address of the API by which a workspace is served; None when it is not. The workspace must be locked."""
-    return (_who_serves(workspace) or {}).get("url")
+def served_at(workspace: Workspace) -> Served | None:
+    """The server by which a workspace is served; None when it is not. The workspace must be locked."""
+    told = _who_serves(workspace) or {}
+    return Served(told["url"], bool(told.get("own"))) if "url" in told else None
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
@@ -102,6 +126,67 @@ def end_leftovers(workspace: Workspace) -> None:
         if flocked(file, fcntl.LOCK_SH):
             told = _read(file)
     _end_those_of(told)  # who serves from now on has another token
+
+
+class Standby(Protocol):
+    """A process that is started again when it ends by itself."""
+
+    name: str
+    log: Path
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+
+
+def start_again(process: Standby, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
+    """Start a process that has ended by itself, after a pause that grows.
+
+    Parameters
+    ----------
+    process
+        What has ended.
+    starts
+        When it was started again before, in seconds of the clock that `now` is of; kept up.
+    now
+        The present.
+    wait
+        Waits for so many seconds.
+
+    Raises
+    ------
+    UsageError
+        It ends again and again; with that, it is not started.
+    DesraError, OSError
+        What starting it raises.
+    """
+    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
+    if len(starts) > _MOST_STARTS:
+        raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
+    pause = 2 ** len(starts)  # for a cause that passes
+    told = f"warning: {process.name} has ended (exit code {process.exit_code}), and is started again in {pause} s"
+    say(f"{told}; its log is {process.log}")
+    wait(pause)
+    began = time.monotonic()
+    try:
+        process.start()
+    finally:  # what a start takes, be it ten minutes, is no time in which the process was steady
+        starts[:] = [start + time.monotonic() - began for start in starts]
+
+
+def elsewhere() -> dict[str, str]:
+    """What a process of Python needs in its environment to be started in another folder than this one.
+
+    Relative paths would mean others there, and modules are not to be looked for there.
+    """
+    told = {"PYTHONSAFEPATH": "1"}
+    for name in ("PYTHONPATH", "TMPDIR"):
+        if given := os.environ.get(name):
+            told[name] = os.pathsep.join(map(os.path.abspath, given.split(os.pathsep)))
+    return told
 
 
 def end_marked(mark: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.standing import end_marked
+from deployments.standing import elsewhere, end_marked
 
 # Of what Prefect, and by its doing Dask, print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
@@ -39,17 +39,18 @@ class Worker:
     name = "the Prefect worker"
 
     def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
-        root = str(Path(__file__).resolve().parents[1])
+        root, moved = str(Path(__file__).resolve().parents[1]), elsewhere()
         self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
                          "--limit", "1", "--name", NAME + socket.gethostname()]  # fmt: skip
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
         self._environment = (
             {CONSOLE: "INFO"}
             | environment
+            | moved
             | {
                 "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
                 # Runs have folders of their own, and are to find this very desra with this very Python.
-                "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+                "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
                 "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
             }
         )

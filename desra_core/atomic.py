@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +52,8 @@ def write_secret(path: Path, text: str) -> None:
     Parameters
     ----------
     path
-        What is there already goes, for it may have been readable; missing folders are made.
+        What is there already is replaced, unless it is this very secret and nobody else could read it; missing folders
+        are made.
     text
         The content.
 
@@ -61,9 +64,17 @@ def write_secret(path: Path, text: str) -> None:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
+        with contextlib.suppress(OSError, ValueError):
+            there = path.lstat()
+            if (there.st_uid, there.st_mode) == (os.getuid(), stat.S_IFREG | 0o600) and path.read_text() == text:
+                return
+        scratch = scratch_in(path.parent)
+        try:
+            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def scratch_in(folder: Path) -> Path:

@@ -163,6 +163,11 @@ class Mining(CorpusSettings):
         return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude)
 
 
+def folder_of(settings: BaseModel) -> Path:
+    """Name the folder that a command works in: its workspace, or its output where it has none."""
+    return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - of some kinds
+
+
 def method_of(settings: CorpusSettings) -> str:
     """The detector of a run."""
     return settings.method if isinstance(settings, Detection) else "desra"

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from desra_core.errors import DesraError, UsageError, printable
-from desra_core.settings import Machine
+from desra_core.settings import Machine, folder_of
 from flows.alarm import tell_cancelled, tell_failure
 from flows.names import run_name
 from tasks.lines import carry, configure, say
@@ -156,8 +156,7 @@ def _say_for(*parameters: Any) -> None:
         if isinstance(given, Machine):
             configure(given.log_level, given.log_format)
         elif isinstance(given, BaseModel) and not flow_run.parent_flow_run_id:
-            folder = getattr(given, "workspace", None) or getattr(given, "output", None)
-            carry(run=flow_run.name, workspace=str(folder))
+            carry(run=flow_run.name, workspace=str(folder_of(given)))
 
 
 def _ended(result: Any) -> Any:

@@ -64,7 +64,7 @@ class Page:
 
     def text(self) -> str:
         """All that can be read."""
-        return str(self.evaluate("document.body.innerText"))
+        return str(self.evaluate("document.body?.innerText ?? ''"))  # on its way elsewhere, a page has no body
 
     def wait_for(self, text: str) -> None:
         """Wait until something can be read: pages that are drawn by scripts have loaded long before."""

@@ -40,8 +40,8 @@ class Served:
 
     @property
     def entrance(self) -> str:
-        """The page that it has printed."""
-        return self.said().partition("watch at ")[2].splitlines()[0]
+        """What a browser opens to get in."""
+        return f"{self.ui}/enter#{self.key}"
 
     def said(self) -> str:
         return self._said.read_text()

@@ -58,7 +58,7 @@ def test_arrows(path: Path) -> None:
     found = imported(path)
     assert not found & FORBIDDEN[relative.parts[0]]
     if relative not in TALK_TO_DASK:
-        assert not found & DASK, "only tasks.cluster and tasks.fanout talk to Dask"
+        assert not found & DASK, f"only {', '.join(map(str, TALK_TO_DASK))} talk to Dask"
 
 
 def test_every_package_is_looked_at() -> None:

@@ -16,15 +16,18 @@ import cv2
 import httpx
 import pytest
 
+import flows.cycle
+from deployments.models import run_cycle
+from deployments.server import ServerLostError
 from desra_core.content import content_key
 from desra_core.cycle import finetuning_of, mining_of
 from desra_core.evaluation.gate import Verdict
 from desra_core.model_settings import Cycling
 from desra_core.promotion import current_model, history
-from desra_core.settings import Mining
+from desra_core.settings import Machine, Mining
 from desra_core.sr import load_model
 from desra_core.workspace import Workspace
-from tests.conftest import desra_command, keyed, photo, refusal
+from tests.conftest import client_of, desra_command, keyed, photo, refusal
 from tests.in_process import process
 
 PHOTOS = 18
@@ -100,6 +103,31 @@ def test_what_does_not_pass_is_not_promoted(place, judged, desra_here) -> None:
     assert reason in again.stdout
     after = status(judged.ws)
     assert {path for path in after if after[path] != before.get(path)} <= {"lock"}
+
+
+def test_a_server_that_goes_after_the_promotion_begins_no_other_turn(
+    place, judged, prefect_environment, monkeypatch, capsys
+) -> None:
+    """The command would start anew else, and take the model that was just promoted as the one to finetune."""
+    ws = copy(judged.ws, place.root / "lost")
+    turn = flows.cycle.cycle
+
+    def losing(*arguments: Any, **named: Any) -> None:
+        turn(*arguments, **named)
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(flows.cycle, "cycle", losing)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_environment["PREFECT_API_URL"])
+    settings = Cycling(
+        photos=place.photos, mse_model=place.mse, gan_model=place.gan, workspace=ws, min_removal=0, max_detail_loss=1,
+        **TINY,
+    )  # fmt: skip
+    with client_of(prefect_environment), pytest.raises(ServerLostError) as lost:
+        run_cycle(settings, Machine(workers=1))
+    assert lost.value.code == 0
+    current = current_model(Workspace(ws))
+    assert f"promoted {current}; desra rollback" in capsys.readouterr().out
+    assert [event["kind"] for event in history(Workspace(ws))] == ["origin", "promotion"]
 
 
 def test_what_the_server_knows_of_it(judged, prefect_environment) -> None:

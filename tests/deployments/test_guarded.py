@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +18,7 @@ from websockets.sync.client import connect
 
 from deployments.retention import HISTORY
 from deployments.server import Server, prefect_server, watch_at
-from deployments.standing import standing
+from deployments.standing import Served, standing
 from desra_core.atomic import write_secret
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
@@ -92,19 +95,41 @@ def test_pages_of_others_are_kept_out(guarded: Guarded) -> None:
         assert (answer.headers.get("access-control-allow-origin") == origin) == (expected == 200)
 
 
-def test_a_browser_gets_in_by_the_page_that_is_printed(
-    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_a_terminal(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where to watch, as a person at a terminal reads it."""
+    leader, terminal = os.openpty()
+    with os.fdopen(leader), os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", guarded.key)
+        told = watch_at(guarded.workspace, guarded.url)
+        monkeypatch.undo()
+        yield told
+
+
+def test_only_a_terminal_shows_the_key(guarded: Guarded, on_a_terminal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that stderr goes to may be read by others."""
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", guarded.key)
-    entrance = watch_at(guarded.workspace, guarded.url)
+    entrance = guarded.url.removesuffix("/api") + "/enter"
+    assert on_a_terminal == f"{entrance}#{guarded.key}"
+    assert watch_at(guarded.workspace, guarded.url) == f"{entrance} (key in {guarded.workspace.prefect_home / 'key'})"
+
+
+def test_a_browser_gets_in_by_the_page_that_is_printed(guarded: Guarded, on_a_terminal: str, tmp_path: Path) -> None:
     httpx.post(f"{guarded.keyed}/flows/", json={"name": "the-flow"}).raise_for_status()
     ui = guarded.url.removesuffix("/api")
-    assert entrance.startswith(f"{ui}/enter#")
     with opened(f"{ui}/flows", tmp_path / "browser") as page:
         page.wait_for("Login")
         page.go(f"{ui}/enter")
-        page.wait_for("This address lacks the key: open the whole line that desra printed.")
-        page.go(entrance)
+        page.wait_for("Key, from the file that desra named:")
+        for press in (
+            f"document.querySelector('input').value = '{guarded.key}\\n'",
+            "document.forms[0].requestSubmit()",
+        ):
+            page.evaluate(press)
+        page.wait_for("Dashboard")
+        page.evaluate("localStorage.clear()")
+        page.go(on_a_terminal)
         page.wait_for("Dashboard")
         for flows in (f"{ui}/flows", f"{ui}/v2/flows"):
             page.go(flows)
@@ -118,10 +143,30 @@ def test_the_key_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (workspace.prefect_home / "key").mkdir(parents=True)  # root may read any file
     with standing(workspace) as own, workspace.locked():
-        own.announce("http://127.0.0.1:9/api", timedelta(days=1))
+        own.announce(Served("http://127.0.0.1:9/api", own=True), timedelta(days=1))
         told = r"prefect/key: the key of the Prefect server cannot be read \(.+\); run as the one who has started desra"
         with pytest.raises(UsageError, match=told), prefect_server(workspace):
             pass
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_served_workspace_tells_its_server_for_the_length_of_a_run(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that starts anew looks again; another server never gets a key of ours."""
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "of:another server")
+    write_secret(workspace.prefect_home / "key", STALE_KEY)
+    served = Served("http://prefect.example/api", own)
+    with standing(workspace) as standing_, workspace.locked():
+        standing_.announce(served, timedelta(days=1))
+        with prefect_server(workspace) as url:
+            assert url == os.environ["PREFECT_API_URL"] == served.url
+            assert os.environ["PREFECT_API_AUTH_STRING"] == (STALE_KEY if own else "of:another server")
+    assert "PREFECT_API_URL" not in os.environ
+    assert os.environ.get("PREFECT_API_AUTH_STRING") == (None if own else "of:another server")
 
 
 def test_a_server_of_ones_own_is_watched_without_our_key(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

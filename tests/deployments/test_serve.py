@@ -221,7 +221,9 @@ def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     by_hand = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert by_hand.returncode == 0, by_hand.stderr
-    assert f"watch at {served.entrance}\n" in by_hand.stderr
+    watch = f"watch at {served.ui}/enter (key in {served.workspace.prefect_home / 'key'})\n"
+    assert watch in by_hand.stderr
+    assert watch in served.said()
     assert served.process.poll() is None
 
 

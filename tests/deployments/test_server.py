@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments import server as servers
 from deployments.retention import HISTORY
@@ -73,6 +74,22 @@ def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypat
     for _ in range(2):  # as often as a server is started again
         configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
+
+
+def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environment, monkeypatch) -> None:
+    """The command was right: it ends with 1, not as one of a wrong setting."""
+    with pytest.raises(UsageError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+    monkeypatch.setenv(servers.AGAIN, "1")
+    with pytest.raises(TransientError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+
+
+def test_no_proxy_at_all_stays_that(environment, tmp_path, monkeypatch) -> None:
+    """Many tools know the star only where it stands alone."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*"
 
 
 class HttpProxy(BaseHTTPRequestHandler):
@@ -168,6 +185,50 @@ def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
     )
 
 
+def test_one_that_never_answers_is_told_as_that(server, monkeypatch) -> None:
+    """Not by the signal that has ended it for that."""
+    monkeypatch.setattr(servers, "_START_SECONDS", 0)
+    with pytest.raises(UsageError, match=r"did not start \(it did not answer within 0 minutes, twice\); read that log"):
+        server.start()
+
+
+def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> None:
+    """Another user may have taken it since it was found free, and would get the key."""
+    monkeypatch.setattr(servers, "_START_SECONDS", 2)
+    with ThreadingHTTPServer(("127.0.0.1", server._port), HttpProxy) as other, subprocess.Popen(["sleep", "60"]) as own:
+        other.asked = []
+        threading.Thread(target=other.serve_forever, args=[0.01], daemon=True).start()
+        server._process = own
+        assert not server._answers()
+        assert not other.asked
+        own.kill()
+        other.shutdown()
+
+
+def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, monkeypatch, capsys) -> None:
+    """The work goes on without it; else a port that is taken would have it started for ever."""
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0)
+
+    class Restless:
+        name, log, exit_code, starts = "the Prefect server", Path("server.log"), 1, 0
+        unwanted = Impatient()
+
+        def start(self) -> None:
+            self.starts += 1
+
+    given_up = threading.Event()
+    monkeypatch.setattr(servers, "_ask_once", given_up.set)
+    server = Restless()
+    with servers._kept_up(server):
+        assert given_up.wait(60)
+    assert server.starts == 5
+    told = "warning: server.log: the Prefect server ends again and again; read that log; the work goes on without it"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
 @pytest.mark.parametrize("size", ["700k", "3m"])
 def test_a_disk_too_small_for_the_database_is_told_as_that(size, small_disk, environment) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
@@ -228,10 +289,34 @@ def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
         serving(workspace),
     ):
         nothing()
-    for error in (UsageError("--x", "is bad", "mend it"), RuntimeError("of another kind")):
+    asked = httpx.Request("GET", "http://prefect.example/api")
+    answers = {code: httpx.HTTPStatusError("", request=asked, response=httpx.Response(code)) for code in (404, 503)}
+    with pytest.raises(ServerLostError), serving(workspace):
+        raise answers[503]
+    for error in (UsageError("--x", "is bad", "mend it"), RuntimeError("of another kind"), answers[404]):
         with pytest.raises(type(error)) as raised, serving(workspace):
             raise error
         assert raised.value is error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tmp_path, monkeypatch) -> None:
+    """It has not gone, and to start anew would not help."""
+    url = prefect_environment["PREFECT_API_URL"]
+    monkeypatch.setenv("PREFECT_API_URL", url)
+
+    @flow
+    def nothing() -> None:
+        pass
+
+    told = r"PREFECT_API_AUTH_STRING: the Prefect server does not take the key of this command \(HTTP 401\); set it to "
+    with (
+        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "of:another server"}),
+        pytest.raises(UsageError, match=told),
+        serving(Workspace(tmp_path / "ws")),
+    ):
+        nothing()
+    gc.collect()  # Prefect leaves the connection to it open
 
 
 @pytest.mark.parametrize(
@@ -260,7 +345,7 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, 
         os.kill(until(lambda: pid_of(workspace)), signal.SIGKILL)
         assert run.wait() == 0, said.read_text()
     told = said.read_text()
-    assert "warning: the Prefect server has ended (exit code -9); the work goes on, and it is started again" in told
+    assert "warning: the Prefect server has ended (exit code -9), and is started again in 2 s" in told
     assert "Traceback" not in told
     assert "ERROR" not in told
     assert len(told.splitlines()) <= 14, told

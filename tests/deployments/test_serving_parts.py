@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
+import psutil
 import pytest
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -18,6 +21,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
 from deployments import serve
 from deployments.interrupted import INTERRUPTED, resume_interrupted
+from deployments.retention import HISTORY
 from deployments.schedules import deployments_of, register
 from deployments.serve import (
     _check_alone,
@@ -25,14 +29,15 @@ from deployments.serve import (
     _giving_up,
     _look_after,
     _Outcomes,
-    _start_again,
     _stoppable,
 )
-from deployments.standing import new_mark
+from deployments.server import Server
+from deployments.standing import new_mark, start_again
 from deployments.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
 from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from desra_core.workspace import Workspace
 from flows import alarm
 from tests.conftest import client_of
 
@@ -72,34 +77,61 @@ def test_nohup_outlives_its_terminal(hangup) -> None:
 
 
 class Failing:
-    """A process that ends at once, and the first time does not even start."""
+    """A process that does not even start the first time, or with `always` ever, and else ends at once."""
 
     name = "the process"
     log = Path("process.log")
     exit_code = -11
 
-    def __init__(self) -> None:
+    def __init__(self, *, always: bool = False) -> None:
         self.starts = 0
+        self.always = always
 
     def start(self) -> None:
         self.starts += 1
-        if self.starts == 1:
+        if self.starts == 1 or self.always:
             raise UsageError(self.log, "the process did not start", "read that log")
 
 
 def test_what_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
     process, starts, pauses = Failing(), [], []
-    monkeypatch.setattr(time, "sleep", pauses.append)
     for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
-        _start_again(process, starts, moment)
+        with contextlib.nullcontext() if moment else pytest.raises(UsageError, match="did not start"):
+            start_again(process, starts, moment, pauses.append)
     with pytest.raises(UsageError, match=r"process\.log: the process ends again and again; read that log"):
-        _start_again(process, starts, 405)
+        start_again(process, starts, 405, pauses.append)
     assert process.starts == 9
     assert pauses == [2, 4, 8, 16, 2, 4, 8, 16, 32]
     assert (
         "the process has ended (exit code -11), and is started again in 4 s; its log is process.log"
         in capsys.readouterr().err
     )
+
+
+def test_starts_that_take_ten_minutes_and_fail_are_given_up(monkeypatch) -> None:
+    clock = [0.0]
+
+    class Slow(Failing):
+        def start(self) -> None:
+            clock[0] += 1200
+            super().start()
+
+    process, starts = Slow(always=True), []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for _ in range(5):
+        with pytest.raises(UsageError, match="did not start"):
+            start_again(process, starts, clock[0], lambda _: None)
+    with pytest.raises(UsageError, match="ends again and again"):
+        start_again(process, starts, clock[0], lambda _: None)
+
+
+def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
+    paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
+    Workspace(paths["workspace"]).create()
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with client_of(prefect_environment), pytest.raises(UsageError, match="ends again and again"):
+        _look_after(None, Failing(always=True), None, Serving(**paths), _Outcomes("desra-workspace"))
+    assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
 
 
 def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
@@ -111,7 +143,7 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
     line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
     monkeypatch.setattr(serve, "_POLL_SECONDS", 0)
     with pytest.raises(UsageError, match=line), _giving_up(serving):
-        _look_after(None, Failing(), None, serving, "desra-workspace")
+        _look_after(None, Failing(), None, serving, _Outcomes("desra-workspace"))
     [(address, message)] = told
     assert address == "http://hook.example/x"
     assert message["text"] == f"workspace: desra serve has ended: {line}"
@@ -156,15 +188,16 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
     """Of desra serve, by the word of the server: one that was killed says nothing itself."""
     paths = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
     deployments = deployments_of(Serving(**paths, name="outcomes", mine_at="never", cycle_at="never"), Machine())
-    with temporary_settings({PREFECT_API_URL: prefect_environment["PREFECT_API_URL"]}), _client() as client:
+    with client_of(prefect_environment), _client() as client:
         register(deployments, client, own=True)
         mine = client.read_deployment_by_name("mine/outcomes").id
 
-        def end(name: str, state: State) -> None:
+        def end(name: str, state: State) -> UUID:
             run = client.create_flow_run_from_deployment(mine)
             client.update_flow_run(run.id, name=name)
             client.set_flow_run_state(run.id, Running(), force=True)
             client.set_flow_run_state(run.id, state, force=True)
+            return run.id
 
         end("before", Completed(message="40 of 40 images computed"))
         outcomes = _Outcomes("desra-outcomes")
@@ -181,14 +214,19 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
         assert resume_interrupted("desra-outcomes", client) == [
             "warning: fifth was cut off: another run goes on with what it left"
         ]
-        end("sixth", Completed(message="nothing new"))
+        sixth = end("sixth", Failed(message="a reason\nof two lines"))
+        outcomes.tell()
+        for state in (Running(), Failed()):  # as by Retry in the UI
+            client.set_flow_run_state(sixth, state, force=True)
+        outcomes.tell()
         outcomes.tell()
     assert capsys.readouterr().err.splitlines() == [
         "first completed: 1 of 41 images computed",
         "error: second failed: /gan.pth: does not exist; check the path",
         "error: third crashed: Process exited with status code: -9",
         "warning: fourth cancelled: by somebody",
-        "sixth completed: nothing new",
+        "error: sixth failed: a reason\\nof two lines",
+        "error: sixth failed: no reason is known",
     ]
 
 
@@ -204,6 +242,24 @@ def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
     assert beside.poll() is None
     beside.communicate(b"\n")
     run.stdin.close()
+
+
+def test_relative_paths_of_the_environment_stay_what_they_are(tmp_path, monkeypatch) -> None:
+    """Worker and server have folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib:/abs")
+    monkeypatch.setenv("TMPDIR", "scratch")
+    workspace = Workspace(tmp_path / "ws")
+    workspace.prefect_home.mkdir(parents=True)
+    server = Server(workspace, history=HISTORY)
+    with prefect_worker("pool", {}, new_mark(), workspace.prefect_home / "worker.log") as worker:
+        server._launch()
+        for process in (worker._process, server._process):
+            told = psutil.Process(process.pid).environ()
+            assert told["PYTHONPATH"].endswith(f"{tmp_path / 'lib'}:/abs")
+            assert told["TMPDIR"] == str(tmp_path / "scratch")
+            assert told["PYTHONSAFEPATH"] == "1"
+    server.stop()
 
 
 def test_runs_find_this_desra_with_this_python(tmp_path) -> None:

@@ -24,7 +24,7 @@ from prefect.settings import Settings
 
 from deployments.retention import HISTORY, compact, forget_results, server_settings
 from deployments.server import Server, end_leftover_server
-from deployments.standing import MARK, end_leftovers, end_marked, history_of, new_mark, served_at, standing
+from deployments.standing import MARK, Served, end_leftovers, end_marked, history_of, new_mark, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
 from tests.conftest import keyed
@@ -35,10 +35,10 @@ import sys, time
 from pathlib import Path
 from datetime import timedelta
 
-from deployments.standing import standing
+from deployments.standing import Served, standing
 from desra_core.workspace import Workspace
 with standing(Workspace(Path(sys.argv[1]))) as own:
-    own.announce("http://127.0.0.1:1/api", timedelta(days=1))
+    own.announce(Served("http://127.0.0.1:1/api", own=True), timedelta(days=1))
     print(own.mark["DESRA_SERVE"], flush=True)
     time.sleep(60)
 """
@@ -84,14 +84,15 @@ def test_one_serves_and_others_know_where(workspace) -> None:
     assert served_at(workspace) is history_of(workspace) is None
     with standing(workspace) as own:
         assert served_at(workspace) is None  # it has not said where yet
-        own.announce("http://127.0.0.1:4200/api", timedelta(days=700))
-        assert served_at(workspace) == "http://127.0.0.1:4200/api"
+        served = Served("http://127.0.0.1:4200/api", own=True)
+        own.announce(served, timedelta(days=700))
+        assert served_at(workspace) == served
         with (
             pytest.raises(LockedError, match=f"served by process {os.getpid()} already; stop that one first"),
             standing(workspace),
         ):
             pass
-        assert served_at(workspace) == "http://127.0.0.1:4200/api"
+        assert served_at(workspace) == served
     assert served_at(workspace) is None
     assert history_of(workspace) == timedelta(days=700)  # a run by hand meanwhile is not to shorten it
     with (

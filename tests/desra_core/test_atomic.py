@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.atomic import replace_file, sweep
+from desra_core.atomic import replace_file, sweep, write_secret
 from desra_core.errors import TransientError
 
 
@@ -31,6 +31,23 @@ def test_content_is_written_and_replaced(tmp_path: Path, durable: bool) -> None:
         replace_file(path, lambda file, content=content: file.write(content), durable=durable)
         assert path.read_bytes() == content
     assert left(path.parent) == {"file.json"}
+
+
+def test_a_secret_is_replaced_whole_and_left_where_it_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "key"
+    write_secret(path, "one")
+    with path.open() as reader:
+        before = path.stat()
+        write_secret(path, "one")
+        assert path.stat() == before
+        write_secret(path, "two")
+        assert reader.read() == "one"  # whoever reads meanwhile gets a whole one
+    path.chmod(0o644)
+    before = path.stat()
+    write_secret(path, "two")
+    assert path.stat().st_ino != before.st_ino  # nobody has it open from when it was readable
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("two", 0o600)
+    assert left(path.parent) == {"key"}
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "日本" * 42, ".hidden", "with space"])
