@@ -178,6 +178,52 @@ def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("moves", range(3))
+def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+    """Killed after any move, and while the files of the last one are hashed."""
+    for name in ("x.jpg", "x.jpg.png", "z.png"):
+        folders.put(name)
+    before, ws = rows(folders.scan()), folders.workspace
+    drawn = [
+        {"name": name, "id": row["id"], "gan_sr_key": None, "pixels": 1, "regions": 1} for name, row in before.items()
+    ]
+    for name in before:
+        ws.publish(ws.mask(name), name.encode())
+        ws.publish(ws.human_mask(name), name.encode())
+    ws.publish_table(ws.human_manifest, pa.Table.from_pylist(drawn, HUMAN_MASKS))
+    for name in ("x.tif", "x.jpg.tif"):
+        folders.put(name)
+    left, rename = moves, Workspace.rename
+
+    def cut_off(workspace: Workspace, old: str, new: str) -> None:
+        nonlocal left
+        rename(workspace, old, new)
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Workspace, "rename", cut_off)
+        patch.setattr("desra_core.corpus._identified", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        folders.scan()
+    after = folders.scan()
+    assert {name: row["id"] for name, row in rows(after).items()}.items() >= {
+        new: before[old]["id"] for old, new in (("x", "x.jpg"), ("x.jpg", "x.jpg.png"), ("z", "z"))
+    }.items()
+    for place in (ws.mask, ws.human_mask):
+        assert [place(name).read_bytes() for name in ("x.jpg", "x.jpg.png", "z")] == [b"x", b"x.jpg", b"z"]
+    assert {mask.name for mask in read_human_masks(ws, None).values()} == {"x.jpg", "x.jpg.png", "z"}
+
+
+def test_a_name_is_new_on_disk_where_limit_leaves_out_what_has_joined(folders: Folders) -> None:
+    folders.put("z.png")
+    folders.scan()
+    folders.put("z.tif")
+    corpus = folders.scan(limit=1)
+    assert present(corpus) == ["z.png"]
+    assert read_manifest(folders.workspace).equals(corpus.manifest, check_metadata=True)
+
+
 def test_a_vanished_image_gives_way_to_a_file_that_has_its_name_now(folders: Folders) -> None:
     for name in ("x.jpg", "x.jpg.png"):
         folders.put(name)
@@ -688,6 +734,7 @@ def test_a_flipped_bit_of_a_hash_takes_nothing_away(folders: Folders, name: str,
         gather_shard(folders.workspace, 0, [record])
         corpus = folders.scan()
     assert rows(corpus) == good
+    assert read_manifest(folders.workspace).equals(corpus.manifest, check_metadata=True)
     assert folders.scan().manifest.equals(corpus.manifest, check_metadata=True)
 
 
