@@ -95,8 +95,9 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other content
-    in it, and where its image's id would change though no file has. A new image enters a new shard and stays there;
+    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
+    content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
+    there;
     a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
     row and outputs. Nothing in the source folders is ever written.
 

@@ -202,10 +202,11 @@ def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest
         if left < 0:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Workspace, "rename", cut_off)
         patch.setattr("desra_core.corpus._identified", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        folders.scan()
+        with pytest.raises(KeyboardInterrupt):
+            folders.scan()
     after = folders.scan()
     assert {name: row["id"] for name, row in rows(after).items()}.items() >= {
         new: before[old]["id"] for old, new in (("x", "x.jpg"), ("x.jpg", "x.jpg.png"), ("z", "z"))
@@ -577,6 +578,36 @@ def test_some_files_of_a_folder(folders: Folders) -> None:
         assert corpus.failures.num_rows == corpus.added == corpus.replaced == 0
         assert corpus.vanished == 4 - len(names)
     assert corpus.manifest.equals(whole.manifest, check_metadata=True)
+
+
+def test_what_a_glob_asks_for_lacks_a_twin(folders: Folders) -> None:
+    for name in "ac":
+        folders.put(f"{name}.png")
+    folders.put("b.png", roles=("gan_sr",))
+    mse_sr, gan_sr = folders.root / "mse_sr", folders.root / "gan_sr"
+    for given, told in (
+        (Sources(mse_sr, gan_sr), True),
+        (Sources(mse_sr / "*.png", gan_sr / "*.png"), True),
+        (Sources(mse_sr, gan_sr / "*.png"), True),
+        (Sources(mse_sr / "a.png", gan_sr), False),
+        (Sources(mse_sr, gan_sr / "[ac].png"), False),
+    ):
+        failures = scan(given, folders.workspace, shard_size=2).failures
+        assert failures["subject"].to_pylist() == [f"{gan_sr}/b.png"] * told
+
+
+@pytest.mark.parametrize("place", ["{}/gan_sr/b.png", "./gan_sr/b.png", "./mse_sr/b*", "../{}/mse_sr/b.png", "/b.png"])
+def test_a_glob_of_what_to_leave_out_leads_there_from_elsewhere(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("a.png", "b.png", "deep/b.png"):
+        folders.put(name)
+    monkeypatch.chdir(folders.root)
+    place = place.format(folders.root.name if place.startswith("..") else folders.root)
+    corpus = scan(Sources(*(folders.root / role for role in BOTH), exclude=(place,)), folders.workspace, shard_size=2)
+    assert present(corpus) == ["a", "deep/b"]
+    assert corpus.failures.num_rows == 0
+    assert list(corpus.passed_over.values()) == [2]
 
 
 def test_two_single_files_are_twins_whatever_they_are_called(folders: Folders) -> None:
