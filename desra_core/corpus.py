@@ -25,6 +25,7 @@ from desra_core.human_masks import rename_human_masks
 from desra_core.imageio import digest, image_size, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.outcomes import read_outcomes
+from desra_core.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
@@ -35,7 +36,7 @@ _HASH_BATCH = 128
 _PASSED_OVER = b"passed_over"
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
-    [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
+    [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
 
@@ -97,8 +98,7 @@ def scan(
 
     Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
     content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
-    there;
-    a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
+    there; a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
     row and outputs. Nothing in the source folders is ever written.
 
     Parameters
@@ -133,7 +133,8 @@ def scan(
     if beyond < found.num_rows:
         failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
-    manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
+    unasked = _unasked(previous, found, sources, workspace)
+    manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
     for name in replaced:
         workspace.withdraw(name)
     if replaced and previous is not None:
@@ -159,6 +160,11 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
     if not workspace.manifest.exists():
         return None
     return read_table(workspace.manifest, MANIFEST)
+
+
+def asked_for(manifest: pa.Table) -> pa.Table:
+    """The rows of the images that the latest scan was to look for and has found, those beyond a limit included."""
+    return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
@@ -396,8 +402,20 @@ def _hashed(path: Path) -> str | ImageError:
     return hasher.hexdigest()
 
 
+def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
+    """Names of images whose files lie in the main folder as before, where only some others of it are asked for."""
+    role = sources.identity[-1]
+    selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
+    if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
+        return pa.array([], pa.string())
+    there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
+    paths = previous[f"{role}_path"]
+    asked = pc.is_in(paths, found[f"{role}_path"].combine_chunks())
+    return previous["name"].filter(pc.and_not(pc.is_in(paths, there), asked)).combine_chunks()
+
+
 def _with_shards(
-    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, shard_size: int
+    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
     """The new manifest: current rows with their shards, then what is known but not current, sorted by name."""
     ids = current["id"].combine_chunks()
@@ -409,13 +427,15 @@ def _with_shards(
     first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
-    columns = {"shard": shards, "present": pa.array(np.ones(len(ids), bool))}
+    columns = {"shard": shards, **dict.fromkeys(("present", "asked"), pa.array(np.ones(len(ids), bool)))}
     table = pa.table([columns.get(field) if field in columns else current[field] for field in MANIFEST.names],
                      schema=MANIFEST)  # fmt: skip
     before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
     replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
     other = known.filter(pc.invert(pc.is_in(known["name"], names)))
-    still_there = pc.is_in(other["name"], seen.combine_chunks())
-    other = other.set_column(other.schema.get_field_index("present"), "present", pc.and_(other["present"], still_there))
+    left = pc.is_in(other["name"], unasked)
+    still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
+    for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
+        other = other.set_column(other.schema.get_field_index(field), field, flags)
     merged = pa.concat_tables([table.cast(MANIFEST), other.cast(MANIFEST)]).sort_by("name").combine_chunks()
     return merged, len(fresh), replaced

@@ -69,6 +69,11 @@ class Sources:
         place = self.place(self.identity[-1])
         return bool(self.exclude) or (place is not None and is_selection(place))
 
+    def exclusion(self) -> list[str]:
+        """The globs of ``exclude`` as they are below the folders, also where they lead there from elsewhere."""
+        folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
+        return [_below(pattern, folders) for pattern in self.exclude]
+
     def used(self) -> list[str]:
         """The roles that have a folder."""
         return [role for role in ROLES if self.place(role) is not None]
@@ -108,7 +113,7 @@ def match(sources: Sources, skip: Path) -> Matched:
     tables: dict[str, pa.Table] = {}
     failures = [FAILURES.empty_table()]
     passed_over: Counter[str] = Counter()
-    exclude = [_below(one, sources) for one in sources.exclude]
+    exclude = sources.exclusion()
     for role in sources.used():
         place, folder = sources.place(role), sources.folder(role)
         assert place is not None
@@ -128,16 +133,12 @@ def match(sources: Sources, skip: Path) -> Matched:
     return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
 
 
-def _below(pattern: str, sources: Sources) -> str:
-    """A glob of ``exclude`` as it is below the folders, where it leads into one of them from elsewhere."""
+def _below(pattern: str, folders: Sequence[str]) -> str:
     if not pattern.startswith(("/", "./", "../")):
         return pattern
     path = os.path.abspath(pattern)
-    for role in sources.used():
-        folder = os.path.join(os.path.abspath(sources.folder(role) or ""), "")
-        if path.startswith(folder):
-            return f"/{path[len(folder) :]}"
-    return pattern.removeprefix("./")
+    below = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
+    return next(below, pattern.removeprefix("./"))
 
 
 def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:

@@ -22,6 +22,7 @@ from desra_core.corpus import (
     CHANGED,
     MANIFEST,
     Corpus,
+    asked_for,
     image_refs,
     most_pixels,
     read_manifest,
@@ -559,7 +560,7 @@ def test_a_name_without_room_for_a_suffix_fails_alone(folders: Folders) -> None:
 
 
 def test_some_files_of_a_folder(folders: Folders) -> None:
-    """A single file and a glob: the others of both folders are not asked for, and their outputs stay."""
+    """A single file and a glob: the others of both folders are not asked for, and stay part of the workspace."""
     for name in ("a1.png", "a2.png", "b.png", "deep/a3.png"):
         folders.put(name)
     whole = folders.scan()
@@ -574,10 +575,31 @@ def test_some_files_of_a_folder(folders: Folders) -> None:
         (Sources(mse_sr, gan_sr), ["a1", "a2", "b", "deep/a3"]),
     ):
         corpus = scan(given, ws, shard_size=2)
-        assert present(corpus) == names
+        assert asked_for(corpus.manifest)["name"].to_pylist() == names
         assert corpus.failures.num_rows == corpus.added == corpus.replaced == 0
-        assert corpus.vanished == 4 - len(names)
+        there = names if given.exclude else ["a1", "a2", "b", "deep/a3"]
+        assert present(corpus) == there
+        assert corpus.vanished == 4 - len(there)
     assert corpus.manifest.equals(whole.manifest, check_metadata=True)
+
+
+def test_an_image_that_has_gone_is_told_so_whatever_is_asked_for(folders: Folders) -> None:
+    for name in "abc":
+        folders.put(f"{name}.png")
+    folders.scan()
+    (folders.root / "gan_sr/c.png").unlink()
+    corpus = scan(Sources(folders.root / "mse_sr", folders.root / "gan_sr/a.png"), folders.workspace, shard_size=2)
+    assert present(corpus) == ["a", "b"]
+    assert corpus.vanished == 1
+
+
+def test_a_manifest_of_an_earlier_version_asks_for_all(folders: Folders) -> None:
+    folders.put("a.png")
+    manifest = folders.scan().manifest
+    pq.write_table(manifest.drop_columns("asked"), folders.workspace.manifest)
+    earlier = read_manifest(folders.workspace)
+    assert asked_for(earlier)["name"].to_pylist() == ["a"]
+    assert folders.scan().manifest.equals(manifest, check_metadata=True)
 
 
 def test_what_a_glob_asks_for_lacks_a_twin(folders: Folders) -> None:
