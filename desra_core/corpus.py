@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from desra_core.errors import ImageError
-from desra_core.human_masks import rename_human_mask
+from desra_core.human_masks import rename_human_masks
 from desra_core.imageio import digest, image_size, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.outcomes import read_outcomes
+from desra_core.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
@@ -35,7 +36,7 @@ _HASH_BATCH = 128
 _PASSED_OVER = b"passed_over"
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
-    [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_())]
+    [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
 
@@ -95,9 +96,9 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash, unless the outputs of an image would go by that or a
-    run has found another content. A new image enters a new shard and stays there;
-    a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
+    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
+    content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
+    there; a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
     row and outputs. Nothing in the source folders is ever written.
 
     Parameters
@@ -128,12 +129,12 @@ def scan(
         trusted = trusted.replace_schema_metadata(_roots(sources))
         current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
         previous = _mended(previous, current, sources, doubted)
-    current = _told_apart_by_labels(current)
     failures = pa.concat_tables([failures, unreadable])
     if beyond < found.num_rows:
         failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
-    manifest, added, replaced = _with_shards(current, previous, readable["name"], shard_size)
+    unasked = _unasked(previous, found, sources, workspace)
+    manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
     for name in replaced:
         workspace.withdraw(name)
     if replaced and previous is not None:
@@ -141,8 +142,7 @@ def scan(
             workspace.drop_group(image_id)
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
-    if previous is None or not manifest.equals(previous, check_metadata=True):
-        workspace.publish_table(workspace.manifest, manifest)
+    workspace.publish_table(workspace.manifest, manifest)
     told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
     workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
     return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
@@ -160,6 +160,11 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
     if not workspace.manifest.exists():
         return None
     return read_table(workspace.manifest, MANIFEST)
+
+
+def asked_for(manifest: pa.Table) -> pa.Table:
+    """The rows of the images that the latest scan was to look for and has found, those beyond a limit included."""
+    return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
@@ -240,13 +245,20 @@ def _under_new_names(
     taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
     for name in names.filter(taken).to_pylist():
         workspace.withdraw(name)
-    waiting = dict(renamed)
-    while waiting:  # one whose new name is another's old one comes after it
-        old, new = next((old, new) for old, new in waiting.items() if new not in waiting)
-        rename_human_mask(workspace, old, new)
-        workspace.rename(old, new)
-        del waiting[old]
-    return previous.set_column(0, "name", now).filter(pc.invert(taken)).sort_by("name").combine_chunks()
+    previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
+    workspace.publish_table(workspace.manifest, previous)
+    # A name that is another's old one is taken after that is free. What has moved is written down before that, or a run
+    # after one that was cut off would move another image's outputs.
+    while renamed:
+        free = {old: new for old, new in renamed.items() if new not in renamed}
+        rename_human_masks(workspace, free)
+        for old, new in free.items():
+            workspace.rename(old, new)
+        moved = pc.is_in(now, pa.array(free.values(), pa.string()))
+        previous = previous.set_column(0, "name", pc.if_else(moved, now, previous["name"].combine_chunks()))
+        workspace.publish_table(workspace.manifest, previous.sort_by("name").combine_chunks())
+        renamed = {old: new for old, new in renamed.items() if old not in free}
+    return previous.sort_by("name").combine_chunks()
 
 
 def _roots(sources: Sources) -> dict[str, str]:
@@ -261,7 +273,7 @@ def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
 def _identified(
     found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
-    """Add ``ROLE_hash`` and ``id``, hashing only files that the previous manifest does not hold unchanged."""
+    """Add ``ROLE_hash``, ``content`` (an id by that alone) and ``id``, hashing only files that may have changed."""
     columns = {name: found[name].combine_chunks() for name in found.column_names}
     hashes = {role: _known_hashes(columns, previous, sources, role) for role in ROLES}
     unknown = {role: columns[f"{role}_path"].is_valid().to_numpy(False) for role in sources.used()}
@@ -300,7 +312,9 @@ def _identified(
     for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
         contents = zip(*(column.to_pylist() for column in rows.columns), strict=True)
         ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
-    return table.append_column("id", pa.concat_arrays(ids)), problems
+    contents, labels = pa.concat_arrays(ids), table["labels_hash"].combine_chunks()
+    table = table.append_column("content", contents)
+    return table.append_column("id", _told_apart_by_labels(contents, labels)), problems
 
 
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
@@ -313,18 +327,18 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 
 
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
-    """Names whose image is another one though no hash of a file has changed, and those of equal images.
+    """Names whose id would change though every stored hash is as before; with all names of the same image.
 
     So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
     """
     rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
-    told_apart = _told_apart_by_labels(current)["id"].combine_chunks()
-    other = pc.fill_null(pc.not_equal(told_apart, previous["id"].combine_chunks().take(rows)), False)
+    before = previous["id"].combine_chunks().take(rows)
+    other = pc.fill_null(pc.not_equal(current["id"].combine_chunks(), before), False)
     for role in ROLES:
         now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
         same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
         other = pc.and_(other, same)
-    alike = pc.is_in(current["id"], current["id"].filter(other).combine_chunks())
+    alike = pc.is_in(current["content"], current["content"].filter(other).combine_chunks())
     names: list[str] = current["name"].filter(alike).to_pylist()
     return names
 
@@ -332,15 +346,14 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
     """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
     now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
-    final = dict(zip(current["name"].to_pylist(), _told_apart_by_labels(current)["id"].to_pylist(), strict=True))
     ids = previous["id"].to_pylist()
     for index, name in enumerate(previous["name"].to_pylist()):
         if name not in now:
             continue
         row, before = now[name], previous.slice(index, 1).to_pylist()[0]
         same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
-        if same and ids[index] not in (row["id"], _id_by_labels(row["id"], row["labels_hash"])):
-            ids[index] = final[name]
+        if same and ids[index] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"])):
+            ids[index] = row["id"]
     return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
 
 
@@ -349,16 +362,15 @@ def _id_by_labels(image_id: str, labels: str | None) -> str:
     return digest(f"{image_id} {labels}".encode())
 
 
-def _told_apart_by_labels(current: pa.Table) -> pa.Table:
-    """Give names of equal images but other labels than the first of them an id of their own: their masks differ."""
-    ids, labels = current["id"].combine_chunks(), current["labels_hash"].combine_chunks()
-    firsts = current.group_by("id", use_threads=False).aggregate([("labels_hash", "first")])
-    first = firsts["labels_hash_first"].combine_chunks().take(pc.index_in(ids, firsts["id"].combine_chunks()))
+def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
+    """Ids of images: of equal ones but other labels than the first of them each has its own, as their masks differ."""
+    firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
+    firsts = firsts.aggregate([("labels", "first")])
+    first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
     other = pc.fill_null(pc.not_equal(labels, first), False)
-    pairs = zip(ids.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((_id_by_labels(image_id, label) for image_id, label in pairs), pa.string())
-    ids = pc.replace_with_mask(ids, other, own)
-    return current.set_column(current.schema.get_field_index("id"), "id", ids)
+    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((_id_by_labels(content, label) for content, label in pairs), pa.string())
+    return pc.replace_with_mask(contents, other, own)
 
 
 def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
@@ -390,8 +402,20 @@ def _hashed(path: Path) -> str | ImageError:
     return hasher.hexdigest()
 
 
+def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
+    """Names of images whose files lie in the main folder as before, where only some others of it are asked for."""
+    role = sources.identity[-1]
+    selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
+    if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
+        return pa.array([], pa.string())
+    there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
+    paths = previous[f"{role}_path"]
+    asked = pc.is_in(paths, found[f"{role}_path"].combine_chunks())
+    return previous["name"].filter(pc.and_not(pc.is_in(paths, there), asked)).combine_chunks()
+
+
 def _with_shards(
-    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, shard_size: int
+    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
     """The new manifest: current rows with their shards, then what is known but not current, sorted by name."""
     ids = current["id"].combine_chunks()
@@ -403,13 +427,15 @@ def _with_shards(
     first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
-    columns = {"shard": shards, "present": pa.array(np.ones(len(ids), bool))}
+    columns = {"shard": shards, **dict.fromkeys(("present", "asked"), pa.array(np.ones(len(ids), bool)))}
     table = pa.table([columns.get(field) if field in columns else current[field] for field in MANIFEST.names],
                      schema=MANIFEST)  # fmt: skip
     before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
     replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
     other = known.filter(pc.invert(pc.is_in(known["name"], names)))
-    still_there = pc.is_in(other["name"], seen.combine_chunks())
-    other = other.set_column(other.schema.get_field_index("present"), "present", pc.and_(other["present"], still_there))
+    left = pc.is_in(other["name"], unasked)
+    still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
+    for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
+        other = other.set_column(other.schema.get_field_index(field), field, flags)
     merged = pa.concat_tables([table.cast(MANIFEST), other.cast(MANIFEST)]).sort_by("name").combine_chunks()
     return merged, len(fresh), replaced

@@ -9,7 +9,7 @@ A mask by the detector that was exported is none by a person, wherever it comes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,18 +96,23 @@ def find_human_mask(
     return read_human_masks(workspace, gan_sr_key).get(image_id)
 
 
-def rename_human_mask(workspace: Workspace, old: str, new: str) -> None:
-    """Give the mask by a person of an image that goes by another name now that name, if there is such a mask.
+def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None:
+    """Move people's masks to their images' new names (by old ones), where there are any.
 
-    Where the new name has one already, of another image, both stay as they are: that counts as long as its image is
-    there.
+    Where a new name has one already, of another image, both stay as they are: that counts as long as its image is
+    there. No new name is another's old one.
     """
     table = read_table(workspace.human_manifest, HUMAN_MASKS)
     names = table["name"].to_pylist()
-    if old in names and new not in names and workspace.human_mask(old).exists():
+    moved = {old: renamed[old] for old in names if old in renamed}
+    taken = set(names)
+    moved = {old: new for old, new in moved.items() if new not in taken and workspace.human_mask(old).exists()}
+    for old, new in moved.items():
         workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
-        renamed = pa.array([new if name == old else name for name in names], pa.string())
-        workspace.publish_table(workspace.human_manifest, table.set_column(0, "name", renamed).sort_by("name"))
+    if moved:
+        table = table.set_column(0, "name", pa.array((moved.get(name, name) for name in names), pa.string()))
+        workspace.publish_table(workspace.human_manifest, table.sort_by("name"))
+    for old in moved:
         workspace.human_mask(old).unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
 
 _NO_TWIN = "has no twin"
-# In bytes: names up to here fit wherever their workspace lies, so that a million of them cost no look each.
-_SURELY_SHORT = 100
+# In bytes: names of files and whole paths up to here fit wherever their workspace lies, so that a million of them cost
+# no look each.
+_SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Sources:
         place = self.place(self.identity[-1])
         return bool(self.exclude) or (place is not None and is_selection(place))
 
+    def exclusion(self) -> list[str]:
+        """The globs of ``exclude`` as they are below the folders, also where they lead there from elsewhere."""
+        folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
+        return [_below(pattern, folders) for pattern in self.exclude]
+
     def used(self) -> list[str]:
         """The roles that have a folder."""
         return [role for role in ROLES if self.place(role) is not None]
@@ -106,17 +113,18 @@ def match(sources: Sources, skip: Path) -> Matched:
     tables: dict[str, pa.Table] = {}
     failures = [FAILURES.empty_table()]
     passed_over: Counter[str] = Counter()
+    exclude = sources.exclusion()
     for role in sources.used():
         place, folder = sources.place(role), sources.folder(role)
         assert place is not None
         assert folder is not None
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
-        tables[role], problems, others = image_files(place, skip, sources.exclude)
+        tables[role], problems, others = image_files(place, skip, exclude)
         if not tables[role].num_rows and not problems:
-            raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", sources.exclude)
+            raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", others)
         failures.append(failure_rows(problems))
-        passed_over += others
+        passed_over.update(others)
     for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
         tables, dropped = drop(tables)
         failures.append(dropped)
@@ -125,13 +133,22 @@ def match(sources: Sources, skip: Path) -> Matched:
     return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
 
 
+def _below(pattern: str, folders: Sequence[str]) -> str:
+    if not pattern.startswith(("/", "./", "../")):
+        return pattern
+    path = os.path.abspath(pattern)
+    below = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
+    return next(below, pattern.removeprefix("./"))
+
+
 def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
     """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
     main = sources.identity[-1]
     names = tables[main]["name"]
     named = {}
     for role, table in tables.items():
-        single = all(getattr(sources, one).is_file() for one in (role, main)) and table.num_rows == len(names) == 1
+        places = [sources.place(one) for one in (role, main)]
+        single = all(place and place.is_file() for place in places) and table.num_rows == len(names) == 1
         named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     return named
 
@@ -139,7 +156,7 @@ def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
     """One row per image that has all it needs, and rows of the schema `FAILURES` about the others."""
     *others, main = sources.identity
-    selective = {role for role in sources.used() if is_selection(getattr(sources, role))}
+    selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
     joined = _renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
         table = _renamed(tables.get(role, FILES.empty_table()), role)
@@ -153,7 +170,7 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     failures = []
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
-        if role not in selective:
+        if role not in selective or twin in selective:  # else the twin was not asked for
             failures.append(_missing(lacking, sources, role, twin))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
     return joined, failures
@@ -223,7 +240,7 @@ def with_twins_summed_up(failures: pa.Table) -> pa.Table:
 def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
     paths = lacking[f"{twin}_path"].combine_chunks()
     subjects = pc.binary_join_element_wise(f"{sources.folder(twin)}", paths, "/")
-    reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.folder(role)}"
+    reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
     return _failure_rows(lacking["name"].combine_chunks(), "scan", subjects, reason, "add the twin, or remove it")
 
 
@@ -285,8 +302,10 @@ def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tu
     """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
     kept, long = {}, set[str]()
     for role, table in tables.items():
-        suspects = table["name"].filter(pc.greater(pc.binary_length(table["name"]), _SURELY_SHORT)).to_pylist()
-        too_long = [name for name in suspects if not takes_name(workspace.dataset("pseudo_gt", name))]
+        names = table["name"]
+        long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
+        suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
+        too_long = [name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))]
         kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(too_long, pa.string()))))
         long.update(too_long)
     problems = [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(long)]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import Corpus, ImageRef, image_refs, most_pixels, read_manifest, role_files, scan
+from desra_core.corpus import Corpus, ImageRef, asked_for, image_refs, most_pixels, read_manifest, role_files, scan
 from desra_core.detection.semantics import Weights
 from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
@@ -219,7 +219,7 @@ class Plan:
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
     """Find out what a run has to do; nothing is computed or written."""
-    rows = manifest.filter(manifest["present"])
+    rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if limit is None else limit)
     outcomes = read_outcomes(workspace, _COLUMNS)
     work = assess(rows, outcomes, target, OnDisk.of(workspace))

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ LEFT_OUT = frozenset(
 _BATCH = 65_536
 # Kinds of files that are told apart where other files are counted.
 _KINDS = 12
-_NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "by --exclude"
+_NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "excluded by --exclude"
 FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 
 
@@ -40,7 +41,8 @@ class Found(NamedTuple):
 
     ``files`` has a row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes)
     and ``mtime`` (ns); ``problems`` are those that could not be looked at; ``passed_over`` counts files of other kinds
-    and what was left out, by what `told_passed_over` says of them.
+    and what was left out, by what `told_passed_over` says of them; what each glob of ``exclude`` left out, also if that
+    is nothing.
     """
 
     files: pa.Table
@@ -70,7 +72,8 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
         raise UsageError(place, "is no folder", "name a folder of images")
     if not str(place).isprintable():
         raise UsageError(ascii(str(place)), "has a name that is not printable UTF-8", "rename the folder")
-    search = _Search(root, skip, _exclusion(exclude))
+    globs = _exclusion(exclude)
+    search = _Search(root, skip, globs, Counter(dict.fromkeys(globs, 0)))
     paths = search.walk(root) if place == root else search.chosen(place)
     batches, rows = [FILES.empty_table()], []
     for path in paths:
@@ -95,7 +98,7 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
             rows.clear()
     batches.append(pa.Table.from_pylist(rows, FILES))
     files = pa.concat_tables(batches).combine_chunks()
-    return Found(files, search.problems, _fewer_kinds(search.passed_over))
+    return Found(files, search.problems, Counter(dict(_fewer_kinds(search.passed_over)) | search.excluded))
 
 
 @dataclass
@@ -104,7 +107,8 @@ class _Search:
 
     root: Path
     skip: Path | None
-    excluded: Callable[[str], bool]
+    globs: dict[str, Callable[[str], bool]]
+    excluded: Counter[str]
     problems: list[ImageError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -128,49 +132,70 @@ class _Search:
         matches = sorted(glob.iglob(str(place), recursive=True))
         if not matches:
             reason = "matches no file" if _is_glob(place) else "does not exist"
-            raise UsageError(place, reason, "see that its folder is there")
+            bracket = ", and write [[] for a [ in a name" if "[" in str(place) else ""
+            raise UsageError(place, reason, f"see that its folder is there{bracket}")
+
+        @cache
+        def above(folder: str) -> frozenset[tuple[int, int]] | None:
+            if not folder:
+                return self._within(self.root, frozenset())
+            over = above(os.path.dirname(folder))
+            if over is None or self._left_out(folder):
+                return None
+            return self._within(self.root / folder, over)
+
         walked: set[str] = set()
         for path in matches:
             relative = self.relative(path).rstrip("/")
-            above = [relative[: found.start()] for found in re.finditer("/", relative)]
-            if walked.intersection(["", *above]) or any(map(self._left_out, above)):
+            folders = [relative[: found.start()] for found in re.finditer("/", relative)]
+            if walked.intersection(["", *folders]):
                 continue
             if is_folder := os.path.isdir(path):
                 walked.add(relative)
-            yield from self._entry(path, is_folder, frozenset())
+            over = above(os.path.dirname(relative)) if relative else frozenset()
+            if over is not None:
+                yield from self._entry(path, is_folder, over)
 
     def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
         """Image files below a folder, following links, but not in circles; not those in other workspaces."""
         try:
-            status = os.stat(folder)
-            here = (status.st_dev, status.st_ino)
-            skipped = self.skip is not None and self.skip.exists() and os.path.samefile(folder, self.skip)
-            if here in above or skipped or _is_workspace(folder):
+            within = self._within(folder, above)
+            if within is None:
                 return
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        yield from self._entry(entry.path, _is_folder(entry), above | {here})
+                        yield from self._entry(entry.path, _is_folder(entry), within)
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
 
+    def _within(self, folder: Path | str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
+        """The folders above and this one; None where it is one of them, or a workspace."""
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        skipped = self.skip is not None and self.skip.exists() and os.path.samefile(folder, self.skip)
+        return None if here in above or skipped or _is_workspace(folder) else above | {here}
+
     def _entry(self, path: str, is_folder: bool, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-        if kind := self._left_out(self.relative(path), is_folder=is_folder):
-            self.passed_over[kind] += 1
-        elif is_folder:
+        if self._left_out(self.relative(path), is_folder=is_folder):
+            return
+        if is_folder:
             yield from self.walk(path, above)
         elif (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
             yield path
         else:
             self.passed_over[suffix or _NO_SUFFIX] += 1
 
-    def _left_out(self, relative: str, *, is_folder: bool = True) -> str | None:
-        """Why a folder or file is left out, as a kind of what is passed over."""
+    def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
+        """Whether a folder or file is left out, which is counted then."""
         name = os.path.basename(relative)
         if is_folder and name.lower() in LEFT_OUT:
-            return f"{name}/"
-        return _EXCLUDED if self.excluded(relative) else None
+            self.passed_over[f"{name}/"] += 1
+            return True
+        excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
+        self.excluded.update(excluding)
+        return bool(excluding)
 
 
 def _is_workspace(folder: Path | str) -> bool:
@@ -205,9 +230,9 @@ def is_selection(place: Path) -> bool:
     return place.is_file() or _is_glob(place)
 
 
-def no_images(place: Path, remedy: str, exclude: Sequence[str] = ()) -> UsageError:
+def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
     """The error of a place without an image, which tells what there is instead."""
-    told = told_passed_over(image_files(place, exclude=exclude).passed_over)
+    told = told_passed_over(passed_over)
     return UsageError(place, "holds no images" + (f", but {told}" if told else ""), remedy)
 
 
@@ -220,22 +245,19 @@ def told_passed_over(passed_over: Mapping[str, int]) -> str | None:
     '3 .heic, 2 @eaDir/, 1 .txt'
     """
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds) or None
+    return ", ".join(f"{f'{count:,}' if count else 'nothing'} {printable(kind)}" for kind, count in kinds) or None
 
 
-def _exclusion(globs: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a relative path matches one of some globs; ``*`` matches slashes too."""
-    patterns = [(re.compile(fnmatch.translate(normalized(one.rstrip("/")))), "/" in one.rstrip("/")) for one in globs]
+def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
+    """Whether a relative path (NFC) matches a glob, by what is told of that; ``*`` matches slashes too."""
 
-    def excluded(relative: str) -> bool:
-        path = normalized(relative)
-        name = os.path.basename(path)
-        return any(
-            pattern.match(path) or pattern.match(f"/{path}") if whole else pattern.match(name)
-            for pattern, whole in patterns
-        )
+    def matcher(one: str) -> Callable[[str], bool]:
+        pattern = re.compile(fnmatch.translate(normalized(one))).match
+        if "/" in one:
+            return lambda path: bool(pattern(path) or pattern(f"/{path}"))
+        return lambda path: bool(pattern(os.path.basename(path)))
 
-    return excluded if patterns else lambda _: False
+    return {f"{_EXCLUDED} {one}": matcher(one.rstrip("/")) for one in globs}
 
 
 def normalized(text: str) -> str:

@@ -295,9 +295,10 @@ class Workspace:
             except BaseException:
                 if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
                     shutil.rmtree(self.root / "tmp", ignore_errors=True)
-                    self.lock.unlink()
-                    for folder in new_folders:
-                        folder.rmdir()
+                    with contextlib.suppress(OSError):  # somebody else uses a folder by now
+                        self.lock.unlink()
+                        for folder in new_folders:
+                            folder.rmdir()
                 raise
 
     def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -349,9 +350,13 @@ class Workspace:
         LockedError
             Another process holds it; the message names host, process and start.
         """
-        self.lock.touch()
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
-        with self.lock.open("r+") as file:
+        refused = LockedError(self.root, "was in use by a command that was refused", "run again")
+        try:
+            lock = self.lock.open("a+")
+        except FileNotFoundError:
+            raise refused from None
+        with lock as file:
             while not flocked(file, fcntl.LOCK_EX):
                 file.seek(0)
                 holder = json.loads(file.read() or "{}")
@@ -363,7 +368,7 @@ class Workspace:
                     raise LockedError(self.root, f"is in use by {owner}", "wait until it has ended")
                 time.sleep(0.01)  # somebody only looked who the owner is
             if not os.path.exists(self.lock) or not os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock)):
-                raise LockedError(self.root, "was in use by a command that was refused", "run again")
+                raise refused
             file.seek(0)
             file.truncate()
             started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone()
@@ -433,7 +438,7 @@ def flocked(file: IO[str], kind: int) -> bool:
 
 
 def takes_name(path: Path) -> bool:
-    """Whether the disk takes a file of this name: a name of 255 bytes has no room for another suffix."""
+    """Whether the disk allows names this long."""
     disk = next((folder for folder in path.parents if os.path.exists(folder)), Path("/"))
     longest = max(len(os.fsencode(part)) for part in path.parts)
     return longest <= os.pathconf(disk, "PC_NAME_MAX") and len(os.fsencode(path)) < os.pathconf(disk, "PC_PATH_MAX")
@@ -449,7 +454,11 @@ def check_names(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         if not takes_name(path):
-            raise ImageError(path, "is too long a name for a file", "give the image a shorter one")
+            raise _too_long(path)
+
+
+def _too_long(subject: object) -> ImageError:
+    return ImageError(subject, "is too long a name for a file", "give the image a shorter one")
 
 
 @contextlib.contextmanager
@@ -467,7 +476,7 @@ def storage_errors(subject: object) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ImageError(subject, "is too long a name for a file", "give the image a shorter one") from error
+            raise _too_long(subject) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TransientError(subject, "the disk is full", "free some space and run again") from error
         reason = f"cannot be written ({error.strerror or error})"

@@ -121,9 +121,9 @@ def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[
     """The images below each folder, by their relative path without suffix."""
     tables = {}
     for role, folder in folders.items():
-        tables[role], problems, _ = image_files(folder, skip)
+        tables[role], problems, others = image_files(folder, skip)
         if tables[role].num_rows == 0 and not problems:
-            raise no_images(folder, "add them, or remove the folder")
+            raise no_images(folder, "add them, or remove the folder", others)
         data_set.failures.extend(problems)
     tables, unclear = without_ambiguity(tables)
     data_set.failures.extend(_errors(unclear))

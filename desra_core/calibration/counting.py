@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from desra_core.calibration.exclusion import Exclusion, Masks
 from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
-from desra_core.corpus import File, ImageRef, image_refs, read_manifest
+from desra_core.corpus import File, ImageRef, asked_for, image_refs, read_manifest
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.inventory import flags_of
 from desra_core.outcomes import gather_shard, read_outcomes, read_shard, without_arrays
@@ -227,7 +227,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     manifest = read_manifest(workspace)
     if manifest is None:
         raise UsageError(workspace.root, "has no manifest", f"run desra {corpus.verb}")
-    rows = manifest.filter(manifest["present"])
+    rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if corpus.limit is None else corpus.limit)
     masks = exclusion.of_workspace(workspace, target.gan_sr_key)
     return Counting(workspace, target, rows.filter(_countable(rows, workspace, target)), masks)

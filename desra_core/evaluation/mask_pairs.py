@@ -99,7 +99,7 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     files, failures = _scanned({_MASK: masks, _GROUND_TRUTH: gt})
     for role, folder in ((_MASK, masks), (_GROUND_TRUTH, gt)):
         if not files[role] and not failures:
-            raise no_images(folder, f"name a folder of {role} files")
+            raise no_images(folder, f"name a folder of {role} files", image_files(folder).passed_over)
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
     companions = _Companions(_by_name(labels, found), _by_name(gan_sr, found))
@@ -176,9 +176,9 @@ def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
     """The image files of a folder, by the names of masks, but for names that two of them share."""
     if folder is None:
         return {}
-    files = image_files(folder).files
+    files, _, others = image_files(folder)
     if not files.num_rows:
-        raise no_images(folder, "name the folder whose files go with the masks, or leave it out")
+        raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
     times = Counter(files["name"].to_pylist())
     files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
     return {name: path for name, path in _paths(files, root_of(folder)).items() if times[name] == 1}

@@ -30,7 +30,7 @@ from desra_core.report.summary import (
     summarize,
 )
 from desra_core.scanning import told_passed_over
-from desra_core.workspace import Workspace, takes_name
+from desra_core.workspace import Workspace, check_names
 
 WORST = 24
 MOST = 500
@@ -86,12 +86,12 @@ def write_report(
     results = read_results(workspace)
     chosen = []
     for page in choose_pages(results, min(pages, MOST)):
-        if takes_name(path.parent / page.path):
+        try:
+            check_names([path.parent / page.path])
             chosen.append(page)
-        elif on_left_out:
-            on_left_out(
-                ImageError(path.parent / page.path, "is too long a name for a file", "give the image a shorter one")
-            )
+        except ImageError as error:
+            if on_left_out:
+                on_left_out(error)
     for page, text in render_pages(results, chosen, path.name):
         _publish(workspace, path.parent / page.path, text)
     _publish(workspace, path, render_page("report.html.j2", **_content(results, min(worst, MOST), chosen)))

@@ -84,8 +84,9 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
 
     some = desra(*command, "--gan-sr", tmp_path / "gan_sr/set?/*00[012].png", "--exclude", "photo001.*", "--exclude=x")
     assert some.returncode == 0, some.stderr
-    assert "4 images are not among those asked for; their outputs stay" in some.stderr
-    assert "nothing to do: 2 of 2 images done, 0 failed before\npassed over 2 by --exclude" in some.stdout
+    assert "1 images are not among those asked for; their outputs stay" in some.stderr
+    assert "nothing to do: 2 of 2 images done, 0 failed before\n" in some.stdout
+    assert "passed over 2 excluded by --exclude photo001.*, nothing excluded by --exclude x\n" in some.stdout
     (tmp_path / "some.toml").write_text(f"gan-sr = '{tmp_path}/gan_sr/set1/photo001.png'\nexclude = 'photo002.png'")
     one = desra("detect", "--config", tmp_path / "some.toml", *command[1:3], *command[5:])
     assert one.returncode == 2, one.stderr

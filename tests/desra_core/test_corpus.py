@@ -22,6 +22,7 @@ from desra_core.corpus import (
     CHANGED,
     MANIFEST,
     Corpus,
+    asked_for,
     image_refs,
     most_pixels,
     read_manifest,
@@ -176,6 +177,53 @@ def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
     assert {path.name: path.read_bytes() for path in ws.masks.iterdir()} == {
         "x.jpg.png": b"x", "x.jpg.png.png": b"x.jpg"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("moves", range(3))
+def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+    """Killed after any move, and while the files of the last one are hashed."""
+    for name in ("x.jpg", "x.jpg.png", "z.png"):
+        folders.put(name)
+    before, ws = rows(folders.scan()), folders.workspace
+    drawn = [
+        {"name": name, "id": row["id"], "gan_sr_key": None, "pixels": 1, "regions": 1} for name, row in before.items()
+    ]
+    for name in before:
+        ws.publish(ws.mask(name), name.encode())
+        ws.publish(ws.human_mask(name), name.encode())
+    ws.publish_table(ws.human_manifest, pa.Table.from_pylist(drawn, HUMAN_MASKS))
+    for name in ("x.tif", "x.jpg.tif"):
+        folders.put(name)
+    left, rename = moves, Workspace.rename
+
+    def cut_off(workspace: Workspace, old: str, new: str) -> None:
+        nonlocal left
+        rename(workspace, old, new)
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "rename", cut_off)
+        patch.setattr("desra_core.corpus._identified", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            folders.scan()
+    after = folders.scan()
+    assert {name: row["id"] for name, row in rows(after).items()}.items() >= {
+        new: before[old]["id"] for old, new in (("x", "x.jpg"), ("x.jpg", "x.jpg.png"), ("z", "z"))
+    }.items()
+    for place in (ws.mask, ws.human_mask):
+        assert [place(name).read_bytes() for name in ("x.jpg", "x.jpg.png", "z")] == [b"x", b"x.jpg", b"z"]
+    assert {mask.name for mask in read_human_masks(ws, None).values()} == {"x.jpg", "x.jpg.png", "z"}
+
+
+def test_a_name_is_new_on_disk_where_limit_leaves_out_what_has_joined(folders: Folders) -> None:
+    folders.put("z.png")
+    folders.scan()
+    folders.put("z.tif")
+    corpus = folders.scan(limit=1)
+    assert present(corpus) == ["z.png"]
+    assert read_manifest(folders.workspace).equals(corpus.manifest, check_metadata=True)
 
 
 def test_a_vanished_image_gives_way_to_a_file_that_has_its_name_now(folders: Folders) -> None:
@@ -512,7 +560,7 @@ def test_a_name_without_room_for_a_suffix_fails_alone(folders: Folders) -> None:
 
 
 def test_some_files_of_a_folder(folders: Folders) -> None:
-    """A single file and a glob: the others of both folders are not asked for, and their outputs stay."""
+    """A single file and a glob: the others of both folders are not asked for, and stay part of the workspace."""
     for name in ("a1.png", "a2.png", "b.png", "deep/a3.png"):
         folders.put(name)
     whole = folders.scan()
@@ -527,10 +575,61 @@ def test_some_files_of_a_folder(folders: Folders) -> None:
         (Sources(mse_sr, gan_sr), ["a1", "a2", "b", "deep/a3"]),
     ):
         corpus = scan(given, ws, shard_size=2)
-        assert present(corpus) == names
+        assert asked_for(corpus.manifest)["name"].to_pylist() == names
         assert corpus.failures.num_rows == corpus.added == corpus.replaced == 0
-        assert corpus.vanished == 4 - len(names)
+        there = names if given.exclude else ["a1", "a2", "b", "deep/a3"]
+        assert present(corpus) == there
+        assert corpus.vanished == 4 - len(there)
     assert corpus.manifest.equals(whole.manifest, check_metadata=True)
+
+
+def test_an_image_that_has_gone_is_told_so_whatever_is_asked_for(folders: Folders) -> None:
+    for name in "abc":
+        folders.put(f"{name}.png")
+    folders.scan()
+    (folders.root / "gan_sr/c.png").unlink()
+    corpus = scan(Sources(folders.root / "mse_sr", folders.root / "gan_sr/a.png"), folders.workspace, shard_size=2)
+    assert present(corpus) == ["a", "b"]
+    assert corpus.vanished == 1
+
+
+def test_a_manifest_of_an_earlier_version_asks_for_all(folders: Folders) -> None:
+    folders.put("a.png")
+    manifest = folders.scan().manifest
+    pq.write_table(manifest.drop_columns("asked"), folders.workspace.manifest)
+    earlier = read_manifest(folders.workspace)
+    assert asked_for(earlier)["name"].to_pylist() == ["a"]
+    assert folders.scan().manifest.equals(manifest, check_metadata=True)
+
+
+def test_what_a_glob_asks_for_lacks_a_twin(folders: Folders) -> None:
+    for name in "ac":
+        folders.put(f"{name}.png")
+    folders.put("b.png", roles=("gan_sr",))
+    mse_sr, gan_sr = folders.root / "mse_sr", folders.root / "gan_sr"
+    for given, told in (
+        (Sources(mse_sr, gan_sr), True),
+        (Sources(mse_sr / "*.png", gan_sr / "*.png"), True),
+        (Sources(mse_sr, gan_sr / "*.png"), True),
+        (Sources(mse_sr / "a.png", gan_sr), False),
+        (Sources(mse_sr, gan_sr / "[ac].png"), False),
+    ):
+        failures = scan(given, folders.workspace, shard_size=2).failures
+        assert failures["subject"].to_pylist() == [f"{gan_sr}/b.png"] * told
+
+
+@pytest.mark.parametrize("place", ["{}/gan_sr/b.png", "./gan_sr/b.png", "./mse_sr/b*", "../{}/mse_sr/b.png", "/b.png"])
+def test_a_glob_of_what_to_leave_out_leads_there_from_elsewhere(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("a.png", "b.png", "deep/b.png"):
+        folders.put(name)
+    monkeypatch.chdir(folders.root)
+    place = place.format(folders.root.name if place.startswith("..") else folders.root)
+    corpus = scan(Sources(*(folders.root / role for role in BOTH), exclude=(place,)), folders.workspace, shard_size=2)
+    assert present(corpus) == ["a", "deep/b"]
+    assert corpus.failures.num_rows == 0
+    assert list(corpus.passed_over.values()) == [2]
 
 
 def test_two_single_files_are_twins_whatever_they_are_called(folders: Folders) -> None:
@@ -688,6 +787,7 @@ def test_a_flipped_bit_of_a_hash_takes_nothing_away(folders: Folders, name: str,
         gather_shard(folders.workspace, 0, [record])
         corpus = folders.scan()
     assert rows(corpus) == good
+    assert read_manifest(folders.workspace).equals(corpus.manifest, check_metadata=True)
     assert folders.scan().manifest.equals(corpus.manifest, check_metadata=True)
 
 

@@ -77,7 +77,8 @@ def test_hidden_folders_are_left_out(tmp_path: Path, folder: str) -> None:
 def test_a_glob_leaves_files_and_folders_out(tmp_path: Path, exclude: list[str], left: list[str]) -> None:
     put(tmp_path, "a.png", "b.jpg", "new/a.png", "old/deep/c.png")
     assert taken(tmp_path, *exclude) == left
-    assert (image_files(tmp_path, exclude=exclude).passed_over["by --exclude"] > 0) == (len(left) < 4)
+    passed_over = image_files(tmp_path, exclude=exclude).passed_over
+    assert all((passed_over[f"excluded by --exclude {one}"] > 0) == (one != "nothing") for one in exclude)
 
 
 def test_a_glob_leaves_out_what_a_mac_has_spelled(tmp_path: Path) -> None:
@@ -115,5 +116,22 @@ def test_a_glob_of_photos(tmp_path: Path, pattern: str, found: list[str]) -> Non
 def test_a_glob_that_matches_nothing_and_one_that_is_a_name(tmp_path: Path) -> None:
     put(tmp_path, "photos [2024]/a.png", "photos/b.png")
     assert taken(tmp_path / "photos [2024]") == ["a.png"]
-    with pytest.raises(UsageError, match=r"/x\*\.png: matches no file; see that its folder is there"):
+    with pytest.raises(UsageError, match=r"/x\*\.png: matches no file; see that its folder is there$"):
         image_files(tmp_path / "x*.png")
+    with pytest.raises(UsageError, match=r"is there, and write \[\[\] for a \[ in a name$"):
+        image_files(tmp_path / "photos [2024]/*.png")
+    assert taken(tmp_path / "photos [[]2024]/*.png") == ["photos [2024]/a.png"]
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "**", "*", "s*/**/*.png"])
+def test_a_glob_finds_what_the_folder_does(tmp_path: Path, pattern: str) -> None:
+    """Nothing of a workspace, whether it is the one to skip or another, nothing twice by a link, nothing excluded."""
+    put(tmp_path, "s0/a.png", "s1/b.png", "s1/old/x.png", "s1/@eaDir/x.png", "s1/mine/masks/x.png", "s1/mine/lr/x.png")
+    put(tmp_path / "s1/other", "lock", "settings.json", "manifest.parquet", "masks/x.png", "dataset/lr/y.png")
+    for name, target in (("s0/circle", "."), ("s1/up", "..")):
+        (tmp_path / name).symlink_to(target)
+    found = image_files(tmp_path / pattern, tmp_path / "s1/mine", ["old", "new"])
+    assert sorted(found.files["path"].to_pylist()) == ["s0/a.png", "s1/b.png"]
+    assert told_passed_over(found.passed_over) == (
+        "1 @eaDir/, 1 excluded by --exclude old, nothing excluded by --exclude new"
+    )

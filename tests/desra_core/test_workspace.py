@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,6 +270,22 @@ def test_a_command_that_is_refused_leaves_the_lock_of_another_one(workspace: Wor
         pass
     assert workspace.lock.exists()
     process.communicate()
+
+
+def test_the_error_of_a_command_that_is_refused_is_told_whatever_is_in_the_way(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "new/ws")
+    with pytest.raises(UsageError, match="are none"), workspace.opened():
+        raise UsageError((tmp_path / "new/other").write_text("photos"), "are none", "name some")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "other"]
+
+
+def test_a_lock_that_a_refused_command_took_away(workspace: Workspace) -> None:
+    workspace.lock.unlink()
+    with workspace.locked():
+        assert workspace.owner() is not None
+    shutil.rmtree(workspace.root)
+    with pytest.raises(LockedError, match="was in use by a command that was refused; run again"), workspace.locked():
+        pass
 
 
 def test_owner_of_nothing(tmp_path: Path) -> None:
