@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import Corpus, ImageRef, image_refs, most_pixels, read_manifest, role_files, scan
+from desra_core.corpus import Corpus, ImageRef, image_refs, read_manifest, role_files, scan
 from desra_core.detection.semantics import Weights
+from desra_core.imageio import most_pixels
 from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -68,7 +68,7 @@ class TiffPicture:
         self._data = data
         self._path = path
         try:
-            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)), path)
+            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             self.further_pages = len(further)
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
             self.orientation = _orientation(self._page)
@@ -95,8 +95,8 @@ class TiffPicture:
             samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             return self._interpreted(samples, indices=indices)
         except _DAMAGE as error:
-            reason = f"is truncated or damaged ({error})"
-            raise ImageError(self._path, reason, "copy it again, or remove it") from None
+            told = "a strip or tile reaches beyond the end of the file" if self._overruns else error
+            raise ImageError(self._path, f"is truncated or damaged ({told})", "copy it again, or remove it") from None
 
     def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
         alpha = self._alpha()
@@ -153,14 +153,29 @@ class TiffPicture:
             reason = f"has the colour model {short} of {bits} bits per sample"
             raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
 
+    @property
+    def _segments(self) -> list[tuple[int, int]]:
+        """Where the strips or tiles begin, and how many bytes each is said to have."""
+        page = self._page
+        return list(zip(page.dataoffsets, page.databytecounts, strict=False))[: math.prod(page.chunked)]
+
+    @property
+    def _overruns(self) -> bool:
+        return any(offset + count > len(self._data) for offset, count in self._segments)
+
     def _check_segments(self) -> None:
-        """See that every strip or tile lies in the file: tifffile takes absent ones for black."""
+        """See that every strip or tile lies in the file: tifffile takes absent ones for black.
+
+        Some programs say that the last one is longer than it is. What lacks pixels then, decoders tell, but for fax.
+        """
         page = self._page
         wanted = math.prod(page.chunked)
-        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
-        here = sum(offset > 0 and 0 < count <= len(self._data) - offset for offset, count in parts)
+        parts = self._segments
+        here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
         if here < wanted:
             raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
+        if page.compression in _FAX and self._overruns:
+            raise ValueError("cut off")
         pixels = self.size[0] * self.size[1]
         if page.is_tiled and page.tilewidth * page.tilelength > max(_LARGEST_TILE, 4 * pixels):
             raise ValueError(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
@@ -207,16 +222,29 @@ class TiffPicture:
         return None
 
 
-def _full_pages(file: TiffFile, path: Path) -> list[TiffPage]:
-    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else."""
-    found = list(islice(_pages(file), _MOST_PAGES + 1))
-    if len(found) > _MOST_PAGES:  # a damaged file can name pages without end
-        raise ImageError(path, f"holds more than {_MOST_PAGES} pages", "save each page as a file of its own")
+def stored_size(file: BinaryIO) -> tuple[int, int]:
+    """``(H, W)`` of the picture as stored, by the headers of its pages.
+
+    Raises
+    ------
+    ValueError
+        And what else a damaged file makes tifffile raise.
+    """
+    page = _full_pages(TiffFile(file))[0]
+    return int(page.imagelength), int(page.imagewidth)
+
+
+def _full_pages(file: TiffFile) -> list[TiffPage]:
+    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else.
+
+    A damaged file can name pages without end: the first 256 are looked at.
+    """
+    found = list(islice(_pages(file), _MOST_PAGES))
     pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
-    pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages[:1]
-    if not pages:
-        raise ValueError("no picture in it")
-    return pages
+    full = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if not full and (not pages or len(found) == _MOST_PAGES):
+        raise ValueError("no picture in it" if not pages else f"no full picture among its first {_MOST_PAGES} pages")
+    return full or pages[:1]
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:
