@@ -49,6 +49,7 @@ _MOST_SAMPLES = 16
 _MOST_PAGES = 256
 _LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
 _BUFFER = 2**22  # bytes of the file that are taken at a time
+_OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # which are divided by alpha at a time
 
 # tifffile logs what it works around. What matters is an error here.
@@ -89,14 +90,15 @@ class TiffPicture:
             The file is truncated or damaged.
         """
         page = self._page
+        overruns = False
         try:
-            self._check_segments()
+            overruns = self._check_segments()
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             return self._interpreted(samples, indices=indices)
         except _DAMAGE as error:
-            told = "a strip or tile reaches beyond the end of the file" if self._overruns else error
-            raise ImageError(self._path, f"is truncated or damaged ({told})", "copy it again, or remove it") from None
+            reason = f"is truncated or damaged ({_OVERRUN if overruns else error})"
+            raise ImageError(self._path, reason, "copy it again, or remove it") from None
 
     def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
         alpha = self._alpha()
@@ -153,34 +155,27 @@ class TiffPicture:
             reason = f"has the colour model {short} of {bits} bits per sample"
             raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
 
-    @property
-    def _segments(self) -> list[tuple[int, int]]:
-        """Where the strips or tiles begin, and how many bytes each is said to have."""
-        page = self._page
-        return list(zip(page.dataoffsets, page.databytecounts, strict=False))[: math.prod(page.chunked)]
+    def _check_segments(self) -> bool:
+        """See that every strip or tile begins in the file: tifffile takes absent ones for black.
 
-    @property
-    def _overruns(self) -> bool:
-        return any(offset + count > len(self._data) for offset, count in self._segments)
-
-    def _check_segments(self) -> None:
-        """See that every strip or tile lies in the file: tifffile takes absent ones for black.
-
-        Some programs say that the last one is longer than it is. What lacks pixels then, decoders tell, but for fax.
+        Returns whether one is said to reach beyond its end. Some programs say so although nothing is missing; where
+        something is, decoders tell, but for fax.
         """
         page = self._page
         wanted = math.prod(page.chunked)
-        parts = self._segments
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
         here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
         if here < wanted:
             raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
-        if page.compression in _FAX and self._overruns:
-            raise ValueError("cut off")
+        overruns = any(offset + count > len(self._data) for offset, count in parts)
+        if overruns and page.compression in _FAX:
+            raise ValueError(_OVERRUN)
         pixels = self.size[0] * self.size[1]
         if page.is_tiled and page.tilewidth * page.tilelength > max(_LARGEST_TILE, 4 * pixels):
             raise ValueError(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
         if page.compression == COMPRESSION.JPEG:
             self._check_jpegs(parts)
+        return overruns
 
     def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
         """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
