@@ -5,13 +5,12 @@ Needs torch, which is imported where it is used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from desra_core.compat import mend_torchvision
-from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint
+from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint, load_failure
 from desra_core.errors import UsageError
 
 # What tools put before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
@@ -24,7 +23,6 @@ _WRAPPERS = (
     *_EMA_WRAPPERS, "model_state_dict.", "state_dict.", "params.", "_orig_mod.", "module.", "net_g.", "netG.",
     "generator.", "model.", "net.", "network.",
 )  # fmt: skip
-_DAMAGED_REMEDY = "download or copy the checkpoint again"
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -89,8 +87,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         return load_file(path)
-    except (*LOAD_ERRORS, SafetensorError):
-        raise _damaged(path) from None
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise load_failure(path, error, "") from None
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -101,23 +99,12 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             raise UsageError(path, "is a TorchScript program, not a checkpoint",
                              "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
                              ) from None  # fmt: skip
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise _damaged(path) from None
-        raise UsageError(
-            path,
-            f"holds an object of {refused[1]} beside its weights, and loading such objects can run code",
-            f"if you trust it, and where {refused[1].partition('.')[0]} is installed, load it with "
-            "torch.load(path, weights_only=False) and torch.save its weights alone",
-        ) from None
+        way = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
+        raise load_failure(path, error, way) from None
     if not isinstance(content, Mapping):
         raise UsageError(path, f"holds a {type(content).__name__} instead of named weights",
                          "give a checkpoint of a super-resolution network")  # fmt: skip
     return content
-
-
-def _damaged(path: Path) -> UsageError:
-    return UsageError(path, "is not a checkpoint, or only a part of one", _DAMAGED_REMEDY)
 
 
 def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:

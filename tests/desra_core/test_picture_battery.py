@@ -313,7 +313,7 @@ def pngs() -> Iterator[Case]:
         place = whole.index(kind) + 5
         spoilt = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
         yield Case(f"png-broken-{kind.decode()}", spoilt, refused=f"broken checksum in its chunk {kind.decode()}")
-    yield Case("png-cut", whole[:-40], refused="truncated or damaged")
+    yield Case("png-cut", whole[:-40], refused="truncated or damaged (it ends before its last row)")
     yield Case("png-no-header", whole[:20], refused="damaged header")
 
 

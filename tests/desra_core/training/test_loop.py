@@ -287,8 +287,8 @@ LACKS = [
 @pytest.mark.parametrize(("changes", "remedy"), [
     ({"batch": 6, "accumulate": 2}, "3 patches of 32 px at a time need more memory than there is (TORCH); raise "
      "--accumulate to 3, with which the run goes on, or begin another run with a smaller --patch or --batch"),
-    ({"batch": 2, "accumulate": 2}, "1 patches of 32 px at a time need more memory than there is (TORCH); begin another "
-     "run with a smaller --patch or --batch"),
+    ({"batch": 2, "accumulate": 2}, "1 patches of 32 px at a time need more memory than there is (TORCH); begin "
+     "another run with a smaller --patch or --batch"),
     ({"batch": 1}, "begin another run with a smaller --patch"),
 ], ids=["parts", "most parts", "one"])  # fmt: skip
 def test_a_lack_of_memory_says_what_would_mend_it(
