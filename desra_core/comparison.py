@@ -137,9 +137,7 @@ def verdict_of(comparison: Comparison) -> Verdict:
 
     Images that lack the judgement of one candidate are left out for all of them.
     """
-    workspace = Workspace(comparison.settings.workspace)
-    scores = [_score(workspace, candidate, _judged(comparison)) for candidate in comparison.candidates]
-    return decide(scores[:-1], scores[-1], comparison.settings)
+    return _verdict(comparison, _judged(comparison))
 
 
 def conclude(comparison: Comparison) -> Verdict:
@@ -149,7 +147,8 @@ def conclude(comparison: Comparison) -> Verdict:
     in a year why a model was promoted.
     """
     workspace = Workspace(comparison.settings.workspace)
-    verdict = verdict_of(comparison)
+    judged = _judged(comparison)
+    verdict = _verdict(comparison, judged)
     best = best_of(comparison, verdict)
     run = RunFolder(comparison.settings.after)
     document = {
@@ -161,7 +160,7 @@ def conclude(comparison: Comparison) -> Verdict:
         "pictures": _pictures(workspace, comparison, best.candidate) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
-        "images": [image.names[0] for image in _judged(comparison)],
+        "images": [image.names[0] for image in judged],
         "key": comparison.key,
         "mask_key": comparison.target.mask_key,
     }
@@ -173,6 +172,12 @@ def _judged(comparison: Comparison) -> list[ImageRef]:
     """The images on which every candidate was judged."""
     lacking = {image.id for image, _ in comparison.missing()}
     return [image for image in comparison.images if image.id not in lacking]
+
+
+def _verdict(comparison: Comparison, judged: Sequence[ImageRef]) -> Verdict:
+    workspace = Workspace(comparison.settings.workspace)
+    scores = [_score(workspace, candidate, judged) for candidate in comparison.candidates]
+    return decide(scores[:-1], scores[-1], comparison.settings)
 
 
 def best_of(comparison: Comparison, verdict: Verdict) -> Saved | None:

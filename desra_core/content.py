@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,25 @@ def load_checkpoint(path: Path) -> Any:
     torch.serialization.add_safe_globals([*_stand_ins(), *_numpy_classes()])
     with path.open("rb") as file:  # by its path, torch judges a file by its suffix
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def load_failure(path: Path, error: Exception, way: str) -> UsageError:
+    """Say why `load_checkpoint` raised one of `LOAD_ERRORS`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    error
+        What was raised.
+    way
+        What to do with a file that is trusted, to save of it what is needed.
+    """
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused is None:
+        return UsageError(path, "is not a checkpoint, or only a part of one", "download or copy the checkpoint again")
+    reason = f"holds an object of {refused[1]} beside its weights, and loading such objects can run code"
+    return UsageError(path, reason, f"if you trust it, and where {refused[1].partition('.')[0]} is installed, {way}")
 
 
 class _TrainingLog:

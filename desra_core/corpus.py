@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from desra_core.errors import ImageError
 from desra_core.human_masks import rename_human_masks
-from desra_core.imageio import digest, image_size, read_bytes
+from desra_core.imageio import digest, read_bytes
 from desra_core.matching import FAILURES, ROLES, Sources, match, scan_failure
 from desra_core.outcomes import read_outcomes
 from desra_core.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 
 _BATCH = 65_536
-# What stands at the beginning of these does not tell the size of all pages.
-_WHOLE_FILES = frozenset({".tif", ".tiff"})
 _HASH_BATCH = 128
 # Among the metadata of the table of scan failures.
 _PASSED_OVER = b"passed_over"
@@ -200,27 +195,6 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
     """The files of a role in some rows of a manifest."""
     root = Path(_stored_roots(rows)[role].decode())
     return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
-
-
-def most_pixels(files: Iterable[Path]) -> int:
-    """The pixels of the largest of some images, by their headers; 0 where none can be told. Nothing is decoded."""
-    most = 0
-    with ThreadPoolExecutor() as pool:
-        remaining = iter(files)
-        while batch := list(islice(remaining, _HASH_BATCH)):
-            most = max(most, *pool.map(_pixels, batch))
-    return most
-
-
-def _pixels(path: Path) -> int:
-    try:
-        if path.suffix.lower() in _WHOLE_FILES:
-            height, width = image_size(read_bytes(path), path)
-            return height * width
-        with Image.open(path) as image:
-            return image.width * image.height
-    except (ImageError, OSError, ValueError, SyntaxError, struct.error):
-        return 0  # the stage that reads it tells
 
 
 def _under_new_names(

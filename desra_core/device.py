@@ -16,6 +16,11 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_INTERNAL_ERROR", "_STATUS_NOT_INITIALIZED",
     "nable to find an engine", "nable to find a valid cuDNN algorithm",
 )  # fmt: skip
+# What no other process on this machine could do either, with this torch.
+_UNUSABLE = (
+    "no kernel image is available", "invalid device ordinal", "busy or unavailable", "no CUDA-capable device",
+    "driver version is insufficient",
+)  # fmt: skip
 _BROKEN = ("CUDA error", "CUDA driver error", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
 
 
@@ -48,8 +53,19 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
+def is_unusable(error: BaseException) -> bool:
+    """Whether an error says that nothing can be computed on this GPU at all, by another process no more than by this.
+
+    Examples
+    --------
+    >>> is_unusable(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
+    True
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _UNUSABLE)
+
+
 def is_broken(error: BaseException) -> bool:
-    """Whether an error says that this process can use its GPU no more: whatever it computes there fails from now on.
+    """Whether an error says that this process can use its GPU no more, while another one may.
 
     Examples
     --------
@@ -59,7 +75,7 @@ def is_broken(error: BaseException) -> bool:
     False
     """
     told = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
-    return told and not lacks_memory(error)
+    return told and not lacks_memory(error) and not is_unusable(error)
 
 
 @contextlib.contextmanager

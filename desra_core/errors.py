@@ -8,7 +8,7 @@
     │   └── AbsentError     what runs elsewhere does not answer: it may later
     └── ImageError          one image cannot be processed; the others go on       exit code 1
         └── TransientError  the same image may well succeed when tried again
-            ├── LostError      after the next run has made anew what the workspace has lost of it
+            ├── LostError      the next run makes the lost data again and succeeds
             └── TooLargeError  where a worker has more memory
 """
 

@@ -9,6 +9,11 @@ ICC profiles are not applied; their presence is recorded.
 from __future__ import annotations
 
 import hashlib
+import math
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,6 +36,8 @@ Labels = npt.NDArray[np.uint8]
 # Deflate stops near 1000 samples a byte; a large header that promises far more is a truncated file or a bomb.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
+_PNG_HEADER = 24  # bytes from the beginning to the end of its size
+_BATCH = 128  # files whose size is asked for at a time
 _TRANSPOSED = frozenset({5, 6, 7, 8})
 
 
@@ -38,7 +45,8 @@ class Photo(NamedTuple):
     """A decoded image file.
 
     ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
-    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read.
+    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read;
+    of 256 pages and more, the first 256 are looked at.
     """
 
     pixels: Pixels
@@ -98,10 +106,20 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
-    """``(H, W)`` of an image file, upright, by its header alone (raises `ImageError`)."""
+    """``(H, W)`` of an image file, upright, without decoding it (raises `ImageError`)."""
     picture = _opened(data, path)
     height, width = picture.size
     return (width, height) if picture.orientation in _TRANSPOSED else (height, width)
+
+
+def most_pixels(files: Iterable[Path]) -> int:
+    """The pixels of the largest of some images; 0 where none can be told. Little more than their headers is read."""
+    most = 0
+    with ThreadPoolExecutor() as pool:
+        remaining = iter(files)
+        while batch := list(islice(remaining, _BATCH)):
+            most = max(most, *pool.map(_pixel_count, batch))
+    return most
 
 
 def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
@@ -155,6 +173,20 @@ def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
+def _pixel_count(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_PNG_HEADER)
+            file.seek(0)
+            if start.startswith(png.SIGNATURE):
+                return math.prod(struct.unpack(">II", start[-8:]))
+            if start.startswith(tiff.SIGNATURES):
+                return math.prod(tiff.stored_size(file))
+            return math.prod(pillow.stored_size(file))
+    except Exception:  # noqa: BLE001 whatever a damaged file makes libraries raise: the stage that reads it tells
+        return 0
 
 
 def _contiguous(pixels: Pixels) -> Pixels:

@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -86,6 +86,12 @@ class PillowPicture:
                 return whole
             reason = "it stops without an end marker"
         raise ImageError(self._path, f"is truncated or damaged ({reason})", "copy it again, or remove it")
+
+
+def stored_size(file: BinaryIO) -> tuple[int, int]:
+    """``(H, W)`` of the picture as stored (raises what Pillow raises of a file that it does not read)."""
+    with _quiet(), Image.open(file) as image:
+        return image.height, image.width
 
 
 def _identified(data: bytes, path: Path) -> Image.Image:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import Corpus, ImageRef, asked_for, image_refs, most_pixels, read_manifest, role_files, scan
+from desra_core.corpus import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.detection.semantics import Weights
+from desra_core.imageio import most_pixels
 from desra_core.inventory import Flags, OnDisk, flags_of
 from desra_core.matching import FAILURES
 from desra_core.outcomes import gather_journals, read_outcomes
@@ -63,21 +64,16 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     ``failed`` are images that failed for good under the very same settings; ``dropped`` those that are computed
     again only because their maps were not kept.
     """
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
+    record = _records(rows, outcomes.select(_COLUMNS))
     same_labels, same_similarity, empty, current = _standing(rows, record, target)
-
-    def equal(column: str, value: str) -> Flags:
-        return flags_of(pc.equal(record[column], value))
-
     ids = rows["id"].combine_chunks()
     has_similarity = same_similarity & flags_of(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
-    has_labels = equal("segmentation_key", target.segmentation_key) & flags_of(record["labels_kept"])
+    has_labels = _equal(record, "segmentation_key", target.segmentation_key) & flags_of(record["labels_kept"])
     has_labels &= on_disk.has_array(ids, "labels")
-    has_pair = np.ones(len(index), bool)
+    has_pair = np.ones(rows.num_rows, bool)
     exported = has_pair
     # All of these is kept: what a person has marked is trained on, whatever the detector says.
-    everything = np.full(len(index), target.keep == "all")
+    everything = np.full(rows.num_rows, target.keep == "all")
     if target.super_resolves:
         has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
         everything |= on_disk.marked_by_people(ids, target.gan_sr_key)
@@ -90,7 +86,7 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     kept = np.where(everything, mapped & has_pair, kept)
 
     failed = flags_of(record["failed_stage"].is_valid())
-    for_good = failed & equal("failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
+    for_good = failed & _equal(record, "failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
     pending = ~(masked & kept & exported & ~failed) & ~for_good
     skippable = empty & intact & (target.keep == "artifacts") & ~everything
     similarity = pending & ~(has_similarity & has_pair) & ~skippable
@@ -101,6 +97,16 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
         failed=for_good,
         dropped=similarity & same_similarity & ~failed & ~flags_of(record["similarity_kept"]),
     )
+
+
+def _records(rows: pa.Table, outcomes: pa.Table) -> dict[str, pa.Array]:
+    """The outcome of each manifest row, by column; nulls where there is none."""
+    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    return {name: outcomes[name].combine_chunks().take(index) for name in outcomes.column_names}
+
+
+def _equal(record: dict[str, pa.Array], column: str, value: str) -> Flags:
+    return flags_of(pc.equal(record[column], value))
 
 
 class _Standing(NamedTuple):
@@ -120,22 +126,21 @@ class _Standing(NamedTuple):
 def _standing(rows: pa.Table, record: dict[str, pa.Array], target: Target) -> _Standing:
     """Hold the records of manifest rows against a target: the one place that knows what makes an image clean."""
 
-    def equal(column: str, value: str) -> Flags:
-        return flags_of(pc.equal(record[column], value))
-
     def number(column: str) -> npt.NDArray[np.float64]:
         return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
 
     same_labels = np.ones(rows.num_rows, bool)
     if target.reads_labels:
         same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
-    same_similarity = equal("similarity_key", target.similarity_key) & (same_labels | (not target.labels_first))
-    same_weighting = equal("weighting_key", target.weighting_key) & same_labels
+    same_similarity = _equal(record, "similarity_key", target.similarity_key) & (
+        same_labels | (not target.labels_first)
+    )
+    same_weighting = _equal(record, "weighting_key", target.weighting_key) & same_labels
     stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
     weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
     empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
     published = flags_of(record["mask_key"].is_valid())
-    current = (equal("mask_key", target.mask_key) & same_labels) | (empty & published)
+    current = (_equal(record, "mask_key", target.mask_key) & same_labels) | (empty & published)
     return _Standing(same_labels, same_similarity, empty, current)
 
 
@@ -149,8 +154,7 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     assert manifest is not None
     rows = manifest.filter(manifest["present"])
     outcomes = read_outcomes(workspace, [*_COLUMNS, "regions"])
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    record = {name: outcomes[name].combine_chunks().take(index) for name in outcomes.column_names}
+    record = _records(rows, outcomes)
     done = pa.array(_standing(rows, record, target).current & flags_of(record["failed_stage"].is_null()))
     columns = {"name": rows["name"], "id": rows["id"]}
     columns |= {name: record[name] for name in ("height", "width", "artifact_pixels", "regions")}

@@ -65,7 +65,8 @@ class PngPicture:
         try:
             pixels: Pixels = self._indices() if indices else imagecodecs.png_decode(self._reduced(_PICTURE))
         except (ValueError, RuntimeError, OSError, SyntaxError) as error:
-            reason = f"is truncated or damaged ({error})"
+            told = error if self._chunks[-1][0] == b"IEND" else "it ends before its last row"
+            reason = f"is truncated or damaged ({told})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
         return pixels.reshape(*pixels.shape[:2], -1)
 

@@ -20,8 +20,9 @@ from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace, fingerprint
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
-SUPER_RESOLUTION_VERSION = 2
-SIMILARITY_VERSION = 2
+DECODING_VERSION = 2
+SUPER_RESOLUTION_VERSION = 1
+SIMILARITY_VERSION = 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
@@ -93,12 +94,13 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     segmentation_key = settings.segmenter.partition(":")[0]
     if segmentation_key == "mmseg":
         segmentation_key = segmenter_key(settings.segmenter)
-        if gan_sr_key is not None:  # where results are files, they are part of an image's id
-            segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key)}"
+        # Where results are files, they are part of an image's id.
+        segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key or DECODING_VERSION)}"
     if method == "desra":
-        similarity_key = fingerprint("similarity", SIMILARITY_VERSION, settings.window, *result_keys)
+        similarity_key = fingerprint("similarity", SIMILARITY_VERSION, DECODING_VERSION, settings.window, *result_keys)
     else:
-        similarity_key = fingerprint("score", detector_key(method), segmentation_key if "labels" in inputs else None)
+        labels_key = segmentation_key if "labels" in inputs else None
+        similarity_key = fingerprint("score", DECODING_VERSION, detector_key(method), labels_key)
     threshold = settings.threshold if method == "desra" else -settings.threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
     mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area)
@@ -146,7 +148,7 @@ def result_key(model: Path, precision: str) -> str:
     UsageError
         The file cannot be read.
     """
-    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, content_key(model), precision)
+    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:

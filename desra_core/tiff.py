@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -49,6 +49,7 @@ _MOST_SAMPLES = 16
 _MOST_PAGES = 256
 _LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
 _BUFFER = 2**22  # bytes of the file that are taken at a time
+_OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # which are divided by alpha at a time
 
 # tifffile logs what it works around. What matters is an error here.
@@ -68,7 +69,7 @@ class TiffPicture:
         self._data = data
         self._path = path
         try:
-            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)), path)
+            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             self.further_pages = len(further)
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
             self.orientation = _orientation(self._page)
@@ -89,13 +90,14 @@ class TiffPicture:
             The file is truncated or damaged.
         """
         page = self._page
+        overruns = False
         try:
-            self._check_segments()
+            overruns = self._check_segments()
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
             samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
             return self._interpreted(samples, indices=indices)
         except _DAMAGE as error:
-            reason = f"is truncated or damaged ({error})"
+            reason = f"is truncated or damaged ({_OVERRUN if overruns else error})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
 
     def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
@@ -153,19 +155,27 @@ class TiffPicture:
             reason = f"has the colour model {short} of {bits} bits per sample"
             raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
 
-    def _check_segments(self) -> None:
-        """See that every strip or tile lies in the file: tifffile takes absent ones for black."""
+    def _check_segments(self) -> bool:
+        """See that every strip or tile begins in the file: tifffile takes absent ones for black.
+
+        Returns whether one is said to reach beyond its end. Some programs say so although nothing is missing; where
+        something is, decoders tell, but for fax.
+        """
         page = self._page
         wanted = math.prod(page.chunked)
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
-        here = sum(offset > 0 and 0 < count <= len(self._data) - offset for offset, count in parts)
+        here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
         if here < wanted:
             raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
+        overruns = any(offset + count > len(self._data) for offset, count in parts)
+        if overruns and page.compression in _FAX:
+            raise ValueError(_OVERRUN)
         pixels = self.size[0] * self.size[1]
         if page.is_tiled and page.tilewidth * page.tilelength > max(_LARGEST_TILE, 4 * pixels):
             raise ValueError(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
         if page.compression == COMPRESSION.JPEG:
             self._check_jpegs(parts)
+        return overruns
 
     def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
         """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
@@ -207,16 +217,29 @@ class TiffPicture:
         return None
 
 
-def _full_pages(file: TiffFile, path: Path) -> list[TiffPage]:
-    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else."""
-    found = list(islice(_pages(file), _MOST_PAGES + 1))
-    if len(found) > _MOST_PAGES:  # a damaged file can name pages without end
-        raise ImageError(path, f"holds more than {_MOST_PAGES} pages", "save each page as a file of its own")
+def stored_size(file: BinaryIO) -> tuple[int, int]:
+    """``(H, W)`` of the picture as stored, by the headers of its pages.
+
+    Raises
+    ------
+    ValueError
+        And what else a damaged file makes tifffile raise.
+    """
+    page = _full_pages(TiffFile(file))[0]
+    return int(page.imagelength), int(page.imagewidth)
+
+
+def _full_pages(file: TiffFile) -> list[TiffPage]:
+    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else.
+
+    A damaged file can name pages without end: the first 256 are looked at.
+    """
+    found = list(islice(_pages(file), _MOST_PAGES))
     pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
-    pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages[:1]
-    if not pages:
-        raise ValueError("no picture in it")
-    return pages
+    full = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if not full and (not pages or len(found) == _MOST_PAGES):
+        raise ValueError("no picture in it" if not pages else f"no full picture among its first {_MOST_PAGES} pages")
+    return full or pages[:1]
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:

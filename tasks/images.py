@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from desra_core.corpus import ImageRef, most_pixels
+from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
+from desra_core.imageio import most_pixels
 from desra_core.settings import Machine
 from tasks.fanout import Dask, Job, open_dask
 from tasks.progress import RunProgress
@@ -55,7 +56,7 @@ def each_image(
     turns = Counter(image.id for image, _ in work)
     stages = max(turns.values(), default=1)
     left, failed = turns.copy(), set[str]()
-    files = (image.lr.path if scale > 1 and image.lr else image.path for image, _ in work)
+    files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
     pixels = most_pixels(files) * scale**2
     with (
         open_dask(machine, folder=folder, networks=networks, gpus=gpus, pixels=pixels) as dask,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import re
 import sys
 import traceback
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from desra_core import compat
-from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint
+from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint, load_failure
 from desra_core.errors import UsageError
 
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
@@ -148,16 +147,11 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         content = load_checkpoint(path)
     except LOAD_ERRORS as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise UsageError(path, "is not a checkpoint, or only a part of one", _DAMAGED_REMEDY) from None
-        raise UsageError(
-            path,
-            f"holds an object of {refused[1]} beside its weights, and loading such objects can run code",
-            f"if you trust it, and where {refused[1].partition('.')[0]} is installed, c = torch.load(path, "
-            "weights_only=False), then torch.save(dict(state_dict=c['state_dict'], meta=dict(CLASSES="
-            "list(c['meta']['dataset_meta']['classes']))), new_path)",
-        ) from None
+        way = (
+            "c = torch.load(path, weights_only=False), then torch.save(dict(state_dict=c['state_dict'], "
+            "meta=dict(CLASSES=list(c['meta']['dataset_meta']['classes']))), new_path)"
+        )
+        raise load_failure(path, error, way) from None
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UsageError(path, "is not a checkpoint of MMSegmentation: it has no state_dict", _DAMAGED_REMEDY)
     return content

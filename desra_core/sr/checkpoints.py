@@ -12,7 +12,7 @@ from cachetools import LRUCache, cached
 
 from desra_core import compat
 from desra_core.content import content_key
-from desra_core.device import exact_on, is_broken
+from desra_core.device import exact_on, is_broken, is_unusable
 from desra_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -205,8 +205,12 @@ def _move(network: Any, device: str) -> None:
     except (AssertionError, RuntimeError) as error:
         if is_broken(error):
             raise
-        raise UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
-                         "use cpu, or cuda with a driver and a torch for it") from None  # fmt: skip
+        raise _no_device(device, error) from None
+
+
+def _no_device(device: str, error: Exception) -> UsageError:
+    return UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
+                      "use cpu, or cuda with a driver and a torch for it")  # fmt: skip
 
 
 def _try_out(model: Model) -> None:
@@ -227,6 +231,8 @@ def _try_out(model: Model) -> None:
     except _MISFIT_ERRORS as error:
         if is_broken(error):
             raise
+        if is_unusable(error):
+            raise _no_device(model.device, error) from None
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _ARCHITECTURE_REMEDY) from None
     if shape != (1, 3, side * model.scale, side * model.scale):

@@ -5,22 +5,24 @@ Needs torch, which is imported where it is used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from desra_core.compat import mend_torchvision
-from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint
+from desra_core.content import LOAD_ERRORS, content_key, load_checkpoint, load_failure
 from desra_core.errors import UsageError
 
 # What tools put before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
-# torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer. EMA weights go first.
-_WRAPPERS = (
-    "model_state_dict.", "state_dict.", "params_ema.", "params-ema.", "params.", "_orig_mod.", "module.", "net_g_ema.",
-    "net_g.", "netG.", "generator.", "model.", "net.", "network.",
+# torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer.
+_EMA_WRAPPERS = (
+    "params_ema.", "params-ema.", "net_g_ema.", "netG_ema.", "generator_ema.", "model_ema.", "ema_model.",
+    "ema_state_dict.", "ema_model_state_dict.", "model_ema_state_dict.", "ema.",
 )  # fmt: skip
-_DAMAGED_REMEDY = "download or copy the checkpoint again"
+_WRAPPERS = (
+    *_EMA_WRAPPERS, "model_state_dict.", "state_dict.", "params.", "_orig_mod.", "module.", "net_g.", "netG.",
+    "generator.", "model.", "net.", "network.",
+)  # fmt: skip
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -29,16 +31,19 @@ def read_weights(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path
-        A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or under
-        ``params_ema``, which goes before ``params``, or below the names that other tools, Lightning and torch.compile
-        give them, nested in any order.
+        A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or below the names
+        that other tools, Lightning and torch.compile give them, nested in any order. Those below ``params_ema`` and
+        other names of averaged ones go first.
 
     Raises
     ------
     UsageError
-        The file is no checkpoint, only a part of one, would run code, or holds values that are not finite.
+        The file is no checkpoint, only a part of one, would run code, holds several networks, or values that are not
+        finite.
     """
-    weights = _unwrapped(_read(path))
+    content = _read(path)
+    kinds = _kinds(content, path)
+    weights = kinds.get("ema") or kinds.get("raw") or _without_common_wrappers(content)
     if not weights:
         raise UsageError(path, "holds no weights", "give a checkpoint of a super-resolution network")
     _check_finite(weights, path)
@@ -55,16 +60,9 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
-    content = _read(path)
-    tensors = _flattened(content)
-    names = {name.partition(".")[0] for name in (*tensors, *map(str, content))}
-    if not {"params", "params_ema"} <= names:
+    kinds = _kinds(_read(path), path)
+    if len(kinds) < 2:
         return {"raw": read_weights(path)}
-    parts = {
-        kind: {name: value for name, value in tensors.items() if name.startswith(f"{wrapper}.")}
-        for kind, wrapper in (("raw", "params"), ("ema", "params_ema"))
-    }
-    kinds = {kind: _unwrapped(part) for kind, part in parts.items()}
     for weights in kinds.values():
         _check_finite(weights, path)
     raw, ema = kinds["raw"], kinds["ema"]
@@ -89,8 +87,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         return load_file(path)
-    except (*LOAD_ERRORS, SafetensorError):
-        raise _damaged(path) from None
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise load_failure(path, error, "") from None
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -101,37 +99,46 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             raise UsageError(path, "is a TorchScript program, not a checkpoint",
                              "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
                              ) from None  # fmt: skip
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise _damaged(path) from None
-        raise UsageError(
-            path,
-            f"holds an object of {refused[1]} beside its weights, and loading such objects can run code",
-            f"if you trust it, and where {refused[1].partition('.')[0]} is installed, load it with "
-            "torch.load(path, weights_only=False) and torch.save its weights alone",
-        ) from None
+        way = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
+        raise load_failure(path, error, way) from None
     if not isinstance(content, Mapping):
         raise UsageError(path, f"holds a {type(content).__name__} instead of named weights",
                          "give a checkpoint of a super-resolution network")  # fmt: skip
     return content
 
 
-def _damaged(path: Path) -> UsageError:
-    return UsageError(path, "is not a checkpoint, or only a part of one", _DAMAGED_REMEDY)
+def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of the network that spandrel knows, by its own names: ``raw`` and ``ema``, those that there are."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for wrappers, tensors in _networks(_flattened(content)):
+        kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
+        other, _ = found.setdefault(kind, (wrappers, tensors))
+        if other != wrappers:
+            raise UsageError(path, f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}",
+                             "torch.save the weights of one of them alone")  # fmt: skip
+    return {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
 
 
-def _unwrapped(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a network by its own names: the first that spandrel knows of all ways to take wrappers off.
-
-    Other networks, such as discriminators, only come out of the dicts and prefixes that lie around them as a whole.
-    """
+def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every network that spandrel knows, with the wrappers around it. Old ESRGAN's own names begin with one."""
     mend_torchvision()
-    from spandrel import MAIN_REGISTRY, canonicalize_state_dict
+    from spandrel import MAIN_REGISTRY
 
-    architectures = MAIN_REGISTRY.architectures("detection")
-    for inner in _without_wrappers(_flattened(content)):
-        if any(known.detect(inner) for known in architectures):
-            return inner
+    if any(known.detect(tensors) for known in MAIN_REGISTRY.architectures("detection")):
+        yield wrappers, tensors
+        return
+    first = f"{next(iter(tensors), '').partition('.')[0]}."
+    common = () if first in _WRAPPERS or not all(name.startswith(first) for name in tensors) else (first,)
+    for wrapper in (*_WRAPPERS, *common):
+        inner = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
+        if inner:
+            yield from _networks(inner, f"{wrappers}{wrapper}")
+
+
+def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of another network, such as a discriminator, out of the dicts and prefixes around it as a whole."""
+    from spandrel import canonicalize_state_dict
+
     tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
     while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
         tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
@@ -149,19 +156,6 @@ def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, Mapping):
             found |= _flattened(value, f"{prefix}{name}.")
     return found
-
-
-def _without_wrappers(tensors: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tensors as they are, and then those below each wrapper, and so on: old ESRGAN's own names begin with one."""
-    yield tensors
-    if not tensors:
-        return
-    first = f"{next(iter(tensors)).partition('.')[0]}."
-    common = () if first in _WRAPPERS or not all(name.startswith(first) for name in tensors) else (first,)
-    for wrapper in (*_WRAPPERS, *common):
-        inner = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
-        if inner:
-            yield from _without_wrappers(inner)
 
 
 def _check_finite(weights: Mapping[str, Any], path: Path) -> None:

@@ -155,7 +155,8 @@ def _load(gan_model: Path, training: Training, device: str, precision: str) -> _
         optimizer_d = torch.optim.Adam(discriminator.parameters(), training.learning_rate, BETAS)
     perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
     if precision == "float16" and not device.startswith("cuda"):
-        raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only", "use bfloat16 or float32")
+        raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only",
+                         "go on with it on a GPU, or name another --output and use bfloat16 or float32")  # fmt: skip
     return _Nets(
         generator=generator,
         network=network,
@@ -180,7 +181,8 @@ def _memory_told(training: Training) -> Iterator[None]:
         if not lacks_memory(error):
             raise
         parts, batch = training.accumulate, training.batch
-        each = f"{batch // parts} patches of {training.patch} px at a time need more memory than there is"
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        each = f"{batch // parts} patches of {training.patch} px at a time need more memory than there is ({told})"
         more = next((count for count in range(parts + 1, batch + 1) if batch % count == 0), None)
         remedy = "begin another run with a smaller --patch" + ("" if batch == 1 else " or --batch")
         if more:

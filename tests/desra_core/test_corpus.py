@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from desra_core.corpus import (
     CHANGED,
@@ -24,7 +22,6 @@ from desra_core.corpus import (
     Corpus,
     asked_for,
     image_refs,
-    most_pixels,
     read_manifest,
     read_passed_over,
     scan,
@@ -824,19 +821,3 @@ def test_broken_folders_of_the_manifest_are_one_line(folders: Folders) -> None:
     pq.write_table(manifest.replace_schema_metadata(metadata), folders.workspace.manifest)
     with pytest.raises(UsageError, match=r"manifest\.parquet: cannot be read"):
         folders.scan()
-
-
-def test_the_largest_image_is_told_by_headers_alone(tmp_path: Path) -> None:
-    pixels = np.zeros((30, 50, 3), np.uint8)
-    files = []
-    for suffix in ("png", "jpg", "webp", "tiff", "bmp"):
-        files.append(tmp_path / f"a.{suffix}")
-        Image.fromarray(pixels).save(files[-1])
-        pixels = np.pad(pixels, ((0, 10), (0, 0), (0, 0)))
-        assert most_pixels(files) == files.index(files[-1]) * 500 + 1500
-    half = tmp_path / "half.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)).save(half)
-    half.write_bytes(half.read_bytes()[:1000])
-    assert most_pixels([*files, half]) == 120_000, "a header is all that is read"
-    (tmp_path / "text.png").write_text("no image")
-    assert most_pixels([tmp_path / "text.png", tmp_path / "none.png"]) == most_pixels([]) == 0

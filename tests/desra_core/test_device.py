@@ -10,7 +10,7 @@ import torch
 from torch.backends import cuda, cudnn
 from torch.nn.functional import conv2d
 
-from desra_core.device import exact_on, is_broken, lacks_memory
+from desra_core.device import exact_on, is_broken, is_unusable, lacks_memory
 
 LACKS = [
     MemoryError(),
@@ -31,11 +31,18 @@ BROKEN = [
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
     torch.AcceleratorError("CUDA error: device-side assert triggered"),
     torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
-    torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable"),
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     RuntimeError("CUDA driver error: device not ready"),
+]
+UNUSABLE = [
+    torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+    torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+    torch.AcceleratorError("CUDA error: invalid device ordinal\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("CUDA error: no CUDA-capable device is detected"),
+    RuntimeError("CUDA driver version is insufficient for CUDA runtime version"),
 ]
 NEITHER = [
     RuntimeError("Kernel size can't be greater than actual input size"),
@@ -44,9 +51,11 @@ NEITHER = [
 ]
 
 
-@pytest.mark.parametrize("error", [*LACKS, *BROKEN, *NEITHER], ids=lambda error: str(error)[:40])
+@pytest.mark.parametrize("error", [*LACKS, *BROKEN, *UNUSABLE, *NEITHER], ids=lambda error: str(error)[:40])
 def test_what_an_error_means(error: Exception) -> None:
-    assert (lacks_memory(error), is_broken(error)) == (error in LACKS, error in BROKEN)
+    assert lacks_memory(error) == (error in LACKS)
+    assert is_broken(error) == (error in BROKEN)
+    assert is_unusable(error) == (error in UNUSABLE)
 
 
 def switches() -> list[object]:

@@ -27,6 +27,7 @@ from desra_core.imageio import (
     encode_mask,
     encode_png,
     image_size,
+    most_pixels,
     read_bytes,
 )
 from tests.picture_files import Page, bmp_file, chunk, png_file, tiff_file
@@ -417,6 +418,13 @@ def test_a_tiff_whose_pages_never_end() -> None:
         assert isinstance(outcome_of(bytes(data)), ImageError)
 
 
+def test_of_hundreds_of_pages_the_first_is_read() -> None:
+    pages = [Page(RGB, 2, 8)] + [Page(GRAY[:1, :1, np.newaxis], 1, 8) for _ in range(299)]
+    photo = decode(tiff_file(*pages), PATH)
+    assert np.array_equal(photo.pixels, RGB)
+    assert photo.further_pages == 255
+
+
 def test_nothing_is_printed_about_odd_files(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -465,6 +473,42 @@ def test_cases_that_came_out_wrong(case: str, told: dict[str, str]) -> None:
         elif pixels.shape[2] == 3:
             assert np.array_equal(pixels, truth)
         assert (result.alpha is not None) == any(kind in path.name for kind in ("_assoc", "5samples", "grayalpha"))
+
+
+def test_the_largest_image_is_told_by_headers_alone(tmp_path: Path) -> None:
+    pixels = np.zeros((30, 50, 3), np.uint8)
+    files = []
+    for suffix in ("png", "jpg", "webp", "tiff", "bmp"):
+        files.append(tmp_path / f"a.{suffix}")
+        Image.fromarray(pixels).save(files[-1])
+        pixels = np.pad(pixels, ((0, 10), (0, 0), (0, 0)))
+        assert most_pixels(files) == files.index(files[-1]) * 500 + 1500
+    half = tmp_path / "half.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)).save(half)
+    half.write_bytes(half.read_bytes()[:1000])
+    assert most_pixels([*files, half]) == 120_000, "a header is all that is read"
+    (tmp_path / "text.png").write_text("no image")
+    assert most_pixels([tmp_path / "text.png", tmp_path / "none.png"]) == most_pixels([]) == 0
+
+
+def test_the_size_is_told_of_what_pillow_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a PNG with much text, and of a TIFF with its full picture last and much that is not read."""
+    (tmp_path / "text.png").write_bytes(png_file(RGB, 2, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))))
+    assert most_pixels([tmp_path / "text.png"]) == 7 * 12
+    small, full = np.zeros((3, 4, 3), np.uint8), np.zeros((900, 800, 3), np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff_file(Page(small, 2, 8, subfile=1), Page(full, 2, 8, rows=900)))
+    read = 0
+
+    class Counting(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            nonlocal read
+            data = super().read(size)
+            read += len(data)
+            return data
+
+    monkeypatch.setattr(Path, "open", lambda path, _: Counting(path))
+    assert most_pixels([tmp_path / "a.tif"]) == 900 * 800
+    assert 0 < read < 10_000
 
 
 def test_read_bytes(tmp_path: Path) -> None:

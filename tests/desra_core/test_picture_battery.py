@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import pyvips
 from PIL import Image
+from tifffile import TiffFile, TiffTag
 
 from desra_core.errors import ImageError
 from desra_core.imageio import decode, image_size
@@ -211,6 +212,28 @@ def refused_tiffs() -> Iterator[Case]:
         yield Case(f"tiff-refused-{name}", data, refused=reason)
 
 
+def overruns() -> Iterator[Case]:
+    """The last strip or tile is said to be longer than what is left of the file, with all of it there, and not."""
+    smooth = cv2.resize(SMOOTH, SHAPE[::-1])
+    for (compression, predictor), tile in product(STORAGE, (0, 16)):
+        data = tiff_file(Page(smooth, 2, 8, compression=compression, predictor=predictor, tile=tile))
+        page = TiffFile(io.BytesIO(data)).pages[0]
+        offset, count = page.dataoffsets[-1], page.databytecounts[-1]
+        for missing in (0, count // 3):
+            part = data[offset : offset + count - missing]
+            moved = changed_last(data, page.tags[324 if tile else 273], len(data))
+            moved = changed_last(moved, page.tags[325 if tile else 279], count + 1000)
+            name = f"tiff-overrun-{compression}-{predictor}-{tile}-{missing}"
+            reader = by_pillow if not missing and compression == 1 and not tile else None
+            told = "reaches beyond the end of the file" if missing else ""
+            yield Case(name, moved + part, None if missing else smooth, told, reader)
+
+
+def changed_last(data: bytes, tag: TiffTag, value: int) -> bytes:
+    place = tag.valueoffset + 4 * (tag.count - 1)
+    return data[:place] + value.to_bytes(4, "little") + data[place + 4 :]
+
+
 class Absent(Page):
     """A page of which one strip or tile was never written."""
 
@@ -290,7 +313,7 @@ def pngs() -> Iterator[Case]:
         place = whole.index(kind) + 5
         spoilt = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
         yield Case(f"png-broken-{kind.decode()}", spoilt, refused=f"broken checksum in its chunk {kind.decode()}")
-    yield Case("png-cut", whole[:-40], refused="truncated or damaged")
+    yield Case("png-cut", whole[:-40], refused="truncated or damaged (it ends before its last row)")
     yield Case("png-no-header", whole[:20], refused="damaged header")
 
 
@@ -414,8 +437,8 @@ def outcome(case: Case) -> str:
     ("family", "equal", "refused", "read_by_others"),
     [
         (tiffs, 360, 0, 120), (premultiplied, 16, 0, 2), (palettes, 20, 0, 10), (pages, 43, 0, 19),
-        (tiffs_of_tools, 48, 0, 40), (refused_tiffs, 0, 37, 0), (pngs, 61, 6, 35), (jpegs, 33, 31, 20),
-        (webps, 12, 8, 8), (bmps, 20, 3, 11),
+        (tiffs_of_tools, 48, 0, 40), (refused_tiffs, 0, 37, 0), (overruns, 20, 20, 1), (pngs, 61, 6, 35),
+        (jpegs, 33, 31, 20), (webps, 12, 8, 8), (bmps, 20, 3, 11),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from desra_core import target as target_module
 from desra_core.corpus import image_refs
 from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError, UsageError
@@ -171,6 +172,22 @@ def keys_changed(before: Detection, after: Detection) -> set[str]:
 def test_keys_change_with_what_they_must(lab: Lab, changes: dict[str, Any], keys: set[str]) -> None:
     before = lab.detection(labels="labels")
     assert keys_changed(before, lab.detection(**({"labels": "labels"} | changes))) == keys
+
+
+def test_whatever_depends_on_pixels_is_made_anew_where_they_are_decoded_otherwise(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.py").touch()
+    (tmp_path / "checkpoint.pth").touch()
+    segmenter = f"mmseg:{tmp_path / 'config.py'},{tmp_path / 'checkpoint.pth'}"
+    for changes in ({}, *({"method": method} for method in ("ldl", "ssim", "niqe"))):
+        made = {"threshold": 0.5, "segmenter": segmenter} | changes
+        before = asdict(target_of(lab.detection(**made))[0])
+        with monkeypatch.context() as patched:
+            patched.setattr(target_module, "DECODING_VERSION", 99)
+            after = asdict(target_of(lab.detection(**made))[0])
+        changed = {key for key in before if key.endswith("_key") and before[key] != after[key]}
+        assert changed == {"similarity_key", "segmentation_key", "weighting_key", "mask_key"}
 
 
 def test_machine_facts_are_no_settings_of_a_detection() -> None:

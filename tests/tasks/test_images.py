@@ -43,7 +43,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def image(name: str) -> ImageRef:
-    return ImageRef(name, 0, (name,), File(Path(name), ""), None, None, None)
+    return ImageRef(name, 0, (name,), None, File(Path(name), ""), None, None)
 
 
 def judging(_: object, __: str) -> Callable[[ImageRef, str], str]:
@@ -55,12 +55,17 @@ def judging(_: object, __: str) -> Callable[[ImageRef, str], str]:
     return judge
 
 
-def test_an_image_counts_once_when_all_its_turns_are_over(lines: list[str]) -> None:
+def test_an_image_counts_once_when_all_its_turns_are_over(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(module, "most_pixels", lambda files: asked.extend(files) or 0)
     work = [(image(name), turn) for turn in "12" for name in ("a", "broken", "b") if (name, turn) != ("b", "1")]
-    results = [result for _, result in each_image("judge", judging, work, Machine(device="cpu"), networks=False)]
+    machine = Machine(device="cpu")
+    made = each_image("judge", judging, work, machine, networks=False, folder=Path())
+    results = [result for _, result in made]
     assert [result for result in results if isinstance(result, str)] == ["a 1", "a 2", "b 2"]
     told = [line.partition(" failed")[0].rpartition(" of 3 images, ") for line in lines]
     assert [(done, failed) for done, _, failed in told] == [
         ("0", "0"), ("0", "1"), ("1", "1"), ("1", "1"), ("2", "1"), ("2", "1")
     ]  # fmt: skip
     assert lines[-1].endswith("0:00:00 left")
+    assert sorted(asked) == [Path("a"), Path("b"), Path("broken")]

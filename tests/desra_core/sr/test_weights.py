@@ -127,6 +127,34 @@ def test_both_kinds_of_weights_in_safetensors(network, tmp_path: Path) -> None:
     assert_same(kinds["ema"], ema)
 
 
+@pytest.mark.parametrize(
+    ("raw", "ema"),
+    [
+        ("params", "params_ema"), ("params", "params-ema"), ("net_g", "net_g_ema"), ("netG", "net_g_ema"),
+        ("generator", "generator_ema"), ("model", "model_ema"), ("model", "ema"), ("model", "ema_model"),
+        ("model_state_dict", "ema_state_dict"), ("model_state_dict", "ema_model_state_dict"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", [dict, lambda content: {"state_dict": content}, lambda content: {"net_g": content}])
+def test_averaged_weights_go_first(network, raw: str, ema: str, around: Callable[[Any], Any], tmp_path: Path) -> None:
+    weights = network("SRVGGNetCompact x4").state_dict()
+    mean = {name: value + 1 for name, value in weights.items()}
+    torch.save(around({raw: weights, ema: averaged(mean)}), tmp_path / "model.pth")
+    assert_same(read_weights(tmp_path / "model.pth"), mean)
+    kinds = read_kinds(tmp_path / "model.pth")
+    assert_same(kinds["raw"], weights)
+    assert_same(kinds["ema"], mean)
+
+
+def test_of_two_networks_none_is_guessed(network, tmp_path: Path) -> None:
+    weights = network("SRVGGNetCompact x4").state_dict()
+    torch.save({"state_dict": below("net.")(weights) | below("generator.")(weights)}, tmp_path / "model.pth")
+    told = r"model\.pth: holds two networks, state_dict\.generator and state_dict\.net; torch\.save the weights of one"
+    for read in (read_weights, read_kinds):
+        with pytest.raises(UsageError, match=told):
+            read(tmp_path / "model.pth")
+
+
 DISCRIMINATOR = {"conv0.weight": torch.ones(4, 3, 3, 3), "conv0.bias": torch.ones(4), "net.weight": torch.ones(2)}
 
 

@@ -263,6 +263,12 @@ def test_a_run_keeps_the_number_format_that_it_began_in(
     assert read_json(begun.model(6).with_suffix(".json"))["precision"] == "bfloat16"
 
 
+def test_float16_goes_on_on_a_gpu_alone(go: Callable[..., Ended], run: RunFolder) -> None:
+    write_json(run.document, {"parent": "gan.pth", "precision": "float16"})
+    with pytest.raises(UsageError, match=r"--amp: is float16.*; go on with it on a GPU, or name another --output"):
+        go(run)
+
+
 def test_a_run_with_more_iterations_is_not_warmed_up_again(run: RunFolder, go: Callable[..., Ended]) -> None:
     for iterations, warmed in ((10, 2), (20, 2)):
         go(run, preset="cpu", warmup=None, iterations=iterations, checkpoint_every=5)
@@ -279,10 +285,10 @@ LACKS = [
 
 @pytest.mark.parametrize("error", LACKS, ids=lambda error: str(error)[:12])
 @pytest.mark.parametrize(("changes", "remedy"), [
-    ({"batch": 6, "accumulate": 2}, "3 patches of 32 px at a time need more memory than there is; raise --accumulate "
-     "to 3, with which the run goes on, or begin another run with a smaller --patch or --batch"),
-    ({"batch": 2, "accumulate": 2}, "1 patches of 32 px at a time need more memory than there is; begin another run "
-     "with a smaller --patch or --batch"),
+    ({"batch": 6, "accumulate": 2}, "3 patches of 32 px at a time need more memory than there is (TORCH); raise "
+     "--accumulate to 3, with which the run goes on, or begin another run with a smaller --patch or --batch"),
+    ({"batch": 2, "accumulate": 2}, "1 patches of 32 px at a time need more memory than there is (TORCH); begin "
+     "another run with a smaller --patch or --batch"),
     ({"batch": 1}, "begin another run with a smaller --patch"),
 ], ids=["parts", "most parts", "one"])  # fmt: skip
 def test_a_lack_of_memory_says_what_would_mend_it(
@@ -304,7 +310,7 @@ def test_a_lack_of_memory_says_what_would_mend_it(
             with pytest.raises(UsageError) as told:
                 go(run, **changes)
         assert str(told.value).startswith("--batch: ")
-        assert str(told.value).endswith(remedy)
+        assert str(told.value).endswith(remedy.replace("TORCH", str(error)))
     assert go(run, **changes | {"accumulate": changes["batch"]}) == Ended(6, early=False)
 
 
