@@ -22,6 +22,7 @@ from deployments.server import (
     wait_for_task_runs,
     watch_at,
 )
+from deployments.worker import CONSOLE
 from desra_core.annotations.selection import count_resting
 from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, UsageError, printable
@@ -91,7 +92,7 @@ def serving(workspace: Workspace) -> Iterator[None]:
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
         # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault(CONSOLE, "CRITICAL")
         logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
             yield

@@ -39,6 +39,7 @@ from deployments.standing import (
     served_at,
     start_again,
 )
+from deployments.worker import CONSOLE
 from desra_core.atomic import write_secret
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.workspace import Workspace, storage_errors
@@ -260,12 +261,13 @@ class Server:
         command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.guarded:create_app",
                    "--app-dir", str(Path(__file__).resolve().parents[1]), "--host", "127.0.0.1",
                    "--port", str(self._port), "--log-level", "warning"]  # fmt: skip
-        guard = {
+        ours = {
             "PREFECT_SERVER_API_AUTH_STRING": self._key,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
+            CONSOLE: "WARNING",  # into its log, also where this process keeps what Prefect prints from a terminal
         }
-        # Who knows better has the last word, but on who may enter.
-        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | guard
+        # Who knows better has the last word, but on who may enter and on what its log tells.
+        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | ours
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(

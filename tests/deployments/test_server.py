@@ -23,6 +23,7 @@ from deployments import server as servers
 from deployments.retention import HISTORY
 from deployments.runs import serving
 from deployments.server import Server, ServerLostError, check_server, configure
+from deployments.worker import CONSOLE
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
 from flows.alarm import tell_webhook
@@ -175,6 +176,7 @@ def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tm
 def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
     server.log.parent.mkdir()
     server.log.write_text("OlderError: that of an earlier run\n")
+    monkeypatch.setenv(CONSOLE, "CRITICAL")  # as desra serve sets it for itself
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/prefect.db")
     with pytest.raises(UsageError) as told:
         server.start()
