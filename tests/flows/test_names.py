@@ -19,6 +19,10 @@ def test_a_run_is_named_by_the_minute_in_which_it_starts() -> None:
     parameters = {"finetuning": {"workspace": "/data/holidays"}}
     with FlowRunContext.model_construct(flow=finetune, flow_run=run, parameters=parameters):
         assert run_name() == f"finetune holidays {started.astimezone():%Y-%m-%d %H:%M}"
+    soon = datetime.now(UTC) + timedelta(minutes=2)  # of the clock: Prefect prepares it some seconds before
+    waiting = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), expected_start_time=soon)
+    with FlowRunContext.model_construct(flow=finetune, flow_run=waiting, parameters=parameters):
+        assert run_name() == f"finetune holidays {soon.astimezone():%Y-%m-%d %H:%M}"
     new = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4())
     with FlowRunContext.model_construct(flow=finetune, flow_run=new, parameters=parameters):
         before = datetime.now().astimezone()
