@@ -71,7 +71,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
         missing = counting.missing()
         if missing:
             with (
-                open_dask(machine, folder=workspace.root, pixels=counting.most_pixels()) as dask,
+                open_dask(machine, folder=workspace.root, most_pixels=counting.most_pixels) as dask,
                 RunProgress("count", sum(missing.values()), 1) as progress,
             ):
                 for number in missing:

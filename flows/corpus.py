@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
             show_corpus(settings, prepared)
             return publish_results(workspace, plan, 1)
         networks = plan.target.runs_networks
-        gpus, pixels = gpus_wanted(networks, machine), _most_pixels(settings, plan)
-        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, pixels=pixels) as dask:
+        gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
+        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, most_pixels=largest) as dask:
             show_corpus(settings, prepared, dask)
             stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
             with RunProgress(settings.verb, plan.pending, len(stages)) as progress:

@@ -287,7 +287,7 @@ def open_dask(
     gpus: int = 0,
     device: str | None = None,
     alone: bool = False,
-    pixels: int = 0,
+    most_pixels: Callable[[], int] = lambda: 0,
 ) -> Iterator[Dask]:
     """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
@@ -305,9 +305,10 @@ def open_dask(
         The one GPU to use, of `visible_gpus`.
     alone
         Start workers for this alone even where desra serve has a cluster.
-    pixels
-        Of the largest image to come: this machine's workers are fewer and larger if need be, and if it does not fit
-        into those of desra serve, these give back what they hold, and others do the work.
+    most_pixels
+        Tells those of the largest image to come; it is not asked where a scheduler runs elsewhere. This machine's
+        workers are fewer and larger if need be, and if the image does not fit into those of desra serve, these give
+        back what they hold, and others do the work.
 
     Raises
     ------
@@ -319,6 +320,7 @@ def open_dask(
     """
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
+    pixels = 0 if machine.scheduler else most_pixels()
     embedded = None if machine.scheduler or alone else os.environ.get(EMBEDDED_SCHEDULER)
     if address := machine.scheduler or embedded:
         key = os.environ.get(EMBEDDED_KEY) if embedded else None

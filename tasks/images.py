@@ -57,9 +57,12 @@ def each_image(
     stages = max(turns.values(), default=1)
     left, failed = turns.copy(), set[str]()
     files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
-    pixels = most_pixels(files) * scale**2
+
+    def largest() -> int:
+        return most_pixels(files) * scale**2
+
     with (
-        open_dask(machine, folder=folder, networks=networks, gpus=gpus, pixels=pixels) as dask,
+        open_dask(machine, folder=folder, networks=networks, gpus=gpus, most_pixels=largest) as dask,
         RunProgress(name, len(turns), stages) as progress,
     ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}

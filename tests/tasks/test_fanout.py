@@ -21,7 +21,7 @@ from distributed import Scheduler, Security, SpecCluster, get_worker
 from distributed.system import MEMORY_LIMIT
 
 from desra_core.corpus import File, ImageRef
-from desra_core.errors import ImageError, TooLargeError, TransientError, UsageError
+from desra_core.errors import AbsentError, ImageError, TooLargeError, TransientError, UsageError
 from desra_core.outcomes import Outcome
 from desra_core.settings import Machine
 from tasks import fanout
@@ -189,13 +189,24 @@ def test_memory_and_workers_bound_the_image_size() -> None:
         assert cluster.gpus == 0
 
 
+def test_nobody_asks_for_sizes_that_change_nothing(monkeypatch) -> None:
+    """Of a scheduler that runs elsewhere: its workers are as they are, and a million headers take minutes to read."""
+
+    def unwanted() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
+    with pytest.raises(AbsentError), open_dask(Machine(scheduler="tcp://127.0.0.1:9"), most_pixels=unwanted):
+        pass
+
+
 def test_large_images_get_fewer_workers(capfd) -> None:
     """Half of what all workers have together is more than one of them has."""
     pixels = int(0.8 * MEMORY_LIMIT * 0.75 / 2 / BYTES_PER_PIXEL)
     with open_dask(Machine()) as cluster:
         usual = cluster.workers
         assert cluster.max_pixels < pixels or usual == 1
-    with open_dask(Machine(), pixels=pixels) as cluster:
+    with open_dask(Machine(), most_pixels=lambda: pixels) as cluster:
         assert cluster.workers == 1
         assert cluster.max_pixels >= pixels
         [(_, result)] = cluster.map(job(done), images("photo"))

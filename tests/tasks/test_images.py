@@ -35,7 +35,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 yield image, error
 
     @contextlib.contextmanager
-    def opened(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+    def opened(*_: object, most_pixels: Callable[[], int], **__: object) -> Iterator[SimpleNamespace]:
+        most_pixels()
         yield SimpleNamespace(gpus=0, map=here)
 
     monkeypatch.setattr(module, "open_dask", opened)

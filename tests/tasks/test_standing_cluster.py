@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -53,7 +54,7 @@ def embedded(cluster, monkeypatch) -> None:
     monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
 
 
-def worker_of(machine: Machine, **options: int) -> int:
+def worker_of(machine: Machine, **options: Any) -> int:
     """The process that computes for a run."""
     with open_dask(machine, **options) as dask:
         return dask.follow(os.getpid, resources={}, on_second=lambda: None)
@@ -142,12 +143,12 @@ def test_images_that_are_too_large_for_its_workers_get_others(monkeypatch) -> No
         standing = dask.max_pixels
     # Workers of its own would be no larger: somebody has said so, to desra serve or to the run.
     for machine in (Machine(), SMALL):
-        with open_dask(machine, pixels=2 * standing) as dask:
+        with open_dask(machine, most_pixels=lambda: 2 * standing) as dask:
             assert dask.max_pixels == standing
         monkeypatch.setenv(EMBEDDED_MACHINE, "{}")
-    first = worker_of(Machine(), pixels=standing)
-    assert worker_of(Machine(), pixels=standing + 1) != first
-    with open_dask(Machine(), pixels=standing + 1) as dask:
+    first = worker_of(Machine(), most_pixels=lambda: standing)
+    assert worker_of(Machine(), most_pixels=lambda: standing + 1) != first
+    with open_dask(Machine(), most_pixels=lambda: standing + 1) as dask:
         assert dask.max_pixels > standing
 
 
