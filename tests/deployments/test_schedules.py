@@ -142,7 +142,14 @@ def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment)
 
     def start(flow: str, **parameters: object) -> httpx.Response:
         deployment = httpx.get(f"{url}/deployments/name/{flow}/corpus").json()
-        return httpx.post(f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
+        # The server answers 503 while another writer holds its SQLite; Prefect's clients try again too.
+        for _ in range(60):
+            body = {"parameters": parameters}
+            answer = httpx.post(f"{url}/deployments/{deployment['id']}/create_flow_run", json=body, timeout=60)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
+        return answer
 
     mining = found["parameters"]["mining"]
     for bad, word in (({"threshold": 2}, "threshold"), ({"window": "wide"}, "window"), ({"thresold": 0.5}, "thresold")):
