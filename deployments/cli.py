@@ -14,26 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from deployments.annotations import export_masks, import_masks
-from deployments.evaluate import evaluate
-from deployments.flags import paths_at_home, with_flags
-from deployments.housekeeping import gc, size_line
-from deployments.runs import run_corpus, show_failures
-from deployments.server import AGAIN, ServerLostError
+from deployments.commands.annotations import export_masks, import_masks
+from deployments.commands.evaluate import evaluate
+from deployments.commands.flags import paths_at_home, with_flags
+from deployments.commands.housekeeping import gc, size_line
+from deployments.commands.runs import run_corpus, show_failures
+from deployments.serving.server import AGAIN, ServerLostError
 from desra_core import __version__
-from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import read_manifest, read_passed_over
 from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
-from desra_core.matching import FAILURES
-from desra_core.model_settings import Calibrating, Comparing, Cycling, Finetuning
-from desra_core.plan import make_plan
-from desra_core.promotion import current_model, history
-from desra_core.scanning import told_passed_over
-from desra_core.serving_settings import Serving
+from desra_core.gate.model_registry import current_model, history
+from desra_core.images.scanning import told_passed_over
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import make_plan
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.target import load_settings
+from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Calibrating, Comparing, Cycling, Finetuning
+from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace, read_table
-from tasks.lines import SHOWN_FAILURES, say
+from desra_core.workspace.manifest import read_manifest, read_passed_over
+from desra_core.workspace.matching import FAILURES
+from tasks.logs import SHOWN_FAILURES, say
 
 app = typer.Typer(
     name="desra",
@@ -115,7 +115,7 @@ def finetune(settings: Finetuning, machine: Machine) -> None:
     Writes checkpoints that the usual tools load to OUTPUT/models, and losses and pictures for TensorBoard. The same
     command again goes on where it was cut off.
     """
-    from deployments.models import run_finetune
+    from deployments.commands.models import run_finetune
 
     _exit(lambda: run_finetune(settings, machine))
 
@@ -128,7 +128,7 @@ def compare(settings: Comparing, machine: Machine) -> None:
     Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
     where no model passes, or where held-out images are missing by which to decide.
     """
-    from deployments.models import run_compare
+    from deployments.commands.models import run_compare
 
     _exit(lambda: run_compare(settings, machine))
 
@@ -142,7 +142,7 @@ def cycle(settings: Cycling, machine: Machine) -> None:
     on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes, or
     where held-out images are missing by which to decide.
     """
-    from deployments.models import run_cycle
+    from deployments.commands.models import run_cycle
 
     _exit(lambda: run_cycle(settings, machine))
 
@@ -156,7 +156,7 @@ def calibrate(settings: Calibrating, machine: Machine) -> None:
     each class. Writes OUTPUT for --weights, and beside it a page and a figure. The same command again goes on where it
     was cut off, takes in new images, and counts nothing twice.
     """
-    from deployments.calibrate import run_calibrate
+    from deployments.commands.calibrate import run_calibrate
 
     _exit(lambda: run_calibrate(settings, machine))
 
@@ -170,7 +170,7 @@ def benchmark(settings: Benchmarking, machine: Machine) -> None:
     in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes only what
     is new. Exit code 1 where some images cannot be judged.
     """
-    from deployments.benchmark import run_benchmark
+    from deployments.commands.benchmark import run_benchmark
 
     _exit(lambda: run_benchmark(settings, machine))
 
@@ -187,7 +187,7 @@ def serve(settings: Serving, machine: Machine) -> None:
     Starts a Prefect server (unless PREFECT_API_URL is set), workers, and what takes runs as their time comes, and says
     where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with what was cut off.
     """
-    from deployments.serve import serve
+    from deployments.serving.serve import serve
 
     _exit(lambda: serve(settings, machine))
 
@@ -196,7 +196,7 @@ def serve(settings: Serving, machine: Machine) -> None:
 @paths_at_home
 def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
-    from deployments.models import run_rollback
+    from deployments.commands.models import run_rollback
 
     _exit(lambda: run_rollback(workspace.absolute()))
 

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
+from deployments.commands.flags import paths_at_home
+from deployments.commands.models import GATE_FAILED
 from deployments.demo_photos import make_photos
-from deployments.flags import paths_at_home
-from deployments.models import GATE_FAILED
-from desra_core import imageio
+from desra_core.images import codec
+from desra_core.planning.tables import REGIONS
 from desra_core.report.gallery import choose
-from desra_core.tables import REGIONS
 from desra_core.workspace import Workspace, read_table
 
 MODELS = Path(__file__).parent / "demo_models"
@@ -56,7 +56,7 @@ def main(
     worst = choose(read_table(workspace.regions, REGIONS), _WORST, per_image=1)
     if worst:
         partial = output / "demo.partial"
-        partial.write_bytes(imageio.encode_png(draw(worst, workspace)))
+        partial.write_bytes(codec.encode_png(draw(worst, workspace)))
         partial.replace(output / "demo.png")
     typer.echo(_where_to_look(output, worst))
 
@@ -106,7 +106,7 @@ def _start(centre: int, extent: int, available: int) -> int:
     return max(0, min(centre - extent // 2, available - extent)) // SCALE * SCALE
 
 
-def _overlay(image: Pixels, mask: imageio.Mask) -> Pixels:
+def _overlay(image: Pixels, mask: codec.Mask) -> Pixels:
     """Tint and outline the masked pixels of an image ``(H, W, 3)``."""
     inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     tint = np.where(inner, 0.25, 1.0)[..., None] * mask[..., None]
@@ -114,7 +114,7 @@ def _overlay(image: Pixels, mask: imageio.Mask) -> Pixels:
 
 
 def _read(path: Path) -> Pixels:
-    return imageio.bgr8(imageio.decode(path.read_bytes(), path).pixels)[:, :, ::-1]
+    return codec.bgr8(codec.decode(path.read_bytes(), path).pixels)[:, :, ::-1]
 
 
 def _cycle(photos: Path, workspace: Path) -> int:

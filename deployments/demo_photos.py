@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from desra_core import imageio
+from desra_core.images import codec
 
 _SEED = 2023
 
@@ -104,7 +104,7 @@ def make_photos(folder: Path) -> None:
 def _taken(photo: Photo) -> Floats:
     """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
     file = resources.files("skimage") / "data" / photo.source
-    pixels = imageio.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
+    pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
     left, top, width, height = photo.box
     part = pixels[top : top + height, left : left + width]
     size = photo.width, round(height * photo.width / width)
@@ -125,7 +125,7 @@ def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArra
 
 def _encoded(pixels: npt.NDArray[np.uint8], photo: Photo) -> bytes:
     if photo.quality is None:
-        return imageio.encode_png(pixels)
+        return codec.encode_png(pixels)
     data = io.BytesIO()
     Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
     return data.getvalue()

@@ -24,8 +24,8 @@ import typer
 from torch import nn
 from torch.nn import functional
 
-from desra_core import imageio
-from desra_core.compat import mend_basicsr
+from desra_core.images import codec
+from desra_core.third_party import mend_basicsr
 
 mend_basicsr()
 
@@ -173,7 +173,7 @@ def load_photos() -> list[Floats]:
     photos: list[Floats] = []
     for name in PHOTOS:
         file = resources.files("skimage") / "data" / name
-        pixels = imageio.decode(file.read_bytes(), Path(name)).pixels.astype(np.float32) / 255
+        pixels = codec.decode(file.read_bytes(), Path(name)).pixels.astype(np.float32) / 255
         colours = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
         shrunk = (cv2.resize(colours, None, fx=size, fy=size, interpolation=cv2.INTER_AREA) for size in SIZES)
         photos.extend(np.asarray(photo, np.float32) for photo in shrunk)

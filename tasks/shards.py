@@ -13,16 +13,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
-from desra_core.inventory import OnDisk
-from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
-from desra_core.plan import Plan, Work, assess
+from desra_core.files.hashing import fingerprint
+from desra_core.planning.keys import Target
+from desra_core.planning.plan import Plan, Work, assess
 from desra_core.stages import Stage, failure, run_stage
-from desra_core.target import Target
-from desra_core.workspace import Workspace, fingerprint
-from tasks.fanout import Dask, Job
-from tasks.lines import record
+from desra_core.workspace import Workspace
+from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome, gather_shard, read_shard, to_table
+from tasks.dask_map import Dask, Job
+from tasks.logs import record
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
@@ -31,7 +32,7 @@ Counts = dict[str, int]
 class StageSpec(NamedTuple):
     """A stage of a flow.
 
-    ``name`` is what people see; ``product`` is the field of `desra_core.plan.Work` that tells which images need it;
+    ``name`` is what people see; ``product`` is the field of `planning.plan.Work` that tells which images need it;
     ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
     that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from desra_core.detection.segmenters import load_segmenter
-from desra_core.detection.semantics import Weights
+from desra_core.detection.class_weights import Weights
 from desra_core.errors import AbsentError, UsageError
+from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.segmentation import load_segmenter
+from desra_core.planning.keys import Target
 from desra_core.settings import CorpusSettings, Machine, Mining
-from desra_core.sr.checkpoints import load_pair
 from desra_core.stages import (
     MaskSettings,
     SegmentationSettings,
@@ -17,8 +18,7 @@ from desra_core.stages import (
     similarity_stage,
     super_resolution_stage,
 )
-from desra_core.target import Target
-from tasks.fanout import Dask
+from tasks.dask_map import Dask
 from tasks.shards import StageSpec
 
 

@@ -96,7 +96,7 @@ def test_planning_and_status_are_light(tmp_path: Path) -> None:
         (tmp_path / role / "a.png").write_bytes(role.encode())
     plan = [
         "from pathlib import Path",
-        "from desra_core.plan import prepare",
+        "from desra_core.planning.plan import prepare",
         "from desra_core.settings import Detection",
         "from desra_core.workspace import Workspace",
         f"root = Path({str(tmp_path)!r})",

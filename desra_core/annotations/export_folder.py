@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
-from desra_core.imageio import digest, read_bytes
-from desra_core.workspace import Workspace, storage_errors
+from desra_core.files.atomic import replace_file, storage_errors
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.workspace import Workspace
 
 # Names of images do not begin with a dot.
 _DOCUMENT = ".desra-export.json"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
 
 
 class Part(NamedTuple):

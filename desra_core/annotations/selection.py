@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.annotations.parts import Part, parts_of
-from desra_core.corpus import read_manifest
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError
-from desra_core.human_masks import HumanMask, read_human_masks
-from desra_core.imageio import Mask, decode_mask, read_bytes
-from desra_core.plan import done_images
-from desra_core.target import Target
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode_mask
+from desra_core.planning.keys import Target
+from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.manifest import read_manifest
 
 
 class Annotation(NamedTuple):

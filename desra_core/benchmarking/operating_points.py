@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from desra_core.detection.detectors import Scores
 from desra_core.detection.mask import score_mask
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
 
 # By threshold (outer) and minimal area (inner).
 Bits = tuple[tuple[bool, ...], ...]

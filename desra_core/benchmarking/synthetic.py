@@ -17,7 +17,7 @@ from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
 from desra_core.detection.detectors import Detector, Scores
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import MIN_AREA, score_mask
-from desra_core.imageio import Labels, Mask, Pixels
+from desra_core.images.codec import Labels, Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
 # Of a detector's own threshold: from a quarter to four times of it, and on to where hardly anything is marked.

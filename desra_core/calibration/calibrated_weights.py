@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core import __version__
-from desra_core.atomic import replace_file
 from desra_core.calibration.counting import Counting
 from desra_core.calibration.histogram import ClassHistogram, false_alarm_rate, false_alarm_threshold
 from desra_core.calibration.weight_table import ClassWeight, derive_weights, to_csv, to_toml, weight_values
-from desra_core.content import content_key
+from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD
-from desra_core.detection.semantics import load_weights
 from desra_core.errors import UsageError
-from desra_core.model_settings import Calibrating
+from desra_core.files.atomic import replace_file
+from desra_core.files.hashing import content_key
+from desra_core.planning.keys import check_kind, load_settings
 from desra_core.settings import CorpusSettings, Detection, Mining
-from desra_core.target import check_kind, load_settings
+from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)

@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 
 from desra_core.calibration.exclusion import Exclusion, Masks
 from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
-from desra_core.corpus import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.calibration.stage import HistogramSettings, Uncounted
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
-from desra_core.inventory import flags_of
-from desra_core.outcomes import gather_shard, read_outcomes, read_shard, without_arrays
+from desra_core.files.hashing import fingerprint
+from desra_core.planning.keys import Target, target_of
 from desra_core.settings import CorpusSettings
-from desra_core.stages.histogram import HistogramSettings, Uncounted
-from desra_core.target import Target, target_of
-from desra_core.workspace import Workspace, fingerprint, read_table
+from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.inventory import flags_of
+from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.workspace.records import gather_shard, read_outcomes, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -218,7 +219,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     Raises
     ------
     UsageError
-        As `desra_core.target.target_of`; there is no manifest.
+        As `desra_core.planning.keys.target_of`; there is no manifest.
     TransientError
         A mask cannot be read.
     """

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Labels, Mask
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Labels, Mask
+from desra_core.images.tiling import row_strips
 
 THRESHOLD = 0.7
 MIN_AREA = 4000

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import THRESHOLD, Similarity, adjusted_similarity, valid
-from desra_core.detection.semantics import CLASS_COUNT
-from desra_core.imageio import Labels, Mask
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Labels, Mask
+from desra_core.images.tiling import row_strips
 
 
 class Region(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from desra_core.detection.detectors import Detector, Scores
 from desra_core.errors import ImageError
-from desra_core.imageio import Labels, Pixels
+from desra_core.images.codec import Labels, Pixels
 
 
 def score_pair(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.mask import SimilarityMap, framed
-from desra_core.tiling import grid
+from desra_core.images.tiling import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 

@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from desra_core.atomic import replace_file
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.evaluation import bootstrap
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_regions import MaskRegion
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
+from desra_core.files.atomic import replace_file
 
 Row = dict[str, Any]
 

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
-from desra_core.detection.semantics import CLASS_COUNT
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, is_lossy, on_valid_region, shape_of_image
 from desra_core.evaluation.mask_pairs import MaskPair
 from desra_core.evaluation.mask_regions import Components, MaskRegion
 from desra_core.evaluation.metrics import Agreement
-from desra_core.imageio import Labels, Mask, decode_labels, image_size, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Labels, Mask, decode_labels, image_size
 
 # What masks have that are as large as their ground truth, where nothing else tells: the size of the image or that of
 # its valid region.
@@ -203,7 +204,7 @@ def _read_labels(path: Path) -> Labels:
 
 
 def _read_stored_labels(path: Path) -> Labels:
-    from desra_core.arrays import StoredArray
+    from desra_core.workspace.arrays import StoredArray
 
     damaged = ImageError(path, "is damaged", "run desra detect or mine again, or give --labels")
     try:

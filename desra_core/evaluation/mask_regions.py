@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.semantics import CLASS_COUNT
-from desra_core.imageio import Labels, Mask
+from desra_core.detection.class_weights import CLASS_COUNT
+from desra_core.images.codec import Labels, Mask
 
 Counts = npt.NDArray[np.int64]
 

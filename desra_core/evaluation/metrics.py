@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
 
 
 @dataclass(frozen=True)

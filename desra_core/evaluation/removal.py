@@ -12,8 +12,8 @@ import math
 import cv2
 import numpy as np
 
-from desra_core.imageio import Mask
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Mask
+from desra_core.images.tiling import row_strips
 
 # The other mask is taken at the minimal area divided by this.
 LOOSENESS = 4

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.housekeeping.holdings import Leftover
-from desra_core.outcomes import SCHEMA, finished_shards
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.records import SCHEMA, finished_shards
 
 # A record that goes: the image's id, and the shard whose table it is in.
 STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
@@ -41,7 +41,7 @@ def shrunk(table: pa.Table, stale: pa.Array, unmapped: pa.Array, unlabelled: pa.
     Parameters
     ----------
     table
-        Records, schema `desra_core.outcomes.SCHEMA`.
+        Records, schema `desra_core.workspace.records.SCHEMA`.
     stale, unmapped, unlabelled
         Ids of images.
     """

@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.atomic import is_unfinished
-from desra_core.content import content_key
 from desra_core.errors import UsageError
+from desra_core.files.atomic import is_unfinished
+from desra_core.files.hashing import content_key
+from desra_core.gate.model_registry import history
 from desra_core.housekeeping.holdings import UNKNOWN, Leftover, is_key, own_entries, unknown
 from desra_core.housekeeping.sizes import entries, size_of
-from desra_core.promotion import history
 from desra_core.settings import CorpusSettings
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace

@@ -23,20 +23,20 @@ from desra_core.benchmarking.benchmark_table import (
 )
 from desra_core.benchmarking.entries import Entry
 from desra_core.benchmarking.judged import Record
-from desra_core.corpus import File, ImageRef
+from desra_core.benchmarking.stage import Judging, mask_path, read_ground_truth
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
+from desra_core.images.crops import RGB, encode_webp, fitted, rgb8
 from desra_core.report.charts import bar_chart, line_chart
-from desra_core.report.crops import RGB, encode_webp, fitted, rgb8
 from desra_core.report.document import render_page
 from desra_core.report.gallery import Cell, as_uri
 from desra_core.report.maps import MAX_PIXELS
 from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, drawn_agreement
 from desra_core.report.plots import inline
-from desra_core.stages.benchmark import Judging, mask_path, read_ground_truth
 from desra_core.stages.sources import read_photo
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import File, ImageRef
 
 WORST = 6
 # Of the page's 20 MB.

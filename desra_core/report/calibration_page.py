@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.atomic import replace_file
 from desra_core.calibration.calibrated_weights import CalibratedWeights, write_weights
 from desra_core.calibration.weight_table import ClassWeight, largest_differences
 from desra_core.detection.mask import THRESHOLD
+from desra_core.files.atomic import replace_file
 from desra_core.report import charts, plots
 from desra_core.report.calibration_table import class_rows, suggestion_rows, threshold
 from desra_core.report.document import render_page

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from desra_core.errors import ImageError, printable
-from desra_core.imageio import decode, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import decode
 from desra_core.report.gallery import Cell, as_uri
 from desra_core.report.verdict import Picture, Region
 

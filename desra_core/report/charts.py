@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
+from desra_core.files.atomic import replace_file
 from desra_core.report.plots import BAR, INK, NO_METADATA, PAPER, STYLE, Values, new_axes, short
 from desra_core.report.wording import shortened
 

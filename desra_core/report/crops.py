@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,40 +10,20 @@ import cv2
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from desra_core.errors import ImageError
-from desra_core.imageio import Mask, Pixels, bgr8, decode, read_bytes
-from desra_core.report.maps import MAX_PIXELS, Window, another_size, read_map
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, Pixels, decode
+from desra_core.images.crops import LARGEST, RGB, Window, fitted, rgb8, window_around
+from desra_core.report.maps import MAX_PIXELS, another_size, read_map
 from desra_core.report.measure import Measure
 
 HEAT = "inferno"
 # Of the artifact mask and of a person's, apart in brightness too.
 OUTLINE, HUMAN_OUTLINE = (0, 214, 255), (255, 64, 200)
 
-# Sides in pixels: of the smallest window, so that a small region keeps its surroundings, and of the largest crop shown.
-_SMALLEST, _LARGEST = 192, 400
-_CONTEXT = 1.4
 _TINT, _DIM = 0.25, 0.45
-_QUALITY = 88
 _UNDEFINED = (128, 128, 128)
-
-RGB = npt.NDArray[np.uint8]
-
-
-def window_around(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Window:
-    """The window around a region's box with some context; square where the image of ``(H, W)`` has room.
-
-    Examples
-    --------
-    >>> window_around(0, 500, 100, 300, (1000, 1000))
-    Window(left=0, top=440, width=420, height=420)
-    """
-    side = max(_SMALLEST, round(_CONTEXT * max(width, height)))
-    wide, high = min(side, shape[1]), min(side, shape[0])
-    left = min(max(x + width // 2 - wide // 2, 0), shape[1] - wide)
-    top = min(max(y + height // 2 - high // 2, 0), shape[0] - high)
-    return Window(left, top, wide, high)
 
 
 class Crops:
@@ -77,7 +56,7 @@ class Crops:
         *,
         window: Window | None = None,
         measure: Measure = Measure(),  # noqa: B008 frozen
-        largest: int = _LARGEST,
+        largest: int = LARGEST,
     ) -> None:
         self._files = files
         self._similarity = similarity
@@ -161,33 +140,12 @@ def read_picture(files: Mapping[str, Path], kind: str, shape: tuple[int, int] | 
     return pixels
 
 
-def rgb8(pixels: Pixels) -> RGB:
-    """``(H, W, 3)`` 8-bit RGB of any pixels."""
-    return bgr8(pixels)[:, :, ::-1]
-
-
 def heat_map(values: npt.NDArray[np.floating[Any]]) -> RGB:
     """Values of 0..1 in colours, NaN in gray."""
     colours = matplotlib.colormaps[HEAT](np.nan_to_num(values), bytes=True)[:, :, :3]
     return np.where(np.isnan(values)[..., np.newaxis], np.array(_UNDEFINED, np.uint8), colours)
 
 
-def encode_webp(pixels: RGB) -> bytes:
-    """Encode a crop as small as looks like it."""
-    sink = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(sink, "WEBP", quality=_QUALITY, method=4)
-    return sink.getvalue()
-
-
 def _sampled(start: int, extent: int, side: int, low_side: int) -> npt.NDArray[np.intp]:
     """The LR pixel under each SR pixel of a stretch."""
     return np.asarray((np.arange(start, start + extent) * low_side) // side, np.intp)
-
-
-def fitted(crop: npt.NDArray[Any], largest: int = _LARGEST) -> npt.NDArray[Any]:
-    """Scale a picture down to a longest side of so many pixels, where it is larger."""
-    scale = largest / max(crop.shape[:2])
-    if scale >= 1:
-        return crop
-    size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
-    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA))

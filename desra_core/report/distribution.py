@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.semantics import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.errors import ImageError
+from desra_core.images.crops import Window
 from desra_core.report.gallery import picture_files
-from desra_core.report.maps import Window, label_reader, read_map
+from desra_core.report.maps import label_reader, read_map
 from desra_core.report.measure import Measure
 from desra_core.report.results import Results, firsts
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_regions import MaskRegion
 from desra_core.evaluation.metrics import Agreement

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from desra_core.atomic import replace_file
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_scores import MaskScores
-from desra_core.report.crops import encode_webp, fitted
+from desra_core.files.atomic import replace_file
+from desra_core.images.crops import encode_webp, fitted
 from desra_core.report.document import render_page
 from desra_core.report.evaluation_charts import charts_of, class_chart
 from desra_core.report.gallery import Cell, as_uri

@@ -11,15 +11,15 @@ from typing import ClassVar, NamedTuple
 from markupsafe import Markup
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.gate import Score, Verdict
-from desra_core.evaluation.table import score_rows
-from desra_core.promotion import Event, current_model, history
+from desra_core.gate.model_registry import Event, current_model, history
+from desra_core.gate.score_table import score_rows
+from desra_core.gate.verdict import Score, Verdict
 from desra_core.report import plots, wording
 from desra_core.report.cards import KINDS, Card, make_card
 from desra_core.report.verdict import Document, Finetune, read_document
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.evaluation.table.COLUMNS`.
+# A line for each of `desra_core.gate.score_table.COLUMNS`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with noise that nobody sees",
     "regions gone": "of the artifact regions before, those of which less than half is left",

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core import pictures
 from desra_core.errors import ImageError, printable
-from desra_core.report.crops import RGB, Crops, encode_webp
+from desra_core.images.crops import RGB, encode_webp
+from desra_core.report.crops import Crops
 from desra_core.report.measure import measure_of
 from desra_core.report.results import Results
+from desra_core.workspace import pictures
 
 PER_IMAGE = 3
 KINDS = {
@@ -122,7 +123,7 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
 
 
 def picture_files(results: Results, names: list[str]) -> dict[str, dict[str, Path]]:
-    """The files of some images by name and kind; see `desra_core.pictures.picture_files`."""
+    """The files of some images by name and kind; see `desra_core.workspace.pictures.picture_files`."""
     return pictures.picture_files(results.workspace, results.verb, names)
 
 

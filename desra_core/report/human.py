@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError
 from desra_core.evaluation.metrics import covered
-from desra_core.human_masks import HumanMask, read_human_masks
-from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode
 from desra_core.report.maps import MAX_PIXELS
 from desra_core.report.results import Results, firsts
+from desra_core.workspace.human_masks import HumanMask, read_human_masks
 
 IMAGES = 300
 # The published scripts crop by it.

@@ -13,13 +13,14 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.imageio import Labels
+from desra_core.images.codec import Labels
+from desra_core.images.crops import Window
 from desra_core.report.crops import HUMAN_OUTLINE, Crops, read_picture
 from desra_core.report.document import render_page
 from desra_core.report.gallery import KINDS, Cell, choose, image_shapes, make_cell, picture_files
 from desra_core.report.human import human_masks
 from desra_core.report.label_map import class_shares, label_picture
-from desra_core.report.maps import Window, label_reader
+from desra_core.report.maps import label_reader
 from desra_core.report.measure import TIMES, Measure, measure_of
 from desra_core.report.results import Results
 from desra_core.report.scores import Pair, score_kinds, score_picture

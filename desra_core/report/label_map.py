@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.semantics import class_names
-from desra_core.imageio import Labels
-from desra_core.report.crops import RGB
+from desra_core.detection.class_weights import class_names
+from desra_core.images.codec import Labels
+from desra_core.images.crops import RGB
 
 # Okabe and Ito's colours for the classes with most pixels, one gray for all others.
 _COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66),

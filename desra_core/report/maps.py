@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.arrays import StoredArray
-from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, LostError
-from desra_core.imageio import Labels, decode_labels, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Labels, decode_labels
+from desra_core.images.crops import Window
 from desra_core.report.measure import Measure
+from desra_core.workspace.arrays import StoredArray
 
 # A larger picture is not decoded for a part of it; 800 MB as RGB.
 MAX_PIXELS = 2**28
-
-
-class Window(NamedTuple):
-    """A rectangle in pixels of the SR results."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    @property
-    def rows(self) -> slice:
-        """Its rows."""
-        return slice(self.top, self.top + self.height)
-
-    @property
-    def columns(self) -> slice:
-        """Its columns."""
-        return slice(self.left, self.left + self.width)
 
 
 def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measure) -> npt.NDArray[np.float32]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from desra_core.evaluation.table import as_markdown, score_rows
+from desra_core.evaluation.table import as_markdown
+from desra_core.gate.score_table import score_rows
 from desra_core.report import plots
 from desra_core.report.cards import make_card
 from desra_core.report.verdict import read_document

@@ -8,8 +8,9 @@ import numpy.typing as npt
 from desra_core.errors import ImageError
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.imageio import Mask, decode, read_bytes
-from desra_core.report.crops import RGB, fitted, rgb8
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode
+from desra_core.images.crops import RGB, fitted, rgb8
 from desra_core.report.maps import MAX_PIXELS
 
 # Of Okabe and Ito, apart in brightness too.

@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from desra_core.atomic import replace_file
 from desra_core.errors import ImageError, UsageError
+from desra_core.files.atomic import check_names, replace_file
+from desra_core.images.scanning import told_passed_over
 from desra_core.report import charts, plots, wording
 from desra_core.report.distribution import Distributions, class_distributions
 from desra_core.report.document import render_page
@@ -29,8 +30,7 @@ from desra_core.report.summary import (
     stage_times,
     summarize,
 )
-from desra_core.scanning import told_passed_over
-from desra_core.workspace import Workspace, check_names
+from desra_core.workspace import Workspace
 
 WORST = 24
 MOST = 500

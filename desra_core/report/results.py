@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.corpus import MANIFEST, read_passed_over
 from desra_core.errors import UsageError
-from desra_core.matching import FAILURES
-from desra_core.outcomes import read_outcomes
-from desra_core.plan import failure_table
-from desra_core.tables import REGIONS
-from desra_core.target import settings_document
+from desra_core.planning.keys import settings_document
+from desra_core.planning.plan import failure_table
+from desra_core.planning.tables import REGIONS
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.manifest import MANIFEST, read_passed_over
+from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.records import read_outcomes
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
@@ -39,15 +39,15 @@ class Results:
     seconds
         Computing times, a row per image content and stage: ``stage``, ``seconds``.
     regions
-        Regions of these images (schema `desra_core.tables.REGIONS`).
+        Regions of these images (schema `desra_core.planning.tables.REGIONS`).
     failures
-        What failed, the scan's failures included (schema `desra_core.matching.FAILURES`).
+        What failed, the scan's failures included (schema `desra_core.workspace.matching.FAILURES`).
     vanished
         Names that are no longer in the folders; they are in none of the above.
     unscanned
         Files that no image could be made of; they are in ``failures`` only.
     passed_over
-        What else the latest scan came upon, see `desra_core.scanning.told_passed_over`.
+        What else the latest scan came upon, see `desra_core.images.scanning.told_passed_over`.
     changed
         When the workspace's results last changed.
     """

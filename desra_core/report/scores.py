@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import METHODS, Detector, Scores, load_detector
 from desra_core.detection.mask import adjusted_similarity, valid
-from desra_core.detection.semantics import load_weights
 from desra_core.detection.similarity import WINDOW, variance_similarity
 from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import Labels, Pixels
-from desra_core.report.crops import RGB, fitted, heat_map
+from desra_core.images.codec import Labels, Pixels
+from desra_core.images.crops import RGB, fitted
+from desra_core.report.crops import heat_map
 from desra_core.report.measure import DESRA, TIMES, Measure
 from desra_core.report.wording import shortened
 

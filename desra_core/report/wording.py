@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from desra_core import settings as settings_module
 from desra_core.errors import printable
+from desra_core.settings import corpus as settings_module
 
 # A file name may have 4000 characters; a page has to stay readable, and below its size.
 _LONGEST = 240

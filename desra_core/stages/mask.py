@@ -8,18 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.arrays import drop_array, read_array
-from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, find_regions
+from desra_core.detection.pseudo_gt import assemble_pseudo_gt
 from desra_core.errors import ImageError
-from desra_core.human_masks import HumanMask, find_human_mask
-from desra_core.imageio import Mask, Pixels, encode_mask, encode_png
-from desra_core.outcomes import Outcome, write_journal
-from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
+from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+from desra_core.networks.super_resolution import resize_alpha
 from desra_core.settings import min_area_pixels
-from desra_core.sr.inference import resize_alpha
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import drop_array, read_array
+from desra_core.workspace.dataset import publish_pseudo_gt
+from desra_core.workspace.human_masks import HumanMask, find_human_mask
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome, write_journal
 
 
 @dataclass(frozen=True)

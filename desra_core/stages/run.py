@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
-from desra_core.outcomes import Outcome, without_arrays, write_journal
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome, without_arrays, write_journal
 
 Stage = Callable[[ImageRef, Outcome, Workspace, Any], Outcome]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from desra_core.arrays import write_array
-from desra_core.corpus import ImageRef
-from desra_core.detection.segmenters import load_segmenter
 from desra_core.errors import ImageError
-from desra_core.outcomes import Outcome
+from desra_core.networks.segmentation import load_segmenter
 from desra_core.stages.sources import read_gan_sr
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from desra_core.arrays import write_array
-from desra_core.corpus import ImageRef
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import Similarity
 from desra_core.detection.scoring import score_pair
 from desra_core.errors import ImageError
-from desra_core.imageio import Pixels
-from desra_core.outcomes import Outcome
+from desra_core.images.codec import Pixels
 from desra_core.settings import min_area_pixels
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from desra_core.arrays import read_array
-from desra_core.corpus import CHANGED, File, ImageRef
-from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, TransientError
-from desra_core.imageio import Labels, Photo, Pixels, decode, decode_labels, digest, read_bytes
-from desra_core.outcomes import Outcome
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.codec import Labels, Photo, Pixels, decode, decode_labels
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.manifest import CHANGED, File, ImageRef
+from desra_core.workspace.records import Outcome
 
 
 def read_content(file: File) -> bytes:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from desra_core.arrays import find_array, write_array
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.human_masks import find_human_mask
-from desra_core.imageio import Photo, Pixels
-from desra_core.outcomes import Outcome
-from desra_core.sr.checkpoints import Model, Precision, load_pair
-from desra_core.sr.inference import super_resolve
+from desra_core.images.codec import Photo, Pixels
+from desra_core.networks.checkpoints import Model, Precision, load_pair
+from desra_core.networks.super_resolution import super_resolve
+from desra_core.planning.keys import result_key
 from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.sources import read_photo
-from desra_core.target import result_key
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import find_array, write_array
+from desra_core.workspace.human_masks import find_human_mask
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Outcome
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from desra_core.errors import UsageError
-from desra_core.sr.checkpoints import recognised
-from desra_core.sr.weights import read_weights
+from desra_core.networks.checkpoints import recognised
+from desra_core.networks.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def load_generator(path: Path) -> Generator:
     Raises
     ------
     UsageError
-        As `desra_core.sr.load_model`, or the architecture cannot be finetuned.
+        As `desra_core.networks.load_model`, or the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
     identity = str(descriptor.architecture.id)

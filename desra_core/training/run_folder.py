@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from desra_core.atomic import replace_file, sweep
-from desra_core.content import LOAD_ERRORS
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.workspace import storage_errors
+from desra_core.files.atomic import replace_file, storage_errors, sweep
+from desra_core.files.hashing import LOAD_ERRORS
 
 
 @dataclass(frozen=True)

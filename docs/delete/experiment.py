@@ -21,8 +21,9 @@ import numpy as np
 from photos import make_photos
 from PIL import Image, ImageDraw, ImageFont
 
-from desra_core.evaluation.gate import Verdict
-from desra_core.evaluation.table import as_markdown, score_rows
+from desra_core.evaluation.table import as_markdown
+from desra_core.gate.score_table import score_rows
+from desra_core.gate.verdict import Verdict
 
 HERE = Path(__file__).parent
 MODELS = HERE.parents[1] / "deployments" / "demo_models"

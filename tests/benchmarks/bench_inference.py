@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# As tasks.cluster starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
+# As tasks.dask_cluster starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import cv2
@@ -23,10 +23,10 @@ import torch
 from markdown import print_table
 from pairs import photo_files
 
-from desra_core.outcomes import read_outcomes
-from desra_core.sr.checkpoints import Model, load_model
-from desra_core.sr.inference import super_resolve
+from desra_core.networks.checkpoints import Model, load_model
+from desra_core.networks.super_resolution import super_resolve
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import read_outcomes
 
 PHOTOS = 24
 WORKERS = 2

@@ -18,12 +18,12 @@ from bench_inference import models
 from markdown import print_table
 from pairs import large_pair
 
-from desra_core.corpus import image_refs, read_manifest
-from desra_core.outcomes import Outcome, read_shard
-from desra_core.plan import prepare
+from desra_core.planning.plan import prepare
 from desra_core.settings import CorpusSettings, Detection, Machine, Mining
 from desra_core.stages import run_stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.records import Outcome, read_shard
 from tasks.stages import stages_of
 
 SIDE = 4096
@@ -60,7 +60,7 @@ CASES = (
 
 
 def run() -> None:
-    from tasks.cluster import BYTES_PER_PIXEL
+    from tasks.dask_cluster import BYTES_PER_PIXEL
 
     print(
         f"{SIDE}x{SIDE} px, stages as Dask runs them, each in a new process; growth since it did a {SMALL} px pair.\n"

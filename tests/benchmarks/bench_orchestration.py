@@ -20,14 +20,14 @@ import numpy as np
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.server import prefect_server, wait_for_task_runs
-from desra_core.corpus import ImageRef, image_refs, read_manifest
-from desra_core.imageio import encode_mask
-from desra_core.outcomes import Outcome, gather_shard, write_journal
-from desra_core.plan import Plan, make_plan, prepare
+from deployments.serving.server import prefect_server, wait_for_task_runs
+from desra_core.images.codec import encode_mask
+from desra_core.planning.plan import Plan, make_plan, prepare
 from desra_core.settings import Detection, Machine
 from desra_core.stages import Stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef, image_refs, read_manifest
+from desra_core.workspace.records import Outcome, gather_shard, write_journal
 
 IMAGES = 2000
 SHARD = 1000
@@ -83,7 +83,7 @@ def run() -> None:
 
 def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
-    from tasks.fanout import Job, open_dask
+    from tasks.dask_map import Job, open_dask
     from tasks.shards import StageSpec
 
     work = [(image, Outcome(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]

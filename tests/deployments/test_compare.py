@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from deployments.demo_photos import make_photos as make_demo_photos
-from desra_core.comparison import conclude, plan_comparison
-from desra_core.content import content_key
-from desra_core.evaluation.gate import Verdict
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.model_settings import Comparing, Finetuning
-from desra_core.promotion import current_model, history
+from desra_core.files.hashing import content_key
+from desra_core.gate.comparison import conclude, plan_comparison
+from desra_core.gate.model_registry import current_model, history
+from desra_core.gate.verdict import Verdict
+from desra_core.networks import load_model
 from desra_core.settings import Detection, Mining
-from desra_core.sr import load_model
+from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HUMAN_MASKS
 from tests.conftest import photo, refusal
 from tests.in_process import judge_all, process, train
 

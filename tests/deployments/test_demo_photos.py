@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from deployments import demo_photos, demo_training
-from desra_core import imageio
+from desra_core.images import codec
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_what_exists_is_left_alone_and_a_lost_file_comes_back(photos):
 @pytest.mark.parametrize("photo", demo_photos.PHOTOS, ids=lambda photo: photo.name)
 def test_photos_are_small_and_were_not_trained_on(photos, photo):
     path = photos / photo.name
-    pixels = imageio.decode(path.read_bytes(), path).pixels
+    pixels = codec.decode(path.read_bytes(), path).pixels
     assert pixels.shape[1] == photo.width
     assert min(pixels.shape[:2]) >= 100
     assert max(pixels.shape[:2]) <= 300

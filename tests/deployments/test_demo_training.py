@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deployments import demo_training
-from desra_core.compat import mend_torchvision
+from desra_core.third_party import mend_torchvision
 from desra_core.training.losses import load_discriminator
 
 COMMITTED = Path(demo_training.__file__).with_name("demo_models")

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from desra_core.imageio import decode
-from desra_core.outcomes import read_outcomes
-from desra_core.tables import IMAGES, REGIONS
+from desra_core.images.codec import decode
+from desra_core.planning.tables import IMAGES, REGIONS
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.records import read_outcomes
 from tests.conftest import photo, refusal
 
 

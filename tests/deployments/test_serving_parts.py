@@ -19,26 +19,19 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
-from deployments import serve
-from deployments.interrupted import INTERRUPTED, resume_interrupted
-from deployments.retention import HISTORY
-from deployments.schedules import deployments_of, register
-from deployments.serve import (
-    _check_alone,
-    _client,
-    _giving_up,
-    _look_after,
-    _Outcomes,
-    _stoppable,
-)
-from deployments.server import Server
-from deployments.standing import new_mark, start_again
-from deployments.worker import NAME, prefect_worker
+from deployments.serving import serve
+from deployments.serving.interrupted import INTERRUPTED, resume_interrupted
+from deployments.serving.retention import HISTORY
+from deployments.serving.schedules import deployments_of, register
+from deployments.serving.serve import _check_alone, _client, _giving_up, _look_after, _Outcomes, _stoppable
+from deployments.serving.server import Server
+from deployments.serving.standing import new_mark, start_again
+from deployments.serving.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
-from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from flows import alarm
+from flows import webhook
 from tests.conftest import client_of
 
 
@@ -137,7 +130,7 @@ def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypat
 def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
     """Before anything that is started again makes another one at that place."""
     told = []
-    monkeypatch.setattr(alarm, "tell_webhook", lambda address, message: told.append((address, message)))
+    monkeypatch.setattr(webhook, "tell_webhook", lambda address, message: told.append((address, message)))
     paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
     serving = Serving(**paths, webhook="http://hook.example/x")
     line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
@@ -270,4 +263,4 @@ def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
         )  # fmt: skip
     python, module = found.stdout.split()
     assert Path(python).parent == Path(sys.executable).parent
-    assert Path(module) == Path(serve.__file__).with_name("__init__.py")
+    assert Path(module) == Path(serve.__file__).parents[1] / "__init__.py"

@@ -16,9 +16,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.content import content_key
 from desra_core.errors import UsageError
-from desra_core.imageio import Labels, Pixels
+from desra_core.files.hashing import content_key
+from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]
 

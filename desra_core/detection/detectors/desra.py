@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import THRESHOLD, adjusted_similarity, valid
 from desra_core.detection.similarity import WINDOW, variance_similarity
-from desra_core.imageio import Labels, Pixels
+from desra_core.images.codec import Labels, Pixels
 
 
 @dataclass(frozen=True)

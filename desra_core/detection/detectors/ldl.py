@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Labels, Pixels
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Labels, Pixels
+from desra_core.images.tiling import row_strips
 
 THRESHOLDS = (0.01, 0.005, 0.001)
 

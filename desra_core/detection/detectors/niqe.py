@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core import compat
-from desra_core.imageio import Labels, Pixels, bgr8
-from desra_core.tiling import row_strips
+from desra_core import third_party
+from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.tiling import row_strips
 
 _BLOCK = 96
 
@@ -88,7 +88,7 @@ def _normalised(image: npt.NDArray[Any], niqe: Any, window: npt.NDArray[np.float
 @cache
 def _library() -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Basicsr's module, and of the natural images the mean, the inverse covariance and the window."""
-    compat.mend_basicsr()
+    third_party.mend_basicsr()
     niqe = import_module("basicsr.metrics.niqe")
     statistics = np.load(Path(niqe.__file__ or "").with_name("niqe_pris_params.npz"))
     inverse = np.linalg.pinv(statistics["cov_pris_param"])

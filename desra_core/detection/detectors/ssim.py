@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Labels, Pixels
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Labels, Pixels
+from desra_core.images.tiling import row_strips
 
 _HALO = 5
 _STRIP = 2**18

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.corpus import image_refs, read_manifest
 from desra_core.detection import find_regions
-from desra_core.imageio import encode_mask, encode_png
-from desra_core.outcomes import Outcome, gather_shard
-from desra_core.plan import prepare
+from desra_core.images.codec import encode_mask, encode_png
+from desra_core.planning.plan import prepare
+from desra_core.planning.tables import publish_tables
 from desra_core.settings import Detection
-from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.records import Outcome, gather_shard
 
 MakeWorkspace = Callable[..., Workspace]
 

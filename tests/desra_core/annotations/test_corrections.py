@@ -19,14 +19,14 @@ from pycocotools import mask as coco_mask
 from desra_core.annotations.corrections import Correction, read_corrections
 from desra_core.annotations.export import export_workspace
 from desra_core.annotations.publication import publish_corrections, undo_import
-from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, UsageError
-from desra_core.human_masks import HUMAN_MASKS, read_human_masks
-from desra_core.imageio import encode_mask, encode_png
-from desra_core.outcomes import Outcome, gather_shard, read_shard
-from desra_core.plan import prepare
-from desra_core.target import load_settings
+from desra_core.images.codec import encode_mask, encode_png
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import prepare
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.human_masks import HUMAN_MASKS, read_human_masks
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.records import Outcome, gather_shard, read_shard
 from tests.desra_core.annotations.conftest import drawing
 from tests.desra_core.annotations.test_labelme import MASKS
 

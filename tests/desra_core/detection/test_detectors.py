@@ -11,12 +11,12 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core import compat
+from desra_core import third_party
+from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import METHODS, Detector, detector_key, load_detector
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.detectors.niqe import block_features
 from desra_core.detection.mask import artifact_mask, score_mask
-from desra_core.detection.semantics import load_weights
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import UsageError
 
@@ -93,7 +93,7 @@ def test_ssim_knows_16_bits_and_gray_beside_colour() -> None:
 
 
 def test_niqe_has_the_features_of_the_library() -> None:
-    compat.mend_basicsr()
+    third_party.mend_basicsr()
     from basicsr.metrics.niqe import calculate_niqe
 
     _, image = pair(5, (288, 192, 3))

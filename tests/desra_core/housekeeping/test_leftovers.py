@@ -15,20 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.arrays import write_array
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
 from desra_core.housekeeping import sweep as sweeping
 from desra_core.housekeeping.leftovers import find_leftovers
 from desra_core.housekeeping.sweep import sweep
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import encode_mask
-from desra_core.outcomes import Outcome, gather_shard, read_outcomes, read_shard, write_journal
-from desra_core.plan import make_plan
+from desra_core.images.codec import encode_mask
+from desra_core.planning.keys import load_settings, save_settings
+from desra_core.planning.plan import make_plan
+from desra_core.planning.tables import publish_tables
 from desra_core.settings import Detection
-from desra_core.tables import publish_tables
-from desra_core.target import load_settings, save_settings
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
+from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.records import Outcome, gather_shard, read_outcomes, read_shard, write_journal
 from tests.conftest import photo
 from tests.in_process import process
 from tests.tasks.test_histories import Corpus, results

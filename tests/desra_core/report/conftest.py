@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.corpus import image_refs
-from desra_core.outcomes import Outcome, gather_shard
-from desra_core.plan import prepare
+from desra_core.planning.plan import prepare
+from desra_core.planning.tables import publish_tables
 from desra_core.report import write_report
 from desra_core.settings import Detection
 from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
-from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs
+from desra_core.workspace.records import Outcome, gather_shard
 
 HOSTILE = (
     "<script>alert(1)</script>",

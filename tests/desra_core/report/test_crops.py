@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from desra_core.arrays import write_array
 from desra_core.errors import ImageError
-from desra_core.imageio import encode_mask, encode_png
-from desra_core.report.crops import OUTLINE, Crops, window_around
+from desra_core.images.codec import encode_mask, encode_png
+from desra_core.images.crops import window_around
+from desra_core.report.crops import OUTLINE, Crops
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
 
 RNG = np.random.default_rng(5)
 SHAPE = (300, 400)

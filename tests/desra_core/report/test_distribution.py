@@ -13,9 +13,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.arrays import read_array, write_array
-from desra_core.detection.semantics import class_names
-from desra_core.imageio import encode_png
+from desra_core.detection.class_weights import class_names
+from desra_core.images.codec import encode_png
 from desra_core.report import distribution as distribution_module
 from desra_core.report import write_report
 from desra_core.report.distribution import BINS, class_distributions, quantile
@@ -23,6 +22,7 @@ from desra_core.report.measure import Measure, measure_of
 from desra_core.report.results import read_results
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array, write_array
 from tests.desra_core.report.conftest import SIZE
 from tests.desra_core.report.test_page import words
 from tests.in_process import process

@@ -15,7 +15,7 @@ from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluat
 from desra_core.evaluation.image_agreement import compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, pair_folders
 from desra_core.evaluation.severity_labels import Rating
-from desra_core.imageio import encode_mask, encode_png
+from desra_core.images.codec import encode_mask, encode_png
 from desra_core.report.evaluation_page import worst_images, write_evaluation_page
 from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, agreement_picture, gan_sr_of
 from tests.browser import opened

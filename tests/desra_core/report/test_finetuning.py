@@ -16,20 +16,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from desra_core.content import content_key
-from desra_core.evaluation.gate import Gate, Verdict, decide, score
-from desra_core.evaluation.judgement import Added, Judgement, RegionFate
-from desra_core.evaluation.table import COLUMNS, score_rows
-from desra_core.model_settings import Training
-from desra_core.promotion import promote, rollback
+from desra_core.files.hashing import content_key
+from desra_core.gate.judgement import Added, Judgement, RegionFate
+from desra_core.gate.model_registry import promote, rollback
+from desra_core.gate.score_table import COLUMNS, score_rows
+from desra_core.gate.verdict import Verdict, decide, score
+from desra_core.images.crops import encode_webp
 from desra_core.report import page as page_module
 from desra_core.report import write_report
-from desra_core.report.crops import encode_webp
 from desra_core.report.finetuning import COLUMNS as EXPLAINED
 from desra_core.report.finetuning import LOSSES
 from desra_core.report.gallery import as_uri
 from desra_core.report.markdown import verdict_markdown
 from desra_core.report.plots import loss_curves, thinned
+from desra_core.settings.models import Gate, Training
 from desra_core.workspace import Workspace
 from tests.browser import opened
 from tests.desra_core.report.conftest import HOSTILE
@@ -107,7 +107,7 @@ def losses(count: int = 100) -> list[dict[str, float]]:
 
 
 def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **changes: Any) -> dict[str, Any]:
-    """Publish a verdict on four candidates as `desra_core.comparison.conclude` does, with some parts changed."""
+    """Publish a verdict on four candidates as `desra_core.gate.comparison.conclude` does, with some parts changed."""
     judged = judgements("000500 ema", gone=gone, kept=kept)
     others = [score(name, judgements(name, gone=gone * part, added=2, kept=kept)) for name, part in
               (("000250 raw", 0.6), ("000250 ema", 0.3), ("000500 raw", 0.95))]  # fmt: skip

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from desra_core.planning.tables import REGIONS
 from desra_core.report import page as page_module
 from desra_core.report import write_report
 from desra_core.report.gallery import choose, make_gallery
 from desra_core.report.results import read_results
-from desra_core.tables import REGIONS
 from desra_core.workspace import Workspace
 from tests.desra_core.report.conftest import SIZE, write
 

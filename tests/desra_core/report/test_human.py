@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from desra_core.detection import find_regions
 from desra_core.errors import ImageError
 from desra_core.evaluation.metrics import compare_masks, pooled
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import encode_mask
+from desra_core.images.codec import encode_mask
 from desra_core.report import human as human_module
 from desra_core.report import write_report
 from desra_core.report.human import curve_of, judge, severity_curve
 from desra_core.report.results import read_results
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HUMAN_MASKS
 from tests.desra_core.report.conftest import SIZE, read
 from tests.desra_core.report.test_page import words
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.detection.detectors import METHODS, load_detector
-from desra_core.detection.semantics import class_names, load_weights
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
 from desra_core.report import gallery as gallery_module

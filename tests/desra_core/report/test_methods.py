@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from desra_core.errors import ImageError
-from desra_core.imageio import encode_png
+from desra_core.images.codec import encode_png
+from desra_core.images.crops import Window
 from desra_core.report import write_report
 from desra_core.report.crops import heat_map
-from desra_core.report.maps import Window, read_map
+from desra_core.report.maps import read_map
 from desra_core.report.measure import Measure, measure_of
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace

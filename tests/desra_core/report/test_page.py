@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.matching import FAILURES
-from desra_core.outcomes import SCHEMA
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash
 from desra_core.workspace import Workspace
+from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.records import SCHEMA
 from tests.desra_core.report.conftest import HOSTILE, detect, write
 
 EVENTS = re.compile(r"^on[a-z]+$")

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.outcomes import SCHEMA, read_outcomes
+from desra_core.planning.tables import REGIONS
 from desra_core.report import plots, wording
 from desra_core.report.measure import Measure
 from desra_core.report.results import _seconds, read_results
 from desra_core.report.summary import class_counts, masked_shares, stage_times, summarize
-from desra_core.tables import REGIONS
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import SCHEMA, read_outcomes
 
 
 def seconds_table(*rows: tuple[str, float]) -> pa.Table:

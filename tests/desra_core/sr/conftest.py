@@ -8,9 +8,9 @@ import skimage.data
 import torch
 from safetensors.torch import save_file
 
-from desra_core import compat
+from desra_core import third_party
 
-compat.mend_basicsr()
+third_party.mend_basicsr()
 
 from basicsr.archs.rrdbnet_arch import RRDBNet  # noqa: E402
 from basicsr.archs.srvgg_arch import SRVGGNetCompact  # noqa: E402

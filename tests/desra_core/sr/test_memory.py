@@ -12,8 +12,8 @@ HEAD = r"""
 import dataclasses, re, resource, sys
 from pathlib import Path
 import numpy as np, torch
-from desra_core.sr.checkpoints import load_model
-from desra_core.sr.inference import super_resolve
+from desra_core.networks.checkpoints import load_model
+from desra_core.networks.super_resolution import super_resolve
 
 torch.set_num_threads(1)
 model = load_model(Path(sys.argv[1]))

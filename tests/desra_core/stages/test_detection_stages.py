@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.arrays import read_array
-from desra_core.corpus import File, ImageRef
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
-from desra_core.detection.semantics import load_weights
+from desra_core.detection.class_weights import load_weights
 from desra_core.errors import ImageError, TransientError
-from desra_core.imageio import digest, encode_png
-from desra_core.outcomes import Outcome, read_shard
+from desra_core.files.hashing import digest
+from desra_core.images.codec import encode_png
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.records import Outcome, read_shard
 
 RNG = np.random.default_rng(3)
 BASE = np.clip(128 + 5 * (cv2.GaussianBlur(RNG.random((64, 72, 3)) * 255, (0, 0), 6) - 128), 40, 210)

@@ -13,11 +13,11 @@ import pytest
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import score_mask
 from desra_core.errors import UsageError
-from desra_core.outcomes import read_outcomes
-from desra_core.plan import prepare
+from desra_core.planning.keys import load_settings, target_of
+from desra_core.planning.plan import prepare
 from desra_core.settings import Detection
-from desra_core.target import load_settings, target_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import read_outcomes
 from tests.in_process import process
 
 BY_CLASS = """

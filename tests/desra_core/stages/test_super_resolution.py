@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.imageio import decode, digest, encode_png
-from desra_core.outcomes import Outcome
-from desra_core.sr.checkpoints import load_pair
+from desra_core.files.hashing import digest
+from desra_core.images.codec import decode, encode_png
+from desra_core.networks.checkpoints import load_pair
+from desra_core.planning.keys import result_key
 from desra_core.stages import (
     MaskSettings,
     SimilaritySettings,
@@ -24,8 +24,9 @@ from desra_core.stages import (
     super_resolution_stage,
 )
 from desra_core.stages import super_resolution as module
-from desra_core.target import result_key
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.records import Outcome
 from tests.conftest import photo
 
 BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)

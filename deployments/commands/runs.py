@@ -1,0 +1,202 @@
+"""Start a flow from the command line: plan first, start servers only where there is something to do, report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from deployments.serving.server import (
+    ServerLostError,
+    check_temporary,
+    end_leftover_server,
+    prefect_server,
+    wait_for_task_runs,
+    watch_at,
+)
+from deployments.serving.worker import CONSOLE
+from desra_core.annotations.selection import count_resting
+from desra_core.errors import DesraError, UsageError, printable
+from desra_core.images.scanning import told_passed_over
+from desra_core.planning.plan import Prepared, make_plan, prepare
+from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
+from desra_core.settings import CorpusSettings, Machine, method_of
+from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.matching import with_twins_summed_up
+from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, say
+
+_SHOWN_REGIONS = 10
+_SHOWN_PAGED = 5
+# Answers of an HTTP server.
+_REFUSED, _BROKEN = (401, 403), 500
+_UNREACHED = "Failed to reach API at"
+
+
+def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
+    """Run the flow that the settings are for and say how it went; returns the exit code."""
+    workspace = Workspace(settings.workspace)
+    with workspace.opened():
+        end_leftover_server(workspace)
+        prepared = prepare_corpus(settings)
+        broken: tuple[str, ...] = ()
+        if prepared.plan.pending:
+            with serving(workspace):
+                from flows import FLOWS
+
+                summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                wait_for(summary.flow_run, summary.task_runs)
+            broken = summary.broken_shards
+        else:
+            publish_tables(workspace, prepared.plan.target)
+            renew_report(workspace)
+        return sum_up(prepared, settings, broken)
+
+
+def prepare_corpus(settings: CorpusSettings) -> Prepared:
+    """Scan and plan, and say what that has found."""
+    if settings.segmenter == "none" and method_of(settings) == "desra":
+        say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+    prepared = prepare(settings, on_hashed=_HashingLines())
+    plan, scanned = prepared.plan, prepared.scanned
+    assert scanned is not None
+    if scanned.added:
+        say(f"{scanned.added} new images")
+    if scanned.replaced:
+        say(f"{scanned.replaced} images have changed and are computed again")
+    if scanned.vanished:
+        where = "are not among those asked for" if settings.sources.selects else "have vanished"
+        say(f"{scanned.vanished} images {where}; their outputs stay")
+    show_failures(pa.concat_tables([scanned.failures, plan.failures]))
+    if plan.dropped:
+        say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+    return prepared
+
+
+@contextlib.contextmanager
+def serving(workspace: Workspace) -> Iterator[None]:
+    """Have a Prefect server for a run; say where to watch it."""
+    check_temporary()
+    say("starting Prefect and the workers, which takes some seconds")
+    # Else Prefect prints every event that the lost server missed, and logs those lines to the next server.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    with prefect_server(workspace) as url:
+        say(f"watch at {watch_at(workspace, url)}")
+        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        os.environ.setdefault(CONSOLE, "CRITICAL")
+        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, DesraError) or (meant := _meant_of_server(error)) is None:
+                raise
+            raise meant from error
+
+
+def _meant_of_server(error: BaseException | None) -> DesraError | None:
+    """What an error means that comes from talking to Prefect's server; None for one that comes from elsewhere."""
+    lost = False
+    while error is not None:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status in _REFUSED:
+            reason = f"the Prefect server does not take the key of this command (HTTP {status})"
+            return UsageError("PREFECT_API_AUTH_STRING", reason, "set it to the one of that server")
+        # Prefect's own for that is a bare RuntimeError, whatever was answered.
+        lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or _UNREACHED in str(error)
+        error = error.__cause__ or error.__context__
+    reason = "does not answer any more; what was done is not lost"
+    return ServerLostError("the Prefect server", reason, "run again") if lost else None
+
+
+def wait_for(flow_run: str, task_runs: int) -> None:
+    """Wait until the server has recorded a run."""
+    if not wait_for_task_runs(flow_run, task_runs):
+        say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+
+
+def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> None:
+    """Print rows of `desra_core.workspace.matching.FAILURES`, a line each; with a limit, one for all lacking twins."""
+    if limit is not None:
+        failures = with_twins_summed_up(failures)
+    for row in failures.slice(0, limit).to_pylist():
+        say(f"failed: {printable(DesraError(row['subject'], row['reason'], row['remedy']))}")
+    if limit is not None and failures.num_rows > limit:
+        say(f"and {failures.num_rows - limit} more: desra status --failures lists them")
+
+
+def renew_report(workspace: Workspace) -> None:
+    """Write the report again if what it tells has changed: files that stay the same are never touched."""
+    sources = (
+        workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
+        workspace.human_manifest,
+    )  # fmt: skip
+    latest = max(path.stat().st_mtime_ns for path in sources if path.exists())
+    if workspace.report.exists() and workspace.report.stat().st_mtime_ns >= latest:
+        return
+    from desra_core.report import write_report
+
+    write_report(workspace)
+
+
+def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
+    """Print how the run ended; returns the exit code."""
+    workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
+    for line in broken:
+        say(f"error: {line}")
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    assert scanned is not None
+    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
+    regions = pq.read_table(workspace.regions, columns=["image"])
+    if not before.pending:
+        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
+    else:
+        typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    if others := told_passed_over(scanned.passed_over):
+        typer.echo(f"passed over {others}")
+    if paged := images_of_several_pages(workspace):
+        named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
+        more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
+        typer.echo(f"pages    only the first of several is read of {named}{more}")
+    marked = len(regions["image"].unique())
+    unweighted = settings.segmenter == "none" or settings.weights == "none"
+    weighting = "weight 1 for every class" if unweighted else "semantic weights"
+    if (method := method_of(settings)) != "desra":
+        weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
+    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
+    typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
+    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
+        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
+        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
+    typer.echo(f"people   {told_resting(count_resting(workspace, before.target.gan_sr_key))}")
+    typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
+    if before.target.super_resolves:
+        typer.echo(f"dataset  {workspace.dataset_manifest.parent}")
+    if workspace.report.exists():
+        typer.echo(f"report   {workspace.report}")
+    if failures:
+        typer.echo(f"failures {workspace.failures}")
+    return int(failures > 0 or after.pending > 0 or bool(broken))
+
+
+class _HashingLines:
+    """Says now and then how far the hashing of new files is."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            say(f"reading new files: {done} of {total}")

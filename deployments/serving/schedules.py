@@ -1,0 +1,235 @@
+"""The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
+
+`tests/deployments/test_schedules.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from desra_core.errors import UsageError, printable
+from desra_core.settings import Machine, Mining
+from desra_core.settings.models import Cycling, Finetuning
+from desra_core.settings.serving import Period, Serving, parse_period, workspace_of
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+# What a worker runs, whatever is posted: Prefect's own template takes any command, environment and working folder. An
+# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
+# first start another process for each run, to prepare a folder for it.
+JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
+
+# Of the machine, what a run is told; the rest is for the cluster that desra serve starts.
+_TOLD = {"scheduler", "device", "tile", "log_level", "log_format"}
+
+
+class Deployed(NamedTuple):
+    """A flow with its parameters and its times, as a Prefect server knows it."""
+
+    flow: str
+    name: str
+    parameters: dict[str, Any]
+    period: Period
+    timezone: str
+
+    @property
+    def entrypoint(self) -> str:
+        """Where a worker imports the flow from; it is installed with desra."""
+        return f"flows.{self.flow}.{self.flow}"
+
+    @property
+    def full_name(self) -> str:
+        """What Prefect calls it."""
+        return f"{self.flow}/{self.name}"
+
+    @property
+    def tags(self) -> list[str]:
+        """What its runs are found by."""
+        return ["desra", self.name]
+
+    @property
+    def work_pool(self) -> str:
+        """The pool of a workspace takes one run at a time, since a workspace does; others wait."""
+        return f"desra-{self.name}"
+
+    @property
+    def schedules(self) -> list[dict[str, Any]]:
+        """As in `prefect.yaml`."""
+        if self.period.cron:
+            return [{"cron": self.period.cron, "timezone": self.timezone}]
+        return [{"interval": self.period.every.total_seconds()}] if self.period.every else []
+
+
+def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
+    """The deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
+
+    Parameters
+    ----------
+    serving
+        The corpus and its times.
+    machine
+        How to compute. The cluster of desra serve, which ends with it, is not part of a deployment, which does not.
+    """
+    where = machine.model_dump(mode="json", include=_TOLD, exclude_defaults=True)
+    common: dict[str, Any] = {"machine": where} if where else {}
+    trigger = {"artifacts": serving.finetune_after, **_given(serving, {"group_by"})}
+    mine = {"mining": _given(serving, Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
+    finetune = {"finetuning": _given(serving, Finetuning.model_fields), "current_model": True}
+    cycle = {"cycling": _given(serving, Cycling.model_fields)}
+    return [
+        Deployed(flow, serving.title, parameters | common, period, serving.clock)
+        for flow, parameters, period in (
+            ("mine", mine | ({"trigger": trigger} if serving.finetune_after else {}), parse_period(serving.mine_at)),
+            ("finetune", finetune, Period()),
+            ("cycle", cycle, parse_period(serving.cycle_at)),
+        )
+    ]
+
+
+def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own: bool = False) -> None:
+    """Make a server know the deployments and their work pool, as they are here and not as they were.
+
+    Parameters
+    ----------
+    deployments
+        Of one workspace.
+    client
+        Of the server.
+    own
+        Whether the server is that of the workspace: what this one has left there before it was renamed or moved goes,
+        or nobody would ever take those runs.
+
+    Raises
+    ------
+    UsageError
+        The server does not accept one, or has one of that name for another workspace.
+    """
+    from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+
+    if own:
+        _forget_others(deployments, client)
+    known = [_own(deployed, client) for deployed in deployments]
+    _make_pool(deployments[0], client)
+    for deployed, there in zip(deployments, known, strict=True):
+        # What a person has paused in the UI stays so.
+        active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
+        try:
+            RunnerDeployment.from_entrypoint(
+                deployed.entrypoint,
+                name=deployed.name,
+                parameters=deployed.parameters,
+                schedules=[_schedule(schedule, active=active) for schedule in deployed.schedules],
+                tags=deployed.tags,
+                work_pool_name=deployed.work_pool,
+                job_variables={},
+                paused=there is not None and there.paused,
+            ).apply()
+        except (DeploymentApplyError, ValueError) as error:
+            remedy = "see the settings of the schedules and of the corpus"
+            raise UsageError(deployed.full_name, f"is not accepted ({printable(error)})", remedy) from None
+
+
+def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
+    """When a deployment runs next by itself, in the time zone of its schedule; None where it does not, or is paused.
+
+    Raises
+    ------
+    UsageError
+        The server cannot plan runs.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    if not deployed.schedules:
+        return None
+    deployment = client.read_deployment_by_name(deployed.full_name)
+    if deployment.paused:
+        return None
+    deployment_id = deployment.id
+    try:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment_id)}, json={})
+    except PrefectHTTPStatusError as error:
+        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
+        raise UsageError(
+            deployed.full_name, reason, "read the log of the server; is its SQLAlchemy below 2.1?"
+        ) from None
+    query = {
+        "deployments": {"id": {"any_": [str(deployment_id)]}},
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "next_scheduled_start_time": {"after_": datetime.now(UTC).isoformat()},
+        },
+        "sort": "NEXT_SCHEDULED_START_TIME_ASC",
+        "limit": 1,
+    }
+    runs = client.request("POST", "/flow_runs/filter", json=query).json()
+    if not runs:
+        return None
+    return datetime.fromisoformat(runs[0]["next_scheduled_start_time"]).astimezone(ZoneInfo(deployed.timezone))
+
+
+def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
+    """What was given of some fields, as JSON values: defaults are for the flow to know, which may be newer."""
+    return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
+
+
+def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
+    """Have the work pool of a deployment; one that a person has paused stays so."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+
+    paused = False
+    with contextlib.suppress(ObjectNotFound):
+        paused = client.read_work_pool(deployed.work_pool).is_paused
+    pool = WorkPoolCreate(
+        name=deployed.work_pool, type="process", concurrency_limit=1, is_paused=paused,
+        base_job_template=json.loads(JOB_TEMPLATE.read_bytes()),
+        description=f"One run at a time for {workspace_of(deployed.parameters)}.",
+    )  # fmt: skip
+    client.create_work_pool(pool, overwrite=True)
+
+
+def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
+    from prefect.schedules import Cron, Interval
+
+    if "cron" in schedule:
+        return Cron(schedule["cron"], timezone=schedule["timezone"], active=active)
+    # Counted from a fixed Monday: each start would else begin a week anew.
+    return Interval(schedule["interval"], anchor_date=datetime(2024, 1, 1, tzinfo=UTC), active=active)
+
+
+def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -> None:
+    """Delete the deployments of this workspace under another name, and those of workspaces that are there no more."""
+    from prefect.client.schemas.filters import DeploymentFilter
+
+    kept = {(deployed.name, workspace_of(deployed.parameters)) for deployed in deployments}
+    own = {workspace for _, workspace in kept}
+    desra = DeploymentFilter.model_validate({"tags": {"all_": ["desra"]}})
+    for there in client.read_deployments(deployment_filter=desra):
+        workspace = workspace_of(there.parameters)
+        renamed = workspace in own and (there.name, workspace) not in kept
+        moved = workspace not in own and workspace is not None and not Path(workspace).exists()
+        if renamed or moved:
+            client.delete_deployment(there.id)
+
+
+def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
+    """The deployment as the server knows it, if it does: nobody else's is overwritten."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        there = client.read_deployment_by_name(deployed.full_name)
+    except ObjectNotFound:
+        return None
+    known = workspace_of(there.parameters)
+    if known != (own := workspace_of(deployed.parameters)):
+        reason = f"is the deployment of another workspace, {known}, on this Prefect server"
+        raise UsageError(deployed.full_name, reason, f"give that of {own} another --name")
+    return there
