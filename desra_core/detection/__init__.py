@@ -1,4 +1,4 @@
-"""Artifact detection without ground truth (Sections 3.2 and 3.3 of the paper)."""
+"""Finding artifacts without ground truth (Sections 3.2 and 3.3 of the paper), and other detectors beside it."""
 
 from __future__ import annotations
 

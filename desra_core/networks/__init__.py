@@ -1,4 +1,4 @@
-"""Networks and what runs them: checkpoints to super-resolution models, photos to results, results to class labels.
+"""SR and segmentation models: checkpoints to networks, photos to results, results to class labels.
 
 Gives `load_model`, `load_pair` and `Model`, `super_resolve`, `resize_alpha` and `Result`.
 """

@@ -1,1 +1,1 @@
-"""What the settings want of every image, as keys, and what is left to do: `keys`, `plan`, `tables`."""
+"""Cache keys of every product, and which images lack it: what is left to do."""

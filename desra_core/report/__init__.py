@@ -1,4 +1,4 @@
-"""One HTML page about a workspace, to be forwarded: numbers, settings, failures, classes and the worst regions.
+"""HTML pages and charts about workspaces, evaluations, benchmarks and calibrations.
 
 Whoever imports this imports matplotlib and Jinja2.
 """

@@ -1,4 +1,4 @@
-"""One small function per stage and image: what Dask runs.
+"""One small function per stage of mining and image: what Dask runs.
 
 A stage takes an image, its outcome so far, the workspace and the stage's own settings, commits its files and returns
 the new outcome. It may be run again at any time, by another process too, and then leaves the same files.

@@ -14,7 +14,6 @@ from pathlib import Path
 import cloudpickle
 import pytest
 from distributed import Client, get_worker
-from tests.tasks.test_fanout import images
 
 import desra_core
 import tasks
@@ -24,6 +23,7 @@ from tasks import dask_map
 from tasks.dask_map import Job, open_dask
 from tests.conftest import refusal
 from tests.served import until
+from tests.tasks.test_dask_map import images
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
