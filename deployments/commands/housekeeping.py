@@ -12,9 +12,8 @@ import typer
 
 from deployments.commands.runs import renew_report
 from desra_core.errors import LockedError, printable
-from desra_core.housekeeping.holdings import UNKNOWN
-from desra_core.housekeeping.leftovers import find_leftovers
-from desra_core.housekeeping.sizes import sizes
+from desra_core.housekeeping.contents import UNKNOWN, sizes
+from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.sweep import sweep
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
@@ -50,7 +49,7 @@ def gc(
     else:
         if owner := place.owner():
             raise LockedError(place.root, f"is in use by {owner}", "wait until it has ended")
-        found = find_leftovers(place, vanished=vanished).table
+        found = find_garbage(place, vanished=vanished).table
     strangers = pc.equal(found["kind"], UNKNOWN)
     going, left = found.filter(pc.invert(strangers)), found.filter(strangers)
     if list_paths:

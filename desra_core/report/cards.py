@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from desra_core.errors import ImageError, printable
 from desra_core.files.hashing import read_bytes
+from desra_core.gate.criteria import OldRegion
+from desra_core.gate.verdict import PicturedRegion
 from desra_core.images.codec import decode
 from desra_core.report.gallery import Cell, as_uri
-from desra_core.report.verdict import Picture, Region
 
 # In the order in which the viewer goes through them.
 KINDS = {"before": "before", "after": "after", "lr": "LR", "mse_sr": "MSE-SR"}
@@ -22,11 +23,11 @@ class Card(NamedTuple):
     """A region before and after."""
 
     image: str
-    region: Region
+    region: OldRegion
     cells: list[Cell]
 
 
-def make_card(gate: Path, picture: Picture) -> Card:
+def make_card(gate: Path, picture: PicturedRegion) -> Card:
     """Read the crops of a region, which lie below the gate's folder."""
     return Card(picture.image, picture.region, [_cell(gate, kind, picture.crops.get(kind)) for kind in KINDS])
 

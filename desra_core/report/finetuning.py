@@ -11,15 +11,14 @@ from typing import ClassVar, NamedTuple
 from markupsafe import Markup
 
 from desra_core.errors import UsageError
+from desra_core.gate.criteria import Score, Verdict
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Score, Verdict
+from desra_core.gate.verdict import FinetuneRecord, VerdictDocument, read_verdict, score_rows
 from desra_core.report import plots, wording
 from desra_core.report.cards import KINDS, Card, make_card
-from desra_core.report.verdict import Document, Finetune, read_document
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.score_table.COLUMNS`.
+# A line for each of `desra_core.gate.verdict.COLUMNS`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with noise that nobody sees",
     "regions gone": "of the artifact regions before, those of which less than half is left",
@@ -84,7 +83,7 @@ class Finetuning:
 
     kinds: ClassVar[dict[str, str]] = KINDS
 
-    document: Document
+    document: VerdictDocument
     judged: str
     notes: list[str]
     best: Score | None
@@ -118,7 +117,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> Finetuning | None
     UsageError
         The verdict is damaged.
     """
-    read = read_document(workspace)
+    read = read_verdict(workspace)
     if read is None:
         return None
     document, judged = read
@@ -176,13 +175,13 @@ def _rows(verdict: Verdict) -> list[Row]:
     return [row for row in told[:-_ROWS] if row.role == "best"] + told[-_ROWS:]
 
 
-def _training(finetune: Finetune) -> list[wording.Setting]:
+def _training(finetune: FinetuneRecord) -> list[wording.Setting]:
     """The settings of the finetune, with the number format that it was computed in, whatever had been asked for."""
     settled = {"amp": finetune.precision} if finetune.precision else {}
     return wording.settings_rows(finetune.training | settled)
 
 
-def _plots(document: Document) -> list[Markup]:
+def _plots(document: VerdictDocument) -> list[Markup]:
     """The curves of the losses that were logged, with a line where the best candidate was saved."""
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
     drawn = []
@@ -206,7 +205,7 @@ def _history(workspace: Workspace) -> tuple[list[Event] | None, list[str]]:
     return past, []
 
 
-def _current(past: list[Event] | None, document: Document) -> str:
+def _current(past: list[Event] | None, document: VerdictDocument) -> str:
     """Which model is current, told by the two that were compared."""
     if past is None:
         return "unknown"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 
 from desra_core.evaluation.table import as_markdown
-from desra_core.gate.score_table import score_rows
+from desra_core.gate.verdict import read_verdict, score_rows
 from desra_core.report import plots
 from desra_core.report.cards import make_card
-from desra_core.report.verdict import read_document
 from desra_core.workspace import Workspace
 
 # Each picture is some 20 kB, which the server's database keeps.
@@ -24,7 +23,7 @@ def verdict_markdown(workspace: Workspace) -> str:
     UsageError
         It is damaged.
     """
-    read = read_document(workspace)
+    read = read_verdict(workspace)
     if read is None:
         return "There is no verdict yet.\n"
     document, verdict = read[0], read[0].verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,12 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from desra_core.files.hashing import content_key
-from desra_core.gate.judgement import Added, Judgement, RegionFate
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.gate.score_table import COLUMNS, score_rows
-from desra_core.gate.verdict import Verdict, decide, score
+from desra_core.gate.verdict import COLUMNS, score_rows
 from desra_core.images.crops import encode_webp
 from desra_core.report import page as page_module
 from desra_core.report import write_report
@@ -48,10 +49,10 @@ def judgements(
     made = []
     for index in range(50):
         regions = [
-            RegionFate(40 + 90 * part, 200, 150, 120, 9000 + 100 * index, CLASSES[index % 4] if labelled else None,
+            OldRegion(40 + 90 * part, 200, 150, 120, 9000 + 100 * index, CLASSES[index % 4] if labelled else None,
                        900.5 - 7 * index - part, 13 * (2 * index + part) % 80 < 80 * gone) for part in range(2)
         ]  # fmt: skip
-        new = [Added(5, 5, 80, 70, 5000, "sky", 80.0)] if index < added else []
+        new = [NewRegion(5, 5, 80, 70, 5000, "sky", 80.0)] if index < added else []
         before = 0 if index >= 40 else sum(region.area for region in regions)
         left = sum(region.area for region in regions if not region.gone) if before else 0
         made.append(
@@ -91,7 +92,7 @@ def pictures(workspace: Workspace, judged: list[Judgement], key: str = "b" * 32)
             path = workspace.judged_crop(key, judgement.id, kind, 0)
             workspace.publish(path, crop(kind, index))
             crops[kind] = str(path.relative_to(workspace.gate))
-        found.append({"image": judgement.image, "region": region._asdict(), "crops": crops})
+        found.append({"image": judgement.image, "region": dataclasses.asdict(region), "crops": crops})
     return found
 
 
@@ -107,7 +108,7 @@ def losses(count: int = 100) -> list[dict[str, float]]:
 
 
 def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **changes: Any) -> dict[str, Any]:
-    """Publish a verdict on four candidates as `desra_core.gate.comparison.conclude` does, with some parts changed."""
+    """Publish a verdict on four candidates as `decide_and_publish` does, with some parts changed."""
     judged = judgements("000500 ema", gone=gone, kept=kept)
     others = [score(name, judgements(name, gone=gone * part, added=2, kept=kept)) for name, part in
               (("000250 raw", 0.6), ("000250 ema", 0.3), ("000500 raw", 0.95))]  # fmt: skip
@@ -115,7 +116,7 @@ def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **ch
     verdict = decide([*others, score("000500 ema", judged)], control, Gate())
     target = json.loads(workspace.settings.read_bytes())["target"]
     document = {
-        "verdict": verdict.to_json(),
+        "verdict": dataclasses.asdict(verdict),
         "before": {"path": "/models/of the team/gan.pth", "key": "0123456789abcdef" * 2},
         "mse_model": {"path": "/models/of the team/mse.pth", "key": "fedcba9876543210" * 2},
         "after": "/runs/first finetune",
@@ -189,7 +190,7 @@ def test_a_passed_verdict(workspace: Workspace) -> None:
         "desra 0.4, torch 2.5.1",
     ):
         assert sentence in text
-    for row in score_rows(Verdict.from_json(document["verdict"])):
+    for row in score_rows(TypeAdapter(Verdict).validate_python(document["verdict"])):
         assert " ".join(row.values()).replace("-", "−").replace("500 ema", "500 ema best") in text
     assert page.count('class="best"') == 1
     assert page.count("data:image/webp") == 32
@@ -245,7 +246,7 @@ def test_many_candidates_are_folded(workspace: Workspace) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> None:
     judged = [judgement for judgement in judgements("", gone=0.5) if judgement.regions]
-    odd = [RegionFate(*region[:5], name, *region[6:]) for region in judged[0].regions]
+    odd = [OldRegion(*region[:5], name, *region[6:]) for region in judged[0].regions]
     scored = score(name, [*judged, judged[0].from_json(judged[0].to_json() | {"regions": [r._asdict() for r in odd]})])
     told = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
     run = publish(workspace)["finetune"] | {

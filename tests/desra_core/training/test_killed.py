@@ -36,7 +36,7 @@ random.seed(0)
 def start(folder, model, settings, save_seconds):
     pid = os.fork()
     if not pid:
-        loop._SAVE_SECONDS, loop._TELL_SECONDS = save_seconds, 0.02
+        loop.SAVE_SECONDS, loop.PROGRESS_SECONDS = save_seconds, 0.02
         status = 1
         try:
             loop.finetune(RunFolder(Path(folder)), Path(model), Training(**settings), "cpu", 1)
