@@ -8,7 +8,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from desra_core.errors import UsageError
-from desra_core.gate.criteria import Interval, OldRegion, Score, Verdict
+from desra_core.evaluation.table import in_percent
+from desra_core.gate.criteria import OldRegion, Score, Verdict
 from desra_core.workspace import Workspace
 
 
@@ -127,24 +128,19 @@ def score_rows(verdict: Verdict) -> list[dict[str, str]]:
 
 
 def _texts(score: Score) -> tuple[str, ...]:
-    def share(value: float | None, interval: Interval) -> str:
-        return "–" if value is None else f"{percent(value)} ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f} %"
-
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
+    added = in_percent(score.addition, score.addition_interval)
     return (
         score.candidate,
         f"{score.gone} of {score.regions}",
-        share(score.removal, score.removal_interval),
-        f"{score.images_added} of {score.images}, {share(score.addition, score.addition_interval)}",
-        percent(score.area_after / score.area_before if score.area_before else None),
+        in_percent(score.removal, score.removal_interval),
+        f"{score.images_added} of {score.images}, {added}",
+        in_percent(score.area_after / score.area_before if score.area_before else None),
         "same" if score.psnr is None else f"{score.psnr:.1f} dB",
         number(score.ssim),
         number(score.gradient_similarity),
         number(score.lpips),
-        percent(score.detail_loss),
+        in_percent(score.detail_loss),
     )

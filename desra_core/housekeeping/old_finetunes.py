@@ -11,7 +11,6 @@ Of the gate, judgements stay of the latest comparison and of the finetunes that 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 from desra_core.errors import UsageError
 from desra_core.files.atomic import is_unfinished
 from desra_core.files.hashing import content_key
+from desra_core.files.locks import holder
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping.contents import UNKNOWN, Item, entries, is_key, item, own_entries
 from desra_core.settings import CorpusSettings
@@ -169,13 +169,9 @@ def _has_ended(run: RunFolder) -> bool:
 def _is_running(run: RunFolder) -> bool:
     """Whether a process holds a finetune's folder, as a worker does whose driver has died."""
     try:
-        with (run.root / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+        return holder(run.root / "lock") is not None
     except OSError:
         return True
-    return False
 
 
 def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
