@@ -31,7 +31,7 @@ from desra_core.images.tiling import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
-from desra_core.settings import min_area_pixels
+from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.stages.sources import read_content, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
@@ -48,6 +48,7 @@ _PICTURED_REGIONS = 2
 _NOISE = 2
 
 _CODEC = TypeAdapter(Judgement)
+_kept_lpips = lru_cache(maxsize=1)(load_lpips)
 
 
 class Candidate(NamedTuple):
@@ -65,7 +66,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What the judge stage needs.
+    """The models, the detection and the machine of the judge stage.
 
     ``mse_model`` is None where MSE results are files. ``mse_sr_key`` and ``before_key`` name results in the workspace
     that serve again; ``weights`` is ``(150,)`` float64, or None where there are no labels; ``lpips`` is a file of
@@ -73,18 +74,15 @@ class JudgeSettings:
     """
 
     candidates: tuple[Candidate, ...]
-    mse_model: Path | None
-    before: Path
-    mse_sr_key: str | None
-    before_key: str | None
+    corpus: CorpusSettings
     precision: Precision
-    device: str
-    segmenter: str
+    before: Path
+    before_key: str | None
+    mse_model: Path | None
+    mse_sr_key: str | None
     weights: npt.NDArray[np.float64] | None
-    threshold: float
-    min_area: str
-    window: int
     lpips: Path | None
+    device: str
     tile: int
     threads: int
     max_pixels: int
@@ -123,7 +121,7 @@ def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace,
             else:
                 after = results.of_model(candidate.model)
                 pictures = {"after": after}
-            lpips = _lpips(settings.lpips)
+            lpips = _kept_lpips(settings.lpips) if settings.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before, results.detect(after), lpips=lpips)
             _publish_crops(judgement, candidate.key, pictures, before.mask.shape, image, workspace)
             document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
@@ -146,11 +144,6 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
 def _labels_hash(image: ImageRef) -> str | None:
     """The content of the file of labels, where there is one."""
     return image.labels.hash if image.labels else None
-
-
-@lru_cache(maxsize=1)
-def _lpips(path: Path | None) -> nn.Module | None:
-    return None if path is None else load_lpips(path)
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:
@@ -207,7 +200,7 @@ class ResultsOfPhoto:
 
     def detect(self, result: Pixels) -> Artifacts:
         """Find the artifacts of a result, as the workspace's own were found (raises `ImageError`)."""
-        settings = self._settings
+        settings, corpus = self._settings, self._settings.corpus
         if result.shape != self.mse_sr.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, self.mse_sr))
             raise ImageError(
@@ -215,15 +208,15 @@ class ResultsOfPhoto:
                 f"becomes {sizes} px by the models that are compared",
                 "give models of one scale, and the photos that the results were made from",
             )
-        min_area = min_area_pixels(settings.min_area, *result.shape[:2])
-        detection = DetectionSettings(settings.threshold, min_area, settings.window, settings.weights)
+        min_area = min_area_pixels(corpus.min_area, *result.shape[:2])
+        detection = DetectionSettings(corpus.threshold, min_area, corpus.window, settings.weights)
         labels: Labels | None = None
         if settings.weights is not None:
             if self._image.labels is not None:
                 content, path = read_content(self._image.labels), self._image.labels.path
                 labels = decode_labels(content, path, max_pixels=settings.max_pixels)
-            elif settings.segmenter.startswith("mmseg:"):
-                labels = load_segmenter(settings.segmenter, settings.device)(result)
+            elif corpus.segmenter.startswith("mmseg:"):
+                labels = load_segmenter(corpus.segmenter, settings.device)(result)
         return detect(self.mse_sr, result, labels, detection, tile=settings.tile, threads=settings.threads)
 
     def _stored(self, role: str, key: str | None, model: Path) -> Pixels:

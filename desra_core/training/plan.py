@@ -87,8 +87,11 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     document = read_json(run.document)
     if document is not None:
         _check_same(run, document, identity)
-    elif _is_taken(run):
-        raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
+    elif run.root.exists():
+        # A run that was killed while it began leaves no more than these.
+        names = [path.name for path in run.root.iterdir()]
+        if any(name not in ("data", "lock") and not name.startswith(".") for name in names):
+            raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
     ended = document is not None and run.reached(training.iterations, training.patience)
     # Of an older run desra gc drops the images: one that is to go on freezes them again.
     begun = ended or (document is not None and run.data.is_dir())
@@ -229,12 +232,6 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         if name not in _MAY_DIFFER and value is not None and before != value:
             flag = "--" + name.replace("_", "-")
             raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
-
-
-def _is_taken(run: RunFolder) -> bool:
-    """Whether the folder of a run that is to begin holds more than one that was killed then would leave."""
-    names = [path.name for path in run.root.iterdir()] if run.root.exists() else []
-    return any(name not in ("data", "lock") and not name.startswith(".") for name in names)
 
 
 def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) -> Sample:
