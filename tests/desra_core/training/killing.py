@@ -36,9 +36,9 @@ def start(run: RunFolder, model: Path, training: Training, save_seconds: float) 
     try:
         loop.finetune(run, model, training, "cpu", 1)
         status = 0
-    except Exception:
-        traceback.print_exc()
     finally:
+        if status:
+            traceback.print_exc()
         os._exit(status)
 
 
