@@ -43,10 +43,7 @@ def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning:
 def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
     """Finetune the workspace's current model with its own discriminator, where one was promoted.
 
-    Raises
-    ------
-    UsageError
-        The workspace holds the artifacts of another model.
+    Raises `UsageError` where the workspace holds the artifacts of another model.
     """
     workspace = Workspace(finetuning.workspace)
     current = current_model(workspace)
@@ -67,13 +64,7 @@ def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
 
 
 def check_training(cycling: Cycling, mining: Mining) -> None:
-    """See that all networks can be used before hours of mining, unlike after them.
-
-    Raises
-    ------
-    UsageError
-        One cannot.
-    """
+    """See that all networks can be used before hours of mining, not after them (raises `UsageError`)."""
     check_networks(mining.gan_model, finetuning_of(cycling, mining))
     if cycling.lpips:
         load_lpips(cycling.lpips)

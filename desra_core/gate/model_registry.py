@@ -85,12 +85,7 @@ def rollback(workspace: Workspace) -> Path:
 
     The workspace must be locked. The current model need not be readable.
 
-    Raises
-    ------
-    UsageError
-        There is no earlier model, or it is damaged.
-    TransientError
-        The disk is full or failed. The current model is the one from before.
+    Raises `UsageError` where there is no earlier model or it is damaged; otherwise as `promote`.
     """
     models, past = _models(workspace), history(workspace)
     if not past:
@@ -108,10 +103,7 @@ def rollback(workspace: Workspace) -> Path:
 def current_model(workspace: Workspace) -> Path | None:
     """Return the file of the current model, which never changes; None where none was promoted.
 
-    Raises
-    ------
-    UsageError
-        It is missing or damaged.
+    Raises `UsageError` where it is missing or damaged.
     """
     entry = _current(workspace)
     if entry is None:
@@ -122,10 +114,7 @@ def current_model(workspace: Workspace) -> Path | None:
 def history(workspace: Workspace) -> list[Event]:
     """List the origin, promotions and rollbacks up to the current model; empty where none was promoted.
 
-    Raises
-    ------
-    UsageError
-        It is missing or damaged.
+    Raises `UsageError` where the history is missing or damaged.
     """
     entry = _current(workspace)
     return [] if entry is None else _events(entry)

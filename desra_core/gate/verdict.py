@@ -94,13 +94,7 @@ def publish_verdict(workspace: Workspace, document: VerdictDocument) -> None:
 
 
 def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | None:
-    """Read the latest verdict, and when it was published; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        It is damaged.
-    """
+    """Read the latest verdict, and when it was published; None where there is none (raises `UsageError`)."""
     remedy = "run desra compare again"
     try:
         document = VerdictDocument.model_validate_json(workspace.verdict.read_bytes())

@@ -107,13 +107,7 @@ def item(
 
 
 def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """List a folder, sorted by name; nothing where it is none, or gone.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read.
-    """
+    """List a folder, sorted by name; nothing where it is none, or gone (raises `UsageError`)."""
     try:
         with os.scandir(folder) as found:
             listed = sorted(found, key=lambda entry: entry.name)

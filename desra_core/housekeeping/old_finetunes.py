@@ -43,17 +43,7 @@ _GATE = {
 def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
     """List what may go of such finetunes and judgements, and unknown files among them. Nothing is changed.
 
-    Parameters
-    ----------
-    workspace
-        Nobody may be writing to it.
-    settings
-        Of its latest run.
-
-    Raises
-    ------
-    UsageError
-        The history of its models is damaged.
+    ``settings`` are those of the latest run. Raises `UsageError` where the history of the models is damaged.
     """
     runs: dict[str, RunFolder] = {}
     for entry in own_entries(workspace.finetune("")):

@@ -44,10 +44,7 @@ class Generator:
 def load_generator(path: Path) -> Generator:
     """Load a network to be finetuned, on the CPU.
 
-    Raises
-    ------
-    UsageError
-        As `desra_core.networks.load_model`, or the architecture cannot be finetuned.
+    Raises `UsageError` as `desra_core.networks.load_model` does, and where the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
     identity = str(descriptor.architecture.id)

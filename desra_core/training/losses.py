@@ -72,10 +72,7 @@ class PerceptualLoss(nn.Module):
 def load_discriminator(path: Path | None, features: int) -> nn.Module:
     """Load Real-ESRGAN's U-Net discriminator with spectral norm, or make one with so many features.
 
-    Raises
-    ------
-    UsageError
-        The file holds something else.
+    Raises `UsageError` where the file holds something else.
     """
     mend_basicsr()
     from basicsr.archs.discriminator_arch import UNetDiscriminatorSN

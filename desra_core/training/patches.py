@@ -68,13 +68,7 @@ class Batch(NamedTuple):
 
 
 def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
-    """Read LR photo, pseudo-GT and mask of an image.
-
-    Raises
-    ------
-    ImageError
-        One cannot be decoded, or they do not fit together.
-    """
+    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, also where they do not fit together)."""
     lr = decode(read_bytes(sample.lr), sample.lr).pixels
     mask: Mask = decode(read_bytes(sample.mask), sample.mask).pixels[:, :, 0] > 0
     files = [sample.mse_sr, sample.gan_sr] if sample.pseudo_gt is None else [sample.pseudo_gt]
@@ -97,26 +91,22 @@ def least_side(scale: int) -> int:
 
 
 def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
-    """Write an image's arrays so that patches can be read from them without reading the rest.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
-    """
+    """Write an image's arrays, so that patches can be read without the rest (raises `TransientError`)."""
     for name, array in zip(("lr", "pseudo_gt", "mask"), images, strict=True):
         replace_file(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
 
 
 def open_frozen(folder: Path) -> list[TrainingPair]:
-    """Open the images that `freeze` wrote to the folders in a folder, in the order of their names.
-
-    Raises
-    ------
-    UsageError
-        One is damaged, or there is none.
-    """
-    pairs = [_open_pair(part) for part in sorted(folder.glob("*/"))]
+    """Open the images that `freeze` wrote to the folders in a folder, by name (raises `UsageError`)."""
+    pairs = []
+    for part in sorted(folder.glob("*/")):
+        try:
+            lr, pseudo_gt, mask = (np.load(part / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
+            scale = mask.shape[0] // lr.shape[0]
+            cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
+        except (EOFError, OSError, ValueError) as error:
+            raise UsageError(part, f"is damaged ({error})", _ANEW) from None
+        pairs.append(TrainingPair(lr, pseudo_gt, mask, np.flatnonzero(cells)))
     if not pairs:
         raise UsageError(folder, "holds no images", _ANEW)
     return pairs
@@ -175,16 +165,6 @@ def _place(pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, 
         if not pair.mask[top * scale : (top + side) * scale, left * scale : (left + side) * scale].any():
             break
     return top, left
-
-
-def _open_pair(folder: Path) -> TrainingPair:
-    try:
-        lr, pseudo_gt, mask = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
-        scale = mask.shape[0] // lr.shape[0]
-        cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
-    except (EOFError, OSError, ValueError) as error:
-        raise UsageError(folder, f"is damaged ({error})", _ANEW) from None
-    return TrainingPair(lr, pseudo_gt, mask, np.flatnonzero(cells))
 
 
 def _colour(part: npt.NDArray[Any]) -> Floats:

@@ -103,13 +103,7 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
 
 
 def check_networks(gan_model: Path, training: Training) -> int:
-    """Load the networks of a finetune, to fail before anything is started; returns the scale of the parent.
-
-    Raises
-    ------
-    UsageError
-        A network cannot be used.
-    """
+    """Load the networks of a finetune, to raise `UsageError` before anything starts; returns the parent's scale."""
     from desra_core.training.generator import load_generator
     from desra_core.training.losses import PerceptualLoss, load_discriminator
 
@@ -183,14 +177,7 @@ def usual_precision(device: str) -> str:
 def settle_precision(run: RunFolder, training: Training, device: str) -> str:
     """Look up the number format of a run, or record it when it begins: it stays the same on every machine.
 
-    Returns
-    -------
-    ``float32``, ``bfloat16`` or ``float16``.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    It is ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.
     """
     document = read_json(run.document)
     if document and "precision" in document:

@@ -192,14 +192,7 @@ def _photos(folder: Path, workspace: Workspace, manifest: pa.Table) -> dict[str,
 def note_trained(workspace: Workspace, group_by: str) -> None:
     """Record the artifact images of the training pool when a finetune ends, for `count_new`.
 
-    Of desra detect, whose results come from elsewhere, nothing is recorded.
-
-    Raises
-    ------
-    UsageError
-        Nothing was mined yet.
-    TransientError
-        The disk is full or failed.
+    Of desra detect, whose results come from elsewhere, nothing is recorded. Raises as `count_new`, or `TransientError`.
     """
     if isinstance(load_settings(workspace)[0], Mining):
         workspace.publish(workspace.gathered, json.dumps(_training_ids(workspace, group_by)).encode())
@@ -208,17 +201,8 @@ def note_trained(workspace: Workspace, group_by: str) -> None:
 def count_new(workspace: Workspace, group_by: str) -> int:
     """Count the artifact images of the training pool that were not there when the last finetune ended.
 
-    Parameters
-    ----------
-    workspace
-        Of desra mine; must be locked.
-    group_by
-        As for `assign_pools`.
-
-    Raises
-    ------
-    UsageError
-        Nothing was mined yet.
+    The workspace, of desra mine, must be locked; ``group_by`` is as for `assign_pools`. Raises `UsageError` where
+    nothing was mined yet.
     """
     known = set(read_json(workspace.gathered) or [])
     return len(set(_training_ids(workspace, group_by)) - known)

@@ -56,12 +56,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for one process, and delete what a killed one left half-written.
 
-        Raises
-        ------
-        LockedError
-            Another process holds it.
-        TransientError
-            It cannot be written.
+        Raises `LockedError` where another process holds it, `TransientError` where it cannot be written.
         """
         with contextlib.ExitStack() as stack:
             with storage_errors(self.root):
@@ -93,13 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
-    """Save tensors, whole and durably.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed; what was there before is left.
-    """
+    """Save tensors, whole and durably, or leave the file as it was (raises `TransientError`)."""
     import torch
 
     try:
@@ -109,13 +98,7 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Load the state that a run was left in, on the CPU; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        It is damaged.
-    """
+    """Load the state that a run was left in, on the CPU; None where there is none (raises `UsageError`)."""
     if not path.exists():
         return None
     import torch
@@ -130,12 +113,8 @@ def load_state(path: Path) -> dict[str, Any] | None:
 class Board:
     """Writes a TensorBoard event file of a run; events of others beyond the given iteration are purged.
 
-    Not torch's own writer: where the disk is full, its thread dies and loses events.
-
-    Raises
-    ------
-    TransientError
-        From all methods: the disk is full or failed.
+    Not torch's own writer: where the disk is full, its thread dies and loses events. All methods raise `TransientError`
+    then.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
