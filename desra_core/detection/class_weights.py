@@ -72,6 +72,31 @@ def load_weights(source: str) -> Weights:
     return Weights(values, hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
 
 
+def weighted_scores(
+    scores: npt.NDArray[np.floating[Any]], classes: npt.NDArray[np.uint8] | None, weights: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.floating[Any]]:
+    """Weight minus the similarity by class (Eq. 9): ``-clip(w_k D, 0, 1)``.
+
+    Parameters
+    ----------
+    scores
+        ``-D``, floats of any shape.
+    classes
+        The ADE20K class of each, uint8.
+    weights
+        ``(150,)``, ``w_k`` by class.
+
+    Returns
+    -------
+    Float64; without classes or weights the scores as they are.
+    """
+    if classes is None or weights is None:
+        return scores
+    weighted = scores.astype(np.float64)
+    weighted *= weights[classes]
+    return np.clip(weighted, -1, 0, out=weighted)
+
+
 def interval_weights(intervals: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The weights of intervals 0..19 (Eq. 9)."""
     return INTERVAL_BINS / (INTERVAL_BINS - intervals.astype(np.float64))
