@@ -132,6 +132,6 @@ def _known_clean(
     similarity = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
     assert outcome.height is not None
     assert outcome.width is not None
-    if similarity is None or is_suspect(similarity, settings.similarity, outcome.height, outcome.width):
+    if similarity is None or is_suspect(-similarity, settings.similarity, outcome.height, outcome.width):
         return None
     return proven_clean(outcome, settings.similarity)

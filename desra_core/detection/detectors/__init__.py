@@ -12,7 +12,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,17 @@ Scores = npt.NDArray[np.floating[Any]]
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
 DEFAULT = next(iter(METHODS))
 _REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector to a desra_core.detection.Detector"
-_LACKS = {
-    "lr": ("has no LR photo, which the method needs", "add it to the folder of --lr"),
-    "labels": ("has no class labels, which the method needs", "add --labels or --segmenter"),
-}
+# Of a detector's ``inputs``: what to call them, and how to give them.
+NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
+
+
+class DetectorInputs(NamedTuple):
+    """A pair and what else detectors may ask for; shapes and dtypes as for `Detector`."""
+
+    mse_sr: Pixels
+    gan_sr: Pixels
+    lr: Pixels | None = None
+    labels: Labels | None = None
 
 
 @runtime_checkable
@@ -94,15 +101,7 @@ def detector_key(method: str) -> str:
     return f"{method} {METHODS[method]}" if method in METHODS else content_key(_checked_path(method))
 
 
-def score_pair(
-    detector: Detector,
-    name: str,
-    image: object,
-    mse_sr: Pixels,
-    gan_sr: Pixels,
-    lr: Pixels | None,
-    labels: Labels | None,
-) -> Scores:
+def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInputs) -> Scores:
     """Give a detector the inputs that it asks for, and check that it returns a score map.
 
     Parameters
@@ -111,24 +110,26 @@ def score_pair(
         A detector, which may be a user's own, and what it is called.
     image
         The file to name in errors.
-    mse_sr, gan_sr, lr, labels
-        As for `Detector`.
+    inputs
+        The pair and what else there is.
 
     Raises
     ------
     ImageError
         The image is too small, an input is lacking, or the detector raises or returns anything but a score map.
     """
-    height, width = gan_sr.shape[:2]
+    height, width = inputs.gan_sr.shape[:2]
     if min(height, width) < detector.smallest:
         reason = f"is {width}x{height}, smaller than the {detector.smallest} px that {name} needs"
         raise ImageError(image, reason, "remove it, or take another method")
-    given: dict[str, Any] = {"lr": lr, "labels": labels}
-    for lacking in (key for key in detector.inputs if given.get(key) is None):
-        raise ImageError(image, *_LACKS.get(lacking, (f"has no {lacking}, which the method needs", "mend the method")))
-    asked = [value if key in detector.inputs else None for key, value in given.items()]
+    for key in detector.inputs:
+        if getattr(inputs, key) is None:
+            needed, remedy = NEEDED_INPUTS[key]
+            raise ImageError(image, f"has no {needed}, which {name} needs", remedy)
+    lr = inputs.lr if "lr" in detector.inputs else None
+    labels = inputs.labels if "labels" in detector.inputs else None
     try:
-        scores = np.asarray(detector(mse_sr, gan_sr, *asked))
+        scores = np.asarray(detector(inputs.mse_sr, inputs.gan_sr, lr, labels))
     except Exception as error:  # noqa: BLE001 a user's file may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ImageError(image, f"makes {name} fail ({reason})", "mend the method, or take another") from None

@@ -16,9 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.detectors import DEFAULT, METHODS, Detector, Scores, detector_key, load_detector, score_pair
+from desra_core.detection.detectors import (
+    DEFAULT,
+    METHODS,
+    Detector,
+    DetectorInputs,
+    Scores,
+    detector_key,
+    load_detector,
+    score_pair,
+)
 from desra_core.errors import printable
-from desra_core.images.codec import Labels, Pixels
 
 # Pictures show scores up to this many times the threshold.
 TIMES = 2
@@ -61,28 +69,20 @@ class AppliedDetector:
         """The score above which a pixel is suspect (raises `UsageError` where there is no such threshold)."""
         return self.threshold
 
-    def weighted(self, weights: npt.NDArray[np.float64] | None) -> Detector:
+    def weighted(self, _weights: npt.NDArray[np.float64] | None) -> Detector:
         """Load it, with class weights where these apply."""
         return load_detector(self.name)
 
-    def scores_key(self, decoding: int, window: int, labels_key: str | None) -> tuple[object, ...]:
+    def scores_key(self, decoding: int, _window: int, labels_key: str | None) -> tuple[object, ...]:
         """Identify its score maps, beside the pair: what their cache key is the fingerprint of."""
         return "score", decoding, detector_key(self.name), labels_key
 
-    def score(
-        self,
-        image: Path,
-        mse_sr: Pixels,
-        gan_sr: Pixels,
-        lr: Pixels | None,
-        labels: Labels | None,
-        *,
-        window: int,
-        tile: int,
-        threads: int,
-    ) -> Scores:
-        """Compute the float32 score map of a pair, before class weights (raises `ImageError`)."""
-        return score_pair(load_detector(self.name), self.name, image, mse_sr, gan_sr, lr, labels).astype(np.float32)
+    def score(self, image: Path, inputs: DetectorInputs, _window: int, _tile: int, _threads: int) -> Scores:
+        """Compute the float32 score map of a pair, before class weights (raises `ImageError`, which names the image).
+
+        Window, tile and threads are those of `desra_core.detection.similarity.variance_similarity`.
+        """
+        return score_pair(load_detector(self.name), self.name, image, inputs).astype(np.float32)
 
     @property
     def title(self) -> str:
@@ -120,7 +120,7 @@ class AppliedDetector:
 
     def heat(self, scores: Scores) -> Scores:
         """Turn scores into 0..1 of a colour scale; NaN stays NaN."""
-        return np.clip(scores / self.top, 0, 1)
+        return np.asarray(np.clip(scores / self.top, 0, 1))
 
 
 def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetector:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
-from desra_core.detection.detectors import METHODS, Detector, Scores
+from desra_core.detection.detectors import METHODS, Detector, DetectorInputs, Scores
 from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.detection.mask import THRESHOLD, WINDOW, valid
 from desra_core.errors import ImageError, UsageError
@@ -76,32 +76,22 @@ class Applied(AppliedDetector):
 
     def weighted(self, weights: npt.NDArray[np.float64] | None) -> Detector:
         """Load it, with class weights."""
-        return Desra(weights)
+        return cast(Detector, Desra(weights))
 
     def scores_key(self, decoding: int, window: int, _labels_key: str | None) -> tuple[object, ...]:
         """Identify the similarity: class weights are applied to it later."""
         return "similarity", METHODS["desra"], decoding, window
 
-    def score(
-        self,
-        image: Path,
-        mse_sr: Pixels,
-        gan_sr: Pixels,
-        _lr: Pixels | None,
-        _labels: Labels | None,
-        *,
-        window: int,
-        tile: int,
-        threads: int,
-    ) -> Scores:
+    def score(self, image: Path, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:
         """Compute minus the similarity (raises `ImageError` for images that are smaller than the window)."""
         from desra_core.detection.similarity import variance_similarity
 
-        height, width = gan_sr.shape[:2]
+        height, width = inputs.gan_sr.shape[:2]
         if min(height, width) < window:
             reason = f"has results of {width}x{height}, smaller than the {window} px window"
             raise ImageError(image, reason, "remove it, or give a smaller --window")
-        similarity = np.asarray(variance_similarity(mse_sr, gan_sr, window=window, tile=tile, threads=threads))
+        options = {"window": window, "tile": tile, "threads": threads}
+        similarity = np.asarray(variance_similarity(inputs.mse_sr, inputs.gan_sr, **options))
         return np.negative(similarity, out=similarity)
 
     def value(self, scores: Any) -> Any:
