@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +44,8 @@ class AppliedDetector:
         As people give and read it.
     weighs_classes
         Whether class weights (Eq. 9) apply to its scores.
+    usual_threshold
+        As people give it, where that is not the detector's own.
     word, worse
         What people call a value, and on which side of the threshold an artifact lies.
     """
@@ -51,13 +53,9 @@ class AppliedDetector:
     name: str
     threshold: float
     weighs_classes: ClassVar[bool] = False
+    usual_threshold: ClassVar[float | None] = None
     word: ClassVar[str] = "score"
     worse: ClassVar[str] = "above"
-
-    @staticmethod
-    def default_threshold(name: str) -> float:
-        """Find a detector's own threshold, as people give it (raises `UsageError` where it cannot be loaded)."""
-        return load_detector(name).threshold
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -77,7 +75,7 @@ class AppliedDetector:
         """Identify its score maps, beside the pair: what their cache key is the fingerprint of."""
         return "score", decoding, detector_key(self.name), labels_key
 
-    def score(self, image: Path, inputs: DetectorInputs, _window: int, _tile: int, _threads: int) -> Scores:
+    def score(self, image: object, inputs: DetectorInputs, _window: int, _tile: int, _threads: int) -> Scores:
         """Compute the float32 score map of a pair, before class weights (raises `ImageError`, which names the image).
 
         Window, tile and threads are those of `desra_core.detection.similarity.variance_similarity`.
@@ -141,4 +139,6 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
     kind: type[AppliedDetector] = AppliedDetector
     if name in METHODS:
         kind = getattr(import_module(f"{__package__}.{name}"), "Applied", AppliedDetector)
-    return kind(name, kind.default_threshold(name) if threshold is None else threshold)
+    if threshold is None:
+        threshold = kind.usual_threshold or load_detector(name).threshold
+    return kind(name, threshold)

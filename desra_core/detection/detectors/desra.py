@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -54,6 +53,7 @@ class Applied(AppliedDetector):
     """DeSRA in runs: the score is minus the similarity, and people give and read the similarity."""
 
     weighs_classes: ClassVar[bool] = True
+    usual_threshold: ClassVar[float | None] = THRESHOLD
     word: ClassVar[str] = "similarity"
     worse: ClassVar[str] = "below"
     picture: ClassVar[str] = "1 − D"
@@ -61,11 +61,6 @@ class Applied(AppliedDetector):
     top: ClassVar[float] = 1.0
     limit: ClassVar[float] = 0.0
     inputs: ClassVar[tuple[str, ...]] = ()
-
-    @staticmethod
-    def default_threshold(_name: str) -> float:
-        """Return the paper's threshold."""
-        return THRESHOLD
 
     @property
     def score_threshold(self) -> float:
@@ -82,7 +77,7 @@ class Applied(AppliedDetector):
         """Identify the similarity: class weights are applied to it later."""
         return "similarity", METHODS["desra"], decoding, window
 
-    def score(self, image: Path, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:
+    def score(self, image: object, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:
         """Compute minus the similarity (raises `ImageError` for images that are smaller than the window)."""
         from desra_core.detection.similarity import variance_similarity
 
