@@ -31,7 +31,7 @@ _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "p
 
 @dataclass(frozen=True)
 class Target:
-    """What the outcome of an image must say for the image to count as done.
+    """What the record of an image must say for the image to count as done.
 
     ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
     similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
