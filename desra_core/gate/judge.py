@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import MIN_AREA, THRESHOLD
-from desra_core.detection.similarity import TILE, WINDOW
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
+from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
 from desra_core.evaluation.perceptual import load_lpips, lpips_distance

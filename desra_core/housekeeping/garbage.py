@@ -35,7 +35,7 @@ from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import OnDisk, flags_of
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.records import SCHEMA, finished_shards, read_outcomes
+from desra_core.workspace.records import SCHEMA, finished_shards, read_records
 
 _STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
 _STAYS = pa.scalar(None, pa.string())
@@ -146,11 +146,11 @@ def _unkept(
     """
     rows = manifest.filter(manifest["present"])
     rows = rows.slice(0, rows.num_rows if settings.limit is None else settings.limit)
-    outcomes = read_outcomes(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
+    records = read_records(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
     on_disk = OnDisk.of(workspace)
-    work = assess(rows, outcomes, target, on_disk)
+    work = assess(rows, records, target, on_disk)
     ids = rows["id"].combine_chunks()
-    pixels = outcomes["artifact_pixels"].combine_chunks().take(pc.index_in(ids, outcomes["id"].combine_chunks()))
+    pixels = records["artifact_pixels"].combine_chunks().take(pc.index_in(ids, records["id"].combine_chunks()))
     with_artifacts = flags_of(pc.greater(pixels, 0)) | (target.keep == "all")
     if target.super_resolves:
         with_artifacts |= on_disk.marked_by_people(ids, target.gan_sr_key)
@@ -199,7 +199,7 @@ def _stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:
     """
     tables = [_STALE.empty_table()]
     for shard in finished_shards(workspace):
-        ids = read_table(workspace.shard_outcomes(shard), SCHEMA, ["id"])["id"]
+        ids = read_table(workspace.shard_records(shard), SCHEMA, ["id"])["id"]
         tables.append(pa.table([ids, pa.array([shard] * len(ids), pa.int32())], schema=_STALE))
     records = pa.concat_tables(tables).combine_chunks()
     ids = records["id"].combine_chunks()
@@ -217,7 +217,7 @@ def rewritten(
     It lacks the stale records, and the others say which maps and labels are not kept.
     """
     for shard in finished_shards(workspace):
-        path = workspace.shard_outcomes(shard)
+        path = workspace.shard_records(shard)
         gone = stale.filter(pc.equal(stale["shard"], shard))["id"].combine_chunks()
         ids = read_table(path, SCHEMA, ["id"])["id"]
         if not any(pc.any(pc.is_in(ids, some)).as_py() for some in (gone, unmapped, unlabelled)):
@@ -235,7 +235,7 @@ def _shrunk_tables(workspace: Workspace, stale: pa.Table, unmapped: pa.Array, un
     affected = set(stale["shard"].to_pylist())
     for shard, table in rewritten(workspace, stale, unmapped, unlabelled):
         if shard in affected:
-            path = workspace.shard_outcomes(shard)
+            path = workspace.shard_records(shard)
             sink = io.BytesIO()
             pq.write_table(table, sink)
             freed = path.stat().st_size - (sink.tell() if table.num_rows else 0)
