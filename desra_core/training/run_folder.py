@@ -18,6 +18,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +33,19 @@ if TYPE_CHECKING:
 _PICTURES = 4
 
 
+@dataclass
 class RunFolder:
     """The paths below the folder of one finetune."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.document = root / "run.json"
-        self.data = root / "data"
-        self.state = root / "state.pth"
-        self.losses = root / "losses.json"
-        self.progress = root / "progress.json"
-        self.tensorboard = root / "tensorboard"
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.document = self.root / "run.json"
+        self.data = self.root / "data"
+        self.state = self.root / "state.pth"
+        self.losses = self.root / "losses.json"
+        self.progress = self.root / "progress.json"
+        self.tensorboard = self.root / "tensorboard"
 
     def model(self, iteration: int) -> Path:
         """Name the model after so many iterations."""

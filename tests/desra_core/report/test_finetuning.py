@@ -211,19 +211,26 @@ def test_a_failed_verdict_says_why(workspace: Workspace) -> None:
 
 def test_no_candidate_no_labels_and_no_run(workspace: Workspace) -> None:
     control = score("control", judgements("control", gone=0))
-    publish(workspace, verdict=decide([], control, Gate()).to_json(), best=None, pictures=[], finetune=None, losses=[])
+    publish(
+        workspace,
+        verdict=dataclasses.asdict(decide([], control, Gate())),
+        best=None,
+        pictures=[],
+        finetune=None,
+        losses=[],
+    )
     text = text_of(write_report(workspace, worst=0))
     assert "Not passed. There is no candidate." in text
     assert "Nothing is recorded beside the checkpoint." in text
     assert "Before and after" not in text
     only = score("model", judgements("model", gone=1, kept=1.1, labelled=False))
-    publish(workspace, verdict=decide([only], control, Gate(min_removal=1)).to_json() | {"passed": False})
+    publish(workspace, verdict=dataclasses.asdict(decide([only], control, Gate(min_removal=1))) | {"passed": False})
     text = text_of(write_report(workspace, worst=0))
     assert "Not passed. model falls short:" in text
     assert "10 % of the sharpness of clean images gained" in text
     assert "Regions by class" not in text
     lone = decide([score("model", judgements("", gone=1)[:1])], score("control", judgements("", gone=0)[:1]), Gate())
-    publish(workspace, verdict=lone.to_json())
+    publish(workspace, verdict=dataclasses.asdict(lone))
     text = text_of(write_report(workspace, worst=0))
     assert "on 1 held-out image with 2 artifact regions; none of the images is clean asked for" in text
     assert lone.reasons[0] in text
@@ -237,7 +244,7 @@ def test_many_candidates_are_folded(workspace: Workspace) -> None:
     scores = [score(f"{250 * index:06d} raw", some) for index in range(1, 300)]
     best = score("000001 ema", judgements("", gone=1.0)[::5])
     verdict = decide([best, *scores], score("control", some), Gate())
-    publish(workspace, verdict=verdict.to_json())
+    publish(workspace, verdict=dataclasses.asdict(verdict))
     top, more = section(write_report(workspace, worst=0)).split("All candidates")
     assert (top.count('class="best"'), top.count('class="candidate"'), top.count('class="control"')) == (1, 0, 1)
     assert (more.count('class="best"'), more.count('class="candidate"')) == (1, 199)
@@ -246,8 +253,8 @@ def test_many_candidates_are_folded(workspace: Workspace) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> None:
     judged = [judgement for judgement in judgements("", gone=0.5) if judgement.regions]
-    odd = [OldRegion(*region[:5], name, *region[6:]) for region in judged[0].regions]
-    scored = score(name, [*judged, judged[0].from_json(judged[0].to_json() | {"regions": [r._asdict() for r in odd]})])
+    odd = [dataclasses.replace(region, class_name=name) for region in judged[0].regions]
+    scored = score(name, [*judged, dataclasses.replace(judged[0], regions=odd)])
     told = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
     run = publish(workspace)["finetune"] | {
         "parent": told,
@@ -255,10 +262,10 @@ def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> Non
         "data": name,
         "training": {name: name},
     }
-    publish(workspace, verdict=decide([scored], scored, Gate()).to_json() | {"reasons": [name]}, before=told,
+    publish(workspace, verdict=dataclasses.asdict(decide([scored], scored, Gate())) | {"reasons": [name]}, before=told,
             after=name, mse_model=told, best=told | {"weights": name, "file": name}, losses=[],
             finetune=run | {"versions": {name: name}},
-            pictures=[{"image": name, "region": odd[0]._asdict(), "crops": {}}])  # fmt: skip
+            pictures=[{"image": name, "region": dataclasses.asdict(odd[0]), "crops": {}}])  # fmt: skip
     path = write_report(workspace, worst=0)
     elements = Elements(section(path))
     assert not {"script", "img"} & {tag for tag, _ in elements.tags}

@@ -341,7 +341,7 @@ def test_a_finetune_leaves_out_what_waits_for_its_pictures(mined, copy) -> None:
     workspace = copy()
     before = plan_of(workspace, mined)
     draw(workspace, dict.fromkeys(mined.clean, (5, 5, 30, 40)))
-    assert plan_of(workspace, mined)._replace(undecided=None) == before
+    assert plan_of(workspace, mined)._replace(warning=None) == before
     again(workspace)
     after = [sample.name for sample in plan_of(workspace, mined).samples]
     assert set(after) - {sample.name for sample in before.samples} <= set(mined.clean)
