@@ -21,7 +21,7 @@ from deployments.demo import MODELS
 from deployments.demo.photos import make_photos
 from desra_core.images import codec
 from desra_core.planning.tables import REGIONS
-from desra_core.report.gallery import choose
+from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
 # A short finetune: what the full one of docs/delete does in 600 iterations. Nothing is promoted, so that the demo shows

@@ -1,19 +1,21 @@
-"""The page of calibrated weights: D by class, the comparison with the published table, thresholds."""
+"""Show calibrated weights: D by class, the comparison with the published table, thresholds; a page and Markdown."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, write_weights
+from desra_core.calibration.calibrated_weights import CalibratedWeights, Suggestion, write_weights
 from desra_core.calibration.weight_table import ClassWeight, largest_differences
 from desra_core.detection.mask import THRESHOLD
+from desra_core.evaluation.table import as_markdown
 from desra_core.files.atomic import replace_file
-from desra_core.report import charts, plots
-from desra_core.report.calibration_table import class_rows, suggestion_rows, threshold
+from desra_core.report import charts
+from desra_core.report.charts import inline
 from desra_core.report.document import render_page
 
 # Classes in the figure, those with most pixels.
@@ -46,9 +48,9 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
 
 
 def render(calibrated: CalibratedWeights, output: Path) -> str:
-    """The page as text."""
+    """Render the page."""
     rows = calibrated.rows
-    drawn = plots.inline(class_distributions(calibrated), "Distribution of the similarity in each class")
+    drawn = inline(class_distributions(calibrated), "Distribution of the similarity in each class")
     return render_page(
         "calibration.html.j2",
         name=output.name,
@@ -62,7 +64,7 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
         unseen=class_rows([row for row in rows if not row.pixels]),
         suggestions=suggestion_rows(calibrated.suggestions),
         suggested=calibrated.suggested,
-        threshold=threshold(calibrated.suggested.threshold),
+        threshold=_threshold(calibrated.suggested.threshold),
         default_threshold=THRESHOLD,
         below=calibrated.below,
         origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
@@ -70,7 +72,7 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
 
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:
-    """D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
+    """Draw D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
     rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in _drawn(calibrated)}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _FIGURE_BINS, -1).sum(axis=2)
     return charts.distributions(
@@ -93,4 +95,57 @@ def _difference_chart(rows: list[ClassWeight]) -> Any:
     if not ratios:
         return None
     figure = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one")
-    return plots.inline(figure, "Largest differences to the published weights")
+    return inline(figure, "Largest differences to the published weights")
+
+
+def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
+    """Write classes as rows of a table, those with most pixels first."""
+    return [
+        {
+            "class": f"{row.class_index} {row.name}",
+            "pixels": f"{row.pixels:,}",
+            "images": f"{row.images:,}",
+            "interval": "–" if row.interval is None else str(row.interval),
+            "published interval": str(row.published_interval),
+            "weight": f"{row.weight:.3f}",
+            "published weight": f"{row.published_weight:.3f}",
+            "note": _note(row),
+        }
+        for row in sorted(rows, key=lambda row: (-row.pixels, row.class_index))
+    ]
+
+
+def _note(row: ClassWeight) -> str:
+    """Say of a class that it has the fallback, or the ratio to the published weight."""
+    if row.state != "calibrated":
+        return f"{row.state}: fallback"
+    ratio = row.weight / row.published_weight
+    return "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
+
+
+def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
+    """Write thresholds by rate as rows of a table."""
+    return [
+        {
+            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
+            "threshold": _threshold(suggestion.threshold),
+            "threshold with published weights": _threshold(suggestion.published_threshold),
+        }
+        for suggestion in suggestions
+    ]
+
+
+def _threshold(value: float | None) -> str:
+    """Write a threshold as it is given to ``--threshold``."""
+    return "none" if value is None else f"{value:.4g}"
+
+
+def calibration_markdown(calibrated: CalibratedWeights) -> str:
+    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
+    seen = [row for row in calibrated.rows if row.pixels]
+    unseen = len(calibrated.rows) - len(seen)
+    histogram = calibrated.histogram
+    counted = f"{int(histogram.pixels.sum()):,} pixels of {histogram.seen:,} images; {unseen} classes are unseen."
+    meaning = "Shares of pixels before erosion, dilation, hole filling and the area filter."
+    parts = [counted, as_markdown(suggestion_rows(calibrated.suggestions)), meaning, as_markdown(class_rows(seen))]
+    return "\n\n".join(parts) + "\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ import pyarrow.compute as pc
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.errors import ImageError
 from desra_core.images.crops import Window
-from desra_core.report.gallery import picture_files
-from desra_core.report.maps import label_reader, read_map
+from desra_core.report.maps import StoredImage
 from desra_core.report.measure import Measure
 from desra_core.report.results import Results, firsts
 
@@ -65,7 +63,7 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
     kept = _kept(results)
     counts = np.zeros((CLASS_COUNT, BINS), np.int64)
     images = 0
-    for found in _sampled(results, kept, measure):
+    for found in _sampled(results, kept):
         counts += found
         images += 1
         if images == IMAGES:
@@ -105,24 +103,23 @@ def _kept(results: Results) -> pa.Table:
     return firsts(images.filter(wanted))
 
 
-def _sampled(results: Results, kept: pa.Table, measure: Measure) -> Iterator[Counts]:
+def _sampled(results: Results, kept: pa.Table) -> Iterator[Counts]:
     """Pixels by class and bin of one image after the other; what cannot be read is passed over."""
     # Ids are hashes of contents: the smallest ones are a random sample that stays.
     chosen = kept.take(pc.select_k_unstable(kept, min(_TRIED, kept.num_rows), [("id", "ascending")])).to_pylist()
-    files = picture_files(results, [row["name"] for row in chosen])
+    images = results.stored_images([row["name"] for row in chosen], [row["id"] for row in chosen])
     for row in chosen:
         try:
-            yield _counted(results, row, files.get(row["name"], {}).get("labels"), measure)
+            yield _counted(images[row["name"]])
         except (ImageError, MemoryError):
             continue
 
 
-def _counted(results: Results, row: dict[str, Any], label_file: Path | None, measure: Measure) -> Counts:
-    group, shape = results.workspace.group(row["id"]), (row["height"] or 0, row["width"] or 0)
-    labels_of = label_reader(label_file, group / "labels", shape)
+def _counted(image: StoredImage) -> Counts:
+    measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
-    for window in _tiles(shape):
-        values = measure.value(read_map(group / "similarity", shape, window, measure))
+    for window in _tiles(image.shape):
+        values = measure.value(image.values(window))
         defined = ~np.isnan(values)
         bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
         classes = labels_of(window)[defined].astype(np.int64)

@@ -1,31 +1,48 @@
-"""One page about an evaluation: scores with intervals, the worst images, classes, and what was not judged."""
+"""A page about an evaluation: scores with intervals, the worst images, classes, and the files that were not judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from markupsafe import Markup
+
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
+from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
+from desra_core.evaluation.mask_regions import MaskRegion
 from desra_core.evaluation.mask_scores import MaskScores
+from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.removal import wilson_interval
 from desra_core.files.atomic import replace_file
-from desra_core.images.crops import encode_webp, fitted
-from desra_core.report.document import render_page
-from desra_core.report.evaluation_charts import charts_of, class_chart
-from desra_core.report.gallery import Cell, as_uri
-from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, agreement_picture, gan_sr_of
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import decode
+from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.report.charts import bar_chart, distributions, inline
+from desra_core.report.document import Cell, make_cell, render_page
+from desra_core.report.maps import MAX_PIXELS
+from desra_core.report.pictures import AGREEMENT_SIDE, drawn_agreement
 
 KINDS = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}
 NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 WORST = 6
 
 _ROWS, _CLASSES, _LISTED = 200, 20, 200
+_BINS, _DRAWN_CLASSES = 20, 12
+# Areas of regions, in pixels.
+_EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
+_FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
 
 
-class Tile(NamedTuple):
+class ScoreTile(NamedTuple):
     """A measure in large letters; ``value`` is a dash and ``meaning`` the reason where it is undefined."""
 
     value: str
@@ -38,13 +55,6 @@ class Case(NamedTuple):
 
     image: ImageAgreement
     cells: list[Cell]
-
-
-class Cases(NamedTuple):
-    """Images that are bad in one way, the worst first."""
-
-    title: str
-    cases: list[Case]
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
@@ -63,7 +73,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
 
 
 def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
-    """The images with the lowest IoU, the most missed and the most false regions, each but once.
+    """Choose the images with the lowest IoU, the most missed and the most false regions, each but once.
 
     Parameters
     ----------
@@ -100,21 +110,14 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "prominent": evaluation.prominent,
         "prominent_tiles": _tiles(evaluation.prominent) if evaluation.prominent else [],
         "notes": _notes(evaluation),
-        "charts": charts_of(evaluation),
-        "worst": [
-            Cases(kind, [_case(image) for image in found]) for kind, found in worst_images(evaluation.images).items()
-        ],
+        "charts": _charts(evaluation),
+        "worst": {kind: [_case(image) for image in found] for kind, found in worst_images(evaluation.images).items()},
         "kinds": KINDS,
-        "colours": {
-            "right": "#" + bytes(RIGHT).hex(),
-            "false": "#" + bytes(FALSE).hex(),
-            "missed": "#" + bytes(MISSED).hex(),
-        },
         "rows": rows[:_ROWS],
         "all_rows": len(rows),
         "classes": sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
         "classes_at_once": _CLASSES,
-        "class_chart": class_chart(evaluation.classes or {}),
+        "class_chart": _class_chart(evaluation.classes or {}),
         "unlabelled": evaluation.unlabelled,
         "failures": evaluation.failures,
         "without_ground_truth": [printable(path) for path in pairing.without_ground_truth.values()],
@@ -124,15 +127,15 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _tiles(scores: MaskScores) -> list[Tile]:
+def _tiles(scores: MaskScores) -> list[ScoreTile]:
     tiles = []
     for measure, name in NAMES.items():
         value, interval = scores.values[measure], scores.intervals[measure]
         if value is None:
-            tiles.append(Tile("–", name, f"undefined: {scores.undefined[measure]}"))
+            tiles.append(ScoreTile("–", name, f"undefined: {scores.undefined[measure]}"))
         else:
             bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-            tiles.append(Tile(f"{value:.3f}", name, bounds))
+            tiles.append(ScoreTile(f"{value:.3f}", name, bounds))
     return tiles
 
 
@@ -158,13 +161,101 @@ def _notes(evaluation: Evaluation) -> list[str]:
 
 def _case(image: ImageAgreement) -> Case:
     gan_sr = gan_sr_of(image)
-    cells = []
+    cells = [make_cell("agreement", partial(agreement_picture, image, gan_sr))]
     if gan_sr is not None:
-        shown = fitted(gan_sr, LARGEST)
-        cells.append(Cell("gan_sr", as_uri(encode_webp(shown)), shown.shape[1], shown.shape[0]))
-    try:
-        drawn = agreement_picture(image, gan_sr)
-        cells.append(Cell("agreement", as_uri(encode_webp(drawn)), drawn.shape[1], drawn.shape[0]))
-    except ImageError as error:
-        cells.append(Cell("agreement", None, reason=printable(error.reason)))
+        cells.insert(0, make_cell("gan_sr", lambda: fitted(gan_sr, AGREEMENT_SIDE)))
     return Case(image, cells)
+
+
+def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
+    """Draw what two masks have in common.
+
+    Parameters
+    ----------
+    image
+        Their agreement; the files of the masks are read again.
+    gan_sr
+        ``(H, W, 3)``, the picture below, in gray; without one it is plain.
+
+    Returns
+    -------
+    ``(h, w, 3)`` uint8, the longer side `AGREEMENT_SIDE` at most.
+
+    Raises
+    ------
+    ImageError
+        A mask cannot be read any more.
+    """
+    mask, truth = (
+        np.pad(on_valid_region(read_mask(path), image.shape, path), FRAME)
+        for path in (image.pair.mask, image.pair.ground_truth)
+    )
+    shapes = {mask.shape, truth.shape, image.shape if gan_sr is None else gan_sr.shape[:2]}
+    if shapes != {image.shape}:
+        raise ImageError(image.pair.mask, "is of another size now", "evaluate again")
+    return drawn_agreement(mask, truth, gan_sr)
+
+
+def gan_sr_of(image: ImageAgreement) -> RGB | None:
+    """Read the whole GAN result of an image; None where its file is not known, cannot be read or has another size."""
+    if image.pair.gan_sr is None:
+        return None
+    try:
+        pixels = decode(read_bytes(image.pair.gan_sr), image.pair.gan_sr, max_pixels=MAX_PIXELS).pixels
+    except ImageError:
+        return None
+    return rgb8(pixels) if pixels.shape[:2] == image.shape else None
+
+
+def _charts(evaluation: Evaluation) -> list[Markup]:
+    """Draw the measures of single images, and as far as defined recall and precision by the area of regions."""
+    charts = [_spread(evaluation)]
+    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
+    for title, regions in sides.items():
+        if any(regions):
+            charts.append(_by_area([region for of_image in regions for region in of_image], title))
+    return charts
+
+
+def _spread(evaluation: Evaluation) -> Markup:
+    """How the measures of single images spread; the line is that of the set."""
+    histograms: dict[str, list[int]] = {}
+    marks: dict[str, float] = {}
+    for measure, name in {"iou": "IoU", "precision": "precision", "recall": "recall"}.items():
+        values = [getattr(image.agreement, measure) for image in evaluation.images]
+        counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
+        histograms[name] = counts.tolist()
+        of_set = evaluation.scores.values[measure]
+        marks |= {} if of_set is None else {name: of_set}
+    figure = distributions(histograms, edges=edges.tolist(), xlabel="of one image; the line: of all", marks=marks)
+    return inline(figure, "How the measures of single images spread, and those of all")
+
+
+def _class_chart(classes: Mapping[int, Agreement]) -> Markup | str:
+    """Draw the recall of the classes with the most ground-truth regions; empty without any."""
+    marked = [(index, agreement) for index, agreement in classes.items() if agreement.marked]
+    if not marked:
+        return ""
+    names = class_names()
+    shown = sorted(marked, key=lambda item: (-item[1].marked, item[0]))[:_DRAWN_CLASSES]
+    return _shares(
+        {names[index]: (agreement.found, agreement.marked) for index, agreement in shown}, _FOUND, "by class"
+    )
+
+
+def _by_area(regions: Sequence[MaskRegion], title: str) -> Markup:
+    places = np.searchsorted(_EDGES, [region.area for region in regions], side="right") - 1
+    covered = np.array([region.covered for region in regions])
+    parts = {}
+    for place, (low, high) in enumerate(pairwise(_EDGES)):
+        name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
+        parts[name] = int(covered[places == place].sum()), int((places == place).sum())
+    return _shares(parts, title, "by area")
+
+
+def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
+    """Bars of so many out of so many, each with the 95 % interval of it alone."""
+    named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
+    values = {name: part / whole for name, (part, whole) in named.items()}
+    intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}
+    return inline(bar_chart(values, xlabel=title, intervals=intervals), f"The {title}, {of_what}")

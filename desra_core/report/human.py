@@ -19,7 +19,7 @@ from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode
 from desra_core.report.maps import MAX_PIXELS
 from desra_core.report.results import Results, firsts
-from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.human_masks import HumanMask
 
 IMAGES = 300
 # The published scripts crop by it.
@@ -74,7 +74,7 @@ def severity_curve(results: Results) -> SeverityCurve | None:
 
     At most 300 images are read, whatever the number of human masks; which ones depends on their content only.
     """
-    masks = human_masks(results)
+    masks = results.human_masks()
     images = results.images
     done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
     rows = firsts(done.filter(pc.is_in(done["id"], pa.array(list(masks), pa.string()))))
@@ -82,12 +82,6 @@ def severity_curve(results: Results) -> SeverityCurve | None:
         return None
     chosen = rows.take(pc.select_k_unstable(rows, min(IMAGES, rows.num_rows), [("id", "ascending")]))
     return curve_of(list(_judged(results, chosen, masks)), looked_at=rows.num_rows)
-
-
-def human_masks(results: Results) -> dict[str, HumanMask]:
-    """The masks by people that count, by image id."""
-    key = (results.document.get("target") or {}).get("gan_sr_key")
-    return read_human_masks(results.workspace, key if isinstance(key, str) else None)
 
 
 def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:

@@ -1,8 +1,9 @@
-"""Windows of what a workspace stores of an image: read as far as it is needed, and never mended."""
+"""Read what a workspace stores of an image, window by window. Nothing is mended or deleted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Labels, decode_labels
+from desra_core.images.codec import Labels, Pixels, decode, decode_labels
 from desra_core.images.crops import Window
 from desra_core.report.measure import Measure
 from desra_core.workspace.arrays import StoredArray
@@ -21,8 +22,49 @@ from desra_core.workspace.arrays import StoredArray
 MAX_PIXELS = 2**28
 
 
+@dataclass(frozen=True)
+class StoredImage:
+    """Where the pictures and maps of an image are stored. Its methods raise an `ImageError` that says what is wrong.
+
+    Attributes
+    ----------
+    files
+        The file of each kind of picture: mse_sr, gan_sr, mask, and as far as there are any lr, pseudo_gt, human and
+        labels.
+    group
+        The folder with its zarr arrays: similarity (or minus a detector's score), and perhaps labels.
+    shape
+        ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
+    measure
+        What the similarity array holds.
+    """
+
+    files: Mapping[str, Path]
+    group: Path
+    shape: tuple[int, int]
+    measure: Measure = Measure()  # noqa: RUF009 frozen
+
+    def picture(self, kind: str) -> Pixels:
+        """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
+        path = self.files.get(kind)
+        if path is None:
+            raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
+        pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
+        if kind != "lr" and pixels.shape[:2] != self.shape:
+            raise ImageError(path, another_size(pixels.shape, self.shape), "run again")
+        return pixels
+
+    def values(self, window: Window) -> npt.NDArray[np.float32]:
+        """Read a window of the similarity as it is stored, NaN in the frame."""
+        return read_map(self.group / "similarity", self.shape, window, self.measure)
+
+    def label_reader(self) -> Callable[[Window], Labels]:
+        """Give a function that reads the classes of a window; both may raise an `ImageError`."""
+        return label_reader(self.files.get("labels"), self.group / "labels", self.shape)
+
+
 def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measure) -> npt.NDArray[np.float32]:
-    """The similarity of a window as it is stored, NaN in the frame.
+    """Read the similarity of a window as it is stored, NaN in the frame.
 
     Parameters
     ----------
@@ -45,7 +87,7 @@ def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measur
 
 
 def label_reader(file: Path | None, stored: Path, shape: tuple[int, int]) -> Callable[[Window], Labels]:
-    """A function that gives the classes of a window, from a label file where there is one, else from a zarr array.
+    """Give a function that reads the classes of a window, from a label file if there is one, else from a zarr array.
 
     Both may raise an `ImageError`.
     """
@@ -63,7 +105,7 @@ def label_reader(file: Path | None, stored: Path, shape: tuple[int, int]) -> Cal
 
 
 def another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """What is wrong with a picture that has been replaced."""
+    """Say what is wrong with a picture that has been replaced."""
     return f"is {found[1]}x{found[0]} now, and was {shape[1]}x{shape[0]}"
 
 

@@ -101,6 +101,24 @@ def decimal(number: float | None) -> str:
     return f"{number:,.{max(0, min(digits, 4))}f}"
 
 
+def number_label(value: float) -> str:
+    """Format a value in a chart: whole numbers in full, others with three significant digits."""
+    return (f"{value:,.0f}" if value == round(value) else f"{value:.3g}").replace("-", "−")
+
+
+def tick(number: float) -> str:
+    """Format the label of a tick: ``10 k``, ``3 M``, ``−0.5``."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:g}{unit}".replace("-", "−")
+    return f"{number:g}".replace("-", "−")
+
+
+def severity(number: float) -> str:
+    """Format the severity of a region: ``1,234.5``, ``−0.5``."""
+    return f"{number:,.1f}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """A computing time in the unit that suits it."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):

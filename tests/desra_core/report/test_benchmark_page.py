@@ -11,8 +11,7 @@ import pytest
 
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.benchmark_files import results_of
-from desra_core.report.benchmark_page import render, worst_records
-from desra_core.report.benchmark_results import plan, publish_results
+from desra_core.report.benchmark_page import plan, publish_results, render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 

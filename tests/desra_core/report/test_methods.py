@@ -15,12 +15,12 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.crops import Window
 from desra_core.report import write_report
-from desra_core.report.crops import heat_map
 from desra_core.report.maps import read_map
 from desra_core.report.measure import Measure, measure_of
+from desra_core.report.pictures import heat_map
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 OWN = """
