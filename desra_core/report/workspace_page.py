@@ -120,7 +120,7 @@ def _publish(workspace: Workspace, path: Path, text: str) -> None:
     if path.resolve().is_relative_to(workspace.root.resolve()):
         workspace.publish(path, text.encode())
     else:
-        replace_file(path, lambda file: file.write(text.encode()))
+        replace_file(path, text.encode())
 
 
 def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
