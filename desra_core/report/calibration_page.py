@@ -26,18 +26,9 @@ _FIGURE_BINS = 40
 
 
 def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]:
-    """Write the weights file, and beside it a page and the figure of D by class.
+    """Write the weights file, and beside it a page and the figure of D by class; return these files.
 
-    The same weights give the same bytes.
-
-    Returns
-    -------
-    The files.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    The same weights give the same bytes. Raises a `TransientError` where the disk is full or failed.
     """
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
     write_weights(calibrated, output)

@@ -89,24 +89,16 @@ def line_chart(
     marks: Mapping[str, tuple[float, float]] = {},
     log_x: bool = False,
 ) -> Figure:
-    """Draw curves.
+    """Draw up to eight curves by name (raises `ValueError` for more).
 
     Parameters
     ----------
     curves
-        Up to eight, each by its name: points ``(x, y)`` in the order in which they are joined. Points that are not
-        finite are left out.
-    xlabel, ylabel
-        Of the axes.
+        Points ``(x, y)`` in the order in which they are joined; those that are not finite are left out.
     marks
         Single points by their names, which are written beside them.
     log_x
-        Whether the x axis is logarithmic; points at 0 and below are then left out.
-
-    Raises
-    ------
-    ValueError
-        There are more than eight curves.
+        Draw a logarithmic x axis, and leave points at 0 and below out.
     """
     if len(curves) > len(_LINES):
         raise ValueError(f"{len(curves)} curves cannot be told apart; {len(_LINES)} can")
@@ -118,10 +110,19 @@ def line_chart(
         points = points[points[:, 0] > 0] if log_x else points
         axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4.5,
                   markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
-    for name, point in marks.items():
-        _mark(axes, shortened(name, _LABEL), *point)
+    for name, (x, y) in marks.items():
+        axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
+        axes.update_datalim([(x, y)])
+        axes.autoscale_view()
+        # The name stands on the side towards the middle, where there is room; only drawing gives the place.
+        right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
+        axes.annotate(shortened(name, _LABEL), (x, y), (-8 if right else 8, 5), textcoords="offset points",
+                      ha="right" if right else "left", bbox=_BACKING)  # fmt: skip
     if len(curves) > 1:
-        _legend(figure, list(curves))
+        # Above the axes, in as many columns as fit.
+        longest = max(min(len(name), _LABEL) for name in curves)
+        columns = max(1, min(len(curves), _CHARACTERS // (longest + 9)))
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
     _number_axes(axes)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -134,14 +135,8 @@ def bar_chart(
 ) -> Figure:
     """Draw horizontal bars from the first at the top to the last, each with its value.
 
-    Parameters
-    ----------
-    values
-        By name. One that is not finite has no bar and a dash for its value.
-    xlabel
-        Of the axis.
-    intervals
-        Lower and upper end of an interval around some of the values.
+    A value that is not finite has no bar and a dash. ``intervals`` are the lower and upper ends of an interval around
+    some of the values.
     """
     figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)))
     rows = np.arange(len(values))
@@ -151,8 +146,8 @@ def bar_chart(
         low, high = (intervals or {}).get(name, (value, value))
         if high > low:
             axes.plot([low, high], [row, row], color=INK, linewidth=1.1, marker="|", markersize=6)
-        told = number_label(value) if np.isfinite(value) else "–"
-        axes.annotate(told, (np.nanmax([lengths[row], high, 0]), row), (4, 0), textcoords="offset points",
+        label = number_label(value) if np.isfinite(value) else "–"
+        axes.annotate(label, (np.nanmax([lengths[row], high, 0]), row), (4, 0), textcoords="offset points",
                       va="center")  # fmt: skip
     _name_rows(axes, list(values))
     _number_axes(axes, y=False)
@@ -173,17 +168,15 @@ def distributions(
 ) -> Figure:
     """Draw a histogram for each name, one below the other on one axis, like figure 10 of the DeSRA paper.
 
-    Histograms of much and of little can be compared: each shows shares. Its highest bin is as high as its row, and the
-    share that lies in it is written beside.
+    Each shows shares, so that histograms of many and of few values can be compared. Its highest bin is as high as its
+    row, and the share in that bin is written beside it.
 
     Parameters
     ----------
     histograms
-        Counts by name, one per bin. Without any count the row is empty.
+        Counts per bin, by name; the row of one without any count is empty.
     edges
-        Of the bins: one more than there are counts.
-    xlabel
-        Of the axis.
+        Of the bins, one more than there are counts.
     marks
         Where to draw a line, such as a percentile, with its value beside it.
     """
@@ -198,7 +191,14 @@ def distributions(
                           textcoords="offset points", va="bottom", fontsize=8)  # fmt: skip
         axes.axhline(row, color=INK, linewidth=0.4)
         if name in marks:
-            _mark_row(axes, row, marks[name], inside=marks[name] < edges[0] + 0.2 * (edges[-1] - edges[0]))
+            x = marks[name]
+            inside = x < edges[0] + 0.2 * (
+                edges[-1] - edges[0]
+            )  # the value stands right of a line at the border
+            axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
+            axes.annotate(tick(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), bbox=_BACKING,
+                          textcoords="offset points", ha="left" if inside else "right", va="top",
+                          fontsize=8)  # fmt: skip
     axes.annotate("highest bin", (1, 1), (6, 0), xycoords="axes fraction", textcoords="offset points",
                   va="bottom", fontsize=8)  # fmt: skip
     _name_rows(axes, list(histograms), top=1.0, bottom=0.15)
@@ -211,15 +211,9 @@ def distributions(
 
 @_in_style
 def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
-    """Draw a table of which each cell is coloured by its value, brighter where that is larger.
+    """Draw a table whose cells are coloured by their values, brighter where they are larger; NaN is a blank cell.
 
-    Parameters
-    ----------
-    rows, columns
-        Names.
-    values
-        A row of numbers for each row; NaN leaves a cell blank. Colours go from 0 to 1 where all lie there, else from
-        the smallest to the largest.
+    Colours go from 0 to 1 where all values lie there, else from the smallest to the largest value.
     """
     table = np.array(values, np.float64).reshape(len(rows), len(columns))
     finite = table[np.isfinite(table)]
@@ -246,17 +240,10 @@ def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
 
 @_in_style
 def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: float = 1.0) -> Figure:
-    """Draw how many values lie in each of 36 bins.
+    """Draw how many of ``(N,)`` values, at least one, lie in each of 36 bins.
 
-    Parameters
-    ----------
-    values
-        ``(N,)``, at least one.
-    scale
-        Of the x axis: ``linear`` from 0 to ``top``; ``log`` and ``asinh``, for values on both sides of 0 that spread
-        over decades, from the smallest to the largest value.
-    xlabel, ylabel
-        Of the axes.
+    The ``scale`` of the x axis is ``linear`` from 0 to ``top``, or from the smallest to the largest value ``log`` or
+    ``asinh``, for values on both sides of 0 that spread over decades.
     """
     figure, axes = _new_axes(_WIDTH, 2.0)
     if scale == "linear":
@@ -308,17 +295,9 @@ def stage_bars(times: Mapping[str, tuple[float, float]], parts: frozenset[str] =
 
 @_in_style
 def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> Figure | None:
-    """Draw losses by iteration; None where there is no point.
+    """Draw iterations and values of up to three losses by name; None where there is no point.
 
-    Parameters
-    ----------
-    title
-        Of the y axis.
-    curves
-        Iterations and values of up to three losses, by their names in the legend. Of many, means of neighbours are
-        drawn.
-    best
-        The iteration to mark.
+    Of many points, means of neighbours are drawn. ``title`` is that of the y axis, ``best`` an iteration to mark.
     """
     drawn = {label: points for label, curve in curves.items() if len(points := thinned(curve))}
     if not drawn:
@@ -363,12 +342,7 @@ def inline(figure: Figure, title: str) -> Markup:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure for print: black on white, PNG of 200 dpi or SVG whose letters are outlines.
 
-    Raises
-    ------
-    UsageError
-        The file has another suffix.
-    TransientError
-        The disk is full or failed.
+    Raises `UsageError` for another suffix, and `TransientError` where the disk is full or failed.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
@@ -400,30 +374,6 @@ def _apart(low: float, high: float) -> tuple[float, float]:
 def _finite(curve: Points) -> Values:
     points = np.array(curve, np.float64).reshape(-1, 2)
     return points[np.isfinite(points).all(axis=1)]
-
-
-def _mark(axes: Axes, name: str, x: float, y: float) -> None:
-    """A ring with a name on the side where there is room, which only drawing tells: towards the middle."""
-    axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
-    axes.update_datalim([(x, y)])
-    axes.autoscale_view()
-    right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
-    axes.annotate(name, (x, y), (-8 if right else 8, 5), textcoords="offset points", ha="right" if right else "left",
-                  bbox=_BACKING)  # fmt: skip
-
-
-def _mark_row(axes: Axes, row: int, x: float, *, inside: bool) -> None:
-    """A line through a row with its value on the left, or ``inside`` on the right where that is at the border."""
-    axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
-    axes.annotate(tick(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), textcoords="offset points",
-                  ha="left" if inside else "right", va="top", fontsize=8, bbox=_BACKING)  # fmt: skip
-
-
-def _legend(figure: Figure, names: list[str]) -> None:
-    """Above the axes, in as many columns as fit."""
-    longest = max(min(len(name), _LABEL) for name in names)
-    columns = max(1, min(len(names), _CHARACTERS // (longest + 9)))
-    figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
 
 
 def _name_rows(axes: Axes, names: list[str], *, top: float = 0.6, bottom: float = 0.6) -> None:

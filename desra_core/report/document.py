@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jinja2
 import matplotlib
 import matplotlib.colors
+from markupsafe import Markup
 
 from desra_core import __version__
 from desra_core.errors import ImageError, printable
@@ -43,19 +44,10 @@ class Cell(NamedTuple):
 
 
 def render_page(template: str, **content: Any) -> str:
-    """Fill in a template of ``templates/``.
+    """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
-    Parameters
-    ----------
-    template
-        Such as ``report.html.j2``: it extends ``base.html.j2`` and fills its blocks ``title`` and ``content``. Beside
-        what is given it has the functions of `desra_core.report.wording` as filters.
-    content
-        Its variables; one that is lacking is an error. Text is escaped, `markupsafe.Markup` is not.
-
-    Returns
-    -------
-    The page, which asks for nothing else.
+    ``content`` are its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters are
+    the formatters of `desra_core.report.wording`. The page asks for no other file.
     """
     folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
@@ -69,6 +61,8 @@ def render_page(template: str, **content: Any) -> str:
     colours = [matplotlib.colors.to_hex(matplotlib.colormaps[HEAT](step / _STOPS)) for step in range(_STOPS + 1)]
     environment.globals |= {
         "version": __version__,
+        "style": Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704 our own
+        "script": Markup((folder / "viewer.js").read_text("utf-8")),  # noqa: S704 our own
         "heat": ", ".join(colours),
         "outline": hex_colour(OUTLINE),
         "agreement": {
@@ -109,20 +103,9 @@ def as_uri(webp: bytes) -> str:
 def cells_within(
     budget: int, items: Sequence[Item], draw: Callable[[Item], list[Cell]]
 ) -> list[tuple[Item, list[Cell]]]:
-    """Draw the pictures of items, in their order, as long as a page has room for them.
+    """Draw items in their order, in two threads, and return those that a page has room for with their pictures.
 
-    Parameters
-    ----------
-    budget
-        Characters that all data URIs together may have.
-    items
-        To draw.
-    draw
-        Gives the pictures of one item; runs in two threads.
-
-    Returns
-    -------
-    The first items, each with its pictures.
+    All data URIs together have at most ``budget`` characters.
     """
     drawn = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -136,5 +119,5 @@ def cells_within(
 
 
 def characters(cells: Sequence[Cell]) -> int:
-    """Count what pictures take in a page."""
+    """Count the characters that pictures take in a page."""
     return sum(len(cell.uri or "") for cell in cells)

@@ -58,14 +58,9 @@ class Case(NamedTuple):
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
-    """Write the page: one HTML file that needs no other file and no network.
+    """Write the page of an evaluation: one HTML file that needs no other file, the same bytes every time.
 
-    Two pages of the same evaluation are the same bytes.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises a `TransientError` where the disk is full or failed.
     """
     page = render_page("evaluation.html.j2", **_content(evaluation)).encode()
     replace_file(path, page)
@@ -75,12 +70,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
 def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
     """Choose the images with the lowest IoU, the most missed and the most false regions, each but once.
 
-    Parameters
-    ----------
-    images
-        Of an evaluation.
-    count
-        How many of each kind, at most; images without such a fault are none of them.
+    At most ``count`` of each kind; images without such a fault are left out.
     """
     kinds: dict[str, Callable[[ImageAgreement], float]] = {
         "Lowest IoU": lambda image: 0 if image.agreement.iou is None else 1 - image.agreement.iou,
@@ -140,7 +130,7 @@ def _tiles(scores: MaskScores) -> list[ScoreTile]:
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if evaluation.scores.images == 1:
         notes.append("One image was judged: nothing tells how far these numbers hold for others.")
@@ -168,23 +158,9 @@ def _case(image: ImageAgreement) -> Case:
 
 
 def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
-    """Draw what two masks have in common.
+    """Read two masks again and draw them with `drawn_agreement`.
 
-    Parameters
-    ----------
-    image
-        Their agreement; the files of the masks are read again.
-    gan_sr
-        ``(H, W, 3)``, the picture below, in gray; without one it is plain.
-
-    Returns
-    -------
-    ``(h, w, 3)`` uint8, the longer side `AGREEMENT_SIDE` at most.
-
-    Raises
-    ------
-    ImageError
-        A mask cannot be read any more.
+    Raises an `ImageError` where a mask cannot be read any more or has another size now.
     """
     mask, truth = (
         np.pad(on_valid_region(read_mask(path), image.shape, path), FRAME)

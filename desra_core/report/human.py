@@ -1,9 +1,8 @@
-"""What people say of the regions: precision and recall over severity, on the images that a person has looked at."""
+"""Regions held against human masks: precision and recall over severity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +68,7 @@ class SeverityCurve(NamedTuple):
 
 
 def severity_curve(results: Results) -> SeverityCurve | None:
-    """Hold the masks of a workspace against those of people; None where nobody has looked at any image.
+    """Hold the masks of a workspace against its human masks; None where there are none.
 
     At most 300 images are read, whatever the number of human masks; which ones depends on their content only.
     """
@@ -84,7 +83,7 @@ def severity_curve(results: Results) -> SeverityCurve | None:
 
 
 def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
-    """The curve of some images taken together."""
+    """Compute the curve of some images taken together."""
     empty = Judged(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
     severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
     levels = np.unique(severity)[::-1]
@@ -98,7 +97,7 @@ def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
 
 
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
-    """Hold one mask against a person's.
+    """Hold one mask against a human mask.
 
     Parameters
     ----------
@@ -144,21 +143,18 @@ def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
 
 
 def _judged(results: Results, rows: pa.Table, masks: dict[str, HumanMask]) -> Iterator[Judged]:
-    """What can be read of some images."""
+    """Judge the regions of some images; those that cannot be read are passed over."""
     regions = results.regions.filter(pc.is_in(results.regions["image"], rows["name"].combine_chunks())).to_pylist()
     by_name: dict[str, list[dict[str, Any]]] = {}
     for region in regions:
         by_name.setdefault(region["image"], []).append(region)
     for row in rows.to_pylist():
         try:
-            mask = _read_mask(results.workspace.mask(row["name"]))
+            path = results.workspace.mask(row["name"])
+            mask = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0
             human = masks[row["id"]].read()
             if not mask.shape == human.shape == (row["height"], row["width"]):
                 continue
             yield judge(mask, human, by_name.get(row["name"], []))
         except (ImageError, MemoryError):
             continue
-
-
-def _read_mask(path: Path) -> Mask:
-    return np.asarray(decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0)

@@ -47,17 +47,7 @@ class Page(NamedTuple):
 
 
 def render_pages(results: Results, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:
-    """Render pages about images, one after the other.
-
-    Parameters
-    ----------
-    results
-        The workspace; nothing in it changes.
-    pages
-        The pages.
-    report
-        Name of the file of the report, to link back to it.
-    """
+    """Render pages about images, one after the other; each links back to the file ``report``."""
     images = results.stored_images([page.name for page in pages], [page.id for page in pages])
     people = results.human_masks()
     for page in pages:

@@ -64,23 +64,10 @@ class StoredImage:
 
 
 def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measure) -> npt.NDArray[np.float32]:
-    """Read the similarity of a window as it is stored, NaN in the frame.
+    """Read a window of a zarr array of the similarity as it is stored, NaN in the frame; other chunks are not read.
 
-    Parameters
-    ----------
-    path
-        The zarr array.
-    shape
-        ``(H, W)`` of the image.
-    window
-        Only the chunks under it are read.
-    measure
-        What is stored.
-
-    Raises
-    ------
-    ImageError
-        It is not kept, damaged or of an image of another size. Nothing is mended or deleted.
+    ``shape`` is the ``(H, W)`` of the image. Raises an `ImageError` where the array is not kept, damaged or of an image
+    of another size.
     """
     name = "score map" if measure.is_score else "D"
     return _read(path, shape, window, name, np.full((window.height, window.width), np.nan, np.float32), measure.lowest)

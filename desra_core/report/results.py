@@ -28,6 +28,7 @@ from desra_core.workspace.records import read_outcomes
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
+_ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
 # Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
 _STAGES = ("super_resolution", "inference", "similarity", "segmentation", "mask")
 _PARTS = frozenset({"inference"})
@@ -105,34 +106,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Summary:
-    """The corpus in numbers.
-
-    Attributes
-    ----------
-    images, done, failed, pending
-        Image names, as ``desra status`` counts them.
-    marked
-        Images with artifacts among those done.
-    outdated
-        Images with artifacts whose mask was made under other settings than those of the latest run.
-    pixels, artifact_pixels
-        Of all images done.
-    regions
-        Artifact regions.
-    seconds
-        Computing time of all stages.
-    """
+    """The corpus in numbers: image names as ``desra status`` counts them, pixels of all images that are done."""
 
     images: int
     done: int
     failed: int
     pending: int
-    marked: int
-    outdated: int
+    marked: int  # images with artifacts among those done
+    outdated: int  # of these, those whose mask was made under other settings than those of the latest run
     pixels: int
     artifact_pixels: int
     regions: int
-    seconds: float
+    seconds: float  # computing time of all stages
 
     @property
     def marked_share(self) -> float | None:
@@ -161,17 +146,6 @@ class StageTime(NamedTuple):
         return 1 / self.mean if self.mean > 0 else None
 
 
-class ClassCount(NamedTuple):
-    """Artifact regions of one class; ``name`` is None where there are no labels, ``share`` is of all regions."""
-
-    name: str | None
-    regions: int
-    share: float
-    images: int
-    pixels: int
-    mean_similarity: float
-
-
 def read_results(workspace: Workspace) -> Results:
     """Read the tables of a workspace; nothing is written.
 
@@ -195,11 +169,12 @@ def read_results(workspace: Workspace) -> Results:
         images = images.append_column(name, outcomes[name].combine_chunks().take(index))
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
+    metadata = pq.read_schema(workspace.manifest).metadata or {}
     changing = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.outcomes]
     return Results(
         workspace=workspace,
         document=document,
-        sources=_sources(workspace),
+        sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
         images=images,
         seconds=_seconds(outcomes, rows["id"].combine_chunks()),
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
@@ -212,7 +187,7 @@ def read_results(workspace: Workspace) -> Results:
 
 
 def firsts(images: pa.Table) -> pa.Table:
-    """Of each image content among some rows of `Results.images` the first name: id, name, height, width."""
+    """Keep the first name of each image content among some rows of `Results.images`: id, name, height, width."""
     grouped = images.group_by("id", use_threads=False)
     return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
         ["id", "name", "height", "width"]
@@ -220,7 +195,7 @@ def firsts(images: pa.Table) -> pa.Table:
 
 
 def summarize(results: Results) -> Summary:
-    """Count images, regions and pixels."""
+    """Count images, regions and pixels of a workspace."""
     images = results.images
     failed = images["failed_stage"].is_valid()
     done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
@@ -244,7 +219,7 @@ def summarize(results: Results) -> Summary:
 
 
 def stage_times(seconds: pa.Table) -> list[StageTime]:
-    """Computing times by stage, from the columns ``stage`` and ``seconds``."""
+    """Sum up computing times by stage, from the columns ``stage`` and ``seconds``."""
     stages = seconds["stage"].unique().to_pylist()
     stages.sort(key=lambda stage: (_STAGES.index(stage) if stage in _STAGES else len(_STAGES), stage))
     times = []
@@ -255,42 +230,26 @@ def stage_times(seconds: pa.Table) -> list[StageTime]:
     return times
 
 
-def class_counts(regions: pa.Table) -> list[ClassCount]:
-    """Regions by class, the most frequent first."""
+def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
+    """Count regions, images and pixels by class, and their mean similarity and share; the most frequent class first."""
     grouped = regions.group_by("class_name", use_threads=False).aggregate(
         [([], "count_all"), ("image", "count_distinct"), ("area", "sum"), ("mean_similarity", "mean")]
     )
-    counts = [
-        ClassCount(
-            name=row["class_name"],
-            regions=row["count_all"],
-            share=row["count_all"] / regions.num_rows,
-            images=row["image_count_distinct"],
-            pixels=row["area_sum"],
-            mean_similarity=row["mean_similarity_mean"],
-        )
-        for row in grouped.to_pylist()
-    ]
-    return sorted(counts, key=lambda count: (-count.regions, count.name or ""))
+    counts = grouped.rename_columns(["name", "regions", "images", "pixels", "mean_similarity"]).to_pylist()
+    counts.sort(key=lambda count: (-count["regions"], count["name"] or ""))
+    return [count | {"share": count["regions"] / regions.num_rows} for count in counts]
 
 
 def masked_shares(results: Results) -> npt.NDArray[np.float64]:
-    """The share of each image with artifacts that is masked."""
+    """Compute the masked share of each image with artifacts."""
     marked = results.images.filter(pc.fill_null(pc.greater(results.images["artifact_pixels"], 0), False))
     areas = numbers(marked["height"]) * numbers(marked["width"])
     return numbers(marked["artifact_pixels"]) / np.maximum(areas, 1)
 
 
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """A column as float64."""
+    """Convert a column to float64."""
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
-
-
-def _sources(workspace: Workspace) -> dict[str, str]:
-    metadata = pq.read_schema(workspace.manifest).metadata or {}
-    roles = {name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")}
-    stored = {key.decode(): value.decode() for key, value in metadata.items()}
-    return {role: folder for role, folder in stored.items() if role in roles}
 
 
 def _seconds(outcomes: pa.Table, ids: pa.Array) -> pa.Table:

@@ -26,7 +26,6 @@ from desra_core.report.image_page import FOLDER, Page, render_pages
 from desra_core.report.measure import Measure, measure_of
 from desra_core.report.pictures import KINDS, Crops
 from desra_core.report.results import (
-    ClassCount,
     Results,
     StageTime,
     Summary,
@@ -124,17 +123,7 @@ def _publish(workspace: Workspace, path: Path, text: str) -> None:
 
 
 def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
-    """Cut out and encode the pictures of the worst regions.
-
-    Parameters
-    ----------
-    results
-        The workspace.
-    worst
-        Number of regions wanted.
-    budget
-        Characters that the pictures may take in the page.
-    """
+    """Cut out and encode the pictures of the ``worst`` most severe regions, in at most ``budget`` characters."""
     chosen = choose(results.regions, worst)
     images = results.stored_images([region["image"] for region in chosen], [region["id"] for region in chosen])
     kinds = [kind for kind in KINDS if kind != "lr" or "lr" in results.sources]
@@ -226,7 +215,7 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
 
 
 def _notes(results: Results, summary: Summary) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if summary.pending:
         notes.append(f"{summary.pending:,} images are still to be done: the same command goes on where it stopped.")
@@ -270,8 +259,8 @@ def _histograms(results: Results, measure: Measure) -> list[Markup]:
     return [inline(figure, f"Histogram of {values}") for values, figure in drawn.items()]
 
 
-def _class_chart(classes: list[ClassCount]) -> Markup:
-    shown = {count.name or "no label": float(count.regions) for count in classes[:_CLASSES_AT_ONCE]}
+def _class_chart(classes: list[dict[str, Any]]) -> Markup:
+    shown = {count["name"] or "no label": float(count["regions"]) for count in classes[:_CLASSES_AT_ONCE]}
     return inline(charts.bar_chart(shown, xlabel="artifact regions"), "Artifact regions by class")
 
 
