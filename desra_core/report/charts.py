@@ -192,9 +192,7 @@ def distributions(
         axes.axhline(row, color=INK, linewidth=0.4)
         if name in marks:
             x = marks[name]
-            inside = x < edges[0] + 0.2 * (
-                edges[-1] - edges[0]
-            )  # the value stands right of a line at the border
+            inside = x < edges[0] + 0.2 * (edges[-1] - edges[0])  # the value stands right of a line at the border
             axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
             axes.annotate(tick(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), bbox=_BACKING,
                           textcoords="offset points", ha="left" if inside else "right", va="top",

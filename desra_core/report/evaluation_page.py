@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -42,21 +42,6 @@ _EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
 _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
 
 
-class ScoreTile(NamedTuple):
-    """A measure in large letters; ``value`` is a dash and ``meaning`` the reason where it is undefined."""
-
-    value: str
-    name: str
-    meaning: str
-
-
-class Case(NamedTuple):
-    """An image and its pictures."""
-
-    image: ImageAgreement
-    cells: list[Cell]
-
-
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
     """Write the page of an evaluation: one HTML file that needs no other file, the same bytes every time.
 
@@ -88,7 +73,7 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
 
 
 def _content(evaluation: Evaluation) -> dict[str, Any]:
-    pairing, scores = evaluation.pairing, evaluation.scores
+    pairing, scores, worst = evaluation.pairing, evaluation.scores, worst_images(evaluation.images)
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
     return {
         "masks": printable(pairing.masks),
@@ -101,7 +86,9 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "prominent_tiles": _tiles(evaluation.prominent) if evaluation.prominent else [],
         "notes": _notes(evaluation),
         "charts": _charts(evaluation),
-        "worst": {kind: [_case(image) for image in found] for kind, found in worst_images(evaluation.images).items()},
+        "worst": {
+            kind: [(image, _cells(image)) for image in found] for kind, found in worst_images(evaluation.images).items()
+        },
         "kinds": KINDS,
         "rows": rows[:_ROWS],
         "all_rows": len(rows),
@@ -117,15 +104,16 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _tiles(scores: MaskScores) -> list[ScoreTile]:
+def _tiles(scores: MaskScores) -> list[tuple[str, str, str]]:
+    """Write value, name and interval of each measure; a dash and the reason where it is undefined."""
     tiles = []
     for measure, name in NAMES.items():
         value, interval = scores.values[measure], scores.intervals[measure]
         if value is None:
-            tiles.append(ScoreTile("–", name, f"undefined: {scores.undefined[measure]}"))
+            tiles.append(("–", name, f"undefined: {scores.undefined[measure]}"))
         else:
             bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-            tiles.append(ScoreTile(f"{value:.3f}", name, bounds))
+            tiles.append((f"{value:.3f}", name, bounds))
     return tiles
 
 
@@ -149,12 +137,12 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _case(image: ImageAgreement) -> Case:
+def _cells(image: ImageAgreement) -> list[Cell]:
     gan_sr = gan_sr_of(image)
     cells = [make_cell("agreement", partial(agreement_picture, image, gan_sr))]
     if gan_sr is not None:
         cells.insert(0, make_cell("gan_sr", lambda: fitted(gan_sr, AGREEMENT_SIDE)))
-    return Case(image, cells)
+    return cells
 
 
 def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
@@ -21,7 +20,7 @@ from desra_core.images.codec import decode
 from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
-from desra_core.report.verdict import Document, Region, read_document
+from desra_core.report.verdict import Document, Picture, read_document
 from desra_core.workspace import Workspace
 
 # A line for each of `desra_core.gate.score_table.COLUMNS`.
@@ -52,123 +51,60 @@ _LARGEST_FILE, _MAX_PIXELS = 150_000, 2**20
 _MARKDOWN_CARDS = 3
 
 
-class Tile(NamedTuple):
-    """A number of the best candidate; ``missed`` where the gate asks for another one."""
+def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | None:
+    """Read the latest verdict and all that belongs to it, for ``report_finetuning.html.j2``; None where there is none.
 
-    value: str
-    meaning: str
-    missed: bool
-
-
-class ScoreRow(NamedTuple):
-    """A row of the score table; ``role`` is best, control or candidate."""
-
-    role: str
-    cells: dict[str, str]
-
-
-class Card(NamedTuple):
-    """A region before and after the finetune, with the crops that the gate has published."""
-
-    image: str
-    region: Region
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """The content of the section.
-
-    Attributes
-    ----------
-    judged
-        When.
-    notes
-        Sentences that a reader needs to judge the rest.
-    best
-        The best candidate; None where there are none.
-    columns
-        Those of the score table, explained.
-    current
-        Which of the two models is the workspace's current one.
-    """
-
-    document: Document
-    judged: str
-    notes: list[str]
-    best: Score | None
-    tiles: list[Tile]
-    columns: dict[str, str]
-    rows: list[ScoreRow]
-    cards: list[Card]
-    plots: list[Markup]
-    training: list[wording.Setting]
-    current: str
-    history: list[dict[str, str]]
-
-    @property
-    def characters(self) -> int:
-        """Count what the pictures take in the page."""
-        return sum(characters(card.cells) for card in self.cards)
-
-
-def read_finetuning(workspace: Workspace, mask_key: object) -> Finetuning | None:
-    """Read the latest verdict and all that belongs to it; None where there is none.
-
-    Parameters
-    ----------
-    workspace
-        Nothing in it changes.
-    mask_key
-        Of the settings of the latest run: a verdict under other settings is noted.
-
-    Raises
-    ------
-    UsageError
-        The verdict is damaged.
+    ``mask_key`` is that of the latest run: the page notes a verdict under other settings. Raises a `UsageError` where
+    the verdict is damaged.
     """
     read = read_document(workspace)
     if read is None:
         return None
     document, judged = read
-    best, rows = document.best_score, _rows(document.verdict)
+    rows, cards = _rows(document.verdict), _cards(workspace, document, _CARDS)
     past, notes = _history(workspace)
     if mask_key is not None and document.mask_key != mask_key:
         notes.insert(0, "The latest run had other settings, or another model, than this verdict rests on.")
-    return Finetuning(
-        document=document,
-        judged=wording.moment(judged),
-        notes=notes,
-        best=best,
-        tiles=_tiles(document.verdict, best) if best else [],
-        columns={name: COLUMNS[name] for name in rows[0].cells},
-        rows=rows,
-        cards=_cards(workspace, document, _CARDS),
-        plots=_plots(document),
-        training=_training(document),
-        current=_current(past, document),
-        history=[_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
-    )
+    training = document.finetune.training if document.finetune else {}
+    if document.finetune and document.finetune.precision:
+        # The number format that was used, whatever had been asked for.
+        training = training | {"amp": document.finetune.precision}
+    return {
+        "document": document,
+        "judged": wording.moment(judged),
+        "notes": notes,
+        "tiles": _tiles(document.verdict, document.best_score) if document.best_score else [],
+        "columns": {name: COLUMNS[name] for name in rows[0][1]},
+        "rows": rows,
+        "cards": cards,
+        "kinds": KINDS,
+        "characters": sum(characters(cells) for _, cells in cards),  # of the page, for the pictures
+        "plots": _plots(document),
+        "training": wording.settings_rows(training),
+        "current": _current(past, document),
+        "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
+    }
 
 
-def _tiles(verdict: Verdict, best: Score) -> list[Tile]:
+def _tiles(verdict: Verdict, best: Score) -> list[tuple[str, str, bool]]:
+    """Write numbers of the best candidate, each with its meaning and whether the gate asks for another one."""
     asked, noise = verdict.thresholds, verdict.control.images_added
     left = best.area_after / best.area_before if best.area_before else None
     lost = best.detail_loss
     sharper = lost is not None and lost < 0
     return [
-        Tile(
+        (
             wording.percent(best.removal),
             f"of {wording.count(best.regions)} artifact regions are gone",
             best.removal is None or best.removal < asked["min_removal"],
         ),
-        Tile(
+        (
             f"{wording.count(best.images_added)} of {wording.count(best.images)}",
             f"images gained a region; by noise alone {wording.count(noise)}",
             best.images_added > noise,
         ),
-        Tile(wording.percent(left), "of the artifact area is left", False),
-        Tile(
+        (wording.percent(left), "of the artifact area is left", False),
+        (
             wording.percent(None if lost is None else abs(lost)),
             f"of the sharpness of clean images {'gained' if sharper else 'lost'}",
             lost is None or lost > asked["max_detail_loss"],
@@ -176,19 +112,19 @@ def _tiles(verdict: Verdict, best: Score) -> list[Tile]:
     ]
 
 
-def _rows(verdict: Verdict) -> list[ScoreRow]:
-    """The score table, the control last; of very many candidates the last ones and the best."""
+def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
+    """Write roles and rows of the score table, the control last; of very many candidates the last ones and the best."""
     rows = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
             for row in score_rows(verdict)]  # fmt: skip
     roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
-    shown = [ScoreRow(role, cells) for role, cells in zip([*roles, "control"], rows, strict=True)]
-    return [row for row in shown[:-_ROWS] if row.role == "best"] + shown[-_ROWS:]
+    shown = list(zip([*roles, "control"], rows, strict=True))
+    return [row for row in shown[:-_ROWS] if row[0] == "best"] + shown[-_ROWS:]
 
 
-def _cards(workspace: Workspace, document: Document, most: int) -> list[Card]:
-    """Read the crops of the first regions, which lie below the gate's folder."""
+def _cards(workspace: Workspace, document: Document, most: int) -> list[tuple[Picture, list[Cell]]]:
+    """Read the crops of the first regions, before and after, which lie below the gate's folder."""
     return [
-        Card(picture.image, picture.region, [_crop(workspace.gate, kind, picture.crops.get(kind)) for kind in KINDS])
+        (picture, [_crop(workspace.gate, kind, picture.crops.get(kind)) for kind in KINDS])
         for picture in document.pictures[:most]
     ]
 
@@ -208,14 +144,6 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     if len(data) > _LARGEST_FILE or data[8:12] != b"WEBP":
         return Cell(kind, None, reason="It has been changed.")
     return Cell(kind, as_uri(data), width, height)
-
-
-def _training(document: Document) -> list[wording.Setting]:
-    """The settings of the finetune; the number format is the one that was used, whatever had been asked for."""
-    if document.finetune is None:
-        return []
-    used = {"amp": document.finetune.precision} if document.finetune.precision else {}
-    return wording.settings_rows(document.finetune.training | used)
 
 
 def _plots(document: Document) -> list[Markup]:
@@ -283,10 +211,10 @@ def verdict_markdown(workspace: Workspace) -> str:
     refused = f"**{verdict.outcome.capitalize()}.** " + " ".join(verdict.reasons)
     parts = [f"**{verdict.best} passes.**" if verdict.passed else refused, as_markdown(score_rows(verdict))]
     rows = []
-    for card in _cards(workspace, document, _MARKDOWN_CARDS):
-        cells = {cell.kind: f"![{cell.kind}]({cell.uri})" if cell.uri else cell.reason for cell in card.cells}
-        fate = "gone" if card.region.gone else "still there"
-        rows.append({"region of": f"{card.image}, {fate}", "before": cells["before"], "after": cells["after"]})
+    for picture, crops in _cards(workspace, document, _MARKDOWN_CARDS):
+        cells = {cell.kind: f"![{cell.kind}]({cell.uri})" if cell.uri else cell.reason for cell in crops}
+        fate = "gone" if picture.region.gone else "still there"
+        rows.append({"region of": f"{picture.image}, {fate}", "before": cells["before"], "after": cells["after"]})
     if rows:
         parts.append(as_markdown(rows))
     figure = loss_curves("pixel loss", {"pixel": _points(document, "pixel")}, best=None)

@@ -51,48 +51,55 @@ class StoredImage:
             raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
         pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
         if kind != "lr" and pixels.shape[:2] != self.shape:
-            raise ImageError(path, another_size(pixels.shape, self.shape), "run again")
+            raise ImageError(path, _another_size(pixels.shape, self.shape), "run again")
         return pixels
 
     def values(self, window: Window) -> npt.NDArray[np.float32]:
-        """Read a window of the similarity as it is stored, NaN in the frame."""
-        return read_map(self.group / "similarity", self.shape, window, self.measure)
+        """Read a window of the similarity as it is stored, NaN in the frame; other chunks are not read."""
+        name = "score map" if self.measure.is_score else "D"
+        values = np.full((window.height, window.width), np.nan, np.float32)
+        return self._read("similarity", name, window, values, self.measure.lowest)
 
     def label_reader(self) -> Callable[[Window], Labels]:
-        """Give a function that reads the classes of a window; both may raise an `ImageError`."""
-        return label_reader(self.files.get("labels"), self.group / "labels", self.shape)
+        """Give a function that reads the classes of a window, from the label file if there is one, else as stored.
+
+        Both may raise an `ImageError`.
+        """
+        file = self.files.get("labels")
+        if file is None:
+            return self._stored_labels
+        labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
+        if labels.shape != self.shape:
+            raise ImageError(file, _another_size(labels.shape, self.shape), "run again")
+        return lambda window: labels[window.rows, window.columns]
+
+    def _stored_labels(self, window: Window) -> Labels:
+        labels = np.zeros((window.height, window.width), np.uint8)
+        return _checked(self._read("labels", "label map", window, labels, -1), "label map")
+
+    def _read(self, array: str, name: str, window: Window, values: npt.NDArray[Any], lowest: float) -> npt.NDArray[Any]:
+        """Fill ``values`` with the part of a window that is not in the frame; all of it must lie above ``lowest``."""
+        path, shape = self.group / array, self.shape
+        if not path.exists():
+            raise ImageError(name, "is not kept", "run again with --keep maps")
+        try:
+            stored = StoredArray(path)
+            frame = (shape[0] - stored.shape[0]) // 2
+            if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
+                raise ImageError(name, "is of an image of another size", "run again")
+            left, top = max(window.left, frame), max(window.top, frame)
+            right = min(window.left + window.width, shape[1] - frame)
+            bottom = min(window.top + window.height, shape[0] - frame)
+            inside = (slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left))
+            values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
+        except (LostError, ValueError, IndexError):
+            raise ImageError(name, "is damaged", "run again") from None
+        if not (values[inside] > lowest).all():
+            raise ImageError(name, "is damaged", "run again")
+        return values
 
 
-def read_map(path: Path, shape: tuple[int, int], window: Window, measure: Measure) -> npt.NDArray[np.float32]:
-    """Read a window of a zarr array of the similarity as it is stored, NaN in the frame; other chunks are not read.
-
-    ``shape`` is the ``(H, W)`` of the image. Raises an `ImageError` where the array is not kept, damaged or of an image
-    of another size.
-    """
-    name = "score map" if measure.is_score else "D"
-    return _read(path, shape, window, name, np.full((window.height, window.width), np.nan, np.float32), measure.lowest)
-
-
-def label_reader(file: Path | None, stored: Path, shape: tuple[int, int]) -> Callable[[Window], Labels]:
-    """Give a function that reads the classes of a window, from a label file if there is one, else from a zarr array.
-
-    Both may raise an `ImageError`.
-    """
-    if file is None:
-
-        def read(window: Window) -> Labels:
-            labels = np.zeros((window.height, window.width), np.uint8)
-            return _checked(_read(stored, shape, window, "label map", labels, -1), "label map")
-
-        return read
-    labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
-    if labels.shape != shape:
-        raise ImageError(file, another_size(labels.shape, shape), "run again")
-    return lambda window: labels[window.rows, window.columns]
-
-
-def another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """Say what is wrong with a picture that has been replaced."""
+def _another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
     return f"is {found[1]}x{found[0]} now, and was {shape[1]}x{shape[0]}"
 
 
@@ -100,26 +107,3 @@ def _checked(labels: Labels, subject: object) -> Labels:
     if labels.max() >= CLASS_COUNT:
         raise ImageError(subject, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
     return labels
-
-
-def _read(
-    path: Path, shape: tuple[int, int], window: Window, name: str, values: npt.NDArray[Any], lowest: float
-) -> npt.NDArray[Any]:
-    """Fill ``values`` with the part of a window that is not in the frame."""
-    if not path.exists():
-        raise ImageError(name, "is not kept", "run again with --keep maps")
-    try:
-        stored = StoredArray(path)
-        frame = (shape[0] - stored.shape[0]) // 2
-        if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
-            raise ImageError(name, "is of an image of another size", "run again")
-        left, top = max(window.left, frame), max(window.top, frame)
-        right = min(window.left + window.width, shape[1] - frame)
-        bottom = min(window.top + window.height, shape[0] - frame)
-        inside = (slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left))
-        values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
-    except (LostError, ValueError, IndexError):
-        raise ImageError(name, "is damaged", "run again") from None
-    if not (values[inside] > lowest).all():
-        raise ImageError(name, "is damaged", "run again")
-    return values

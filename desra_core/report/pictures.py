@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import cv2
@@ -72,16 +73,9 @@ class Crops:
         self._cut: dict[str, RGB] = {}
 
     def make(self, kind: str) -> RGB:
-        """Make a picture; one that cannot be made raises an `ImageError` that says why.
+        """Make the picture of a kind: lr, mse_sr, gan_sr, difference, mask, human or pseudo_gt.
 
-        Parameters
-        ----------
-        kind
-            lr, mse_sr, gan_sr, difference, mask, human or pseudo_gt.
-
-        Returns
-        -------
-        ``(h, w, 3)`` uint8.
+        One that cannot be made raises an `ImageError` that says why.
         """
         if kind == "lr":
             return self._lr()
@@ -100,7 +94,7 @@ class Crops:
         return fitted(crop, self._largest)
 
     def _result(self, kind: str) -> RGB:
-        """The window of a picture that has the size of the results."""
+        """Cut the window out of a picture that has the size of the results."""
         if kind not in self._cut:
             pixels = rgb8(self._image.picture(kind))
             self._cut[kind] = pixels[self._window.rows, self._window.columns].copy()
@@ -110,14 +104,16 @@ class Crops:
         return np.asarray(self._result(kind)[:, :, 0] > 127)
 
     def _lr(self) -> RGB:
-        """The LR pixels under the window, each one visible."""
+        """Show the LR pixels under the window, each one visible."""
         pixels = rgb8(self._image.picture("lr"))
-        rows = _sampled(self._window.top, self._window.height, self._image.shape[0], pixels.shape[0])
-        columns = _sampled(self._window.left, self._window.width, self._image.shape[1], pixels.shape[1])
+        # The LR pixel under each row and column of the window.
+        height, width = self._image.shape
+        rows = np.arange(height)[self._window.rows] * pixels.shape[0] // height
+        columns = np.arange(width)[self._window.columns] * pixels.shape[1] // width
         return self._fitted(pixels[rows[:, np.newaxis], columns])
 
     def _overlay(self, mask: Mask, region: Mask, colour: tuple[int, int, int]) -> RGB:
-        """The GAN result with a mask outlined and a region tinted, drawn last so that lines keep their width."""
+        """Outline a mask and tint a region on the scaled GAN result, so that lines keep their width."""
         image = self._fitted(self._result("gan_sr")).astype(np.float64)
         mask, region = (self._fitted(part.astype(np.uint8) * np.uint8(255)) > 127 for part in (mask, region))
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0
@@ -125,7 +121,7 @@ class Crops:
         return np.rint(image + (colour - image) * opacity[..., np.newaxis]).astype(np.uint8)
 
     def _region(self) -> Mask:
-        """The component of the mask that is the region; all of the mask where it is not as the table says."""
+        """Find the component of the mask that has the box; all of the mask where none has it."""
         mask = self._mask("mask")
         if self._box is None:
             return mask
@@ -145,16 +141,8 @@ def heat_map(values: npt.NDArray[np.floating[Any]]) -> RGB:
 def drawn_agreement(mask: Mask, ground_truth: Mask, gan_sr: RGB | None) -> RGB:
     """Draw what a mask and its ground truth have in common: right, false and missed pixels in three colours.
 
-    Parameters
-    ----------
-    mask, ground_truth
-        ``(H, W)`` bool.
-    gan_sr
-        ``(H, W, 3)`` uint8, the picture below, in gray; without one it is plain.
-
-    Returns
-    -------
-    ``(h, w, 3)`` uint8, the longer side `AGREEMENT_SIDE` at most.
+    Both are ``(H, W)`` bool. They lie over the ``(H, W, 3)`` uint8 GAN result in gray, or over plain gray. The longer
+    side of the picture is `AGREEMENT_SIDE` at most.
     """
     ground = np.full((*mask.shape, 3), _GROUND, np.uint8) if gan_sr is None else gan_sr
     picture = fitted(ground, AGREEMENT_SIDE).astype(np.float64)
@@ -171,7 +159,7 @@ def drawn_agreement(mask: Mask, ground_truth: Mask, gan_sr: RGB | None) -> RGB:
 def label_picture(labels: Labels, *, largest: int) -> RGB:
     """Colour ``(H, W)`` classes, each the same as in `class_shares`; longer sides are thinned out to ``largest``."""
     colours = np.full((256, 3), _OTHER, np.uint8)
-    order = _by_pixels(labels)[0][: len(_CLASS_COLOURS)]
+    order = _by_pixels(labels)[: len(_CLASS_COLOURS)]
     colours[order] = _CLASS_COLOURS[: order.size]
     step = max(1.0, max(labels.shape) / largest)
     rows, columns = ((np.arange(max(1, round(side / step))) * step).astype(int) for side in labels.shape)
@@ -179,22 +167,15 @@ def label_picture(labels: Labels, *, largest: int) -> RGB:
 
 
 def class_shares(labels: Labels) -> list[ClassShare]:
-    """The classes that are there, those with most pixels first."""
-    names, (order, pixels) = class_names(), _by_pixels(labels)
-    colours = [*_CLASS_COLOURS, *[_OTHER] * order.size]
+    """List the classes of an image, those with most pixels first."""
+    names, pixels = class_names(), np.bincount(labels.ravel())
     return [
-        ClassShare(names[index], "#" + bytes(colour).hex(), size / labels.size)
-        for index, size, colour in zip(order.tolist(), pixels.tolist(), colours, strict=False)
+        ClassShare(names[index], "#" + bytes(colour).hex(), float(pixels[index] / labels.size))
+        for index, colour in zip(_by_pixels(labels).tolist(), chain(_CLASS_COLOURS, repeat(_OTHER)), strict=False)
     ]
 
 
-def _by_pixels(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Classes and their pixels, most pixels first."""
+def _by_pixels(labels: Labels) -> npt.NDArray[np.int64]:
+    """List the classes that occur, those with most pixels first."""
     pixels = np.bincount(labels.ravel())
-    order = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
-    return order, pixels[order]
-
-
-def _sampled(start: int, extent: int, side: int, low_side: int) -> npt.NDArray[np.intp]:
-    """The LR pixel under each SR pixel of a stretch."""
-    return np.asarray((np.arange(start, start + extent) * low_side) // side, np.intp)
+    return np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]

@@ -19,7 +19,6 @@ from desra_core.report import charts, wording
 from desra_core.report.charts import inline
 from desra_core.report.distribution import Distributions, class_distributions
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
-from desra_core.report.finetuning import KINDS as CARD_KINDS
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.human import SeverityCurve, severity_curve
 from desra_core.report.image_page import FOLDER, Page, render_pages
@@ -175,7 +174,7 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
     except UsageError as error:
         finetuning = None
         notes.append(wording.shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
-    pictures = PICTURE_CHARACTERS - (finetuning.characters if finetuning else 0)
+    pictures = PICTURE_CHARACTERS - (finetuning["characters"] if finetuning else 0)
     return {
         "workspace": results.workspace.root.absolute(),
         "verb": results.verb,
@@ -184,7 +183,6 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
         "summary": summary,
         "notes": notes,
         "finetuning": finetuning,
-        "card_kinds": CARD_KINDS,
         "weighted": settings.get("segmenter", "none") != "none" and settings.get("weights") != "none",
         "measure": measure,
         "classes": classes,

@@ -15,7 +15,7 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.crops import Window
 from desra_core.report import write_report
-from desra_core.report.maps import read_map
+from desra_core.report.maps import StoredImage
 from desra_core.report.measure import Measure, measure_of
 from desra_core.report.pictures import heat_map
 from desra_core.settings import Detection
@@ -99,9 +99,9 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     assert len(paths) == 3
     window = Window(10, 20, 30, 40)
     for path in paths:
-        assert read_map(path, (200, 240), window, Measure("own", 0.25)).shape == (40, 30)
+        assert StoredImage({}, path.parent, (200, 240), Measure("own", 0.25)).values(window).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):
-            read_map(path, (200, 240), window, Measure())
+            StoredImage({}, path.parent, (200, 240)).values(window)
 
 
 def test_classes_by_score(own: Path, tmp_path: Path) -> None:
