@@ -86,9 +86,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "prominent_tiles": _tiles(evaluation.prominent) if evaluation.prominent else [],
         "notes": _notes(evaluation),
         "charts": _charts(evaluation),
-        "worst": {
-            kind: [(image, _cells(image)) for image in found] for kind, found in worst_images(evaluation.images).items()
-        },
+        "worst": {kind: [(image, _cells(image)) for image in found] for kind, found in worst.items()},
         "kinds": KINDS,
         "rows": rows[:_ROWS],
         "all_rows": len(rows),
