@@ -79,47 +79,30 @@ def plan(settings: Benchmarking) -> AnyBenchmark:
 
 def publish_results(benchmark: AnyBenchmark) -> Published:
     """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
+    make: Callable[[], str]
     if isinstance(benchmark, SyntheticBenchmark):
-        trials, failed = benchmark.trials(), benchmark.failed()
-        summary = summarise(trials)
+        trials, failures = benchmark.trials(), benchmark.failed()
+        summary, judged = summarise(trials), len(trials)
+        tables = synthetic_files.as_files(benchmark, summary, failures)
         markdown = synthetic_files.told_summary(benchmark, summary)
-        return Published(
-            files=_publish(
-                benchmark,
-                synthetic_files.as_files(benchmark, summary, failed),
-                f"{synthetic_files.STEM}.html",
-                partial(render_synthetic, benchmark, summary, failed),
-            ),
-            markdown=markdown,
-            text=for_terminal(markdown),
-            judged=len(trials),
-            failures=failed,
-        )
-    results = benchmark_files.results_of(benchmark)
-    return Published(
-        files=_publish(
-            benchmark,
-            benchmark_files.as_files(benchmark, results),
-            f"{benchmark_files.STEM}.html",
-            partial(render, benchmark, results),
-        ),
-        markdown=benchmark_files.as_markdown(benchmark, results),
-        text=benchmark_files.as_console_text(results),
-        judged=len(results.records),
-        failures=results.failures,
-    )
-
-
-def _publish(benchmark: AnyBenchmark, tables: dict[str, str], page: str, make: Callable[[], str]) -> list[Path]:
-    """Write the page and then the tables; where those are there already, so is the page that goes with them."""
+        text, stem = for_terminal(markdown), synthetic_files.STEM
+        make = partial(render_synthetic, benchmark, summary, failures)
+    else:
+        results = benchmark_files.results_of(benchmark)
+        failures, judged = results.failures, len(results.records)
+        tables = benchmark_files.as_files(benchmark, results)
+        markdown = benchmark_files.as_markdown(benchmark, results)
+        text, stem = benchmark_files.as_console_text(results), benchmark_files.STEM
+        make = partial(render, benchmark, results)
     workspace = benchmark.workspace
-    contents = {workspace.root / name: text.encode() for name, text in tables.items()}
-    place = workspace.root / page
-    if not (place.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
-        workspace.publish(place, make().encode())
+    contents = {workspace.root / name: table.encode() for name, table in tables.items()}
+    page = workspace.root / f"{stem}.html"
+    # The page is written before the tables: where the same tables are there already, so is the page that goes with them.
+    if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
+        workspace.publish(page, make().encode())
         for path, data in contents.items():
             workspace.publish(path, data)
-    return [*contents, place]
+    return Published([*contents, page], markdown, text, judged, failures)
 
 
 def render(benchmark: Benchmark, results: Results) -> str:
