@@ -97,7 +97,7 @@ def publish_results(benchmark: AnyBenchmark) -> Published:
     workspace = benchmark.workspace
     contents = {workspace.root / name: table.encode() for name, table in tables.items()}
     page = workspace.root / f"{stem}.html"
-    # The page is written before the tables: where the same tables are there already, so is the page that goes with them.
+    # The page is written before the tables: where the same tables are there already, so is their page.
     if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
         workspace.publish(page, make().encode())
         for path, data in contents.items():
