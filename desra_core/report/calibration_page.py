@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,25 +32,27 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
     write_weights(calibrated, output)
     charts.save(class_distributions(calibrated), picture)
-    content = render(calibrated, output).encode()
-    replace_file(page, content)
+    replace_file(page, render(calibrated, output).encode())
     return [output, page, picture]
 
 
 def render(calibrated: CalibratedWeights, output: Path) -> str:
     """Render the page."""
-    rows = calibrated.rows
-    drawn = inline(class_distributions(calibrated), "Distribution of the similarity in each class")
+    rows = _by_pixels(calibrated.rows)
+    seen = [row for row in rows if row.pixels]
+    changed = largest_differences(calibrated.rows, _DIFFERENCES)
+    ratios = {row.name: row.weight / row.published_weight for row in changed}
+    differences = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
     return render_page(
         "calibration.html.j2",
         name=output.name,
         histogram=calibrated.histogram,
         pixels=int(calibrated.histogram.pixels.sum()),
         states={state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")},
-        distributions=drawn,
-        drawn=len(_drawn(calibrated)),
-        differences=_difference_chart(rows),
-        classes=class_rows([row for row in rows if row.pixels]),
+        distributions=inline(class_distributions(calibrated), "Distribution of the similarity in each class"),
+        drawn=min(len(seen), _DRAWN),
+        differences=differences and inline(differences, "Largest differences to the published weights"),
+        classes=class_rows(seen),
         unseen=class_rows([row for row in rows if not row.pixels]),
         suggestions=suggestion_rows(calibrated.suggestions),
         suggested=calibrated.suggested,
@@ -64,7 +65,8 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:
     """Draw D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
-    rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in _drawn(calibrated)}
+    seen = [row for row in _by_pixels(calibrated.rows) if row.pixels]
+    rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_DRAWN]}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _FIGURE_BINS, -1).sum(axis=2)
     return charts.distributions(
         {name: counts[row.class_index].tolist() for name, row in rows.items()},
@@ -74,19 +76,8 @@ def class_distributions(calibrated: CalibratedWeights) -> Figure:
     )
 
 
-def _drawn(calibrated: CalibratedWeights) -> list[ClassWeight]:
-    seen = sorted((row for row in calibrated.rows if row.pixels), key=lambda row: (-row.pixels, row.class_index))
-    return seen[:_DRAWN]
-
-
-def _difference_chart(rows: list[ClassWeight]) -> Any:
-    """The largest differences to the published weights, or None without any."""
-    changed = largest_differences(rows, _DIFFERENCES)
-    ratios = {row.name: row.weight / row.published_weight for row in changed}
-    if not ratios:
-        return None
-    figure = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one")
-    return inline(figure, "Largest differences to the published weights")
+def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
+    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
 
 
 def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
@@ -102,7 +93,7 @@ def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
             "published weight": f"{row.published_weight:.3f}",
             "note": _note(row),
         }
-        for row in sorted(rows, key=lambda row: (-row.pixels, row.class_index))
+        for row in _by_pixels(rows)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Charts for pages and for print: told apart without colour, and with the colours of Okabe and Ito.
+"""Charts for pages and for print: distinct without colour, and with the colours of Okabe and Ito.
 
 Each function returns a figure, which `inline` puts into a page and `save` writes to a file.
 """
@@ -101,7 +101,7 @@ def line_chart(
         Draw a logarithmic x axis, and leave points at 0 and below out.
     """
     if len(curves) > len(_LINES):
-        raise ValueError(f"{len(curves)} curves cannot be told apart; {len(_LINES)} can")
+        raise ValueError(f"{len(curves)} curves cannot be drawn; {len(_LINES)} differ without colour")
     figure, axes = _new_axes(_WIDTH, 3.2)
     if log_x:
         axes.set_xscale("log")

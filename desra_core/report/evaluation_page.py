@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.mask_regions import MaskRegion
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
 from desra_core.evaluation.removal import wilson_interval
@@ -170,53 +169,40 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
 
 
 def _charts(evaluation: Evaluation) -> list[Markup]:
-    """Draw the measures of single images, and as far as defined recall and precision by the area of regions."""
-    charts = [_spread(evaluation)]
-    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
-    for title, regions in sides.items():
-        if any(regions):
-            charts.append(_by_area([region for of_image in regions for region in of_image], title))
-    return charts
-
-
-def _spread(evaluation: Evaluation) -> Markup:
-    """How the measures of single images spread; the line is that of the set."""
+    """Draw how the measures of single images spread, and as far as defined recall and precision by area of regions."""
     histograms: dict[str, list[int]] = {}
     marks: dict[str, float] = {}
-    for measure, name in {"iou": "IoU", "precision": "precision", "recall": "recall"}.items():
+    for measure in ("iou", "precision", "recall"):
         values = [getattr(image.agreement, measure) for image in evaluation.images]
         counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
-        histograms[name] = counts.tolist()
+        histograms[NAMES[measure]] = counts.tolist()
         of_set = evaluation.scores.values[measure]
-        marks |= {} if of_set is None else {name: of_set}
+        if of_set is not None:
+            marks[NAMES[measure]] = of_set
     figure = distributions(histograms, edges=edges.tolist(), xlabel="of one image; the line: of all", marks=marks)
-    return inline(figure, "How the measures of single images spread, and those of all")
+    charts = [inline(figure, "How the measures of single images spread, and those of all")]
+    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
+    for title, of_images in sides.items():
+        regions = list(chain.from_iterable(of_images))
+        parts = {}
+        for low, high in pairwise(_EDGES):
+            name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
+            covered = [region.covered for region in regions if low <= region.area < high]
+            parts[name] = sum(covered), len(covered)
+        if regions:
+            charts.append(_shares(parts, title, "by area"))
+    return charts
 
 
 def _class_chart(classes: Mapping[int, Agreement]) -> Markup | str:
     """Draw the recall of the classes with the most ground-truth regions; empty without any."""
-    marked = [(index, agreement) for index, agreement in classes.items() if agreement.marked]
-    if not marked:
-        return ""
-    names = class_names()
-    shown = sorted(marked, key=lambda item: (-item[1].marked, item[0]))[:_DRAWN_CLASSES]
-    return _shares(
-        {names[index]: (agreement.found, agreement.marked) for index, agreement in shown}, _FOUND, "by class"
-    )
-
-
-def _by_area(regions: Sequence[MaskRegion], title: str) -> Markup:
-    places = np.searchsorted(_EDGES, [region.area for region in regions], side="right") - 1
-    covered = np.array([region.covered for region in regions])
-    parts = {}
-    for place, (low, high) in enumerate(pairwise(_EDGES)):
-        name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
-        parts[name] = int(covered[places == place].sum()), int((places == place).sum())
-    return _shares(parts, title, "by area")
+    names, ranked = class_names(), sorted(classes.items(), key=lambda item: (-item[1].marked, item[0]))
+    parts = {names[index]: (agreement.found, agreement.marked) for index, agreement in ranked if agreement.marked}
+    return _shares(dict(list(parts.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if parts else ""
 
 
 def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
-    """Bars of so many out of so many, each with the 95 % interval of it alone."""
+    """Draw bars of parts of wholes, each with its own 95 % interval."""
     named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
     values = {name: part / whole for name, (part, whole) in named.items()}
     intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}

@@ -25,7 +25,7 @@ from desra_core.workspace import Workspace
 
 # A line for each of `desra_core.gate.score_table.COLUMNS`.
 COLUMNS = {
-    "candidate": "iterations and kind of weights; the control is the old model's result with noise that nobody sees",
+    "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
     "removal": "their share, and its 95 % interval",
     "images with added": "images with a region that was not there before; no more of them than in the control pass",
@@ -199,10 +199,7 @@ def _entry(event: Event) -> dict[str, str]:
 def verdict_markdown(workspace: Workspace) -> str:
     """Write the latest verdict of a workspace in Markdown: outcome, scores, some regions before and after, pixel loss.
 
-    Raises
-    ------
-    UsageError
-        The verdict is damaged.
+    Raises a `UsageError` where the verdict is damaged.
     """
     read = read_document(workspace)
     if read is None:

@@ -118,7 +118,7 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
         raise ImageError("mask", "is not the one of the regions", "run again")
     of_component = np.array([0.0, *(by_box[box] for box in boxes)])
     mask, human, numbers = valid(mask, _FRAME), valid(human, _FRAME), valid(whole.numbers, _FRAME)
-    # What the crop has cut in two counts twice, as for the published scripts.
+    # A component that the crop has cut in two counts twice, as in the published scripts.
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]

@@ -36,7 +36,7 @@ class StoredImage:
     shape
         ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
     measure
-        What the similarity array holds.
+        The kind of values in the similarity array.
     """
 
     files: Mapping[str, Path]

@@ -1,4 +1,4 @@
-"""The results of a workspace as the report needs them: columns for everything, and the numbers computed from them."""
+"""Results of a workspace for its report: columns for everything, and the numbers computed from them."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Results:
     regions
         Regions of these images (schema `desra_core.planning.tables.REGIONS`).
     failures
-        What failed, the scan's failures included (schema `desra_core.workspace.matching.FAILURES`).
+        Failures, those of the scan included (schema `desra_core.workspace.matching.FAILURES`).
     vanished
         Names that are no longer in the folders; they are in none of the above.
     unscanned
         Files that no image could be made of; they are in ``failures`` only.
     passed_over
-        What else the latest scan came upon, see `desra_core.images.scanning.told_passed_over`.
+        Other files that the latest scan passed over, see `desra_core.images.scanning.told_passed_over`.
     changed
         When the workspace's results last changed.
     """

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -47,22 +47,14 @@ _SETTINGS = ROLES | {
 }
 
 
-class Setting(NamedTuple):
-    """A row of the settings table."""
-
-    name: str
-    value: str
-    meaning: str
-
-
-def settings_rows(settings: dict[str, Any]) -> list[Setting]:
-    """Write the settings of a run as rows, a nested setting as a row per leaf."""
+def settings_rows(settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Write the settings of a run as rows of name, value and meaning; a nested setting gives a row per leaf."""
     models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     meanings = {name: field.description or "" for model in models for name, field in model.model_fields.items()}
     rows = []
     for path, value in _leaves(settings):
         label = " ".join(_SETTINGS.get(part, part.replace("_", " ")) for part in path)
-        rows.append(Setting(shortened(label), _value(path[-1], value, settings), meanings.get(path[0], "")))
+        rows.append((shortened(label), _value(path[-1], value, settings), meanings.get(path[0], "")))
     return rows
 
 

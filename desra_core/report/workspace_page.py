@@ -74,8 +74,8 @@ def write_report(
     workspace
         Of any run, a cut off one too. Nothing in it changes but the report.
     worst
-        Number of regions to show, the most severe ones first, `MOST` at most. What would make the page too large
-        is left out, and the page says so.
+        Number of regions to show, the most severe ones first, `MOST` at most. Regions that would make the
+        page too large are left out, and the page says so.
     pages
         Number of images to write a page of their own about, to ``pages/NAME.html`` beside the report, which links to
         them; those with the most severe regions.

@@ -51,7 +51,7 @@ def test_eight_curves_differ_without_their_colours() -> None:
     colours = np.array([matplotlib.colors.to_rgb(line.get_color()) for line in lines])
     assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 0.3
     assert set(CURVES) <= set(texts(figure))
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match="cannot be drawn"):
         charts.line_chart(CURVES | {"ninth": []}, xlabel="x", ylabel="y")
 
 
