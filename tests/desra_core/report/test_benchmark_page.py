@@ -59,7 +59,7 @@ def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
     assert render(judged, results_of(judged)) == page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     # Where nothing has changed the page is not even drawn.
-    monkeypatch.setattr("desra_core.report.benchmark_page.render", None)
+    monkeypatch.setattr("desra_core.report.benchmark_page.render_page", None)
     publish_results(plan(judged.settings))
 
 
