@@ -117,7 +117,7 @@ def test_classes_by_score(own: Path, tmp_path: Path) -> None:
     text = words(write_report(Workspace(folder / "ws")).read_text())
     assert "mine.py score by class" in text
     assert "85 % of its pixels lie below the line" in text
-    assert "What lies beyond 0.5 counts for the last bin" in text
+    assert "Scores beyond 0.5 count for the last bin" in text
 
 
 def test_heat_maps_span_the_scale() -> None:
