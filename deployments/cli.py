@@ -19,7 +19,8 @@ from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
 from deployments.commands.housekeeping import gc, size_line
 from deployments.commands.runs import run_corpus, show_failures
-from deployments.serving.server import AGAIN, ServerLostError
+from deployments.serving.connection import AGAIN
+from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.gate.model_registry import current_model, history

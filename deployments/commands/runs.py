@@ -14,15 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.serving.server import (
-    ServerLostError,
-    check_temporary,
-    end_leftover_server,
-    prefect_server,
-    wait_for_task_runs,
-    watch_at,
-)
-from deployments.serving.worker import CONSOLE
+from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
+from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.images.scanning import told_passed_over

@@ -1,4 +1,4 @@
-"""What stands while desra serve is on: who serves a workspace, and the processes that belong to it."""
+"""Who serves a workspace: a locked file names the process, the mark of all that it starts, and its Prefect server."""
 
 from __future__ import annotations
 
@@ -7,36 +7,15 @@ import fcntl
 import json
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
-import psutil
-
-from desra_core.errors import LockedError, UsageError
+from deployments.serving.processes import MARK, end_marked, new_mark
+from desra_core.errors import LockedError
 from desra_core.files.atomic import flocked
 from desra_core.workspace import Workspace
-from tasks.logs import say
-
-# A process that ends by itself so often within so long is not started again.
-_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
-
-# The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
-# may be another program's by now, and when a process began moves with the clock.
-MARK = "DESRA_SERVE"
-
-_END_SECONDS = 10
-
-
-def new_mark() -> dict[str, str]:
-    """A mark that no process has yet."""
-    return {MARK: uuid.uuid4().hex}
-
-
-class RestlessError(UsageError):
-    """A process ends again and again."""
 
 
 class Served(NamedTuple):
@@ -66,18 +45,18 @@ class Standing:
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self.mark = new_mark()
-        self._told: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
+        self._content: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
         self._write()
 
     def announce(self, served: Served, history: timedelta) -> None:
-        """Say which server it is and how long it keeps runs, for runs that are started by hand."""
-        self._told |= {**served._asdict(), "history": history.total_seconds()}
+        """Write down which server it is and how long it keeps runs, for runs that are started by hand."""
+        self._content |= {**served._asdict(), "history": history.total_seconds()}
         self._write()
 
     def _write(self) -> None:
         self._file.seek(0)
         self._file.truncate()
-        json.dump(self._told, self._file)
+        json.dump(self._content, self._file)
         self._file.flush()
 
 
@@ -90,14 +69,15 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
     LockedError
         Another one serves it.
     """
-    _file(workspace).parent.mkdir(parents=True, exist_ok=True)
-    _file(workspace).touch()
-    with _file(workspace).open("r+") as file:
+    _path(workspace).parent.mkdir(parents=True, exist_ok=True)
+    _path(workspace).touch()
+    with _path(workspace).open("r+") as file:
         while not flocked(file, fcntl.LOCK_EX):
-            if (told := _who_serves(workspace)) is not None:
-                reason = f"is served by process {told.get('pid', '?')} already"
+            free, content = _look(workspace)
+            if not free:
+                reason = f"is served by process {content.get('pid', '?')} already"
                 raise LockedError(workspace.root, reason, "stop that one first")
-            time.sleep(0.01)  # somebody only looked who serves it
+            time.sleep(0.01)  # another process only looked who serves it
         _end_those_of(_read(file))
         own = Standing(file)
         try:
@@ -107,134 +87,42 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
 
 
 def served_at(workspace: Workspace) -> Served | None:
-    """The server by which a workspace is served; None when it is not. The workspace must be locked."""
-    told = _who_serves(workspace) or {}
-    return Served(told["url"], bool(told.get("own"))) if "url" in told else None
+    """Find the server by which a workspace, which must be locked, is served; None when it is not."""
+    free, content = _look(workspace)
+    return None if free or "url" not in content else Served(content["url"], bool(content.get("own")))
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
-    """How long the latest desra serve wanted runs to be kept; None where there was none."""
-    told: dict[str, Any] = {}
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        told = _read(file)
-    return timedelta(seconds=told["history"]) if "history" in told else None
+    """Read how long the latest desra serve wanted runs to be kept; None where there was none."""
+    _, content = _look(workspace)
+    return timedelta(seconds=content["history"]) if "history" in content else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    told: dict[str, Any] = {}
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if flocked(file, fcntl.LOCK_SH):
-            told = _read(file)
-    _end_those_of(told)  # who serves from now on has another token
+    free, content = _look(workspace)
+    if free:
+        _end_those_of(content)  # who serves from now on has another token
 
 
-class Standby(Protocol):
-    """A process that is started again when it ends by itself."""
-
-    name: str
-    log: Path
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-
-    def start(self) -> None:
-        """Start it, or start it again."""
+def _look(workspace: Workspace) -> tuple[bool, dict[str, Any]]:
+    """Whether no process serves a workspace, and what the latest one that did has written."""
+    with contextlib.suppress(OSError), _path(workspace).open("r") as file:
+        return flocked(file, fcntl.LOCK_SH), _read(file)
+    return True, {}
 
 
-def start_again(process: Standby, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
-    """Start a process that has ended by itself, after a pause that grows.
-
-    Parameters
-    ----------
-    process
-        What has ended.
-    starts
-        When it was started again before, in seconds of the clock that `now` is of; kept up.
-    now
-        The present.
-    wait
-        Waits for so many seconds.
-
-    Raises
-    ------
-    UsageError
-        It ends again and again; with that, it is not started.
-    DesraError, OSError
-        What starting it raises.
-    """
-    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
-    if len(starts) > _MOST_STARTS:
-        raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
-    pause = 2 ** len(starts)  # for a cause that passes
-    told = f"warning: {process.name} has ended (exit code {process.exit_code}), and is started again in {pause} s"
-    say(f"{told}; its log is {process.log}")
-    wait(pause)
-    began = time.monotonic()
-    try:
-        process.start()
-    finally:  # what a start takes, be it ten minutes, is no time in which the process was steady
-        starts[:] = [start + time.monotonic() - began for start in starts]
-
-
-def elsewhere() -> dict[str, str]:
-    """What a process of Python needs in its environment to be started in another folder than this one.
-
-    Relative paths would mean others there, and modules are not to be looked for there.
-    """
-    told = {"PYTHONSAFEPATH": "1"}
-    for name in ("PYTHONPATH", "TMPDIR"):
-        if given := os.environ.get(name):
-            told[name] = os.pathsep.join(map(os.path.abspath, given.split(os.pathsep)))
-    return told
-
-
-def end_marked(mark: dict[str, str]) -> None:
-    """Kill the processes whose environment says so, but for this one. Nothing of what they do is lost by that.
-
-    One that cannot be killed, as it waits for a disk that has gone, is left alone in the end.
-    """
-    deadline = time.monotonic() + _END_SECONDS
-    # Again and again: one of them may just have started another one.
-    while (found := _marked(mark)) and time.monotonic() < deadline:
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(found, timeout=_END_SECONDS)
-
-
-def _marked(mark: dict[str, str]) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and mark.items() <= process.environ().items():
-                found.append(process)
-    return found
-
-
-def _end_those_of(told: dict[str, Any]) -> None:
-    """End the processes of one that served."""
-    if token := told.get("token"):
+def _end_those_of(content: dict[str, Any]) -> None:
+    if token := content.get("token"):
         end_marked({MARK: token})
 
 
-def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
-    """What the one that serves a workspace has told so far; None where nobody does."""
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if not flocked(file, fcntl.LOCK_SH):
-            return _read(file)
-    return None
-
-
-def _file(workspace: Workspace) -> Path:
+def _path(workspace: Workspace) -> Path:
     return workspace.prefect_home / "serve.lock"
 
 
 def _read(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
-    try:
-        told = json.loads(file.read())
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+    with contextlib.suppress(ValueError):
+        content = json.load(file)
+        return content if isinstance(content, dict) else {}
+    return {}

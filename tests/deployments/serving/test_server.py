@@ -21,9 +21,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from deployments.commands.runs import serving
 from deployments.serving import server as servers
+from deployments.serving.connection import AGAIN, CONSOLE, check_server, configure
 from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, ServerLostError, check_server, configure
-from deployments.serving.worker import CONSOLE
+from deployments.serving.server import Server, ServerLostError
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
 from flows.webhook import tell_webhook
@@ -81,7 +81,7 @@ def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environm
     """The command was right: it ends with 1, not as one of a wrong setting."""
     with pytest.raises(UsageError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
-    monkeypatch.setenv(servers.AGAIN, "1")
+    monkeypatch.setenv(AGAIN, "1")
     with pytest.raises(TransientError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
 
