@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from deployments.serving.processes import MARK, end_marked, new_mark
 from desra_core.errors import LockedError
-from desra_core.files.atomic import flocked
+from desra_core.files.locks import holder, locked, read_note
 from desra_core.workspace import Workspace
 
 
 class Served(NamedTuple):
-    """The Prefect server by which a workspace is served.
-
-    Attributes
-    ----------
-    url
-        Of its API.
-    own
-        Whether desra serve has started it, so that its key lies in the workspace.
-    """
+    """The Prefect server of a workspace: the URL of its API, and whether desra serve has started it, with its key."""
 
     url: str
     own: bool
 
 
 class Standing:
-    """Says that this process serves a workspace.
+    """Says that this process serves a workspace; ``mark`` is the environment of the processes that it starts."""
 
-    Attributes
-    ----------
-    mark
-        Environment variables for the processes that it starts.
-    """
-
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
         self.mark = new_mark()
-        self._content: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
-        self._write()
+        self._note: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
+        self._file.write_text(json.dumps(self._note))
 
     def announce(self, served: Served, history: timedelta) -> None:
         """Write down which server it is and how long it keeps runs, for runs that are started by hand."""
-        self._content |= {**served._asdict(), "history": history.total_seconds()}
-        self._write()
-
-    def _write(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        json.dump(self._content, self._file)
-        self._file.flush()
+        self._note |= {**served._asdict(), "history": history.total_seconds()}
+        self._file.write_text(json.dumps(self._note))
 
 
 @contextlib.contextmanager
@@ -69,16 +47,13 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
     LockedError
         Another one serves it.
     """
-    _path(workspace).parent.mkdir(parents=True, exist_ok=True)
-    _path(workspace).touch()
-    with _path(workspace).open("r+") as file:
-        while not flocked(file, fcntl.LOCK_EX):
-            free, content = _look(workspace)
-            if not free:
-                reason = f"is served by process {content.get('pid', '?')} already"
-                raise LockedError(workspace.root, reason, "stop that one first")
-            time.sleep(0.01)  # another process only looked who serves it
-        _end_those_of(_read(file))
+    file = _file(workspace)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file) as other:
+        if other is not None:
+            reason = f"is served by process {other.get('pid', '?')} already"
+            raise LockedError(workspace.root, reason, "stop that one first")
+        _end_those_of(read_note(file))
         own = Standing(file)
         try:
             yield own
@@ -88,41 +63,35 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
 
 def served_at(workspace: Workspace) -> Served | None:
     """Find the server by which a workspace, which must be locked, is served; None when it is not."""
-    free, content = _look(workspace)
-    return None if free or "url" not in content else Served(content["url"], bool(content.get("own")))
+    note = _who_serves(workspace) or {}
+    return Served(note["url"], bool(note.get("own"))) if "url" in note else None
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
     """Read how long the latest desra serve wanted runs to be kept; None where there was none."""
-    _, content = _look(workspace)
-    return timedelta(seconds=content["history"]) if "history" in content else None
+    note = read_note(_file(workspace))
+    return timedelta(seconds=note["history"]) if "history" in note else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    free, content = _look(workspace)
-    if free:
-        _end_those_of(content)  # who serves from now on has another token
+    note = read_note(_file(workspace))  # before the look at the lock: who serves from now on has another token
+    if _who_serves(workspace) is None:
+        _end_those_of(note)
 
 
-def _look(workspace: Workspace) -> tuple[bool, dict[str, Any]]:
-    """Whether no process serves a workspace, and what the latest one that did has written."""
-    with contextlib.suppress(OSError), _path(workspace).open("r") as file:
-        return flocked(file, fcntl.LOCK_SH), _read(file)
-    return True, {}
-
-
-def _end_those_of(content: dict[str, Any]) -> None:
-    if token := content.get("token"):
+def _end_those_of(told: dict[str, Any]) -> None:
+    """End the processes of one that served."""
+    if token := told.get("token"):
         end_marked({MARK: token})
 
 
-def _path(workspace: Workspace) -> Path:
+def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
+    """Return the note of the one that serves a workspace; None where it is not served."""
+    with contextlib.suppress(OSError):
+        return holder(_file(workspace))
+    return None
+
+
+def _file(workspace: Workspace) -> Path:
     return workspace.prefect_home / "serve.lock"
-
-
-def _read(file: IO[str]) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        content = json.load(file)
-        return content if isinstance(content, dict) else {}
-    return {}
