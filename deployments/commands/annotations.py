@@ -131,7 +131,7 @@ def import_masks(
 
 def _show_export(exported: Exported, form: str, workspace: Workspace, output: Path) -> None:
     images, regions = counted(exported.images, "image"), counted(exported.regions, "region")
-    by_people = f", {counted(exported.by_people, 'mask')} of them by people" if exported.by_people else ""
+    by_people = f", {exported.by_people} of the masks by people" if exported.by_people else ""
     left_out = f", {len(exported.failures)} left out" if exported.failures else ""
     typer.echo(f"{images} with {regions} exported{by_people}{left_out}")
     if exported.unpictured:

@@ -19,6 +19,7 @@ from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
 from deployments.demo import MODELS
 from deployments.demo.photos import make_photos
+from desra_core.errors import DesraError, printable
 from desra_core.files.atomic import replace_file
 from desra_core.images import codec, crops
 from desra_core.planning.tables import REGIONS
@@ -48,8 +49,9 @@ def main(
     photos, workspace = output / "photos", Workspace(output / "workspace")
     try:
         make_photos(photos)
-    except OSError as error:
-        typer.echo(f"error: {error.filename or output}: {error.strerror}; name another --output folder", err=True)
+    except (OSError, DesraError) as error:
+        reason = f"{error.filename or output}: {error.strerror}" if isinstance(error, OSError) else printable(error)
+        typer.echo(f"error: {reason}; name another --output folder", err=True)
         raise typer.Exit(2) from None
     code = _cycle(photos, workspace.root)
     if code not in (0, GATE_FAILED):
