@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -22,7 +22,7 @@ from desra_core.evaluation.table import counted
 from desra_core.images.scanning import told_passed_over
 from desra_core.planning.plan import Prepared, make_plan, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
-from desra_core.settings import CorpusSettings, Machine, method_of
+from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
 from desra_core.workspace.manifest import read_manifest
@@ -34,16 +34,6 @@ _SHOWN_PAGED = 5
 # Answers of an HTTP server.
 _REFUSED, _BROKEN = (401, 403), 500
 _UNREACHED = "Failed to reach API at"
-
-
-class FlowEnd(Protocol):
-    """The result of a flow, as far as the server is to have recorded it: the id of its run, and how many tasks."""
-
-    @property
-    def flow_run(self) -> str: ...  # noqa: D102
-
-    @property
-    def task_runs(self) -> int: ...  # noqa: D102
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
@@ -83,7 +73,7 @@ def existing_workspace(root: Path) -> Workspace:
 
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
     """Scan and plan, and print what that has found."""
-    if settings.segmenter == "none" and method_of(settings) == "desra":
+    if settings.segmenter == "none" and detector_of(settings).weighs_classes:
         say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
     prepared = prepare(settings, on_hashed=NowAndThen("reading new files: {} of {}"))
     plan, scanned = prepared.plan, prepared.scanned
@@ -144,8 +134,8 @@ def _server_error(error: BaseException | None) -> DesraError | None:
     return ServerLostError("the Prefect server", reason, "run again") if lost else None
 
 
-def wait_for(*ends: FlowEnd | None) -> None:
-    """Wait until the server has recorded runs of flows."""
+def wait_for(*ends: Any) -> None:
+    """Wait until the server has recorded runs of flows, of which the results are given; None is of no run."""
     for end in ends:
         if end is not None and not wait_for_task_runs(end.flow_run, end.task_runs):
             say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
@@ -224,8 +214,8 @@ def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
     """Print how many regions there are, found in which way, and the worst of them."""
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
-    if (method := method_of(settings)) != "desra":
-        weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
+    if not (detector := detector_of(settings)).weighs_classes:
+        weighting = f"{detector.title}, threshold {settings.threshold:g}"
     whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
     regions = pq.read_table(workspace.regions, columns=["image"])
     images = counted(len(regions["image"].unique()), "image")
