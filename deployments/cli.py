@@ -186,7 +186,7 @@ app.command()(paths_at_home(gc))
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """End the process by the exit code of a run; once it was told to stop, by that of the signal."""
+    """End the process with the exit code of a run, or with that of the signal that has stopped it."""
     try:
         code = run()
     except BaseException as error:
@@ -232,7 +232,7 @@ def _stop_before(error: BaseException | None) -> BaseException | None:
 
 
 def _is_termination(error: BaseException) -> bool:
-    """Whether Prefect has raised it for a SIGTERM, which it then sends once more: perhaps too late to be first here."""
+    """True for Prefect's own error on a SIGTERM; Prefect sends the signal once more, perhaps too late to be first here."""
     return type(error).__name__ == "TerminationSignal"
 
 

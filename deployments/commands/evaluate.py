@@ -75,7 +75,7 @@ def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> No
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(output, "is no folder", "name a folder for --output")
     if output is not None and not rated and has_ratings(output / "regions.csv"):
-        reason = "holds shares of viewers that somebody filled in, and would be written anew without them"
+        reason = "holds shares of viewers that a person filled in, and would be written anew without them"
         raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
 
 

@@ -73,7 +73,7 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
         assert run.deployment_id is not None
         try:
             if run.deployment_id not in resumed:
-                # Its own parameters, for somebody may have given others in the UI, but on the machine as it is.
+                # Its own parameters, which a person may have changed in the UI, but on the machine as it is.
                 parameters = {name: value for name, value in run.parameters.items() if name != "machine"}
                 client.create_flow_run_from_deployment(
                     run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
@@ -87,7 +87,7 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
             reason = printable(error.response.text)[:_ERROR_LENGTH]
             message = f"{_CUT_OFF}, and is not gone on with: the server does not accept another run ({reason})"
             lines.append(f"error: {run.name} {message}")
-        with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+        with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     return lines
 
@@ -106,7 +106,7 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
     for run in _runs(pool, client, {"type": {"any_": ["SCHEDULED"]}}):
         if run.auto_scheduled and run.expected_start_time and run.expected_start_time < latest:
             if run.deployment_id in kept:
-                with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+                with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
                     client.delete_flow_run(run.id)
                 dropped += 1
             kept.add(run.deployment_id)
@@ -153,7 +153,7 @@ def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: tim
         state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
         if run.state.is_cancelling():
             state = Cancelled(message=why)
-        with contextlib.suppress(ObjectNotFound):  # somebody has deleted it meanwhile
+        with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
             _end(run.id, client, why, state)
             names.append(run.name)
     return names

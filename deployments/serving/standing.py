@@ -80,9 +80,9 @@ def end_leftovers(workspace: Workspace) -> None:
         _end_those_of(note)
 
 
-def _end_those_of(told: dict[str, Any]) -> None:
+def _end_those_of(note: dict[str, Any]) -> None:
     """End the processes of one that served."""
-    if token := told.get("token"):
+    if token := note.get("token"):
         end_marked({MARK: token})
 
 

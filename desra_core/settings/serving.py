@@ -46,7 +46,7 @@ class FinetuneTrigger(BaseModel):
         description="Start a finetune when so many images with artifacts have joined the training pool since the last "
         "one.",
     )
-    group_by: str = Field("duplicates", description="As the finetune is told.")
+    group_by: str = Field("duplicates", description="As for the finetune.")
 
 
 class Serving(Cycling):
@@ -64,7 +64,7 @@ class Serving(Cycling):
         description="When new photos are mined: daily at 2:00, weekdays at 6:30, sundays at 4:00, every 15 minutes, a "
         "cron expression, or never.",
     )
-    cycle_at: str = Field("sundays at 4:00", description="When a whole cycle runs, told in the same way.")
+    cycle_at: str = Field("sundays at 4:00", description="When a whole cycle runs, given in the same way.")
     finetune_after: int = Field(
         200,
         ge=0,
