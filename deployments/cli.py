@@ -232,7 +232,7 @@ def _stop_before(error: BaseException | None) -> BaseException | None:
 
 
 def _is_termination(error: BaseException) -> bool:
-    """True for Prefect's error on a SIGTERM, a signal that Prefect sends once more, perhaps too late to be first here."""
+    """True for Prefect's error on a SIGTERM, which Prefect sends once more, perhaps too late to be first here."""
     return type(error).__name__ == "TerminationSignal"
 
 
