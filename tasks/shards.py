@@ -15,12 +15,12 @@ from prefect.runtime import flow_run
 
 from desra_core.errors import ImageError
 from desra_core.files.hashing import fingerprint
-from desra_core.planning.keys import Target
 from desra_core.planning.plan import Plan, Work, assess
 from desra_core.stages import Stage, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, Job
 from tasks.logs import record

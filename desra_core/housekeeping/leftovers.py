@@ -27,12 +27,13 @@ from desra_core.housekeeping.holdings import (
 from desra_core.housekeeping.sizes import entries, size_of, size_of_file
 from desra_core.housekeeping.stale_records import record_leftovers, stale_records
 from desra_core.housekeeping.superseded import UNFINISHED, stranger, superseded
-from desra_core.planning.keys import Target, load_settings
+from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import assess
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk, flags_of
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import SCHEMA, read_records
 
 _VANISHED, _REPLACED = "of images that have vanished", "of images that the manifest does not have"

@@ -79,7 +79,7 @@ class Lab:
             for function, settings in stages(self.detection(**changes), plan, weights):
                 on_disk = OnDisk.of_rows(workspace, rows)
                 name = function.__name__.removesuffix("_stage")
-                flags = getattr(assess(rows, to_table(records.values()), plan.target, on_disk), name)
+                flags = assess(rows, to_table(records.values()), plan.target, on_disk).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
                     if image_id in failures:
                         continue
