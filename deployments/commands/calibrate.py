@@ -44,8 +44,10 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         if prepared.plan.pending or counting.missing():
             with serving(workspace):
                 from flows.calibrate import calibrate
+                from flows.corpus import planned
 
-                ended = calibrate(settings, machine, rescan=False)
+                with planned(corpus, prepared):
+                    ended = calibrate(settings, machine, rescan=False)
                 for part in (ended.found, ended):
                     wait_for(part.flow_run, part.task_runs)
             for line in ended.found.broken_shards:

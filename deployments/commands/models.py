@@ -97,9 +97,11 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             before = current_model(workspace)
             try:
                 with serving(workspace):
+                    from flows.corpus import planned
                     from flows.cycle import cycle
 
-                    cycled = cycle(settings, machine, rescan=False)
+                    with planned(mining, prepared):
+                        cycled = cycle(settings, machine, rescan=False)
                     for part in (cycled.mined, cycled.finetuned, cycled.compared, cycled):
                         if part is not None:
                             wait_for(part.flow_run, part.task_runs)

@@ -26,12 +26,11 @@ from deployments.serving.worker import CONSOLE
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.images.scanning import told_passed_over
-from desra_core.planning.plan import Prepared, make_plan, prepare
+from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, method_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
-from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import with_twins_summed_up
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, say
 
@@ -52,8 +51,10 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         if prepared.plan.pending:
             with serving(workspace):
                 from flows import FLOWS
+                from flows.corpus import planned
 
-                summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                with planned(settings, prepared):
+                    summary = FLOWS[type(settings)](settings, machine, rescan=False)
                 wait_for(summary.flow_run, summary.task_runs)
             broken = summary.broken_shards
         else:
@@ -152,10 +153,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
     for line in broken:
         say(f"error: {line}")
-    manifest = read_manifest(workspace)
-    assert manifest is not None
     assert scanned is not None
-    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    after = before.after(workspace)
     failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
     regions = pq.read_table(workspace.regions, columns=["image"])
     if not before.pending:

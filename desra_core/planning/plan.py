@@ -36,7 +36,7 @@ class Work(NamedTuple):
     Attributes
     ----------
     lacking
-        By name of a stage that the run has, the rows for which it is to run.
+        The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
     failed
         Images that failed for good under the very same settings.
     dropped
@@ -50,7 +50,7 @@ class Work(NamedTuple):
     @property
     def pending(self) -> Flags:
         """Rows with anything to do."""
-        return np.logical_or.reduce(list(self.lacking.values()))
+        return self.lacking["mask"]
 
 
 class Standing:
@@ -137,15 +137,14 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    has_further = np.logical_and.reduce([np.ones(rows.num_rows, bool), *(has[one.name] for one in FURTHER if one.name in has)])
+    further = [flags for name, flags in has.items() if name != "segmentation"]
+    has_further = np.logical_and.reduce(further) if further else np.ones(rows.num_rows, bool)
     mapped = np.logical_and.reduce([has_similarity, *has.values()])
     intact = has_similarity | ~says_mapped
 
+    kept = np.where(forced, mapped & has_pair, mapped)
     if target.keep == "artifacts":
-        kept = intact & (has_further | ~says_mapped) | standing.clean
-    else:
-        kept = mapped
-    kept = np.where(forced, mapped & has_pair, kept)
+        kept = np.where(forced, kept, (intact & (has_further | ~says_mapped)) | standing.clean)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & kept & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
@@ -222,7 +221,7 @@ class Plan:
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """Read the pixels of the largest photo, or GAN result where that is a file, with anything to do, from headers."""
+        """Read headers for the pixels of the largest photo (GAN result, where that is a file) with anything to do."""
         return most_pixels(role_files(self._pending.select([f"{self._role}_path"]), self._role))
 
     def rows(self, shard: int) -> pa.Table:
@@ -240,7 +239,7 @@ class Plan:
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
     def after(self, workspace: Workspace) -> Plan:
-        """Plan again once the run is over. Only what had anything to do is looked at: the lock kept the rest as it was."""
+        """Plan again after the run. Only images that had anything to do are looked at: the lock kept the rest."""
         if not self.pending:
             return self
         held = OnDisk.of_rows(workspace, self._pending).held(self._pending, self.target.gan_sr_key)

@@ -14,8 +14,8 @@ from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.keys import result_key
 from desra_core.settings import Mining
 from desra_core.stages import similarity
-from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.run import StageJob
+from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.sources import read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array

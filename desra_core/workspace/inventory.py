@@ -81,7 +81,7 @@ class OnDisk:
         names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
         return Held(
             flags_of(pc.is_in(names, self._masks)),
-            sum((flags_of(pc.is_in(names, pictures)) for pictures in self._pictures), np.zeros(len(names), np.int8)),
+            np.sum([flags_of(pc.is_in(names, pictures)) for pictures in self._pictures], axis=0, dtype=np.int8),
             {name: self.has_array(ids, name) for name in ARRAYS},
             self.marked_by_people(ids, gan_sr_key) if gan_sr_key else np.zeros(len(ids), bool),
         )
