@@ -166,6 +166,6 @@ def _known_clean(
     stored = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
     assert record.height is not None
     assert record.width is not None
-    if stored is None or is_suspect(stored, settings.similarity, record.height, record.width):
+    if stored is None or is_suspect(-stored, settings.similarity, record.height, record.width):
         return None
     return proven_clean(record, settings.similarity)

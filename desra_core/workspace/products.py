@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.detectors import DEFAULT
 from desra_core.files.hashing import fingerprint
 
 # One value, or one for each of many images.
@@ -23,9 +24,8 @@ F = TypeVar("F", bool, npt.NDArray[np.bool_])
 class Target:
     """The settings of a run as keys: an image is done when its record and its files agree with them.
 
-    A pixel is suspect where the adjusted similarity is below ``threshold``. Of another ``method`` than DeSRA, minus the
-    score is taken for the similarity, and minus what the user gave for the threshold; ``labels_first`` where the
-    method's scores depend on the labels.
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
+    similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
     """
 
     similarity_key: str
@@ -39,7 +39,7 @@ class Target:
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
     keep_mse: bool = False
-    method: str = "desra"
+    method: str = DEFAULT
     labels_first: bool = False
 
     @property
