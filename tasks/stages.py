@@ -45,15 +45,16 @@ def stages_of(
     if machine.device == "cuda" and not dask.gpus and target.runs_networks:
         raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
     device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
-    job = StageJob(settings, target, weights, device, machine.tile, dask.threads, dask.max_pixels)
     stages = []
     for product in stages_for(target):
         module = import_module(f"desra_core.stages.{product.name}")
+        key = product.key(target) or ""
+        job = StageJob(settings, target, key, weights, device, machine.tile, dask.threads, dask.max_pixels)
         of_stage = module.settings_of(job)
         resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
         if product.gpu:
             function, *arguments = module.network(of_stage)
             dask.call(function, *arguments, resources=resources)
-        function, key = getattr(module, f"{product.name}_stage"), product.key(target) or ""
+        function = getattr(module, f"{product.name}_stage")
         stages.append(StageSpec(product.name, product.name, function, of_stage, key, resources))
     return stages

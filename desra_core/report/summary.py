@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.report.results import Results
+from desra_core.workspace.products import PRODUCTS
 
 # Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
-_STAGES = ("super_resolution", "inference", "similarity", "segmentation", "mask")
+_STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
 
 

@@ -22,12 +22,13 @@ Stage = Callable[[ImageRef, Record, Workspace, Any], Record]
 class StageJob:
     """A run, as the ``settings_of`` of each stage needs it.
 
-    ``device`` is ``cpu`` or ``cuda``; ``tile`` (px) and ``threads`` are for the similarity of one image; images of more
-    than ``max_pixels`` are refused.
+    ``key`` is that of the product that the stage makes; ``device`` is ``cpu`` or ``cuda``; ``tile`` (px) and
+    ``threads`` are for the similarity of one image; images of more than ``max_pixels`` are refused.
     """
 
     settings: CorpusSettings
     target: Target
+    key: str
     weights: Weights
     device: str
     tile: int

@@ -29,7 +29,7 @@ class SegmentationSettings:
 def settings_of(job: StageJob) -> SegmentationSettings:
     """Choose the settings of the stage for a run."""
     return SegmentationSettings(
-        key=job.target.segmentation_key,
+        key=job.key,
         gan_sr_key=job.target.gan_sr_key,
         segmenter=job.settings.segmenter,
         device=job.device,

@@ -137,7 +137,7 @@ PRODUCTS = (
         column="segmentation_key",
         kept="labels_kept",
     ),
-    Product("mask", "mask", key=lambda target: target.mask_key, needs=lambda _: ARRAYS, column="mask_key"),
+    Product("mask", "mask and regions", key=lambda target: target.mask_key, needs=lambda _: ARRAYS, column="mask_key"),
 )
 FURTHER = tuple(
     product for product in PRODUCTS if product.column not in ("similarity_key", "segmentation_key", "mask_key")
