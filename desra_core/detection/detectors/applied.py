@@ -138,7 +138,7 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
     """
     kind: type[AppliedDetector] = AppliedDetector
     if name in METHODS:
-        kind = getattr(import_module(f"{__package__}.{name}"), "Applied", AppliedDetector)
+        kind = getattr(import_module(f"{__package__}.{name}"), "applied_class", AppliedDetector)
     if threshold is None:
         threshold = kind.usual_threshold or load_detector(name).threshold
     return kind(name, threshold)

@@ -49,7 +49,7 @@ class Desra:
         return 1 + weighted_scores(scores, classes, self.weights).astype(np.float64, copy=False)
 
 
-class Applied(AppliedDetector):
+class AppliedDesra(AppliedDetector):
     """DeSRA in runs: the score is minus the similarity, and people give and read the similarity."""
 
     weighs_classes: ClassVar[bool] = True
@@ -103,3 +103,4 @@ class Applied(AppliedDetector):
 
 
 detector = Desra()
+applied_class = AppliedDesra
