@@ -59,6 +59,7 @@ class AppliedDesra(AppliedDetector):
     picture: ClassVar[str] = "1 − D"
     axis: ClassVar[str] = "D"
     top: ClassVar[float] = 1.0
+    highest: ClassVar[float | None] = 1.0
     limit: ClassVar[float] = 0.0
     inputs: ClassVar[tuple[str, ...]] = ()
 
@@ -97,9 +98,14 @@ class AppliedDesra(AppliedDetector):
         """Write a similarity."""
         return f"{-score:.3f}"
 
-    def heat(self, scores: Scores) -> Scores:
+    def pictured(self, scores: Scores) -> Scores:
         """Turn scores into ``1 - D``."""
         return 1 + scores
+
+    @property
+    def pictured_threshold(self) -> float:
+        """The threshold of ``1 - D``."""
+        return 1 - self.threshold
 
 
 detector = Desra()
