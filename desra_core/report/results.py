@@ -162,7 +162,7 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
 
 
 def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image content among some rows of `WorkspaceResults.images`: id, name, height, width."""
+    """Keep the first name of each image content among rows of `WorkspaceResults.images`: id, name, height, width."""
     grouped = images.group_by("id", use_threads=False)
     return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
         ["id", "name", "height", "width"]
