@@ -115,7 +115,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             renew_results(prepared)
         else:
             check_training(settings, mining)
-            with handing_over(finetuning, plan):
+            with handing_over(mining, prepared), handing_over(finetuning, plan):
                 turn = _turn(workspace, settings, machine)
         if turn.lost:
             run = plan_finetune(finetuning).run

@@ -16,8 +16,8 @@ import pyarrow as pa
 from desra_core.errors import UsageError
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.inventory import is_text
+from desra_core.workspace.products import ARRAYS
 
-ARRAYS = ("similarity", "labels", "mse_sr", "gan_sr")
 # The folders of a workspace.
 FOLDERS = (
     "masks", "human", "imports", "exported", "dataset", "maps", "outcomes", "journal", "models", "finetunes", "gate",

@@ -29,12 +29,13 @@ from desra_core.housekeeping.contents import (
     table_of,
 )
 from desra_core.housekeeping.old_finetunes import UNFINISHED, old_finetunes
-from desra_core.planning.keys import Target, load_settings
-from desra_core.planning.plan import assess
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import Standing, assess
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import OnDisk, flags_of
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import ARRAYS, Target, kept_arrays, kept_whole
 from desra_core.workspace.records import SCHEMA, finished_shards, read_records
 
 _STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
@@ -140,36 +141,25 @@ def _reasons(
 def _unkept(
     held: pa.Table, workspace: Workspace, settings: CorpusSettings, target: Target, manifest: pa.Table
 ) -> pa.Array:
-    """Why arrays are not kept by the settings of the latest run; null where they are, or the image is not done.
-
-    Everything is kept of images with an artifact, and of all images by ``--keep all``.
-    """
+    """Why arrays are not kept by the settings of the latest run; null where they are, or the image is not done."""
     rows = manifest.filter(manifest["present"])
     rows = rows.slice(0, rows.num_rows if settings.limit is None else settings.limit)
     records = read_records(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
-    on_disk = OnDisk.of(workspace)
+    on_disk = OnDisk.of(workspace).held(rows, target.gan_sr_key)
     work = assess(rows, records, target, on_disk)
+    whole = kept_whole(target.keep, Standing(rows, records, target).marked, on_disk.marked)
+    wanted = {array: flags & ~work.failed for array, flags in kept_arrays(target, whole).items()}
+    wanted["mse_sr"] |= target.keep_mse
     ids = rows["id"].combine_chunks()
-    pixels = records["artifact_pixels"].combine_chunks().take(pc.index_in(ids, records["id"].combine_chunks()))
-    with_artifacts = flags_of(pc.greater(pixels, 0)) | (target.keep == "all")
-    if target.super_resolves:
-        with_artifacts |= on_disk.marked_by_people(ids, target.gan_sr_key)
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
     index = pc.index_in(held["owner"].combine_chunks(), ids.filter(done))
-    failed, marked = (flags_of(pa.array(flags).filter(done).take(index)) for flags in (work.failed, with_artifacts))
-    mapped = ~failed & (marked | (target.keep != "artifacts"))
-    paired = ~failed & marked & target.super_resolves
-    wanted = {
-        "similarity": mapped,
-        "labels": mapped & target.segments,
-        "mse_sr": paired | target.keep_mse,
-        "gan_sr": paired,
-    }
     kept = np.zeros(len(index), bool)
-    for part, flags in wanted.items():
-        kept |= flags & flags_of(pc.equal(held["part"], part))
+    for array in ARRAYS:
+        flags = flags_of(pa.array(wanted[array]).filter(done).take(index))
+        kept |= flags & flags_of(pc.equal(held["part"], array))
+    failed = pc.fill_null(pa.array(work.failed).filter(done).take(index), False)
     settings_drop = f"that --keep {target.keep} and the other settings do not keep"
-    unkept = pc.if_else(pa.array(failed), "of images that failed for good", settings_drop)
+    unkept = pc.if_else(failed, "of images that failed for good", settings_drop)
     return pc.if_else(pc.and_(index.is_valid(), pc.invert(pa.array(kept))), unkept, _STAYS)
 
 

@@ -24,7 +24,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.codec import decode
 from desra_core.images.perceptual_hash import Duplicates, signature
-from desra_core.planning.keys import Target, load_settings
+from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import done_images
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.training.run_folder import read_json
@@ -32,6 +32,7 @@ from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, image_refs, read_manifest
 from desra_core.workspace.matching import Sources, match, spelled_like
+from desra_core.workspace.products import Target
 
 TRAINING_SHARE = 0.7
 
