@@ -32,7 +32,7 @@ class StoredImage:
         The file of each kind of picture: mse_sr, gan_sr, mask, and as far as there are any lr, pseudo_gt, human and
         labels.
     group
-        The folder with its zarr arrays: similarity (or minus a detector's score), and perhaps labels.
+        The folder with its zarr arrays: similarity, and perhaps labels.
     shape
         ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
     measure
