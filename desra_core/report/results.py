@@ -27,13 +27,14 @@ from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.pictures import picture_files
+from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
 # Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
-_STAGES = ("super_resolution", "inference", "similarity", "segmentation", "mask")
+_STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
 
 
