@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
+from desra_core.benchmarking.benchmark import judge_image
+from desra_core.benchmarking.labelled import LabelledBenchmark
+from desra_core.benchmarking.synthetic import SyntheticBenchmark
 from desra_core.errors import ImageError
 from desra_core.report.benchmark_results import AnyBenchmark, Published, plan, publish_results
 from desra_core.settings.benchmark import Benchmarking
@@ -108,18 +109,18 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     with workspace.locked(), one_thread():
         for image, work in missing:
             with contextlib.suppress(ImageError):  # the record tells it, as a worker's does
-                benchmark.stage(image, work, workspace, settings)
+                judge_image(image, work, workspace, settings)
     return [image.names[0] for image, _ in missing]
 
 
-def judge(dataset: object, output: Path, **settings: Any) -> tuple[Benchmark, Published]:
+def judge(dataset: object, output: Path, **settings: Any) -> tuple[LabelledBenchmark, Published]:
     """A whole benchmark."""
     asked = {"methods": FAST, "min_area": "100"} | settings
     benchmark = plan(Benchmarking(dataset=str(dataset), output=output, **asked))
     run_here(benchmark)
     published = publish_results(benchmark)
     assert benchmark.missing() == []
-    assert isinstance(benchmark, Benchmark)
+    assert isinstance(benchmark, LabelledBenchmark)
     return benchmark, published
 
 

@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.benchmark_files import Results, told_labels
-from desra_core.benchmarking.benchmark_table import (
+from desra_core.benchmarking.labelled import ImageRecord, LabelledBenchmark, LabelledJob, read_ground_truth
+from desra_core.benchmarking.labelled_tables import (
     PUBLISHED_TITLE,
-    Point,
-    Row,
-    told_paper,
-    told_published_rows,
-    told_rows,
+    Curve,
+    LabelledResults,
+    MethodRow,
+    paper_cells,
+    published_cells,
+    row_cells,
+    times_note,
 )
-from desra_core.benchmarking.entries import Entry
-from desra_core.benchmarking.judged import Record
-from desra_core.benchmarking.stage import Judging, mask_path, read_ground_truth
+from desra_core.benchmarking.methods import OperatingPoint
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.images.codec import Mask
@@ -54,47 +53,49 @@ class Picture(NamedTuple):
     cells: list[Cell]
 
 
-def render(benchmark: Benchmark, results: Results) -> str:
+def render(benchmark: LabelledBenchmark, results: LabelledResults) -> str:
     """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
     return render_page("benchmark.html.j2", **_content(benchmark, results))
 
 
-def worst_records(benchmark: Benchmark, records: Sequence[Record], count: int = WORST) -> list[Record]:
-    """The images on which the first contender's IoU is lowest, of equal ones those with the larger masks first.
+def worst_records(
+    benchmark: LabelledBenchmark, records: Sequence[ImageRecord], count: int = WORST
+) -> list[ImageRecord]:
+    """The images on which the first method's IoU is lowest, of equal ones those with the larger masks first.
 
     Images that it has not judged, and those where neither mask marks anything, are none of them.
     """
-    contender = benchmark.contenders[0]
-    entry = contender.entries[0].name
+    method = benchmark.methods[0]
+    point = method.points[0].name
     found = [
         (agreement.iou, -agreement.union, record.title, record)
         for record in records
-        if contender.name in record.runs
-        and (agreement := record.runs[contender.name].agreements[entry]).iou is not None
+        if method.name in record.runs
+        and (agreement := record.runs[method.name].agreements[point]).iou is not None
         and agreement.iou < 1
     ]
     return [record for *_, record in sorted(found, key=lambda row: row[:3])[:count]]
 
 
-def _content(benchmark: Benchmark, results: Results) -> dict[str, Any]:
+def _content(benchmark: LabelledBenchmark, results: LabelledResults) -> dict[str, Any]:
     settings = benchmark.settings
     summed = [row for row in results.rows if row.part == results.rows[-1].part]
     return {
         "name": Path(settings.dataset).name,
         "dataset": settings.dataset,
         "images": len(results.records),
-        "methods": len(benchmark.contenders),
+        "methods": len(benchmark.methods),
         "min_area": settings.min_area,
-        "table": told_rows(results.rows),
+        "table": row_cells(results.rows),
         "best": max(summed, key=lambda row: row.scores.iou or 0, default=None),
-        "labels": told_labels(results),
-        "desra_masks": told_published_rows(results.published),
+        "labels": times_note(results),
+        "desra_masks": published_cells(results.published),
         "paper_title": PUBLISHED_TITLE,
-        "paper": told_paper(),
+        "paper": paper_cells(),
         "curves": _curves(results.curves, summed),
         "bars": [_iou_bars(summed), _time_bars(summed)] if summed else [],
         "worst": _pictures(benchmark, worst_records(benchmark, results.records)),
-        "first": benchmark.contenders[0].entries[0].name,
+        "first": benchmark.methods[0].points[0].name,
         "colours": {name: "#" + bytes(colour).hex()
                     for name, colour in (("right", RIGHT), ("false", FALSE), ("missed", MISSED))},
         "unjudged": len(benchmark.unjudged),
@@ -104,7 +105,7 @@ def _content(benchmark: Benchmark, results: Results) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | None:
+def _curves(curves: dict[str, Curve], rows: Sequence[MethodRow]) -> Markup | None:
     """Precision over recall, and the points at which methods stand in the table; None without any curve."""
     drawn = {
         name: [(recall, precision) for _, agreement in points
@@ -114,30 +115,30 @@ def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | Non
     if not any(drawn.values()):
         return None
     marks = {
-        row.entry.name: (row.scores.recall, row.scores.precision)
+        row.point.name: (row.scores.recall, row.scores.precision)
         for row in rows
-        if row.contender.name in drawn and row.scores.recall is not None and row.scores.precision is not None
+        if row.method.name in drawn and row.scores.recall is not None and row.scores.precision is not None
     }
     return inline(line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks), "Precision by recall")
 
 
-def _iou_bars(rows: Sequence[Row]) -> Markup:
-    values = {row.entry.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
-    intervals = {row.entry.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
+def _iou_bars(rows: Sequence[MethodRow]) -> Markup:
+    values = {row.point.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
+    intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
     return inline(bar_chart(values, xlabel="IoU, and its 95 % interval", intervals=intervals), "IoU by method")
 
 
-def _time_bars(rows: Sequence[Row]) -> Markup:
-    values = {row.entry.name: row.seconds for row in rows}
+def _time_bars(rows: Sequence[MethodRow]) -> Markup:
+    values = {row.point.name: row.seconds for row in rows}
     return inline(
         bar_chart(values, xlabel="computing time in one thread, seconds per megapixel"),
         "Seconds per megapixel by method",
     )
 
 
-def _pictures(benchmark: Benchmark, records: Sequence[Record]) -> list[Picture]:
+def _pictures(benchmark: LabelledBenchmark, records: Sequence[ImageRecord]) -> list[Picture]:
     """As many images as fit into the page."""
-    work = {judging[:2]: (image, judging) for image, judging in benchmark.work}
+    work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
     budget, pictures = PICTURE_CHARACTERS, []
     with ThreadPoolExecutor(_THREADS) as pool:
         drawn = pool.map(lambda record: _picture(benchmark, record, *work[record.part, record.name]), records)
@@ -150,35 +151,35 @@ def _pictures(benchmark: Benchmark, records: Sequence[Record]) -> list[Picture]:
     return pictures
 
 
-def _picture(benchmark: Benchmark, record: Record, image: ImageRef, judging: Judging) -> Picture:
-    drawn = _Drawn(benchmark.workspace, record, image, judging)
+def _picture(benchmark: LabelledBenchmark, record: ImageRecord, image: ImageRef, job: LabelledJob) -> Picture:
+    drawn = _Drawn(benchmark.workspace, record, image, job)
     cells = [_cell("GAN-SR", partial(drawn.result, "gan_sr")), _cell("MSE-SR", partial(drawn.result, "mse_sr"))]
     ious = []
-    for contender in benchmark.contenders:
-        for entry in contender.entries if contender.name in record.runs else ():
-            cells.append(_cell(entry.name, partial(drawn.against, entry)))
-            iou = record.runs[contender.name].agreements[entry.name].iou
-            ious.append(f"{entry.name}: {'–' if iou is None else f'{iou:.3f}'}")
+    for method in benchmark.methods:
+        for point in method.points if method.name in record.runs else ():
+            cells.append(_cell(point.name, partial(drawn.against, point)))
+            iou = record.runs[method.name].agreements[point.name].iou
+            ious.append(f"{point.name}: {'–' if iou is None else f'{iou:.3f}'}")
     return Picture(record.title, f"IoU {' · '.join(ious)}", cells)
 
 
 class _Drawn:
     """The pictures of an image; where a file has gone or changed they raise an `ImageError`."""
 
-    def __init__(self, workspace: Workspace, record: Record, image: ImageRef, judging: Judging) -> None:
+    def __init__(self, workspace: Workspace, record: ImageRecord, image: ImageRef, job: LabelledJob) -> None:
         self._workspace = workspace
         self._record = record
         self._image = image
-        self._judging = judging
+        self._job = job
         self._shape = record.height, record.width
 
     def result(self, role: str) -> RGB:
         """A result, small."""
         return fitted(self._gan_sr if role == "gan_sr" else self._read(self._image.mse_sr), LARGEST)
 
-    def against(self, entry: Entry) -> RGB:
-        """The mask of an entry against the ground truth."""
-        path = mask_path(self._workspace, entry, self._record.part, self._record.name)
+    def against(self, point: OperatingPoint) -> RGB:
+        """The mask at an operating point against the ground truth."""
+        path = self._job.mask_path(self._workspace, point)
         mask = on_valid_region(read_mask(path), self._shape, path)
         return drawn_agreement(np.pad(mask, FRAME), self._truth, self._gan_sr)
 
@@ -188,7 +189,7 @@ class _Drawn:
 
     @cached_property
     def _truth(self) -> Mask:
-        return np.pad(read_ground_truth(self._judging.ground_truth, self._shape, self._image.path), FRAME)
+        return np.pad(read_ground_truth(self._job.ground_truth, self._shape, self._image.path), FRAME)
 
     def _read(self, file: File | None) -> RGB:
         assert file is not None

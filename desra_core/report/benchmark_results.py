@@ -1,4 +1,4 @@
-"""What comes of a benchmark of either kind: tables and a page in its folder, and what to tell."""
+"""The results of a benchmark of either kind: tables and a page in its folder, and a text for people."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.benchmarking import benchmark_files, synthetic_files
-from desra_core.benchmarking.benchmark import Benchmark, plan_benchmark
-from desra_core.benchmarking.markdown_blocks import for_terminal
-from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark, plan_synthetic
-from desra_core.benchmarking.synthetic_table import summarise
+from desra_core.benchmarking import labelled_tables, synthetic_tables
+from desra_core.benchmarking.labelled import LabelledBenchmark, plan_labelled
+from desra_core.benchmarking.synthetic import SyntheticBenchmark, plan_synthetic
+from desra_core.benchmarking.synthetic_summary import summarise
 from desra_core.errors import ImageError
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
 
-AnyBenchmark = Benchmark | SyntheticBenchmark
+AnyBenchmark = LabelledBenchmark | SyntheticBenchmark
 
 
 class Published(NamedTuple):
-    """What was made of a benchmark: its files, its tables to be told (``text`` in a terminal), and how many images.
+    """The files of a benchmark, its tables as Markdown and as ``text`` for a terminal, and the number of images judged.
 
     ``failures`` say why others could not be judged.
     """
@@ -32,33 +31,33 @@ class Published(NamedTuple):
 
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
-    """Find out what there is to do (raises `desra_core.errors.UsageError`). Writes nothing."""
-    return plan_synthetic(settings) if settings.synthetic else plan_benchmark(settings)
+    """List the images that are to be judged (raises `desra_core.errors.UsageError`). Writes nothing."""
+    return plan_synthetic(settings) if settings.synthetic else plan_labelled(settings)
 
 
 def publish_results(benchmark: AnyBenchmark) -> Published:
-    """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
+    """Add up the records that are there; write tables and page (raises `desra_core.errors.TransientError`)."""
     if isinstance(benchmark, SyntheticBenchmark):
         return _publish_synthetic(benchmark)
-    results = benchmark_files.results_of(benchmark)
+    results = labelled_tables.results_of(benchmark)
 
     def render() -> str:
         from desra_core.report.benchmark_page import render
 
         return render(benchmark, results)
 
-    tables = benchmark_files.as_files(benchmark, results)
+    tables = labelled_tables.as_files(benchmark, results)
     return Published(
-        files=_publish(benchmark.workspace, tables, f"{benchmark_files.STEM}.html", render),
-        markdown=benchmark_files.as_markdown(benchmark, results),
-        text=benchmark_files.as_console_text(results),
+        files=_publish(benchmark.workspace, tables, f"{labelled_tables.STEM}.html", render),
+        markdown=tables[f"{labelled_tables.STEM}.md"],
+        text=labelled_tables.as_console_text(results),
         judged=len(results.records),
         failures=results.failures,
     )
 
 
 def _publish_synthetic(benchmark: SyntheticBenchmark) -> Published:
-    trials, failures = benchmark.trials(), benchmark.failed()
+    trials, failures = benchmark.results()
     summary = summarise(trials)
 
     def render() -> str:
@@ -66,12 +65,12 @@ def _publish_synthetic(benchmark: SyntheticBenchmark) -> Published:
 
         return render(benchmark, summary, failures)
 
-    tables = synthetic_files.as_files(benchmark, summary, failures)
-    told = synthetic_files.told_summary(benchmark, summary)
+    tables = synthetic_tables.as_files(benchmark, summary, failures)
+    text = synthetic_tables.as_console_text(synthetic_tables.title_of(benchmark), synthetic_tables.blocks_of(summary))
     return Published(
-        files=_publish(benchmark.workspace, tables, f"{synthetic_files.STEM}.html", render),
-        markdown=told,
-        text=for_terminal(told),
+        files=_publish(benchmark.workspace, tables, f"{synthetic_tables.STEM}.html", render),
+        markdown=tables[f"{synthetic_tables.STEM}.md"],
+        text=text,
         judged=len(trials),
         failures=failures,
     )

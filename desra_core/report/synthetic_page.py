@@ -9,10 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.markdown_blocks import blocks_of
-from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
-from desra_core.benchmarking.synthetic_files import told_summary
-from desra_core.benchmarking.synthetic_table import Summary, curves
+from desra_core.benchmarking.synthetic import SyntheticBenchmark
+from desra_core.benchmarking.synthetic_summary import SyntheticSummary
+from desra_core.benchmarking.synthetic_tables import blocks_of, curves, title_of
 from desra_core.errors import ImageError
 from desra_core.report.charts import heat_table, line_chart
 from desra_core.report.document import render_page
@@ -21,13 +20,12 @@ from desra_core.report.plots import inline
 _CURVES, _FAILURES = 8, 100
 
 
-def render(benchmark: SyntheticBenchmark, summary: Summary, failures: Sequence[ImageError]) -> str:
+def render(benchmark: SyntheticBenchmark, summary: SyntheticSummary, failures: Sequence[ImageError]) -> str:
     """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
-    title, *blocks = blocks_of(told_summary(benchmark, summary))
     return render_page(
         "synthetic.html.j2",
-        title=title.text,
-        blocks=blocks,
+        title=title_of(benchmark),
+        blocks=blocks_of(summary),
         charts=_charts(summary) if summary.injected else [],
         mse_sr=benchmark.settings.mse_sr,
         gan_sr=benchmark.settings.gan_sr,
@@ -36,7 +34,7 @@ def render(benchmark: SyntheticBenchmark, summary: Summary, failures: Sequence[I
     )
 
 
-def _charts(summary: Summary) -> list[Markup]:
+def _charts(summary: SyntheticSummary) -> list[Markup]:
     drawn: dict[str, Any] = dict(list(curves(summary).items())[:_CURVES])
     figure = line_chart(drawn, xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
     recall = [

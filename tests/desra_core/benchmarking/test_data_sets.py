@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from desra_core.benchmarking.data_layouts import find_parts
-from desra_core.benchmarking.data_sets import read_data_set, read_pairs
+from desra_core.benchmarking.data_sets import find_parts, read_data_set, read_pairs
 from desra_core.errors import UsageError
 
 REFUSALS = {

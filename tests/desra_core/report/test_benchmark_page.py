@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.benchmark_files import results_of
+from desra_core.benchmarking.labelled import LabelledBenchmark
+from desra_core.benchmarking.labelled_tables import results_of
 from desra_core.report.benchmark_page import render, worst_records
 from desra_core.report.benchmark_results import plan, publish_results
 from tests.benchmark_sets import as_published, judge, make_plain, write
@@ -20,7 +20,7 @@ HOSTILE = "<b>x<b> | 'y'"
 
 
 @pytest.fixture(scope="module")
-def judged(make_pairs, tmp_path_factory) -> Benchmark:
+def judged(make_pairs, tmp_path_factory) -> LabelledBenchmark:
     """Two parts, one under a hostile name, with a mask that cannot be read."""
     root = tmp_path_factory.mktemp("page")
     names = make_plain(root / "plain", make_pairs, 6)
@@ -36,7 +36,7 @@ def text_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def page_of(benchmark: Benchmark) -> Path:
+def page_of(benchmark: LabelledBenchmark) -> Path:
     return benchmark.workspace.root / "benchmark.html"
 
 

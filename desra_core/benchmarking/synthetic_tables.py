@@ -1,17 +1,23 @@
-"""The synthetic benchmark as tables and sentences: what is not seen comes first, in numbers."""
+"""The synthetic benchmark as tables and sentences, as blocks that are shown in a terminal, a page and Markdown."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+from desra_core import __version__
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
-from desra_core.benchmarking.synthetic import FAINT
-from desra_core.benchmarking.synthetic_summary import RATIOS, MethodSummary, Point, Rate, Summary, summarise
-from desra_core.evaluation.table import as_markdown as table
+from desra_core.benchmarking.labelled_tables import as_csv, failure_rows
+from desra_core.benchmarking.synthetic import SyntheticBenchmark
+from desra_core.benchmarking.synthetic_summary import RATIOS, GridPoint, MethodSummary, Rate, SyntheticSummary
+from desra_core.benchmarking.trial import FAINT
+from desra_core.errors import ImageError, printable
+from desra_core.evaluation.table import as_markdown as as_markdown_table
+from desra_core.evaluation.table import as_text
 
-__all__ = ["Summary", "as_markdown", "curves", "statements", "summarise", "to_rows"]
+STEM = "synthetic"
 
 # Shares of the clean pixels that may be marked, for the table of what is found at that price.
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -36,24 +42,84 @@ _WHY = (
 )
 
 
-def as_markdown(summary: Summary) -> str:
-    """All tables, below what is not seen; headings of the second order and lower."""
+class Block(NamedTuple):
+    """A part of the results: one of a heading, a paragraph, a list, or a table as text by row and column."""
+
+    heading: str = ""
+    paragraph: str = ""
+    bullets: Sequence[str] = ()
+    table: Sequence[dict[str, str]] = ()
+
+
+def title_of(benchmark: SyntheticBenchmark) -> str:
+    """The title of the results."""
+    gan_sr = benchmark.settings.gan_sr
+    return f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}"
+
+
+def blocks_of(summary: SyntheticSummary) -> list[Block]:
+    """All tables, below a list of what the first method does not see."""
     if not summary.methods or not summary.injected:
-        return "Nothing could be injected: the images are too small, or all of them is marked or excluded.\n"
+        nothing = "Nothing could be injected: the images are too small, or all of them is marked or excluded."
+        return [Block(paragraph=nothing)]
     methods = summary.methods
-    told = [method for method in methods if method.method.startswith("desra")] or methods[:1]
-    parts = [_preface(summary)]
-    for method in told:
-        parts += [f"## What {method.method} does not see", "\n".join(f"- {line}" for line in statements(method))]
-    if told[0].method.startswith("desra"):
-        parts.append(_WHY)
-    parts += ["## Methods at their own thresholds", _NOTES[0], table([_method_row(method) for method in methods])]
-    parts += ["## Recall by kind", table(_kind_rows(methods))]
-    parts += ["## Recall by contrast over texture", _NOTES[2], table(_ratio_rows(methods))]
-    parts += ["## Recall at a price", _NOTES[1], table([_budget_row(method) for method in methods])]
-    for method in methods:
-        parts += [f"## {method.method}: recall by kind, strength and size", table(_cell_rows(method))]
+    described = [method for method in methods if method.method.startswith("desra")] or methods[:1]
+    preface = (
+        f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
+        f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
+        "contrast. False alarms are what is marked in the pairs as they are: also artifacts that nobody has excluded."
+    )
+    blocks = [Block(paragraph=preface)]
+    for method in described:
+        blocks += [Block(heading=f"What {method.method} does not see"), Block(bullets=statements(method))]
+    if described[0].method.startswith("desra"):
+        blocks.append(Block(paragraph=_WHY))
+    sections: list[tuple[str, str, list[dict[str, str]]]] = [
+        ("Methods at their own thresholds", _NOTES[0], [_method_row(method) for method in methods]),
+        ("Recall by kind", "", _kind_rows(methods)),
+        ("Recall by contrast over texture", _NOTES[2], _ratio_rows(methods)),
+        ("Recall at a price", _NOTES[1], [_budget_row(method) for method in methods]),
+        *((f"{method.method}: recall by kind, strength and size", "", _cell_rows(method)) for method in methods),
+    ]
+    for heading, note, rows in sections:
+        blocks += [Block(heading=heading), *([Block(paragraph=note)] if note else []), Block(table=rows)]
+    return blocks
+
+
+def as_markdown(title: str, blocks: Sequence[Block]) -> str:
+    """Blocks as a Markdown file; headings of the second order below the title."""
+    parts = [f"# {title}"]
+    for block in blocks:
+        bullets = "\n".join(f"- {line}" for line in block.bullets)
+        table = as_markdown_table(block.table) if block.table else ""
+        parts.append((f"## {block.heading}" if block.heading else "") or block.paragraph or bullets or table)
     return "\n\n".join(parts) + "\n"
+
+
+def as_console_text(title: str, blocks: Sequence[Block]) -> str:
+    """Blocks for a terminal, with the columns of tables aligned."""
+    parts = [title]
+    for block in blocks:
+        bullets = "\n".join(f"- {line}" for line in block.bullets)
+        parts.append(block.heading or block.paragraph or bullets or as_text(block.table))
+    return "\n\n".join(parts)
+
+
+def as_files(
+    benchmark: SyntheticBenchmark, summary: SyntheticSummary, failures: Sequence[ImageError]
+) -> dict[str, str]:
+    """Markdown, CSV and JSON by file name.
+
+    The CSV file has the recall by method, kind, strength and size; the JSON file has all tables.
+    """
+    tables = to_rows(summary)
+    settings = benchmark.settings.model_dump(mode="json")
+    document = {"desra": __version__, "settings": settings, **tables, "failures": failure_rows(failures)}
+    return {
+        f"{STEM}.md": as_markdown(title_of(benchmark), blocks_of(summary)),
+        f"{STEM}.csv": as_csv(tables["recall"], ["method"]),
+        f"{STEM}.json": json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    }
 
 
 def statements(method: MethodSummary) -> list[str]:
@@ -80,7 +146,7 @@ def statements(method: MethodSummary) -> list[str]:
     return lines
 
 
-def to_rows(summary: Summary) -> dict[str, list[dict[str, Any]]]:
+def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
     """Tables for JSON and CSV.
 
     Returns
@@ -109,7 +175,7 @@ def to_rows(summary: Summary) -> dict[str, list[dict[str, Any]]]:
     return {"recall": recall, "methods": methods, "curve": curve, "texture": texture}
 
 
-def curves(summary: Summary) -> dict[str, list[tuple[float, float]]]:
+def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
     """The operating curve of each method: what `desra_core.report.charts.line_chart` takes.
 
     Returns
@@ -126,14 +192,6 @@ def curves(summary: Summary) -> dict[str, list[tuple[float, float]]]:
                 front.append((price, recall))
         fronts[method.method] = front
     return fronts
-
-
-def _preface(summary: Summary) -> str:
-    return (
-        f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
-        f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
-        "contrast. False alarms are what is marked in the pairs as they are: also artifacts that nobody has excluded."
-    )
 
 
 def _verdict(rate: Rate) -> str:
@@ -202,7 +260,7 @@ def _budget_row(method: MethodSummary) -> dict[str, str]:
     return row
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(point: GridPoint) -> dict[str, Any]:
     return (
         {"threshold": point.threshold, "min_area": point.min_area}
         | _rate(point.rate)

@@ -1,0 +1,278 @@
+"""The benchmark on a data set with ground-truth masks: its jobs, and the record of each image on disk."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders
+from desra_core.benchmarking.data_sets import Example, read_data_set
+from desra_core.benchmarking.methods import Method, OperatingPoint
+from desra_core.detection.detectors import Scores
+from desra_core.detection.mask import score_mask, valid
+from desra_core.detection.scoring import score_pair
+from desra_core.errors import ImageError, UsageError
+from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
+from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
+from desra_core.evaluation.metrics import Agreement, compare_masks
+from desra_core.files.hashing import fingerprint
+from desra_core.images.codec import Mask, encode_mask
+from desra_core.settings import min_area_pixels
+from desra_core.settings.benchmark import Benchmarking
+from desra_core.stages.sources import read_content
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import File, ImageRef
+
+# Raise it when a bit of a record changes.
+JUDGED_VERSION = 2
+
+
+@dataclass(frozen=True)
+class PixelAgreement:
+    """Pixels of our mask and another program's: set in both, set in at least one, of equal value, and all."""
+
+    intersection: int
+    union: int
+    equal: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """The results of a method on an image.
+
+    Attributes
+    ----------
+    key
+        Identifies all that they depend on.
+    seconds
+        Computing time for score map and mask in one thread, by operating point.
+    agreements
+        With the ground truth, by operating point.
+    curve
+        The same at `Method.thresholds`.
+    published
+        With the DeSRA mask of the data set, by operating point; empty without one.
+    """
+
+    key: str
+    seconds: dict[str, float]
+    agreements: dict[str, Agreement]
+    curve: tuple[tuple[float, Agreement], ...]
+    published: dict[str, PixelAgreement]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image of the data set: its runs by method, or why there are none.
+
+    Attributes
+    ----------
+    labels_seconds
+        Time to compute class labels; None where they were read.
+    failure
+        The key, subject, reason and remedy of an error that would come again.
+    """
+
+    part: str
+    name: str
+    height: int = 0
+    width: int = 0
+    labels_seconds: float | None = None
+    runs: dict[str, MethodRun] = field(default_factory=dict)
+    failure: tuple[str, str, str, str] | None = None
+
+    @property
+    def title(self) -> str:
+        """Its part and name."""
+        return f"{self.part}/{self.name}" if self.part else self.name
+
+    @property
+    def megapixels(self) -> float:
+        """Size of a result."""
+        return self.height * self.width / 1e6
+
+
+_RECORD = TypeAdapter(ImageRecord)
+
+
+@dataclass(frozen=True)
+class LabelledJob(Job):
+    """An image with its ground truth; ``keys`` are those of its runs by method, ``published`` its DeSRA mask."""
+
+    ground_truth: File | CocoMask
+    published: File | None
+    keys: dict[str, str]
+
+    @property
+    def identity(self) -> Any:  # noqa: D102
+        return [self.part, self.name, self.keys]
+
+    def path(self, workspace: Workspace) -> Path:  # noqa: D102
+        return workspace.root / "records" / self.part / f"{self.name}.json"
+
+    def mask_path(self, workspace: Workspace, point: OperatingPoint) -> Path:
+        """The file of its mask at an operating point."""
+        return workspace.root / "masks" / point.folder / self.part / f"{self.name}.png"
+
+    def record(self, workspace: Workspace) -> ImageRecord | None:
+        """Read the record; None where there is none, or a damaged one. A failure is dropped when its cause changed."""
+        try:
+            record = _RECORD.validate_json(self.path(workspace).read_bytes())
+        except (OSError, ValueError):
+            return None
+        outdated = record.failure is not None and record.failure[0] != fingerprint(self.keys)
+        return replace(record, failure=None) if outdated else record
+
+    def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
+        truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
+        published = None
+        if self.published:
+            published = on_valid_region(_decoded(self.published), pair.shape, self.published.path)
+        min_area = min_area_pixels(settings.benchmarking.min_area, *pair.shape)
+        runs = {}
+        for method in settings.methods:
+            if method.name not in self.missing:
+                continue
+            scores, seconds = _timed_scores(method, pair, settings)
+            curve = (
+                (threshold, score_mask(scores, pair.shape, threshold=threshold, min_area=min_area))
+                for threshold in method.thresholds
+            )
+            agreed = tuple((threshold, compare_masks(valid(mask, FRAME), truth)) for threshold, mask in curve)
+            run = runs[method.name] = MethodRun(self.keys[method.name], {}, {}, agreed, {})
+            for point in method.points:
+                started = time.thread_time()
+                mask = score_mask(scores, pair.shape, threshold=point.threshold, min_area=min_area)
+                run.seconds[point.name] = round(seconds + time.thread_time() - started, 4)
+                run.agreements[point.name] = compare_masks(valid(mask, FRAME), truth)
+                if published is not None and method.spec == "desra":
+                    run.published[point.name] = compare_pixels(valid(mask, FRAME), published)
+                workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
+        # Outdated runs stay: their keys differ, and a method that is left out now may be asked for again.
+        record = self.record(workspace) or ImageRecord(self.part, self.name)
+        labels_seconds = pair.seconds if pair.seconds is not None or not record.runs else record.labels_seconds
+        made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)
+        return _RECORD.dump_json(made)
+
+    def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: D102
+        record = self.record(workspace) or ImageRecord(self.part, self.name)
+        failure = (fingerprint(self.keys), error.subject, error.reason, error.remedy)
+        return _RECORD.dump_json(replace(record, failure=failure))
+
+
+class LabelledBenchmark(Benchmark[LabelledJob]):
+    """A benchmark on images with ground-truth masks."""
+
+    @staticmethod
+    def job(  # noqa: D102
+        settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
+    ) -> LabelledJob:
+        truth, published = files.get("gt_mask") or example.coco_mask, files.get("desra_mask")
+        assert truth is not None
+        truth_key = truth.hash if isinstance(truth, File) else truth[:3]
+        judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth_key, settings.min_area]
+        keys = {}
+        for method, hashes in inputs.items():
+            agreed = published.hash if published and method.spec == "desra" else None
+            competition = (method.key, method.points, method.thresholds)
+            keys[method.name] = fingerprint("judged", JUDGED_VERSION, *competition, judged, hashes, agreed)
+        return LabelledJob(example.part, example.name, (), truth, published, keys)
+
+    def missing(self) -> list[tuple[ImageRef, LabelledJob]]:  # noqa: D102
+        found = []
+        for image, job in self.work:
+            record = job.record(self.workspace)
+            if record and record.failure:
+                continue
+            runs = record.runs if record else {}
+            lacking = [
+                method.name
+                for method in self.methods
+                if method.name in job.keys
+                and not (
+                    method.name in runs
+                    and runs[method.name].key == job.keys[method.name]
+                    and all(job.mask_path(self.workspace, point).is_file() for point in method.points)
+                )
+            ]
+            if lacking:
+                found.append((image, replace(job, missing=tuple(lacking))))
+        return found
+
+    def records(self) -> list[ImageRecord]:
+        """Read the records of the images that are done, with the runs of the methods that are asked for."""
+        unfinished = {(job.part, job.name) for _, job in self.missing()}
+        found = [(job, job.record(self.workspace)) for _, job in self.work if (job.part, job.name) not in unfinished]
+        return [
+            replace(record, runs={name: record.runs[name] for name in job.keys})
+            for job, record in found
+            if record and not record.failure
+        ]
+
+    def failed(self) -> list[ImageError]:  # noqa: D102
+        records = [job.record(self.workspace) for _, job in self.work]
+        return self.failures + [ImageError(*record.failure[1:]) for record in records if record and record.failure]
+
+
+def plan_labelled(settings: Benchmarking) -> LabelledBenchmark:
+    """Read a data set and list what each image is to be judged by. Writes nothing.
+
+    Raises
+    ------
+    UsageError
+        The data set or a method cannot be used, or a setting contradicts another.
+    """
+    if settings.exclude:
+        raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")
+    data_set = read_data_set(Path(settings.dataset), given_folders(settings), settings.output)
+    return LabelledBenchmark.of(settings, data_set)
+
+
+def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Path) -> Mask:
+    """Read the ground truth of an image of ``(H, W)``: ``(H - 10, W - 10)`` bool (raises `ImageError`)."""
+    if isinstance(source, File):
+        return on_valid_region(_decoded(source), shape, source.path)
+    if (source.height, source.width) != shape:
+        sizes = f"is {shape[1]}x{shape[0]}, but {source.width}x{source.height} in the COCO file"
+        raise ImageError(image, sizes, "correct width and height there, or give the image that was labelled")
+    return on_valid_region(decode_coco_mask(source), shape, image)
+
+
+def compare_pixels(mask: Mask, other: Mask) -> PixelAgreement:
+    """Count the pixels of two masks of one shape."""
+    both, any_of_them = mask & other, mask | other
+    return PixelAgreement(int(both.sum()), int(any_of_them.sum()), int((mask == other).sum()), mask.size)
+
+
+def _timed_scores(method: Method, pair: Pair, settings: StageSettings) -> tuple[Scores, float]:
+    """The score map of a pair, and the seconds that this thread computed for it."""
+    detector = method.detector(settings.weights)
+    lr = pair.lr if "lr" in method.inputs else None
+    labels = pair.labels if "labels" in method.inputs else None
+
+    def scored() -> Scores:
+        return score_pair(detector, method.name, pair.path, pair.mse_sr, pair.gan_sr, lr, labels)
+
+    if next(_calls(method.key)) == 0:
+        scored()  # the first call of a process also loads libraries and compiles
+    started = time.thread_time()
+    scores = scored()
+    return scores, time.thread_time() - started
+
+
+@cache
+def _calls(_key: str) -> Iterator[int]:
+    """Counts the calls of a method in this process."""
+    return itertools.count()
+
+
+def _decoded(file: File) -> Mask:
+    return decode_mask(read_content(file), file.path)
