@@ -12,7 +12,7 @@ from desra_core.evaluation.bootstrap import Interval
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
-from desra_core.evaluation.table import as_text
+from desra_core.evaluation.table import as_text, counted, fixed
 from desra_core.workspace.human_masks import told_resting
 from tasks.logs import SHOWN_FAILURES, say
 
@@ -25,12 +25,12 @@ def tell_evaluation(evaluation: Evaluation) -> None:
     _tell_troubles(evaluation)
     scores = evaluation.scores
     failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""
-    typer.echo(f"{_count(scores.images, 'image')} judged{failed}")
+    typer.echo(f"{counted(scores.images, 'image')} judged{failed}")
     _tell_scores(scores)
     if scores.empty_pairs:
         value = _told(scores.iou_with_empty, scores.intervals["iou_with_empty"]).strip()
         where = "in mask and ground truth, left out of this IoU"
-        typer.echo(f"{_count(scores.empty_pairs, 'image')} with nothing {where}; as agreement they make it {value}")
+        typer.echo(f"{counted(scores.empty_pairs, 'image')} with nothing {where}; as agreement they make it {value}")
     if evaluation.prominent and evaluation.severity:
         least = 100 * evaluation.severity.least_noticed
         typer.echo(f"prominent regions, noticed by at least {least:g} % of the viewers; the others do not count")
@@ -44,9 +44,9 @@ def tell_evaluation(evaluation: Evaluation) -> None:
 def _tell_scores(scores: MaskScores) -> None:
     total = scores.total
     meaning = {
-        "iou": f"mean over {_count(scores.images - scores.empty_pairs, 'image')}",
-        "precision": f"{total.right} of {_count(total.detected, 'detected region')} right",
-        "recall": f"{total.found} of {_count(total.marked, 'ground-truth region')} found",
+        "iou": f"mean over {counted(scores.images - scores.empty_pairs, 'image')}",
+        "precision": f"{total.right} of {counted(total.detected, 'detected region')} right",
+        "recall": f"{total.found} of {counted(total.marked, 'ground-truth region')} found",
         "f1": "of precision and recall",
     }
     for measure, name in _NAMES.items():
@@ -64,7 +64,7 @@ def _tell_classes(classes: Mapping[int, Agreement]) -> None:
     rows = [
         {
             "class": names[index],
-            "IoU": _number(agreement.iou),
+            "IoU": fixed(agreement.iou, 4),
             "precision": _share(agreement.precision, agreement.right, agreement.detected),
             "recall": _share(agreement.recall, agreement.found, agreement.marked),
         }
@@ -72,7 +72,7 @@ def _tell_classes(classes: Mapping[int, Agreement]) -> None:
     ]
     typer.echo(as_text(rows))
     if len(classes) > len(rows):
-        typer.echo(f"and {_count(len(classes) - len(rows), 'more class', 'more classes')}")
+        typer.echo(f"and {counted(len(classes) - len(rows), 'more class', 'more classes')}")
 
 
 def _tell_troubles(evaluation: Evaluation) -> None:
@@ -81,19 +81,19 @@ def _tell_troubles(evaluation: Evaluation) -> None:
     _list("missing", [f"{path}: has no ground truth" for path in pairing.without_ground_truth.values()])
     _list("missing", [f"{path}: has no mask" for path in pairing.without_mask.values()])
     if pairing.not_looked_at:
-        say(f"{_count(pairing.not_looked_at, 'image')} that nobody has looked at: not judged")
+        say(f"{counted(pairing.not_looked_at, 'image')} that nobody has looked at: not judged")
     if pairing.outdated:
         drawn = "drawn on another photo or on another model's result"
-        say(f"warning: {_count(pairing.outdated, 'mask')} by people left out: {drawn}")
+        say(f"warning: {counted(pairing.outdated, 'mask')} by people left out: {drawn}")
     if files:
         are = "is" if files == 1 else "are"
-        say(f"warning: {_count(files, 'mask')} {are} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+        say(f"warning: {counted(files, 'mask')} {are} JPEG or lossy WebP, thresholded at half: save masks as PNG")
     if evaluation.sizes is not None:
         taken = {"image": "for the image's, and 5 px a side are cropped", "valid": "for the valid region's"}
         say(f"the size of masks as large as their ground truth is taken {taken[evaluation.sizes]} (--size)")
     if evaluation.classes is not None and evaluation.unlabelled:
         are = "is" if evaluation.unlabelled == 1 else "are"
-        say(f"warning: {_count(evaluation.unlabelled, 'image')} without class labels {are} left out by class")
+        say(f"warning: {counted(evaluation.unlabelled, 'image')} without class labels {are} left out by class")
 
 
 def _list(kind: str, lines: Sequence[str]) -> None:
@@ -105,16 +105,8 @@ def _list(kind: str, lines: Sequence[str]) -> None:
 
 def _told(value: float | None, interval: Interval | None) -> str:
     bounds = f"({interval[0]:.3f}–{interval[1]:.3f})" if interval else ""
-    return f"{_number(value)}  {bounds:13}"
+    return f"{fixed(value, 4)}  {bounds:13}"
 
 
 def _share(value: float | None, part: int, whole: int) -> str:
     return "–" if value is None else f"{value:.3f} ({part} of {whole})"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _count(number: int, thing: str, things: str = "") -> str:
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -11,12 +10,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files.atomic import flocked
+from desra_core.files.locks import holder, locked, read_note
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
@@ -63,7 +62,7 @@ class Standing:
         Environment variables for the processes that it starts.
     """
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
         self.mark = new_mark()
         self._told: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
@@ -75,10 +74,7 @@ class Standing:
         self._write()
 
     def _write(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        json.dump(self._told, self._file)
-        self._file.flush()
+        self._file.write_text(json.dumps(self._told))
 
 
 @contextlib.contextmanager
@@ -90,15 +86,13 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
     LockedError
         Another one serves it.
     """
-    _file(workspace).parent.mkdir(parents=True, exist_ok=True)
-    _file(workspace).touch()
-    with _file(workspace).open("r+") as file:
-        while not flocked(file, fcntl.LOCK_EX):
-            if (told := _who_serves(workspace)) is not None:
-                reason = f"is served by process {told.get('pid', '?')} already"
-                raise LockedError(workspace.root, reason, "stop that one first")
-            time.sleep(0.01)  # somebody only looked who serves it
-        _end_those_of(_read(file))
+    file = _file(workspace)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file) as other:
+        if other is not None:
+            reason = f"is served by process {other.get('pid', '?')} already"
+            raise LockedError(workspace.root, reason, "stop that one first")
+        _end_those_of(read_note(file))
         own = Standing(file)
         try:
             yield own
@@ -114,19 +108,15 @@ def served_at(workspace: Workspace) -> Served | None:
 
 def history_of(workspace: Workspace) -> timedelta | None:
     """How long the latest desra serve wanted runs to be kept; None where there was none."""
-    told: dict[str, Any] = {}
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        told = _read(file)
+    told = read_note(_file(workspace))
     return timedelta(seconds=told["history"]) if "history" in told else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    told: dict[str, Any] = {}
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if flocked(file, fcntl.LOCK_SH):
-            told = _read(file)
-    _end_those_of(told)  # who serves from now on has another token
+    told = read_note(_file(workspace))  # before the look at the lock: who serves from now on has another token
+    if _who_serves(workspace) is None:
+        _end_those_of(told)
 
 
 class Standby(Protocol):
@@ -220,21 +210,11 @@ def _end_those_of(told: dict[str, Any]) -> None:
 
 
 def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
-    """What the one that serves a workspace has told so far; None where nobody does."""
-    with contextlib.suppress(OSError), _file(workspace).open("r") as file:
-        if not flocked(file, fcntl.LOCK_SH):
-            return _read(file)
+    """Return the note of the one that serves a workspace; None where it is not served."""
+    with contextlib.suppress(OSError):
+        return holder(_file(workspace))
     return None
 
 
 def _file(workspace: Workspace) -> Path:
     return workspace.prefect_home / "serve.lock"
-
-
-def _read(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
-    try:
-        told = json.loads(file.read())
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}

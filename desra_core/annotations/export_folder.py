@@ -136,7 +136,7 @@ def export_root(path: Path) -> Path | None:
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:
-    replace_file(folder / _DOCUMENT, lambda file: file.write(json.dumps(document, indent=1).encode()))
+    replace_file(folder / _DOCUMENT, json.dumps(document, indent=1).encode())
 
 
 def _prune(root: Path) -> None:

@@ -21,7 +21,7 @@ from desra_core.evaluation.evaluation_files import scores_document
 from desra_core.evaluation.mask_scores import MaskScores, score_masks
 from desra_core.evaluation.metrics import Agreement, pooled
 from desra_core.evaluation.table import as_markdown as as_markdown_table
-from desra_core.evaluation.table import as_text
+from desra_core.evaluation.table import as_text, fixed
 
 STEM = "benchmark"
 ALL = "all parts"
@@ -308,6 +308,4 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _measure(value: float | None, interval: Interval | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
+    return fixed(value) + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +17,7 @@ from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
 from desra_core.detection.detectors import Detector, Scores
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import MIN_AREA, score_mask
+from desra_core.detection.regions import Components
 from desra_core.images.codec import Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
@@ -144,14 +144,14 @@ class ScoreGrid:
         """
         found: list[list[tuple[bool, ...]]] = [[] for _ in places]
         ious = [0.0] * len(places)
-        for threshold, numbers, areas in self._regions(scores):
+        for threshold, regions in self._regions(scores):
             for index, pixels in enumerate(places):
-                inside = np.bincount(numbers.ravel()[pixels], minlength=areas.size)
-                shares = [2 * inside[areas > area].sum() >= pixels.size for area in self.min_areas]
+                inside = np.bincount(regions.numbers.ravel()[pixels], minlength=len(regions) + 1)[1:]
+                shares = [2 * inside[regions.areas > area].sum() >= pixels.size for area in self.min_areas]
                 found[index].append(tuple(map(bool, shares)))
                 if threshold == self.threshold:
-                    kept = areas > self.min_area
-                    union = areas[kept] + pixels.size - inside[kept]
+                    kept = regions.areas > self.min_area
+                    union = regions.areas[kept] + pixels.size - inside[kept]
                     ious[index] = float(np.max(inside[kept] / union, initial=0.0))
         return [(tuple(bits), iou) for bits, iou in zip(found, ious, strict=True)]
 
@@ -160,26 +160,23 @@ class ScoreGrid:
 
         ``excluded`` is ``(H, W)`` bool, True for known artifacts.
         """
-        regions, pixels = [], []
-        for _, numbers, areas in self._regions(scores):
-            known = np.bincount(numbers[excluded], minlength=areas.size)
-            large = [areas > area for area in self.min_areas]
-            regions.append(tuple(int((kept & (2 * known < areas)).sum()) for kept in large))
-            pixels.append(tuple(int((areas - known)[kept].sum()) for kept in large))
-        return tuple(regions), tuple(pixels)
+        counted, marked = [], []
+        for _, regions in self._regions(scores):
+            known = regions.overlap(excluded)
+            large = [regions.areas > area for area in self.min_areas]
+            counted.append(tuple(int((kept & (2 * known < regions.areas)).sum()) for kept in large))
+            marked.append(tuple(int((regions.areas - known)[kept].sum()) for kept in large))
+        return tuple(counted), tuple(marked)
 
-    def _regions(self, scores: Scores) -> Iterator[tuple[float, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
-        """At each threshold, the number of each pixel's region, from 1, and the areas by number; that of 0 is 0."""
+    def _regions(self, scores: Scores) -> Iterator[tuple[float, Components]]:
+        """The regions at each threshold and the smallest minimal area."""
         highest = float(scores.max())
         for threshold in self.thresholds:
-            if threshold >= highest:
-                yield threshold, np.zeros(self.shape, np.int32), np.zeros(1, np.int64)
-                continue
-            mask = score_mask(scores, self.shape, threshold=threshold, min_area=self.min_areas[0])
-            _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-            areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
-            areas[0] = 0
-            yield threshold, np.asarray(numbers, np.int32), areas
+            if threshold < highest:
+                mask = score_mask(scores, self.shape, threshold=threshold, min_area=self.min_areas[0])
+            else:
+                mask = np.zeros(self.shape, np.bool_)
+            yield threshold, Components(mask)
 
 
 def run_trial(

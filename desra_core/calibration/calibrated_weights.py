@@ -135,7 +135,7 @@ def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
         alarms = [suggestion._asdict() for suggestion in calibrated.suggestions]
         suggested = calibrated.suggested._asdict()
         data = to_toml(calibrated.rows, {"origin": calibrated.origin, "suggestion": suggested, "false_alarms": alarms})
-    replace_file(path, lambda file: file.write(data))
+    replace_file(path, data)
 
 
 def _origin(

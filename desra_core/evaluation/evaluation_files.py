@@ -81,7 +81,7 @@ def rated_regions(evaluation: Evaluation) -> int:
 def write_json(evaluation: Evaluation, path: Path) -> None:
     """Write `as_document` (raises `TransientError`)."""
     text = json.dumps(as_document(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    replace_file(path, lambda file: file.write(f"{text}\n".encode()))
+    replace_file(path, f"{text}\n".encode())
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Scores as a table that a person reads: on the command line, in the Prefect UI and in the report."""
+"""Numbers and tables for people: on the command line, in the Prefect UI and in the report."""
 
 from __future__ import annotations
 
@@ -18,3 +18,21 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """Format a number with ``digits`` decimals; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def in_percent(share: float | None, interval: tuple[float, float] | None = None, *, form: str = ".1f") -> str:
+    """Format a share as ``98.5 %``, or with its interval as ``98.5 % (97–99)``; a dash where it is undefined."""
+    if share is None:
+        return "–"
+    bounds = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval else ""
+    return f"{100 * share:{form}} %{bounds}"
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Format a count as ``1 image`` or ``12,345 images``; ``things`` is a plural that takes more than an s."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

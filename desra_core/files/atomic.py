@@ -1,10 +1,9 @@
-"""Files outside a workspace, written so that nobody ever sees half of one."""
+"""Files that are written whole or not at all, and one line for each way in which a disk fails."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import uuid
@@ -17,29 +16,40 @@ from desra_core.errors import ImageError, TransientError
 _SCRATCH = ".unfinished"
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
-    """Write a file beside its place, and move it there.
+def replace_file(
+    path: Path,
+    content: bytes | Callable[[IO[bytes]], object],
+    *,
+    durable: bool = False,
+    scratch: Path | None = None,
+    mode: int = 0o666,
+) -> None:
+    """Write a file beside its place and move it there: readers see the old content or the new one, whole.
 
     Parameters
     ----------
     path
-        What is there already is replaced; missing folders are made.
-    write
-        Writes the content.
+        The file; missing folders are made.
+    content
+        The bytes, or a function that writes them.
     durable
-        Wait until the disk has it: for what a power cut must not take.
+        Wait until the disk has it: for files that a power cut must not take.
+    scratch
+        A new name on the same disk for the unfinished file; by default one beside ``path``.
+    mode
+        Rights of the file, less the umask.
 
     Raises
     ------
     TransientError
-        The disk is full or failed; what was there before is left.
+        The disk is full or failed; the file is as it was before.
     """
-    scratch = scratch_in(path.parent)
+    scratch = scratch or scratch_in(path.parent)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch.open("wb") as file:
-                write(file)
+            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(content) if isinstance(content, bytes) else content(file)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -49,76 +59,45 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that nobody but its owner can ever read.
-
-    Parameters
-    ----------
-    path
-        What is there already is replaced, unless it is this very secret and nobody else could read it; missing folders
-        are made.
-    text
-        The content.
+    """Write a file that only its owner can ever read; it is left alone where it is this very secret already.
 
     Raises
     ------
     TransientError
         The disk is full or failed.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError, ValueError):
-            there = path.lstat()
-            if (there.st_uid, there.st_mode) == (os.getuid(), stat.S_IFREG | 0o600) and path.read_text() == text:
-                return
-        scratch = scratch_in(path.parent)
-        try:
-            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(text)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, ValueError):
+        there = path.lstat()
+        if (there.st_uid, there.st_mode) == (os.getuid(), stat.S_IFREG | 0o600) and path.read_text() == text:
+            return
+    replace_file(path, text.encode(), mode=0o600)
 
 
 def scratch_in(folder: Path) -> Path:
-    """A new name for a file that is gone soon, and that `is_unfinished` if it is left."""
+    """Return a new name for an unfinished file, which `is_unfinished` knows should it be left."""
     return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file of this name is one that is being written, or was left half-written."""
+    """Check whether a name is one of `scratch_in`."""
     return name.startswith(".") and name.endswith(_SCRATCH)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder; nobody may be writing there."""
+    """Delete the unfinished files of killed processes in a folder where no process writes."""
     for scratch in folder.glob(f".*{_SCRATCH}"):
         scratch.unlink(missing_ok=True)
 
 
-def flocked(file: IO[str], kind: int) -> bool:
-    """Whether a lock of `fcntl.flock` could be had at once."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def takes_name(path: Path) -> bool:
-    """Whether the disk allows names this long."""
+    """Check whether the disk allows names this long."""
     disk = next((folder for folder in path.parents if os.path.exists(folder)), Path("/"))
     longest = max(len(os.fsencode(part)) for part in path.parts)
     return longest <= os.pathconf(disk, "PC_NAME_MAX") and len(os.fsencode(path)) < os.pathconf(disk, "PC_PATH_MAX")
 
 
 def check_names(paths: Iterable[Path]) -> None:
-    """See that files can be written as far as their names tell.
-
-    Raises
-    ------
-    ImageError
-        The name of one is too long.
-    """
+    """Raise `ImageError` for the first path whose name is too long for the disk."""
     for path in paths:
         if not takes_name(path):
             raise _too_long(path)
@@ -130,14 +109,14 @@ def _too_long(subject: object) -> ImageError:
 
 @contextlib.contextmanager
 def storage_errors(subject: object) -> Iterator[None]:
-    """Turn a failing disk into one line about ``subject``.
+    """Turn a failure to write into one line about ``subject``.
 
     Raises
     ------
-    TransientError
-        In place of any OSError but this:
     ImageError
-        The name of the file is too long, and will be the next time.
+        The name of the file is too long.
+    TransientError
+        In place of any other OSError.
     """
     try:
         yield
@@ -152,19 +131,19 @@ def storage_errors(subject: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading_errors(subject: object) -> Iterator[None]:
-    """Turn what keeps a file from being read for now into one line about ``subject``; that it is not there passes.
+    """Turn a failure to read into one line about ``subject``; a file that is not there stays FileNotFoundError.
 
     Raises
     ------
     TransientError
-        In place of any OSError of the system but FileNotFoundError.
+        In place of any other OSError of the system.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        if not error.errno:  # Arrow's, of damaged files
+        if not error.errno:  # Arrow raises such for damaged files
             raise
         reason = f"cannot be read ({os.strerror(error.errno)})"
         raise TransientError(subject, reason, "check the disk and run again") from None

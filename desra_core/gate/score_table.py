@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from desra_core.gate.verdict import Interval, Score, Verdict
+from desra_core.evaluation.table import in_percent
+from desra_core.gate.verdict import Score, Verdict
 
 COLUMNS = ("candidate", "regions gone", "removal", "images with added", "artifact area", "PSNR", "SSIM", "GMS", "LPIPS",
            "detail lost")  # fmt: skip
@@ -25,28 +26,18 @@ def _row(score: Score) -> dict[str, str]:
             (
                 score.candidate,
                 f"{score.gone} of {score.regions}",
-                _share(score.removal, score.removal_interval),
-                f"{score.images_added} of {score.images}, {_share(score.addition, score.addition_interval)}",
-                _percent(after),
+                in_percent(score.removal, score.removal_interval),
+                f"{score.images_added} of {score.images}, {in_percent(score.addition, score.addition_interval)}",
+                in_percent(after),
                 "same" if score.psnr is None else f"{score.psnr:.1f} dB",
                 _number(score.ssim),
                 _number(score.gradient_similarity),
                 _number(score.lpips),
-                _percent(score.detail_loss),
+                in_percent(score.detail_loss),
             ),
             strict=True,
         )
     )
-
-
-def _share(value: float | None, interval: Interval) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f} % ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def _number(value: float | None) -> str:

@@ -41,7 +41,7 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
     write_weights(calibrated, output)
     charts.save(class_distributions(calibrated), picture)
     content = render(calibrated, output).encode()
-    replace_file(page, lambda file: file.write(content))
+    replace_file(page, content)
     return [output, page, picture]
 
 

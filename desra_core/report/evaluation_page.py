@@ -58,7 +58,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
         The disk is full or failed.
     """
     page = render_page("evaluation.html.j2", **_content(evaluation)).encode()
-    replace_file(path, lambda file: file.write(page))
+    replace_file(path, page)
     return path
 
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
+from desra_core.detection.regions import Components
 from desra_core.errors import ImageError
-from desra_core.evaluation.metrics import covered
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode
 from desra_core.report.maps import MAX_PIXELS
@@ -119,26 +118,26 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
     ImageError
         The mask has a component that is none of the regions.
     """
-    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    whole = Components(mask)
     by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
-    boxes = [tuple(box) for box in stats[1:, : cv2.CC_STAT_AREA].tolist()]
+    boxes = [tuple(box) for box in whole.boxes.tolist()]
     if not by_box.keys() >= set(boxes):
         raise ImageError("mask", "is not the one of the regions", "run again")
     of_component = np.array([0.0, *(by_box[box] for box in boxes)])
-    mask, human, components = valid(mask, _FRAME), valid(human, _FRAME), valid(components, _FRAME)
+    mask, human, numbers = valid(mask, _FRAME), valid(human, _FRAME), valid(whole.numbers, _FRAME)
     # What the crop has cut in two counts twice, as for the published scripts.
-    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    severity = np.zeros(count)
-    severity[parts[mask]] = of_component[components[mask]]
-    return Judged(severity[1:], covered(mask, human), _found(parts, severity, human))
+    parts = Components(mask)
+    severity = np.zeros(len(parts) + 1)
+    severity[parts.numbers[mask]] = of_component[numbers[mask]]
+    return Judged(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
 
 
 def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
     """For each human region the severity at which half of it is covered, taking the most severe parts first."""
-    count, marked = cv2.connectedComponents(human.astype(np.uint8), connectivity=8)
-    area = np.bincount(marked[human], minlength=count)
-    both = human & (parts > 0)
-    pairs, pixels = np.unique(parts[both].astype(np.int64) * count + marked[both], return_counts=True)
+    marked = Components(human)
+    area = [0, *marked.areas.tolist()]
+    count, both = len(area), human & (parts > 0)
+    pairs, pixels = np.unique(parts[both].astype(np.int64) * count + marked.numbers[both], return_counts=True)
     order = np.argsort(-severity[pairs // count], kind="stable")
     covered_so_far = np.zeros(count, np.int64)
     found = np.full(count, -np.inf)

@@ -102,7 +102,7 @@ def _publish(workspace: Workspace, path: Path, text: str) -> None:
     if path.resolve().is_relative_to(workspace.root.resolve()):
         workspace.publish(path, text.encode())
     else:
-        replace_file(path, lambda file: file.write(text.encode()))
+        replace_file(path, text.encode())
 
 
 def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:

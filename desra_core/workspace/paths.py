@@ -34,26 +34,25 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
-import json
 import os
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files.atomic import flocked, reading_errors, storage_errors
+from desra_core.files.atomic import reading_errors, replace_file, storage_errors
 from desra_core.files.hashing import fingerprint
+from desra_core.files.locks import holder, locked
 
 # What the dataset holds of an image.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
@@ -321,16 +320,7 @@ class Workspace:
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
                 return
             scratch = self.scratch()
-            try:
-                with scratch.open("wb") as file:
-                    file.write(data)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                path.parent.mkdir(parents=True, exist_ok=True)
-                scratch.replace(path)
-            finally:
-                scratch.unlink(missing_ok=True)
+        replace_file(path, data, durable=durable, scratch=scratch)
 
     def publish_table(self, path: Path, table: pa.Table) -> None:
         """Write an Arrow table as Parquet, durably (raises `TransientError`)."""
@@ -350,50 +340,29 @@ class Workspace:
             Another process holds it; the message names host, process and start.
         """
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
-        refused = LockedError(self.root, "was in use by a command that was refused", "run again")
-        try:
-            lock = self.lock.open("a+")
-        except FileNotFoundError:
-            raise refused from None
-        with lock as file:
-            while not flocked(file, fcntl.LOCK_EX):
-                file.seek(0)
-                holder = json.loads(file.read() or "{}")
-                if me.items() <= holder.items():  # a flow called by a command that holds the lock
-                    yield
-                    return
-                owner = self.owner()
-                if owner:
-                    raise LockedError(self.root, f"is in use by {owner}", "wait until it has ended")
-                time.sleep(0.01)  # somebody only looked who the owner is
-            if not os.path.exists(self.lock) or not os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock)):
-                raise refused
-            file.seek(0)
-            file.truncate()
-            started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone()
-            file.write(json.dumps(me | {"started": started.isoformat(timespec="seconds")}))
-            file.flush()
-            shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
+        with contextlib.ExitStack() as stack:
             try:
-                yield
-            finally:
-                file.seek(0)
-                file.truncate()
+                other = stack.enter_context(locked(self.lock, me | {"started": started}))
+            except FileNotFoundError:
+                raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
+            if other is None:
+                shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            elif not me.items() <= other.items():  # else it is a flow that a command calls, which holds the lock
+                raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
+            yield
 
     def owner(self) -> str | None:
-        """Host, process and start time of the run that holds the workspace; None when it is free."""
-        try:
-            with self.lock.open("r") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    owner = json.loads(file.read() or "{}")
-                    return "process {pid} on {host}, started {started}".format_map(
-                        {"pid": "?", "host": "?", "started": "?"} | owner
-                    )
-        except (OSError, ValueError):
-            pass
+        """Return host, process and start time of the run that holds the workspace; None when it is free."""
+        with contextlib.suppress(OSError):
+            if (note := holder(self.lock)) is not None:
+                return _owner(note)
         return None
+
+
+def _owner(note: dict[str, Any]) -> str:
+    unknown = {"pid": "?", "host": "?", "started": "?"}
+    return "process {pid} on {host}, started {started}".format_map(unknown | note)
 
 
 def read_table(

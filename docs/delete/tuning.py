@@ -32,7 +32,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 
 HERE = Path(__file__).parent
-MODELS = HERE.parents[1] / "deployments" / "demo_models"
+MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
 OWN = {"discriminator": MODELS / "discriminator.pth"}
 L1 = {"gan_weight": 0}
 VARIANTS: dict[str, dict[str, Any]] = {

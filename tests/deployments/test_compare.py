@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deployments.demo_photos import make_photos as make_demo_photos
+from deployments.demo.photos import make_photos as make_demo_photos
 from desra_core.files.hashing import content_key
 from desra_core.gate.comparison import conclude, plan_comparison
 from desra_core.gate.model_registry import current_model, history
@@ -29,7 +29,7 @@ from desra_core.workspace.human_masks import HUMAN_MASKS
 from tests.conftest import photo, refusal
 from tests.in_process import judge_all, process, train
 
-DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo_models"
+DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "models"
 # At this learning rate, artifacts go within a few steps.
 TINY = {"preset": "cpu", "iterations": 8, "checkpoint_every": 4, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 5, "learning_rate": 0.02}  # fmt: skip

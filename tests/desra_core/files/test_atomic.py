@@ -28,7 +28,7 @@ def left(folder: Path) -> set[str]:
 def test_content_is_written_and_replaced(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "new" / "folder" / "file.json"
     for content in (b"one", b"", b"two" * 100_000):
-        replace_file(path, lambda file, content=content: file.write(content), durable=durable)
+        replace_file(path, content, durable=durable)
         assert path.read_bytes() == content
     assert left(path.parent) == {"file.json"}
 
@@ -52,14 +52,14 @@ def test_a_secret_is_replaced_whole_and_left_where_it_is_the_same(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "日本" * 42, ".hidden", "with space"])
 def test_any_name_will_do(tmp_path: Path, name: str) -> None:
-    replace_file(tmp_path / name, lambda file: file.write(b"x"))
+    replace_file(tmp_path / name, b"x")
     assert left(tmp_path) == {name}
 
 
 def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("other")
     (tmp_path / ".file").write_text("hidden")
-    replace_file(tmp_path / "file", lambda file: file.write(b"x"))
+    replace_file(tmp_path / "file", b"x")
     sweep(tmp_path)
     assert left(tmp_path) == {"other", ".file", "file"}
 
@@ -140,22 +140,22 @@ def test_places_where_nothing_can_be(tmp_path: Path) -> None:
     (tmp_path / "folder" / "full").mkdir(parents=True)
     for path in (tmp_path / "file" / "below", tmp_path / "folder"):
         with pytest.raises(TransientError, match=f"{path}: cannot be written"):
-            replace_file(path, lambda file: file.write(b"x"))
+            replace_file(path, b"x")
     assert left(tmp_path) == {"file", "folder"}
 
 
 def test_readers_of_the_old_file_keep_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    replace_file(path, lambda file: file.write(b"old"))
+    replace_file(path, b"old")
     with path.open("rb") as reader:
-        replace_file(path, lambda file: file.write(b"new content"))
+        replace_file(path, b"new content")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new content"
 
 
 def test_rights_are_those_of_a_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
-    replace_file(tmp_path / "file", lambda file: file.write(b"x"))
+    replace_file(tmp_path / "file", b"x")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "file")}
     assert len(modes) == 1
 

@@ -16,7 +16,7 @@ from desra_core.third_party import mend_torchvision
 from desra_core.training.patches import freeze
 from desra_core.training.run_folder import RunFolder
 
-DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo_models"
+DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo" / "models"
 
 
 @pytest.fixture(autouse=True)

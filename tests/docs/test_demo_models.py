@@ -3,11 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments import demo_training
+from deployments.demo import MODELS
 from desra_core.third_party import mend_torchvision
 from desra_core.training.losses import load_discriminator
-
-COMMITTED = Path(demo_training.__file__).with_name("demo_models")
+from docs import demo_models
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def assert_is_a_pair(folder: Path) -> None:
 
 
 def test_a_few_iterations_make_a_pair(tmp_path, capsys):
-    demo_training.main(output=tmp_path / "models", mse_iterations=3, gan_iterations=2, seed=1)
+    demo_models.main(output=tmp_path / "models", mse_iterations=3, gan_iterations=2, seed=1)
     assert_is_a_pair(tmp_path / "models")
     said = capsys.readouterr().out
     assert "mse 3/3" in said
@@ -51,7 +50,7 @@ def test_a_few_iterations_make_a_pair(tmp_path, capsys):
 def test_the_same_seed_makes_the_same_pair_and_the_gan_model_from_the_mse_model_alone(tmp_path):
     results = []
     for mse_iterations in (2, 2, 0):
-        demo_training.main(output=tmp_path, mse_iterations=mse_iterations, gan_iterations=2, seed=7)
+        demo_models.main(output=tmp_path, mse_iterations=mse_iterations, gan_iterations=2, seed=7)
         results.append(torch.load(tmp_path / "gan.pth", weights_only=True)["params"])
     for name, weights in results[0].items():
         assert all(torch.equal(weights, again[name]) for again in results[1:])
@@ -59,11 +58,11 @@ def test_the_same_seed_makes_the_same_pair_and_the_gan_model_from_the_mse_model_
 
 @pytest.mark.parametrize("name", ["mse.pth", "gan.pth", "discriminator.pth"])
 def test_the_committed_models_are_small(name):
-    assert (COMMITTED / name).stat().st_size < 3_000_000
+    assert (MODELS / name).stat().st_size < 3_000_000
 
 
 def test_the_committed_models_are_a_pair():
-    assert_is_a_pair(COMMITTED)
+    assert_is_a_pair(MODELS)
 
 
 def test_the_discriminator_of_the_pair_takes_images_as_they_are():
@@ -71,11 +70,11 @@ def test_the_discriminator_of_the_pair_takes_images_as_they_are():
     network = load_discriminator(None, 4).eval()
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first = network.conv0
-    wanted = first(demo_training.CONTRAST * (image - 0.5))
-    demo_training.with_contrast(network)
+    wanted = first(demo_models.CONTRAST * (image - 0.5))
+    demo_models.with_contrast(network)
     torch.testing.assert_close(first(image)[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
 
 
 def test_the_committed_discriminator_can_be_finetuned_with():
-    logits = load_discriminator(COMMITTED / "discriminator.pth", 64)(torch.rand(1, 3, 32, 32))
+    logits = load_discriminator(MODELS / "discriminator.pth", 64)(torch.rand(1, 3, 32, 32))
     assert logits.shape == (1, 1, 32, 32)

@@ -1,8 +1,8 @@
 """Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and spoilt as real ones are.
 
-None of them shows what the demo's models were trained on (``demo_training.PHOTOS``). A name begins with the scene,
-so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was, others
-grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is downloaded.
+None of them shows what the demo's models were trained on (``PHOTOS`` of docs/demo_models.py). A name begins with the
+scene, so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was,
+others grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is downloaded.
 """
 
 from __future__ import annotations

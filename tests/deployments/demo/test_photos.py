@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import demo_photos, demo_training
+from deployments.demo import photos as demo_photos
 from desra_core.images import codec
+from docs import demo_models
 
 
 @pytest.fixture(scope="module")
@@ -45,4 +46,4 @@ def test_photos_are_small_and_were_not_trained_on(photos, photo):
     assert min(pixels.shape[:2]) >= 100
     assert max(pixels.shape[:2]) <= 300
     assert pixels.std() > 5
-    assert photo.source not in demo_training.PHOTOS
+    assert photo.source not in demo_models.PHOTOS

@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
-from deployments.demo_photos import make_photos
+from deployments.demo import MODELS
+from deployments.demo.photos import make_photos
 from desra_core.images import codec
 from desra_core.planning.tables import REGIONS
 from desra_core.report.gallery import choose
 from desra_core.workspace import Workspace, read_table
 
-MODELS = Path(__file__).parent / "demo_models"
 # A short finetune: what the full one of docs/delete does in 600 iterations. Nothing is promoted, so that the demo shows
 # the same when it is run again.
 RECIPE = ("--preset", "cpu", "--iterations", "150", "--checkpoint-every", "50", "--ema", "0.98", "--mask-share", "0.3",

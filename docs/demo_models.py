@@ -5,7 +5,7 @@ The degradations are mild: to a harsher photo the GAN model does what its big re
 
 The GAN model swings between hardly an artifact and grids everywhere as it trains. Of the steps 800 to 2000, 1100 was
 picked for having artifacts, but not everywhere, on 9 of the demo's 12 photos and 21 of 29 real ones. Other settings,
-seeds, versions of torch or kinds of CPU give other models: count before you replace those of ``demo_models``.
+seeds, versions of torch or kinds of CPU give other models: count before you replace ``deployments/demo/models``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact  # noqa: E402
 from basicsr.losses.gan_loss import GANLoss  # noqa: E402
 
 SCALE = 4
-# Crisp and full of texture. `demo_photos` shows none of them: the demo's photos are unseen, like a user's.
+# Crisp and full of texture. `deployments.demo.photos` shows none of them: the demo's photos are unseen, like a user's.
 PHOTOS = ("astronaut.png", "brick.png", "camera.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
 # A photo made smaller is crisper and shows other textures.
 SIZES = (1.0, 0.7, 0.5)
@@ -56,7 +56,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("deployments/demo_models"),
+    output: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("deployments/demo/models"),
     mse_iterations: Annotated[int, typer.Option(min=0, help="Of the MSE model; 0 keeps OUTPUT/mse.pth.")] = 5000,
     gan_iterations: Annotated[int, typer.Option(min=1, help="Of the GAN model.")] = 1100,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 2023,
