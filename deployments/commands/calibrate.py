@@ -8,10 +8,8 @@ import typer
 
 from deployments.commands.runs import prepare_corpus, renew_report, serving, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
-from desra_core.calibration.counting import Counting, plan_counting
-from desra_core.calibration.exclusion import Exclusion
-from desra_core.calibration.weight_table import largest_differences
+from desra_core.calibration.counting import Counting, Exclusion, corpus_of, plan_counting
+from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
 from desra_core.images.scanning import image_files
@@ -39,7 +37,6 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
-        counting.gather_journals()
         _show_failures(counting)
         if prepared.plan.pending or counting.missing():
             with serving(workspace):
@@ -55,14 +52,14 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
             typer.echo("nothing to do: all was counted before")
             publish_tables(workspace, prepared.plan.target)
             renew_report(workspace)
-            calibrated = conclude(settings, corpus, counting)
+            calibrated = derive_calibration(settings, corpus, counting)
             from desra_core.report.calibration_page import write_calibration
 
             write_calibration(calibrated, settings.output)
         left_out = _left_out(prepared, counting, corpus)
         _warn_of_artifacts(counting)
         _tell(calibrated, settings)
-        typer.echo(f"people   {told_resting(counting.by_people)}")
+        typer.echo(f"people   {told_resting(counting.human_masks)}")
         if left_out:
             typer.echo(f"left out {left_out} images that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
@@ -80,7 +77,7 @@ def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
 
 def _show_failures(counting: Counting) -> None:
     """Say which images an earlier run could not count."""
-    errors = [error for shard in counting.counted() for error in shard.failures()]
+    errors = [error for shard in counting.counted() for error in shard.failures]
     for error in errors[:SHOWN_FAILURES]:
         say(f"failed: {printable(error)}")
     if len(errors) > SHOWN_FAILURES:
@@ -103,7 +100,7 @@ def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) ->
     assert manifest is not None
     assert prepared.scanned is not None
     after = make_plan(prepared.workspace, manifest, prepared.plan.target, limit=corpus.limit)
-    uncounted = sum(len(shard.failures()) for shard in counting.counted()) + sum(counting.missing().values())
+    uncounted = sum(len(shard.failures) for shard in counting.counted()) + sum(counting.missing().values())
     left_out: int = prepared.scanned.failures.num_rows + after.failed + after.pending + uncounted
     return left_out
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, write_weights
-from desra_core.calibration.weight_table import ClassWeight, largest_differences
+from desra_core.calibration.results import CalibratedWeights, ClassWeight, largest_differences, write_weights
 from desra_core.detection.mask import THRESHOLD
 from desra_core.files.atomic import replace_file
 from desra_core.report import charts, plots

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, Suggestion
-from desra_core.calibration.weight_table import ClassWeight
+from desra_core.calibration.results import CalibratedWeights, ClassWeight, Suggestion
 from desra_core.evaluation.table import as_markdown
 
 
