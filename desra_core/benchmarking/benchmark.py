@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,14 @@ class Job(ABC):
         """The file of its result."""
 
     @abstractmethod
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
+        """The job with the methods that its file lacks as ``missing``; None if it is done, or would fail again."""
+
+    @abstractmethod
+    def failure(self, workspace: Workspace) -> ImageError | None:
+        """The error in its file, if it would come again."""
+
+    @abstractmethod
     def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:
         """Run the missing methods on a pair; returns the new content of the file (raises `ImageError`)."""
 
@@ -87,10 +95,12 @@ class Job(ABC):
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
+# Takes an image, its files by role, and the methods that can be run on it, with the keys of their other inputs.
+JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[str]]], AnyJob]
 
 
 @dataclass(frozen=True)
-class Benchmark(ABC, Generic[AnyJob]):
+class Benchmark(Generic[AnyJob]):
     """Images to judge, and the methods to judge.
 
     Attributes
@@ -117,53 +127,14 @@ class Benchmark(ABC, Generic[AnyJob]):
     lossy: list[Path]
     weights: npt.NDArray[np.float64] | None
 
-    @classmethod
-    def of(cls, settings: Benchmarking, data_set: DataSet) -> Self:
-        """Hash the files of a data set and list the jobs. Writes nothing.
-
-        Raises
-        ------
-        UsageError
-            A method, the weights or the segmenter cannot be used, or lacks an input.
-        """
-        methods, weights, segmentation = _choose_methods(settings, data_set)
-        used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
-        if segmentation:
-            used.discard("labels")
-        with ThreadPoolExecutor() as pool:
-            hashed = list(pool.map(lambda example: _hashed(example, used), data_set.examples))
-        work, failures, lossy = [], list(data_set.failures), []
-        for example, found in zip(data_set.examples, hashed, strict=True):
-            if isinstance(found, ImageError):
-                failures.append(found)
-                continue
-            files, lossy_masks = found
-            lossy += lossy_masks
-            hashes = {role: file.hash for role, file in files.items()}
-            if segmentation:
-                hashes["labels"] = segmentation
-            usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
-            inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
-            # Equal pairs with other masks are other images.
-            roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
-            image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
-            work.append((image, cls.job(settings, example, files, inputs)))
-        return cls(settings, methods, work, failures, data_set.unjudged, lossy, weights)
-
-    @staticmethod
-    @abstractmethod
-    def job(
-        settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
-    ) -> AnyJob:
-        """The job of an image; ``inputs`` has the methods that can be run on it, with the keys of other inputs."""
-
-    @abstractmethod
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
         """The images that are left to judge; those that would fail again are none of them."""
+        left = ((image, job.left(self.workspace, self.methods)) for image, job in self.work)
+        return [(image, job) for image, job in left if job]
 
-    @abstractmethod
     def failed(self) -> list[ImageError]:
         """Why images cannot be judged: those that lack files, and those whose files are at fault."""
+        return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
 
     @property
     def workspace(self) -> Workspace:
@@ -183,6 +154,39 @@ class Benchmark(ABC, Generic[AnyJob]):
     def stage_settings(self, *, device: str, max_pixels: int) -> StageSettings:
         """The settings of `judge_image` on some machine."""
         return StageSettings(self.methods, self.weights, self.settings, device, max_pixels)
+
+
+def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
+    """Hash the files of a data set and list the jobs. Writes nothing.
+
+    Raises
+    ------
+    UsageError
+        A method, the weights or the segmenter cannot be used, or lacks an input.
+    """
+    methods, weights, segmentation = _choose_methods(settings, data_set)
+    used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
+    if segmentation:
+        used.discard("labels")
+    with ThreadPoolExecutor() as pool:
+        hashed = list(pool.map(lambda example: _hashed(example, used), data_set.examples))
+    work, failures, lossy = [], list(data_set.failures), []
+    for example, found in zip(data_set.examples, hashed, strict=True):
+        if isinstance(found, ImageError):
+            failures.append(found)
+            continue
+        files, lossy_masks = found
+        lossy += lossy_masks
+        hashes = {role: file.hash for role, file in files.items()}
+        if segmentation:
+            hashes["labels"] = segmentation
+        usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
+        inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
+        # Equal pairs with other masks are other images.
+        roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
+        image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
+        work.append((image, make_job(settings, example, files, inputs)))
+    return Benchmark(settings, methods, work, failures, data_set.unjudged, lossy, weights)
 
 
 def given_folders(settings: Benchmarking) -> dict[str, Path]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders
+from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, read_data_set
 from desra_core.benchmarking.methods import Method, OperatingPoint
 from desra_core.detection.detectors import Scores
@@ -28,7 +28,7 @@ from desra_core.settings import min_area_pixels
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.stages.sources import read_content
 from desra_core.workspace import Workspace
-from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a record changes.
 JUDGED_VERSION = 2
@@ -131,6 +131,22 @@ class LabelledJob(Job):
         outdated = record.failure is not None and record.failure[0] != fingerprint(self.keys)
         return replace(record, failure=None) if outdated else record
 
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: D102
+        record = self.record(workspace)
+        runs = record.runs if record else {}
+        lacking = []
+        for method in methods:
+            if method.name in self.keys:
+                done = method.name in runs and runs[method.name].key == self.keys[method.name]
+                if not (done and all(self.mask_path(workspace, point).is_file() for point in method.points)):
+                    lacking.append(method.name)
+        failed = record is not None and record.failure is not None
+        return None if failed or not lacking else replace(self, missing=tuple(lacking))
+
+    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
+        record = self.record(workspace)
+        return ImageError(*record.failure[1:]) if record and record.failure else None
+
     def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
         published = None
@@ -168,61 +184,7 @@ class LabelledJob(Job):
         return _RECORD.dump_json(replace(record, failure=failure))
 
 
-class LabelledBenchmark(Benchmark[LabelledJob]):
-    """A benchmark on images with ground-truth masks."""
-
-    @staticmethod
-    def job(  # noqa: D102
-        settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
-    ) -> LabelledJob:
-        truth, published = files.get("gt_mask") or example.coco_mask, files.get("desra_mask")
-        assert truth is not None
-        truth_key = truth.hash if isinstance(truth, File) else truth[:3]
-        judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth_key, settings.min_area]
-        keys = {}
-        for method, hashes in inputs.items():
-            agreed = published.hash if published and method.spec == "desra" else None
-            competition = (method.key, method.points, method.thresholds)
-            keys[method.name] = fingerprint("judged", JUDGED_VERSION, *competition, judged, hashes, agreed)
-        return LabelledJob(example.part, example.name, (), truth, published, keys)
-
-    def missing(self) -> list[tuple[ImageRef, LabelledJob]]:  # noqa: D102
-        found = []
-        for image, job in self.work:
-            record = job.record(self.workspace)
-            if record and record.failure:
-                continue
-            runs = record.runs if record else {}
-            lacking = [
-                method.name
-                for method in self.methods
-                if method.name in job.keys
-                and not (
-                    method.name in runs
-                    and runs[method.name].key == job.keys[method.name]
-                    and all(job.mask_path(self.workspace, point).is_file() for point in method.points)
-                )
-            ]
-            if lacking:
-                found.append((image, replace(job, missing=tuple(lacking))))
-        return found
-
-    def records(self) -> list[ImageRecord]:
-        """Read the records of the images that are done, with the runs of the methods that are asked for."""
-        unfinished = {(job.part, job.name) for _, job in self.missing()}
-        found = [(job, job.record(self.workspace)) for _, job in self.work if (job.part, job.name) not in unfinished]
-        return [
-            replace(record, runs={name: record.runs[name] for name in job.keys})
-            for job, record in found
-            if record and not record.failure
-        ]
-
-    def failed(self) -> list[ImageError]:  # noqa: D102
-        records = [job.record(self.workspace) for _, job in self.work]
-        return self.failures + [ImageError(*record.failure[1:]) for record in records if record and record.failure]
-
-
-def plan_labelled(settings: Benchmarking) -> LabelledBenchmark:
+def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
     """Read a data set and list what each image is to be judged by. Writes nothing.
 
     Raises
@@ -233,7 +195,18 @@ def plan_labelled(settings: Benchmarking) -> LabelledBenchmark:
     if settings.exclude:
         raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")
     data_set = read_data_set(Path(settings.dataset), given_folders(settings), settings.output)
-    return LabelledBenchmark.of(settings, data_set)
+    return plan_benchmark(settings, data_set, _job)
+
+
+def read_records(benchmark: Benchmark[LabelledJob]) -> list[ImageRecord]:
+    """Read the records of the images that are done, with the runs of the methods that are asked for."""
+    unfinished = {(job.part, job.name) for _, job in benchmark.missing()}
+    records = []
+    for _, job in benchmark.work:
+        record = job.record(benchmark.workspace)
+        if record and not record.failure and (job.part, job.name) not in unfinished:
+            records.append(replace(record, runs={name: record.runs[name] for name in job.keys}))
+    return records
 
 
 def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Path) -> Mask:
@@ -272,6 +245,21 @@ def _timed_scores(method: Method, pair: Pair, settings: StageSettings) -> tuple[
 def _calls(_key: str) -> Iterator[int]:
     """Counts the calls of a method in this process."""
     return itertools.count()
+
+
+def _job(
+    settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
+) -> LabelledJob:
+    truth, published = files.get("gt_mask") or example.coco_mask, files.get("desra_mask")
+    assert truth is not None
+    truth_key = truth.hash if isinstance(truth, File) else truth[:3]
+    judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth_key, settings.min_area]
+    keys = {}
+    for method, hashes in inputs.items():
+        agreed = published.hash if published and method.spec == "desra" else None
+        scored = (method.key, method.points, method.thresholds)
+        keys[method.name] = fingerprint("judged", JUDGED_VERSION, *scored, judged, hashes, agreed)
+    return LabelledJob(example.part, example.name, (), truth, published, keys)
 
 
 def _decoded(file: File) -> Mask:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core import __version__
-from desra_core.benchmarking.labelled import ImageRecord, LabelledBenchmark, PixelAgreement
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, PixelAgreement, read_records
 from desra_core.benchmarking.methods import Method, OperatingPoint
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation import bootstrap
@@ -86,9 +87,9 @@ class LabelledResults:
     failures: list[ImageError]
 
 
-def results_of(benchmark: LabelledBenchmark) -> LabelledResults:
+def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
     """Add up the records that are there: rows per part and operating point, those over all parts last."""
-    records = benchmark.records()
+    records = read_records(benchmark)
     by_part: dict[str, list[ImageRecord]] = {}
     for record in records:
         by_part.setdefault(record.part, []).append(record)
@@ -166,7 +167,7 @@ def times_note(results: LabelledResults) -> str:
     return f"{note}; class labels take {results.labels_seconds:.3f} s/MP more, where they are used."
 
 
-def as_files(benchmark: LabelledBenchmark, results: LabelledResults) -> dict[str, str]:
+def as_files(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, str]:
     """Markdown, CSV and JSON by file name."""
     document = json.dumps(_as_document(benchmark, results), indent=1, ensure_ascii=False, allow_nan=False)
     return {
@@ -176,7 +177,7 @@ def as_files(benchmark: LabelledBenchmark, results: LabelledResults) -> dict[str
     }
 
 
-def as_markdown(benchmark: LabelledBenchmark, results: LabelledResults) -> str:
+def as_markdown(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
     """The tables, and what a reader has to know about them."""
     settings = benchmark.settings
     count = len(results.records)
@@ -262,7 +263,7 @@ def _numbers(row: MethodRow) -> dict[str, Any]:
     return numbers | counts | {"seconds_per_megapixel": round(row.seconds, 4)}
 
 
-def _as_document(benchmark: LabelledBenchmark, results: LabelledResults) -> dict[str, Any]:
+def _as_document(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, Any]:
     """All numbers as plain values that JSON can hold; undefined ones are None."""
     return {
         "desra": __version__,

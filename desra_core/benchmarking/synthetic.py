@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders
+from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, read_pairs
 from desra_core.benchmarking.methods import Method
 from desra_core.benchmarking.places import SIZES, STRENGTHS
@@ -20,7 +21,7 @@ from desra_core.files.hashing import fingerprint
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.stages.sources import read_content
 from desra_core.workspace import Workspace
-from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a trial changes.
 TRIAL_VERSION = 2
@@ -62,6 +63,13 @@ class SyntheticJob(Job):
             return None
         return ImageError(*record.failure) if record.failure else record.trial
 
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: ARG002, D102
+        return self if self.result(workspace) is None else None
+
+    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
+        result = self.result(workspace)
+        return result if isinstance(result, ImageError) else None
+
     def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
         detectors = {m.name: m.detector(settings.weights) for m in settings.methods if m.name in self.missing}
         exclude = None
@@ -79,35 +87,7 @@ class SyntheticJob(Job):
         return _RECORD.dump_json(TrialRecord(self.key, failure=failure), exclude_none=True)
 
 
-class SyntheticBenchmark(Benchmark[SyntheticJob]):
-    """A benchmark on clean pairs into which artifacts are injected."""
-
-    @staticmethod
-    def job(  # noqa: D102
-        settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
-    ) -> SyntheticJob:
-        exclude = files.get("exclude")
-        methods = [(method.key, method.points, method.thresholds, hashes) for method, hashes in inputs.items()]
-        content = [files["mse_sr"].hash, files["gan_sr"].hash, exclude.hash if exclude else None]
-        # Where artifacts are injected depends on the name.
-        asked = (settings.min_area, settings.seed, STRENGTHS, SIZES, GRID, MIN_AREAS)
-        key = fingerprint("trial", TRIAL_VERSION, example.name, content, methods, asked)
-        return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), exclude, key)
-
-    def missing(self) -> list[tuple[ImageRef, SyntheticJob]]:  # noqa: D102
-        return [(image, job) for image, job in self.work if job.result(self.workspace) is None]
-
-    def results(self) -> tuple[list[Trial], list[ImageError]]:
-        """Read the trials of the images that are done, and why others cannot be judged."""
-        found = [job.result(self.workspace) for _, job in self.work]
-        failures = self.failures + [result for result in found if isinstance(result, ImageError)]
-        return [result for result in found if isinstance(result, Trial)], failures
-
-    def failed(self) -> list[ImageError]:  # noqa: D102
-        return self.results()[1]
-
-
-def plan_synthetic(settings: Benchmarking) -> SyntheticBenchmark:
+def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:
     """Find the pairs and list what each is to be judged by. Writes nothing.
 
     Raises
@@ -122,4 +102,22 @@ def plan_synthetic(settings: Benchmarking) -> SyntheticBenchmark:
             raise UsageError(flag, "is not given", "desra benchmark synthetic needs --mse-sr and --gan-sr")
     if settings.min_area.endswith("%"):
         raise UsageError("--min-area", f"{settings.min_area} differs from image to image", "give pixels")
-    return SyntheticBenchmark.of(settings, read_pairs(folders, settings.output))
+    return plan_benchmark(settings, read_pairs(folders, settings.output), _job)
+
+
+def read_trials(benchmark: Benchmark[SyntheticJob]) -> list[Trial]:
+    """Read the trials of the images that are done."""
+    results = [job.result(benchmark.workspace) for _, job in benchmark.work]
+    return [result for result in results if isinstance(result, Trial)]
+
+
+def _job(
+    settings: Benchmarking, example: Example, files: dict[str, File], inputs: dict[Method, list[str]]
+) -> SyntheticJob:
+    exclude = files.get("exclude")
+    methods = [(method.key, method.points, method.thresholds, hashes) for method, hashes in inputs.items()]
+    content = [files["mse_sr"].hash, files["gan_sr"].hash, exclude.hash if exclude else None]
+    # Where artifacts are injected depends on the name.
+    asked = (settings.min_area, settings.seed, STRENGTHS, SIZES, GRID, MIN_AREAS)
+    key = fingerprint("trial", TRIAL_VERSION, example.name, content, methods, asked)
+    return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), exclude, key)

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from desra_core import __version__
+from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
 from desra_core.benchmarking.labelled_tables import as_csv, failure_rows
-from desra_core.benchmarking.synthetic import SyntheticBenchmark
+from desra_core.benchmarking.synthetic import SyntheticJob
 from desra_core.benchmarking.synthetic_summary import RATIOS, GridPoint, MethodSummary, Rate, SyntheticSummary
 from desra_core.benchmarking.trial import FAINT
 from desra_core.errors import ImageError, printable
@@ -51,7 +52,7 @@ class Block(NamedTuple):
     table: Sequence[dict[str, str]] = ()
 
 
-def title_of(benchmark: SyntheticBenchmark) -> str:
+def title_of(benchmark: Benchmark[SyntheticJob]) -> str:
     """The title of the results."""
     gan_sr = benchmark.settings.gan_sr
     return f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}"
@@ -106,7 +107,7 @@ def as_console_text(title: str, blocks: Sequence[Block]) -> str:
 
 
 def as_files(
-    benchmark: SyntheticBenchmark, summary: SyntheticSummary, failures: Sequence[ImageError]
+    benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
 ) -> dict[str, str]:
     """Markdown, CSV and JSON by file name.
 

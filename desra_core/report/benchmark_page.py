@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from desra_core.benchmarking.labelled import ImageRecord, LabelledBenchmark, LabelledJob, read_ground_truth
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, read_ground_truth
 from desra_core.benchmarking.labelled_tables import (
     PUBLISHED_TITLE,
     Curve,
@@ -53,13 +54,13 @@ class Picture(NamedTuple):
     cells: list[Cell]
 
 
-def render(benchmark: LabelledBenchmark, results: LabelledResults) -> str:
+def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
     """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
     return render_page("benchmark.html.j2", **_content(benchmark, results))
 
 
 def worst_records(
-    benchmark: LabelledBenchmark, records: Sequence[ImageRecord], count: int = WORST
+    benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
 ) -> list[ImageRecord]:
     """The images on which the first method's IoU is lowest, of equal ones those with the larger masks first.
 
@@ -77,7 +78,7 @@ def worst_records(
     return [record for *_, record in sorted(found, key=lambda row: row[:3])[:count]]
 
 
-def _content(benchmark: LabelledBenchmark, results: LabelledResults) -> dict[str, Any]:
+def _content(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, Any]:
     settings = benchmark.settings
     summed = [row for row in results.rows if row.part == results.rows[-1].part]
     return {
@@ -136,7 +137,7 @@ def _time_bars(rows: Sequence[MethodRow]) -> Markup:
     )
 
 
-def _pictures(benchmark: LabelledBenchmark, records: Sequence[ImageRecord]) -> list[Picture]:
+def _pictures(benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord]) -> list[Picture]:
     """As many images as fit into the page."""
     work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
     budget, pictures = PICTURE_CHARACTERS, []
@@ -151,7 +152,7 @@ def _pictures(benchmark: LabelledBenchmark, records: Sequence[ImageRecord]) -> l
     return pictures
 
 
-def _picture(benchmark: LabelledBenchmark, record: ImageRecord, image: ImageRef, job: LabelledJob) -> Picture:
+def _picture(benchmark: Benchmark[LabelledJob], record: ImageRecord, image: ImageRef, job: LabelledJob) -> Picture:
     drawn = _Drawn(benchmark.workspace, record, image, job)
     cells = [_cell("GAN-SR", partial(drawn.result, "gan_sr")), _cell("MSE-SR", partial(drawn.result, "mse_sr"))]
     ious = []

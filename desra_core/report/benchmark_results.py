@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from desra_core.benchmarking import labelled_tables, synthetic_tables
-from desra_core.benchmarking.labelled import LabelledBenchmark, plan_labelled
-from desra_core.benchmarking.synthetic import SyntheticBenchmark, plan_synthetic
+from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.labelled import plan_labelled
+from desra_core.benchmarking.synthetic import SyntheticJob, plan_synthetic, read_trials
 from desra_core.benchmarking.synthetic_summary import summarise
 from desra_core.errors import ImageError
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
 
-AnyBenchmark = LabelledBenchmark | SyntheticBenchmark
+AnyBenchmark = Benchmark[Any]
 
 
 class Published(NamedTuple):
@@ -37,7 +38,7 @@ def plan(settings: Benchmarking) -> AnyBenchmark:
 
 def publish_results(benchmark: AnyBenchmark) -> Published:
     """Add up the records that are there; write tables and page (raises `desra_core.errors.TransientError`)."""
-    if isinstance(benchmark, SyntheticBenchmark):
+    if benchmark.settings.synthetic:
         return _publish_synthetic(benchmark)
     results = labelled_tables.results_of(benchmark)
 
@@ -56,8 +57,8 @@ def publish_results(benchmark: AnyBenchmark) -> Published:
     )
 
 
-def _publish_synthetic(benchmark: SyntheticBenchmark) -> Published:
-    trials, failures = benchmark.results()
+def _publish_synthetic(benchmark: Benchmark[SyntheticJob]) -> Published:
+    trials, failures = read_trials(benchmark), benchmark.failed()
     summary = summarise(trials)
 
     def render() -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.synthetic import SyntheticBenchmark
+from desra_core.benchmarking.synthetic import SyntheticJob
 from desra_core.benchmarking.synthetic_summary import SyntheticSummary
 from desra_core.benchmarking.synthetic_tables import blocks_of, curves, title_of
 from desra_core.errors import ImageError
@@ -20,7 +21,7 @@ from desra_core.report.plots import inline
 _CURVES, _FAILURES = 8, 100
 
 
-def render(benchmark: SyntheticBenchmark, summary: SyntheticSummary, failures: Sequence[ImageError]) -> str:
+def render(benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]) -> str:
     """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
     return render_page(
         "synthetic.html.j2",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking.benchmark import Pair
+from desra_core.benchmarking.synthetic import read_trials
 from desra_core.benchmarking.synthetic_summary import summarise
 from desra_core.benchmarking.synthetic_tables import as_markdown, blocks_of
 from desra_core.benchmarking.trial import Design, run_trial
@@ -80,7 +81,7 @@ def test_what_people_have_marked_is_no_false_alarm(plain, tmp_path) -> None:
     for name in names:
         write(tmp_path / "people" / f"{name}.png", np.full((190, 230), 255, np.uint8))
     benchmark, published = spoil(folder, tmp_path / "out", exclude=tmp_path / "people")
-    assert {found.clean_pixels for found in benchmark.results()[0]} == {200 * 240 - 190 * 230}
+    assert {found.clean_pixels for found in read_trials(benchmark)} == {200 * 240 - 190 * 230}
     assert "Nothing could be injected" in published.text
 
 
