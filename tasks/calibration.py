@@ -32,8 +32,7 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     """
     work = counting.work(counting.shard(number))
     tokens = {image.id: token for token, (image, _) in work.items()}
-    settings = counting.stage_settings(dask.max_pixels)
-    function = partial(count_stored, workspace=counting.workspace, settings=settings)
+    function = partial(count_stored, workspace=counting.workspace, target=counting.target, max_pixels=dask.max_pixels)
     results: dict[str, pa.Table | ImageError] = {}
     failures = 0
     try:

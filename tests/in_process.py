@@ -108,7 +108,7 @@ def count_shard(counting: Counting, number: int, limit: int | None = None) -> li
     results = {}
     for token, (image, job) in work:
         try:
-            results[token] = count_stored(image, job, counting.workspace, counting.stage_settings(2**26))
+            results[token] = count_stored(image, job, counting.workspace, counting.target, 2**26)
         except ImageError as error:
             results[token] = error
     counting.add(number, results)

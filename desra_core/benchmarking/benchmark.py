@@ -101,22 +101,11 @@ JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[s
 
 @dataclass(frozen=True)
 class Benchmark(Generic[AnyJob]):
-    """Images to judge, and the methods to judge.
+    """Images to judge, and the methods to judge, as the table lists them.
 
-    Attributes
-    ----------
-    methods
-        As the table lists them.
-    work
-        Every image that can be judged, with its job.
-    failures
-        Of images that cannot.
-    unjudged
-        GAN results without a ground truth.
-    lossy
-        Masks that are JPEG or lossy WebP.
-    weights
-        ``(150,)`` float64; None where no method is weighted.
+    ``work`` has every image that can be judged, with its job, and ``failures`` says why others cannot. ``unjudged`` are
+    GAN results without a ground truth, ``lossy`` masks that are JPEG or lossy WebP. ``weights`` is ``(150,)`` float64,
+    None where no method is weighted.
     """
 
     settings: Benchmarking
@@ -159,10 +148,7 @@ class Benchmark(Generic[AnyJob]):
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.
 
-    Raises
-    ------
-    UsageError
-        A method, the weights or the segmenter cannot be used, or lacks an input.
+    Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
     """
     methods, weights, segmentation = _choose_methods(settings, data_set)
     used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
@@ -200,10 +186,8 @@ def given_folders(settings: Benchmarking) -> dict[str, Path]:
 def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: StageSettings) -> None:
     """Run the methods that are missing on an image and publish the result. Workers call this.
 
-    Raises
-    ------
-    ImageError
-        The image cannot be judged; unless it is a `TransientError`, the failure is recorded in the file, too.
+    Raises `ImageError`: the image cannot be judged; unless it is a `TransientError`, the failure is recorded in the
+    file, too.
     """
     try:
         pair = _read_pair(image, job.missing, settings)

@@ -49,17 +49,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What was found in a data set.
-
-    Attributes
-    ----------
-    examples
-        The images that can be judged, by part and name.
-    failures
-        An error for each image that lacks something.
-    unjudged
-        GAN results without a ground truth.
-    """
+    """The images of a data set that can be judged, errors for those that lack a file, GAN results without a mask."""
 
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)

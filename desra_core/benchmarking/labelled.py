@@ -46,20 +46,11 @@ class PixelAgreement:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """The results of a method on an image.
+    """The results of a method on an image; ``key`` identifies all that they depend on.
 
-    Attributes
-    ----------
-    key
-        Identifies all that they depend on.
-    seconds
-        Computing time for score map and mask in one thread, by operating point.
-    agreements
-        With the ground truth, by operating point.
-    curve
-        The same at `Method.thresholds`.
-    published
-        With the DeSRA mask of the data set, by operating point; empty without one.
+    By operating point: the computing ``seconds`` for score map and mask in one thread, the ``agreements`` with the
+    ground truth, and those with the ``published`` DeSRA mask of the data set, if it has one. ``curve`` has the
+    agreements with the ground truth at `Method.thresholds`.
     """
 
     key: str
@@ -73,12 +64,8 @@ class MethodRun:
 class ImageRecord:
     """An image of the data set: its runs by method, or why there are none.
 
-    Attributes
-    ----------
-    labels_seconds
-        Time to compute class labels; None where they were read.
-    failure
-        The key, subject, reason and remedy of an error that would come again.
+    ``labels_seconds`` is the time to compute class labels; None where they were read. ``failure`` has the key, subject,
+    reason and remedy of an error that would come again.
     """
 
     part: str
@@ -187,10 +174,7 @@ class LabelledJob(Job):
 def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
     """Read a data set and list what each image is to be judged by. Writes nothing.
 
-    Raises
-    ------
-    UsageError
-        The data set or a method cannot be used, or a setting contradicts another.
+    Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
     """
     if settings.exclude:
         raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")

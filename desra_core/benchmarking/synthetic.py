@@ -90,10 +90,7 @@ class SyntheticJob(Job):
 def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:
     """Find the pairs and list what each is to be judged by. Writes nothing.
 
-    Raises
-    ------
-    UsageError
-        A folder or a method cannot be used, or a setting is lacking or contradicts another.
+    Raises `UsageError`: a folder or a method cannot be used, or a setting is lacking or contradicts another.
     """
     folders = given_folders(settings)
     for role in ("mse_sr", "gan_sr"):

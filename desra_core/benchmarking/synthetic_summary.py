@@ -62,25 +62,13 @@ class GridPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method over all images that it can be run on.
+    """One method over all images that it can be run on; ``curve`` has all points, by threshold and minimal area.
 
-    Attributes
-    ----------
-    default
-        At its own threshold and the default minimal area.
-    cells
-        The default point's recall by kind, strength and size.
-    ratios
-        The default point's recall of artifacts that add something, by their contrast as a multiple of the MSE result's
-        texture at their place: below the first of `RATIOS`, from it to the second, and so on.
-    already
-        Number of artifacts that the default point leaves out, since their places are marked without them.
-    iou
-        The mean over what the default point finds; None where that is nothing.
-    seconds_per_megapixel
-        To compute the scores: the median over the images; None where nothing was injected.
-    curve
-        All points, by threshold and minimal area.
+    All else is at the ``default`` point, its own threshold and the default minimal area. ``cells`` has the recall by
+    kind, strength and size. ``ratios`` has the recall of artifacts that add something, by contrast over texture: below
+    the first of `RATIOS`, from it to the second, and so on. ``already`` counts the artifacts whose places are marked
+    without them. ``iou`` is the mean over the finds, ``seconds_per_megapixel`` the median over the images of the time
+    to compute scores; None without any.
     """
 
     method: str
@@ -112,14 +100,7 @@ class MethodSummary:
 class SyntheticSummary:
     """All methods over all images.
 
-    Attributes
-    ----------
-    images, clean_pixels
-        The number of pairs, and of their pixels outside of what is excluded.
-    injected, faint
-        The number of artifacts that were injected, and of those that were left out for too little contrast.
-    methods
-        In the order in which they were given.
+    ``clean_pixels`` counts pixels that are not excluded, ``faint`` the artifacts left out for too little contrast.
     """
 
     images: int
@@ -132,10 +113,7 @@ class SyntheticSummary:
 def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
     """Add up the trials of several images.
 
-    Raises
-    ------
-    ValueError
-        They differ in thresholds or minimal areas.
+    Raises `ValueError`: they differ in thresholds or minimal areas.
     """
     return SyntheticSummary(
         images=len(trials),

@@ -1,9 +1,9 @@
-"""The synthetic benchmark as tables and sentences, as blocks that are shown in a terminal, a page and Markdown."""
+"""The synthetic benchmark as tables and sentences, for a terminal, a page and Markdown."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,12 +43,12 @@ _WHY = (
 )
 
 
-class Block(NamedTuple):
-    """A part of the results: one of a heading, a paragraph, a list, or a table as text by row and column."""
+class Section(NamedTuple):
+    """A part of the results: a heading, a list, a paragraph and a table as text, in this order, as far as there are."""
 
     heading: str = ""
-    paragraph: str = ""
     bullets: Sequence[str] = ()
+    note: str = ""
     table: Sequence[dict[str, str]] = ()
 
 
@@ -58,80 +58,68 @@ def title_of(benchmark: Benchmark[SyntheticJob]) -> str:
     return f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}"
 
 
-def blocks_of(summary: SyntheticSummary) -> list[Block]:
+def sections_of(summary: SyntheticSummary) -> list[Section]:
     """All tables, below a list of what the first method does not see."""
-    if not summary.methods or not summary.injected:
-        nothing = "Nothing could be injected: the images are too small, or all of them is marked or excluded."
-        return [Block(paragraph=nothing)]
     methods = summary.methods
-    described = [method for method in methods if method.method.startswith("desra")] or methods[:1]
+    if not methods or not summary.injected:
+        nothing = "Nothing could be injected: the images are too small, or all of them is marked or excluded."
+        return [Section(note=nothing)]
     preface = (
         f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
         f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
         "contrast. False alarms are what is marked in the pairs as they are: also artifacts that nobody has excluded."
     )
-    blocks = [Block(paragraph=preface)]
-    for method in described:
-        blocks += [Block(heading=f"What {method.method} does not see"), Block(bullets=statements(method))]
-    if described[0].method.startswith("desra"):
-        blocks.append(Block(paragraph=_WHY))
-    sections: list[tuple[str, str, list[dict[str, str]]]] = [
-        ("Methods at their own thresholds", _NOTES[0], [_method_row(method) for method in methods]),
-        ("Recall by kind", "", _kind_rows(methods)),
-        ("Recall by contrast over texture", _NOTES[2], _ratio_rows(methods)),
-        ("Recall at a price", _NOTES[1], [_budget_row(method) for method in methods]),
-        *((f"{method.method}: recall by kind, strength and size", "", _cell_rows(method)) for method in methods),
+    desra = [method for method in methods if method.method.startswith("desra")]
+    unseen = [
+        Section(f"What {method.method} does not see", statements(method), _WHY if method in desra[-1:] else "")
+        for method in desra or methods[:1]
     ]
-    for heading, note, rows in sections:
-        blocks += [Block(heading=heading), *([Block(paragraph=note)] if note else []), Block(table=rows)]
-    return blocks
+    return [
+        Section(note=preface),
+        *unseen,
+        Section("Methods at their own thresholds", note=_NOTES[0], table=[_method_row(method) for method in methods]),
+        Section("Recall by kind", table=_kind_rows(methods)),
+        Section("Recall by contrast over texture", note=_NOTES[2], table=_ratio_rows(methods)),
+        Section("Recall at a price", note=_NOTES[1], table=[_budget_row(method) for method in methods]),
+        *(
+            Section(f"{method.method}: recall by kind, strength and size", table=_cell_rows(method))
+            for method in methods
+        ),
+    ]
 
 
-def as_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Blocks as a Markdown file; headings of the second order below the title."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        bullets = "\n".join(f"- {line}" for line in block.bullets)
-        table = as_markdown_table(block.table) if block.table else ""
-        parts.append((f"## {block.heading}" if block.heading else "") or block.paragraph or bullets or table)
-    return "\n\n".join(parts) + "\n"
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Write sections as Markdown; headings of the second order below the title."""
+    return _joined(f"# {title}", sections, "## ", as_markdown_table) + "\n"
 
 
-def as_console_text(title: str, blocks: Sequence[Block]) -> str:
-    """Blocks for a terminal, with the columns of tables aligned."""
-    parts = [title]
-    for block in blocks:
-        bullets = "\n".join(f"- {line}" for line in block.bullets)
-        parts.append(block.heading or block.paragraph or bullets or as_text(block.table))
-    return "\n\n".join(parts)
+def as_console_text(title: str, sections: Sequence[Section]) -> str:
+    """Write sections for a terminal, with the columns of tables aligned."""
+    return _joined(title, sections, "", as_text)
 
 
 def as_files(
     benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
 ) -> dict[str, str]:
-    """Markdown, CSV and JSON by file name.
-
-    The CSV file has the recall by method, kind, strength and size; the JSON file has all tables.
-    """
+    """Markdown, CSV and JSON by file name; the CSV file has the recall by kind, strength and size, JSON all tables."""
     tables = to_rows(summary)
     settings = benchmark.settings.model_dump(mode="json")
     document = {"desra": __version__, "settings": settings, **tables, "failures": failure_rows(failures)}
     return {
-        f"{STEM}.md": as_markdown(title_of(benchmark), blocks_of(summary)),
+        f"{STEM}.md": as_markdown(title_of(benchmark), sections_of(summary)),
         f"{STEM}.csv": as_csv(tables["recall"], ["method"]),
         f"{STEM}.json": json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
 
 
 def statements(method: MethodSummary) -> list[str]:
-    """What a method does not see and what it sees at its default point: sentences with their numbers."""
+    """Say in sentences with numbers what a method sees at its default point, and what it does not see."""
     rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).trials}
     lines = []
     for verdict in _VERDICTS:
         kinds = sorted((k for k in rates if _verdict(rates[k]) == verdict), key=lambda kind: rates[kind].share or 0)
-        told = [f"{_PLURALS.get(kind, kind)}, {_found(rates[kind])}" for kind in kinds]
-        if told:
-            lines.append(f"{verdict}: {'; '.join(told)}.")
+        if kinds:
+            lines.append(f"{verdict}: {'; '.join(f'{_PLURALS.get(k, k)}, {_found(rates[k])}' for k in kinds)}.")
     strengths, sizes = _axes(method)
     weak, strong = (method.recall(strength=strength) for strength in (strengths[0], strengths[-1]))
     small, large = (method.recall(size=size) for size in (sizes[0], sizes[-1]))
@@ -148,41 +136,28 @@ def statements(method: MethodSummary) -> list[str]:
 
 
 def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
-    """Tables for JSON and CSV.
+    """List the tables for JSON and CSV, with shares in 0..1.
 
-    Returns
-    -------
-    ``recall``: per method, kind, strength and size at the default point; ``methods``: each at its default point;
-    ``curve``: each at all points; ``texture``: recall by contrast over texture. Shares are in 0..1.
+    ``recall`` is by method, kind, strength and size at the default point; ``methods`` has each at its default point,
+    ``curve`` each at all points; ``texture`` is the recall by contrast over texture.
     """
-    recall = [
-        {"method": method.method, "kind": kind, "strength": strength, "size": size} | _rate(rate)
-        for method in summary.methods
-        for (kind, strength, size), rate in method.cells.items()
-    ]
-    bounds = (0.0, *RATIOS)
-    texture = [
-        {"method": method.method, "at_least": low} | _rate(rate)
-        for method in summary.methods
-        for low, rate in zip(bounds, method.ratios, strict=True)
-    ]
-    methods = [
-        {"method": method.method}
-        | _point(method.default)
-        | {"already": method.already, "iou": method.iou, "seconds_per_megapixel": method.seconds_per_megapixel}
-        for method in summary.methods
-    ]
-    curve = [{"method": method.method} | _point(point) for method in summary.methods for point in method.curve]
-    return {"recall": recall, "methods": methods, "curve": curve, "texture": texture}
+    tables: dict[str, list[dict[str, Any]]] = {"recall": [], "methods": [], "curve": [], "texture": []}
+    for method in summary.methods:
+        name = {"method": method.method}
+        for (kind, strength, size), rate in method.cells.items():
+            tables["recall"].append(name | {"kind": kind, "strength": strength, "size": size} | _rate(rate))
+        own = {"already": method.already, "iou": method.iou, "seconds_per_megapixel": method.seconds_per_megapixel}
+        tables["methods"].append(name | _point(method.default) | own)
+        tables["curve"] += [name | _point(point) for point in method.curve]
+        for low, rate in zip((0.0, *RATIOS), method.ratios, strict=True):
+            tables["texture"].append(name | {"at_least": low} | _rate(rate))
+    return tables
 
 
 def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
-    """The operating curve of each method: what `desra_core.report.charts.line_chart` takes.
+    """Trace the operating curve of each method: the points of which no other finds more for less.
 
-    Returns
-    -------
-    By method, the share of the clean pixels that are marked, ascending, and the recall: the points of which no other
-    finds more for less.
+    Of each the share of the clean pixels that are marked, ascending, and the recall.
     """
     fronts = {}
     for method in summary.methods:
@@ -193,6 +168,17 @@ def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
                 front.append((price, recall))
         fronts[method.method] = front
     return fronts
+
+
+def _joined(
+    title: str, sections: Sequence[Section], mark: str, table: Callable[[Sequence[dict[str, str]]], str]
+) -> str:
+    parts = [title]
+    for section in sections:
+        heading = f"{mark}{section.heading}" if section.heading else ""
+        bullets = "\n".join(f"- {line}" for line in section.bullets)
+        parts += [heading, bullets, section.note, table(section.table) if section.table else ""]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _verdict(rate: Rate) -> str:
@@ -210,14 +196,13 @@ def _axes(method: MethodSummary) -> tuple[list[float], list[int]]:
 
 def _method_row(method: MethodSummary) -> dict[str, str]:
     point = method.default
-    regions = point.regions_per_megapixel
     return {
         "method": method.method,
         "threshold": f"{point.threshold:.4g}",
         "recall": _share(point.rate),
         "IoU of finds": fixed(method.iou, 2),
         "marked before": str(method.already),
-        "false regions per MP": fixed(regions, 2),
+        "false regions per MP": fixed(point.regions_per_megapixel, 2),
         "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
         "s per MP": fixed(method.seconds_per_megapixel, 2),
     }
@@ -243,11 +228,9 @@ def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
     strengths, sizes = _axes(method)
 
     def row(kind: str | None) -> dict[str, str]:
-        told = {"kind": (kind or "all").replace("_", " ")}
-        told |= {
-            f"strength {strength:g}": _share(method.recall(kind=kind, strength=strength)) for strength in strengths
-        }
-        return told | {f"{size:,} px": _share(method.recall(kind=kind, size=size)) for size in sizes}
+        cells = {f"strength {value:g}": method.recall(kind=kind, strength=value) for value in strengths}
+        cells |= {f"{size:,} px": method.recall(kind=kind, size=size) for size in sizes}
+        return {"kind": (kind or "all").replace("_", " ")} | {name: _share(rate) for name, rate in cells.items()}
 
     return [row(kind) for kind in (*KINDS, None)]
 
@@ -262,16 +245,15 @@ def _budget_row(method: MethodSummary) -> dict[str, str]:
 
 
 def _point(point: GridPoint) -> dict[str, Any]:
-    return (
-        {"threshold": point.threshold, "min_area": point.min_area}
-        | _rate(point.rate)
-        | {
-            "false_regions": point.false_regions,
-            "false_regions_per_megapixel": point.regions_per_megapixel,
-            "false_pixels": point.false_pixels,
-            "false_pixel_share": point.pixel_share,
-        }
-    )
+    return {
+        "threshold": point.threshold,
+        "min_area": point.min_area,
+        **_rate(point.rate),
+        "false_regions": point.false_regions,
+        "false_regions_per_megapixel": point.regions_per_megapixel,
+        "false_pixels": point.false_pixels,
+        "false_pixel_share": point.pixel_share,
+    }
 
 
 def _rate(rate: Rate) -> dict[str, Any]:

@@ -48,18 +48,9 @@ class Design(NamedTuple):
 class Response(NamedTuple):
     """The response of one method to one injected artifact.
 
-    Attributes
-    ----------
-    contrast
-        Of the injection, see `desra_core.benchmarking.injection.contrast`.
-    texture
-        Of the MSE result at the place, see `desra_core.benchmarking.injection.texture`.
-    found
-        Whether at least half of the place is marked, by threshold and minimal area.
-    already
-        The same of the pair without artifacts: a place that is marked anyway is no find.
-    iou
-        Of the place and the region that fits it best, at the default threshold and minimal area.
+    ``found`` says by threshold and minimal area whether at least half of the place is marked, ``already`` the same of
+    the pair without artifacts: a place that is marked anyway is no find. ``iou`` is that of the place and the region
+    that fits it best at the default point. `desra_core.benchmarking.injection` defines ``contrast`` and ``texture``.
     """
 
     case: Case
@@ -86,20 +77,10 @@ class FalseAlarms(NamedTuple):
 class Trial:
     """One pair under all methods.
 
-    Attributes
-    ----------
-    clean_pixels
-        Number of pixels that are not excluded.
-    faint
-        Cases that were left out, because their contrast in this image is below `FAINT`.
-    thresholds, default
-        By method: all thresholds, ascending, and the detector's own.
-    min_areas, min_area
-        All minimal areas in pixels, ascending, and the default one.
-    responses
-        To each case and method, save those that are faint.
-    seconds, scored_pixels
-        By method the time to score the injected images, and their size together.
+    ``clean_pixels`` are those that are not excluded; ``faint`` counts the cases that were left out because their
+    contrast in this image is below `FAINT`. ``thresholds`` (ascending) and ``default``, the detector's own, are by
+    method; ``min_areas`` (ascending) and the default ``min_area`` are in pixels. ``seconds`` is the time to score the
+    injected images, by method, and ``scored_pixels`` their total size.
     """
 
     image: str
@@ -129,18 +110,9 @@ class ScoreGrid:
     min_area: int
 
     def find(self, scores: Scores, places: Sequence[npt.NDArray[np.intp]]) -> list[tuple[Bits, float]]:
-        """Look for places in a score map.
+        """Look for places in the scores of a `Detector`; returns `Response.found` and `Response.iou` of each place.
 
-        Parameters
-        ----------
-        scores
-            ``(H - 2 f, W - 2 f)``, as of a `Detector`.
-        places
-            The pixels of each, as indices of the flattened image.
-
-        Returns
-        -------
-        `Response.found` and `Response.iou` of each place.
+        ``places`` has the pixels of each, as indices of the flattened image.
         """
         found: list[list[tuple[bool, ...]]] = [[] for _ in places]
         ious = [0.0] * len(places)
@@ -156,10 +128,7 @@ class ScoreGrid:
         return [(tuple(bits), iou) for bits, iou in zip(found, ious, strict=True)]
 
     def false_alarms(self, scores: Scores, excluded: Mask) -> tuple[Counts, Counts]:
-        """Count the regions and pixels of `FalseAlarms` in the score map of a pair without injected artifacts.
-
-        ``excluded`` is ``(H, W)`` bool, True for known artifacts.
-        """
+        """Count the regions and pixels of `FalseAlarms`; ``excluded`` is ``(H, W)`` bool, True at known artifacts."""
         counted, marked = [], []
         for _, regions in self._regions(scores):
             known = regions.overlap(excluded)
@@ -172,10 +141,9 @@ class ScoreGrid:
         """The regions at each threshold and the smallest minimal area."""
         highest = float(scores.max())
         for threshold in self.thresholds:
+            mask = np.zeros(self.shape, np.bool_)
             if threshold < highest:
                 mask = score_mask(scores, self.shape, threshold=threshold, min_area=self.min_areas[0])
-            else:
-                mask = np.zeros(self.shape, np.bool_)
             yield threshold, Components(mask)
 
 

@@ -44,14 +44,6 @@ _MARKED = ["id", "mask_key", "artifact_pixels", "failed_stage"]
 _ABOUT = b"desra.counted"
 
 
-class HistogramSettings(NamedTuple):
-    """Settings of `count_stored`: the keys of stored maps and labels, and the largest image."""
-
-    similarity_key: str
-    segmentation_key: str
-    max_pixels: int
-
-
 class HistogramJob(NamedTuple):
     """An image's record, and the masks of the pixels that are left out of its histogram."""
 
@@ -59,21 +51,19 @@ class HistogramJob(NamedTuple):
     masks: tuple[File, ...]
 
 
-def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, settings: HistogramSettings) -> pa.Table:
+def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, target: Target, max_pixels: int) -> pa.Table:
     """Count the pixels of an image by its stored map: a table of `ClassHistogram.to_table`. Workers call this.
 
-    Raises
-    ------
-    ImageError
-        A mask has another size or is none.
-    TransientError
-        A map, the labels or a mask have gone or changed.
+    ``target`` has the keys of the stored arrays, ``max_pixels`` bounds the label files that are decoded.
+
+    Raises `ImageError`: a mask has another size or is none.
+    Raises `TransientError`: a map, the labels or a mask have gone or changed.
     """
     assert job.outcome.height is not None
     assert job.outcome.width is not None
     shape = job.outcome.height, job.outcome.width
-    similarity = read_array(workspace, image.id, "similarity", key=settings.similarity_key)
-    labels = read_labels(image, job.outcome, workspace, settings.segmentation_key, settings.max_pixels)
+    similarity = read_array(workspace, image.id, "similarity", key=target.similarity_key)
+    labels = read_labels(image, job.outcome, workspace, target.segmentation_key, max_pixels)
     if labels is None:
         raise ImageError(image.path, "has no class labels", "run again with --labels or --segmenter")
     frame = (shape[0] - similarity.shape[0]) // 2
@@ -91,12 +81,8 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, setti
 class Exclusion:
     """The masks of a folder by image name, whose pixels are not counted; None stands for no masks.
 
-    Raises
-    ------
-    UsageError
-        The folder does not exist or cannot be read, or holds two masks of one name.
-    TransientError
-        A mask cannot be read.
+    Raises `UsageError`: the folder does not exist or cannot be read, or holds two masks of one name.
+    Raises `TransientError`: a mask cannot be read.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -155,12 +141,7 @@ class ShardCount:
 class Counting:
     """The images of a workspace whose maps and labels are there under its settings, shard by shard.
 
-    Attributes
-    ----------
-    images
-        Number of images that can be counted, equal ones once.
-    shards
-        The numbers of their shards.
+    ``images`` is the number of images that can be counted, equal ones once; ``shards`` has the numbers of their shards.
     """
 
     def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Exclusion) -> None:
@@ -226,21 +207,11 @@ class Counting:
         sizes = outcomes.filter(pc.is_in(outcomes["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
 
-    def stage_settings(self, max_pixels: int) -> HistogramSettings:
-        """The settings of `count_stored` for all images."""
-        return HistogramSettings(self.target.similarity_key, self.target.segmentation_key, max_pixels)
-
     def add(self, number: int, results: Mapping[str, pa.Table | ImageError]) -> None:
-        """Add the histograms of some images of a shard to its file, and the failures of others that are not transient.
+        """Add the results of `count_stored` by token, tables or errors, to the file of a shard.
 
-        The records of images whose map or labels are lost are marked: the next run makes those anew.
-
-        Parameters
-        ----------
-        number
-            Of the shard.
-        results
-            By token, a table that `count_stored` has returned, or the error that it raised.
+        Transient errors are left out. Records of images whose map or labels are lost are marked: the next run makes
+        those anew.
         """
         shard = self.shard(number)
         lost = [shard.wanted[token][0].id for token, result in results.items() if isinstance(result, LostError)]
@@ -287,11 +258,8 @@ def histogram_key(target: Target) -> str:
 def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     """Derive the run that comes before a calibration: the latest one with what is given changed, keeping all maps.
 
-    Raises
-    ------
-    UsageError
-        No pairs or no labels are known, only one folder is given, or the workspace belongs to another kind of run or
-        to another detector.
+    Raises `UsageError`: no pairs or no labels are known, only one folder is given, or the workspace belongs to another
+    kind of run or to another detector.
     """
     workspace = Workspace(calibrating.workspace)
     given: dict[str, Any] = {name: getattr(calibrating, name) for name in ("mse_sr", "gan_sr")}
@@ -324,12 +292,8 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
 def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     """Find the images whose maps and labels are in a workspace. It must be locked.
 
-    Raises
-    ------
-    UsageError
-        As `desra_core.planning.keys.target_of`; there is no manifest.
-    TransientError
-        A mask cannot be read.
+    Raises `UsageError`: As `desra_core.planning.keys.target_of`; there is no manifest.
+    Raises `TransientError`: a mask cannot be read.
     """
     workspace = Workspace(corpus.workspace)
     target, _ = target_of(corpus)

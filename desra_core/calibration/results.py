@@ -137,10 +137,7 @@ def derive_weights(
 def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, counting: Counting) -> CalibratedWeights:
     """Derive weights and thresholds from the counted histograms.
 
-    Raises
-    ------
-    UsageError
-        Nothing was counted, or a file is damaged.
+    Raises `UsageError`: nothing was counted, or a file is damaged.
     """
     histogram = counting.histogram()
     if not histogram.pixels.any():

@@ -67,7 +67,7 @@ def _publish_synthetic(benchmark: Benchmark[SyntheticJob]) -> Published:
         return render(benchmark, summary, failures)
 
     tables = synthetic_tables.as_files(benchmark, summary, failures)
-    text = synthetic_tables.as_console_text(synthetic_tables.title_of(benchmark), synthetic_tables.blocks_of(summary))
+    text = synthetic_tables.as_console_text(synthetic_tables.title_of(benchmark), synthetic_tables.sections_of(summary))
     return Published(
         files=_publish(benchmark.workspace, tables, f"{synthetic_tables.STEM}.html", render),
         markdown=tables[f"{synthetic_tables.STEM}.md"],

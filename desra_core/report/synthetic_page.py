@@ -12,7 +12,7 @@ from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.synthetic import SyntheticJob
 from desra_core.benchmarking.synthetic_summary import SyntheticSummary
-from desra_core.benchmarking.synthetic_tables import blocks_of, curves, title_of
+from desra_core.benchmarking.synthetic_tables import curves, sections_of, title_of
 from desra_core.errors import ImageError
 from desra_core.report.charts import heat_table, line_chart
 from desra_core.report.document import render_page
@@ -26,7 +26,7 @@ def render(benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failur
     return render_page(
         "synthetic.html.j2",
         title=title_of(benchmark),
-        blocks=blocks_of(summary),
+        sections=sections_of(summary),
         charts=_charts(summary) if summary.injected else [],
         mse_sr=benchmark.settings.mse_sr,
         gan_sr=benchmark.settings.gan_sr,

@@ -16,11 +16,11 @@ from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.places import Case
 from desra_core.benchmarking.synthetic_summary import RATIOS, Rate, SyntheticSummary, summarise
 from desra_core.benchmarking.synthetic_tables import (
-    Block,
+    Section,
     as_console_text,
     as_markdown,
-    blocks_of,
     curves,
+    sections_of,
     statements,
     to_rows,
 )
@@ -197,16 +197,16 @@ def test_statements() -> None:
 
 
 def markdown(summary: SyntheticSummary) -> str:
-    return as_markdown("Title", blocks_of(summary))
+    return as_markdown("Title", sections_of(summary))
 
 
-def test_blocks_as_text() -> None:
+def test_sections_as_text() -> None:
     rows = [{"method": "a", "recall": "10 % (7–13) of 3"}, {"method": "desra, weight 1", "recall": "–"}]
-    blocks = [Block(paragraph="One."), Block(heading="More"), Block(bullets=["one", "two - three"]), Block(table=rows)]
+    sections = [Section(note="One."), Section("More", ["one", "two - three"], "Two.", rows)]
     aligned = "method           recall\na                10 % (7–13) of 3\ndesra, weight 1  –"
-    assert as_console_text("Title", blocks) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\n{aligned}"
+    assert as_console_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
     table = "| method | recall |\n| --- | --- |\n| a | 10 % (7–13) of 3 |\n| desra, weight 1 | – |"
-    assert as_markdown("Title", blocks) == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\n{table}\n"
+    assert as_markdown("Title", sections) == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
 
 
 def test_markdown() -> None:

@@ -25,7 +25,7 @@ from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import score_mask
 
 EIGHT = np.ones((3, 3))
-DESIGN = Design((0.25, 1.0), (24**2, 40**2), 2, (0.5, 1.5), (100, 300), 200)
+DESIGN = Design((0.25, 1.0), (24**2, 40**2), 2, (0.25, 1.5), (100, 300), 200)
 
 
 class Residual:
@@ -149,8 +149,8 @@ def fit(mask: np.ndarray, place: np.ndarray) -> float:
 
 def test_axes(tried: Trial) -> None:
     assert tried.min_areas == (100, 200, 300)
-    assert tried.thresholds["desra"] == (0.5 * Desra.threshold, Desra.threshold, 1.5 * Desra.threshold)
-    assert tried.thresholds["residual"] == (3.0, 6.0, 9.0)
+    assert tried.thresholds["desra"] == (0.25 * Desra.threshold, Desra.threshold, 1.5 * Desra.threshold)
+    assert tried.thresholds["residual"] == (1.5, 6.0, 9.0)
     assert tried.default == {"desra": Desra.threshold, "residual": 6.0, "plain": Desra.threshold}
     assert 1.0 in Design().factors
     sheets = {row.case.sheet for row in tried.responses}
