@@ -167,7 +167,7 @@ class LabelledJob(Job):
 
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: D102
         record = self.record(workspace) or ImageRecord(self.part, self.name)
-        failure = (fingerprint(self.keys), error.subject, error.reason, error.remedy)
+        failure = (fingerprint(self.keys), *error.failure)
         return _RECORD.dump_json(replace(record, failure=failure))
 
 

@@ -15,7 +15,7 @@ from desra_core.benchmarking.data_sets import Example, read_pairs
 from desra_core.benchmarking.methods import Method
 from desra_core.benchmarking.places import SIZES, STRENGTHS
 from desra_core.benchmarking.trial import GRID, MIN_AREAS, Design, Trial, run_trial
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import Failure, ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
 from desra_core.files.hashing import fingerprint
 from desra_core.settings.benchmark import Benchmarking
@@ -29,11 +29,11 @@ TRIAL_VERSION = 2
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """The file of an image: its trial, or the subject, reason and remedy of its failure."""
+    """The file of an image: its trial, or why it failed."""
 
     key: str
     trial: Trial | None = None
-    failure: tuple[str, str, str] | None = None
+    failure: Failure | None = None
 
 
 _RECORD = TypeAdapter(TrialRecord)
@@ -83,8 +83,7 @@ class SyntheticJob(Job):
         return _RECORD.dump_json(TrialRecord(self.key, trial), exclude_none=True)
 
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: ARG002, D102
-        failure = (error.subject, error.reason, error.remedy)
-        return _RECORD.dump_json(TrialRecord(self.key, failure=failure), exclude_none=True)
+        return _RECORD.dump_json(TrialRecord(self.key, failure=error.failure), exclude_none=True)
 
 
 def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:

@@ -34,7 +34,7 @@ from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
-from desra_core.workspace.records import Outcome, gather_shard, read_outcomes, read_shard, without_arrays
+from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -47,7 +47,7 @@ _ABOUT = b"desra.counted"
 class HistogramJob(NamedTuple):
     """An image's record, and the masks of the pixels that are left out of its histogram."""
 
-    outcome: Outcome
+    record: Record
     masks: tuple[File, ...]
 
 
@@ -59,11 +59,11 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
     Raises `ImageError`: a mask has another size or is none.
     Raises `TransientError`: a map, the labels or a mask have gone or changed.
     """
-    assert job.outcome.height is not None
-    assert job.outcome.width is not None
-    shape = job.outcome.height, job.outcome.width
+    assert job.record.height is not None
+    assert job.record.width is not None
+    shape = job.record.height, job.record.width
     similarity = read_array(workspace, image.id, "similarity", key=target.similarity_key)
-    labels = read_labels(image, job.outcome, workspace, target.segmentation_key, max_pixels)
+    labels = read_labels(image, job.record, workspace, target.segmentation_key, max_pixels)
     if labels is None:
         raise ImageError(image.path, "has no class labels", "run again with --labels or --segmenter")
     frame = (shape[0] - similarity.shape[0]) // 2
@@ -162,12 +162,12 @@ class Counting:
 
     def suspect(self) -> tuple[int, int]:
         """How many images have detected artifacts but no mask to exclude them, and how many pixels these have."""
-        outcomes = read_outcomes(self.workspace, _MARKED)
-        marked = pc.and_(pc.equal(outcomes["mask_key"], self.target.mask_key), outcomes["failed_stage"].is_null())
-        marked = pc.and_(marked, pc.greater(outcomes["artifact_pixels"], 0))
+        records = read_records(self.workspace, _MARKED)
+        marked = pc.and_(pc.equal(records["mask_key"], self.target.mask_key), records["failed_stage"].is_null())
+        marked = pc.and_(marked, pc.greater(records["artifact_pixels"], 0))
         masked = {image.id for image in image_refs(self._rows) if self._masks(image)}
         wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
-        found = outcomes.filter(pc.and_kleene(marked, pc.is_in(outcomes["id"], wanted)))
+        found = records.filter(pc.and_kleene(marked, pc.is_in(records["id"], wanted)))
         return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
 
     def shard(self, number: int) -> ShardCount:
@@ -193,18 +193,18 @@ class Counting:
 
     def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, HistogramJob]]:
         """The images of a shard that are not counted, by token, each with its job for `count_stored`."""
-        outcomes = read_shard(self.workspace, shard.number)
+        records = read_shard(self.workspace, shard.number)
         work = {}
         for token in shard.missing:
             image, masks = shard.wanted[token]
             # Regions and times may be large, and are not needed.
-            work[token] = (image, HistogramJob(replace(outcomes[image.id], regions=[], seconds={}), masks))
+            work[token] = (image, HistogramJob(replace(records[image.id], regions=[], seconds={}), masks))
         return work
 
     def most_pixels(self) -> int:
         """The pixels of the largest image that can be counted."""
-        outcomes = read_outcomes(self.workspace, ["id", "height", "width"])
-        sizes = outcomes.filter(pc.is_in(outcomes["id"], self._rows["id"].combine_chunks()))
+        records = read_records(self.workspace, ["id", "height", "width"])
+        sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
 
     def add(self, number: int, results: Mapping[str, pa.Table | ImageError]) -> None:
@@ -216,11 +216,11 @@ class Counting:
         shard = self.shard(number)
         lost = [shard.wanted[token][0].id for token, result in results.items() if isinstance(result, LostError)]
         if lost:
-            outcomes = read_shard(self.workspace, number)
-            gather_shard(self.workspace, number, [without_arrays(outcomes[image_id]) for image_id in lost])
+            records = read_shard(self.workspace, number)
+            gather_shard(self.workspace, number, [without_arrays(records[image_id]) for image_id in lost])
         tables = {token: result for token, result in results.items() if not isinstance(result, ImageError)}
         failed = {
-            token: [result.subject, result.reason, result.remedy]
+            token: result.failure
             for token, result in results.items()
             if isinstance(result, ImageError) and not isinstance(result, TransientError)
         }
@@ -307,9 +307,9 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
 
 def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array:
     """Which rows of a manifest have their map and their labels."""
-    outcomes = read_outcomes(workspace, _COLUMNS)
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
+    records = read_records(workspace, _COLUMNS)
+    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
+    record = {name: records[name].combine_chunks().take(index) for name in _COLUMNS}
     mapped = pc.and_(pc.equal(record["similarity_key"], target.similarity_key), record["similarity_kept"])
     labelled = rows["labels_hash"].combine_chunks().is_valid()
     if not target.reads_labels:

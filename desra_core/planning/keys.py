@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "p
 
 @dataclass(frozen=True)
 class Target:
-    """What the outcome of an image must say for the image to count as done.
+    """What the record of an image must say for the image to count as done.
 
     A pixel is suspect where the adjusted similarity is below ``threshold``. Of another ``method`` than DeSRA, minus the
     score is taken for the similarity, and minus what the user gave for the threshold; ``labels_first`` where the

@@ -20,7 +20,7 @@ from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Outcome, write_journal
+from desra_core.workspace.records import Record, write_journal
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,21 @@ class MaskSettings:
     keep_mse: bool = False
 
 
-def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Outcome:
+def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: MaskSettings) -> Record:
     """Publish the mask at every name of the image and measure its regions (raises `ImageError`).
 
     An image without a stored map is one whose mask is known to be empty. Photos with artifacts go into the dataset, by
     the detector's word or by a person's; the dataset prefers a person's mask.
     """
-    assert outcome.height is not None
-    assert outcome.width is not None
-    shape = (outcome.height, outcome.width)
+    assert record.height is not None
+    assert record.width is not None
+    shape = (record.height, record.width)
     min_area = min_area_pixels(settings.min_area, *shape)
-    labels = read_labels(image, outcome, workspace, settings.segmentation_key, settings.max_pixels)
+    labels = read_labels(image, record, workspace, settings.segmentation_key, settings.max_pixels)
     regions: list[dict[str, Any]] = []
     mask = np.zeros(shape, np.bool_)
-    if outcome.similarity_kept:
-        similarity = read_array(workspace, image.id, "similarity", key=outcome.similarity_key)
+    if record.similarity_kept:
+        similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
         weighting: dict[str, Any] = {
             "threshold": settings.threshold,
             "labels": labels,
@@ -70,19 +70,19 @@ def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings
             regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
         del similarity, weighting
     del labels
-    if outcome.mask_key is not None:
+    if record.mask_key is not None:
         # From here on, files are not what the record says: a run that is killed now must not be believed.
-        write_journal(workspace, image.shard, replace(outcome, mask_key=None))
+        write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = _human_mask(image, workspace, settings)
     _publish(image, mask, human, workspace, settings)
     kept = settings.keep != "artifacts" or bool(regions) or _is_marked(human)
     return replace(
-        outcome,
-        similarity_kept=kept and outcome.similarity_kept,
-        labels_kept=kept and outcome.labels_kept,
+        record,
+        similarity_kept=kept and record.similarity_kept,
+        labels_kept=kept and record.labels_kept,
         labels_hash=image.labels.hash if image.labels else None,
         weighting_key=settings.weighting_key,
-        proven_weight=_proven_weight(outcome, regions, settings),
+        proven_weight=_proven_weight(record, regions, settings),
         threshold=settings.threshold,
         min_area=min_area,
         mask_key=settings.key,
@@ -151,9 +151,9 @@ def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:
     return mask
 
 
-def _proven_weight(outcome: Outcome, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:
+def _proven_weight(record: Record, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:
     if regions:
         return None
-    if outcome.similarity_kept:
+    if record.similarity_kept:
         return 1.0 if settings.weights is None else None
-    return outcome.proven_weight
+    return record.proven_weight

@@ -17,7 +17,7 @@ from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Outcome
+from desra_core.workspace.records import Record
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SimilaritySettings:
     segmentation_key: str | None = None
 
 
-def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SimilaritySettings) -> Outcome:
+def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, settings: SimilaritySettings) -> Record:
     """Compare the pair; store the map where it is needed later (raises `ImageError`)."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
@@ -53,18 +53,18 @@ def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, se
         height, width = gan_sr.shape[:2]
         reason = f"is {width}x{height} but {image.mse_sr.path} is {mse_sr.shape[1]}x{mse_sr.shape[0]}"
         raise ImageError(image.gan_sr.path, reason, "both results of one photo must have the same size")
-    outcome = replace(outcome, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
-    return compare(image, mse_sr, gan_sr, outcome, workspace, settings)
+    record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
+    return compare(image, mse_sr, gan_sr, record, workspace, settings)
 
 
 def compare(
     image: ImageRef,
     mse_sr: Pixels,
     gan_sr: Pixels,
-    outcome: Outcome,
+    record: Record,
     workspace: Workspace,
     settings: SimilaritySettings,
-) -> Outcome:
+) -> Record:
     """Compute the similarity of two results ``(H, W, C)``, see whether they can be clean, and store what is needed.
 
     Raises
@@ -76,23 +76,23 @@ def compare(
     if settings.method == "desra":
         similarity = _similarity(image, mse_sr, gan_sr, settings)
     else:
-        similarity = -_scores(image, mse_sr, gan_sr, outcome, workspace, settings)
+        similarity = -_scores(image, mse_sr, gan_sr, record, workspace, settings)
     suspect = is_suspect(similarity, settings, height, width)
     kept = suspect or settings.keep_all
     if kept:
         write_array(workspace, image.id, "similarity", similarity, key=settings.key)
-    made = Outcome(
+    made = Record(
         id=image.id,
         height=height,
         width=width,
-        icc_profile=outcome.icc_profile,
-        further_pages=outcome.further_pages,
-        tile=outcome.tile,
+        icc_profile=record.icc_profile,
+        further_pages=record.further_pages,
+        tile=record.tile,
         similarity_key=settings.key,
         similarity_kept=kept,
-        segmentation_key=outcome.segmentation_key,
-        labels_kept=outcome.labels_kept,
-        seconds=outcome.seconds,
+        segmentation_key=record.segmentation_key,
+        labels_kept=record.labels_kept,
+        seconds=record.seconds,
     )
     return made if suspect else proven_clean(made, settings)
 
@@ -110,7 +110,7 @@ def _scores(
     image: ImageRef,
     mse_sr: Pixels,
     gan_sr: Pixels,
-    outcome: Outcome,
+    record: Record,
     workspace: Workspace,
     settings: SimilaritySettings,
 ) -> Similarity:
@@ -121,7 +121,7 @@ def _scores(
         raise ImageError(image.path, "has no LR photo, which the method needs", "add it to the folder of --lr")
     labels = None
     if "labels" in detector.inputs:
-        sized = replace(outcome, height=gan_sr.shape[0], width=gan_sr.shape[1])
+        sized = replace(record, height=gan_sr.shape[0], width=gan_sr.shape[1])
         labels = read_labels(image, sized, workspace, settings.segmentation_key, settings.max_pixels)
     return score_pair(detector, settings.method, image.path, mse_sr, gan_sr, lr, labels).astype(np.float32)
 
@@ -141,15 +141,15 @@ def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int
     return bool(bound.any())
 
 
-def proven_clean(outcome: Outcome, settings: SimilaritySettings) -> Outcome:
-    """The outcome of an image that is not suspect."""
-    assert outcome.height is not None
-    assert outcome.width is not None
+def proven_clean(record: Record, settings: SimilaritySettings) -> Record:
+    """The record of an image that is not suspect."""
+    assert record.height is not None
+    assert record.width is not None
     return replace(
-        outcome,
+        record,
         proven_weight=settings.min_weight,
         threshold=settings.threshold,
-        min_area=min_area_pixels(settings.min_area, outcome.height, outcome.width),
+        min_area=min_area_pixels(settings.min_area, record.height, record.width),
         mask_key=None,
         artifact_pixels=0,
         regions=[],

@@ -23,7 +23,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import read_outcomes
+from desra_core.workspace.records import read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -268,7 +268,7 @@ def _identified(
                 paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
                 results = list(pool.map(_hashed, paths))
                 failed += [
-                    scan_failure(result.subject, result.reason, result.remedy) | {"name": name}
+                    scan_failure(*result.failure) | {"name": name}
                     for name, result in zip(names, results, strict=True)
                     if isinstance(result, ImageError)
                 ]
@@ -295,8 +295,8 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
     """The manifest without the images of which a run has found that a file is not what the manifest says."""
     if previous is None:
         return None
-    outcomes = read_outcomes(workspace, ["id", "reason"])
-    found = outcomes["id"].filter(pc.equal(outcomes["reason"], CHANGED))
+    records = read_records(workspace, ["id", "reason"])
+    found = records["id"].filter(pc.equal(records["reason"], CHANGED))
     return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
 
 

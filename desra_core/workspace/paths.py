@@ -78,7 +78,7 @@ class Workspace:
         return self.root / "settings.json"
 
     @property
-    def outcomes(self) -> Path:
+    def records(self) -> Path:
         """Finished shards (a folder of Parquet files)."""
         return self.root / "outcomes"
 
@@ -177,9 +177,9 @@ class Workspace:
         """Home of the embedded Prefect server."""
         return self.root / "prefect"
 
-    def shard_outcomes(self, shard: int) -> Path:
+    def shard_records(self, shard: int) -> Path:
         """The table of a finished shard."""
-        return self.outcomes / f"{shard:08d}.parquet"
+        return self.records / f"{shard:08d}.parquet"
 
     def shard_journal(self, shard: int) -> Path:
         """The folder of a shard in flight."""
