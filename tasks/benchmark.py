@@ -10,7 +10,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from desra_core.benchmarking.benchmark import judge_image
+from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import AbsentError, ImageError
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.report.benchmark_results import AnyBenchmark, Published, publish_results
@@ -47,7 +47,7 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
                 raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
             gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
-        settings = benchmark.stage_settings(device=device, max_pixels=dask.max_pixels)
+        settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, device, dask.max_pixels)
         return partial(judge_image, workspace=benchmark.workspace, settings=settings)
 
     results = each_image(

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from desra_core.benchmarking.benchmark import judge_image
+from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import ImageError
 from desra_core.report.benchmark_results import AnyBenchmark, Published, plan, publish_results
 from desra_core.settings.benchmark import Benchmarking
@@ -103,7 +103,7 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     workspace = benchmark.workspace
     workspace.create()
     missing = benchmark.missing()
-    settings = benchmark.stage_settings(device="cpu", max_pixels=2**26)
+    settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, "cpu", 2**26)
     with workspace.locked(), one_thread():
         for image, work in missing:
             with contextlib.suppress(ImageError):  # the record tells it, as a worker's does

@@ -140,10 +140,6 @@ class Benchmark(Generic[AnyJob]):
         """Identifies what is judged, and by which methods."""
         return fingerprint([job.identity for _, job in self.work])
 
-    def stage_settings(self, *, device: str, max_pixels: int) -> StageSettings:
-        """The settings of `judge_image` on some machine."""
-        return StageSettings(self.methods, self.weights, self.settings, device, max_pixels)
-
 
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.

@@ -64,8 +64,12 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
 
     Parameters
     ----------
-    root, given
-        As for `find_parts`.
+    root
+        A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
+        perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file beside
+        the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
+    given
+        Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name there.
     skip
         The folder of the results, in case it lies inside one of the others.
 
@@ -75,7 +79,7 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
         There is no such data set, a folder holds no images, or the COCO file is damaged.
     """
     data_set = DataSet()
-    for part in find_parts(root, given):
+    for part in _find_parts(root, given):
         _read_part(part, skip, data_set)
     return _not_empty(data_set, root)
 
@@ -87,23 +91,8 @@ def read_pairs(folders: Mapping[str, Path], skip: Path) -> DataSet:
     return _not_empty(data_set, folders["gan_sr"])
 
 
-def find_parts(root: Path, given: Mapping[str, Path]) -> list[PartFolders]:
-    """Find the parts of a data set, by name.
-
-    Parameters
-    ----------
-    root
-        A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
-        perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file beside
-        the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
-    given
-        Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name there.
-
-    Raises
-    ------
-    UsageError
-        There is no such data set.
-    """
+def _find_parts(root: Path, given: Mapping[str, Path]) -> list[PartFolders]:
+    """The parts of a data set, by name."""
     if root.is_file():
         if root.suffix.lower() != ".json":
             raise UsageError(root, "is no data set", _REMEDY)

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,19 +145,16 @@ class LabelledJob(Job):
             if method.name not in self.missing:
                 continue
             scores, seconds = _timed_scores(method, pair, settings)
-            curve = (
-                (threshold, score_mask(scores, pair.shape, threshold=threshold, min_area=min_area))
-                for threshold in method.thresholds
-            )
-            agreed = tuple((threshold, compare_masks(valid(mask, FRAME), truth)) for threshold, mask in curve)
-            run = runs[method.name] = MethodRun(self.keys[method.name], {}, {}, agreed, {})
+            cut = partial(score_mask, scores, pair.shape, min_area=min_area)
+            curve = [(level, compare_masks(valid(cut(threshold=level), FRAME), truth)) for level in method.thresholds]
+            run = runs[method.name] = MethodRun(self.keys[method.name], {}, {}, tuple(curve), {})
             for point in method.points:
                 started = time.thread_time()
-                mask = score_mask(scores, pair.shape, threshold=point.threshold, min_area=min_area)
+                mask = cut(threshold=point.threshold)
                 run.seconds[point.name] = round(seconds + time.thread_time() - started, 4)
                 run.agreements[point.name] = compare_masks(valid(mask, FRAME), truth)
                 if published is not None and method.spec == "desra":
-                    run.published[point.name] = compare_pixels(valid(mask, FRAME), published)
+                    run.published[point.name] = _compare_pixels(valid(mask, FRAME), published)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
         # Outdated runs stay: their keys differ, and a method that is left out now may be asked for again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
@@ -203,10 +200,9 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
     return on_valid_region(decode_coco_mask(source), shape, image)
 
 
-def compare_pixels(mask: Mask, other: Mask) -> PixelAgreement:
-    """Count the pixels of two masks of one shape."""
-    both, any_of_them = mask & other, mask | other
-    return PixelAgreement(int(both.sum()), int(any_of_them.sum()), int((mask == other).sum()), mask.size)
+def _compare_pixels(mask: Mask, other: Mask) -> PixelAgreement:
+    both, either, equal = (int(pixels.sum()) for pixels in (mask & other, mask | other, mask == other))
+    return PixelAgreement(both, either, equal, mask.size)
 
 
 def _timed_scores(method: Method, pair: Pair, settings: StageSettings) -> tuple[Scores, float]:

@@ -73,10 +73,9 @@ class PublishedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledResults:
-    """All numbers of a benchmark.
+    """All numbers of a benchmark; ``curves`` are by method and ascending threshold, with the sums over all images.
 
-    ``curves`` has, by method, the agreement over all images by ascending threshold. ``labels_seconds`` per megapixel is
-    the median over the images whose class labels were computed; None without any.
+    ``labels_seconds`` per megapixel is the median over the images whose class labels were computed; None without any.
     """
 
     rows: list[MethodRow]
@@ -119,11 +118,10 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
 def row_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
     """The rows as text; measures with their 95 % intervals."""
     several = len({row.part for row in rows}) > 1
-    empty = any(row.scores.empty_pairs for row in rows)
-    measures = {"IoU": "iou", "IoU, both empty = 1": "iou_with_empty", "precision": "precision", "recall": "recall",
-                "F1": "f1"}  # fmt: skip
-    if not empty:
-        del measures["IoU, both empty = 1"]
+    measures = {"IoU": "iou"}
+    if any(row.scores.empty_pairs for row in rows):
+        measures["IoU, both empty = 1"] = "iou_with_empty"
+    measures |= {"precision": "precision", "recall": "recall", "F1": "f1"}
     return [
         ({"part": row.part} if several else {})
         | {"method": row.point.name, "images": str(row.scores.images)}

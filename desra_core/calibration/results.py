@@ -115,23 +115,20 @@ def derive_weights(
         spare_intervals, spare_weights = (np.full(len(published), values[0]) for values in pooled)
     enough = (histogram.pixels >= max(1, min_pixels)) & (histogram.images >= min_images)
     intervals, weights = np.where(enough, intervals, spare_intervals), np.where(enough, weights, spare_weights)
-    rows = []
-    for index, name in enumerate(class_names()):
-        pixels, interval = int(histogram.pixels[index]), int(intervals[index])
-        rows.append(
-            ClassWeight(
-                class_index=index,
-                name=name,
-                interval=None if interval < 0 else interval,
-                weight=float(weights[index]),
-                pixels=pixels,
-                images=int(histogram.images[index]),
-                state="calibrated" if enough[index] else "thin" if pixels else "unseen",
-                published_interval=int(published[index]),
-                published_weight=float(published_weights[index]),
-            )
+    return [
+        ClassWeight(
+            class_index=index,
+            name=name,
+            interval=int(intervals[index]) if intervals[index] >= 0 else None,
+            weight=float(weights[index]),
+            pixels=int(histogram.pixels[index]),
+            images=int(histogram.images[index]),
+            state="calibrated" if enough[index] else "thin" if histogram.pixels[index] else "unseen",
+            published_interval=int(published[index]),
+            published_weight=float(published_weights[index]),
         )
-    return rows
+        for index, name in enumerate(class_names())
+    ]
 
 
 def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, counting: Counting) -> CalibratedWeights:
@@ -246,11 +243,7 @@ def _origin(
         "segmenter": corpus.segmenter,
         "window": corpus.window,
         "exclude": str(calibrating.exclude) if calibrating.exclude else None,
-        "rule": calibrating.rule,
-        "percentile": calibrating.percentile,
-        "fallback": calibrating.fallback,
-        "min_pixels": calibrating.min_pixels,
-        "min_images": calibrating.min_images,
+        **{name: getattr(calibrating, name) for name in ("rule", "percentile", "fallback", "min_pixels", "min_images")},
         "images": histogram.seen,
         "pixels": int(histogram.pixels.sum()),
         "excluded_pixels": histogram.excluded,
