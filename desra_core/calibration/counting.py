@@ -95,7 +95,8 @@ class Exclusion:
             raise UsageError(problem.subject, problem.reason, problem.remedy)
         for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
             if name in self._files:
-                raise UsageError(folder / path, f"is a mask of the same image as {name}", "keep one of them")
+                reason = f"is a mask of the same image as {self._files[name].path}"
+                raise UsageError(folder / path, reason, "keep one of them")
             self._files[name] = _hashed(folder / path)
 
     def of_image(self, image: ImageRef) -> list[File]:
