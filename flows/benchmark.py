@@ -15,12 +15,12 @@ from tasks.overview import tag_run
 
 @corpus_flow("benchmark")
 def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
-    """Run detectors on a data set with a ground truth, or on spoilt clean pairs, and say how well they do.
+    """Run detectors on a data set with a ground truth, or on clean pairs with injected artifacts, and publish tables.
 
     Parameters
     ----------
     benchmarking
-        What to run on what.
+        The data set and the detectors.
     machine
         Where and how wide to compute.
     """

@@ -22,7 +22,7 @@ from tasks.shards import explicit_key
 
 
 class Benchmarked(NamedTuple):
-    """How a benchmark ended: its Prefect ids, the images that failed this time, and what was published."""
+    """The end of a benchmark: its Prefect ids, the number of images that failed this time, and its results."""
 
     flow_run: str
     task_runs: int
@@ -34,7 +34,7 @@ class Benchmarked(NamedTuple):
 def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> int:  # noqa: ARG001
     """Run what is missing of a benchmark.
 
-    Whether a cached state counts is for the records to say, as for the stages of a shard.
+    The records of the images decide what is missing, not Prefect's cached state, as for the stages of a shard.
 
     Returns
     -------

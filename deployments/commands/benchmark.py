@@ -40,7 +40,7 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 
 
 def _warn(planned: AnyBenchmark) -> None:
-    """Say what to beware of before anything is computed."""
+    """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
     desra = [method for method in planned.methods if method.spec == "desra"]
     asked_for_none = planned.settings.weights == "none"
     if desra and not asked_for_none and not any(method.weighted for method in desra):
@@ -54,7 +54,7 @@ def _warn(planned: AnyBenchmark) -> None:
 
 
 def _tell_failures(failures: list[ImageError]) -> None:
-    """Those that are known before anything is computed; of others the progress tells."""
+    """Show the failures that are known before anything is computed; the progress shows others."""
     for error in failures[:SHOWN_FAILURES]:
         say(f"failed: {printable(error)}")
     if len(failures) > SHOWN_FAILURES:

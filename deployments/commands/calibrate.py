@@ -67,7 +67,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
 
 def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
-    """See that masks are of images that there are, before anything is touched."""
+    """Warn of masks that belong to no image, before anything is touched."""
     files = image_files(corpus.sources.main, corpus.workspace).files
     # Where two files would share a name, their suffixes belong to it.
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
@@ -76,7 +76,7 @@ def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
 
 
 def _show_failures(counting: Counting) -> None:
-    """Say which images an earlier run could not count."""
+    """Show which images an earlier run could not count."""
     errors = [error for shard in counting.counted() for error in shard.failures]
     for error in errors[:SHOWN_FAILURES]:
         say(f"failed: {printable(error)}")
@@ -85,7 +85,7 @@ def _show_failures(counting: Counting) -> None:
 
 
 def _warn_of_artifacts(counting: Counting) -> None:
-    """Say so where the pairs may not be free of artifacts: what is counted as normal is never found again."""
+    """Warn if the pairs may have artifacts: with weights that count them as normal, they would not be detected."""
     images, pixels = counting.suspect()
     if images:
         say(
@@ -95,7 +95,7 @@ def _warn_of_artifacts(counting: Counting) -> None:
 
 
 def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
-    """How many images are not in the count, because they failed on the way or there."""
+    """The number of images that are not counted, because they failed before or while counting."""
     manifest = read_manifest(prepared.workspace)
     assert manifest is not None
     assert prepared.scanned is not None
@@ -125,15 +125,15 @@ def _tell(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     )
     suggested = calibrated.suggested
     if suggested.threshold is not None:
-        told = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
+        line = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
         other = suggested.published_threshold
-        typer.echo(told + (f"; with the published weights {other:.4g}" if other is not None else ""))
+        typer.echo(line + (f"; with the published weights {other:.4g}" if other is not None else ""))
     page = settings.output.with_suffix(".html")
     typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {settings.output.with_suffix('.svg')}")
 
 
 def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
-    """The run that uses the weights, as the latest one was but for them."""
+    """The command of the latest run, with the new weights."""
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [

@@ -15,7 +15,7 @@ from desra_core.images.names import ImageNames
 from desra_core.images.scanning import image_files, no_images, root_of
 from desra_core.workspace.matching import spelled_like, without_ambiguity
 
-# What a folder of a data set is for, and how the published data set calls it.
+# The roles of the folders of a data set, and their names in the published one.
 ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR", "desra_mask": "DeSRA-Mask",
          "labels": "labels"}  # fmt: skip
 ANNOTATIONS = "annotations.json"

@@ -267,5 +267,5 @@ def _found(rate: Rate) -> str:
 
 
 def _share(rate: Rate) -> str:
-    told = in_percent(rate.share, rate.interval, form=".0f")
-    return told if rate.share is None else f"{told} of {rate.trials}"
+    share = in_percent(rate.share, rate.interval, form=".0f")
+    return share if rate.share is None else f"{share} of {rate.trials}"

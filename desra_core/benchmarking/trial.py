@@ -32,7 +32,7 @@ Counts = tuple[tuple[int, ...], ...]
 
 
 class Design(NamedTuple):
-    """What is injected, and at which thresholds and minimal areas masks are judged.
+    """The artifacts to inject, and the thresholds and minimal areas at which masks are judged.
 
     ``factors`` are multiples of a detector's own threshold; ``min_area`` is the default among ``min_areas``, in pixels.
     """
