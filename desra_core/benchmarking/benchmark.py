@@ -19,6 +19,7 @@ import numpy.typing as npt
 from desra_core.benchmarking.data_sets import DataSet, Example
 from desra_core.benchmarking.methods import Method, load_methods
 from desra_core.detection.class_weights import load_weights
+from desra_core.detection.detectors import NEEDED_INPUTS, DetectorInputs
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.files.hashing import digest, fingerprint, read_bytes
@@ -30,7 +31,6 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
-_INPUTS = {"labels": ("class labels", "add --labels or --segmenter"), "lr": ("LR photos", "give --lr")}
 
 
 class StageSettings(NamedTuple):
@@ -43,21 +43,13 @@ class StageSettings(NamedTuple):
     max_pixels: int
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The decoded images of a pair, and its class labels; ``seconds`` is the time that computing the labels took."""
+class DecodedPair(NamedTuple):
+    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time that computing its labels took."""
 
     path: Path
-    mse_sr: Pixels
-    gan_sr: Pixels
-    lr: Pixels | None = None
-    labels: Labels | None = None
-    seconds: float | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(H, W)``."""
-        return self.gan_sr.shape[0], self.gan_sr.shape[1]
+    shape: tuple[int, int]
+    inputs: DetectorInputs
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ class Job(ABC):
         """The error in its file, if it would come again."""
 
     @abstractmethod
-    def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:
+    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
         """Run the missing methods on a pair; returns the new content of the file (raises `ImageError`)."""
 
     @abstractmethod
@@ -213,7 +205,8 @@ def _choose_methods(
     for method in methods:
         for role in method.inputs:
             if not there[role]:
-                raise UsageError("--methods", f"{method.name} needs {_INPUTS[role][0]}", _INPUTS[role][1])
+                needed, remedy = NEEDED_INPUTS[role]
+                raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
     return tuple(methods), weights.values if weights else None, segmentation
 
 
@@ -232,7 +225,7 @@ def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Pat
     return files, lossy
 
 
-def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSettings) -> Pair:
+def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSettings) -> DecodedPair:
     """Decode a pair and the other inputs of some methods."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
@@ -243,7 +236,7 @@ def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSetting
         raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")
     lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in inputs and image.lr else None
     labels, seconds = _read_labels(image, gan_sr, settings) if "labels" in inputs else (None, None)
-    return Pair(image.path, mse_sr, gan_sr, lr, labels, seconds)
+    return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
 
 
 def _read_labels(image: ImageRef, gan_sr: Pixels, settings: StageSettings) -> tuple[Labels, float | None]:

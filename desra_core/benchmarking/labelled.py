@@ -12,12 +12,11 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders, plan_benchmark
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, StageSettings, given_folders, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, read_data_set
 from desra_core.benchmarking.methods import Method, OperatingPoint
-from desra_core.detection.detectors import Scores
+from desra_core.detection.detectors import Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
-from desra_core.detection.scoring import score_pair
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
@@ -134,7 +133,7 @@ class LabelledJob(Job):
         record = self.record(workspace)
         return ImageError(*record.failure[1:]) if record and record.failure else None
 
-    def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
+    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
         published = None
         if self.published:
@@ -205,19 +204,13 @@ def _compare_pixels(mask: Mask, other: Mask) -> PixelAgreement:
     return PixelAgreement(both, either, equal, mask.size)
 
 
-def _timed_scores(method: Method, pair: Pair, settings: StageSettings) -> tuple[Scores, float]:
+def _timed_scores(method: Method, pair: DecodedPair, settings: StageSettings) -> tuple[Scores, float]:
     """The score map of a pair, and the seconds that this thread computed for it."""
     detector = method.detector(settings.weights)
-    lr = pair.lr if "lr" in method.inputs else None
-    labels = pair.labels if "labels" in method.inputs else None
-
-    def scored() -> Scores:
-        return score_pair(detector, method.name, pair.path, pair.mse_sr, pair.gan_sr, lr, labels)
-
-    if next(_calls(method.key)) == 0:
-        scored()  # the first call of a process also loads libraries and compiles
+    if next(_calls(method.key)) == 0:  # the first call of a process also loads libraries and compiles
+        score_pair(detector, method.name, pair.path, pair.inputs)
     started = time.thread_time()
-    scores = scored()
+    scores = score_pair(detector, method.name, pair.path, pair.inputs)
     return scores, time.thread_time() - started
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from desra_core.detection.detectors import Detector, detector_key, load_detector
 from desra_core.detection.detectors.desra import Desra
-from desra_core.detection.detectors.ldl import THRESHOLDS
+from desra_core.detection.detectors.ldl import LDL
 from desra_core.errors import UsageError
 
 # Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.
@@ -87,7 +87,7 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
             name = "desra, weight 1"
         points = [OperatingPoint(name, detector.threshold)]
         if spec == "ldl":
-            points = [OperatingPoint(f"{name}, {threshold:g}", threshold) for threshold in THRESHOLDS]
+            points = [OperatingPoint(f"{name}, {threshold:g}", threshold) for threshold in LDL.thresholds]
         found.append(Method(name, spec, key, inputs, tuple(points)))
     folders = [point.folder for method in found for point in method.points]
     for folder in folders:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, Job, Pair, StageSettings, given_folders, plan_benchmark
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, StageSettings, given_folders, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, read_pairs
 from desra_core.benchmarking.methods import Method
 from desra_core.benchmarking.places import SIZES, STRENGTHS
@@ -70,7 +70,7 @@ class SyntheticJob(Job):
         result = self.result(workspace)
         return result if isinstance(result, ImageError) else None
 
-    def judge(self, pair: Pair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
+    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
         detectors = {m.name: m.detector(settings.weights) for m in settings.methods if m.name in self.missing}
         exclude = None
         if self.exclude:
@@ -79,7 +79,7 @@ class SyntheticJob(Job):
             exclude = mask if mask.shape == pair.shape else np.pad(valid, FRAME)
         asked = settings.benchmarking
         design = Design(seed=asked.seed, min_area=int(asked.min_area))
-        trial = run_trial(self.name, pair, detectors, design, exclude)
+        trial = run_trial(self.name, pair.inputs, detectors, design, exclude)
         return _RECORD.dump_json(TrialRecord(self.key, trial), exclude_none=True)
 
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:  # noqa: ARG002, D102

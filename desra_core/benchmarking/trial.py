@@ -11,11 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.benchmark import Pair
 from desra_core.benchmarking.injection import contrast, inject, texture
 from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
-from desra_core.detection.detectors import Detector, Scores
-from desra_core.detection.detectors.desra import Desra
+from desra_core.detection.detectors import Detector, DetectorInputs, Scores
 from desra_core.detection.mask import MIN_AREA, score_mask
 from desra_core.detection.regions import Components
 from desra_core.images.codec import Mask, Pixels
@@ -148,7 +146,7 @@ class ScoreGrid:
 
 
 def run_trial(
-    name: str, pair: Pair, detectors: Mapping[str, Detector], design: Design, exclude: Mask | None = None
+    name: str, pair: DetectorInputs, detectors: Mapping[str, Detector], design: Design, exclude: Mask | None = None
 ) -> Trial:
     """Inject artifacts into a pair of results, and see which detectors find them.
 
@@ -171,25 +169,26 @@ def run_trial(
     ValueError
         The images differ in size, or a strength is out of range.
     """
-    if pair.mse_sr.shape[:2] != pair.shape:
+    shape: tuple[int, int] = pair.gan_sr.shape[:2]
+    if pair.mse_sr.shape[:2] != shape:
         raise ValueError(f"results of the shapes {pair.mse_sr.shape} and {pair.gan_sr.shape} are no pair")
     there = {role for role in ("lr", "labels") if getattr(pair, role) is not None}
     usable = {
         key: detector
         for key, detector in detectors.items()
-        if there.issuperset(detector.inputs) and min(pair.shape) >= detector.smallest
+        if there.issuperset(detector.inputs) and min(shape) >= detector.smallest
     }
     areas = tuple(sorted({*design.min_areas, design.min_area}))
     grids = {}
     for key, detector in usable.items():
         own = float(detector.threshold)
         thresholds = tuple(sorted({own, *(own * factor for factor in design.factors)}))
-        grids[key] = ScoreGrid(pair.shape, thresholds, areas, own, design.min_area)
+        grids[key] = ScoreGrid(shape, thresholds, areas, own, design.min_area)
     clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
-    known = np.zeros(pair.shape, np.bool_) if exclude is None else exclude
+    known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
     for key in list(usable)[:1]:
-        marked = score_mask(clean[key], pair.shape, threshold=grids[key].threshold, min_area=areas[0])
+        marked = score_mask(clean[key], shape, threshold=grids[key].threshold, min_area=areas[0])
         drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
                       exclude=known | marked)  # fmt: skip
 
@@ -233,13 +232,13 @@ class _Injected(NamedTuple):
     pixels: npt.NDArray[np.intp]
 
 
-def _sheets(pair: Pair, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[_Injected]]]:
+def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[_Injected]]]:
     """The injected images, with those of their artifacts that can be seen."""
     by_sheet = sorted(drawn, key=lambda case: case.sheet)
     for _, group in groupby(by_sheet, key=lambda case: case.sheet):
         sheet, artifacts = pair.gan_sr, []
         for case in group:
-            place = case.place(pair.shape)
+            place = case.place(pair.gan_sr.shape)
             after = inject(sheet, case.kind, place, strength=case.strength, rng=np.random.default_rng(case.seed))
             change = contrast(sheet, after, place)
             if change >= FAINT:
@@ -249,8 +248,6 @@ def _sheets(pair: Pair, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[_I
             yield sheet, artifacts
 
 
-def _score(detector: Detector, pair: Pair, gan_sr: Pixels) -> Scores:
-    # DeSRA can do without labels, and takes them where there are any.
-    wanted = isinstance(detector, Desra) or "labels" in detector.inputs
-    lr = pair.lr if "lr" in detector.inputs else None
-    return detector(pair.mse_sr, gan_sr, lr, pair.labels if wanted else None)
+def _score(detector: Detector, pair: DetectorInputs, gan_sr: Pixels) -> Scores:
+    lr, labels = (getattr(pair, role) if role in detector.inputs else None for role in ("lr", "labels"))
+    return detector(pair.mse_sr, gan_sr, lr, labels)

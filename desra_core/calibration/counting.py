@@ -26,7 +26,7 @@ from desra_core.files.hashing import digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask
 from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.keys import Target, check_kind, load_settings, target_of
-from desra_core.settings import CorpusSettings, Detection
+from desra_core.settings import CorpusSettings, Detection, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.stages.sources import read_content, read_labels
 from desra_core.workspace import Workspace, read_table
@@ -284,8 +284,9 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     corpus = kind(**(recorded | given | {"workspace": workspace.root, "keep": keep}))
     if corpus.segmenter == "none":
         raise UsageError("--labels", "are needed, because each class has its own weight", "add --labels or --segmenter")
-    if isinstance(corpus, Detection) and corpus.method != "desra":
-        reason = f"is of desra detect --method {corpus.method}, which weighs no classes"
+    detector = detector_of(corpus)
+    if not detector.weighs_classes:
+        reason = f"is of desra detect --method {detector.name}, which weighs no classes"
         raise UsageError(workspace.root, reason, "name another workspace")
     return corpus
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection import artifact_mask, find_regions
+from desra_core.detection.mask import score_mask
 from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
@@ -27,8 +28,8 @@ from desra_core.workspace.records import Record, write_journal
 class MaskSettings:
     """What the mask stage needs.
 
-    ``weights`` is ``(150,)`` float64, or None where there are no labels; ``mse_sr_key`` and ``gan_sr_key`` are set
-    where the results were inferred.
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records. ``weights`` is ``(150,)``
+    float64, or None where none apply; ``mse_sr_key`` and ``gan_sr_key`` are set where the results were inferred.
     """
 
     key: str
@@ -59,16 +60,14 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: 
     mask = np.zeros(shape, np.bool_)
     if record.similarity_kept:
         similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
-        weighting: dict[str, Any] = {
-            "threshold": settings.threshold,
-            "labels": labels,
-            "weights": settings.weights,
-        }
-        frame = (shape[0] - similarity.shape[0]) // 2
-        mask = artifact_mask(similarity, min_area=min_area, frame=frame, **weighting)
+        weighting: dict[str, Any] = {"labels": labels, "weights": settings.weights}
+        scores = np.negative(similarity, out=similarity)
+        mask = score_mask(scores, shape, threshold=-np.float64(settings.threshold), min_area=min_area, **weighting)
         if mask.any():
-            regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
-        del similarity, weighting
+            similarity = np.negative(scores, out=scores)
+            found = find_regions(mask, similarity, threshold=settings.threshold, **weighting)
+            regions = [region._asdict() for region in found]
+        del similarity, scores, weighting
     del labels
     if record.mask_key is not None:
         # From here on, files are not what the record says: a run that is killed now must not be believed.

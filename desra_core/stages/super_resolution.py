@@ -132,6 +132,6 @@ def _known_clean(
     similarity = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
     assert record.height is not None
     assert record.width is not None
-    if similarity is None or is_suspect(similarity, settings.similarity, record.height, record.width):
+    if similarity is None or is_suspect(-similarity, settings.similarity, record.height, record.width):
         return None
     return proven_clean(record, settings.similarity)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.benchmark import Pair
 from desra_core.benchmarking.synthetic import read_trials
 from desra_core.benchmarking.synthetic_summary import summarise
 from desra_core.benchmarking.synthetic_tables import as_markdown, sections_of
 from desra_core.benchmarking.trial import Design, run_trial
+from desra_core.detection.detectors import DetectorInputs
 from desra_core.images.codec import decode
 from desra_core.report.benchmark_results import plan
 from tests.benchmark_sets import make_plain, run_here, spoil, write
@@ -38,7 +38,7 @@ def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None
     expected = []
     for name in sorted(names):
         paths = [folder / role / f"{name}.png" for role in ("mse_sr", "gan_sr")]
-        pair = Pair(paths[1], *(decode(path.read_bytes(), path).pixels for path in paths))
+        pair = DetectorInputs(*(decode(path.read_bytes(), path).pixels for path in paths))
         expected.append(run_trial(name, pair, detectors, Design(min_area=400)))
     # Times differ; all else is what one call says.
     sections = [section for section in sections_of(summarise(expected)) if "s per MP" not in str(section.table)]

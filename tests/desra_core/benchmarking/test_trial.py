@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import ndimage
 
-from desra_core.benchmarking.benchmark import Pair
 from desra_core.benchmarking.injection import contrast, inject, texture
 from desra_core.benchmarking.places import cases
 from desra_core.benchmarking.trial import FAINT, Design, ScoreGrid, Trial, run_trial
 from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors import load_detector
+from desra_core.detection.detectors import DetectorInputs, load_detector
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import score_mask
 
@@ -65,8 +64,8 @@ def inputs() -> dict[str, np.ndarray]:
 METHODS = {"desra": Desra(load_weights("published").values), "residual": Residual(), "plain": Desra()}
 
 
-def pair_of(inputs: dict[str, np.ndarray]) -> Pair:
-    return Pair(Path("a.png"), inputs["mse_sr"], inputs["gan_sr"], labels=inputs["labels"])
+def pair_of(inputs: dict[str, np.ndarray]) -> DetectorInputs:
+    return DetectorInputs(inputs["mse_sr"], inputs["gan_sr"], labels=inputs["labels"])
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +168,11 @@ def test_a_trial_is_plain_and_repeatable(tried: Trial, inputs: dict[str, np.ndar
 
 def test_methods_that_cannot_be_run_are_left_out(inputs: dict[str, np.ndarray]) -> None:
     small = Design((1.0,), (24**2,), factors=(1.0,))
-    both = Pair(Path("a.png"), inputs["mse_sr"], inputs["gan_sr"])
+    both = DetectorInputs(inputs["mse_sr"], inputs["gan_sr"])
     made = run_trial("a", both, METHODS, small)
-    assert list(made.thresholds) == list(made.seconds) == ["desra", "plain"]
-    assert {row.method for row in made.responses} == {"desra", "plain"}
-    both = Pair(Path("a.png"), inputs["mse_sr"][:60, :60], inputs["gan_sr"][:60, :60])
+    assert list(made.thresholds) == list(made.seconds) == ["plain"]
+    assert {row.method for row in made.responses} == {"plain"}
+    both = DetectorInputs(inputs["mse_sr"][:60, :60], inputs["gan_sr"][:60, :60])
     tiny = run_trial("a", both, {"niqe": load_detector("niqe")}, small)
     assert tiny.responses == ()
     assert tiny.thresholds == {}
@@ -184,7 +183,7 @@ def test_gray_and_deep(inputs: dict[str, np.ndarray]) -> None:
     small = Design((1.0,), (30**2,), factors=(0.5, 1.0, 2.0))
     gray = [inputs[key][:, :, :1] for key in ("mse_sr", "gan_sr")]
     deep = [image.astype(np.uint16) * np.uint16(257) for image in gray]
-    shallow, exact = (run_trial("a", Pair(Path("a.png"), *both), {"plain": Desra()}, small) for both in (gray, deep))
+    shallow, exact = (run_trial("a", DetectorInputs(*both), {"plain": Desra()}, small) for both in (gray, deep))
     kinds = {row.case.kind for row in shallow.responses}
     assert "colour_shift" not in kinds
     assert "worms" in kinds
@@ -194,7 +193,7 @@ def test_gray_and_deep(inputs: dict[str, np.ndarray]) -> None:
 
 def test_images_of_two_sizes(inputs: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match="no pair"):
-        run_trial("a", Pair(Path("a.png"), inputs["mse_sr"][1:], inputs["gan_sr"]), METHODS, DESIGN)
+        run_trial("a", DetectorInputs(inputs["mse_sr"][1:], inputs["gan_sr"]), METHODS, DESIGN)
 
 
 def test_real_pair(shared_data: Path) -> None:
@@ -202,7 +201,7 @@ def test_real_pair(shared_data: Path) -> None:
     read = [cv2.imread(str(shared_data / "pairs" / role / "computer.png")) for role in ("mse_sr", "gan_sr")]
     mse_sr, gan_sr = (np.ascontiguousarray(image[:600, :600, ::-1]) for image in read)
     design = Design((1.0,), (64**2, 90**2), factors=(1.0,), min_area=400)
-    made = run_trial("computer", Pair(Path("computer.png"), mse_sr, gan_sr), {"desra": Desra()}, design)
+    made = run_trial("computer", DetectorInputs(mse_sr, gan_sr), {"desra": Desra()}, design)
     found = {row.case.kind: [] for row in made.responses}
     for row in made.responses:
         found[row.case.kind].append(row.found[0][0])

@@ -18,7 +18,7 @@ from desra_core.images.codec import encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
-from desra_core.settings import Detection, Machine, min_area_pixels
+from desra_core.settings import Detection, Machine, detector_of, min_area_pixels
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk
@@ -112,7 +112,7 @@ class Lab:
 def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, Any]]:
     target, keep_all = plan.target, plan.target.keep != "artifacts"
     similarity = SimilaritySettings(
-        target.similarity_key, detection.window, target.threshold, target.min_area, target.min_weight,
+        target.similarity_key, detector_of(detection), detection.window, target.min_area, target.min_weight,
         keep_all=keep_all, tile=256, threads=1, max_pixels=10**6,
     )  # fmt: skip
     mask = MaskSettings(
