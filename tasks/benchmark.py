@@ -18,7 +18,6 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_map import Dask
 from tasks.images import each_image
-from tasks.shards import explicit_key
 
 
 class Benchmarked(NamedTuple):
@@ -30,11 +29,9 @@ class Benchmarked(NamedTuple):
     published: Published
 
 
-@task(task_run_name="detectors", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
-def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> int:  # noqa: ARG001
+@task(task_run_name="detectors", cache_policy=NO_CACHE)
+def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
     """Run what is missing of a benchmark.
-
-    The records of the images decide what is missing, not Prefect's cached state, as for the stages of a shard.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -59,11 +59,6 @@ class Job(ABC):
     part: str
     name: str
     missing: tuple[str, ...]
-
-    @property
-    @abstractmethod
-    def identity(self) -> Any:
-        """JSON-like values that identify what is judged, and by which methods."""
 
     @abstractmethod
     def path(self, workspace: Workspace) -> Path:
@@ -126,11 +121,6 @@ class Benchmark(Generic[AnyJob]):
     def runs_networks(self) -> bool:
         """Whether class labels are computed."""
         return self.settings.segmenter != "none" and any("labels" in method.inputs for method in self.methods)
-
-    @property
-    def key(self) -> str:
-        """Identifies what is judged, and by which methods."""
-        return fingerprint([job.identity for _, job in self.work])
 
 
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:

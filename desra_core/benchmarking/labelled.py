@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -96,10 +96,6 @@ class LabelledJob(Job):
     ground_truth: File | CocoMask
     published: File | None
     keys: dict[str, str]
-
-    @property
-    def identity(self) -> Any:  # noqa: D102
-        return [self.part, self.name, self.keys]
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
         return workspace.root / "records" / self.part / f"{self.name}.json"

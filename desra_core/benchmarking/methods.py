@@ -58,22 +58,12 @@ class Method:
 
 
 def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Method]:
-    """List the methods of a benchmark.
+    """List the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
 
-    DeSRA gives two, with class weights and with weight 1; the LDL map has an operating point for each threshold of the
-    DeSRA paper; others have one, at their own threshold.
+    DeSRA gives two, with class weights, identified by ``weights_key``, unless that is None, and with weight 1; the LDL
+    map has an operating point for each threshold of the DeSRA paper; others have one, at their own threshold.
 
-    Parameters
-    ----------
-    specs
-        Names and files, as for `desra_core.detection.detectors.load_detector`.
-    weights_key
-        Of the class weights; None without class labels, or where every weight is 1.
-
-    Raises
-    ------
-    UsageError
-        A method is unknown, fails to load, or two have one name.
+    Raises `UsageError`: a method is unknown, fails to load, or two have one name.
     """
     found: list[Method] = []
     for spec in specs:

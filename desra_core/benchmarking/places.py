@@ -81,20 +81,18 @@ def cases(
 
     Parameters
     ----------
-    name
-        Of the image; the cases depend on it, not on the order of images.
+    name, seed
+        Of the image; another name or seed draws other places and patterns.
     gan_sr
         ``(H, W, 1 or 3)``. A gray image gets no colour shift.
     strengths, sizes
         In 0..1, and areas in pixels.
-    seed
-        Another one draws other places and patterns.
     exclude
         ``(H, W)`` bool, kept free together with 20 px around it.
 
     Returns
     -------
-    Cases by size, the largest first; none where nothing has room.
+    Cases by size, the largest first; none if nothing has room.
     """
     if min(gan_sr.shape[:2]) <= 2 * _FRAME:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -45,10 +45,6 @@ class SyntheticJob(Job):
 
     exclude: File | None
     key: str
-
-    @property
-    def identity(self) -> Any:  # noqa: D102
-        return self.key
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
         return workspace.root / "trials" / f"{self.name}.json"
