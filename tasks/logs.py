@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
+
+from desra_core.errors import printable
 
 LINE_SECONDS = 5.0
 SHOWN_FAILURES = 20
@@ -36,6 +39,14 @@ def say(line: str, **ids: Any) -> None:
         _LINES.log(_level(level), message, extra={"ids": ids})
     else:
         _LINES.info(line, extra={"ids": ids})
+
+
+def say_first(kind: str, lines: Sequence[object], hint: str = "") -> None:
+    """Say the first of many lines of a kind, and how many more there are; the hint says where these are listed."""
+    for line in lines[:SHOWN_FAILURES]:
+        say(f"{kind}: {printable(line)}")
+    if len(lines) > SHOWN_FAILURES:
+        say(f"and {len(lines) - SHOWN_FAILURES} more{hint}")
 
 
 def carry(**ids: Any) -> None:

@@ -6,12 +6,12 @@ import typer
 
 from deployments.commands.runs import serving, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.errors import ImageError, UsageError, printable
+from desra_core.errors import UsageError, printable
 from desra_core.report.benchmark_results import AnyBenchmark, Published, plan, publish_results
 from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say, say_first
 
 
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
@@ -23,7 +23,7 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     with workspace.opened():
         end_leftover_server(workspace)
         _warn(planned)
-        _tell_failures(planned.failed())
+        say_first("failed", planned.failed(), ": the JSON file lists them")
         if planned.missing():
             with serving(workspace):
                 from flows.benchmark import benchmark
@@ -51,14 +51,6 @@ def _warn(planned: AnyBenchmark) -> None:
     if planned.unjudged:
         count, first = len(planned.unjudged), printable(planned.unjudged[0])
         say(f"{count} GAN results have no ground truth and are left out, the first is {first}")
-
-
-def _tell_failures(failures: list[ImageError]) -> None:
-    """Show the failures that are known before anything is computed; the progress shows others."""
-    for error in failures[:SHOWN_FAILURES]:
-        say(f"failed: {printable(error)}")
-    if len(failures) > SHOWN_FAILURES:
-        say(f"and {len(failures) - SHOWN_FAILURES} more: the JSON file lists them")
 
 
 def _tell(published: Published, left: int) -> None:

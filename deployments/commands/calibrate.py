@@ -20,7 +20,7 @@ from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
 from desra_core.workspace.manifest import read_manifest
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say, say_first
 
 _DIFFERENCES = 5
 _NAMED_CLASSES = 8
@@ -37,7 +37,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
-        _show_failures(counting)
+        say_first("failed", [error for shard in counting.counted() for error in shard.failures])
         if prepared.plan.pending or counting.missing():
             with serving(workspace):
                 from flows.calibrate import calibrate
@@ -73,15 +73,6 @@ def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
     if unused:
         say(f"warning: {len(unused)} masks of --exclude belong to no image, the first is {printable(unused[0])}")
-
-
-def _show_failures(counting: Counting) -> None:
-    """Show which images an earlier run could not count."""
-    errors = [error for shard in counting.counted() for error in shard.failures]
-    for error in errors[:SHOWN_FAILURES]:
-        say(f"failed: {printable(error)}")
-    if len(errors) > SHOWN_FAILURES:
-        say(f"and {len(errors) - SHOWN_FAILURES} more")
 
 
 def _warn_of_artifacts(counting: Counting) -> None:

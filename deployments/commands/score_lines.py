@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import typer
 
 from desra_core.detection.class_weights import class_names
-from desra_core.errors import printable
 from desra_core.evaluation.bootstrap import Interval
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
 from desra_core.evaluation.table import as_text, counted, fixed
 from desra_core.workspace.human_masks import told_resting
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say, say_first
 
 _SHOWN_CLASSES = 8
 _NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
@@ -77,9 +76,10 @@ def _tell_classes(classes: Mapping[int, Agreement]) -> None:
 
 def _tell_troubles(evaluation: Evaluation) -> None:
     pairing, files = evaluation.pairing, len(evaluation.lossy)
-    _list("failed", [str(error) for error in evaluation.failures])
-    _list("missing", [f"{path}: has no ground truth" for path in pairing.without_ground_truth.values()])
-    _list("missing", [f"{path}: has no mask" for path in pairing.without_mask.values()])
+    hint = ": --json lists them all"
+    say_first("failed", evaluation.failures, hint)
+    say_first("missing", [f"{path}: has no ground truth" for path in pairing.without_ground_truth.values()], hint)
+    say_first("missing", [f"{path}: has no mask" for path in pairing.without_mask.values()], hint)
     if pairing.not_looked_at:
         say(f"{counted(pairing.not_looked_at, 'image')} that nobody has looked at: not judged")
     if pairing.outdated:
@@ -94,13 +94,6 @@ def _tell_troubles(evaluation: Evaluation) -> None:
     if evaluation.classes is not None and evaluation.unlabelled:
         are = "is" if evaluation.unlabelled == 1 else "are"
         say(f"warning: {counted(evaluation.unlabelled, 'image')} without class labels {are} left out by class")
-
-
-def _list(kind: str, lines: Sequence[str]) -> None:
-    for line in lines[:SHOWN_FAILURES]:
-        say(f"{kind}: {printable(line)}")
-    if len(lines) > SHOWN_FAILURES:
-        say(f"and {len(lines) - SHOWN_FAILURES} more: --json lists them all")
 
 
 def _told(value: float | None, interval: Interval | None) -> str:
