@@ -148,19 +148,19 @@ class ScoreGrid:
 def run_trial(
     name: str, pair: DetectorInputs, detectors: Mapping[str, Detector], design: Design, exclude: Mask | None = None
 ) -> Trial:
-    """Inject artifacts into a pair of results, and see which detectors find them.
+    """Inject artifacts into a pair of results, clean or nearly so, and see which detectors find them.
 
     Parameters
     ----------
     name
         Of the image: with the seed it determines what is injected.
     pair
-        The results, clean or nearly so. Labels are those of the clean result.
+        The results, with the labels of the clean one.
     detectors
-        By the name of their method; one is left out that needs an input that is not there, or a larger image. Nothing
-        is injected near what the first one marks in the clean pair at its default threshold and the smallest area.
+        By method. One that needs a lacking input or a larger image is left out. Nothing is injected near what the first
+        of the others marks in the clean pair at its own threshold and the smallest area.
     design
-        The detector's own threshold and ``min_area`` are added to the grid.
+        Each detector's own threshold and ``min_area`` are added to its grid.
     exclude
         ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
 

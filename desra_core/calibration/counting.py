@@ -263,8 +263,8 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     kind of run or to another detector.
     """
     workspace = Workspace(calibrating.workspace)
-    given: dict[str, Any] = {name: getattr(calibrating, name) for name in ("mse_sr", "gan_sr")}
-    given = {name: folder for name, folder in given.items() if folder is not None}
+    folders = {"mse_sr": calibrating.mse_sr, "gan_sr": calibrating.gan_sr}
+    given: dict[str, Any] = {name: folder for name, folder in folders.items() if folder is not None}
     if len(given) == 1:
         lacking = "--gan-sr" if "mse_sr" in given else "--mse-sr"
         raise UsageError(lacking, "is not given", "give both folders, or none for those of the latest run")

@@ -76,22 +76,11 @@ def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
 def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
     """Count the pixels of an image.
 
-    ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is ``floor(20 * D)`` of the published rule,
-    which is a 500th of it, rounded down.
+    Of the same ``(h, w)`` pixels, ``similarity`` is float32 D in 0..1, ``labels`` the uint8 class index 0..149, and
+    ``exclude`` bool, True where not to count. ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is
+    ``floor(20 * D)`` of the published rule, which is a 500th of it, rounded down.
 
-    Parameters
-    ----------
-    similarity
-        ``(h, w)`` float32 D, 0..1.
-    labels
-        ``(h, w)`` uint8 class index 0..149, of the same pixels.
-    exclude
-        ``(h, w)`` bool, True where not to count.
-
-    Raises
-    ------
-    ValueError
-        D is no float32 or not finite.
+    Raises `ValueError`: D is no float32 or not finite.
     """
     if np.finfo(similarity.dtype).nmant >= _BITS_OF_FLOAT32:
         raise ValueError(f"similarity of dtype {similarity.dtype} has more bits than the bins separate; give float32")
@@ -133,21 +122,12 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
 def false_alarm_threshold(
     histogram: ClassHistogram, weights: npt.NDArray[np.float64], rate: float = RATE
 ) -> float | None:
-    """Find the highest threshold that at most this share of artifact-free pixels falls below, before any morphology.
+    """Find the highest threshold that at most a share of artifact-free pixels falls below, before any morphology.
 
-    Parameters
-    ----------
-    histogram
-        Of artifact-free pairs.
-    weights
-        ``(K,)`` by class.
-    rate
-        Share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below the threshold.
-
-    Returns
-    -------
-    0..1, rounded down to four decimals, at most a bin's width times the weight below the exact one: a bin counts as
-    below as soon as its lower edge is. None without pixels, or where there is no threshold above 0.
+    ``rate`` is the share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below, with the
+    ``(K,)`` weights by class. The threshold, 0..1, is rounded down to four decimals and at most a bin's width times the
+    weight below the exact one: a bin counts as below as soon as its lower edge is. None without pixels, or if there is
+    no threshold above 0.
     """
     if not histogram.pixels.any():
         return None
