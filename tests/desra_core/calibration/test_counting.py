@@ -68,16 +68,23 @@ def corpus(make_pairs, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture
 def place(corpus, tmp_path) -> SimpleNamespace:
-    """A copy of all that, to be changed."""
-    for folder in ("pairs", "labels", "ws"):
-        shutil.copytree(corpus.root / folder, tmp_path / folder)
-    settings = corpus.settings.model_copy(
-        update={"mse_sr": tmp_path / "pairs/mse_sr", "gan_sr": tmp_path / "pairs/gan_sr", "workspace": tmp_path / "ws",
-                "segmenter": f"labels:{tmp_path / 'labels'}"}
-    )  # fmt: skip
-    process(settings)
-    workspace = Workspace(settings.workspace)
-    return SimpleNamespace(root=tmp_path, names=corpus.names, settings=settings, workspace=workspace)
+    """The same images, and a copy of the workspace, to be changed."""
+    shutil.copytree(corpus.root / "ws", tmp_path / "ws")
+    for folder in ("pairs", "labels"):
+        (tmp_path / folder).symlink_to(corpus.root / folder)
+    settings = corpus.settings.model_copy(update={"workspace": tmp_path / "ws"})
+    return SimpleNamespace(root=tmp_path, names=corpus.names, settings=settings, workspace=Workspace(tmp_path / "ws"))
+
+
+def change_labels(place: SimpleNamespace, name: str, changed: np.ndarray) -> None:
+    """Run again with other labels of an image."""
+    folder = place.root / "labels"
+    original = folder.resolve()
+    folder.unlink()
+    shutil.copytree(original, folder)
+    write(folder / f"{name}.png", changed)
+    place.settings = place.settings.model_copy(update={"segmenter": f"labels:{folder}"})
+    process(place.settings)
 
 
 def plan(place: SimpleNamespace, exclude: Path | None = None) -> Counting:
@@ -105,12 +112,9 @@ def total(histogram: ClassHistogram) -> tuple[int, int, int]:
     return int(histogram.pixels.sum()), histogram.seen, histogram.excluded
 
 
-def test_all_pixels_that_no_mask_excludes_are_counted_once(corpus, tmp_path) -> None:
-    place = SimpleNamespace(**vars(corpus))
-    shutil.copytree(corpus.root / "ws", tmp_path / "ws")
-    place.settings = corpus.settings.model_copy(update={"workspace": tmp_path / "ws"})
+def test_all_pixels_that_no_mask_excludes_are_counted_once(place, tmp_path) -> None:
     first, second, third, fourth, *_, twin = place.names
-    workspace = Workspace(tmp_path / "ws")
+    workspace = place.workspace
     look_at(workspace, twin, square(30, 20))
     look_at(workspace, second, np.zeros((HEIGHT, WIDTH), np.uint8))
     look_at(workspace, fourth, square(0, 0), "a model's")
@@ -198,8 +202,7 @@ def test_a_mask_that_comes_changes_or_goes_spoils_its_shard_only(place) -> None:
 
 def test_other_labels_are_counted_anew(place) -> None:
     count_all(plan(place))
-    write(place.root / f"labels/{place.names[1]}.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
-    process(place.settings)
+    change_labels(place, place.names[1], np.full((HEIGHT, WIDTH), 7, np.uint8))
     assert len(count_all(plan(place))) == 2
     histogram = plan(place).histogram()
     assert np.array_equal(histogram.counts, slow(place, {}))
@@ -238,9 +241,7 @@ def test_a_mask_that_changes_meanwhile_is_tried_again(place) -> None:
 
 
 def test_images_without_map_or_labels_are_not_counted(place) -> None:
-    failed = place.root / f"labels/{place.names[2]}.png"
-    write(failed, np.zeros((HEIGHT, WIDTH + 1), np.uint8))
-    process(place.settings)
+    change_labels(place, place.names[2], np.zeros((HEIGHT, WIDTH + 1), np.uint8))
     counting = plan(place)
     assert counting.images == 5
     assert place.names[2] not in count_all(counting)
