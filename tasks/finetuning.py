@@ -20,7 +20,7 @@ from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.dask_cluster import visible_gpus
 from tasks.dask_map import Dask, open_dask, release_embedded
-from tasks.logs import say, say_first
+from tasks.logs import say, say_each
 from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress
 from tasks.retry_policy import may_pass
@@ -63,7 +63,7 @@ def freeze_images(plan: FinetunePlan) -> int:
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
     images, errors = begin(plan, scale)
-    say_first("left out", errors)
+    say_each("left out", errors)
     if images < plan.training.images:
         say(f"{images} images to train on, fewer than the {plan.training.images} asked for: there are no more")
     return images
