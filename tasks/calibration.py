@@ -13,8 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.results import CalibratedWeights
 from desra_core.errors import ImageError
-from desra_core.report.calibration_page import write_calibration
-from desra_core.report.calibration_table import calibration_markdown
+from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from tasks.dask_map import Dask, Job
 from tasks.progress import RunProgress
 

@@ -7,7 +7,7 @@ import typer
 from deployments.commands.runs import server_for_run, wait_for
 from deployments.serving.server import end_leftover_server
 from desra_core.errors import UsageError, printable
-from desra_core.report.benchmark_results import AnyBenchmark, plan, publish_results
+from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results
 from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace

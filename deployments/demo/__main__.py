@@ -23,7 +23,7 @@ from desra_core.errors import DesraError, printable
 from desra_core.files.atomic import replace_file
 from desra_core.images import codec, crops
 from desra_core.planning.tables import REGIONS
-from desra_core.report.gallery import choose
+from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
 # A short finetune: what the full one of docs/delete does in 600 iterations. Nothing is promoted, so that the demo shows

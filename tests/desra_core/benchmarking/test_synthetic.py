@@ -15,7 +15,7 @@ from desra_core.benchmarking.synthetic_tables import as_markdown, sections_of
 from desra_core.benchmarking.trial import Design, run_trial
 from desra_core.detection.detectors import DetectorInputs
 from desra_core.images.codec import decode
-from desra_core.report.benchmark_results import plan
+from desra_core.report.benchmark_page import plan
 from tests.benchmark_sets import make_plain, run_here, spoil, write
 
 
