@@ -25,7 +25,7 @@ from desra_core.evaluation.mask_files import decode_mask
 from desra_core.files.hashing import digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask
 from desra_core.images.scanning import image_files, normalized
-from desra_core.planning.keys import Target, check_kind, load_settings, target_of
+from desra_core.planning.keys import check_kind, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.stages.sources import read_content, read_labels
@@ -34,6 +34,7 @@ from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.

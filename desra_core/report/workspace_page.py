@@ -25,9 +25,9 @@ from desra_core.report.human import SeverityCurve, severity_curve
 from desra_core.report.image_page import FOLDER, Page, render_pages
 from desra_core.report.pictures import KINDS, Crops
 from desra_core.report.results import (
-    Results,
+    CorpusSummary,
     StageTime,
-    Summary,
+    WorkspaceResults,
     class_counts,
     masked_shares,
     numbers,
@@ -122,7 +122,7 @@ def _publish(workspace: Workspace, path: Path, text: str) -> None:
         replace_file(path, text.encode())
 
 
-def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
+def make_gallery(results: WorkspaceResults, worst: int, budget: int) -> Gallery:
     """Cut out and encode the pictures of the ``worst`` most severe regions, in at most ``budget`` characters."""
     chosen = choose(results.regions, worst)
     images = results.stored_images([region["image"] for region in chosen], [region["id"] for region in chosen])
@@ -163,7 +163,7 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
     return []
 
 
-def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
+def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = summarize(results)
     times = stage_times(results.seconds)
     settings, measure = results.settings, recorded_detector(results.settings)
@@ -213,7 +213,7 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
     }
 
 
-def _notes(results: Results, summary: Summary) -> list[str]:
+def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if summary.pending:
@@ -232,7 +232,7 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def _histograms(results: Results, measure: AppliedDetector) -> list[Markup]:
+def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Markup]:
     """Draw the regions by severity, area and similarity, and the masked shares of images with artifacts."""
     regions, word = results.regions, measure.word
     if regions.num_rows == 0:
