@@ -45,9 +45,9 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 
 def _warn(planned: AnyBenchmark) -> None:
     """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
-    desra = [method for method in planned.methods if method.spec == "desra"]
+    weighing = [method for method in planned.methods if method.weighs_classes]
     asked_for_none = planned.settings.weights == "none"
-    if desra and not asked_for_none and not any(method.weighted for method in desra):
+    if weighing and not asked_for_none and not any(method.weighted for method in weighing):
         say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
     if planned.lossy:
         masks = "mask is" if len(planned.lossy) == 1 else "masks are"

@@ -148,7 +148,7 @@ class LabelledJob(Job):
                 mask = cut(threshold=point.threshold)
                 run.seconds[point.name] = round(seconds + time.thread_time() - started, 4)
                 run.agreements[point.name] = compare_masks(valid(mask, FRAME), truth)
-                if published is not None and method.spec == "desra":
+                if published is not None and method.weighs_classes:
                     run.published[point.name] = _compare_pixels(valid(mask, FRAME), published)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
         # Outdated runs stay: their keys differ, and a method that is left out now may be asked for again.
@@ -225,7 +225,7 @@ def _job(
     judged = [files["mse_sr"].hash, files["gan_sr"].hash, truth_key, settings.min_area]
     keys = {}
     for method, hashes in inputs.items():
-        agreed = published.hash if published and method.spec == "desra" else None
+        agreed = published.hash if published and method.weighs_classes else None
         scored = (method.key, method.points, method.thresholds)
         keys[method.name] = fingerprint("judged", JUDGED_VERSION, *scored, judged, hashes, agreed)
     return LabelledJob(example.part, example.name, (), truth, published, keys)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.detectors import Detector, detector_key, load_detector
-from desra_core.detection.detectors.desra import Desra
-from desra_core.detection.detectors.ldl import LDL
+from desra_core.detection.detectors.applied import applied
 from desra_core.errors import UsageError
 
 # Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.
@@ -36,7 +35,7 @@ class Method:
     """A detector, whose score maps are computed once per image, and its operating points.
 
     ``spec`` is its name or file as for `desra_core.detection.detectors.load_detector`, ``key`` identifies its scores,
-    and ``weighted`` says that it is DeSRA with class weights.
+    ``weighs_classes`` says that class weights can apply to them, and ``weighted`` that they do.
     """
 
     name: str
@@ -44,6 +43,7 @@ class Method:
     key: str
     inputs: tuple[str, ...]
     points: tuple[OperatingPoint, ...]
+    weighs_classes: bool = False
     weighted: bool = False
 
     @property
@@ -54,14 +54,14 @@ class Method:
 
     def detector(self, weights: npt.NDArray[np.float64] | None) -> Detector:
         """Load the detector; ``weights`` are the class weights of the benchmark, ``(150,)``."""
-        return cast(Detector, Desra(weights)) if self.weighted else load_detector(self.spec)
+        return applied(self.spec).weighted(weights) if self.weighted else load_detector(self.spec)
 
 
 def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Method]:
     """List the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
 
-    DeSRA gives two, with class weights, identified by ``weights_key``, unless that is None, and with weight 1; the LDL
-    map has an operating point for each threshold of the DeSRA paper; others have one, at their own threshold.
+    A detector that weighs classes gives two, with class weights, identified by ``weights_key``, unless that is None,
+    and with weight 1. An operating point is the detector's own threshold, or each of its ``thresholds``.
 
     Raises `UsageError`: a method is unknown, fails to load, or two have one name.
     """
@@ -70,15 +70,15 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
         detector = load_detector(spec)
         name = Path(spec).stem if spec.endswith(".py") else spec
         key, inputs = detector_key(spec), tuple(detector.inputs)
-        if spec == "desra":
+        weighs_classes = applied(spec).weighs_classes
+        if weighs_classes:
             if weights_key is not None:
-                weighted = (OperatingPoint("desra", detector.threshold),)
-                found.append(Method("desra", spec, f"{key} {weights_key}", ("labels",), weighted, weighted=True))
-            name = "desra, weight 1"
-        points = [OperatingPoint(name, detector.threshold)]
-        if spec == "ldl":
-            points = [OperatingPoint(f"{name}, {threshold:g}", threshold) for threshold in LDL.thresholds]
-        found.append(Method(name, spec, key, inputs, tuple(points)))
+                own = (OperatingPoint(name, detector.threshold),)
+                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, weighted=True))
+            name = f"{name}, weight 1"
+        points = [OperatingPoint(f"{name}, {value:g}", value) for value in getattr(detector, "thresholds", ())]
+        points = points or [OperatingPoint(name, detector.threshold)]
+        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes))
     folders = [point.folder for method in found for point in method.points]
     for folder in folders:
         if folders.count(folder) > 1:

@@ -14,6 +14,7 @@ from desra_core.benchmarking.labelled_tables import as_csv, failure_rows
 from desra_core.benchmarking.synthetic import SyntheticJob
 from desra_core.benchmarking.synthetic_summary import RATIOS, GridPoint, MethodSummary, Rate, SyntheticSummary
 from desra_core.benchmarking.trial import FAINT
+from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.table import as_markdown as as_markdown_table
 from desra_core.evaluation.table import as_text, fixed, in_percent
@@ -69,7 +70,7 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
         f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
         "contrast. False alarms are what is marked in the pairs as they are: also artifacts that nobody has excluded."
     )
-    desra = [method for method in methods if method.method.startswith("desra")]
+    desra = [method for method in methods if method.method.startswith(DEFAULT)]
     unseen = [
         Section(f"What {method.method} does not see", statements(method), _WHY if method in desra[-1:] else "")
         for method in desra or methods[:1]
