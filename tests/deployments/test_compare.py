@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from deployments.demo.photos import make_photos as make_demo_photos
 from desra_core.files.hashing import content_key
@@ -81,7 +82,7 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     compare(copied, place.run.root)
     workspace = Workspace(copied)
     document = json.loads(workspace.verdict.read_bytes())
-    verdict = Verdict.from_json(document["verdict"])
+    verdict = TypeAdapter(Verdict).validate_python(document["verdict"])
     assert [score.candidate for score in verdict.scores] == ["000004 raw", "000004 ema", "000008 raw", "000008 ema"]
     assert verdict.control.regions == 4
     assert verdict.control.gone == verdict.control.images_added == 0

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 import flows.cycle
 from deployments.commands.models import run_cycle
@@ -82,7 +83,7 @@ def models(workspace: Path) -> dict[str, bytes]:
 
 def verdict_of(workspace: Path) -> tuple[Verdict, dict[str, Any]]:
     document = json.loads(Workspace(workspace).verdict.read_bytes())
-    return Verdict.from_json(document["verdict"]), document
+    return TypeAdapter(Verdict).validate_python(document["verdict"]), document
 
 
 def test_what_does_not_pass_is_not_promoted(place, judged, desra_here) -> None:
