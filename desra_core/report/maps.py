@@ -27,6 +27,7 @@ class StoredImage:
     """Where the pictures and maps of an image are stored. Its methods raise an `ImageError` that says what is wrong.
 
     The files are those of mse_sr, gan_sr and mask, and as far as there are any of lr, pseudo_gt, human and labels.
+    The array called similarity holds minus the scores of the run's detector, ``measure``.
     """
 
     files: Mapping[str, Path]
