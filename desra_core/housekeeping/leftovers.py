@@ -1,4 +1,4 @@
-"""What no run needs of a workspace any more: the manifest, the settings of the latest run and the records decide.
+"""Find the parts of a workspace that no run needs any more, by manifest, settings of the latest run and records.
 
 Images that are still to be done are left alone: the run that does them replaces what they have. So are those beyond
 ``--limit``; those that have vanished, unless they are to go; and what people have drawn, always.
@@ -41,16 +41,16 @@ _FAILED, _EMPTY = "of images that failed for good", "empty folders"
 
 
 class Leftovers(NamedTuple):
-    """What may go, and what the workspace is to say then.
+    """The parts that may go, and the manifest and records without them.
 
     Attributes
     ----------
     table
-        What no run needs, and what is unknown and stays (schema `desra_core.housekeeping.holdings.LEFTOVERS`).
+        Parts that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.holdings.LEFTOVERS`).
     manifest
         The manifest without what goes.
     target
-        What the latest run wanted.
+        The keys of the latest run.
     stale
         The records that go (schema `desra_core.housekeeping.stale_records.STALE`).
     unmapped, unlabelled
@@ -168,7 +168,7 @@ def _unkept(held: pa.Table, fates: pa.Table, target: Target) -> pa.Array:
 
 
 def unfinished(workspace: Workspace) -> Iterator[Leftover]:
-    """What runs that were cut off have left half-written; locking the workspace deletes it."""
+    """List the half-written files of runs that were cut off; locking the workspace deletes them."""
     for entry in entries(workspace.root / "tmp"):
         size = size_of(entry.path) if entry.is_dir(follow_symlinks=False) else size_of_file(entry)
         yield Leftover("tmp", f"tmp/{entry.name}", *size, UNFINISHED)

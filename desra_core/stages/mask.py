@@ -28,7 +28,7 @@ from desra_core.workspace.records import Record, write_journal
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What the mask stage needs.
+    """Settings of the mask stage.
 
     ``threshold`` is minus the score above which a pixel is suspect, as in the records. ``weights`` is ``(150,)``
     float64, or None where none apply; ``mse_sr_key`` and ``gan_sr_key`` are set where the results were inferred.
