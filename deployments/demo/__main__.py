@@ -20,6 +20,7 @@ from deployments.commands.models import GATE_FAILED
 from deployments.demo import MODELS
 from deployments.demo.photos import make_photos
 from desra_core.images import codec
+from desra_core.images.crops import rgb8
 from desra_core.planning.tables import REGIONS
 from desra_core.report.gallery import choose
 from desra_core.workspace import Workspace, read_table
@@ -114,7 +115,7 @@ def _overlay(image: Pixels, mask: codec.Mask) -> Pixels:
 
 
 def _read(path: Path) -> Pixels:
-    return codec.bgr8(codec.decode(path.read_bytes(), path).pixels)[:, :, ::-1]
+    return rgb8(codec.decode(path.read_bytes(), path).pixels)
 
 
 def _cycle(photos: Path, workspace: Path) -> int:

@@ -15,7 +15,8 @@ from desra_core.annotations.selection import Annotated, select_images
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names
 from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import bgr8, decode, encode_png
+from desra_core.images.bit_depth import bgr8
+from desra_core.images.codec import decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import mask_key, remember_exported

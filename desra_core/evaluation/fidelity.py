@@ -7,12 +7,12 @@ Strips of rows are measured one after the other, so that the extra memory does n
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.images.bit_depth import grey_levels
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.tiling import row_strips
 
@@ -52,7 +52,7 @@ def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
     _check_shapes(before, after, outside)
     total = 0.0
     for rows in row_strips(before.shape, _STRIP):
-        difference = _levels(before[rows][outside[rows]]) - _levels(after[rows][outside[rows]])
+        difference = grey_levels(before[rows][outside[rows]]) - grey_levels(after[rows][outside[rows]])
         total += float(np.square(difference, out=difference).sum())
     return total / int(before.shape[2])
 
@@ -135,12 +135,8 @@ def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
     return pixels
 
 
-def _levels(samples: npt.NDArray[Any]) -> Levels:
-    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
-
-
 def _luminance(pixels: Pixels) -> Levels:
-    levels = _levels(pixels)
+    levels = grey_levels(pixels)
     return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_RGB_SHARES)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from desra_core import third_party
 from desra_core.errors import UsageError
 from desra_core.images.codec import Pixels
-from desra_core.images.tiling import Tile, windows
+from desra_core.images.tiling import Rectangle, windows
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def _fill_backbone(backbone: nn.Module, weights: dict[str, Any], path: Path) -> 
     backbone.load_state_dict(state)
 
 
-def _batch(pixels: Pixels, part: Tile) -> torch.Tensor:
+def _batch(pixels: Pixels, part: Rectangle) -> torch.Tensor:
     """A part of an image as ``(1, 3, h, w)`` float32 in -1..1."""
     import torch
 

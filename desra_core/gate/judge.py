@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.gate.judgement import DetectionSettings, Found, Judgement, RegionFate, detect, judge, noisy
-from desra_core.images.codec import Labels, Pixels, bgr8, decode_labels
+from desra_core.images.bit_depth import bgr8
+from desra_core.images.codec import Labels, Pixels, decode_labels
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
@@ -125,7 +126,7 @@ def _publish_crops(
         window = window_around(region.x, region.y, region.width, region.height, shape)
         for kind, pixels in pictures.items():
             scale = shape[0] // pixels.shape[0]
-            rows, columns = (np.arange(part.start, part.stop) // scale for part in (window.rows, window.columns))
+            rows, columns = (np.arange(part.start, part.stop) // scale for part in window.slices)
             crop = fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1])
             workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
 

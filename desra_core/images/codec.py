@@ -144,13 +144,6 @@ def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     return _encode(ordered, [])
 
 
-def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """``(H, W, 3)`` uint8 BGR of any pixels, gray replicated, 16 bits rounded: what MMSegmentation expects."""
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
-
-
 def _pixel_count(path: Path) -> int:
     try:
         with path.open("rb") as file:

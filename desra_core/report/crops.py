@@ -14,7 +14,8 @@ import numpy.typing as npt
 from desra_core.errors import ImageError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, Pixels, decode
-from desra_core.images.crops import LARGEST, RGB, Window, fitted, rgb8, window_around
+from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
+from desra_core.images.tiling import Rectangle
 from desra_core.report.maps import MAX_PIXELS, another_size, read_map
 from desra_core.report.measure import Measure
 
@@ -54,7 +55,7 @@ class Crops:
         shape: tuple[int, int],
         box: tuple[int, int, int, int] | None,
         *,
-        window: Window | None = None,
+        window: Rectangle | None = None,
         measure: Measure = Measure(),  # noqa: B008 frozen
         largest: int = LARGEST,
     ) -> None:
@@ -62,7 +63,7 @@ class Crops:
         self._similarity = similarity
         self._shape = shape
         self._box = box
-        self._window = window or (window_around(*box, shape) if box else Window(0, 0, shape[1], shape[0]))
+        self._window = window or (window_around(*box, shape) if box else Rectangle(0, 0, *shape))
         self._measure = measure
         self._largest = largest
         self._cut: dict[str, RGB] = {}
@@ -90,7 +91,7 @@ class Crops:
         """The window of a picture that has the size of the results."""
         if kind not in self._cut:
             pixels = rgb8(read_picture(self._files, kind, self._shape))
-            self._cut[kind] = pixels[self._window.rows, self._window.columns].copy()
+            self._cut[kind] = pixels[self._window.slices].copy()
         return self._cut[kind]
 
     def _mask(self, kind: str) -> Mask:
@@ -99,8 +100,8 @@ class Crops:
     def _lr(self) -> RGB:
         """The LR pixels under the window, each one visible."""
         pixels = rgb8(read_picture(self._files, "lr"))
-        rows = _sampled(self._window.top, self._window.height, self._shape[0], pixels.shape[0])
-        columns = _sampled(self._window.left, self._window.width, self._shape[1], pixels.shape[1])
+        rows = _sampled(self._window.y, self._window.height, self._shape[0], pixels.shape[0])
+        columns = _sampled(self._window.x, self._window.width, self._shape[1], pixels.shape[1])
         return self._fitted(pixels[rows[:, np.newaxis], columns])
 
     def _overlay(self, mask: Mask, region: Mask, colour: tuple[int, int, int]) -> RGB:
@@ -118,7 +119,7 @@ class Crops:
             return mask
         _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         left, top, width, height = self._box
-        box = (left - self._window.left, top - self._window.top, width, height)
+        box = (left - self._window.x, top - self._window.y, width, height)
         found = np.flatnonzero((stats[:, : cv2.CC_STAT_AREA] == box).all(axis=1) & (np.arange(len(stats)) > 0))
         return np.asarray(np.isin(components, found)) if found.size else mask
 

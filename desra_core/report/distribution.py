@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.errors import ImageError
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle, grid
 from desra_core.report.gallery import picture_files
 from desra_core.report.maps import label_reader, read_map
 from desra_core.report.measure import Measure
@@ -130,13 +130,8 @@ def _counted(results: Results, row: dict[str, Any], label_file: Path | None, mea
     return counts.reshape(CLASS_COUNT, BINS)
 
 
-def _tiles(shape: tuple[int, int]) -> list[Window]:
+def _tiles(shape: tuple[int, int]) -> list[Rectangle]:
     """Some tiles of an image, evenly spread; all of it where it is small."""
-    height, width = shape
-    tiles = [
-        Window(left, top, min(_TILE, width - left), min(_TILE, height - top))
-        for top in range(0, height, _TILE)
-        for left in range(0, width, _TILE)
-    ]
+    tiles = list(grid(*shape, _TILE))
     chosen = np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles))).astype(int)
     return [tiles[index] for index in chosen]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
 from desra_core.images.codec import Labels
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle
 from desra_core.report.crops import HUMAN_OUTLINE, Crops, read_picture
 from desra_core.report.document import render_page
 from desra_core.report.gallery import KINDS, Cell, choose, image_shapes, make_cell, picture_files
@@ -62,7 +62,7 @@ class Image:
     def labels(self) -> Labels:
         """``(H, W)`` classes (raises `ImageError`)."""
         read = label_reader(self.files.get("labels"), self.group / "labels", self.shape)
-        return read(Window(0, 0, self.shape[1], self.shape[0]))
+        return read(Rectangle(0, 0, *self.shape))
 
     def pair(self) -> Pair:
         """What the detectors look at (raises `ImageError`)."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.images.bit_depth import grey_levels
 from desra_core.images.codec import Labels, Pixels
 from desra_core.images.tiling import row_strips
 
@@ -30,7 +31,7 @@ class SSIM:
         scores = np.empty((height - 2 * _HALO, width - 2 * _HALO), np.float32)
         for rows in row_strips(scores.shape, _STRIP):
             source = slice(rows.start, rows.stop + 2 * _HALO)
-            scores[rows] = 1 - _similarity(_levels(mse_sr[source]), _levels(gan_sr[source]))
+            scores[rows] = 1 - _similarity(grey_levels(mse_sr[source]), grey_levels(gan_sr[source]))
         return scores
 
 
@@ -43,11 +44,6 @@ def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.N
         x, y, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
     )
     return np.asarray(similarity[_HALO:-_HALO, _HALO:-_HALO].mean(axis=2))
-
-
-def _levels(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """Values in 0..255."""
-    return pixels / 257 if pixels.dtype == np.uint16 else pixels.astype(np.float64)
 
 
 detector = SSIM()

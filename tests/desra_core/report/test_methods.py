@@ -13,7 +13,7 @@ import pytest
 
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle
 from desra_core.report import write_report
 from desra_core.report.crops import heat_map
 from desra_core.report.maps import read_map
@@ -97,7 +97,7 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     workspace = Workspace(own / "ws")
     paths = sorted(workspace.maps.rglob("similarity"))
     assert len(paths) == 3
-    window = Window(10, 20, 30, 40)
+    window = Rectangle(20, 10, 40, 30)
     for path in paths:
         assert read_map(path, (200, 240), window, Measure("own", 0.25)).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):
