@@ -21,8 +21,7 @@ from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.codec import encode_mask
-from desra_core.images.names import ImageNames
-from desra_core.images.scanning import normalized
+from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.keys import Target, load_settings
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace

@@ -22,9 +22,9 @@ from desra_core.images.codec import decode, decode_mask
 from desra_core.planning.keys import load_settings
 from desra_core.planning.tables import publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
-from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HUMAN_MASKS
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.pictures import publish_pseudo_gt
 
 # Each holds both results of an image.
 _THREADS = 4

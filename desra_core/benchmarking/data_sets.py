@@ -9,14 +9,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.images.names import ImageNames
-from desra_core.images.scanning import image_files, no_images, root_of
-from desra_core.workspace.matching import spelled_like, without_ambiguity
+from desra_core.images.scanning import ImageNames
+from desra_core.workspace.matching import files_by_name
 
 
 class Example(NamedTuple):
@@ -95,7 +92,9 @@ def _not_empty(data_set: DataSet, place: Path) -> DataSet:
 
 def _read_part(part: Part, skip: Path, data_set: DataSet) -> None:
     """Add the images of a part."""
-    files = _aligned(_listed(part.folders, skip, data_set))
+    found, problems = files_by_name(part.folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
+    data_set.failures.extend(problems)
+    files = _aligned(found)
     truth = files.pop("gt_mask", {})
     coco_masks = _named(read_coco(part.coco), files["gan_sr"], part.coco) if part.coco else {}
     marked = part.coco is not None or "gt_mask" in part.folders
@@ -115,28 +114,6 @@ def _read_part(part: Part, skip: Path, data_set: DataSet) -> None:
             data_set.failures.append(ImageError(own["gan_sr"], reason, "add it, or remove this one"))
         else:
             data_set.examples.append(Example(part.name, name, own, coco_masks.get(name)))
-
-
-def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[str, dict[str, Path]]:
-    """The images below each folder, by their relative path without suffix."""
-    tables = {}
-    for role, folder in folders.items():
-        tables[role], problems, others = image_files(folder, skip)
-        if tables[role].num_rows == 0 and not problems:
-            raise no_images(folder, "add them, or remove the folder", others)
-        data_set.failures.extend(problems)
-    tables, unclear = without_ambiguity(tables)
-    data_set.failures.extend(_errors(unclear))
-    gan_sr = tables["gan_sr"]["name"]
-    named = {role: table.set_column(0, "name", spelled_like(table["name"], gan_sr)) for role, table in tables.items()}
-    return {
-        role: {row["name"]: root_of(folders[role]) / row["path"] for row in table.to_pylist()}
-        for role, table in named.items()
-    }
-
-
-def _errors(failures: pa.Table) -> list[ImageError]:
-    return [ImageError(row["subject"], row["reason"], row["remedy"]) for row in failures.to_pylist()]
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:

@@ -16,7 +16,7 @@ from desra_core.planning.keys import settings_document
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import image_refs, read_manifest
-from desra_core.workspace.matching import spelled_like, without_ambiguity
+from desra_core.workspace.matching import files_by_name, spelled_like
 
 _MASK, _GROUND_TRUTH = "mask", "ground-truth"
 
@@ -96,10 +96,7 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     UsageError
         A folder does not exist, or one of the first two is empty.
     """
-    files, failures = _scanned({_MASK: masks, _GROUND_TRUTH: gt})
-    for role, folder in ((_MASK, masks), (_GROUND_TRUTH, gt)):
-        if not files[role] and not failures:
-            raise no_images(folder, f"name a folder of {role} files", image_files(folder).passed_over)
+    files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
     companions = _Companions(_by_name(labels, found), _by_name(gan_sr, found))
@@ -128,7 +125,7 @@ def pair_workspace(
     if not workspace.manifest.exists() or not workspace.masks.is_dir():
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
-    files, failures = _scanned(folders)
+    files, failures = files_by_name(folders, _MASK)
     found, given = files[_MASK], files.get(_GROUND_TRUTH, {})
     human, outdated = _by_people(workspace)
     truths = given | human
@@ -153,25 +150,6 @@ def pair_workspace(
     )
 
 
-def _scanned(folders: Mapping[str, Path]) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
-    """The files of folders by role and name, and what is unclear about them."""
-    tables: dict[str, pa.Table] = {}
-    failures: list[ImageError] = []
-    for role, folder in folders.items():
-        tables[role], problems, _ = image_files(folder)
-        failures += problems
-    tables, ambiguous = without_ambiguity(tables)
-    failures += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in ambiguous.to_pylist()]
-    masks = tables[_MASK]["name"]
-    named = {role: table.set_column(0, "name", spelled_like(table["name"], masks)) for role, table in tables.items()}
-    return {role: _paths(table, root_of(folders[role])) for role, table in named.items()}, failures
-
-
-def _paths(files: pa.Table, folder: Path) -> dict[str, Path]:
-    names, paths = files["name"].to_pylist(), files["path"].to_pylist()
-    return {name: folder / path for name, path in zip(names, paths, strict=True)}
-
-
 def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
     """The image files of a folder, by the names of masks, but for names that two of them share."""
     if folder is None:
@@ -181,7 +159,8 @@ def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
         raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
     times = Counter(files["name"].to_pylist())
     files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
-    return {name: path for name, path in _paths(files, root_of(folder)).items() if times[name] == 1}
+    named = zip(files["name"].to_pylist(), files["path"].to_pylist(), strict=True)
+    return {name: root_of(folder) / path for name, path in named if times[name] == 1}
 
 
 def _pairs(

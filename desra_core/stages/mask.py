@@ -17,9 +17,9 @@ from desra_core.settings import min_area_pixels
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
-from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.pictures import publish_pseudo_gt
 from desra_core.workspace.records import Outcome, write_journal
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import DesraError, UsageError
+from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.files.atomic import takes_name
 from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
 from desra_core.workspace import Workspace
@@ -247,6 +247,49 @@ def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Ta
 
 def _renamed(files: pa.Table, role: str) -> pa.Table:
     return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
+
+
+def files_by_name(
+    folders: Mapping[str, Path], main: str, *, skip: Path | None = None, empty: str | None = None
+) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
+    """Find the image files of some folders, by role and name; names are spelled as in the folder of the ``main`` role.
+
+    Parameters
+    ----------
+    folders
+        By role.
+    main
+        One of the roles.
+    skip
+        A folder to leave out.
+    empty
+        The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be so.
+
+    Returns
+    -------
+    The files, and an error for each that cannot be read and each name that several files share, see
+    `without_ambiguity`.
+
+    Raises
+    ------
+    UsageError
+        A folder does not exist, or is empty and may not be.
+    """
+    tables: dict[str, pa.Table] = {}
+    problems: list[ImageError] = []
+    for role, folder in folders.items():
+        tables[role], own, others = image_files(folder, skip)
+        if empty is not None and tables[role].num_rows == 0 and not own:
+            raise no_images(folder, empty.format(role=role), others)
+        problems += own
+    tables, unclear = without_ambiguity(tables)
+    problems += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in unclear.to_pylist()]
+    files = {}
+    for role, table in tables.items():
+        names = spelled_like(table["name"], tables[main]["name"]).to_pylist()
+        paths = (root_of(folders[role]) / path for path in table["path"].to_pylist())
+        files[role] = dict(zip(names, paths, strict=True))
+    return files, problems
 
 
 def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:

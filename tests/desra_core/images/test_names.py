@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from desra_core.images.names import ImageNames
+from desra_core.images.scanning import ImageNames
 
 NAMES = ["x", "s1/x", "s1/y", "s2/y", "a.v2", "same.jpg", "same.png", "h\\i", "images/g", "Köln/früh", "b", "b.v2"]
 
