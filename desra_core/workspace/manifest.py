@@ -5,7 +5,6 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.hashing import digest, read_bytes
+from desra_core.files.hashing import digest, hash_file
 from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
@@ -27,15 +26,12 @@ from desra_core.workspace.records import read_outcomes
 
 _BATCH = 65_536
 _HASH_BATCH = 128
-# Among the metadata of the table of scan failures.
-_PASSED_OVER = b"passed_over"
+_PASSED_OVER = b"passed_over"  # metadata of the table of scan failures
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
-
-
 # Why a run could not use a file that is not what the manifest says.
 CHANGED = "changed after the run had started"
 
@@ -91,10 +87,10 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
-    content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
-    there; a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
-    row and outputs. Nothing in the source folders is ever written.
+    Files of unchanged size and modification time keep their hash, unless a run found other content in one, or an
+    image's id would change though no file has. A new image enters a new shard and stays there; a changed file is a new
+    image at the same name, and the outputs of the old one go; a vanished file keeps its row and outputs. Nothing in the
+    source folders is ever written.
 
     Parameters
     ----------
@@ -363,17 +359,10 @@ def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sourc
 
 
 def _hashed(path: Path) -> str | ImageError:
-    hasher = hashlib.blake2b(digest_size=16)
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                hasher.update(chunk)
-    except OSError:
-        try:
-            return digest(read_bytes(path))
-        except ImageError as error:
-            return error
-    return hasher.hexdigest()
+        return hash_file(path)
+    except ImageError as error:
+        return error
 
 
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
