@@ -57,7 +57,7 @@ class ImageRef:
 
     @property
     def path(self) -> Path:
-        """The file that stands for the image in messages."""
+        """The file by which messages name the image."""
         file = self.gan_sr or self.lr
         assert file is not None
         return file.path
@@ -66,7 +66,7 @@ class ImageRef:
 class Corpus(NamedTuple):
     """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
 
-    ``passed_over`` counts what else there is, see `desra_core.images.scanning.told_passed_over`.
+    ``passed_over`` counts the other files, see `desra_core.images.scanning.told_passed_over`.
     """
 
     manifest: pa.Table
@@ -140,28 +140,28 @@ def scan(
 
 
 def read_passed_over(workspace: Workspace) -> dict[str, int]:
-    """What the latest scan passed over, see `desra_core.images.scanning.told_passed_over`."""
+    """Read the counts of the files that the latest scan passed over, see `images.scanning.told_passed_over`."""
     stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
     passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
     return passed_over
 
 
 def read_manifest(workspace: Workspace) -> pa.Table | None:
-    """The manifest of a workspace, sorted by name; None when it has none yet."""
+    """Read the manifest of a workspace, sorted by name; None when it has none yet."""
     if not workspace.manifest.exists():
         return None
     return read_table(workspace.manifest, MANIFEST)
 
 
 def asked_for(manifest: pa.Table) -> pa.Table:
-    """The rows of the images that the latest scan was to look for and has found, those beyond a limit included."""
+    """Return the rows of images that the latest scan was asked for and has found, those beyond a limit included."""
     return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
-    """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows.
+    """Return the images of some rows of a manifest, in their order; rows of equal content are one image.
 
-    With a ``manifest``, an image goes by all names that it has there, vanished ones too: its record is theirs as well.
+    With a ``manifest``, an image has all its names there, vanished ones too: they share its record.
     """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
@@ -188,7 +188,7 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
 
 
 def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
-    """The files of a role in some rows of a manifest."""
+    """Return the files of a role in some rows of a manifest."""
     root = Path(_stored_roots(rows)[role].decode())
     return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
 
@@ -196,10 +196,10 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
 def _under_new_names(
     workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
 ) -> pa.Table | None:
-    """The manifest with the names that files have now, and all that goes by a name moved along.
+    """Return the manifest with the names that files have now; outputs and human masks are moved along.
 
     A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
-    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    ``a.jpg`` and back.
     """
     if previous is None:
         return None
@@ -217,8 +217,8 @@ def _under_new_names(
         workspace.withdraw(name)
     previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
-    # A name that is another's old one is taken after that is free. What has moved is written down before that, or a run
-    # after one that was cut off would move another image's outputs.
+    # A name that is another's old one is taken once it is free. Each round of moves is written down before the next, or
+    # a run after one that was cut off would move another image's outputs.
     while renamed:
         free = {old: new for old, new in renamed.items() if new not in renamed}
         rename_human_masks(workspace, free)
@@ -244,35 +244,31 @@ def _identified(
     found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
     """Add ``ROLE_hash``, ``content`` (an id by that alone) and ``id``, hashing only files that may have changed."""
-    columns = {name: found[name].combine_chunks() for name in found.column_names}
-    hashes = {role: _known_hashes(columns, previous, sources, role) for role in ROLES}
-    unknown = {role: columns[f"{role}_path"].is_valid().to_numpy(False) for role in sources.used()}
-    for role, flags in unknown.items():
-        flags &= hashes[role].is_null().to_numpy(False)
-    total = sum(int(flags.sum()) for flags in unknown.values())
-    done = 0
+    hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
+    unknown = {
+        role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
+        for role in sources.used()
+    }
+    total, done = sum(int(flags.sum()) for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for role, flags in unknown.items():
-            folder = sources.folder(role)
+        for role in sources.used():
+            folder, rows = sources.folder(role), np.flatnonzero(unknown[role])
             assert folder is not None
-            rows = np.flatnonzero(flags)
-            found_hashes = [pa.array([], pa.string())]
+            new = [pa.array([], pa.string())]
             for start in range(0, rows.size, _HASH_BATCH):
-                batch = pa.array(rows[start : start + _HASH_BATCH])
-                names = columns["name"].take(batch).to_pylist()
-                paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
-                results = list(pool.map(_hashed, paths))
+                batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
+                results = list(pool.map(_hashed, (folder / path for path in batch[f"{role}_path"].to_pylist())))
                 failed += [
                     scan_failure(result.subject, result.reason, result.remedy) | {"name": name}
-                    for name, result in zip(names, results, strict=True)
+                    for name, result in zip(batch["name"].to_pylist(), results, strict=True)
                     if isinstance(result, ImageError)
                 ]
-                found_hashes.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
-                done += len(batch)
+                new.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                done += len(results)
                 if on_hashed:
                     on_hashed(done, total)
-            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(flags), pa.concat_arrays(found_hashes))
+            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(unknown[role]), pa.concat_arrays(new))
     table = found
     for role in ROLES:
         table = table.append_column(f"{role}_hash", hashes[role])
@@ -287,8 +283,28 @@ def _identified(
     return table.append_column("id", _told_apart_by_labels(contents, labels)), problems
 
 
+def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
+    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
+    if previous is None or _stored_roots(previous).get(role) != str(sources.folder(role)).encode():
+        return pa.nulls(found.num_rows, pa.string())
+    rows = pc.index_in(found["name"].combine_chunks(), previous["name"].combine_chunks())
+    same = rows.is_valid()
+    for field in ("path", "size", "mtime"):
+        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
+        same = pc.and_(same, pc.fill_null(pc.equal(found[f"{role}_{field}"].combine_chunks(), before), False))
+    known = previous[f"{role}_hash"].combine_chunks().take(rows)
+    return pc.if_else(same, known, pa.scalar(None, pa.string()))
+
+
+def _hashed(path: Path) -> str | ImageError:
+    try:
+        return hash_file(path)
+    except ImageError as error:
+        return error
+
+
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """The manifest without the images of which a run has found that a file is not what the manifest says."""
+    """The manifest without the images whose file a run has found to be other than the manifest says."""
     if previous is None:
         return None
     outcomes = read_outcomes(workspace, ["id", "reason"])
@@ -299,7 +315,7 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
     """Names whose id would change though every stored hash is as before; with all names of the same image.
 
-    So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
+    The cause is a damaged manifest, or labels that once differed from those of an equal image that has gone.
     """
     rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
     before = previous["id"].combine_chunks().take(rows)
@@ -314,7 +330,7 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
+    """The manifest with the ids corrected of images whose files are as it says."""
     now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
     ids = previous["id"].to_pylist()
     for index, name in enumerate(previous["name"].to_pylist()):
@@ -333,7 +349,7 @@ def _id_by_labels(image_id: str, labels: str | None) -> str:
 
 
 def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Ids of images: of equal ones but other labels than the first of them each has its own, as their masks differ."""
+    """Ids of images: equal ones share one, but for those whose labels, and so masks, differ from the first one's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
@@ -343,30 +359,8 @@ def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
     return pc.replace_with_mask(contents, other, own)
 
 
-def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
-    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
-    names = columns["name"]
-    folder = sources.folder(role)
-    if previous is None or folder is None or _stored_roots(previous).get(role) != str(folder).encode():
-        return pa.nulls(len(names), pa.string())
-    rows = pc.index_in(names, previous["name"].combine_chunks())
-    same = rows.is_valid()
-    for field in ("path", "size", "mtime"):
-        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
-        same = pc.and_(same, pc.fill_null(pc.equal(columns[f"{role}_{field}"], before), False))
-    known = previous[f"{role}_hash"].combine_chunks().take(rows)
-    return pc.if_else(same, known, pa.scalar(None, pa.string()))
-
-
-def _hashed(path: Path) -> str | ImageError:
-    try:
-        return hash_file(path)
-    except ImageError as error:
-        return error
-
-
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
-    """Names of images whose files lie in the main folder as before, where only some others of it are asked for."""
+    """Names of images whose files are still in the main folder, but are not among those asked for."""
     role = sources.identity[-1]
     selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
@@ -380,19 +374,19 @@ def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, works
 def _with_shards(
     current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
-    """The new manifest: current rows with their shards, then what is known but not current, sorted by name."""
-    ids = current["id"].combine_chunks()
-    names = current["name"].combine_chunks()
+    """Return the manifest sorted by name, how many images are new, and the names of replaced ones.
+
+    Its rows are the current ones with their shards, then those that are known but not current.
+    """
+    ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
     known = MANIFEST.empty_table() if previous is None else previous
-    rows = pc.index_in(ids, known["id"].combine_chunks())
-    shards = known["shard"].combine_chunks().take(rows)
+    shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))
     fresh = ids.filter(shards.is_null()).unique()
     first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
-    columns = {"shard": shards, **dict.fromkeys(("present", "asked"), pa.array(np.ones(len(ids), bool)))}
-    table = pa.table([columns.get(field) if field in columns else current[field] for field in MANIFEST.names],
-                     schema=MANIFEST)  # fmt: skip
+    here = pa.array(np.ones(len(ids), bool))
+    table = current.append_column("shard", shards).append_column("present", here).append_column("asked", here)
     before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
     replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
     other = known.filter(pc.invert(pc.is_in(known["name"], names)))
@@ -400,5 +394,5 @@ def _with_shards(
     still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
     for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
         other = other.set_column(other.schema.get_field_index(field), field, flags)
-    merged = pa.concat_tables([table.cast(MANIFEST), other.cast(MANIFEST)]).sort_by("name").combine_chunks()
-    return merged, len(fresh), replaced
+    tables = [table.select(MANIFEST.names).cast(MANIFEST), other.cast(MANIFEST)]
+    return pa.concat_tables(tables).sort_by("name").combine_chunks(), len(fresh), replaced
