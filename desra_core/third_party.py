@@ -36,9 +36,8 @@ def mend_torchvision() -> None:
     """
     import torch
 
-    if "torchvision" in sys.modules or _torchvision_ops_load() or hasattr(torch.ops.torchvision, "nms"):
-        return
-    _declare_nms()
+    if not ("torchvision" in sys.modules or _torchvision_ops_load() or hasattr(torch.ops.torchvision, "nms")):
+        _declare_nms()
 
 
 def mend_mmcv() -> None:
@@ -56,8 +55,7 @@ def mend_mmcv() -> None:
 def mend_basicsr() -> None:
     """Let basicsr 1.4.2 be imported beside torchvision >= 0.17, and import it without its warnings.
 
-    It asks for ``torchvision.transforms.functional_tensor``, whose functions now live in
-    ``torchvision.transforms.functional``.
+    It imports ``torchvision.transforms.functional_tensor``, whose functions have moved to ``functional``.
     """
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"
@@ -93,7 +91,7 @@ def _declare_nms() -> torch.library.Library:
 
 
 def _package_folders(package: str) -> list[Path]:
-    """Where a package lies, without importing it; empty when it is not installed."""
+    """Find the folders of a package without importing it; none when it is not installed."""
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 

@@ -551,7 +551,7 @@ def _error(name: object, raised: Any) -> ImageError:
     if isinstance(error, ImageError):
         return error
     if isinstance(error, DesraError):  # no fault of the image
-        return TransientError(error.subject, error.reason, error.remedy)
+        return TransientError(*error.failure)
     if isinstance(error, CancelledError):
         return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
     if isinstance(error, KilledWorker):

@@ -58,15 +58,15 @@ def process(settings: CorpusSettings) -> Workspace:
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:
-                for image, outcome in shard.pending(spec.product):
+                for image, record in shard.pending(spec.product):
                     key = plan.target.mask_key
                     try:
-                        made = run_stage(spec.function, image, outcome, workspace, spec.settings, key,
+                        made = run_stage(spec.function, image, record, workspace, spec.settings, key,
                                          spared=spared_arrays(plan.target))  # fmt: skip
                     except ImageError as error:
-                        made = failure(image, outcome, spec.name, key, error)
-                    shard.record(made)
-            gather_shard(workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
+                        made = failure(image, record, spec.name, key, error)
+                    shard.update(made)
+            gather_shard(workspace, number, [shard.records[key] for key in sorted(shard.failed)])
         publish_tables(workspace, plan.target)
         manifest = pq.read_table(workspace.manifest)
         assert make_plan(workspace, manifest, plan.target, limit=settings.limit).pending == 0

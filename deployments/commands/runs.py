@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pyarrow as pa
@@ -28,7 +27,7 @@ from desra_core.errors import DesraError, UsageError, printable
 from desra_core.images.scanning import told_passed_over
 from desra_core.planning.plan import Prepared, make_plan, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
-from desra_core.settings import CorpusSettings, Machine, method_of
+from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
 from desra_core.workspace.manifest import read_manifest
@@ -64,7 +63,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
 
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
     """Scan and plan, and say what that has found."""
-    if settings.segmenter == "none" and method_of(settings) == "desra":
+    if settings.segmenter == "none" and detector_of(settings).weighs_classes:
         say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
     prepared = prepare(settings, on_hashed=_HashingLines())
     plan, scanned = prepared.plan, prepared.scanned
@@ -171,8 +170,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     marked = len(regions["image"].unique())
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
-    if (method := method_of(settings)) != "desra":
-        weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
+    if not (detector := detector_of(settings)).weighs_classes:
+        weighting = f"{detector.title}, threshold {settings.threshold:g}"
     whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
     typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
     for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():

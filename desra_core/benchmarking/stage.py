@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from desra_core.benchmarking.entries import Contender, Entry
 from desra_core.benchmarking.judged import Record, Run, curve_of, encode_record, read_record, sameness
-from desra_core.detection.detectors import Scores
+from desra_core.detection.detectors import DetectorInputs, Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
-from desra_core.detection.scoring import score_pair
 from desra_core.errors import ImageError, TransientError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
@@ -144,11 +143,10 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
 def timed_scores(contender: Contender, pair: Pair, weights: npt.NDArray[np.float64] | None) -> tuple[Scores, float]:
     """The score map of a pair, and the seconds that this thread computed for it (raises `ImageError`)."""
     detector = contender.detector(weights)
-    lr = pair.lr if "lr" in contender.inputs else None
-    labels = pair.labels if "labels" in contender.inputs else None
+    inputs = DetectorInputs(pair.mse_sr, pair.gan_sr, pair.lr, pair.labels)
 
     def scored() -> Scores:
-        return score_pair(detector, contender.name, pair.path, pair.mse_sr, pair.gan_sr, lr, labels)
+        return score_pair(detector, contender.name, pair.path, inputs)
 
     if next(_calls(contender.key)) == 0:
         scored()  # the first call of a process also loads libraries and compiles

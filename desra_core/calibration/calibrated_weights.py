@@ -18,7 +18,7 @@ from desra_core.errors import UsageError
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import content_key
 from desra_core.planning.keys import check_kind, load_settings
-from desra_core.settings import CorpusSettings, Detection, Mining
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 
@@ -79,8 +79,9 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     corpus = kind(**(recorded | given | {"workspace": workspace.root, "keep": keep}))
     if corpus.segmenter == "none":
         raise UsageError("--labels", "are needed, because each class has its own weight", "add --labels or --segmenter")
-    if isinstance(corpus, Detection) and corpus.method != "desra":
-        reason = f"is of desra detect --method {corpus.method}, which weighs no classes"
+    detector = detector_of(corpus)
+    if not detector.weighs_classes:
+        reason = f"is of desra detect --method {detector.name}, which weighs no classes"
         raise UsageError(workspace.root, reason, "name another workspace")
     return corpus
 

@@ -81,7 +81,7 @@ def _file(path: Path) -> File:
 def _files(folder: Path) -> dict[str, Path]:
     table, problems, _ = image_files(folder)
     for problem in problems[:1]:
-        raise UsageError(problem.subject, problem.reason, problem.remedy)
+        raise UsageError(*problem.failure)
     found: dict[str, Path] = {}
     for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
         if name in found:

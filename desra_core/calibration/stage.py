@@ -19,7 +19,7 @@ from desra_core.stages.sources import read_content, read_labels
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.manifest import File, ImageRef
-from desra_core.workspace.records import Outcome
+from desra_core.workspace.records import Record
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HistogramSettings:
 class Uncounted(NamedTuple):
     """What goes with an image: its record, the masks of what not to count, and the Parquet file to be written."""
 
-    outcome: Outcome
+    record: Record
     masks: tuple[File, ...]
     path: Path
 
@@ -49,17 +49,17 @@ def histogram_stage(image: ImageRef, about: Uncounted, workspace: Workspace, set
     TransientError
         A map, the labels or a mask have gone or changed.
     """
-    outcome = about.outcome
-    assert outcome.height is not None
-    assert outcome.width is not None
+    record = about.record
+    assert record.height is not None
+    assert record.width is not None
     similarity = read_array(workspace, image.id, "similarity", key=settings.similarity_key)
-    labels = read_labels(image, outcome, workspace, settings.segmentation_key, settings.max_pixels)
+    labels = read_labels(image, record, workspace, settings.segmentation_key, settings.max_pixels)
     if labels is None:
         raise ImageError(image.path, "has no class labels", "run again with --labels or --segmenter")
-    frame = (outcome.height - similarity.shape[0]) // 2
+    frame = (record.height - similarity.shape[0]) // 2
     exclude: Mask | None = None
     for file in about.masks:
-        mask = _read_exclusion(file, (outcome.height, outcome.width), frame)
+        mask = _read_exclusion(file, (record.height, record.width), frame)
         exclude = mask if exclude is None else exclude | mask
     table = count_image(similarity, valid(labels, frame), exclude).to_table()
     sink = io.BytesIO()

@@ -16,12 +16,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import SimilarityMap, framed
+from desra_core.detection.mask import WINDOW, SimilarityMap, framed
 from desra_core.images.tiling import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-WINDOW = 11
 SIGMA = 1.5
 # The 11 rows that a tile is filtered from fit into a 1 MiB L2 cache; smaller tiles filter more halo.
 TILE = 256

@@ -18,7 +18,7 @@ from desra_core.gate.verdict import Score, Verdict, decide, score
 from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
 from desra_core.networks.weights import read_kinds
 from desra_core.planning.keys import Target, load_settings, result_key
-from desra_core.settings import CorpusSettings, Mining
+from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing
 from desra_core.training.pools import Images
 from desra_core.training.run_folder import RunFolder, read_json, save_torch
@@ -102,7 +102,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
     """
     workspace = Workspace(settings.workspace)
     corpus, target = load_settings(workspace)
-    if target.method != "desra":
+    if not detector_of(corpus).weighs_classes:
         reason = f"was searched with {target.method}, but the gate judges by DeSRA"
         raise UsageError(workspace.root, reason, "use a workspace of desra mine, or of desra detect without --method")
     before = settings.before or _recorded(corpus, "gan_model", "--before")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import MIN_AREA, THRESHOLD
-from desra_core.detection.similarity import TILE, WINDOW
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
+from desra_core.detection.similarity import TILE
 from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
 from desra_core.evaluation.perceptual import lpips_distance
 from desra_core.evaluation.removal import LOOSENESS, uncovered

@@ -55,9 +55,9 @@ def sweep(
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in rewritten(workspace, found.stale, found.unmapped, found.unlabelled):
             if table.num_rows:
-                workspace.publish_table(workspace.shard_outcomes(shard), table)
+                workspace.publish_table(workspace.shard_records(shard), table)
             else:
-                workspace.shard_outcomes(shard).unlink()
+                workspace.shard_records(shard).unlink()
         _drop(workspace, found.table, on_dropped)
         if workspace.regions.exists():
             publish_tables(workspace, found.target)

@@ -22,7 +22,7 @@ from desra_core.files.hashing import LOAD_ERRORS, content_key, load_checkpoint, 
 
 _CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
 _DAMAGED_REMEDY = "download or copy the checkpoint again"
-# What a config, which is a Python program, and the models built from it can raise.
+# A config is a Python program: it and the models built from it can raise these.
 _CONFIG_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
     RuntimeError, SyntaxError, TypeError, ValueError,
@@ -67,7 +67,7 @@ def load_model(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str,
     model, pipeline = _build(settings, config)
     _check_single_view(pipeline, config)
     content = _read_checkpoint(checkpoint)
-    _check_classes(_classes(content, checkpoint), checkpoint)
+    _check_classes(content, checkpoint)
     _load_weights(model, content, config, checkpoint)
     return model.eval(), pipeline
 
@@ -120,11 +120,10 @@ def _build(settings: Any, path: Path) -> tuple[Any, Callable[[dict[str, Any]], d
     except _CONFIG_ERRORS as error:
         raise UsageError(path, f"describes no model that can be built ({_one_line(error)})", _CONFIG_REMEDY) from None
     if mode != "whole":
-        raise UsageError(path, f"infers in {mode} mode, but the class weights assume whole images",
-                         "set model.test_cfg = dict(mode='whole')")  # fmt: skip
+        reason = f"infers in {mode} mode, but the class weights assume whole images"
+        raise UsageError(path, reason, "set model.test_cfg = dict(mode='whole')")
     if classes != 150:
-        raise UsageError(path, f"has a decode head for {classes} classes",
-                         "use a config for ADE20K, which has 150")  # fmt: skip
+        raise UsageError(path, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
     return model, pipeline
 
 
@@ -157,22 +156,18 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _classes(content: Mapping[str, Any], path: Path) -> list[str]:
-    """Find the names, in ``meta['CLASSES']`` of 0.x or ``meta['dataset_meta']['classes']`` of 1.x."""
+def _check_classes(content: Mapping[str, Any], path: Path) -> None:
+    """Hold ``meta['CLASSES']`` of 0.x or ``meta['dataset_meta']['classes']`` of 1.x against ADE20K's names."""
+    from mmseg.datasets import ADE20KDataset
+
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     newer = meta.get("dataset_meta")
     names = meta.get("CLASSES") or (newer.get("classes") if isinstance(newer, Mapping) else None)
     if not isinstance(names, list | tuple):
-        raise UsageError(path, "does not name its classes",
-                         "use a checkpoint as MMSegmentation saves it, with its meta")  # fmt: skip
-    return [str(name).strip() for name in names]
-
-
-def _check_classes(names: list[str], path: Path) -> None:
-    from mmseg.datasets import ADE20KDataset
-
-    expected = [name.strip() for name in ADE20KDataset.CLASSES]
+        remedy = "use a checkpoint as MMSegmentation saves it, with its meta"
+        raise UsageError(path, "does not name its classes", remedy)
+    names, expected = ([str(name).strip() for name in given] for given in (names, ADE20KDataset.CLASSES))
     remedy = "use a checkpoint trained on ADE20K: the weights of the classes are for it alone"
     if len(names) != len(expected):
         raise UsageError(path, f"has {len(names)} classes where ADE20K has {len(expected)}", remedy)
@@ -192,14 +187,13 @@ def _load_weights(model: Any, content: Mapping[str, Any], config: Path, path: Pa
         if name in weights and not (isinstance(weights[name], torch.Tensor) and weights[name].shape == value.shape)
     ]
     if wrong:
-        raise UsageError(path, f"does not fit {config}: {len(wrong)} parameters differ, such as {wrong[0]}",
-                         "give the config that it was trained with")  # fmt: skip
+        reason = f"does not fit {config}: {len(wrong)} parameters differ, such as {wrong[0]}"
+        raise UsageError(path, reason, "give the config that it was trained with")
     model.load_state_dict(weights)
 
 
 def _one_line(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _config_chain(config: Path) -> list[Path]:

@@ -19,20 +19,19 @@ from desra_core.images.codec import Labels, Pixels
 from desra_core.networks.mmseg_files import fingerprint, load_model
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
 _BAND_ROWS = 512
 # Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
 _SMALL_SIZE = 128
-# Of the image by which a segmenter is tried.
+# Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
-# What networks raise that do not fit their config.
+# Networks that do not fit their config raise these.
 _MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Segmenter(Protocol):
-    """What the detection needs of a segmentation model."""
+    """A segmentation model for ADE20K's 150 classes."""
 
     key: str
     """Fingerprint of everything that determines the labels."""
@@ -151,7 +150,10 @@ class MMSegSegmenter:
 
     def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
         """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its unpadded size."""
-        bgr = _bgr8_in_bands(gan_sr)
+        # In bands of rows: the temporaries of `bgr8` for 16 bits are six times the image.
+        bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
+        for top in range(0, gan_sr.shape[0], _BAND_ROWS):
+            bgr[top : top + _BAND_ROWS] = bgr8(gan_sr[top : top + _BAND_ROWS])
         names = {"filename": None, "ori_filename": None}  # as for an array given to inference_segmentor
         views = self._pipeline({"img": bgr, "img_shape": bgr.shape, "ori_shape": bgr.shape, **names})
         rows, columns = views["img_metas"][0].data["img_shape"][:2]
@@ -251,14 +253,6 @@ def _contenders(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int
     return indices
 
 
-def _bgr8_in_bands(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """`bgr8`, whose temporaries for 16 bits are six times the image, in bands of rows."""
-    bgr = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for top in range(0, pixels.shape[0], _BAND_ROWS):
-        bgr[top : top + _BAND_ROWS] = bgr8(pixels[top : top + _BAND_ROWS])
-    return bgr
-
-
 @lru_cache(maxsize=2)
 def _loaded(config: Path, checkpoint: Path, _key: str, device: str) -> MMSegSegmenter:
     return MMSegSegmenter(config, checkpoint, device)
@@ -268,7 +262,7 @@ def _mmseg_files(spec: str) -> tuple[Path, Path]:
     kind, _, names = spec.partition(":")
     parts = [name.strip() for name in names.split(",")]
     if kind != "mmseg" or len(parts) != 2 or not all(parts):
-        raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT",
-                         "give the paths of a config and a checkpoint, none with a comma in it")  # fmt: skip
+        remedy = "give the paths of a config and a checkpoint, none with a comma in it"
+        raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT", remedy)
     config, checkpoint = (Path(name).expanduser().absolute() for name in parts)
     return config, checkpoint

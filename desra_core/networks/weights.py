@@ -13,7 +13,7 @@ from desra_core.errors import UsageError
 from desra_core.files.hashing import LOAD_ERRORS, content_key, load_checkpoint, load_failure
 from desra_core.third_party import mend_torchvision
 
-# What tools put before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
+# Tools put these before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
 # torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer.
 _EMA_WRAPPERS = (
     "params_ema.", "params-ema.", "net_g_ema.", "netG_ema.", "generator_ema.", "model_ema.", "ema_model.",
@@ -71,39 +71,23 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
-    content_key(path)  # tells that there is no such file
-    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Such a file begins with the length of its JSON header, in eight bytes."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    content_key(path)  # raises where there is no such file
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes with the length of its JSON header
+    way = "" if is_safetensors else "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
     try:
-        return load_file(path)
+        content = load_file(path) if is_safetensors else load_checkpoint(path)
     except (*LOAD_ERRORS, SafetensorError) as error:
-        raise load_failure(path, error, "") from None
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        content = load_checkpoint(path)
-    except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
-            raise UsageError(path, "is a TorchScript program, not a checkpoint",
-                             "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
-                             ) from None  # fmt: skip
-        way = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
+            remedy = "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
+            raise UsageError(path, "is a TorchScript program, not a checkpoint", remedy) from None
         raise load_failure(path, error, way) from None
     if not isinstance(content, Mapping):
-        raise UsageError(path, f"holds a {type(content).__name__} instead of named weights",
-                         "give a checkpoint of a super-resolution network")  # fmt: skip
+        remedy = "give a checkpoint of a super-resolution network"
+        raise UsageError(path, f"holds a {type(content).__name__} instead of named weights", remedy)
     return content
 
 
@@ -114,8 +98,8 @@ def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:
         kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
         other, _ = found.setdefault(kind, (wrappers, tensors))
         if other != wrappers:
-            raise UsageError(path, f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}",
-                             "torch.save the weights of one of them alone")  # fmt: skip
+            reason = f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}"
+            raise UsageError(path, reason, "torch.save the weights of one of them alone")
     return {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
 
 

@@ -1,4 +1,4 @@
-"""What is left to do: the manifest and the outcomes held against what a run wants. The workspace alone decides."""
+"""What is left to do: the manifest and the records held against what a run wants. The workspace alone decides."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import Weights
+from desra_core.errors import Failure
 from desra_core.images.codec import most_pixels
 from desra_core.planning.keys import Target, check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
@@ -18,7 +19,7 @@ from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.inventory import Flags, OnDisk, flags_of
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.records import gather_journals, read_outcomes
+from desra_core.workspace.records import gather_journals, read_records
 
 _COLUMNS = [
     "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
@@ -45,14 +46,14 @@ class Work(NamedTuple):
         return self.similarity | self.segmentation | self.mask
 
 
-def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) -> Work:
-    """Hold manifest rows against their outcomes.
+def assess(rows: pa.Table, records: pa.Table, target: Target, on_disk: OnDisk) -> Work:
+    """Hold manifest rows against their records.
 
     Parameters
     ----------
     rows
         Rows of a manifest.
-    outcomes
+    records
         Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
     target
         What is wanted.
@@ -64,7 +65,7 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     ``failed`` are images that failed for good under the very same settings; ``dropped`` those that are computed
     again only because their maps were not kept.
     """
-    record = _records(rows, outcomes.select(_COLUMNS))
+    record = _records(rows, records.select(_COLUMNS))
     same_labels, same_similarity, empty, current = _standing(rows, record, target)
     ids = rows["id"].combine_chunks()
     has_similarity = same_similarity & flags_of(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
@@ -99,10 +100,10 @@ def assess(rows: pa.Table, outcomes: pa.Table, target: Target, on_disk: OnDisk) 
     )
 
 
-def _records(rows: pa.Table, outcomes: pa.Table) -> dict[str, pa.Array]:
-    """The outcome of each manifest row, by column; nulls where there is none."""
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    return {name: outcomes[name].combine_chunks().take(index) for name in outcomes.column_names}
+def _records(rows: pa.Table, records: pa.Table) -> dict[str, pa.Array]:
+    """The record of each manifest row, by column; nulls where there is none."""
+    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
+    return {name: records[name].combine_chunks().take(index) for name in records.column_names}
 
 
 def _equal(record: dict[str, pa.Array], column: str, value: str) -> Flags:
@@ -153,8 +154,8 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     manifest = read_manifest(workspace)
     assert manifest is not None
     rows = manifest.filter(manifest["present"])
-    outcomes = read_outcomes(workspace, [*_COLUMNS, "regions"])
-    record = _records(rows, outcomes)
+    records = read_records(workspace, [*_COLUMNS, "regions"])
+    record = _records(rows, records)
     done = pa.array(_standing(rows, record, target).current & flags_of(record["failed_stage"].is_null()))
     columns = {"name": rows["name"], "id": rows["id"]}
     columns |= {name: record[name] for name in ("height", "width", "artifact_pixels", "regions")}
@@ -225,9 +226,9 @@ def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit
     """Find out what a run has to do; nothing is computed or written."""
     rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if limit is None else limit)
-    outcomes = read_outcomes(workspace, _COLUMNS)
-    work = assess(rows, outcomes, target, OnDisk.of(workspace))
-    failures, retries = (failure_table(rows.filter(pa.array(flags)), outcomes) for flags in (work.failed, work.pending))
+    records = read_records(workspace, _COLUMNS)
+    work = assess(rows, records, target, OnDisk.of(workspace))
+    failures, retries = (failure_table(rows.filter(pa.array(flags)), records) for flags in (work.failed, work.pending))
     return Plan(manifest, rows, work, target, failures, retries)
 
 
@@ -280,13 +281,13 @@ def prepare(
     return Prepared(workspace, plan, weights, scanned)
 
 
-def failure_table(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
-    """Failed outcomes as rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
-    failed = outcomes.filter(outcomes["failed_stage"].is_valid())
+def failure_table(manifest: pa.Table, records: pa.Table) -> pa.Table:
+    """Failed records as rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
+    failed = records.filter(records["failed_stage"].is_valid())
     index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
     rows = manifest.filter(index.is_valid())
     record = failed.take(index.drop_null())
-    columns = [rows["name"], record["failed_stage"], *(record[field] for field in ("subject", "reason", "remedy"))]
+    columns = [rows["name"], record["failed_stage"], *(record[field] for field in Failure._fields)]
     return pa.table(columns, schema=FAILURES)
 
 

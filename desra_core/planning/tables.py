@@ -1,4 +1,4 @@
-"""The tables a person reads, of a whole corpus: regions, failures and dataset, made from the outcomes of its images."""
+"""The tables a person reads, of a whole corpus: regions, failures and dataset, made from the records of its images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.records import REGION_FIELDS, read_outcomes
+from desra_core.workspace.records import REGION_FIELDS, read_records
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -45,11 +45,11 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
     """
     manifest = read_manifest(workspace)
     assert manifest is not None
-    outcomes = read_outcomes(workspace, _COLUMNS)
+    records = read_records(workspace, _COLUMNS)
     if target.super_resolves:
-        workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, outcomes, target))
-    workspace.publish_table(workspace.regions, _regions(manifest, outcomes))
-    failed = failure_table(manifest.filter(manifest["present"]), outcomes)
+        workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
+    workspace.publish_table(workspace.regions, _regions(manifest, records))
+    failed = failure_table(manifest.filter(manifest["present"]), records)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
     workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
 
@@ -58,8 +58,8 @@ def images_of_several_pages(workspace: Workspace) -> list[str]:
     """Name the images whose file has further full pages, which are not read."""
     manifest = read_manifest(workspace)
     assert manifest is not None
-    outcomes = read_outcomes(workspace, ["id", "further_pages"])
-    ids = outcomes["id"].filter(pc.greater(outcomes["further_pages"], 0)).combine_chunks()
+    records = read_records(workspace, ["id", "further_pages"])
+    ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
     names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
     return names
 
@@ -71,19 +71,19 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
 
 
-def _dataset(workspace: Workspace, manifest: pa.Table, outcomes: pa.Table, target: Target) -> pa.Table:
+def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
     """One row per image of the dataset, sorted by name."""
     human = read_human_masks(workspace, target.gan_sr_key)
-    wanted = pc.is_valid(outcomes["mask_key"])
+    wanted = pc.is_valid(records["mask_key"])
     if target.keep != "all":
         # What only a person has marked may still wait for its pictures.
         pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
-        by_people = pc.is_in(outcomes["id"], pa.array(pictured, pa.string()))
-        wanted = pc.and_(wanted, pc.or_kleene(pc.greater(outcomes["artifact_pixels"], 0), by_people))
-    outcomes = outcomes.filter(wanted)
-    index = pc.index_in(manifest["id"].combine_chunks(), outcomes["id"].combine_chunks())
+        by_people = pc.is_in(records["id"], pa.array(pictured, pa.string()))
+        wanted = pc.and_(wanted, pc.or_kleene(pc.greater(records["artifact_pixels"], 0), by_people))
+    records = records.filter(wanted)
+    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
     names = manifest["name"].combine_chunks().filter(index.is_valid())
-    records = outcomes.take(index.drop_null()).combine_chunks()
+    records = records.take(index.drop_null()).combine_chunks()
     files = [pc.binary_join_element_wise(kind, pc.binary_join_element_wise(names, "png", "."), "/") for kind in DATASET]
     lists = records["regions"].combine_chunks()
     severities = pc.struct_field(pc.list_flatten(lists), "severity")
@@ -104,12 +104,12 @@ def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str])
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
 
 
-def _regions(manifest: pa.Table, outcomes: pa.Table) -> pa.Table:
+def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
     """One row per region and name, sorted by name, regions of a name from top to bottom."""
-    index = pc.index_in(manifest["id"].combine_chunks(), outcomes["id"].combine_chunks())
+    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
     names = manifest["name"].combine_chunks().filter(index.is_valid())
     ids = manifest["id"].combine_chunks().filter(index.is_valid())
-    lists = outcomes["regions"].combine_chunks().take(index.drop_null())
+    lists = records["regions"].combine_chunks().take(index.drop_null())
     parents = pc.list_parent_indices(lists)
     fields = pc.list_flatten(lists)
     columns = [names.take(parents), ids.take(parents)]

@@ -17,7 +17,7 @@ from desra_core.planning.tables import REGIONS
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.records import read_outcomes
+from desra_core.workspace.records import read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
@@ -34,7 +34,7 @@ class Results:
     sources
         The scanned folders by role.
     images
-        One row per image name of the run, sorted by name: name, id and the fields ``_RECORD`` of its outcome, null
+        One row per image name of the run, sorted by name: name, id and the fields ``_RECORD`` of its record, null
         where there is none yet.
     seconds
         Computing times, a row per image content and stage: ``stage``, ``seconds``.
@@ -92,8 +92,8 @@ def read_results(workspace: Workspace) -> Results:
     vanished = manifest.num_rows - rows.num_rows
     limit = document.get("settings", {}).get("limit")
     rows = rows.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
-    outcomes = read_outcomes(workspace, ["id", *_RECORD, "seconds"])
-    images = _joined(rows, outcomes)
+    records = read_records(workspace, ["id", *_RECORD, "seconds"])
+    images = _joined(rows, records)
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
     return Results(
@@ -101,9 +101,9 @@ def read_results(workspace: Workspace) -> Results:
         document=document,
         sources=_sources(workspace),
         images=images,
-        seconds=_seconds(outcomes, rows["id"].combine_chunks()),
+        seconds=_seconds(records, rows["id"].combine_chunks()),
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
-        failures=pa.concat_tables([unscanned, failure_table(rows, outcomes)]).sort_by("name"),
+        failures=pa.concat_tables([unscanned, failure_table(rows, records)]).sort_by("name"),
         vanished=vanished,
         unscanned=unscanned.num_rows,
         passed_over=read_passed_over(workspace),
@@ -126,18 +126,18 @@ def _sources(workspace: Workspace) -> dict[str, str]:
     return {role: folder for role, folder in stored.items() if role in roles}
 
 
-def _joined(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
+def _joined(rows: pa.Table, records: pa.Table) -> pa.Table:
+    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     for name in _RECORD:
-        rows = rows.append_column(name, outcomes[name].combine_chunks().take(index))
+        rows = rows.append_column(name, records[name].combine_chunks().take(index))
     return rows
 
 
-def _seconds(outcomes: pa.Table, ids: pa.Array) -> pa.Table:
+def _seconds(records: pa.Table, ids: pa.Array) -> pa.Table:
     """Flatten the maps of these images."""
     schema = pa.schema([("stage", pa.string()), ("seconds", pa.float64())])
     tables = [schema.empty_table()]
-    for maps in outcomes.filter(pc.is_in(outcomes["id"], ids))["seconds"].chunks:
+    for maps in records.filter(pc.is_in(records["id"], ids))["seconds"].chunks:
         if len(maps):
             used = slice(maps.offsets[0].as_py(), maps.offsets[-1].as_py())
             tables.append(pa.table([maps.keys[used], maps.items[used]], schema=schema))
@@ -145,5 +145,5 @@ def _seconds(outcomes: pa.Table, ids: pa.Array) -> pa.Table:
 
 
 def _changed(workspace: Workspace) -> datetime:
-    paths = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.outcomes]
+    paths = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
     return datetime.fromtimestamp(max(path.stat().st_mtime for path in paths if path.exists()), UTC)

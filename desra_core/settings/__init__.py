@@ -10,8 +10,8 @@ from desra_core.settings.corpus import (
     MinArea,
     Mining,
     at_home,
+    detector_of,
     folder_of,
-    method_of,
     min_area_pixels,
     whole_path,
 )
@@ -23,8 +23,8 @@ __all__ = [
     "MinArea",
     "Mining",
     "at_home",
+    "detector_of",
     "folder_of",
-    "method_of",
     "min_area_pixels",
     "whole_path",
 ]

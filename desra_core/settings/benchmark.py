@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from desra_core.detection.detectors import METHODS
 from desra_core.settings import MinArea, whole_path
 
 SYNTHETIC = "synthetic"
@@ -24,7 +25,7 @@ class Benchmarking(BaseModel):
     )
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
-        "desra,ldl,ssim,niqe", description="Detectors, by commas: desra, ldl, ssim, niqe, and .py files of your own."
+        ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
     )
     min_area: MinArea = Field(
         "4000", description="Regions up to this size are dropped: pixels, or a share of the image like 0.1%."

@@ -141,7 +141,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         freeze(plan.run.data / f"{len(used):04d}", arrays)
         used.append(sample)
     if not used:
-        raise UsageError(errors[0].subject, errors[0].reason, errors[0].remedy)
+        raise UsageError(*errors[0].failure)
     before, data = read_json(plan.run.document), _data_key(plan.made_under, used)
     if before is not None and before.get("data") != data:
         shutil.rmtree(plan.run.data, ignore_errors=True)

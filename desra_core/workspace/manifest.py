@@ -22,7 +22,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import read_outcomes
+from desra_core.workspace.records import read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -260,7 +260,7 @@ def _identified(
                 batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
                 results = list(pool.map(_hashed, (folder / path for path in batch[f"{role}_path"].to_pylist())))
                 failed += [
-                    scan_failure(result.subject, result.reason, result.remedy) | {"name": name}
+                    scan_failure(*result.failure) | {"name": name}
                     for name, result in zip(batch["name"].to_pylist(), results, strict=True)
                     if isinstance(result, ImageError)
                 ]
@@ -307,8 +307,8 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
     """The manifest without the images whose file a run has found to be other than the manifest says."""
     if previous is None:
         return None
-    outcomes = read_outcomes(workspace, ["id", "reason"])
-    found = outcomes["id"].filter(pc.equal(outcomes["reason"], CHANGED))
+    records = read_records(workspace, ["id", "reason"])
+    found = records["id"].filter(pc.equal(records["reason"], CHANGED))
     return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
 
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import DesraError, ImageError, UsageError
+from desra_core.errors import DesraError, Failure, ImageError, UsageError
 from desra_core.files.atomic import takes_name
 from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
 from desra_core.workspace import Workspace
 
 ROLES = ("mse_sr", "gan_sr", "lr", "labels")
-FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", "subject", "reason", "remedy")])
+FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", *Failure._fields)])
 
 _NO_TWIN = "has no twin"
 # In bytes: shorter names of files and shorter paths fit wherever their workspace lies, and the disk is not asked.
@@ -221,7 +221,7 @@ def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
 
 def failure_rows(errors: Sequence[DesraError]) -> pa.Table:
     """Return errors as rows of the schema `FAILURES`."""
-    return pa.Table.from_pylist([scan_failure(one.subject, one.reason, one.remedy) for one in errors], FAILURES)
+    return pa.Table.from_pylist([scan_failure(*error.failure) for error in errors], FAILURES)
 
 
 def with_twins_summed_up(failures: pa.Table) -> pa.Table:

@@ -81,7 +81,7 @@ class Workspace:
 
     manifest = _Below("manifest.parquet")
     settings = _Below("settings.json")
-    outcomes = _Below("outcomes")
+    records = _Below("outcomes")
     journal = _Below("journal")
     maps = _Below("maps")
     masks = _Below("masks")
@@ -102,9 +102,9 @@ class Workspace:
     prefect_home = _Below("prefect")
     lock = _Below("lock")
 
-    def shard_outcomes(self, shard: int) -> Path:
+    def shard_records(self, shard: int) -> Path:
         """Return the table of a finished shard."""
-        return self.outcomes / f"{shard:08d}.parquet"
+        return self.records / f"{shard:08d}.parquet"
 
     def shard_journal(self, shard: int) -> Path:
         """Return the folder of a shard in flight."""

@@ -66,7 +66,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Record:
     """The state of one image in a workspace.
 
     Attributes
@@ -134,18 +134,18 @@ class Outcome:
         return ImageError(self.subject, self.reason or "", self.remedy or "")
 
 
-def without_arrays(outcome: Outcome) -> Outcome:
+def without_arrays(record: Record) -> Record:
     """The record of an image whose stored arrays are lost: none is of any settings, so all are made anew."""
-    return dataclasses.replace(outcome, similarity_key=None, segmentation_key=None)
+    return dataclasses.replace(record, similarity_key=None, segmentation_key=None)
 
 
-def write_journal(workspace: Workspace, shard: int, outcome: Outcome) -> None:
+def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
     """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
-    path = workspace.shard_journal(shard) / f"{outcome.id}.json"
-    workspace.publish(path, json.dumps(outcome.__dict__).encode())
+    path = workspace.shard_journal(shard) / f"{record.id}.json"
+    workspace.publish(path, json.dumps(record.__dict__).encode())
 
 
-def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:
+def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
     """All records of a shard by image id, the journal's over the table's.
 
     Raises
@@ -155,15 +155,15 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Outcome]:
     TransientError
         Something cannot be read now.
     """
-    records = {outcome.id: outcome for outcome in _outcomes(read_table(workspace.shard_outcomes(shard), SCHEMA))}
+    records = {record.id: record for record in _records(read_table(workspace.shard_records(shard), SCHEMA))}
     journaled = _journaled(workspace.shard_journal(shard))
-    return {key: outcome for key, outcome in (records | journaled).items() if outcome is not None}
+    return {key: record for key, record in (records | journaled).items() if record is not None}
 
 
-def gather_shard(workspace: Workspace, shard: int, outcomes: Iterable[Outcome] = ()) -> None:
-    """Turn a shard's journal, and outcomes that no worker could journal, into its table."""
-    records = read_shard(workspace, shard) | {outcome.id: outcome for outcome in outcomes}
-    workspace.publish_table(workspace.shard_outcomes(shard), to_table(records[key] for key in sorted(records)))
+def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
+    """Turn a shard's journal, and records that no worker could journal, into its table."""
+    newest = read_shard(workspace, shard) | {record.id: record for record in records}
+    workspace.publish_table(workspace.shard_records(shard), to_table(newest[key] for key in sorted(newest)))
     shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
 
 
@@ -173,7 +173,7 @@ def gather_journals(workspace: Workspace) -> None:
         gather_shard(workspace, shard)
 
 
-def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
+def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """The newest record of every image, as one table with the given columns of `SCHEMA`.
 
     Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
@@ -186,7 +186,7 @@ def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.
         if shard in journaled:
             tables.append(to_table(read_shard(workspace, shard).values()).select(names))
         else:
-            tables.append(read_table(workspace.shard_outcomes(shard), SCHEMA, columns))
+            tables.append(read_table(workspace.shard_records(shard), SCHEMA, columns))
     table = pa.concat_tables(tables).combine_chunks()
     if "id" not in names or pc.count_distinct(table["id"]).as_py() == table.num_rows:
         return table
@@ -197,12 +197,12 @@ def read_outcomes(workspace: Workspace, columns: list[str] | None = None) -> pa.
 
 def finished_shards(workspace: Workspace) -> list[int]:
     """The shards that have a table, sorted."""
-    return sorted(int(path.stem) for path in workspace.outcomes.glob(f"{_NUMBER}.parquet"))
+    return sorted(int(path.stem) for path in workspace.records.glob(f"{_NUMBER}.parquet"))
 
 
-def to_table(outcomes: Iterable[Outcome]) -> pa.Table:
+def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as rows of `SCHEMA`."""
-    rows = [outcome.__dict__ | {"seconds": list(outcome.seconds.items())} for outcome in outcomes]
+    rows = [record.__dict__ | {"seconds": list(record.seconds.items())} for record in records]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
@@ -210,7 +210,7 @@ def _journaled_shards(workspace: Workspace) -> list[int]:
     return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
 
 
-def _journaled(folder: Path) -> dict[str, Outcome | None]:
+def _journaled(folder: Path) -> dict[str, Record | None]:
     """The records of a journal by image id; None for what is damaged.
 
     Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
@@ -220,24 +220,24 @@ def _journaled(folder: Path) -> dict[str, Outcome | None]:
     TransientError
         A record cannot be read now.
     """
-    outcomes: dict[str, Outcome | None] = {}
+    records: dict[str, Record | None] = {}
     with reading_errors(folder):
         paths = sorted(folder.glob("*.json"))
     for path in paths:
         try:
             with reading_errors(path):
                 data = path.read_bytes()
-            (outcome,) = _outcomes(to_table([Outcome(**json.loads(data))]))
-            outcomes[path.stem] = outcome if outcome.id == path.stem else None
+            (record,) = _records(to_table([Record(**json.loads(data))]))
+            records[path.stem] = record if record.id == path.stem else None
         except FileNotFoundError:  # gathered meanwhile
             continue
         except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):  # emptied by a power cut
-            outcomes[path.stem] = None
-    return outcomes
+            records[path.stem] = None
+    return records
 
 
-def _outcomes(table: pa.Table) -> list[Outcome]:
+def _records(table: pa.Table) -> list[Record]:
     return [
-        Outcome(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
+        Record(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
         for row in table.to_pylist()
     ]

@@ -26,7 +26,7 @@ from pairs import photo_files
 from desra_core.networks.checkpoints import Model, load_model
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.workspace import Workspace
-from desra_core.workspace.records import read_outcomes
+from desra_core.workspace.records import read_records
 
 PHOTOS = 24
 WORKERS = 2
@@ -96,7 +96,7 @@ def _job(folder: Path) -> None:
     started = time.perf_counter()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     wall = time.perf_counter() - started
-    seconds = read_outcomes(Workspace(folder / "ws"), ["seconds"])["seconds"].combine_chunks()
+    seconds = read_records(Workspace(folder / "ws"), ["seconds"])["seconds"].combine_chunks()
     spent = {stage: pc.sum(pc.map_lookup(seconds, stage, "first")).as_py()
              for stage in ("inference", "super_resolution", "mask")}  # fmt: skip
     computed = spent["super_resolution"] + spent["mask"]

@@ -15,7 +15,7 @@ import torch
 from desra_core.images.codec import decode
 from desra_core.planning.tables import IMAGES, REGIONS
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.records import read_outcomes
+from desra_core.workspace.records import read_records
 from tests.conftest import photo, refusal
 
 
@@ -141,12 +141,12 @@ def test_maps_of_all_are_kept_and_spare_inference(mine, make_photos, tmp_path) -
     arrays = [path.parent.name for path in workspace.maps.rglob("zarr.json") if "sr" in path.parent.name]
     assert sorted(arrays) == 4 * ["gan_sr"] + 4 * ["mse_sr"]
     assert len(list(workspace.maps.glob("*/*/similarity"))) == 6
-    records = read_outcomes(workspace, ["artifact_pixels", "seconds"]).to_pylist()
+    records = read_records(workspace, ["artifact_pixels", "seconds"]).to_pylist()
     seconds_of_clean_photos = {dict(row["seconds"])["inference"] for row in records if row["artifact_pixels"] == 0}
     assert len(records) == 6
     looser = mine("--keep", "maps", "--threshold", "0.75")
     assert looser.returncode == 0, looser.stderr
-    records = read_outcomes(workspace, ["artifact_pixels", "seconds"]).to_pylist()
+    records = read_records(workspace, ["artifact_pixels", "seconds"]).to_pylist()
     inference = {dict(row["seconds"])["inference"] for row in records if row["artifact_pixels"] == 0}
     assert inference == seconds_of_clean_photos
     fresh = mine("--keep", "maps", "--threshold", "0.75", ws=tmp_path / "fresh")

@@ -23,7 +23,7 @@ from distributed.system import MEMORY_LIMIT
 from desra_core.errors import AbsentError, ImageError, TooLargeError, TransientError, UsageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import File, ImageRef
-from desra_core.workspace.records import Outcome
+from desra_core.workspace.records import Record
 from tasks import dask_map
 from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS
 from tasks.dask_map import Dask, Job, open_dask
@@ -32,7 +32,7 @@ from tasks.logs import configure
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def job(function: Callable[[ImageRef, Outcome], Outcome]) -> Job:
+def job(function: Callable[[ImageRef, Record], Record]) -> Job:
     """Workers cannot import a test module; what only cloudpickle can pickle travels by value."""
     return Job(function.__name__, lambda image, outcome: function(image, outcome), {})
 
@@ -43,18 +43,18 @@ def dask() -> Iterator[Dask]:
         yield cluster
 
 
-def images(*names: str) -> list[tuple[ImageRef, Outcome]]:
+def images(*names: str) -> list[tuple[ImageRef, Record]]:
     return [
-        (ImageRef(name, 0, (name,), File(Path(name), ""), File(Path(f"gan/{name}"), ""), None, None), Outcome(name))
+        (ImageRef(name, 0, (name,), File(Path(name), ""), File(Path(f"gan/{name}"), ""), None, None), Record(name))
         for name in names
     ]
 
 
-def done(image: ImageRef, outcome: Outcome) -> Outcome:
-    return Outcome(image.id, mask_key="done")
+def done(image: ImageRef, outcome: Record) -> Record:
+    return Record(image.id, mask_key="done")
 
 
-def fails_once(image: ImageRef, outcome: Outcome) -> Outcome:
+def fails_once(image: ImageRef, outcome: Record) -> Record:
     marker = Path(os.environ["MARKERS"]) / image.id
     if not marker.exists():
         marker.touch()
@@ -62,7 +62,7 @@ def fails_once(image: ImageRef, outcome: Outcome) -> Outcome:
     return done(image, outcome)
 
 
-def troubled(image: ImageRef, outcome: Outcome) -> Outcome:
+def troubled(image: ImageRef, outcome: Record) -> Record:
     if image.id == "killer":
         os.kill(os.getpid(), signal.SIGKILL)
     if image.id == "surprise":
@@ -76,12 +76,12 @@ def test_every_image_comes_back_once(dask: Dask) -> None:
     work = images(*(f"photo{index}" for index in range(50)))
     results = list(dask.map(job(done), work))
     assert sorted(image.id for image, _ in results) == sorted(image.id for image, _ in work)
-    assert all(result == Outcome(image.id, mask_key="done") for image, result in results)
+    assert all(result == Record(image.id, mask_key="done") for image, result in results)
     assert list(dask.map(job(done), [])) == []
 
 
-def moment(image: ImageRef, outcome: Outcome) -> Outcome:
-    return Outcome(image.id, mask_key=str(time.monotonic_ns()))
+def moment(image: ImageRef, outcome: Record) -> Record:
+    return Record(image.id, mask_key=str(time.monotonic_ns()))
 
 
 def test_images_are_computed_in_the_order_of_the_work() -> None:
@@ -116,7 +116,7 @@ REPEATED = {
 def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Path, failure: str) -> None:
     calls, error = tmp_path / "calls", REPEATED[failure]
 
-    def fails(image: ImageRef, outcome: Outcome) -> Outcome:
+    def fails(image: ImageRef, outcome: Record) -> Record:
         with calls.open("a") as file:
             file.write("x")
         raise error
@@ -128,7 +128,7 @@ def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Pa
     assert calls.read_text() == "x"
 
 
-def leaves(image: ImageRef, outcome: Outcome) -> Outcome:
+def leaves(image: ImageRef, outcome: Record) -> Record:
     get_worker().io_loop.add_callback(get_worker().close, nanny=True)
     time.sleep(60)
     return done(image, outcome)
@@ -144,10 +144,10 @@ def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("MARKERS", str(tmp_path))
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         [(_, result)] = cluster.map(job(fails_once), images("photo"))
-    assert result == Outcome("photo", mask_key="done")
+    assert result == Record("photo", mask_key="done")
 
 
-def on_a_broken_gpu(image: ImageRef, outcome: Outcome) -> Outcome:
+def on_a_broken_gpu(image: ImageRef, outcome: Record) -> Record:
     """Once a process has met the image that breaks its GPU, everything fails there; it breaks one GPU only."""
     import torch
 
@@ -174,7 +174,7 @@ def test_a_worker_whose_gpu_is_broken_makes_room_for_another(tmp_path: Path, mon
         )
         with pytest.raises(TransientError, match=f"the computation: {told}"):
             cluster.call(lambda: assert_on_the_device(), resources={})
-    assert results == {image.id: Outcome(image.id, mask_key="done") for image, _ in work}
+    assert results == {image.id: Record(image.id, mask_key="done") for image, _ in work}
 
 
 def assert_on_the_device() -> None:
@@ -210,7 +210,7 @@ def test_large_images_get_fewer_workers(capfd) -> None:
         assert cluster.workers == 1
         assert cluster.max_pixels >= pixels
         [(_, result)] = cluster.map(job(done), images("photo"))
-    assert result == Outcome("photo", mask_key="done")
+    assert result == Record("photo", mask_key="done")
     if usual > 1:
         assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
 
@@ -229,7 +229,7 @@ class UnpicklableError(Exception):
         raise TypeError("cannot be pickled")
 
 
-def refuse(*_: object) -> Outcome:
+def refuse(*_: object) -> Record:
     try:
         raise UnpicklableError
     except UnpicklableError:
@@ -352,8 +352,8 @@ def test_a_followed_computation_survives_its_worker(dask: Dask, tmp_path: Path) 
     assert len(list((tmp_path / "more calls").iterdir())) > 2
 
 
-def visible_devices(image: ImageRef, outcome: Outcome) -> Outcome:
-    return Outcome(image.id, mask_key=os.environ["CUDA_VISIBLE_DEVICES"])
+def visible_devices(image: ImageRef, outcome: Record) -> Record:
+    return Record(image.id, mask_key=os.environ["CUDA_VISIBLE_DEVICES"])
 
 
 def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:

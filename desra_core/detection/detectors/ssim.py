@@ -1,4 +1,4 @@
-"""Structural dissimilarity of the pair: what a general measure of difference finds."""
+"""Structural dissimilarity of the pair: a general measure of difference, for comparison."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ class SSIM:
         scores = np.empty((height - 2 * _HALO, width - 2 * _HALO), np.float32)
         for rows in row_strips(scores.shape, _STRIP):
             source = slice(rows.start, rows.stop + 2 * _HALO)
-            scores[rows] = 1 - _similarity(grey_levels(mse_sr[source]), grey_levels(gan_sr[source]))
+            scores[rows] = 1 - _similarity(mse_sr[source], gan_sr[source])
         return scores
 
 
-def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _similarity(mse_sr: Pixels, gan_sr: Pixels) -> npt.NDArray[np.float64]:
     from skimage.metrics import structural_similarity
 
+    x, y = grey_levels(mse_sr), grey_levels(gan_sr)
     if x.shape[2] != y.shape[2]:
         x, y = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in (x, y))
     _, similarity = structural_similarity(  # type: ignore[no-untyped-call]

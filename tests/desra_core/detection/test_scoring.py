@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.detection.scoring import score_pair
+from desra_core.detection.detectors import DetectorInputs, score_pair
 from desra_core.errors import ImageError
 
 IMAGE = Path("a.png")
-PIXELS = np.zeros((20, 30, 3), np.uint8)
+PAIR = DetectorInputs(*[np.zeros((20, 30, 3), np.uint8)] * 2)
 
 
 class Fixed:
@@ -33,15 +33,15 @@ class Fixed:
      np.zeros((20, 30), object)],
 )  # fmt: skip
 def test_scores_that_are_none_are_refused(scores) -> None:
-    with pytest.raises(ImageError, match=r"a\.png: gets no finite scores of its size less an even frame from mine"):
-        score_pair(Fixed(scores), "mine", IMAGE, PIXELS, PIXELS, None, None)
+    with pytest.raises(ImageError, match=r"a\.png: makes mine return .* instead of finite scores of the shape \(H"):
+        score_pair(Fixed(scores), "mine", IMAGE, PAIR)
 
 
 def test_scores_with_a_frame_and_small_images() -> None:
     scores = np.ones((10, 20), np.bool_)
-    assert score_pair(Fixed(scores), "mine", IMAGE, PIXELS, PIXELS, None, None) is scores
+    assert score_pair(Fixed(scores), "mine", IMAGE, PAIR) is scores
     with pytest.raises(ImageError, match="is 10x10, smaller than the 11 px that mine needs"):
-        score_pair(Fixed(scores), "mine", IMAGE, PIXELS[:10, :10], PIXELS[:10, :10], None, None)
+        score_pair(Fixed(scores), "mine", IMAGE, DetectorInputs(*[np.zeros((10, 10, 3), np.uint8)] * 2))
 
 
 class Raising(Fixed):
@@ -53,4 +53,26 @@ class Raising(Fixed):
 
 def test_what_a_detector_raises_is_told_in_a_line() -> None:
     with pytest.raises(ImageError, match=r"a\.png: makes mine fail \(ValueError: one two\); mend the method"):
-        score_pair(Raising(None), "mine", IMAGE, PIXELS, PIXELS, None, None)
+        score_pair(Raising(None), "mine", IMAGE, PAIR)
+
+
+@pytest.mark.parametrize("asked", [(), ("lr",), ("labels",), ("labels", "lr")])
+def test_a_detector_gets_what_it_asks_for_and_nothing_else(asked: tuple[str, ...]) -> None:
+    inputs = PAIR._replace(lr=np.zeros((10, 15, 3), np.uint8), labels=np.zeros((20, 30), np.uint8))
+    given: list[object] = []
+
+    class Asking(Fixed):
+        """Notes what it is given."""
+
+        def __call__(self, *arguments: object) -> object:
+            given.extend(arguments)
+            return self.scores
+
+    detector = Asking(np.zeros((20, 30)))
+    detector.inputs = asked
+    score_pair(detector, "mine", IMAGE, inputs)
+    assert given[2] is (inputs.lr if "lr" in asked else None)
+    assert given[3] is (inputs.labels if "labels" in asked else None)
+    if asked:
+        with pytest.raises(ImageError, match=r"a\.png: has no (LR photos|class labels), which mine needs; "):
+            score_pair(detector, "mine", IMAGE, PAIR)

@@ -18,12 +18,12 @@ from desra_core.images.codec import encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
-from desra_core.settings import Detection, Machine, min_area_pixels
+from desra_core.settings import Detection, Machine, detector_of, min_area_pixels
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk
 from desra_core.workspace.manifest import image_refs
-from desra_core.workspace.records import Outcome, gather_shard, read_shard, to_table
+from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 
 BOTH = ("mse_sr", "gan_sr")
 RNG = np.random.default_rng(3)
@@ -74,23 +74,23 @@ class Lab:
         for shard in plan.shards:
             rows = plan.rows(shard)
             images = {image.id: image for image in image_refs(rows)}
-            outcomes = read_shard(workspace, shard)
+            records = read_shard(workspace, shard)
             failures = {}
             for function, settings in stages(self.detection(**changes), plan, weights):
                 on_disk = OnDisk.of_rows(workspace, rows)
                 name = function.__name__.removesuffix("_stage")
-                flags = getattr(assess(rows, to_table(outcomes.values()), plan.target, on_disk), name)
+                flags = getattr(assess(rows, to_table(records.values()), plan.target, on_disk), name)
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
                     if image_id in failures:
                         continue
-                    image, outcome = images[image_id], outcomes.get(image_id, Outcome(image_id))
+                    image, record = images[image_id], records.get(image_id, Record(image_id))
                     try:
-                        outcome = run_stage(function, image, outcome, workspace, settings, plan.target.mask_key)
+                        record = run_stage(function, image, record, workspace, settings, plan.target.mask_key)
                     except ImageError as error:
-                        outcome = failure(image, outcome, name, plan.target.mask_key, error)
-                    outcomes[image_id] = outcome
-                    if outcome.failed:
-                        failures[image_id] = outcome
+                        record = failure(image, record, name, plan.target.mask_key, error)
+                    records[image_id] = record
+                    if record.failed:
+                        failures[image_id] = record
                     ran.setdefault(name, set()).update(image.names)
             gather_shard(workspace, shard, failures.values())
         return ran
@@ -112,7 +112,7 @@ class Lab:
 def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, Any]]:
     target, keep_all = plan.target, plan.target.keep != "artifacts"
     similarity = SimilaritySettings(
-        target.similarity_key, detection.window, target.threshold, target.min_area, target.min_weight,
+        target.similarity_key, detector_of(detection), detection.window, target.min_area, target.min_weight,
         keep_all=keep_all, tile=256, threads=1, max_pixels=10**6,
     )  # fmt: skip
     mask = MaskSettings(
@@ -363,7 +363,7 @@ def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path
     lab.run()
     workspace, plan, weights, _ = prepare(lab.detection(window=7))
     for image in image_refs(plan.rows(0)):
-        similarity_stage(image, Outcome(image.id), workspace, stages(lab.detection(window=7), plan, weights)[0][1])
+        similarity_stage(image, Record(image.id), workspace, stages(lab.detection(window=7), plan, weights)[0][1])
     changes = {"threshold": 0.72}
     lab.run(**changes)
     lab.run(**changes)
@@ -375,7 +375,7 @@ def test_records_in_the_journal_count(lab: Lab) -> None:
     workspace, plan, weights, _ = prepare(lab.detection())
     function, settings = stages(lab.detection(), plan, weights)[0]
     for image in image_refs(plan.rows(0)):
-        run_stage(function, image, Outcome(image.id), workspace, settings, plan.target.mask_key)
+        run_stage(function, image, Record(image.id), workspace, settings, plan.target.mask_key)
     assert lab.run() == {"mask": ALL}
     assert lab.marked() == STRONG
 

@@ -137,10 +137,10 @@ def test_stored_labels_count_as_label_files_do(copied: Workspace, labelled: Path
         kind = table.schema.field(column).type
         table = table.set_column(table.schema.get_field_index(column), column, pa.nulls(6, kind))
     pq.write_table(table.replace_schema_metadata(metadata), copied.manifest)
-    for path in copied.outcomes.iterdir():
-        outcomes = pq.read_table(path)
-        kept = pa.array([True] * outcomes.num_rows)
-        pq.write_table(outcomes.set_column(outcomes.schema.get_field_index("labels_kept"), "labels_kept", kept), path)
+    for path in copied.records.iterdir():
+        records = pq.read_table(path)
+        kept = pa.array([True] * records.num_rows)
+        pq.write_table(records.set_column(records.schema.get_field_index("labels_kept"), "labels_kept", kept), path)
     stored = class_distributions(read_results(copied), Measure())
     assert from_files is not None
     assert stored is not None

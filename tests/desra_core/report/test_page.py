@@ -180,7 +180,7 @@ def test_without_lr_there_is_no_lr_column(workspace: Workspace) -> None:
 
 def test_a_run_that_was_cut_off(workspace: Workspace) -> None:
     workspace.regions.unlink()
-    for path in workspace.outcomes.iterdir():
+    for path in workspace.records.iterdir():
         table = pq.read_table(path, schema=SCHEMA)
         pq.write_table(table.slice(0, table.num_rows - 2), path)
     text = words(write_report(workspace).read_text())

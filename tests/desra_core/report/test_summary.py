@@ -18,7 +18,7 @@ from desra_core.report.measure import Measure
 from desra_core.report.results import _seconds, read_results
 from desra_core.report.summary import class_counts, masked_shares, stage_times, summarize
 from desra_core.workspace import Workspace
-from desra_core.workspace.records import SCHEMA, read_outcomes
+from desra_core.workspace.records import SCHEMA, read_records
 
 
 def seconds_table(*rows: tuple[str, float]) -> pa.Table:
@@ -30,7 +30,7 @@ def test_a_real_workspace_in_numbers(corpus: Path) -> None:
     summary = summarize(results)
     assert (summary.images, summary.done, summary.failed, summary.pending) == (21, 18, 3, 0)
     assert (summary.marked, summary.regions, summary.outdated) == (10, 10, 0)
-    records = {row["id"]: row for row in read_outcomes(results.workspace).to_pylist()}
+    records = {row["id"]: row for row in read_records(results.workspace).to_pylist()}
     rows = [records[row["id"]] for row in results.images.to_pylist() if records[row["id"]]["mask_key"]]
     assert summary.artifact_pixels == sum(row["artifact_pixels"] for row in rows) > 0
     assert summary.pixels == 18 * 200 * 240
@@ -75,8 +75,8 @@ def test_parts_of_a_stage_are_not_counted_twice() -> None:
 def test_seconds_of_sliced_maps() -> None:
     """Arrow's keys and items of a slice are those of the whole."""
     rows = [{"id": str(index), "seconds": [("mask", float(index)), ("similarity", 1.0)]} for index in range(6)]
-    outcomes = pa.Table.from_pylist(rows, SCHEMA).slice(2, 3)
-    times = stage_times(_seconds(outcomes, pa.array(["2", "3", "4"])))
+    records = pa.Table.from_pylist(rows, SCHEMA).slice(2, 3)
+    times = stage_times(_seconds(records, pa.array(["2", "3", "4"])))
     assert [(time.stage, time.images, time.total) for time in times] == [("similarity", 3, 3.0), ("mask", 3, 9.0)]
 
 

@@ -19,7 +19,7 @@ from desra_core.report.maps import label_reader, read_map
 from desra_core.report.measure import Measure
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
-from desra_core.workspace.records import SCHEMA, Outcome, gather_shard, read_shard, to_table, write_journal
+from desra_core.workspace.records import SCHEMA, Record, gather_shard, read_shard, to_table, write_journal
 
 IMAGE = "ab" * 16
 ARRAY = np.random.default_rng(0).random((700, 600)).astype(np.float32)
@@ -125,11 +125,11 @@ def test_what_is_lost_stays_until_it_is_written_anew(workspace: Workspace, damag
 
 
 def test_tables_and_records_that_cannot_be_read_now_are_not_called_damaged(workspace: Workspace) -> None:
-    write_journal(workspace, 0, Outcome(IMAGE))
-    workspace.publish_table(workspace.shard_outcomes(1), to_table([Outcome("x")]))
+    write_journal(workspace, 0, Record(IMAGE))
+    workspace.publish_table(workspace.shard_records(1), to_table([Record("x")]))
     with no_more_files():
         with pytest.raises(TransientError, match=r"parquet: cannot be read \(Too many open files\); check the disk"):
-            read_table(workspace.shard_outcomes(1), SCHEMA)
+            read_table(workspace.shard_records(1), SCHEMA)
         with pytest.raises(TransientError, match=r"0000: cannot be read \(Too many open files\); check the disk"):
             gather_shard(workspace, 0)
     assert list(read_shard(workspace, 0)) == [IMAGE]

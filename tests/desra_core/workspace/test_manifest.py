@@ -30,7 +30,7 @@ from desra_core.workspace.manifest import (
     scan,
 )
 from desra_core.workspace.matching import FAILURES, Sources, with_twins_summed_up
-from desra_core.workspace.records import Outcome, gather_shard
+from desra_core.workspace.records import Record, gather_shard
 
 BOTH = ("mse_sr", "gan_sr")
 
@@ -780,7 +780,7 @@ def test_a_flipped_bit_of_a_hash_takes_nothing_away(folders: Folders, name: str,
     assert all(folders.workspace.group(row["id"]).exists() for row in good.values())
     if column == "labels_hash" and name == "z":
         # Nothing in the manifest contradicts it: a run finds out, and says so in the record.
-        record = Outcome(good["z"]["id"], failed_stage="mask", transient=True, reason=CHANGED)
+        record = Record(good["z"]["id"], failed_stage="mask", transient=True, reason=CHANGED)
         gather_shard(folders.workspace, 0, [record])
         corpus = folders.scan()
     assert rows(corpus) == good

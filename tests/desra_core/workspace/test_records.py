@@ -13,10 +13,10 @@ from desra_core.errors import ImageError
 from desra_core.workspace import Workspace
 from desra_core.workspace.records import (
     SCHEMA,
-    Outcome,
+    Record,
     gather_journals,
     gather_shard,
-    read_outcomes,
+    read_records,
     read_shard,
     to_table,
     write_journal,
@@ -32,7 +32,7 @@ REGION = {
     "mean_similarity": 0.1 + 0.2,
     "severity": 1 / 3,
 }
-FULL = Outcome(
+FULL = Record(
     id="full",
     height=64,
     width=80,
@@ -50,7 +50,7 @@ FULL = Outcome(
     regions=[REGION, REGION | {"dominant_class": None}],
     seconds={"similarity": 0.25, "mask": 0.0001},
 )
-FAILED = Outcome(
+FAILED = Record(
     id="failed",
     failed_stage="similarity",
     failed_key="m",
@@ -59,7 +59,7 @@ FAILED = Outcome(
     remedy="copy it again",
     transient=True,
 )
-ALL = [Outcome("bare"), FAILED, FULL]
+ALL = [Record("bare"), FAILED, FULL]
 
 
 @pytest.fixture
@@ -69,31 +69,31 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-@pytest.mark.parametrize("outcome", ALL, ids=lambda outcome: outcome.id)
-def test_round_trip(workspace: Workspace, outcome: Outcome) -> None:
-    write_journal(workspace, 3, outcome)
-    assert read_shard(workspace, 3) == {outcome.id: outcome}
+@pytest.mark.parametrize("record", ALL, ids=lambda record: record.id)
+def test_round_trip(workspace: Workspace, record: Record) -> None:
+    write_journal(workspace, 3, record)
+    assert read_shard(workspace, 3) == {record.id: record}
     gather_shard(workspace, 3)
-    assert read_shard(workspace, 3) == {outcome.id: outcome}
+    assert read_shard(workspace, 3) == {record.id: record}
     assert not workspace.shard_journal(3).exists()
 
 
 def test_the_journal_wins_over_the_table(workspace: Workspace) -> None:
-    for outcome in ALL:
-        write_journal(workspace, 0, outcome)
+    for record in ALL:
+        write_journal(workspace, 0, record)
     gather_shard(workspace, 0)
     newer = replace(FULL, threshold=0.6, regions=[])
     write_journal(workspace, 0, newer)
     expected = {"bare": ALL[0], "failed": FAILED, "full": newer}
     assert read_shard(workspace, 0) == expected
-    assert read_outcomes(workspace, ["id", "threshold"]).to_pylist() == [
-        {"id": outcome.id, "threshold": outcome.threshold} for outcome in expected.values()
+    assert read_records(workspace, ["id", "threshold"]).to_pylist() == [
+        {"id": record.id, "threshold": record.threshold} for record in expected.values()
     ]
     gather_shard(workspace, 0)
     assert read_shard(workspace, 0) == expected
 
 
-def test_outcomes_that_no_worker_could_journal(workspace: Workspace) -> None:
+def test_records_that_no_worker_could_journal(workspace: Workspace) -> None:
     write_journal(workspace, 0, FULL)
     lost = replace(FULL, mask_key=None, failed_stage="mask")
     gather_shard(workspace, 0, [lost, FAILED])
@@ -103,21 +103,21 @@ def test_outcomes_that_no_worker_could_journal(workspace: Workspace) -> None:
 def test_the_table_is_sorted_and_does_not_depend_on_the_order_of_events(workspace: Workspace) -> None:
     tables = []
     for order in (ALL, ALL[::-1]):
-        for outcome in order:
-            write_journal(workspace, 0, outcome)
+        for record in order:
+            write_journal(workspace, 0, record)
         gather_shard(workspace, 0)
-        tables.append(workspace.shard_outcomes(0).read_bytes())
-        workspace.shard_outcomes(0).unlink()
+        tables.append(workspace.shard_records(0).read_bytes())
+        workspace.shard_records(0).unlink()
     assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"id": "x", "hei'])
 def test_a_record_that_a_power_cut_emptied_is_ignored(workspace: Workspace, content: bytes) -> None:
-    for outcome in ALL:
-        write_journal(workspace, 0, outcome)
+    for record in ALL:
+        write_journal(workspace, 0, record)
     (workspace.shard_journal(0) / "full.json").write_bytes(content)
     assert set(read_shard(workspace, 0)) == {"bare", "failed"}
-    assert read_outcomes(workspace).num_rows == 2
+    assert read_records(workspace).num_rows == 2
 
 
 DAMAGED = {
@@ -137,8 +137,8 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_record_costs_its_image_alone(workspace: Workspace, damage: str) -> None:
     """An older record of it does not count either: the files may be newer."""
-    for outcome in ALL:
-        write_journal(workspace, 0, outcome)
+    for record in ALL:
+        write_journal(workspace, 0, record)
     gather_shard(workspace, 0)
     write_journal(workspace, 0, replace(FULL, threshold=0.6))
     path = workspace.shard_journal(0) / "full.json"
@@ -147,24 +147,24 @@ def test_a_damaged_record_costs_its_image_alone(workspace: Workspace, damage: st
     path.write_text(json.dumps(content))
     assert read_shard(workspace, 0) == {"bare": ALL[0], "failed": FAILED}
     gather_journals(workspace)
-    assert sorted(read_outcomes(workspace)["id"].to_pylist()) == ["bare", "failed"]
+    assert sorted(read_records(workspace)["id"].to_pylist()) == ["bare", "failed"]
 
 
-def test_read_outcomes_takes_finished_shards_and_those_in_flight(workspace: Workspace) -> None:
-    assert read_outcomes(workspace).equals(SCHEMA.empty_table())
-    for shard, outcome in enumerate(ALL):
-        write_journal(workspace, shard, outcome)
+def test_read_records_takes_finished_shards_and_those_in_flight(workspace: Workspace) -> None:
+    assert read_records(workspace).equals(SCHEMA.empty_table())
+    for shard, record in enumerate(ALL):
+        write_journal(workspace, shard, record)
         if shard != 1:
             gather_shard(workspace, shard)
-    table = read_outcomes(workspace)
+    table = read_records(workspace)
     assert table.schema.equals(SCHEMA)
     assert sorted(table["id"].to_pylist()) == ["bare", "failed", "full"]
-    assert read_outcomes(workspace, ["id", "regions"]).column_names == ["id", "regions"]
+    assert read_records(workspace, ["id", "regions"]).column_names == ["id", "regions"]
     assert workspace.shard_journal(1).exists(), "reading gathers in memory only"
     gather_journals(workspace)
     assert not workspace.shard_journal(1).exists()
-    assert pq.read_table(workspace.shard_outcomes(1)).num_rows == 1
-    assert sorted(read_outcomes(workspace)["id"].to_pylist()) == ["bare", "failed", "full"]
+    assert pq.read_table(workspace.shard_records(1)).num_rows == 1
+    assert sorted(read_records(workspace)["id"].to_pylist()) == ["bare", "failed", "full"]
 
 
 def test_the_schema_has_every_field() -> None:
