@@ -23,7 +23,7 @@ from deployments.serving.server import AGAIN, ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
 from desra_core.gate.model_registry import current_model, history
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan
 from desra_core.settings import Detection, Machine, Mining
@@ -231,7 +231,7 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
-    if others := told_passed_over(read_passed_over(place)):
+    if others := kinds_in_words(read_passed_over(place)):
         typer.echo(f"passed over {others}")
     if sized:
         typer.echo(f"size       {size_line(place)}")

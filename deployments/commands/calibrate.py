@@ -20,7 +20,7 @@ from desra_core.planning.tables import publish_tables
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from desra_core.workspace.manifest import read_manifest
 from tasks.logs import SHOWN_FAILURES, say
 
@@ -62,7 +62,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         left_out = _left_out(prepared, counting, corpus)
         _warn_of_artifacts(counting)
         _tell(calibrated, settings)
-        typer.echo(f"people   {told_resting(counting.by_people)}")
+        typer.echo(f"people   {resting_in_words(counting.by_people)}")
         if left_out:
             typer.echo(f"left out {left_out} images that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")

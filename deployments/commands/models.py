@@ -22,7 +22,7 @@ from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from tasks.logs import say
 
 GATE_FAILED = 3
@@ -174,7 +174,7 @@ def _tell_finetune(plan: FinetunePlan) -> None:
     early = ", and stopped early: the pixel loss had stopped falling" if last < plan.training.iterations else ""
     images = document.get("images", [])
     typer.echo(f"{last} iterations on {len(images)} images{early}")
-    typer.echo(f"people   {told_resting(sum(image.get('mask_by') == 'person' for image in images))}")
+    typer.echo(f"people   {resting_in_words(sum(image.get('mask_by') == 'person' for image in images))}")
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
     typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
@@ -184,7 +184,7 @@ def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None,
     control = verdict.control
     clean = f"{control.clean_images} of them clean"
     typer.echo(f"judged by {control.images} held-out images, {clean}, with {control.regions} artifact regions")
-    typer.echo(f"people   {told_resting(comparison.by_people)}")
+    typer.echo(f"people   {resting_in_words(comparison.by_people)}")
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

@@ -24,12 +24,12 @@ from deployments.serving.server import (
 from deployments.serving.worker import CONSOLE
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.plan import Prepared, make_plan, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import with_twins_summed_up
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, say
@@ -161,7 +161,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
     else:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
-    if others := told_passed_over(scanned.passed_over):
+    if others := kinds_in_words(scanned.passed_over):
         typer.echo(f"passed over {others}")
     if paged := images_of_several_pages(workspace):
         named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
@@ -178,7 +178,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
         line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
         typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
-    typer.echo(f"people   {told_resting(count_resting(workspace, before.target.gan_sr_key))}")
+    typer.echo(f"people   {resting_in_words(count_resting(workspace, before.target.gan_sr_key))}")
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")

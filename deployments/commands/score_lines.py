@@ -13,7 +13,7 @@ from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
 from desra_core.evaluation.table import as_text, counted, fixed
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from tasks.logs import SHOWN_FAILURES, say
 
 _SHOWN_CLASSES = 8
@@ -38,7 +38,7 @@ def tell_evaluation(evaluation: Evaluation) -> None:
     if evaluation.classes:
         _tell_classes(evaluation.classes)
     if evaluation.pairing.by_people is not None:
-        typer.echo(f"people   {told_resting(evaluation.pairing.by_people)}")
+        typer.echo(f"people   {resting_in_words(evaluation.pairing.by_people)}")
 
 
 def _tell_scores(scores: MaskScores) -> None:

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
     ``files`` has a row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes)
     and ``mtime`` (ns); ``problems`` are files that could not be looked at; ``passed_over`` counts the other files by
-    kind, see `told_passed_over`, and those left out by each glob of ``exclude``, 0 included.
+    kind, see `kinds_in_words`, and those left out by each glob of ``exclude``, 0 included.
     """
 
     files: pa.Table
@@ -224,16 +224,16 @@ def is_selection(place: Path) -> bool:
 
 def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
     """Return the error of a place without an image, which says what is there instead."""
-    told = told_passed_over(passed_over)
-    return UsageError(place, "holds no images" + (f", but {told}" if told else ""), remedy)
+    others = kinds_in_words(passed_over)
+    return UsageError(place, "holds no images" + (f", but {others}" if others else ""), remedy)
 
 
-def told_passed_over(passed_over: Mapping[str, int]) -> str | None:
+def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
     """Describe for people what was passed over; None where nothing was.
 
     Examples
     --------
-    >>> told_passed_over({".txt": 1, ".heic": 3, "@eaDir/": 2})
+    >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
     '3 .heic, 2 @eaDir/, 1 .txt'
     """
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))

@@ -47,7 +47,7 @@ class Results:
     unscanned
         Files that no image could be made of; they are in ``failures`` only.
     passed_over
-        What else the latest scan came upon, see `desra_core.images.scanning.told_passed_over`.
+        What else the latest scan came upon, see `desra_core.images.scanning.kinds_in_words`.
     changed
         When the workspace's results last changed.
     """

@@ -66,7 +66,7 @@ class ImageRef:
 class Corpus(NamedTuple):
     """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
 
-    ``passed_over`` counts the other files, see `desra_core.images.scanning.told_passed_over`.
+    ``passed_over`` counts the other files, see `desra_core.images.scanning.kinds_in_words`.
     """
 
     manifest: pa.Table
@@ -134,13 +134,13 @@ def scan(
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
     workspace.publish_table(workspace.manifest, manifest)
-    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
-    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    metadata = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(metadata))
     return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
 
 
 def read_passed_over(workspace: Workspace) -> dict[str, int]:
-    """Read the counts of the files that the latest scan passed over, see `images.scanning.told_passed_over`."""
+    """Read the counts of the files that the latest scan passed over, see `images.scanning.kinds_in_words`."""
     stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
     passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
     return passed_over
@@ -280,7 +280,7 @@ def _identified(
         ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
     contents, labels = pa.concat_arrays(ids), table["labels_hash"].combine_chunks()
     table = table.append_column("content", contents)
-    return table.append_column("id", _told_apart_by_labels(contents, labels)), problems
+    return table.append_column("id", _ids_with_labels(contents, labels)), problems
 
 
 def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
@@ -348,7 +348,7 @@ def _id_by_labels(image_id: str, labels: str | None) -> str:
     return digest(f"{image_id} {labels}".encode())
 
 
-def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
+def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
     """Ids of images: equal ones share one, but for those whose labels, and so masks, differ from the first one's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
