@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import imagecodecs
@@ -168,19 +168,8 @@ def _encode(array: Pixels, options: list[int]) -> bytes:
     return encoded.tobytes()
 
 
-class _Picture(Protocol):
-    """An image file whose header has been read: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
-
-    size: tuple[int, int]
-    orientation: int
-    has_icc_profile: bool
-    further_pages: int
-
-    def channels(self, *, indices: bool) -> Pixels:
-        """All channels as ``(H, W, C)``, alpha last, palettes expanded unless ``indices`` are asked for."""
-
-
-def _opened(data: bytes, path: Path) -> _Picture:
+def _opened(data: bytes, path: Path) -> png.PngPicture | tiff.TiffPicture | pillow.PillowPicture:
+    """Read the header of an image file: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     if data.startswith(png.SIGNATURE):
