@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.runtime import flow_run
 
-from desra_core.report.benchmark_results import plan
+from desra_core.report.benchmark_page import plan
 from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace

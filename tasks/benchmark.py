@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from desra_core.errors import AbsentError, ImageError
 from desra_core.networks.segmentation import load_segmenter
-from desra_core.report.benchmark_results import AnyBenchmark, Published, publish_results
+from desra_core.report.benchmark_page import AnyBenchmark, Published, publish_results
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_map import Dask

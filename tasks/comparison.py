@@ -19,7 +19,7 @@ from desra_core.gate.verdict import Verdict
 from desra_core.networks.checkpoints import load_model
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.markdown import verdict_markdown
+from desra_core.report.finetuning import verdict_markdown
 from desra_core.settings import Machine
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace

@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
 from desra_core.errors import ImageError
-from desra_core.report.benchmark_results import AnyBenchmark, Published, plan, publish_results
+from desra_core.report.benchmark_page import AnyBenchmark, Published, plan, publish_results
 from desra_core.settings.benchmark import Benchmarking
 from tests.in_process import one_thread
 

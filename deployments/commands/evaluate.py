@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from desra_core.errors import UsageError
-from tasks.logs import LINE_SECONDS, say
+from tasks.logs import NowAndThen, say
 
 if TYPE_CHECKING:
-    from desra_core.evaluation.evaluation import Evaluation, SeverityLabels
+    from desra_core.evaluation.evaluation import Evaluation
     from desra_core.evaluation.mask_pairs import Pairing
 
 
@@ -50,15 +49,17 @@ def evaluate(
     and a ground-truth region is found, when at least half of it lies in the other's mask. Exit code 1 where some files
     cannot be judged.
     """
-    from deployments.commands.score_lines import tell_evaluation
+    from deployments.commands.score_lines import show_evaluation
+    from desra_core.evaluation.evaluation import SeverityLabels, evaluate_masks
+    from desra_core.evaluation.severity_labels import read_ratings
 
     _check_targets(json, output, rated=severity is not None)
     try:
         pairing = _pairing(masks, gt, workspace, labels, gan_sr)
-        evaluation = _evaluate(pairing, size, severity, prominent)
-        tell_evaluation(evaluation)
-        if json is not None or output is not None:
-            _write(evaluation, json, output)
+        rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
+        evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
+        show_evaluation(evaluation)
+        _write(evaluation, json, output)
     except KeyboardInterrupt:
         say("interrupted: the same command begins again")
         raise typer.Exit(130) from None
@@ -74,7 +75,7 @@ def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> No
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(output, "is no folder", "name a folder for --output")
     if output is not None and not rated and has_ratings(output / "regions.csv"):
-        reason = "holds shares of viewers that somebody filled in, and would be written anew without them"
+        reason = "holds shares of viewers that a person filled in, and would be written anew without them"
         raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
 
 
@@ -87,24 +88,11 @@ def _pairing(
     if workspace is not None:
         if masks is not None:
             raise UsageError("--workspace", "and --masks are both given", "leave one out")
-        place = Workspace(workspace.absolute())
-        return pair_workspace(place, gt=gt, labels=labels, gan_sr=gan_sr)
+        return pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
     if masks is None or gt is None:
         lacking = "--masks" if masks is None else "--gt"
         raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
     return pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
-
-
-def _evaluate(
-    pairing: Pairing, size: Literal["auto", "image", "valid"], severity: Path | None, prominent: float
-) -> Evaluation:
-    from desra_core.evaluation.evaluation import SeverityLabels, evaluate_masks
-    from desra_core.evaluation.severity_labels import read_ratings
-
-    rated: SeverityLabels | None = None
-    if severity is not None:
-        rated = SeverityLabels(read_ratings(severity), severity, prominent)
-    return evaluate_masks(pairing, sizes=size, severity=rated, on_judged=_JudgedLines())
 
 
 def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> None:
@@ -120,15 +108,3 @@ def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> No
         write_tables(evaluation, output)
         page = write_evaluation_page(evaluation, output / "evaluation.html")
         typer.echo(f"tables   {output}\npage     {page}")
-
-
-class _JudgedLines:
-    """Says now and then how far the judging is."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
-            say(f"judged {done:,} of {total:,}")

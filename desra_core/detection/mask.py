@@ -39,20 +39,19 @@ class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
 
     frame: int = _FRAME
 
+    def __new__(cls, similarity: Similarity, frame: int) -> SimilarityMap:
+        """View values as a map that knows its frame."""
+        known = np.asarray(similarity).view(cls)
+        known.frame = frame
+        return known
+
     def __array_finalize__(self, source: object) -> None:
         """Keep the frame in arrays that NumPy makes from a map."""
         self.frame = getattr(source, "frame", _FRAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the frame in a copy for another process."""
-        return framed, (np.asarray(self), self.frame)
-
-
-def framed(similarity: Similarity, frame: int) -> SimilarityMap:
-    """View values as a map that knows its frame, in pixels."""
-    known = similarity.view(SimilarityMap)
-    known.frame = frame
-    return known
+        return SimilarityMap, (np.asarray(self), self.frame)
 
 
 def artifact_mask(

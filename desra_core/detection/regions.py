@@ -1,4 +1,4 @@
-"""What is in a mask: its connected components, and the regions that the records hold."""
+"""Connected components of a mask, and the regions that the records hold."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Components:
         return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
 
     def dominant_classes(self, labels: Labels | None) -> list[int | None]:
-        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie. None without."""
+        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie."""
         if labels is None:
             return [None] * len(self)
         pixels: dict[int, int] = {}

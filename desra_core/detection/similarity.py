@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import WINDOW, SimilarityMap, framed
+from desra_core.detection.mask import WINDOW, SimilarityMap
 from desra_core.images.tiling import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ def variance_similarity(
     tile: int = TILE,
     threads: int = 1,
 ) -> SimilarityMap:
-    """Compare the local variances of two images, channel by channel, and average over the channels.
+    """Compute D (Eq. 7): compare the local variances of two images by channel, and average over the channels.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def variance_similarity(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill_share, range(threads)))
-    return framed(similarity, halo)
+    return SimilarityMap(similarity, halo)
 
 
 def _colours(image: Samples, name: str) -> Samples:

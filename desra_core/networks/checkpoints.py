@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
-# What the networks that a process keeps may take together: those of 12 models like RRDBNet.
+# The networks that a process keeps may take so much together: 12 models like RRDBNet.
 KEPT_BYTES = 800_000_000
 # A worker's threads that need a model at the same time wait for one of them to load it.
 _LOADING = threading.Lock()
 # GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
 _GPU_TILE_FACTOR = 2
 _REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
-# What spandrel and the networks raise where weights are like those of an architecture, but do not fit it.
+# spandrel and the networks raise these where weights look like those of an architecture, but do not fit it.
 _MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -51,11 +51,11 @@ class Model:
     """The largest default side of a window."""
     device: str
     dtype: torch.dtype
-    """What the network computes in."""
+    """The number format in which the network computes."""
 
     @property
     def kept_bytes(self) -> int:
-        """What it counts for among the networks that are kept: its weights, but never more than a third of all."""
+        """The size that counts among the networks that are kept: its weights, but at most a third of all."""
         tensors = (*self.network.parameters(), *self.network.buffers())
         return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
 
@@ -84,9 +84,9 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
     device
         A torch device, such as ``cpu`` or ``cuda:0``.
     precision
-        What it computes in. On a CPU with AVX512-BF16, bfloat16 takes about half the time of float32, and the
-        three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in float32 (six
-        photos; 12 levels of 255 at most). Casting them as a whole took as long and gave 0.3 to 6 dB less.
+        The number format in which it computes. On a CPU with AVX512-BF16, bfloat16 takes about half the time of
+        float32, and the three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in
+        float32 (six photos; 12 levels of 255 at most). Casting whole networks took as long and gave 0.3 to 6 dB less.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
 
 
 def recognised(path: Path, precision: Precision = "float32") -> Any:
-    """Find out what network the weights of a file are for; returns spandrel's descriptor with that network.
+    """Recognise the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
     Raises
     ------

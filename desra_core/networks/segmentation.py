@@ -16,7 +16,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.gpu import exact_on
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Labels, Pixels
-from desra_core.networks.mmseg_files import fingerprint, load_model
+from desra_core.networks.mmseg import load_mmseg, mmseg_key
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def segmenter_key(spec: str) -> str:
     UsageError
         The spec is malformed, or a file is missing, unreadable or no Python config.
     """
-    return f"mmseg:{fingerprint(*_mmseg_files(spec))}"
+    return f"mmseg:{mmseg_key(*_mmseg_files(spec))}"
 
 
 def load_segmenter(spec: str, device: str) -> Segmenter:
@@ -74,7 +74,7 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
     """
     config, checkpoint = _mmseg_files(spec)
     with exact_on(device):
-        return _loaded(config, checkpoint, fingerprint(config, checkpoint), device)
+        return _loaded(config, checkpoint, mmseg_key(config, checkpoint), device)
 
 
 def try_segmenter(spec: str) -> None:
@@ -118,10 +118,10 @@ class MMSegSegmenter:
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
-        self.key = f"mmseg:{fingerprint(config, checkpoint)}"
+        self.key = f"mmseg:{mmseg_key(config, checkpoint)}"
         self._checkpoint = checkpoint
         self._device = device
-        self._model, self._pipeline = load_model(config, checkpoint)
+        self._model, self._pipeline = load_mmseg(config, checkpoint)
         self._model.to(device)
 
     def __call__(self, gan_sr: Pixels) -> Labels:
@@ -188,10 +188,10 @@ def upsampled_argmax(
     size: tuple[int, ...],
     align_corners: bool,
 ) -> torch.Tensor:
-    """Bring logits to image size as MMSegmentation does, and keep only the winner.
+    """Resize logits to image size as MMSegmentation does, and keep only the winning class.
 
-    One class at a time, because that leaves each value the same to the bit as when all are resized at once,
-    which resizing a band of rows does not. Equal values go to the lower class, as in ``argmax``.
+    One class at a time: each value is the same to the bit as when all are resized at once, which is not so for a band
+    of rows. Equal values go to the lower class, as in ``argmax``.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def upsampled_argmax(
     labels = torch.zeros(size, dtype=torch.uint8, device=device)
     # Resizing into one buffer: at 64 MP, fresh pages for each class cost more than the arithmetic.
     resized = torch.empty((1, 1, *size), device=device)
-    for index in _contenders(logits, network_size):
+    for index in _possible_winners(logits, network_size):
         plane = interpolate(logits[:, index : index + 1], network_size, mode="bilinear", align_corners=align_corners)
         plane = plane[:, :, : kept_size[0], : kept_size[1]]
         torch.ops.aten.upsample_bilinear2d.out(plane, size, align_corners, None, None, out=resized)
@@ -235,7 +235,7 @@ def upsampled_argmax(
     return labels
 
 
-def _contenders(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int]:
+def _possible_winners(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int]:
     """List the classes that may win some pixel, ascending: only they need resizing.
 
     Where logits are first resized by a factor of 1 or more, a pixel is a mean of values within a 3x3 window.

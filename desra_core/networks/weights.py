@@ -92,7 +92,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
 
 
 def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of the network that spandrel knows, by its own names: ``raw`` and ``ema``, those that there are."""
+    """Find the tensors of the network that spandrel knows, by its own names: ``raw`` and ``ema`` where there are."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for wrappers, tensors in _networks(_flattened(content)):
         kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
@@ -104,7 +104,7 @@ def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every network that spandrel knows, with the wrappers around it. Old ESRGAN's own names begin with one."""
+    """Find every network that spandrel knows, with the wrappers around it. Old ESRGAN's own names begin with one."""
     mend_torchvision()
     from spandrel import MAIN_REGISTRY
 
@@ -120,7 +120,7 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
 
 
 def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of another network, such as a discriminator, out of the dicts and prefixes around it as a whole."""
+    """Unwrap the tensors of another network, such as a discriminator, from the dicts and prefixes around all."""
     from spandrel import canonicalize_state_dict
 
     tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
@@ -130,7 +130,7 @@ def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """All tensors of nested dicts, as if the name of a dict were the beginning of their names."""
+    """List all tensors of nested dicts, the name of a dict before their own names."""
     import torch
 
     found: dict[str, Any] = {}

@@ -1,8 +1,9 @@
-"""Windows of what a workspace stores of an image: read as far as it is needed, and never mended."""
+"""Read what a workspace stores of an image, window by window. Nothing is mended or deleted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Labels, decode_labels
+from desra_core.images.codec import Labels, Pixels, decode, decode_labels
 from desra_core.images.tiling import Rectangle
 from desra_core.report.measure import Measure
 from desra_core.workspace.arrays import StoredArray
@@ -21,49 +22,86 @@ from desra_core.workspace.arrays import StoredArray
 MAX_PIXELS = 2**28
 
 
-def read_map(path: Path, shape: tuple[int, int], window: Rectangle, measure: Measure) -> npt.NDArray[np.float32]:
-    """The similarity of a window as it is stored, NaN in the frame.
+@dataclass(frozen=True)
+class StoredImage:
+    """Where the pictures and maps of an image are stored. Its methods raise an `ImageError` that says what is wrong.
 
-    Parameters
+    Attributes
     ----------
-    path
-        The zarr array.
+    files
+        The file of each kind of picture: mse_sr, gan_sr, mask, and as far as there are any lr, pseudo_gt, human and
+        labels.
+    group
+        The folder with its zarr arrays: similarity (or minus a detector's score), and perhaps labels.
     shape
-        ``(H, W)`` of the image.
-    window
-        Only the chunks under it are read.
+        ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
     measure
-        What is stored.
-
-    Raises
-    ------
-    ImageError
-        It is not kept, damaged or of an image of another size. Nothing is mended or deleted.
+        The kind of values in the similarity array.
     """
-    name = "score map" if measure.is_score else "D"
-    return _read(path, shape, window, name, np.full((window.height, window.width), np.nan, np.float32), measure.lowest)
+
+    files: Mapping[str, Path]
+    group: Path
+    shape: tuple[int, int]
+    measure: Measure = Measure()  # noqa: RUF009 frozen
+
+    def picture(self, kind: str) -> Pixels:
+        """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
+        path = self.files.get(kind)
+        if path is None:
+            raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
+        pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
+        if kind != "lr" and pixels.shape[:2] != self.shape:
+            raise ImageError(path, _another_size(pixels.shape, self.shape), "run again")
+        return pixels
+
+    def values(self, window: Rectangle) -> npt.NDArray[np.float32]:
+        """Read a window of the similarity as it is stored, NaN in the frame; other chunks are not read."""
+        name = "score map" if self.measure.is_score else "D"
+        values = np.full((window.height, window.width), np.nan, np.float32)
+        return self._read("similarity", name, window, values, self.measure.lowest)
+
+    def label_reader(self) -> Callable[[Rectangle], Labels]:
+        """Give a function that reads the classes of a window, from the label file if there is one, else as stored.
+
+        Both may raise an `ImageError`.
+        """
+        file = self.files.get("labels")
+        if file is None:
+            return self._stored_labels
+        labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
+        if labels.shape != self.shape:
+            raise ImageError(file, _another_size(labels.shape, self.shape), "run again")
+        return lambda window: labels[window.slices]
+
+    def _stored_labels(self, window: Rectangle) -> Labels:
+        labels = np.zeros((window.height, window.width), np.uint8)
+        return _checked(self._read("labels", "label map", window, labels, -1), "label map")
+
+    def _read(
+        self, array: str, name: str, window: Rectangle, values: npt.NDArray[Any], lowest: float
+    ) -> npt.NDArray[Any]:
+        """Fill ``values`` with the part of a window that is not in the frame; all of it must lie above ``lowest``."""
+        path, shape = self.group / array, self.shape
+        if not path.exists():
+            raise ImageError(name, "is not kept", "run again with --keep maps")
+        try:
+            stored = StoredArray(path)
+            frame = (shape[0] - stored.shape[0]) // 2
+            if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
+                raise ImageError(name, "is of an image of another size", "run again")
+            left, top = max(window.x, frame), max(window.y, frame)
+            right = min(window.x + window.width, shape[1] - frame)
+            bottom = min(window.y + window.height, shape[0] - frame)
+            inside = (slice(top - window.y, bottom - window.y), slice(left - window.x, right - window.x))
+            values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
+        except (LostError, ValueError, IndexError):
+            raise ImageError(name, "is damaged", "run again") from None
+        if not (values[inside] > lowest).all():
+            raise ImageError(name, "is damaged", "run again")
+        return values
 
 
-def label_reader(file: Path | None, stored: Path, shape: tuple[int, int]) -> Callable[[Rectangle], Labels]:
-    """A function that gives the classes of a window, from a label file where there is one, else from a zarr array.
-
-    Both may raise an `ImageError`.
-    """
-    if file is None:
-
-        def read(window: Rectangle) -> Labels:
-            labels = np.zeros((window.height, window.width), np.uint8)
-            return _checked(_read(stored, shape, window, "label map", labels, -1), "label map")
-
-        return read
-    labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
-    if labels.shape != shape:
-        raise ImageError(file, another_size(labels.shape, shape), "run again")
-    return lambda window: labels[window.slices]
-
-
-def another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """What is wrong with a picture that has been replaced."""
+def _another_size(found: tuple[int, ...], shape: tuple[int, int]) -> str:
     return f"is {found[1]}x{found[0]} now, and was {shape[1]}x{shape[0]}"
 
 
@@ -71,26 +109,3 @@ def _checked(labels: Labels, subject: object) -> Labels:
     if labels.max() >= CLASS_COUNT:
         raise ImageError(subject, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
     return labels
-
-
-def _read(
-    path: Path, shape: tuple[int, int], window: Rectangle, name: str, values: npt.NDArray[Any], lowest: float
-) -> npt.NDArray[Any]:
-    """Fill ``values`` with the part of a window that is not in the frame."""
-    if not path.exists():
-        raise ImageError(name, "is not kept", "run again with --keep maps")
-    try:
-        stored = StoredArray(path)
-        frame = (shape[0] - stored.shape[0]) // 2
-        if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
-            raise ImageError(name, "is of an image of another size", "run again")
-        left, top = max(window.x, frame), max(window.y, frame)
-        right = min(window.x + window.width, shape[1] - frame)
-        bottom = min(window.y + window.height, shape[0] - frame)
-        inside = (slice(top - window.y, bottom - window.y), slice(left - window.x, right - window.x))
-        values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
-    except (LostError, ValueError, IndexError):
-        raise ImageError(name, "is damaged", "run again") from None
-    if not (values[inside] > lowest).all():
-        raise ImageError(name, "is damaged", "run again")
-    return values

@@ -14,8 +14,8 @@ from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import Labels, Pixels
 from desra_core.images.crops import RGB, fitted
-from desra_core.report.crops import heat_map
 from desra_core.report.measure import DESRA, TIMES, Measure
+from desra_core.report.pictures import heat_map
 from desra_core.report.wording import shortened
 
 # Scores of larger images would take minutes and gigabytes for a picture of a few hundred pixels.

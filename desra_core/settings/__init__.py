@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen models behind flags, TOML files and flow parameters.
+"""Settings of a run: frozen models behind flags, TOML files and flow parameters.
 
 Gives the settings of a corpus; those of models, benchmarks and serving are in modules of their own.
 """

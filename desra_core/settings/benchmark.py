@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do; see `desra_core.settings` for the corpus."""
+"""Settings of a benchmark."""
 
 from __future__ import annotations
 

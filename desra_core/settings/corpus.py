@@ -1,4 +1,4 @@
-"""What a run is asked to do. Flow parameters, command-line flags and TOML files all become these models."""
+"""Settings of a corpus. Flow parameters, command-line flags and TOML files all become these models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from desra_core.workspace.matching import Sources
 
 
 def at_home(path: str | Path) -> Path:
-    """A path in which a leading ``~`` is the home folder, as a shell has it, which knows nothing of TOML files."""
+    """Replace a leading ``~`` by the home folder: a shell does that on the command line, but not in TOML files."""
     return Path(os.path.expanduser(path))
 
 
 def whole_path(path: str | Path) -> Path:
-    """The same from the root on: workers have folders of their own."""
+    """Make a path absolute, for workers that run in other folders; ``~`` is the home folder."""
     return at_home(path).absolute()
 
 

@@ -107,7 +107,7 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert again.returncode == 0
     assert again.stdout.startswith("nothing to do: all was judged before\njudged by 6 held-out images, 2 of them clean")
     assert f"passed   {verdict.best}\n" in again.stdout
-    assert "people   0 images rest on people's masks\n" in again.stdout
+    assert "people " not in again.stdout
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
 
     with workspace.locked():

@@ -91,7 +91,7 @@ def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
     count = len(document["images"])
     assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
     assert f"8 iterations on {count} images\n" in finetuned.run.stdout
-    assert "people   0 images rest on people's masks\n" in finetuned.run.stdout
+    assert "people " not in finetuned.run.stdout
     assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in finetuned.run.stdout
     assert weights(run.root) == weights(undisturbed.root)
 

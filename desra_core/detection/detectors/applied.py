@@ -47,7 +47,7 @@ class AppliedDetector:
     usual_threshold
         As people give it, where that is not the detector's own.
     word, worse
-        What people call a value, and on which side of the threshold an artifact lies.
+        The name of a value for people, and the side of the threshold on which artifacts lie.
     """
 
     name: str

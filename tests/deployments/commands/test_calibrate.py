@@ -165,11 +165,11 @@ def test_pairs_with_artifacts_are_warned_about(workspace, desra_here, tmp_path) 
     }
     marked = [mask for mask in masks.values() if mask.any()]
     assert 0 < len(marked) < len(masks)
-    told = f"warning: {len(marked)} of {len(masks)} images have artifacts by the detector's word, " \
+    told = f"warning: the detector finds artifacts in {len(marked)} of {len(masks)} images, " \
            f"{sum(map(np.sum, marked)):,} pixels, which count as normal: calibrate on pairs without any"  # fmt: skip
     run = desra_here("calibrate", *flags)
     assert told in run.stderr
-    assert "people   0 images rest on people's masks\n" in run.stdout
+    assert "people " not in run.stdout
     place = Workspace(workspace)
     corpus = corpus_of(Calibrating(workspace=workspace, output=tmp_path / "out.toml"))
     assert plan_counting(corpus, Exclusion(None)).suspect() == (len(marked), sum(map(np.sum, marked)))

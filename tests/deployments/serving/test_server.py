@@ -19,11 +19,11 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments.commands.runs import serving
+from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
+from deployments.serving.connection import AGAIN, CONSOLE, check_server, configure
 from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, ServerLostError, check_server, configure
-from deployments.serving.worker import CONSOLE
+from deployments.serving.server import Server, ServerLostError
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
 from flows.webhook import tell_webhook
@@ -81,7 +81,7 @@ def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environm
     """The command was right: it ends with 1, not as one of a wrong setting."""
     with pytest.raises(UsageError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
-    monkeypatch.setenv(servers.AGAIN, "1")
+    monkeypatch.setenv(AGAIN, "1")
     with pytest.raises(TransientError, match="no Prefect server answers"):
         check_server(f"http://{DEAD}/api")
 
@@ -288,15 +288,15 @@ def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
     with (
         temporary_settings({PREFECT_API_URL: f"http://{DEAD}/api"}),
         pytest.raises(ServerLostError, match="does not answer any more; what was done is not lost"),
-        serving(workspace),
+        server_for_run(workspace),
     ):
         nothing()
     asked = httpx.Request("GET", "http://prefect.example/api")
     answers = {code: httpx.HTTPStatusError("", request=asked, response=httpx.Response(code)) for code in (404, 503)}
-    with pytest.raises(ServerLostError), serving(workspace):
+    with pytest.raises(ServerLostError), server_for_run(workspace):
         raise answers[503]
     for error in (UsageError("--x", "is bad", "mend it"), RuntimeError("of another kind"), answers[404]):
-        with pytest.raises(type(error)) as raised, serving(workspace):
+        with pytest.raises(type(error)) as raised, server_for_run(workspace):
             raise error
         assert raised.value is error
 
@@ -315,7 +315,7 @@ def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tm
     with (
         temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "of:another server"}),
         pytest.raises(UsageError, match=told),
-        serving(Workspace(tmp_path / "ws")),
+        server_for_run(Workspace(tmp_path / "ws")),
     ):
         nothing()
     gc.collect()  # Prefect leaves the connection to it open

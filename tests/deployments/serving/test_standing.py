@@ -22,18 +22,10 @@ import psutil
 import pytest
 from prefect.settings import Settings
 
+from deployments.serving.processes import MARK, end_marked, new_mark
 from deployments.serving.retention import HISTORY, compact, forget_results, server_settings
 from deployments.serving.server import Server, end_leftover_server
-from deployments.serving.standing import (
-    MARK,
-    Served,
-    end_leftovers,
-    end_marked,
-    history_of,
-    new_mark,
-    served_at,
-    standing,
-)
+from deployments.serving.standing import Served, end_leftovers, history_of, served_at, standing
 from desra_core.errors import LockedError, UsageError
 from desra_core.workspace import Workspace
 from tests.conftest import keyed
@@ -214,7 +206,7 @@ def test_processes_are_known_by_all_of_their_mark() -> None:
 def test_who_has_the_mark_himself_goes_on() -> None:
     mark = new_mark()
     told = subprocess.run(
-        [sys.executable, "-c", f"from deployments.serving.standing import end_marked; end_marked({mark}); print('on')"],
+        [sys.executable, "-c", f"from deployments.serving.processes import *; end_marked({mark}); print('on')"],
         env=os.environ | mark, stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     assert told.stdout == "on\n"

@@ -24,7 +24,7 @@ from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array, write_array
 from tests.desra_core.report.conftest import SIZE
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 RNG = np.random.default_rng(1)

@@ -15,12 +15,12 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.tiling import Rectangle
 from desra_core.report import write_report
-from desra_core.report.crops import heat_map
-from desra_core.report.maps import read_map
+from desra_core.report.maps import StoredImage
 from desra_core.report.measure import Measure, measure_of
+from desra_core.report.pictures import heat_map
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 OWN = """
@@ -99,9 +99,9 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     assert len(paths) == 3
     window = Rectangle(20, 10, 40, 30)
     for path in paths:
-        assert read_map(path, (200, 240), window, Measure("own", 0.25)).shape == (40, 30)
+        assert StoredImage({}, path.parent, (200, 240), Measure("own", 0.25)).values(window).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):
-            read_map(path, (200, 240), window, Measure())
+            StoredImage({}, path.parent, (200, 240)).values(window)
 
 
 def test_classes_by_score(own: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_classes_by_score(own: Path, tmp_path: Path) -> None:
     text = words(write_report(Workspace(folder / "ws")).read_text())
     assert "mine.py score by class" in text
     assert "85 % of its pixels lie below the line" in text
-    assert "What lies beyond 0.5 counts for the last bin" in text
+    assert "Scores beyond 0.5 count for the last bin" in text
 
 
 def test_heat_maps_span_the_scale() -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.commands.housekeeping import told_bytes
+from deployments.commands.workspace import bytes_in_words
 from desra_core.settings import Mining
 from desra_core.workspace import Workspace
 from tests.conftest import refusal
@@ -59,7 +59,7 @@ def test_dry_run_then_apply_then_nothing(place: SimpleNamespace, ws: Path, desra
     assert gone
     assert all(path.startswith("maps/") for path in gone)
     freed = sum(len(before[path]) for path in gone)
-    assert f"dropped {len(gone)} files, {told_bytes(freed)}" in applied.stdout
+    assert f"dropped {len(gone)} files, {bytes_in_words(freed)}" in applied.stdout
     again = desra_here("gc", "--workspace", ws, "--apply")
     assert again.stdout.splitlines()[0] == "nothing to drop"
     mined = desra_here(*place.command, "--workspace", ws)
@@ -72,7 +72,7 @@ def test_vanished_images_and_the_report(place: SimpleNamespace, ws: Path, desra_
     command = ["mine", photos, *place.command[2:], "--workspace", ws]
     assert desra_here(*command).returncode == 0
     (photos / "set1/photo001.png").unlink()
-    assert "1 images have vanished; their outputs stay" in desra_here(*command).stderr
+    assert "vanished: 1 image, whose outputs stay" in desra_here(*command).stderr
     kept = desra_here("gc", "--workspace", ws, "--apply")
     assert Workspace(ws).mask("set1/photo001").exists()
     assert "vanished" not in kept.stdout
@@ -138,11 +138,11 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
     lines = desra_here("status", "--workspace", ws).stdout.splitlines()
     [line] = [line for line in lines if line.startswith("size ")]
     total, by_kind = line.removeprefix("size       ").split(": ")
-    assert total == f"{told_bytes(sum(map(len, found.values())))} in {len(found)} files"
+    assert total == f"{bytes_in_words(sum(map(len, found.values())))} in {len(found)} files"
     assert by_kind.startswith("prefect 10 MB, ")
     assert "human 12.3 kB" in by_kind
     dataset = sum(len(data) for path, data in found.items() if path.startswith("dataset/"))
-    assert f"dataset {told_bytes(dataset)}" in by_kind
+    assert f"dataset {bytes_in_words(dataset)}" in by_kind
     without = desra_here("status", "--workspace", ws, "--no-sizes").stdout.splitlines()
     assert without == [each for each in lines if each != line]
 
@@ -153,4 +153,4 @@ def test_status_tells_sizes(ws: Path, desra_here) -> None:
      (3_170_000_000, "3.17 GB"), (10**18, "1e+03 PB")],
 )  # fmt: skip
 def test_bytes(count: int, told: str) -> None:
-    assert told_bytes(count) == told
+    assert bytes_in_words(count) == told

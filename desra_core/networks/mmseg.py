@@ -1,6 +1,6 @@
 """Read an MMSegmentation config and a checkpoint into a model that labels ADE20K classes, or say why not.
 
-Only `load_model` needs torch and mmseg; they are imported there.
+Only `load_mmseg` needs torch and mmseg; they are imported there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CONFIG_ERRORS = (
 )  # fmt: skip
 
 
-def fingerprint(config: Path, checkpoint: Path) -> str:
+def mmseg_key(config: Path, checkpoint: Path) -> str:
     """Hash the content of a config, of the files that it inherits from, and of a checkpoint.
 
     Raises
@@ -43,7 +43,7 @@ def fingerprint(config: Path, checkpoint: Path) -> str:
     return f"{configs.hexdigest()},{content_key(checkpoint)}"
 
 
-def load_model(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
+def load_mmseg(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
     """Build the model of a config, load its weights and build its test pipeline.
 
     Parameters
@@ -93,7 +93,7 @@ def _read_config(path: Path) -> Any:
 
 
 def _drop_frames(error: BaseException) -> None:
-    """Let go of what mmcv holds where a config failed, before it can complain.
+    """Free the objects of mmcv that are left of a config that failed, quietly.
 
     It removes a temporary folder with an open self-deleting file in it, whose finalizer then prints a traceback.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from deployments.serving.interrupted import (
+from deployments.serving.flow_runs import (
     INTERRUPTED,
     _all,
     drop_missed,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.images.crops import window_around
-from desra_core.report.crops import OUTLINE, Crops
+from desra_core.report.maps import StoredImage
+from desra_core.report.pictures import OUTLINE, Crops
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 
@@ -50,11 +51,17 @@ def similarity(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def crops(files: dict[str, Path], similarity: Path) -> Crops:
-    return Crops(files, similarity, SHAPE, BOX)
+    return crops_of(files, similarity)
+
+
+def crops_of(
+    files: dict[str, Path], similarity: Path, shape: tuple[int, int] = SHAPE, box: tuple[int, int, int, int] = BOX
+) -> Crops:
+    return Crops(StoredImage(files, similarity.parent, shape), box)
 
 
 def cut(image: np.ndarray) -> np.ndarray:
-    return image[WINDOW.rows, WINDOW.columns]
+    return image[WINDOW.slices]
 
 
 @given(
@@ -83,7 +90,7 @@ def test_results_and_their_composition(crops: Crops) -> None:
 
 def test_a_stored_pseudo_gt_is_shown_as_it_is(files: dict[str, Path], similarity: Path) -> None:
     files["pseudo_gt"] = files["mse_sr"]
-    assert np.array_equal(Crops(files, similarity, SHAPE, BOX).make("pseudo_gt"), cut(MSE_SR))
+    assert np.array_equal(crops_of(files, similarity).make("pseudo_gt"), cut(MSE_SR))
 
 
 def test_the_region_is_told_from_its_neighbours(crops: Crops) -> None:
@@ -96,7 +103,7 @@ def test_the_region_is_told_from_its_neighbours(crops: Crops) -> None:
 
 
 def test_a_region_unlike_the_table_tints_all_of_the_mask(files: dict[str, Path], similarity: Path) -> None:
-    overlay = Crops(files, similarity, SHAPE, (201, 120, 58, 50)).make("mask")
+    overlay = crops_of(files, similarity, box=(201, 120, 58, 50)).make("mask")
     assert (overlay == OUTLINE).all(axis=2).sum() > 2 * (60 + 50) - 4
 
 
@@ -104,7 +111,7 @@ def test_a_region_unlike_the_table_tints_all_of_the_mask(files: dict[str, Path],
 def test_lr_pixels_lie_under_the_result(files: dict[str, Path], similarity: Path, tmp_path: Path, scale: float) -> None:
     low = RNG.integers(0, 256, (round(SHAPE[0] / scale), round(SHAPE[1] / scale), 3), dtype=np.uint8)
     (tmp_path / "lr.png").write_bytes(encode_png(low))
-    crop = Crops(files | {"lr": tmp_path / "lr.png"}, similarity, SHAPE, BOX).make("lr")
+    crop = crops_of(files | {"lr": tmp_path / "lr.png"}, similarity).make("lr")
     assert crop.shape == (WINDOW.height, WINDOW.width, 3)
     for y, x in RNG.integers(0, 192, (50, 2)):
         row = (WINDOW.y + y) * low.shape[0] // SHAPE[0]
@@ -117,7 +124,7 @@ def test_the_difference_lies_where_d_does(files: dict[str, Path], similarity: Pa
     values[20, 30] = 0.1
     shutil.rmtree(similarity)
     write_array(Workspace(similarity.parents[3]), "ab" * 16, "similarity", values, key="key")
-    crop = Crops(files, similarity, SHAPE, (0, 0, 50, 50)).make("difference")
+    crop = crops_of(files, similarity, box=(0, 0, 50, 50)).make("difference")
     brightest = np.unravel_index(crop.sum(axis=2, dtype=int)[5:, 5:].argmax(), (187, 187))
     assert brightest == (20, 30)
     assert (crop[:5] == 128).all()
@@ -132,7 +139,7 @@ def test_large_regions_are_scaled_down(tmp_path: Path, similarity: Path) -> None
         (tmp_path / f"{kind}.png").write_bytes(encode_png(wide))
     (tmp_path / "mask.png").write_bytes(encode_mask(marked))
     files = {kind: tmp_path / f"{kind}.png" for kind in ("mse_sr", "gan_sr", "mask")}
-    crops = Crops(files, similarity, (900, 3000), (50, 100, 2850, 700))
+    crops = crops_of(files, similarity, (900, 3000), (50, 100, 2850, 700))
     assert {crops.make(kind).shape for kind in ("mse_sr", "gan_sr", "mask", "pseudo_gt")} == {(120, 400, 3)}
     assert (crops.make("mask") == OUTLINE).all(axis=2).sum() > 600  # the line is not scaled away
 
@@ -141,7 +148,7 @@ def test_large_regions_are_scaled_down(tmp_path: Path, similarity: Path) -> None
 def test_what_is_not_there_says_so(tmp_path: Path, kind: str) -> None:
     files = {role: tmp_path / f"{role}.png" for role in ("mse_sr", "gan_sr", "mask")}
     with pytest.raises(ImageError, match=r"vanished|none of this name|not kept"):
-        Crops(files, tmp_path / "none", SHAPE, BOX).make(kind)
+        crops_of(files, tmp_path / "none").make(kind)
 
 
 def test_a_damaged_map_is_not_shown_and_not_mended(crops: Crops, similarity: Path) -> None:
@@ -162,4 +169,4 @@ def test_a_damaged_map_is_not_shown_and_not_mended(crops: Crops, similarity: Pat
 
 def test_a_map_of_another_size_is_not_shown(files: dict[str, Path], similarity: Path) -> None:
     with pytest.raises(ImageError, match="another size"):
-        Crops(files, similarity, (300, 401), BOX).make("difference")
+        crops_of(files, similarity, (300, 401)).make("difference")
