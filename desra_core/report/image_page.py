@@ -12,16 +12,17 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
+from desra_core.detection.detectors import DetectorInputs
+from desra_core.detection.detectors.applied import TIMES
 from desra_core.errors import ImageError
 from desra_core.images.codec import Labels
 from desra_core.images.crops import RGB
 from desra_core.images.tiling import Rectangle
 from desra_core.report.document import Cell, hex_colour, make_cell, render_page
 from desra_core.report.maps import StoredImage
-from desra_core.report.measure import TIMES
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, class_shares, label_picture
 from desra_core.report.results import Results
-from desra_core.report.scores import Pair, ScoreMap, score_kinds, score_picture
+from desra_core.report.scores import ScoreMap, score_kinds, score_picture
 
 FOLDER = "pages"
 # Of the page's 20 MB.
@@ -108,15 +109,12 @@ def _score_maps(results: Results, image: StoredImage, labels: Labels | None, sco
     """Draw the score maps of the whole image; where its results cannot be read, each cell gives that reason."""
     try:
         mse_sr, gan_sr = image.picture("mse_sr"), image.picture("gan_sr")
-        pair = Pair(mse_sr, gan_sr, _or_none(partial(image.picture, "lr")), labels)
+        pair = DetectorInputs(mse_sr, gan_sr, _or_none(partial(image.picture, "lr")), labels)
     except (ImageError, MemoryError) as error:
         subject, reason = getattr(error, "subject", "memory"), getattr(error, "reason", "there is not enough")
         return [Cell(score.kind, None, reason=f"{Path(subject).name}: {reason}") for score in scores]
-    settings, measure = results.settings, image.measure
-    return [
-        make_cell(score.kind, partial(score_picture, score, pair, settings, measure, largest=_LARGEST))
-        for score in scores
-    ]
+    settings = results.settings
+    return [make_cell(score.kind, partial(score_picture, score, pair, settings, largest=_LARGEST)) for score in scores]
 
 
 def _labels(image: StoredImage) -> Labels:

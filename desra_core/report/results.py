@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from desra_core.detection.detectors import DEFAULT
+from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import failure_table
 from desra_core.planning.tables import REGIONS
 from desra_core.report.maps import StoredImage
-from desra_core.report.measure import measure_of
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
@@ -97,7 +100,7 @@ class Results:
         wanted = pa.array(sorted(set(by_name.values())), pa.string())
         rows = self.images.filter(pc.is_in(self.images["id"], wanted)).select(["id", "height", "width"]).to_pylist()
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows}
-        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), measure_of(self.settings)
+        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
         return {
             name: StoredImage(files.get(name, {}), self.workspace.group(key), shapes.get(key, (0, 0)), measure)
             for name, key in by_name.items()
@@ -184,6 +187,16 @@ def read_results(workspace: Workspace) -> Results:
         passed_over=read_passed_over(workspace),
         changed=datetime.fromtimestamp(max(path.stat().st_mtime for path in changing if path.exists()), UTC),
     )
+
+
+def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
+    """Read the detector of a run, and its threshold, from its settings; DeSRA's where they do not say."""
+    method, threshold = settings.get("method"), settings.get("threshold")
+    if not isinstance(method, str) or not method:
+        method = DEFAULT
+    if not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
+        threshold = THRESHOLD
+    return applied(method, float(threshold))
 
 
 def firsts(images: pa.Table) -> pa.Table:

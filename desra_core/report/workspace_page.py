@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names, replace_file
 from desra_core.images.scanning import kinds_in_words
@@ -22,7 +23,6 @@ from desra_core.report.document import Cell, cells_within, make_cell, render_pag
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.human import SeverityCurve, severity_curve
 from desra_core.report.image_page import FOLDER, Page, render_pages
-from desra_core.report.measure import Measure, measure_of
 from desra_core.report.pictures import KINDS, Crops
 from desra_core.report.results import (
     Results,
@@ -32,6 +32,7 @@ from desra_core.report.results import (
     masked_shares,
     numbers,
     read_results,
+    recorded_detector,
     stage_times,
     summarize,
 )
@@ -165,7 +166,7 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
 def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = summarize(results)
     times = stage_times(results.seconds)
-    settings, measure = results.settings, measure_of(results.settings)
+    settings, measure = results.settings, recorded_detector(results.settings)
     classes = class_counts(results.regions)
     distribution, people = class_distributions(results, measure), severity_curve(results)
     notes = _notes(results, summary)
@@ -231,13 +232,13 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def _histograms(results: Results, measure: Measure) -> list[Markup]:
+def _histograms(results: Results, measure: AppliedDetector) -> list[Markup]:
     """Draw the regions by severity, area and similarity, and the masked shares of images with artifacts."""
     regions, word = results.regions, measure.word
     if regions.num_rows == 0:
         return []
-    similarity = measure.value(numbers(regions["mean_similarity"]))
-    top = max(float(similarity.max()), 1e-12) if measure.is_score else 1.0
+    values = measure.value(-numbers(regions["mean_similarity"]))
+    top = measure.highest or max(float(values.max()), 1e-12)
     drawn = {
         "the severity of the regions": charts.histogram(
             numbers(regions["severity"]), scale="asinh", xlabel="severity", ylabel="regions"
@@ -246,7 +247,7 @@ def _histograms(results: Results, measure: Measure) -> list[Markup]:
             numbers(regions["area"]), scale="log", xlabel="area of a region in pixels", ylabel="regions"
         ),
         f"the mean {word} of the regions": charts.histogram(
-            similarity, scale="linear", top=top, xlabel=f"mean {word} of a region", ylabel="regions"
+            values, scale="linear", top=top, xlabel=f"mean {word} of a region", ylabel="regions"
         ),
     }
     shares = masked_shares(results)
@@ -262,10 +263,9 @@ def _class_chart(classes: list[dict[str, Any]]) -> Markup:
     return inline(charts.bar_chart(shown, xlabel="artifact regions"), "Artifact regions by class")
 
 
-def _distribution_chart(found: Distributions, measure: Measure) -> Markup:
-    xlabel = measure.picture if measure.is_score else "D"
-    figure = charts.distributions(found.histograms, edges=found.edges, xlabel=xlabel, marks=found.marks)
-    return inline(figure, f"Distribution of {xlabel} by class")
+def _distribution_chart(found: Distributions, measure: AppliedDetector) -> Markup:
+    figure = charts.distributions(found.histograms, edges=found.edges, xlabel=measure.axis, marks=found.marks)
+    return inline(figure, f"Distribution of {measure.axis} by class")
 
 
 def _people_chart(people: SeverityCurve) -> Markup:
