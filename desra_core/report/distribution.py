@@ -14,7 +14,7 @@ from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError
 from desra_core.images.tiling import Rectangle, grid
 from desra_core.report.maps import StoredImage
-from desra_core.report.results import Results, firsts
+from desra_core.report.results import WorkspaceResults, firsts
 
 IMAGES = 32
 BINS = 50
@@ -30,29 +30,17 @@ Counts = npt.NDArray[np.int64]
 
 
 class Distributions(NamedTuple):
-    """The most frequent classes of a sample.
+    """The most frequent classes of a sample, in the order of their marks."""
 
-    Attributes
-    ----------
-    histograms
-        ``(BINS,)`` pixels by class name, from 0 to ``measure.top``; larger values count for the last bin.
-    marks
-        By class name, the value on the good side of which ``SHARE`` of the pixels lie; the classes are in this order.
-    images, kept
-        Images in the sample, and images of the corpus whose maps and labels are kept.
-    classes
-        Number of classes in the sample.
-    """
-
-    histograms: dict[str, Counts]
-    marks: dict[str, float]
+    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
+    marks: dict[str, float]  # by class name, the value on the good side of which SHARE of the pixels lie
     edges: npt.NDArray[np.float64]
-    images: int
-    kept: int
-    classes: int
+    images: int  # in the sample
+    kept: int  # images of the corpus whose maps and labels are kept
+    classes: int  # in the sample
 
 
-def class_distributions(results: Results, measure: AppliedDetector) -> Distributions | None:
+def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
     """Sample the stored maps of a workspace; None where there is nothing to sample.
 
     Reads at most 4 MP of each of 32 images, whatever the size of the corpus; which ones depends on their content only.

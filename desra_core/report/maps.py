@@ -26,23 +26,14 @@ MAX_PIXELS = 2**28
 class StoredImage:
     """Where the pictures and maps of an image are stored. Its methods raise an `ImageError` that says what is wrong.
 
-    Attributes
-    ----------
-    files
-        The file of each kind of picture: mse_sr, gan_sr, mask, and as far as there are any lr, pseudo_gt, human and
-        labels.
-    group
-        The folder with its zarr arrays: similarity (or minus a detector's score), and perhaps labels.
-    shape
-        ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
-    measure
-        The detector of the run: the similarity array holds minus its scores.
+    The files are those of mse_sr, gan_sr and mask, and as far as there are any of lr, pseudo_gt, human and labels.
+    The array called similarity holds minus the scores of the run's detector, ``measure``.
     """
 
     files: Mapping[str, Path]
-    group: Path
-    shape: tuple[int, int]
-    measure: AppliedDetector = applied()  # noqa: RUF009 frozen
+    group: Path  # the folder of the zarr arrays: similarity (or minus a detector's score), and perhaps labels
+    shape: tuple[int, int]  # (H, W) of the results; 0 where it is unknown, because the image has failed since
+    measure: AppliedDetector = applied()  # noqa: RUF009 frozen; the detector of the run, whose scores the array holds
 
     def picture(self, kind: str) -> Pixels:
         """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
