@@ -57,7 +57,7 @@ def read_label_window(workspace: Workspace) -> object:
 READERS: dict[str, Callable[[Workspace], object]] = {
     "read": lambda workspace: read_array(workspace, IMAGE, "similarity", key="k"),
     "find": lambda workspace: find_array(workspace, IMAGE, "similarity", key="k"),
-    "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).values(Rectangle(0, 0, 100, 100)),
+    "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).scores(Rectangle(0, 0, 100, 100)),
     "labels": read_label_window,
     "evaluate": lambda workspace: image_agreement._read_labels(workspace.group(IMAGE) / "labels"),
 }
