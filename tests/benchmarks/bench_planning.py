@@ -54,9 +54,10 @@ if _log:
 
 
 class Moment(NamedTuple):
-    """Seconds since the command was started, and the most memory (MB) that its process has had so far."""
+    """Of the command so far: seconds, CPU seconds of its process (less moved by a busy machine), peak RSS (MB)."""
 
     seconds: float
+    cpu: float
     memory: float
 
 
@@ -73,7 +74,7 @@ def run() -> None:
         for number in range(1, REPEATS + 1):
             load = os.getloadavg()[0]
             moments, looks = _measured(folder)
-            print_table([f"run {number}, load {load:.1f}: until", "s", "peak RSS of the driver, MB"],
+            print_table([f"run {number}, load {load:.1f}: until", "s", "CPU s of the driver", "its peak RSS, MB"],
                         [[what, *moment] for what, moment in moments.items()])  # fmt: skip
             told = ", ".join(f"{times} of {what}" for what, times in looks.items())
             print(f"\nLooks into the whole of a folder until then: {told}.\n", flush=True)
@@ -99,7 +100,8 @@ def _measured(folder: Path) -> tuple[dict[str, Moment], Counter[str]]:
                           stderr=subprocess.PIPE, text=True) as driver:  # fmt: skip
 
         def note(what: str) -> None:
-            moments[what] = Moment(time.perf_counter() - started, _peak(driver.pid))
+            times = psutil.Process(driver.pid).cpu_times()
+            moments[what] = Moment(time.perf_counter() - started, times.user + times.system, _peak(driver.pid))
 
         def listen() -> None:
             assert driver.stderr is not None
