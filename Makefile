@@ -38,10 +38,8 @@ test: $(STAMP)  ## run the tests; about a quarter of an hour on two cores
 slow: $(STAMP)  ## run the tests that take minutes each
 	$(RUN) -m pytest -m slow --timeout 1800
 
-lint: $(STAMP)  ## check rules and format (ruff) and types (mypy)
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codespell) and sizes of files
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
 bench: $(STAMP)  ## measure speed and memory
 	$(RUN) tests/benchmarks/run.py

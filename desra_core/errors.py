@@ -1,4 +1,4 @@
-"""Everything that can go wrong and be told in one line: what, why, and what to do about it.
+"""The errors that end as one line for people: which file or setting, what is wrong with it, what to do.
 
 ::
 
@@ -14,9 +14,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Failure(NamedTuple):
+    """The words of an error as they are stored; ``ImageError(*failure)`` is the error again."""
+
+    subject: str
+    reason: str
+    remedy: str
+
 
 class DesraError(Exception):
-    """A problem told in one line: ``subject: reason; remedy``.
+    """A problem in one line: ``subject: reason; remedy``.
 
     Parameters
     ----------
@@ -34,6 +44,11 @@ class DesraError(Exception):
         self.reason = reason
         self.remedy = remedy
 
+    @property
+    def failure(self) -> Failure:
+        """The three parts of the line."""
+        return Failure(self.subject, self.reason, self.remedy)
+
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}; {self.remedy}"
 
@@ -47,7 +62,7 @@ class LockedError(UsageError):
 
 
 class AbsentError(UsageError):
-    """What a command needs and others run, as a Dask cluster, does not answer or has nobody to do the work."""
+    """An external service, such as a Dask scheduler, cannot be reached or has no workers."""
 
 
 class ImageError(DesraError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect.runtime import flow_run
 
-from desra_core.benchmarking.results import plan
-from desra_core.benchmarking.settings import Benchmarking
+from desra_core.report.benchmark_page import plan
 from desra_core.settings import Machine
+from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
 from flows.options import corpus_flow
 from tasks.benchmark import Benchmarked, publish_tables, run_detectors

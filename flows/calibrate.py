@@ -10,14 +10,14 @@ from desra_core.calibration.calibrated_weights import CalibratedWeights, conclud
 from desra_core.calibration.counting import plan_counting
 from desra_core.calibration.exclusion import Exclusion
 from desra_core.errors import TransientError
-from desra_core.model_settings import Calibrating
 from desra_core.settings import Machine
+from desra_core.settings.models import Calibrating
 from flows import FLOWS
 from flows.corpus import opened_workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
 from tasks.calibration import CountingRun, count_shard, publish_weights
-from tasks.fanout import open_dask
+from tasks.dask_map import open_dask
 from tasks.overview import tag_run
 from tasks.progress import RunProgress
 from tasks.summary import Summary

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect.runtime import flow_run
 
-from desra_core.comparison import plan_comparison
-from desra_core.model_settings import Comparing
+from desra_core.gate.comparison import plan_comparison
+from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
-from desra_core.target import load_settings
+from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow

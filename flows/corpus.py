@@ -9,16 +9,16 @@ from typing import Any
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from desra_core.errors import UsageError
-from desra_core.plan import Plan, prepare
+from desra_core.networks.checkpoints import load_pair
+from desra_core.planning.plan import Plan, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining
-from desra_core.sr.checkpoints import load_pair
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
-from tasks.cluster import USUAL_PIXELS
-from tasks.fanout import open_dask
+from tasks.dask_cluster import USUAL_PIXELS
+from tasks.dask_map import open_dask
 from tasks.overview import show_corpus, tag_run
 from tasks.progress import ReadingProgress, RunProgress
-from tasks.retrying import runs_by_itself
+from tasks.retry_policy import runs_by_itself
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
 from tasks.summary import Summary, publish_results

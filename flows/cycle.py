@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from prefect.runtime import flow_run
 
-from desra_core.comparison import plan_comparison
-from desra_core.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
-from desra_core.model_settings import Cycling
+from desra_core.gate.comparison import plan_comparison
+from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.settings import Machine
+from desra_core.settings.models import Cycling
 from flows.compare import compare
 from flows.corpus import opened_workspace
 from flows.finetune import finetune
@@ -20,7 +20,7 @@ from flows.options import corpus_flow
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
 from tasks.overview import tag_run
-from tasks.retrying import runs_by_itself
+from tasks.retry_policy import runs_by_itself
 from tasks.summary import Summary
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect.runtime import flow_run
 
-from desra_core.cycle import finetuning_with_current
-from desra_core.gathering import note_gathered
-from desra_core.model_settings import Finetuning
+from desra_core.gate.cycle import finetuning_with_current
+from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
-from desra_core.target import load_settings
+from desra_core.settings.models import Finetuning
+from desra_core.training.new_artifacts import note_gathered
 from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
 from flows.names import corpus_name

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from desra_core.cycle import mining_with_current
-from desra_core.serving_settings import FinetuneTrigger
+from desra_core.gate.cycle import mining_with_current
 from desra_core.settings import Machine, Mining
+from desra_core.settings.serving import FinetuneTrigger
 from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
 from flows.options import corpus_flow
-from tasks.following import start_finetune
 from tasks.summary import Summary
+from tasks.trigger_finetune import start_finetune
 
 
 @corpus_flow("mine", task_runner=shard_runner())

@@ -22,10 +22,10 @@ from pydantic_core import ErrorDetails
 
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.settings import Machine, folder_of
-from flows.alarm import tell_cancelled, tell_failure
 from flows.names import run_name
-from tasks.lines import carry, configure, say
-from tasks.retrying import PAUSES, may_pass, runs_by_itself
+from flows.webhook import tell_cancelled, tell_failure
+from tasks.logs import carry, configure, say
+from tasks.retry_policy import PAUSES, may_pass, runs_by_itself
 
 P = ParamSpec("P")
 R = TypeVar("R")

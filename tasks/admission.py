@@ -11,11 +11,10 @@ from uuid import uuid4
 import cloudpickle
 from distributed import Client
 
-from desra_core.atomic import scratch_in
 from desra_core.errors import AbsentError
-from desra_core.workspace import storage_errors
+from desra_core.files.atomic import scratch_in, storage_errors
 from tasks import question
-from tasks.lines import say
+from tasks.logs import say
 
 # A function, and the arguments of each of its calls.
 Calls = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]

@@ -10,12 +10,12 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from desra_core.benchmarking.results import AnyBenchmark, Published, publish_results
-from desra_core.corpus import ImageRef
-from desra_core.detection.segmenters import load_segmenter
 from desra_core.errors import AbsentError, ImageError
+from desra_core.networks.segmentation import load_segmenter
+from desra_core.report.benchmark_page import AnyBenchmark, Published, publish_results
 from desra_core.settings import Machine
-from tasks.fanout import Dask
+from desra_core.workspace.manifest import ImageRef
+from tasks.dask_map import Dask
 from tasks.images import each_image
 from tasks.shards import explicit_key
 

@@ -11,11 +11,10 @@ from prefect.cache_policies import NO_CACHE
 
 from desra_core.calibration.calibrated_weights import CalibratedWeights
 from desra_core.calibration.counting import Counting
+from desra_core.calibration.stage import histogram_stage
 from desra_core.errors import ImageError
-from desra_core.report.calibration_page import write_calibration
-from desra_core.report.calibration_table import calibration_markdown
-from desra_core.stages.histogram import histogram_stage
-from tasks.fanout import Dask, Job
+from desra_core.report.calibration_page import calibration_markdown, write_calibration
+from tasks.dask_map import Dask, Job
 from tasks.progress import RunProgress
 
 

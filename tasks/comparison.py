@@ -11,20 +11,20 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from desra_core.comparison import Comparison, best_of, conclude, judge_settings
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
-from desra_core.evaluation.gate import Verdict
-from desra_core.promotion import promote
+from desra_core.gate.comparison import Comparison, best_of, conclude, judge_settings
+from desra_core.gate.judge import judge_stage
+from desra_core.gate.model_registry import promote
+from desra_core.gate.verdict import Verdict
+from desra_core.networks.checkpoints import load_model
+from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.markdown import verdict_markdown
+from desra_core.report.finetuning import verdict_markdown
 from desra_core.settings import Machine
-from desra_core.sr.checkpoints import load_model
-from desra_core.stages.judge import judge_stage
-from desra_core.target import target_of
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.fanout import Dask
+from desra_core.workspace.manifest import ImageRef
+from tasks.dask_map import Dask
 from tasks.images import each_image
 from tasks.overview import show_outcome, show_overview
 from tasks.shards import explicit_key

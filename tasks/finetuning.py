@@ -19,12 +19,12 @@ from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.cluster import visible_gpus
-from tasks.fanout import Dask, open_dask, release_embedded
-from tasks.lines import SHOWN_FAILURES, say
+from tasks.dask_cluster import visible_gpus
+from tasks.dask_map import Dask, open_dask, release_embedded
+from tasks.logs import SHOWN_FAILURES, say
 from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress
-from tasks.retrying import may_pass
+from tasks.retry_policy import may_pass
 from tasks.stages import gpus_wanted
 from tasks.training_slots import training_slot
 

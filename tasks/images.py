@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
-from desra_core.imageio import most_pixels
+from desra_core.images.codec import most_pixels
 from desra_core.settings import Machine
-from tasks.fanout import Dask, Job, open_dask
+from desra_core.workspace.manifest import ImageRef
+from tasks.dask_map import Dask, Job, open_dask
 from tasks.progress import RunProgress
 from tasks.stages import gpus_wanted
 

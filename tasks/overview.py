@@ -11,13 +11,13 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from desra_core.annotations.selection import count_resting
-from desra_core.human_masks import told_resting
-from desra_core.plan import Prepared
-from desra_core.scanning import told_passed_over
+from desra_core.images.scanning import told_passed_over
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import Prepared
 from desra_core.settings import CorpusSettings
-from desra_core.target import load_settings
 from desra_core.workspace import Workspace
-from tasks.fanout import Dask
+from desra_core.workspace.human_masks import told_resting
+from tasks.dask_map import Dask
 
 # Where browsers find the report of the workspace that a run is for; an environment variable.
 REPORT = "DESRA_REPORT"

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, TransientError, printable
-from tasks.lines import LINE_SECONDS, SHOWN_FAILURES, is_json, say
-from tasks.retrying import may_pass
+from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
+from tasks.retry_policy import may_pass
 
 _REFRESH_SECONDS = 1.0
 # Between attempts to reach a server that does not answer: each of them takes a minute, as Prefect's client tries it.

@@ -13,16 +13,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError
-from desra_core.inventory import OnDisk
-from desra_core.outcomes import Outcome, gather_shard, read_shard, to_table
-from desra_core.plan import Plan, Work, assess
+from desra_core.files.hashing import fingerprint
+from desra_core.planning.keys import Target
+from desra_core.planning.plan import Plan, Work, assess
 from desra_core.stages import Stage, failure, run_stage
-from desra_core.target import Target
-from desra_core.workspace import Workspace, fingerprint
-from tasks.fanout import Dask, Job
-from tasks.lines import record
+from desra_core.workspace import Workspace
+from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
+from tasks.dask_map import Dask, Job
+from tasks.logs import record
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
@@ -31,7 +32,7 @@ Counts = dict[str, int]
 class StageSpec(NamedTuple):
     """A stage of a flow.
 
-    ``name`` is what people see; ``product`` is the field of `desra_core.plan.Work` that tells which images need it;
+    ``name`` is what people see; ``product`` is the field of `planning.plan.Work` that tells which images need it;
     ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
     that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
     """
@@ -58,7 +59,7 @@ class Run:
 
 
 class Shard:
-    """The images of a shard that have something to do, and their outcomes so far.
+    """The images of a shard that have something to do, and their records so far.
 
     ``content`` are the ids of all its images, those included that are done.
     """
@@ -67,35 +68,35 @@ class Shard:
         self.number = number
         self._run = run
         self._rows = run.plan.rows(number)
-        self.outcomes = read_shard(run.workspace, number)
+        self.records = read_shard(run.workspace, number)
         pending = set(self._rows.filter(pa.array(self._work().pending))["id"].to_pylist())
         self.images = {image.id: image for image in run.plan.image_refs(number) if image.id in pending}
         self.failed: set[str] = set()
         self.content = sorted(set(self._rows["id"].to_pylist()))
 
-    def pending(self, product: str) -> list[tuple[ImageRef, Outcome]]:
+    def pending(self, product: str) -> list[tuple[ImageRef, Record]]:
         """The images that lack a product, by what the workspace says now."""
         flags: np.ndarray[Any, Any] = getattr(self._work(), product)
         ids = dict.fromkeys(self._rows.filter(pa.array(flags))["id"].to_pylist())
-        return [(self.images[key], self.outcome(key)) for key in ids if key in self.images and key not in self.failed]
+        return [(self.images[key], self.record_of(key)) for key in ids if key in self.images and key not in self.failed]
 
     def names(self) -> int:
         """How many names the images have that have not failed."""
         return sum(len(image.names) for key, image in self.images.items() if key not in self.failed)
 
-    def outcome(self, image_id: str) -> Outcome:
-        """The record of an image, or an empty one."""
-        return self.outcomes.get(image_id, Outcome(image_id))
+    def record_of(self, image_id: str) -> Record:
+        """Return the record of an image, or an empty one."""
+        return self.records.get(image_id, Record(image_id))
 
-    def record(self, outcome: Outcome) -> None:
-        """Take in what became of an image."""
-        self.outcomes[outcome.id] = outcome
-        if outcome.failed:
-            self.failed.add(outcome.id)
+    def update(self, record: Record) -> None:
+        """Replace the record of an image."""
+        self.records[record.id] = record
+        if record.failed:
+            self.failed.add(record.id)
 
     def _work(self) -> Work:
         on_disk = OnDisk.of_rows(self._run.workspace, self._rows)
-        return assess(self._rows, to_table(self.outcomes.values()), self._run.plan.target, on_disk)
+        return assess(self._rows, to_table(self.records.values()), self._run.plan.target, on_disk)
 
 
 def spared_arrays(target: Target) -> tuple[str, ...]:
@@ -132,10 +133,10 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # raised, for another try may succeed
-            outcome, error = failure(image, shard.outcome(image.id), spec.name, target.mask_key, result), result
+            record, error = failure(image, shard.record_of(image.id), spec.name, target.mask_key, result), result
         else:
-            outcome, error = result, result.error if result.failed else None
-        shard.record(outcome)
+            record, error = result, result.error if result.failed else None
+        shard.update(record)
         logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
         if error:
             run.progress.failed(error, len(image.names), stages_left)
@@ -156,7 +157,7 @@ def process_shard(number: int, run: Run) -> Counts:
             task_run_name=f"{spec.name}-{number:05d}",
             refresh_cache=bool(pending),
         )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
-    gather_shard(run.workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
+    gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     told = f"{counts['images']} images, {counts['failed']} failed"
     get_run_logger().info("shard %05d: %s", number, told)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from desra_core.detection.segmenters import load_segmenter
-from desra_core.detection.semantics import Weights
+from desra_core.detection.class_weights import Weights
 from desra_core.errors import AbsentError, UsageError
-from desra_core.settings import CorpusSettings, Machine, Mining
-from desra_core.sr.checkpoints import load_pair
+from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.segmentation import load_segmenter
+from desra_core.planning.keys import Target
+from desra_core.settings import CorpusSettings, Machine, Mining, detector_of
 from desra_core.stages import (
     MaskSettings,
     SegmentationSettings,
@@ -17,8 +18,7 @@ from desra_core.stages import (
     similarity_stage,
     super_resolution_stage,
 )
-from desra_core.target import Target
-from tasks.fanout import Dask
+from tasks.dask_map import Dask
 from tasks.shards import StageSpec
 
 
@@ -55,17 +55,17 @@ def stages_of(
         raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
     device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
     gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
+    detector = detector_of(settings)
     similarity = SimilaritySettings(
         key=target.similarity_key,
         window=settings.window,
-        threshold=target.threshold,
+        detector=detector,
         min_area=target.min_area,
         min_weight=target.min_weight,
         keep_all=target.keep != "artifacts",
         tile=machine.tile,
         threads=dask.threads,
         max_pixels=dask.max_pixels,
-        method=target.method,
         segmentation_key=target.segmentation_key if target.labels_first else None,
     )
     stages = [StageSpec("similarity", "similarity", similarity_stage, similarity, target.similarity_key, {})]
@@ -93,7 +93,7 @@ def stages_of(
         key=target.mask_key,
         segmentation_key=target.segmentation_key,
         weighting_key=target.weighting_key,
-        weights=None if target.segmentation_key == "none" or target.method != "desra" else weights.values,
+        weights=weights.values if target.segmentation_key != "none" and detector.weighs_classes else None,
         threshold=target.threshold,
         min_area=target.min_area,
         keep=settings.keep,

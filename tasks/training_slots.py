@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from desra_core.files.locks import locked
 
 _POLL_SECONDS = 1.0
 
@@ -34,7 +35,7 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     while True:
         for device in devices:
             with contextlib.ExitStack() as held:
-                if held.enter_context(_locked(device)):
+                if held.enter_context(locked(_lock_file(device), read_only=True)) is None:
                     yield device
                     return
         if not told:
@@ -43,24 +44,8 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
         time.sleep(_POLL_SECONDS)
 
 
-@contextlib.contextmanager
-def _locked(device: str) -> Iterator[bool]:
-    """Whether this process holds the device."""
-    file = os.open(_lock_file(device), os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held = False
-    else:
-        held = True
-    try:
-        yield held
-    finally:
-        os.close(file)
-
-
 def _lock_file(device: str) -> Path:
-    """The same for all users; it is never deleted, or two could hold it."""
+    """Return the lock file of a device, the same for all users; it is never deleted, or two could hold it."""
     path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
     with contextlib.suppress(FileExistsError):
         file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)

@@ -14,10 +14,10 @@ import numpy as np
 from pycocotools import mask as coco
 
 from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.results import AnyBenchmark, Published, plan, publish_results
-from desra_core.benchmarking.settings import Benchmarking
 from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
 from desra_core.errors import ImageError
+from desra_core.report.benchmark_page import AnyBenchmark, Published, plan, publish_results
+from desra_core.settings.benchmark import Benchmarking
 from tests.in_process import one_thread
 
 # Small pairs: 200x240 px, of which two in three have an artifact at rows 40 to 140 and columns 60 to 180.

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from deployments import cli
-from deployments.server import prefect_server
+from deployments.serving.server import prefect_server
 from desra_core.workspace import Workspace
-from tasks.lines import configure
+from tasks.logs import configure
 
 STALE_KEY = "desra:of one that was killed"
 

@@ -10,21 +10,21 @@ import pyarrow.parquet as pq
 import torch
 
 from desra_core.calibration.counting import Counting
-from desra_core.comparison import Comparison, judge_settings
+from desra_core.calibration.stage import histogram_stage
 from desra_core.errors import ImageError
-from desra_core.model_settings import Finetuning
-from desra_core.outcomes import gather_shard
-from desra_core.plan import make_plan, prepare
+from desra_core.gate.comparison import Comparison, judge_settings
+from desra_core.gate.judge import judge_stage
+from desra_core.planning.keys import target_of
+from desra_core.planning.plan import make_plan, prepare
+from desra_core.planning.tables import publish_tables
 from desra_core.settings import CorpusSettings, Machine
+from desra_core.settings.models import Finetuning
 from desra_core.stages import failure, run_stage
-from desra_core.stages.histogram import histogram_stage
-from desra_core.stages.judge import judge_stage
-from desra_core.tables import publish_tables
-from desra_core.target import target_of
 from desra_core.training.loop import finetune
 from desra_core.training.plan import begin, check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import gather_shard
 from tasks.shards import Run, Shard, spared_arrays
 from tasks.stages import stages_of
 
@@ -58,15 +58,15 @@ def process(settings: CorpusSettings) -> Workspace:
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:
-                for image, outcome in shard.pending(spec.product):
+                for image, record in shard.pending(spec.product):
                     key = plan.target.mask_key
                     try:
-                        made = run_stage(spec.function, image, outcome, workspace, spec.settings, key,
+                        made = run_stage(spec.function, image, record, workspace, spec.settings, key,
                                          spared=spared_arrays(plan.target))  # fmt: skip
                     except ImageError as error:
-                        made = failure(image, outcome, spec.name, key, error)
-                    shard.record(made)
-            gather_shard(workspace, number, [shard.outcomes[key] for key in sorted(shard.failed)])
+                        made = failure(image, record, spec.name, key, error)
+                    shard.update(made)
+            gather_shard(workspace, number, [shard.records[key] for key in sorted(shard.failed)])
         publish_tables(workspace, plan.target)
         manifest = pq.read_table(workspace.manifest)
         assert make_plan(workspace, manifest, plan.target, limit=settings.limit).pending == 0

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from deployments.standing import MARK
+from deployments.serving.processes import MARK
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from desra_core.corpus import image_refs, scan
 from desra_core.errors import UsageError
-from desra_core.imageio import decode, encode_png
-from desra_core.matching import Sources
+from desra_core.images.codec import decode, encode_png
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs, scan
+from desra_core.workspace.matching import Sources
 
 Check = Callable[[Path, Path], None]
 

@@ -30,8 +30,28 @@ FORBIDDEN = {
     "flows": {"deployments"},
     "deployments": set(),
 }
+# Which packages of desra_core a package may import, besides errors, gpu and third_party; the lower ones come first.
+ARROWS = {
+    "files": "",
+    "images": "",
+    "detection": "files images",
+    "networks": "files images",
+    "workspace": "files images",
+    "settings": "detection networks workspace",
+    "planning": "files images detection networks workspace settings",
+    "stages": "files images detection networks workspace settings planning",
+    "evaluation": "files images detection networks workspace planning",
+    "annotations": "files images detection workspace planning evaluation",
+    "calibration": "files images detection workspace settings planning stages evaluation",
+    "benchmarking": "files images detection networks workspace settings stages evaluation",
+    "training": "files images detection networks workspace settings planning",
+    "gate": "files images detection networks workspace settings planning stages evaluation training",
+    "housekeeping": "files workspace settings planning calibration training gate",
+    "report": "files images detection workspace settings planning stages evaluation calibration benchmarking gate",
+}
+MODULES = {"errors", "gpu", "third_party"}
 DASK = {"dask", "distributed"}
-TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("admission", "cluster", "fanout", "question"))
+TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("admission", "dask_cluster", "dask_map", "question"))
 
 
 def imported(path: Path) -> set[str]:
@@ -59,6 +79,44 @@ def test_arrows(path: Path) -> None:
     assert not found & FORBIDDEN[relative.parts[0]]
     if relative not in TALK_TO_DASK:
         assert not found & DASK, f"only {', '.join(map(str, TALK_TO_DASK))} talk to Dask"
+
+
+def rooms(path: Path) -> set[str]:
+    """Packages and modules of desra_core that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("desra_core.")}
+    return found - {"__version__"}
+
+
+def test_arrows_of_desra_core() -> None:
+    core = ROOT / "desra_core"
+    assert {path.stem for path in core.glob("*.py")} == MODULES | {"__init__"}
+    assert {path.parent.name for path in core.glob("*/__init__.py")} == ARROWS.keys()
+    for package, allowed in ARROWS.items():
+        found = set().union(*(rooms(path) for path in (core / package).rglob("*.py")))
+        assert found - MODULES - {package} == set(allowed.split()), package
+        higher = list(ARROWS)[list(ARROWS).index(package) :]
+        assert not set(allowed.split()) & set(higher), f"{package}: an arrow runs up"
+    for module in MODULES:
+        assert not rooms(core / f"{module}.py") - MODULES
+
+
+def test_the_floor_plan_is_the_code() -> None:
+    """The table of docs/design.md: a row for each package, its sentence, and its arrows."""
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `desra_core/")]
+    drawn = {room.strip("`").split("/")[1]: (sentence, arrows) for room, sentence, arrows in rows}
+    assert list(drawn) == list(ARROWS)
+    for package, (sentence, arrows) in drawn.items():
+        doc = ast.get_docstring(ast.parse((ROOT / "desra_core" / package / "__init__.py").read_text("utf-8")))
+        assert sentence == str(doc).partition("\n")[0]
+        assert arrows.replace("–", "") == ARROWS[package].replace(" ", ", ")
 
 
 def test_every_package_is_looked_at() -> None:
@@ -96,7 +154,7 @@ def test_planning_and_status_are_light(tmp_path: Path) -> None:
         (tmp_path / role / "a.png").write_bytes(role.encode())
     plan = [
         "from pathlib import Path",
-        "from desra_core.plan import prepare",
+        "from desra_core.planning.plan import prepare",
         "from desra_core.settings import Detection",
         "from desra_core.workspace import Workspace",
         f"root = Path({str(tmp_path)!r})",

@@ -17,16 +17,17 @@ import pyarrow.compute as pc
 from desra_core.annotations.export_folder import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
 from desra_core.annotations.selection import read_mask
-from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.human_masks import exported_masks, mask_key, read_human_masks
-from desra_core.image_names import ImageNames
-from desra_core.imageio import digest, encode_mask, read_bytes
-from desra_core.plan import done_images
-from desra_core.scanning import normalized
-from desra_core.target import Target, load_settings
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.codec import encode_mask
+from desra_core.images.names import ImageNames
+from desra_core.images.scanning import normalized
+from desra_core.planning.keys import Target, load_settings
+from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import exported_masks, mask_key, read_human_masks
+from desra_core.workspace.manifest import read_manifest
 
 Origin = Literal["labelme", "coco"]
 

@@ -13,11 +13,13 @@ from desra_core.annotations.folders import folder_files, regions_csv
 from desra_core.annotations.labelme import labelme_document
 from desra_core.annotations.selection import Annotated, select_images
 from desra_core.errors import ImageError, UsageError
-from desra_core.human_masks import mask_key, remember_exported
-from desra_core.imageio import bgr8, decode, encode_png, read_bytes
-from desra_core.pictures import picture_files
-from desra_core.target import load_settings
-from desra_core.workspace import Workspace, check_names
+from desra_core.files.atomic import check_names
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import bgr8, decode, encode_png
+from desra_core.planning.keys import load_settings
+from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import mask_key, remember_exported
+from desra_core.workspace.pictures import picture_files
 
 Form = Literal["coco", "labelme", "folder"]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from desra_core.atomic import replace_file
 from desra_core.errors import UsageError
-from desra_core.imageio import digest, read_bytes
-from desra_core.workspace import Workspace, storage_errors
+from desra_core.files.atomic import replace_file, storage_errors
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.workspace import Workspace
 
 # Names of images do not begin with a dot.
 _DOCUMENT = ".desra-export.json"
@@ -136,7 +136,7 @@ def export_root(path: Path) -> Path | None:
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:
-    replace_file(folder / _DOCUMENT, lambda file: file.write(json.dumps(document, indent=1).encode()))
+    replace_file(folder / _DOCUMENT, json.dumps(document, indent=1).encode())
 
 
 def _prune(root: Path) -> None:

@@ -16,11 +16,12 @@ import io
 from collections.abc import Iterable
 
 from desra_core.annotations.selection import Annotated
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
+from desra_core.detection.pseudo_gt import assemble_pseudo_gt
 from desra_core.errors import ImageError
-from desra_core.imageio import decode, encode_png, read_bytes
-from desra_core.outcomes import REGION_FIELDS
-from desra_core.pseudo_gt import assemble_pseudo_gt
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import decode, encode_png
+from desra_core.workspace.records import REGION_FIELDS
 
 _COPIED = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
 
@@ -40,7 +41,7 @@ def folder_files(image: Annotated) -> dict[str, bytes]:
 
 
 def regions_csv(images: Iterable[Annotated]) -> bytes:
-    """The detector's regions of some images, a row for each; fields as in `desra_core.tables.REGIONS`."""
+    """The detector's regions of some images, a row for each; fields as in `desra_core.planning.tables.REGIONS`."""
     fields = [field.name for field in REGION_FIELDS]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")

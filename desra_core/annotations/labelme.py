@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from desra_core.annotations.parts import Part
-from desra_core.annotations.selection import Annotated, Annotation
+from desra_core.annotations.selection import Annotated, Annotation, Part
 from desra_core.errors import ImageError
 from desra_core.evaluation.coco_masks import decode_json, whole_number
-from desra_core.imageio import Mask, decode, encode_png, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode, encode_png
 
 LABEL = "artifact"
 

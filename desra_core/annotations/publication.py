@@ -14,14 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.annotations.corrections import Correction
-from desra_core.corpus import read_manifest
+from desra_core.detection.pseudo_gt import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import decode, decode_mask, read_bytes
-from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
-from desra_core.tables import publish_tables
-from desra_core.target import load_settings
-from desra_core.workspace import DATASET, Workspace, read_table, storage_errors
+from desra_core.files.atomic import storage_errors
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import decode, decode_mask
+from desra_core.planning.keys import load_settings
+from desra_core.planning.tables import publish_tables
+from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace.dataset import publish_pseudo_gt
+from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.manifest import read_manifest
 
 # Each holds both results of an image.
 _THREADS = 4

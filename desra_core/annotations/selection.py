@@ -5,18 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.parts import Part, parts_of
-from desra_core.corpus import read_manifest
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
+from desra_core.detection.regions import Components
 from desra_core.errors import ImageError
-from desra_core.human_masks import HumanMask, read_human_masks
-from desra_core.imageio import Mask, decode_mask, read_bytes
-from desra_core.plan import done_images
-from desra_core.target import Target
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode_mask
+from desra_core.planning.keys import Target
+from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.manifest import read_manifest
+
+
+class Part(NamedTuple):
+    """One 8-connected component of a mask: left and top in pixels of the image, ``(h, w)`` bool, and its pixels."""
+
+    x: int
+    y: int
+    crop: Mask
+    area: int
+
+    def on(self, shape: tuple[int, int]) -> Mask:
+        """Draw the part alone on an image of ``(H, W)``, column by column in memory, as run-length encodings go."""
+        mask = np.zeros(shape, np.bool_, order="F")
+        mask[self.y : self.y + self.crop.shape[0], self.x : self.x + self.crop.shape[1]] = self.crop
+        return mask
 
 
 class Annotation(NamedTuple):
@@ -65,7 +82,9 @@ class Annotated(NamedTuple):
         ImageError
             The mask is not the one whose regions are recorded.
         """
-        parts = parts_of(self.mask())
+        found = Components(self.mask())
+        places = zip(found.boxes[:, :2].tolist(), found.areas.tolist(), strict=True)
+        parts = [Part(x, y, found.crop(index), area) for index, ((x, y), area) in enumerate(places)]
         if self.human:
             return [Annotation(part, None) for part in parts]
         boxes = [(part.x, part.y, *part.crop.shape[::-1], part.area) for part in parts]

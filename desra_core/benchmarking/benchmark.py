@@ -14,11 +14,12 @@ from desra_core.benchmarking.competition import compete, given_folders, hash_fil
 from desra_core.benchmarking.data_sets import Example, read_data_set
 from desra_core.benchmarking.entries import Contender
 from desra_core.benchmarking.judged import Record, read_record
-from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import File, ImageRef
+from desra_core.benchmarking.stage import BenchmarkSettings, Judging, benchmark_stage, mask_path, record_path
 from desra_core.errors import ImageError, UsageError
-from desra_core.stages.benchmark import BenchmarkSettings, Judging, benchmark_stage, mask_path, record_path
-from desra_core.workspace import Workspace, fingerprint
+from desra_core.files.hashing import fingerprint
+from desra_core.settings.benchmark import Benchmarking
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import File, ImageRef
 
 # Raise it when a bit of a record changes.
 JUDGED_VERSION = 2

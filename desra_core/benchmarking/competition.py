@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from desra_core.benchmarking.data_sets import DataSet, Example
 from desra_core.benchmarking.entries import Contender, contenders
-from desra_core.benchmarking.settings import Benchmarking
-from desra_core.corpus import File, ImageRef
-from desra_core.detection.segmenters import segmenter_key
-from desra_core.detection.semantics import Weights, load_weights
+from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.mask_files import is_lossy
-from desra_core.imageio import digest, read_bytes
-from desra_core.workspace import fingerprint
+from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.networks.segmentation import segmenter_key
+from desra_core.settings.benchmark import Benchmarking
+from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
 _INPUTS = {"labels": ("class labels", "add --labels or --segmenter"), "lr": ("LR photos", "give --lr")}

@@ -14,9 +14,9 @@ import pyarrow as pa
 from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.image_names import ImageNames
-from desra_core.matching import spelled_like, without_ambiguity
-from desra_core.scanning import image_files, no_images, root_of
+from desra_core.images.names import ImageNames
+from desra_core.images.scanning import image_files, no_images, root_of
+from desra_core.workspace.matching import spelled_like, without_ambiguity
 
 
 class Example(NamedTuple):

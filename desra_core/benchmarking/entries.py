@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from desra_core.detection.detectors import Detector, detector_key, load_detector
 from desra_core.detection.detectors.desra import Desra
-from desra_core.detection.detectors.ldl import THRESHOLDS
+from desra_core.detection.detectors.ldl import LDL
 from desra_core.errors import UsageError
 
 # Of a detector's own threshold, for its precision/recall curve: from a fifth to five times of it.
@@ -84,7 +84,7 @@ def contenders(methods: Iterable[str], *, weights_key: str | None) -> list[Conte
                 weighted = (Entry("desra", detector.threshold),)
                 found.append(Contender("desra", method, f"{key} {weights_key}", ("labels",), weighted, weighted=True))
             name = "desra, weight 1"
-        thresholds = THRESHOLDS if method == "ldl" else (detector.threshold,)
+        thresholds = LDL.thresholds if method == "ldl" else (detector.threshold,)
         entries = tuple(
             Entry(f"{name}, {threshold:g}" if len(thresholds) > 1 else name, threshold) for threshold in thresholds
         )

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Mask, Pixels
+from desra_core.images.codec import Mask, Pixels
 
 KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flattening")
 

@@ -13,7 +13,7 @@ from desra_core.detection.detectors import Scores
 from desra_core.detection.mask import score_mask, valid
 from desra_core.evaluation.mask_files import FRAME
 from desra_core.evaluation.metrics import Agreement, compare_masks
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
 
 
 @dataclass(frozen=True)

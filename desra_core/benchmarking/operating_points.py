@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.detectors import Scores
 from desra_core.detection.mask import score_mask
-from desra_core.imageio import Mask
+from desra_core.detection.regions import Components
+from desra_core.images.codec import Mask
 
 # By threshold (outer) and minimal area (inner).
 Bits = tuple[tuple[bool, ...], ...]
@@ -35,13 +35,6 @@ class Answer(NamedTuple):
 
     found: Bits
     iou: float
-
-
-class _Regions(NamedTuple):
-    """The regions of a mask, numbered from 1: ``(H, W)``, and the area of each; number 0 has none."""
-
-    numbers: npt.NDArray[np.int32]
-    areas: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class OperatingPoints:
         fits = [0.0] * len(places)
         for threshold, regions in self._cuts(scores):
             for number, pixels in enumerate(places):
-                inside = np.bincount(regions.numbers.ravel()[pixels], minlength=regions.areas.size)
+                inside = np.bincount(regions.numbers.ravel()[pixels], minlength=len(regions) + 1)[1:]
                 found[number].append(
                     tuple(bool(2 * inside[regions.areas > area].sum() >= pixels.size) for area in self.min_areas)
                 )
@@ -92,26 +85,23 @@ class OperatingPoints:
         """
         counted, marked = [], []
         for _, regions in self._cuts(scores):
-            known = np.bincount(regions.numbers[excluded], minlength=regions.areas.size)
+            known = regions.overlap(excluded)
             large = [regions.areas > area for area in self.min_areas]
             counted.append(tuple(int((kept & (2 * known < regions.areas)).sum()) for kept in large))
             marked.append(tuple(int((regions.areas - known)[kept].sum()) for kept in large))
         return tuple(counted), tuple(marked)
 
-    def _fit(self, regions: _Regions, inside: npt.NDArray[np.intp], size: int) -> float:
+    def _fit(self, regions: Components, inside: npt.NDArray[np.intp], size: int) -> float:
         kept = regions.areas > self.min_area
         return float(np.max(inside[kept] / (regions.areas[kept] + size - inside[kept]), initial=0.0))
 
-    def _cuts(self, scores: Scores) -> Iterator[tuple[float, _Regions]]:
+    def _cuts(self, scores: Scores) -> Iterator[tuple[float, Components]]:
         """The regions at each threshold and the smallest minimal area."""
-        none = _Regions(np.zeros(self.shape, np.int32), np.zeros(1, np.int64))
+        none = Components(np.zeros(self.shape, np.bool_))
         highest = float(scores.max())
         for threshold in self.thresholds:
             if threshold >= highest:
                 yield threshold, none
                 continue
             mask = score_mask(scores, self.shape, threshold=threshold, min_area=self.min_areas[0])
-            _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-            areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
-            areas[0] = 0
-            yield threshold, _Regions(np.asarray(numbers, np.int32), areas)
+            yield threshold, Components(mask)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from desra_core.benchmarking.injection import KINDS
 from desra_core.detection.mask import valid
-from desra_core.imageio import Mask, Pixels
+from desra_core.images.codec import Mask, Pixels
 
 STRENGTHS = (0.25, 0.5, 1.0)
 SIZES = (64**2, 128**2, 256**2)

@@ -15,9 +15,8 @@ from desra_core.benchmarking.injection import contrast, inject, texture
 from desra_core.benchmarking.operating_points import Answer, Bits, Counts, OperatingPoints
 from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
 from desra_core.detection.detectors import Detector, Scores
-from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import MIN_AREA, score_mask
-from desra_core.imageio import Labels, Mask, Pixels
+from desra_core.images.codec import Labels, Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)
 # Of a detector's own threshold: from a quarter to four times of it, and on to where hardly anything is marked.
@@ -226,9 +225,7 @@ def _usable(method: Detector, gan_sr: Pixels, lr: Pixels | None, labels: Labels 
 
 
 def _score(method: Detector, mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None, labels: Labels | None) -> Scores:
-    # DeSRA can do without labels, and takes them where there are any.
-    wanted = isinstance(method, Desra) or "labels" in method.inputs
-    return method(mse_sr, gan_sr, lr if "lr" in method.inputs else None, labels if wanted else None)
+    return method(mse_sr, gan_sr, lr if "lr" in method.inputs else None, labels if "labels" in method.inputs else None)
 
 
 def _points(

@@ -14,12 +14,13 @@ from desra_core.benchmarking.competition import compete, given_folders, hash_fil
 from desra_core.benchmarking.data_sets import read_pairs
 from desra_core.benchmarking.entries import Contender
 from desra_core.benchmarking.places import SIZES, STRENGTHS
-from desra_core.benchmarking.settings import Benchmarking
 from desra_core.benchmarking.synthetic import GRID, MIN_AREAS, Trial
-from desra_core.corpus import ImageRef
+from desra_core.benchmarking.synthetic_stage import Injecting, SyntheticSettings, read_trial, synthetic_stage
 from desra_core.errors import ImageError, UsageError
-from desra_core.stages.synthetic import Injecting, SyntheticSettings, read_trial, synthetic_stage
-from desra_core.workspace import Workspace, fingerprint
+from desra_core.files.hashing import fingerprint
+from desra_core.settings.benchmark import Benchmarking
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef
 
 # Raise it when a bit of a trial changes.
 TRIAL_VERSION = 2

@@ -10,6 +10,7 @@ from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
 from desra_core.benchmarking.synthetic import FAINT
 from desra_core.benchmarking.synthetic_summary import RATIOS, MethodSummary, Point, Rate, Summary, summarise
 from desra_core.evaluation.table import as_markdown as table
+from desra_core.evaluation.table import fixed, in_percent
 
 __all__ = ["Summary", "as_markdown", "curves", "statements", "summarise", "to_rows"]
 
@@ -69,9 +70,9 @@ def statements(method: MethodSummary) -> list[str]:
     weak, strong = (method.recall(strength=strength) for strength in (strengths[0], strengths[-1]))
     small, large = (method.recall(size=size) for size in (sizes[0], sizes[-1]))
     lines += [
-        f"Strength: of the faintest ({FULL_CONTRAST * strengths[0]:g} grey levels RMS; {_percent(strengths[0])} of the "
-        f"texture where it is flattened) {_found(weak)}; of the strongest ({FULL_CONTRAST * strengths[-1]:g}; "
-        f"{_percent(strengths[-1])}) {_found(strong)}.",
+        f"Strength: of the faintest ({FULL_CONTRAST * strengths[0]:g} grey levels RMS; {100 * strengths[0]:.3g} % of "
+        f"the texture where it is flattened) {_found(weak)}; of the strongest ({FULL_CONTRAST * strengths[-1]:g}; "
+        f"{100 * strengths[-1]:.3g} %) {_found(strong)}.",
         f"Size: of the smallest (some {sizes[0]:,} px; regions of at most {method.default.min_area:,} px are dropped) "
         f"{_found(small)}; of the largest (some {sizes[-1]:,} px) {_found(large)}.",
         f"Texture: of what adds less contrast than the texture of the MSE result has {_found(method.ratios[0])}; of "
@@ -156,11 +157,11 @@ def _method_row(method: MethodSummary) -> dict[str, str]:
         "method": method.method,
         "threshold": f"{point.threshold:.4g}",
         "recall": _share(point.rate),
-        "IoU of finds": _number(method.iou),
+        "IoU of finds": fixed(method.iou, 2),
         "marked before": str(method.already),
-        "false regions per MP": _number(regions),
-        "clean pixels marked": _percent(point.pixel_share),
-        "s per MP": _number(method.seconds_per_megapixel),
+        "false regions per MP": fixed(regions, 2),
+        "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
+        "s per MP": fixed(method.seconds_per_megapixel, 2),
     }
 
 
@@ -197,7 +198,11 @@ def _budget_row(method: MethodSummary) -> dict[str, str]:
     row = {"method": method.method}
     for budget in BUDGETS:
         point = method.best(budget)
-        told = "–" if point is None else f"{_percent(point.rate.share)} ({point.threshold:.3g}, {point.min_area})"
+        told = (
+            "–"
+            if point is None
+            else f"{in_percent(point.rate.share, form='.3g')} ({point.threshold:.3g}, {point.min_area})"
+        )
         row[f"{100 * budget:g} %"] = told
     return row
 
@@ -226,15 +231,5 @@ def _found(rate: Rate) -> str:
 
 
 def _share(rate: Rate) -> str:
-    low, high = rate.interval
-    return (
-        "–" if rate.share is None else f"{100 * rate.share:.0f} % ({100 * low:.0f}–{100 * high:.0f}) of {rate.trials}"
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.3g} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    told = in_percent(rate.share, rate.interval, form=".0f")
+    return told if rate.share is None else f"{told} of {rate.trials}"

@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core import __version__
-from desra_core.atomic import replace_file
 from desra_core.calibration.counting import Counting
 from desra_core.calibration.histogram import ClassHistogram, false_alarm_rate, false_alarm_threshold
 from desra_core.calibration.weight_table import ClassWeight, derive_weights, to_csv, to_toml, weight_values
-from desra_core.content import content_key
+from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD
-from desra_core.detection.semantics import load_weights
 from desra_core.errors import UsageError
-from desra_core.model_settings import Calibrating
-from desra_core.settings import CorpusSettings, Detection, Mining
-from desra_core.target import check_kind, load_settings
+from desra_core.files.atomic import replace_file
+from desra_core.files.hashing import content_key
+from desra_core.planning.keys import check_kind, load_settings
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
+from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -79,8 +79,9 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     corpus = kind(**(recorded | given | {"workspace": workspace.root, "keep": keep}))
     if corpus.segmenter == "none":
         raise UsageError("--labels", "are needed, because each class has its own weight", "add --labels or --segmenter")
-    if isinstance(corpus, Detection) and corpus.method != "desra":
-        reason = f"is of desra detect --method {corpus.method}, which weighs no classes"
+    detector = detector_of(corpus)
+    if not detector.weighs_classes:
+        reason = f"is of desra detect --method {detector.name}, which weighs no classes"
         raise UsageError(workspace.root, reason, "name another workspace")
     return corpus
 
@@ -135,7 +136,7 @@ def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
         alarms = [suggestion._asdict() for suggestion in calibrated.suggestions]
         suggested = calibrated.suggested._asdict()
         data = to_toml(calibrated.rows, {"origin": calibrated.origin, "suggestion": suggested, "false_alarms": alarms})
-    replace_file(path, lambda file: file.write(data))
+    replace_file(path, data)
 
 
 def _origin(

@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 
 from desra_core.calibration.exclusion import Exclusion, Masks
 from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
-from desra_core.corpus import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.calibration.stage import HistogramSettings, Uncounted
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
-from desra_core.inventory import flags_of
-from desra_core.outcomes import gather_shard, read_outcomes, read_shard, without_arrays
+from desra_core.files.hashing import fingerprint
+from desra_core.planning.keys import Target, target_of
 from desra_core.settings import CorpusSettings
-from desra_core.stages.histogram import HistogramSettings, Uncounted
-from desra_core.target import Target, target_of
-from desra_core.workspace import Workspace, fingerprint, read_table
+from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.inventory import flags_of
+from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.workspace.records import gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -107,12 +108,12 @@ class Counting:
 
     def suspect(self) -> tuple[int, int]:
         """How many images have artifacts by the detector's word but no mask to exclude them, and how many pixels."""
-        outcomes = read_outcomes(self.workspace, _MARKED)
-        marked = pc.and_(pc.equal(outcomes["mask_key"], self.target.mask_key), outcomes["failed_stage"].is_null())
-        marked = pc.and_(marked, pc.greater(outcomes["artifact_pixels"], 0))
+        records = read_records(self.workspace, _MARKED)
+        marked = pc.and_(pc.equal(records["mask_key"], self.target.mask_key), records["failed_stage"].is_null())
+        marked = pc.and_(marked, pc.greater(records["artifact_pixels"], 0))
         masked = {image.id for image in image_refs(self._rows) if self._masks.of_image(image)}
         wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
-        found = outcomes.filter(pc.and_kleene(marked, pc.is_in(outcomes["id"], wanted)))
+        found = records.filter(pc.and_kleene(marked, pc.is_in(records["id"], wanted)))
         return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
 
     def shard(self, number: int) -> ShardCount:
@@ -137,19 +138,19 @@ class Counting:
 
     def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, Uncounted]]:
         """The images of a shard that are not counted, by token, each with what `histogram_stage` needs of it."""
-        outcomes = read_shard(self.workspace, shard.number)
+        records = read_shard(self.workspace, shard.number)
         work = {}
         for token in shard.missing():
             image, masks = shard.wanted[token]
             # Without its regions and times, which may be large.
-            record = replace(outcomes[image.id], regions=[], seconds={})
+            record = replace(records[image.id], regions=[], seconds={})
             work[token] = (image, Uncounted(record, masks, shard.entry(token)))
         return work
 
     def most_pixels(self) -> int:
         """The pixels of the largest image that can be counted."""
-        outcomes = read_outcomes(self.workspace, ["id", "height", "width"])
-        sizes = outcomes.filter(pc.is_in(outcomes["id"], self._rows["id"].combine_chunks()))
+        records = read_records(self.workspace, ["id", "height", "width"])
+        sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
 
     def stage_settings(self, max_pixels: int) -> HistogramSettings:
@@ -168,10 +169,10 @@ class Counting:
         """
         lost = [shard.wanted[token][0].id for token, error in failures if isinstance(error, LostError)]
         if lost:
-            outcomes = read_shard(self.workspace, shard.number)
-            gather_shard(self.workspace, shard.number, [without_arrays(outcomes[key]) for key in lost])
+            records = read_shard(self.workspace, shard.number)
+            gather_shard(self.workspace, shard.number, [without_arrays(records[key]) for key in lost])
         tokens = shard.journaled()
-        told = {token: [e.subject, e.reason, e.remedy] for token, e in failures if not isinstance(e, TransientError)}
+        told = {token: list(e.failure) for token, e in failures if not isinstance(e, TransientError)}
         if not tokens and not told:
             return
         tables = [_read_entry(shard.entry(token)) for token in tokens]
@@ -218,7 +219,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     Raises
     ------
     UsageError
-        As `desra_core.target.target_of`; there is no manifest.
+        As `desra_core.planning.keys.target_of`; there is no manifest.
     TransientError
         A mask cannot be read.
     """
@@ -235,9 +236,9 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
 
 def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array:
     """Which rows of a manifest have their map and their labels."""
-    outcomes = read_outcomes(workspace, _COLUMNS)
-    index = pc.index_in(rows["id"].combine_chunks(), outcomes["id"].combine_chunks())
-    record = {name: outcomes[name].combine_chunks().take(index) for name in _COLUMNS}
+    records = read_records(workspace, _COLUMNS)
+    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
+    record = {name: records[name].combine_chunks().take(index) for name in _COLUMNS}
     mapped = pc.and_(pc.equal(record["similarity_key"], target.similarity_key), record["similarity_kept"])
     labelled = rows["labels_hash"].combine_chunks().is_valid()
     if not target.reads_labels:

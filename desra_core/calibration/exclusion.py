@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.corpus import File, ImageRef
 from desra_core.errors import UsageError
-from desra_core.human_masks import read_human_masks
-from desra_core.imageio import digest, read_bytes
-from desra_core.scanning import image_files, normalized
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.scanning import image_files, normalized
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import read_human_masks
+from desra_core.workspace.manifest import File, ImageRef
 
 
 class Exclusion:
@@ -81,7 +81,7 @@ def _file(path: Path) -> File:
 def _files(folder: Path) -> dict[str, Path]:
     table, problems, _ = image_files(folder)
     for problem in problems[:1]:
-        raise UsageError(problem.subject, problem.reason, problem.remedy)
+        raise UsageError(*problem.failure)
     found: dict[str, Path] = {}
     for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
         if name in found:

@@ -12,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from desra_core.detection.class_weights import CLASS_COUNT, INTERVAL_BINS
 from desra_core.detection.mask import Similarity
-from desra_core.detection.semantics import CLASS_COUNT, INTERVAL_BINS
-from desra_core.imageio import Labels, Mask
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Labels, Mask
+from desra_core.images.tiling import row_strips
+from desra_core.settings.models import PERCENTILE, RATE
 
 # Each of the 20 bins of the published rule is 500 of these.
 BINS = 10_000
-PERCENTILE = 85.0
-RATE = 0.001
 
 HISTOGRAM = pa.schema([("class", pa.int16()), ("bin", pa.int16()), ("count", pa.int64())])
 

@@ -11,16 +11,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.calibration.histogram import PERCENTILE, ClassHistogram, published_intervals, quantile_weights
-from desra_core.detection.semantics import WEIGHTS_VERSION, class_names, interval_weights, published_table
+from desra_core.calibration.histogram import ClassHistogram, published_intervals, quantile_weights
+from desra_core.detection.class_weights import WEIGHTS_VERSION, class_names, interval_weights, published_table
 from desra_core.errors import printable
-
-# Of a class, for its own weight.
-MIN_PIXELS = 100_000
-MIN_IMAGES = 3
-
-Rule = Literal["published", "quantile"]
-Fallback = Literal["published", "one", "pooled"]
+from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, Fallback, Rule
 
 
 class ClassWeight(NamedTuple):
@@ -132,7 +126,7 @@ def largest_differences(rows: Iterable[ClassWeight], count: int) -> list[ClassWe
 
 
 def weight_values(rows: Iterable[ClassWeight]) -> npt.NDArray[np.float64]:
-    """``(150,)``, as `desra_core.detection.semantics.load_weights` reads them from the file."""
+    """``(150,)``, as `desra_core.detection.class_weights.load_weights` reads them from the file."""
     return np.array([row.weight for row in rows])
 
 

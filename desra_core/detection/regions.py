@@ -1,22 +1,26 @@
-"""What is in a mask: its connected components, measured."""
+"""Connected components of a mask, and the regions that the records hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import THRESHOLD, Similarity, adjusted_similarity, valid
-from desra_core.detection.semantics import CLASS_COUNT
-from desra_core.imageio import Labels, Mask
-from desra_core.tiling import row_strips
+from desra_core.detection.class_weights import CLASS_COUNT, weighted_scores
+from desra_core.detection.mask import THRESHOLD, Similarity, valid
+from desra_core.images.codec import Labels, Mask
+from desra_core.images.tiling import row_strips
+
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Severity = Callable[[Counts, npt.NDArray[np.float64], float], npt.NDArray[np.float64]]
 
 
 class Region(NamedTuple):
-    """One 8-connected component of a mask. Coordinates and areas are pixels of the image."""
+    """One component of an artifact mask, as it is recorded. Coordinates and areas are pixels of the image."""
 
     x: int
     y: int
@@ -28,13 +32,95 @@ class Region(NamedTuple):
     severity: float
 
 
-Severity = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64], float], npt.NDArray[np.float64]]
+class Components:
+    """The 8-connected components of an ``(H, W)`` bool mask, in the order of their first pixels, row by row.
+
+    Methods look at one strip of rows at a time: beside the numbers, the memory they take is bounded.
+
+    Attributes
+    ----------
+    numbers
+        ``(H, W)`` int32: 1 to N, and 0 where nothing is marked.
+    boxes
+        ``(N, 4)``: x, y, width and height, in pixels of the mask.
+    areas
+        ``(N,)``, in pixels.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        self.numbers = np.asarray(numbers, np.int32)
+        # OpenCV's own order depends on how it scans, and may depend on its threads. Upwards and backwards, because of
+        # several assignments the last one counts: the first pixel's.
+        first = np.zeros(count, np.int64)
+        for rows in reversed(list(row_strips(mask.shape))):
+            where = np.flatnonzero(mask[rows])[::-1]
+            first[self.numbers[rows].ravel()[where]] = where + rows.start * mask.shape[1]
+        order = 1 + np.argsort(first[1:])
+        self.boxes: Counts = stats[order, : cv2.CC_STAT_AREA].astype(np.int64)
+        self.areas: Counts = stats[order, cv2.CC_STAT_AREA].astype(np.int64)
+        rank = np.zeros(count, np.int32)
+        rank[order] = np.arange(1, count)
+        for rows in row_strips(mask.shape):
+            self.numbers[rows] = rank[self.numbers[rows]]
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def strips(self) -> Iterator[tuple[slice, Mask, npt.NDArray[np.int32]]]:
+        """Go through the mask: rows, which of their pixels are marked, and the components of these, from 0."""
+        for rows in row_strips(self.numbers.shape):
+            inside = self.numbers[rows] > 0
+            yield rows, inside, self.numbers[rows][inside] - 1
+
+    def overlap(self, other: Mask) -> Counts:
+        """Count the pixels of each that lie in another mask: ``(N,)``.
+
+        Raises
+        ------
+        ValueError
+            The masks differ in size.
+        """
+        if self.numbers.shape != other.shape:
+            raise ValueError(f"masks of the shapes {self.numbers.shape} and {other.shape} cannot be compared")
+        found = np.zeros(len(self) + 1, np.int64)
+        for rows in row_strips(other.shape):
+            found += np.bincount(self.numbers[rows][other[rows]], minlength=found.size)
+        return found[1:]
+
+    def covered(self, other: Mask) -> Flags:
+        """See which have at least half of their pixels in another mask: ``(N,)``; raises as `overlap`."""
+        return np.asarray(2 * self.overlap(other) >= self.areas)
+
+    def chosen(self, flags: Flags) -> Mask:
+        """Mark those components whose flag of ``(N,)`` is set: ``(H, W)`` bool."""
+        return np.asarray(np.concatenate([[False], flags])[self.numbers])
+
+    def crop(self, index: int) -> Mask:
+        """Cut a component out of the mask by its box, alone."""
+        x, y, width, height = self.boxes[index]
+        return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
+
+    def dominant_classes(self, labels: Labels | None) -> list[int | None]:
+        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie."""
+        if labels is None:
+            return [None] * len(self)
+        pixels: dict[int, int] = {}
+        for rows, inside, numbers in self.strips():
+            keys, counts = np.unique(numbers.astype(np.int64) * CLASS_COUNT + labels[rows][inside], return_counts=True)
+            for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+                pixels[key] = pixels.get(key, 0) + count
+        best = [(0, 0)] * len(self)
+        for key, count in pixels.items():
+            number, label = divmod(key, CLASS_COUNT)
+            best[number] = max(best[number], (count, -label))
+        return [-label for _, label in best]
 
 
 def missing_similarity(
-    area: npt.NDArray[np.int64], mean_adjusted: npt.NDArray[np.float64], threshold: float
+    area: Counts, mean_adjusted: npt.NDArray[np.float64], threshold: float
 ) -> npt.NDArray[np.float64]:
-    """Severity of regions: ``area * mean(threshold - adjusted similarity)``. Any function of this form replaces it."""
+    """Rank regions: ``area * (threshold - mean adjusted similarity)``. Any function of this form replaces it."""
     return area * (threshold - mean_adjusted)
 
 
@@ -47,14 +133,15 @@ def find_regions(
     weights: npt.NDArray[np.float64] | None = None,
     severity: Severity = missing_similarity,
 ) -> list[Region]:
-    """Measure the regions of a mask, from top to bottom.
+    """Measure the regions of a mask as records hold them: from top to bottom, and by similarity.
 
     Parameters
     ----------
     mask
         ``(H, W)`` bool.
     similarity
-        ``(H - 2 f, W - 2 f)`` float32; the frame of width f is empty in the mask.
+        ``(H - 2 f, W - 2 f)`` float32, the paper's D, or minus the scores of another detector. The frame of width f is
+        empty in the mask.
     threshold, labels, weights
         As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant class.
     severity
@@ -70,73 +157,18 @@ def find_regions(
     if frame < 0 or mask.shape != shape or (labels is not None and labels.shape != shape):
         sizes = f"mask {mask.shape}, labels {None if labels is None else labels.shape}"
         raise ValueError(f"{sizes} and similarity {similarity.shape} do not belong to one image")
-    similarity = np.asarray(similarity)
-    marked = valid(mask, frame)
-    count, components, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8), connectivity=8)
-    sums = _Sums(count)
-    for rows in row_strips(marked.shape):
-        inside = marked[rows]
-        classes = None if labels is None else valid(labels, frame)[rows][inside]
-        sums.add(components[rows][inside], similarity[rows][inside], classes, weights)
-    area = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
-    mean_similarity = sums.similarity[1:] / area
-    severities = severity(area, sums.adjusted[1:] / area, threshold)
-    dominant = sums.dominant_classes()
-    return [
-        Region(
-            x=int(stats[index, cv2.CC_STAT_LEFT]) + frame,
-            y=int(stats[index, cv2.CC_STAT_TOP]) + frame,
-            width=int(stats[index, cv2.CC_STAT_WIDTH]),
-            height=int(stats[index, cv2.CC_STAT_HEIGHT]),
-            area=int(area[index - 1]),
-            dominant_class=dominant.get(index),
-            mean_similarity=float(mean_similarity[index - 1]),
-            severity=float(severities[index - 1]),
-        )
-        for index in sums.order
-    ]
-
-
-class _Sums:
-    """Sums over the pixels of each component, gathered strip by strip from top to bottom.
-
-    ``order`` lists the components by their first pixel in reading order: OpenCV's own numbering may depend on its
-    threads.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.similarity = np.zeros(count)
-        self.adjusted = np.zeros(count)
-        self.order: list[int] = []
-        self._seen = np.zeros(count, np.bool_)
-        self._pixels: dict[tuple[int, int], int] = {}
-
-    def add(
-        self,
-        component: npt.NDArray[Any],
-        similarity: Similarity,
-        classes: Labels | None,
-        weights: npt.NDArray[np.float64] | None,
-    ) -> None:
-        """Take in pixels: the component, similarity and class of each."""
-        count = self._seen.size
-        adjusted = adjusted_similarity(similarity, classes, weights)
-        self.similarity += np.bincount(component, weights=similarity, minlength=count)
-        self.adjusted += np.bincount(component, weights=adjusted, minlength=count)
-        fresh = component[~self._seen[component]]
-        found, first = np.unique(fresh, return_index=True)
-        self.order += fresh[np.sort(first)].tolist()
-        self._seen[found] = True
-        if classes is None:
-            return
-        pairs, pixels = np.unique(component.astype(np.int64) * CLASS_COUNT + classes, return_counts=True)
-        for pair, size in zip(pairs.tolist(), pixels.tolist(), strict=True):
-            key = divmod(pair, CLASS_COUNT)
-            self._pixels[key] = self._pixels.get(key, 0) + size
-
-    def dominant_classes(self) -> dict[int, int]:
-        """The most frequent class of each component; the lower index wins a tie."""
-        best: dict[int, tuple[int, int]] = {}
-        for (component, label), size in self._pixels.items():
-            best[component] = max(best.get(component, (0, 0)), (size, -label))
-        return {component: -label for component, (_, label) in best.items()}
+    values, found = np.asarray(similarity), Components(valid(mask, frame))
+    classes = None if labels is None else valid(labels, frame)
+    raw, adjusted = np.zeros(len(found)), np.zeros(len(found))
+    for rows, inside, numbers in found.strips():
+        taken, of_class = values[rows][inside], None if classes is None else classes[rows][inside]
+        raw += np.bincount(numbers, taken, len(found))
+        adjusted += np.bincount(numbers, -weighted_scores(-taken, of_class, weights), len(found))
+    columns: tuple[list[Any], ...] = (
+        np.add(found.boxes, (frame, frame, 0, 0)).tolist(),
+        found.areas.tolist(),
+        found.dominant_classes(classes),
+        (raw / found.areas).tolist(),
+        severity(found.areas, adjusted / found.areas, threshold).tolist(),
+    )
+    return [Region(*box, *rest) for box, *rest in zip(*columns, strict=True)]

@@ -1,1 +1,1 @@
-"""What finetuning changed on held-out images: artifacts gone and added, fidelity elsewhere, and whether that passes."""
+"""Metrics: masks against masks by people, removal and addition of artifacts, fidelity of results."""

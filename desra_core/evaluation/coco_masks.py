@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from desra_core.errors import UsageError
-from desra_core.imageio import Mask
+from desra_core.images.codec import Mask
 
 CATEGORY = "artifact"
 

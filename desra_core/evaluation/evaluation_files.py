@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from desra_core.atomic import replace_file
-from desra_core.detection.semantics import class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.evaluation import bootstrap
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_regions import MaskRegion
 from desra_core.evaluation.mask_scores import MaskScores
 from desra_core.evaluation.metrics import Agreement
+from desra_core.files.atomic import replace_file
 
 Row = dict[str, Any]
 
@@ -81,7 +81,7 @@ def rated_regions(evaluation: Evaluation) -> int:
 def write_json(evaluation: Evaluation, path: Path) -> None:
     """Write `as_document` (raises `TransientError`)."""
     text = json.dumps(as_document(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    replace_file(path, lambda file: file.write(f"{text}\n".encode()))
+    replace_file(path, f"{text}\n".encode())
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:

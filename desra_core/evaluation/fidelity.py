@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.imageio import Mask, Pixels
-from desra_core.tiling import row_strips
+from desra_core.images.codec import Mask, Pixels
+from desra_core.images.tiling import row_strips
 
 # SSIM with the Gaussian of Wang et al. (2004) looks so far around a pixel.
 _SSIM_HALO = 5

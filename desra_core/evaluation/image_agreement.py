@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
-from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.detection.regions import Components
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, is_lossy, on_valid_region, shape_of_image
 from desra_core.evaluation.mask_pairs import MaskPair
-from desra_core.evaluation.mask_regions import Components, MaskRegion
+from desra_core.evaluation.mask_regions import MaskRegion, mask_regions
 from desra_core.evaluation.metrics import Agreement
-from desra_core.imageio import Labels, Mask, decode_labels, image_size, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Labels, Mask, decode_labels, image_size
 
 # What masks have that are as large as their ground truth, where nothing else tells: the size of the image or that of
 # its valid region.
@@ -93,8 +95,8 @@ def compare_pair(
     truth = on_valid_region(whole_truth, shape, pair.ground_truth)
     classes = None if labels is None else valid(labels, FRAME)
     detected, marked = Components(mask), Components(truth)
-    found = list(marked.regions(mask, classes, FRAME))
-    right = list(detected.regions(truth, classes, FRAME))
+    found = mask_regions(marked, mask, classes, FRAME)
+    right = mask_regions(detected, truth, classes, FRAME)
     prominent = None
     if noticed is not None:
         flags = np.array([noticed.get(number, -1) >= least_noticed for number in range(1, len(marked) + 1)], np.bool_)
@@ -130,10 +132,10 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: np.ndarray[An
     asked = marked.chosen(prominent)
     ignored = ground_truth & ~asked
     counted = mask & ~ignored
-    inside, elsewhere = detected.inside(asked), detected.inside(ignored)
-    right = (inside > 0) & (2 * inside >= detected.area - elsewhere)
-    left_out = ~right & (2 * (inside + elsewhere) >= detected.area)
-    found = prominent & (2 * marked.inside(mask) >= marked.area)
+    inside, elsewhere = detected.overlap(asked), detected.overlap(ignored)
+    right = (inside > 0) & (2 * inside >= detected.areas - elsewhere)
+    left_out = ~right & (2 * (inside + elsewhere) >= detected.areas)
+    found = prominent & marked.covered(mask)
     return Agreement(
         intersection=int((counted & asked).sum()),
         union=int((counted | asked).sum()),
@@ -203,7 +205,7 @@ def _read_labels(path: Path) -> Labels:
 
 
 def _read_stored_labels(path: Path) -> Labels:
-    from desra_core.arrays import StoredArray
+    from desra_core.workspace.arrays import StoredArray
 
     damaged = ImageError(path, "is damaged", "run desra detect or mine again, or give --labels")
     try:

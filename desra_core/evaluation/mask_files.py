@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError
-from desra_core.imageio import Mask, Pixels, decode, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, Pixels, decode
 
 # Width of the border in which nothing is detected, in pixels.
 FRAME = 5

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import image_refs, read_manifest
 from desra_core.errors import ImageError, UsageError
-from desra_core.human_masks import read_human_masks
-from desra_core.matching import spelled_like, without_ambiguity
-from desra_core.scanning import image_files, no_images, root_of
-from desra_core.target import settings_document
+from desra_core.images.scanning import image_files, no_images, root_of
+from desra_core.planning.keys import settings_document
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import read_human_masks
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.matching import spelled_like, without_ambiguity
 
 _MASK, _GROUND_TRUTH = "mask", "ground-truth"
 
@@ -60,7 +60,7 @@ class Pairing(NamedTuple):
     not_looked_at
         Masks of a workspace for which nobody has given a ground truth.
     outdated
-        Masks by people that do not count, see `desra_core.human_masks`.
+        Masks by people that do not count, see `desra_core.workspace.human_masks`.
     by_people
         Of a workspace, the pairs whose ground truth is a mask by a person in it.
     """

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from desra_core.imageio import Mask
+from desra_core.detection.regions import Components
+from desra_core.images.codec import Mask
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,7 @@ def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
     ValueError
         The shapes differ.
     """
-    if mask.shape != ground_truth.shape:
-        raise ValueError(f"masks of the shapes {mask.shape} and {ground_truth.shape} cannot be compared")
-    detected, marked = covered(mask, ground_truth), covered(ground_truth, mask)
+    detected, marked = Components(mask).covered(ground_truth), Components(ground_truth).covered(mask)
     return Agreement(
         intersection=int((mask & ground_truth).sum()),
         union=int((mask | ground_truth).sum()),
@@ -106,14 +101,6 @@ def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
         mask_pixels=int(mask.sum()),
         ground_truth_pixels=int(ground_truth.sum()),
     )
-
-
-def covered(mask: Mask, other: Mask) -> npt.NDArray[np.bool_]:
-    """Tell for each region of a mask, in OpenCV's order, whether at least half of its pixels lie in another mask."""
-    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    inside = np.bincount(components[mask & other], minlength=count)
-    area = np.bincount(components[mask], minlength=count)
-    return np.asarray(2 * inside[1:] >= area[1:])
 
 
 def pooled(agreements: Iterable[Agreement]) -> Agreement:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from desra_core import compat
+from desra_core import third_party
 from desra_core.errors import UsageError
-from desra_core.imageio import Pixels
-from desra_core.tiling import Tile, windows
+from desra_core.images.codec import Pixels
+from desra_core.images.tiling import Tile, windows
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,8 @@ def load_lpips(path: Path) -> nn.Module:
     UsageError
         The file cannot be used.
     """
-    compat.mend_torchvision()
-    from desra_core.sr.weights import read_weights
+    third_party.mend_torchvision()
+    from desra_core.networks.weights import read_weights
 
     try:
         weights = read_weights(path)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import math
 
-import cv2
-import numpy as np
-
-from desra_core.imageio import Mask
-from desra_core.tiling import row_strips
+from desra_core.detection.regions import Components
+from desra_core.images.codec import Mask
 
 # The other mask is taken at the minimal area divided by this.
 LOOSENESS = 4
@@ -23,7 +20,7 @@ _Z = 1.959963984540054
 
 
 def uncovered(mask: Mask, other: Mask) -> list[bool]:
-    """Tell for each region of a mask whether less than half of its pixels lie in another mask.
+    """Find the regions of a mask that have less than half of their pixels in another mask.
 
     With the mask before and the loose mask after finetuning, these regions are gone; with the mask after and the
     loose mask before, they were added.
@@ -46,23 +43,12 @@ def uncovered(mask: Mask, other: Mask) -> list[bool]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> mask = np.array([[True, True, False, True, True]])
     >>> uncovered(mask, np.array([[True, False, True, False, False]]))
     [False, True]
     """
-    if mask.shape != other.shape:
-        raise ValueError(f"masks of the shapes {mask.shape} and {other.shape} cannot be compared")
-    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    area, covered = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    order: dict[int, None] = {}
-    for rows in row_strips(mask.shape):
-        inside = components[rows][mask[rows]]
-        area += np.bincount(inside, minlength=count)
-        covered += np.bincount(inside[other[rows][mask[rows]]], minlength=count)
-        # By the first pixel in reading order: OpenCV's own numbering may depend on its threads.
-        found, first = np.unique(inside, return_index=True)
-        order |= dict.fromkeys(found[np.argsort(first)].tolist())
-    return [bool(2 * covered[index] < area[index]) for index in order]
+    return [not covered for covered in Components(mask).covered(other).tolist()]
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

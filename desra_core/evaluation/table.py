@@ -1,22 +1,8 @@
-"""Scores as a table that a person reads: on the command line, in the Prefect UI and in the report."""
+"""Numbers and tables for people: on the command line, in the Prefect UI and in the report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from desra_core.evaluation.gate import Interval, Score, Verdict
-
-COLUMNS = ("candidate", "regions gone", "removal", "images with added", "artifact area", "PSNR", "SSIM", "GMS", "LPIPS",
-           "detail lost")  # fmt: skip
-
-
-def score_rows(verdict: Verdict) -> list[dict[str, str]]:
-    """The scores of all candidates and of the control, by `COLUMNS`; LPIPS only where it was measured."""
-    rows = [_row(score) for score in (*verdict.scores, verdict.control)]
-    if all(row["LPIPS"] == "" for row in rows):
-        for row in rows:
-            del row["LPIPS"]
-    return rows
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
@@ -34,37 +20,19 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _row(score: Score) -> dict[str, str]:
-    after = score.area_after / score.area_before if score.area_before else None
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                score.candidate,
-                f"{score.gone} of {score.regions}",
-                _share(score.removal, score.removal_interval),
-                f"{score.images_added} of {score.images}, {_share(score.addition, score.addition_interval)}",
-                _percent(after),
-                "same" if score.psnr is None else f"{score.psnr:.1f} dB",
-                _number(score.ssim),
-                _number(score.gradient_similarity),
-                _number(score.lpips),
-                _percent(score.detail_loss),
-            ),
-            strict=True,
-        )
-    )
+def fixed(value: float | None, digits: int = 3) -> str:
+    """Format a number with ``digits`` decimals; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _share(value: float | None, interval: Interval) -> str:
-    if value is None:
+def in_percent(share: float | None, interval: tuple[float, float] | None = None, *, form: str = ".1f") -> str:
+    """Format a share as ``98.5 %``, or with its interval as ``98.5 % (97–99)``; a dash where it is undefined."""
+    if share is None:
         return "–"
-    return f"{100 * value:.1f} % ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
+    bounds = f" ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval else ""
+    return f"{100 * share:{form}} %{bounds}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Format a count as ``1 image`` or ``12,345 images``; ``things`` is a plural that takes more than an s."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

@@ -1,1 +1,1 @@
-"""What takes how much of a workspace, and what no run needs any more."""
+"""Sizes of what a workspace holds, and deleting what no run needs any more."""

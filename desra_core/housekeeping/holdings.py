@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from desra_core.housekeeping.sizes import FOLDERS, entries, size_of, size_of_file
-from desra_core.inventory import is_text
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.inventory import is_text
 
 ARRAYS = ("similarity", "labels", "mse_sr", "gan_sr")
 # Kinds of holdings beside those that are named after their folder.

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.corpus import read_manifest
 from desra_core.errors import UsageError
 from desra_core.housekeeping.holdings import (
     EMPTY,
@@ -28,12 +27,13 @@ from desra_core.housekeeping.holdings import (
 from desra_core.housekeeping.sizes import entries, size_of, size_of_file
 from desra_core.housekeeping.stale_records import record_leftovers, stale_records
 from desra_core.housekeeping.superseded import UNFINISHED, stranger, superseded
-from desra_core.inventory import OnDisk, flags_of
-from desra_core.outcomes import SCHEMA, read_outcomes
-from desra_core.plan import assess
+from desra_core.planning.keys import Target, load_settings
+from desra_core.planning.plan import assess
 from desra_core.settings import CorpusSettings
-from desra_core.target import Target, load_settings
 from desra_core.workspace import Workspace
+from desra_core.workspace.inventory import OnDisk, flags_of
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.records import SCHEMA, read_records
 
 _VANISHED, _REPLACED = "of images that have vanished", "of images that the manifest does not have"
 _FAILED, _EMPTY = "of images that failed for good", "empty folders"
@@ -146,11 +146,11 @@ def _fates(workspace: Workspace, settings: CorpusSettings, target: Target, manif
     """
     rows = manifest.filter(manifest["present"])
     rows = rows.slice(0, rows.num_rows if settings.limit is None else settings.limit)
-    outcomes = read_outcomes(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
+    records = read_records(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
     on_disk = OnDisk.of(workspace)
-    work = assess(rows, outcomes, target, on_disk)
+    work = assess(rows, records, target, on_disk)
     ids = rows["id"].combine_chunks()
-    pixels = outcomes["artifact_pixels"].combine_chunks().take(pc.index_in(ids, outcomes["id"].combine_chunks()))
+    pixels = records["artifact_pixels"].combine_chunks().take(pc.index_in(ids, records["id"].combine_chunks()))
     marked = flags_of(pc.greater(pixels, 0)) | (target.keep == "all")
     if target.super_resolves:
         marked |= on_disk.marked_by_people(ids, target.gan_sr_key)

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.housekeeping.holdings import Leftover
-from desra_core.outcomes import SCHEMA, finished_shards
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.records import SCHEMA, finished_shards
 
 # A record that goes: the image's id, and the shard whose table it is in.
 STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
@@ -25,7 +25,7 @@ def stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:
     """
     tables = [STALE.empty_table()]
     for shard in finished_shards(workspace):
-        ids = read_table(workspace.shard_outcomes(shard), SCHEMA, ["id"])["id"]
+        ids = read_table(workspace.shard_records(shard), SCHEMA, ["id"])["id"]
         tables.append(pa.table([ids, pa.array([shard] * len(ids), pa.int32())], schema=STALE))
     records = pa.concat_tables(tables).combine_chunks()
     ids = records["id"].combine_chunks()
@@ -41,7 +41,7 @@ def shrunk(table: pa.Table, stale: pa.Array, unmapped: pa.Array, unlabelled: pa.
     Parameters
     ----------
     table
-        Records, schema `desra_core.outcomes.SCHEMA`.
+        Records, schema `desra_core.workspace.records.SCHEMA`.
     stale, unmapped, unlabelled
         Ids of images.
     """
@@ -57,7 +57,7 @@ def rewritten(
 ) -> Iterator[tuple[int, pa.Table]]:
     """The shards whose tables are to change, each with its table then."""
     for shard in finished_shards(workspace):
-        path = workspace.shard_outcomes(shard)
+        path = workspace.shard_records(shard)
         gone = stale.filter(pc.equal(stale["shard"], shard))["id"].combine_chunks()
         ids = read_table(path, SCHEMA, ["id"])["id"]
         if any(pc.any(pc.is_in(ids, some)).as_py() for some in (gone, unmapped, unlabelled)):
@@ -71,7 +71,7 @@ def record_leftovers(
     affected = set(stale["shard"].to_pylist())
     for shard, table in rewritten(workspace, stale, unmapped, unlabelled):
         if shard in affected:
-            path = workspace.shard_outcomes(shard)
+            path = workspace.shard_records(shard)
             sink = io.BytesIO()
             pq.write_table(table, sink)
             freed = path.stat().st_size - (sink.tell() if table.num_rows else 0)

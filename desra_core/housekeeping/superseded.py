@@ -12,19 +12,19 @@ Of the gate, that stays which the latest comparison and those of these finetunes
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from desra_core.atomic import is_unfinished
-from desra_core.content import content_key
 from desra_core.errors import UsageError
+from desra_core.files.atomic import is_unfinished
+from desra_core.files.hashing import content_key
+from desra_core.files.locks import holder
+from desra_core.gate.model_registry import history
 from desra_core.housekeeping.holdings import UNKNOWN, Leftover, is_key, own_entries, unknown
 from desra_core.housekeeping.sizes import entries, size_of
-from desra_core.promotion import history
 from desra_core.settings import CorpusSettings
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
@@ -187,13 +187,9 @@ def _has_ended(run: RunFolder) -> bool:
 def _is_running(run: RunFolder) -> bool:
     """Whether a worker holds a finetune's folder, should its driver have died."""
     try:
-        with (run.root / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+        return holder(run.root / "lock") is not None
     except OSError:
         return True
-    return False
 
 
 def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:

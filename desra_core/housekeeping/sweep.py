@@ -14,9 +14,9 @@ from desra_core.errors import TransientError
 from desra_core.housekeeping.holdings import EMPTY, LEFTOVERS, UNKNOWN, table_of
 from desra_core.housekeeping.leftovers import Leftovers, find_leftovers, unfinished
 from desra_core.housekeeping.stale_records import rewritten
-from desra_core.outcomes import gather_journals
-from desra_core.tables import publish_tables
+from desra_core.planning.tables import publish_tables
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import gather_journals
 
 
 def sweep(
@@ -55,9 +55,9 @@ def sweep(
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in rewritten(workspace, found.stale, found.unmapped, found.unlabelled):
             if table.num_rows:
-                workspace.publish_table(workspace.shard_outcomes(shard), table)
+                workspace.publish_table(workspace.shard_records(shard), table)
             else:
-                workspace.shard_outcomes(shard).unlink()
+                workspace.shard_records(shard).unlink()
         _drop(workspace, found.table, on_dropped)
         if workspace.regions.exists():
             publish_tables(workspace, found.target)

@@ -1,8 +1,8 @@
-"""One HTML page about a workspace, to be forwarded: numbers, settings, failures, classes and the worst regions.
+"""HTML pages and charts about workspaces, evaluations, benchmarks and calibrations.
 
 Whoever imports this imports matplotlib and Jinja2.
 """
 
-from desra_core.report.page import write_report
+from desra_core.report.workspace_page import write_report
 
 __all__ = ["write_report"]

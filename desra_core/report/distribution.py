@@ -1,20 +1,18 @@
-"""How the similarity, or a detector's score, is distributed within each class: from a sample of the stored maps."""
+"""Distribution of the similarity, or of a detector's score, within each class, from a sample of the stored maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.semantics import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.errors import ImageError
-from desra_core.report.gallery import picture_files
-from desra_core.report.maps import Window, label_reader, read_map
+from desra_core.images.crops import Window
+from desra_core.report.maps import StoredImage
 from desra_core.report.measure import Measure
 from desra_core.report.results import Results, firsts
 
@@ -37,15 +35,13 @@ class Distributions(NamedTuple):
     Attributes
     ----------
     histograms
-        ``(BINS,)`` pixels by class name, from 0 to ``measure.top``; what lies beyond counts for the last bin.
+        ``(BINS,)`` pixels by class name, from 0 to ``measure.top``; larger values count for the last bin.
     marks
-        By class name, the value on the good side of which ``SHARE`` of the pixels lie. In this order are the classes.
-    edges
-        Of the bins.
+        By class name, the value on the good side of which ``SHARE`` of the pixels lie; the classes are in this order.
     images, kept
-        Images in the sample, and of the corpus those whose maps and labels are kept.
+        Images in the sample, and images of the corpus whose maps and labels are kept.
     classes
-        Found in the sample.
+        Number of classes in the sample.
     """
 
     histograms: dict[str, Counts]
@@ -61,11 +57,19 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
 
     Reads at most 4 MP of each of 32 images, whatever the size of the corpus; which ones depends on their content only.
     """
-    kept = _kept(results)
+    corpus = results.images
+    labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
+    kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
+    # Ids are hashes of contents: the smallest ones are a random sample that stays.
+    chosen = kept.take(pc.select_k_unstable(kept, min(_TRIED, kept.num_rows), [("id", "ascending")])).to_pylist()
+    stored = results.stored_images([row["name"] for row in chosen], [row["id"] for row in chosen])
     counts = np.zeros((CLASS_COUNT, BINS), np.int64)
     images = 0
-    for found in _sampled(results, kept, measure):
-        counts += found
+    for row in chosen:
+        try:
+            counts += _counted(stored[row["name"]])
+        except (ImageError, MemoryError):
+            continue
         images += 1
         if images == IMAGES:
             break
@@ -83,7 +87,7 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
 
 
 def quantile(counts: Counts, edges: npt.NDArray[np.float64], share: float) -> float:
-    """The value below which a share of what a histogram counts lies, evenly spread within each bin.
+    """Find the value below which a share of a histogram lies; values are taken as evenly spread within each bin.
 
     >>> quantile(np.array([1, 0, 3]), np.array([0.0, 1.0, 2.0, 3.0]), 0.5)
     2.333...
@@ -96,32 +100,12 @@ def quantile(counts: Counts, edges: npt.NDArray[np.float64], share: float) -> fl
     return float(edges[before] + part * (edges[position] - edges[before]))
 
 
-def _kept(results: Results) -> pa.Table:
-    """One row per image content whose map and labels are kept: name, id, height, width."""
-    images = results.images
-    labelled = images["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
-    wanted = pc.fill_null(pc.and_(images["similarity_kept"], labelled), False)
-    return firsts(images.filter(wanted))
-
-
-def _sampled(results: Results, kept: pa.Table, measure: Measure) -> Iterator[Counts]:
-    """Pixels by class and bin of one image after the other; what cannot be read is passed over."""
-    # Ids are hashes of contents: the smallest ones are a random sample that stays.
-    chosen = kept.take(pc.select_k_unstable(kept, min(_TRIED, kept.num_rows), [("id", "ascending")])).to_pylist()
-    files = picture_files(results, [row["name"] for row in chosen])
-    for row in chosen:
-        try:
-            yield _counted(results, row, files.get(row["name"], {}).get("labels"), measure)
-        except (ImageError, MemoryError):
-            continue
-
-
-def _counted(results: Results, row: dict[str, Any], label_file: Path | None, measure: Measure) -> Counts:
-    group, shape = results.workspace.group(row["id"]), (row["height"] or 0, row["width"] or 0)
-    labels_of = label_reader(label_file, group / "labels", shape)
+def _counted(image: StoredImage) -> Counts:
+    """Count the pixels of an image by class and bin."""
+    measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
-    for window in _tiles(shape):
-        values = measure.value(read_map(group / "similarity", shape, window, measure))
+    for window in _tiles(image.shape):
+        values = measure.value(image.values(window))
         defined = ~np.isnan(values)
         bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
         classes = labels_of(window)[defined].astype(np.int64)
@@ -130,7 +114,7 @@ def _counted(results: Results, row: dict[str, Any], label_file: Path | None, mea
 
 
 def _tiles(shape: tuple[int, int]) -> list[Window]:
-    """Some tiles of an image, evenly spread; all of it where it is small."""
+    """Choose some tiles of an image, evenly spread; all of it where it is small."""
     height, width = shape
     tiles = [
         Window(left, top, min(_TILE, width - left), min(_TILE, height - top))

@@ -1,24 +1,23 @@
-"""What people say of the regions: precision and recall over severity, on the images that a person has looked at."""
+"""Regions held against human masks: precision and recall over severity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
+from desra_core.detection.regions import Components
 from desra_core.errors import ImageError
-from desra_core.evaluation.metrics import covered
-from desra_core.human_masks import HumanMask, read_human_masks
-from desra_core.imageio import Mask, decode, read_bytes
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, decode
 from desra_core.report.maps import MAX_PIXELS
 from desra_core.report.results import Results, firsts
+from desra_core.workspace.human_masks import HumanMask
 
 IMAGES = 300
 # The published scripts crop by it.
@@ -69,11 +68,11 @@ class SeverityCurve(NamedTuple):
 
 
 def severity_curve(results: Results) -> SeverityCurve | None:
-    """Hold the masks of a workspace against those of people; None where nobody has looked at any image.
+    """Hold the masks of a workspace against its human masks; None where there are none.
 
     At most 300 images are read, whatever the number of human masks; which ones depends on their content only.
     """
-    masks = human_masks(results)
+    masks = results.human_masks()
     images = results.images
     done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
     rows = firsts(done.filter(pc.is_in(done["id"], pa.array(list(masks), pa.string()))))
@@ -83,14 +82,8 @@ def severity_curve(results: Results) -> SeverityCurve | None:
     return curve_of(list(_judged(results, chosen, masks)), looked_at=rows.num_rows)
 
 
-def human_masks(results: Results) -> dict[str, HumanMask]:
-    """The masks by people that count, by image id."""
-    key = (results.document.get("target") or {}).get("gan_sr_key")
-    return read_human_masks(results.workspace, key if isinstance(key, str) else None)
-
-
 def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
-    """The curve of some images taken together."""
+    """Compute the curve of some images taken together."""
     empty = Judged(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
     severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
     levels = np.unique(severity)[::-1]
@@ -104,7 +97,7 @@ def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
 
 
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
-    """Hold one mask against a person's.
+    """Hold one mask against a human mask.
 
     Parameters
     ----------
@@ -118,26 +111,26 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
     ImageError
         The mask has a component that is none of the regions.
     """
-    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    whole = Components(mask)
     by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
-    boxes = [tuple(box) for box in stats[1:, : cv2.CC_STAT_AREA].tolist()]
+    boxes = [tuple(box) for box in whole.boxes.tolist()]
     if not by_box.keys() >= set(boxes):
         raise ImageError("mask", "is not the one of the regions", "run again")
     of_component = np.array([0.0, *(by_box[box] for box in boxes)])
-    mask, human, components = valid(mask, _FRAME), valid(human, _FRAME), valid(components, _FRAME)
-    # What the crop has cut in two counts twice, as for the published scripts.
-    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    severity = np.zeros(count)
-    severity[parts[mask]] = of_component[components[mask]]
-    return Judged(severity[1:], covered(mask, human), _found(parts, severity, human))
+    mask, human, numbers = valid(mask, _FRAME), valid(human, _FRAME), valid(whole.numbers, _FRAME)
+    # A component that the crop has cut in two counts twice, as in the published scripts.
+    parts = Components(mask)
+    severity = np.zeros(len(parts) + 1)
+    severity[parts.numbers[mask]] = of_component[numbers[mask]]
+    return Judged(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
 
 
 def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
     """For each human region the severity at which half of it is covered, taking the most severe parts first."""
-    count, marked = cv2.connectedComponents(human.astype(np.uint8), connectivity=8)
-    area = np.bincount(marked[human], minlength=count)
-    both = human & (parts > 0)
-    pairs, pixels = np.unique(parts[both].astype(np.int64) * count + marked[both], return_counts=True)
+    marked = Components(human)
+    area = [0, *marked.areas.tolist()]
+    count, both = len(area), human & (parts > 0)
+    pairs, pixels = np.unique(parts[both].astype(np.int64) * count + marked.numbers[both], return_counts=True)
     order = np.argsort(-severity[pairs // count], kind="stable")
     covered_so_far = np.zeros(count, np.int64)
     found = np.full(count, -np.inf)
@@ -150,21 +143,18 @@ def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
 
 
 def _judged(results: Results, rows: pa.Table, masks: dict[str, HumanMask]) -> Iterator[Judged]:
-    """What can be read of some images."""
+    """Judge the regions of some images; those that cannot be read are passed over."""
     regions = results.regions.filter(pc.is_in(results.regions["image"], rows["name"].combine_chunks())).to_pylist()
     by_name: dict[str, list[dict[str, Any]]] = {}
     for region in regions:
         by_name.setdefault(region["image"], []).append(region)
     for row in rows.to_pylist():
         try:
-            mask = _read_mask(results.workspace.mask(row["name"]))
+            path = results.workspace.mask(row["name"])
+            mask = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0
             human = masks[row["id"]].read()
             if not mask.shape == human.shape == (row["height"], row["width"]):
                 continue
             yield judge(mask, human, by_name.get(row["name"], []))
         except (ImageError, MemoryError):
             continue
-
-
-def _read_mask(path: Path) -> Mask:
-    return np.asarray(decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0)

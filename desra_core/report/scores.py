@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.class_weights import load_weights, weighted_scores
 from desra_core.detection.detectors import METHODS, Detector, Scores, load_detector
-from desra_core.detection.mask import adjusted_similarity, valid
-from desra_core.detection.semantics import load_weights
-from desra_core.detection.similarity import WINDOW, variance_similarity
+from desra_core.detection.mask import WINDOW, valid
+from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import Labels, Pixels
-from desra_core.report.crops import RGB, fitted, heat_map
+from desra_core.images.codec import Labels, Pixels
+from desra_core.images.crops import RGB, fitted
 from desra_core.report.measure import DESRA, TIMES, Measure
+from desra_core.report.pictures import heat_map
 from desra_core.report.wording import shortened
 
 # Scores of larger images would take minutes and gigabytes for a picture of a few hundred pixels.
@@ -97,7 +98,9 @@ def _desra(pair: Pair, settings: dict[str, Any], *, adjusted: bool) -> Scores:
         if labels is None:
             raise ImageError("class labels", "there are none, so that every weight is 1", "add --segmenter")
     similarity = variance_similarity(pair.mse_sr, pair.gan_sr, window=window)
-    return 1 - adjusted_similarity(similarity, None if labels is None else valid(labels, window // 2), weights)
+    return 1 + weighted_scores(
+        -similarity.astype(np.float64), None if labels is None else valid(labels, window // 2), weights
+    )
 
 
 def _weights(settings: dict[str, Any]) -> npt.NDArray[np.float64]:

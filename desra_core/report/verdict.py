@@ -1,4 +1,4 @@
-"""The document of the gate's latest verdict, as `desra_core.comparison.conclude` publishes it."""
+"""The document of the gate's latest verdict, as `desra_core.gate.comparison.conclude` publishes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, model_validator
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.gate import Score, Verdict
+from desra_core.gate.verdict import Score, Verdict
 from desra_core.workspace import Workspace
 
 

@@ -1,7 +1,7 @@
-"""One small function per stage and image: what Dask runs.
+"""One small function per stage of mining and image: what Dask runs.
 
-A stage takes an image, its outcome so far, the workspace and the stage's own settings, commits its files and returns
-the new outcome. It may be run again at any time, by another process too, and then leaves the same files.
+A stage takes an image, its record so far, the workspace and the stage's own settings, commits its files and returns
+the new record. It may be run again at any time, by another process too, and then leaves the same files.
 """
 
 from desra_core.stages.mask import MaskSettings, mask_stage

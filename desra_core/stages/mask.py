@@ -8,26 +8,28 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.arrays import drop_array, read_array
-from desra_core.corpus import ImageRef
-from desra_core.detection import artifact_mask, find_regions
+from desra_core.detection.mask import score_mask
+from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
-from desra_core.human_masks import HumanMask, find_human_mask
-from desra_core.imageio import Mask, Pixels, encode_mask, encode_png
-from desra_core.outcomes import Outcome, write_journal
-from desra_core.pseudo_gt import assemble_pseudo_gt, publish_pseudo_gt
+from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+from desra_core.networks.super_resolution import resize_alpha
 from desra_core.settings import min_area_pixels
-from desra_core.sr.inference import resize_alpha
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import drop_array, read_array
+from desra_core.workspace.dataset import publish_pseudo_gt
+from desra_core.workspace.human_masks import HumanMask, find_human_mask
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Record, write_journal
 
 
 @dataclass(frozen=True)
 class MaskSettings:
     """What the mask stage needs.
 
-    ``weights`` is ``(150,)`` float64, or None where there are no labels; ``mse_sr_key`` and ``gan_sr_key`` are set
-    where the results were inferred.
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records. ``weights`` is ``(150,)``
+    float64, or None where none apply; ``mse_sr_key`` and ``gan_sr_key`` are set where the results were inferred.
     """
 
     key: str
@@ -43,45 +45,43 @@ class MaskSettings:
     keep_mse: bool = False
 
 
-def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: MaskSettings) -> Outcome:
+def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: MaskSettings) -> Record:
     """Publish the mask at every name of the image and measure its regions (raises `ImageError`).
 
     An image without a stored map is one whose mask is known to be empty. Photos with artifacts go into the dataset, by
     the detector's word or by a person's; the dataset prefers a person's mask.
     """
-    assert outcome.height is not None
-    assert outcome.width is not None
-    shape = (outcome.height, outcome.width)
+    assert record.height is not None
+    assert record.width is not None
+    shape = (record.height, record.width)
     min_area = min_area_pixels(settings.min_area, *shape)
-    labels = read_labels(image, outcome, workspace, settings.segmentation_key, settings.max_pixels)
+    labels = read_labels(image, record, workspace, settings.segmentation_key, settings.max_pixels)
     regions: list[dict[str, Any]] = []
     mask = np.zeros(shape, np.bool_)
-    if outcome.similarity_kept:
-        similarity = read_array(workspace, image.id, "similarity", key=outcome.similarity_key)
-        weighting: dict[str, Any] = {
-            "threshold": settings.threshold,
-            "labels": labels,
-            "weights": settings.weights,
-        }
-        frame = (shape[0] - similarity.shape[0]) // 2
-        mask = artifact_mask(similarity, min_area=min_area, frame=frame, **weighting)
+    if record.similarity_kept:
+        similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
+        weighting: dict[str, Any] = {"labels": labels, "weights": settings.weights}
+        scores = np.negative(similarity, out=similarity)
+        mask = score_mask(scores, shape, threshold=-np.float64(settings.threshold), min_area=min_area, **weighting)
         if mask.any():
-            regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
-        del similarity, weighting
+            similarity = np.negative(scores, out=scores)
+            found = find_regions(mask, similarity, threshold=settings.threshold, **weighting)
+            regions = [region._asdict() for region in found]
+        del similarity, scores, weighting
     del labels
-    if outcome.mask_key is not None:
+    if record.mask_key is not None:
         # From here on, files are not what the record says: a run that is killed now must not be believed.
-        write_journal(workspace, image.shard, replace(outcome, mask_key=None))
+        write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = _human_mask(image, workspace, settings)
     _publish(image, mask, human, workspace, settings)
     kept = settings.keep != "artifacts" or bool(regions) or _is_marked(human)
     return replace(
-        outcome,
-        similarity_kept=kept and outcome.similarity_kept,
-        labels_kept=kept and outcome.labels_kept,
+        record,
+        similarity_kept=kept and record.similarity_kept,
+        labels_kept=kept and record.labels_kept,
         labels_hash=image.labels.hash if image.labels else None,
         weighting_key=settings.weighting_key,
-        proven_weight=_proven_weight(outcome, regions, settings),
+        proven_weight=_proven_weight(record, regions, settings),
         threshold=settings.threshold,
         min_area=min_area,
         mask_key=settings.key,
@@ -150,9 +150,9 @@ def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:
     return mask
 
 
-def _proven_weight(outcome: Outcome, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:
+def _proven_weight(record: Record, regions: list[dict[str, Any]], settings: MaskSettings) -> float | None:
     if regions:
         return None
-    if outcome.similarity_kept:
+    if record.similarity_kept:
         return 1.0 if settings.weights is None else None
-    return outcome.proven_weight
+    return record.proven_weight

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from desra_core.arrays import write_array
-from desra_core.corpus import ImageRef
-from desra_core.detection.segmenters import load_segmenter
 from desra_core.errors import ImageError
-from desra_core.outcomes import Outcome
+from desra_core.networks.segmentation import load_segmenter
 from desra_core.stages.sources import read_gan_sr
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Record
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class SegmentationSettings:
     max_pixels: int
 
 
-def segmentation_stage(
-    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SegmentationSettings
-) -> Outcome:
+def segmentation_stage(image: ImageRef, record: Record, workspace: Workspace, settings: SegmentationSettings) -> Record:
     """Label ``gan_sr`` and store the labels (raises `ImageError`)."""
     segmenter = load_segmenter(settings.segmenter, settings.device)
     gan_sr = read_gan_sr(image, workspace, settings.gan_sr_key, settings.max_pixels)
@@ -35,4 +33,4 @@ def segmentation_stage(
     except ImageError as error:
         raise type(error)(image.path, error.reason, error.remedy) from None
     write_array(workspace, image.id, "labels", labels, key=settings.key)
-    return replace(outcome, segmentation_key=settings.key, labels_kept=True)
+    return replace(record, segmentation_key=settings.key, labels_kept=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from desra_core.arrays import read_array
-from desra_core.corpus import CHANGED, File, ImageRef
-from desra_core.detection.semantics import CLASS_COUNT
+from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, TransientError
-from desra_core.imageio import Labels, Photo, Pixels, decode, decode_labels, digest, read_bytes
-from desra_core.outcomes import Outcome
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.codec import Labels, Photo, Pixels, decode, decode_labels
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.manifest import CHANGED, File, ImageRef
+from desra_core.workspace.records import Record
 
 
 def read_content(file: File) -> bytes:
@@ -33,7 +34,7 @@ def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixe
 
 
 def read_labels(
-    image: ImageRef, outcome: Outcome, workspace: Workspace, segmentation_key: str | None, max_pixels: int
+    image: ImageRef, record: Record, workspace: Workspace, segmentation_key: str | None, max_pixels: int
 ) -> Labels | None:
     """Labels of the image's size with values below 150; None where none were asked for or none are needed.
 
@@ -45,13 +46,13 @@ def read_labels(
         The stored labels are gone.
     """
     if segmentation_key != "labels" or image.labels is None:
-        if outcome.labels_kept and outcome.segmentation_key == segmentation_key:
-            stored: Labels = read_array(workspace, image.id, "labels", key=outcome.segmentation_key)
+        if record.labels_kept and record.segmentation_key == segmentation_key:
+            stored: Labels = read_array(workspace, image.id, "labels", key=record.segmentation_key)
             return stored
         return None
-    assert outcome.height is not None
-    assert outcome.width is not None
-    return read_label_file(image.labels, (outcome.height, outcome.width), max_pixels)
+    assert record.height is not None
+    assert record.width is not None
+    return read_label_file(image.labels, (record.height, record.width), max_pixels)
 
 
 def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:

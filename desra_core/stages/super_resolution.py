@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from desra_core.arrays import find_array, write_array
-from desra_core.corpus import ImageRef
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.human_masks import find_human_mask
-from desra_core.imageio import Photo, Pixels
-from desra_core.outcomes import Outcome
-from desra_core.sr.checkpoints import Model, Precision, load_pair
-from desra_core.sr.inference import super_resolve
+from desra_core.images.codec import Photo, Pixels
+from desra_core.networks.checkpoints import Model, Precision, load_pair
+from desra_core.networks.super_resolution import super_resolve
+from desra_core.planning.keys import result_key
 from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.sources import read_photo
-from desra_core.target import result_key
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import find_array, write_array
+from desra_core.workspace.human_masks import find_human_mask
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.records import Record
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class SuperResolutionSettings:
 
 
 def super_resolution_stage(
-    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
-) -> Outcome:
+    image: ImageRef, record: Record, workspace: Workspace, settings: SuperResolutionSettings
+) -> Record:
     """Infer the pair and compare it; store what is needed later (raises `ImageError`)."""
     human = find_human_mask(workspace, image.id, image.names, settings.gan_sr_key)
     if human is not None and human.pixels:  # an artifact, whatever the detector says
         settings = replace(settings, keep_pair=True, similarity=replace(settings.similarity, keep_all=True))
-    known = _known_clean(image, outcome, workspace, settings)
+    known = _known_clean(image, record, workspace, settings)
     if known is not None:
         return known
-    pair = _Pair(image, outcome, workspace, settings)
+    pair = _Pair(image, record, workspace, settings)
     mse_sr, gan_sr = pair.result("mse_sr", settings.mse_sr_key), pair.result("gan_sr", settings.gan_sr_key)
-    made = compare(image, mse_sr, gan_sr, pair.outcome, workspace, settings.similarity)
+    made = compare(image, mse_sr, gan_sr, pair.record, workspace, settings.similarity)
     needed = made.artifact_pixels is None or settings.keep_pair
     if needed or settings.keep_mse:
         pair.store("mse_sr", settings.mse_sr_key)
@@ -66,10 +66,10 @@ class _Pair:
     """Both results of a photo, which is read once and only when one of them has to be inferred."""
 
     def __init__(
-        self, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
+        self, image: ImageRef, record: Record, workspace: Workspace, settings: SuperResolutionSettings
     ) -> None:
-        self.outcome = replace(outcome, tile=None, seconds=outcome.seconds | {"inference": 0.0})
-        self._stored_tile = outcome.tile
+        self.record = replace(record, tile=None, seconds=record.seconds | {"inference": 0.0})
+        self._stored_tile = record.tile
         self._image = image
         self._workspace = workspace
         self._settings = settings
@@ -99,8 +99,8 @@ class _Pair:
         if self._photo is None:
             assert self._image.lr is not None
             self._photo = read_photo(self._image.lr, self._settings.similarity.max_pixels // model.scale**2)
-            self.outcome = replace(
-                self.outcome, icc_profile=self._photo.has_icc_profile, further_pages=self._photo.further_pages
+            self.record = replace(
+                self.record, icc_profile=self._photo.has_icc_profile, further_pages=self._photo.further_pages
             )
         started = time.perf_counter()
         try:
@@ -108,30 +108,30 @@ class _Pair:
         except UsageError as error:  # weights that overflow on this photo, maybe on no other
             raise ImageError(self._image.path, f"cannot be upscaled: {error.subject} {error.reason}",
                              error.remedy) from None  # fmt: skip
-        inference = self.outcome.seconds["inference"] + time.perf_counter() - started
+        inference = self.record.seconds["inference"] + time.perf_counter() - started
         self._note_tile(tile)
-        self.outcome = replace(self.outcome, seconds=self.outcome.seconds | {"inference": round(inference, 4)})
+        self.record = replace(self.record, seconds=self.record.seconds | {"inference": round(inference, 4)})
         return pixels
 
     def _note_tile(self, tile: int | None) -> None:
         """Keep the smallest window that one of the results was made with."""
-        self.outcome = replace(self.outcome, tile=min((t for t in (self.outcome.tile, tile) if t), default=None))
+        self.record = replace(self.record, tile=min((t for t in (self.record.tile, tile) if t), default=None))
 
 
 def _known_clean(
-    image: ImageRef, outcome: Outcome, workspace: Workspace, settings: SuperResolutionSettings
-) -> Outcome | None:
-    """The outcome of an image that its stored map proves clean and whose results are not needed; None otherwise."""
+    image: ImageRef, record: Record, workspace: Workspace, settings: SuperResolutionSettings
+) -> Record | None:
+    """The record of an image that its stored map proves clean and whose results are not needed; None otherwise."""
     labelled = settings.segmentation_key is None or (
-        outcome.labels_kept and outcome.segmentation_key == settings.segmentation_key
+        record.labels_kept and record.segmentation_key == settings.segmentation_key
     )
-    if settings.keep_pair or not labelled or not outcome.similarity_kept:
+    if settings.keep_pair or not labelled or not record.similarity_kept:
         return None
-    if outcome.similarity_key != settings.similarity.key:
+    if record.similarity_key != settings.similarity.key:
         return None
     similarity = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
-    assert outcome.height is not None
-    assert outcome.width is not None
-    if similarity is None or is_suspect(similarity, settings.similarity, outcome.height, outcome.width):
+    assert record.height is not None
+    assert record.width is not None
+    if similarity is None or is_suspect(-similarity, settings.similarity, record.height, record.width):
         return None
-    return proven_clean(outcome, settings.similarity)
+    return proven_clean(record, settings.similarity)

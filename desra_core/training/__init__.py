@@ -1,1 +1,1 @@
-"""Finetuning: a GAN model, a few pseudo ground truths, and a loop that can be killed at any moment."""
+"""Finetuning: pools of images, a GAN model, a few pseudo ground truths, and a loop that can be killed at any moment."""

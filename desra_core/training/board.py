@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from desra_core.workspace import storage_errors
+from desra_core.files.atomic import storage_errors
 
 _PICTURES = 4
 

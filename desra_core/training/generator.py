@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from desra_core.errors import UsageError
-from desra_core.sr.checkpoints import recognised
-from desra_core.sr.weights import read_weights
+from desra_core.networks.architectures import ARCHITECTURES
+from desra_core.networks.checkpoints import recognised
+from desra_core.networks.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-# By spandrel's ids.
-TRAINABLE = {"Compact": "SRVGGNetCompact", "ESRGAN": "RRDBNet", "SwinIR": "SwinIR"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +55,19 @@ def load_generator(path: Path) -> Generator:
     Raises
     ------
     UsageError
-        As `desra_core.sr.load_model`, or the architecture cannot be finetuned.
+        As `desra_core.networks.load_model`, or the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
-    identity = str(descriptor.architecture.id)
-    if identity not in TRAINABLE:
-        known = ", ".join(sorted(TRAINABLE.values()))
+    entry = ARCHITECTURES.get(str(descriptor.architecture.id))
+    if entry is None or entry.trainable is None:
+        known = ", ".join(sorted(known.trainable for known in ARCHITECTURES.values() if known.trainable))
         name = descriptor.architecture.name
         raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
     weights = read_weights(path)
     return Generator(
         network=descriptor.model.float().train().requires_grad_(True),
         scale=int(descriptor.scale),
-        architecture=TRAINABLE[identity],
+        architecture=entry.trainable,
         weights=weights,
         names=_names(weights),
     )

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from desra_core.compat import mend_basicsr
-from desra_core.device import lacks_memory
 from desra_core.errors import UsageError
-from desra_core.model_settings import Training
+from desra_core.gpu import lacks_memory
+from desra_core.settings.models import Training
+from desra_core.third_party import mend_basicsr
 from desra_core.training.board import Board
 from desra_core.training.generator import Generator, load_generator
 from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss

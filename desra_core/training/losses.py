@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from desra_core.compat import mend_basicsr, mend_torchvision
-from desra_core.content import LOAD_ERRORS
 from desra_core.errors import UsageError
-from desra_core.model_settings import Training
-from desra_core.sr.weights import read_weights
+from desra_core.files.hashing import LOAD_ERRORS
+from desra_core.networks.weights import read_weights
+from desra_core.settings.models import Training
+from desra_core.third_party import mend_basicsr, mend_torchvision
 
 # Before ReLU: index in VGG19's features, and weight.
 PERCEPTUAL_LAYERS = {"conv1_2": (2, 0.1), "conv2_2": (7, 0.1), "conv3_4": (16, 1.0), "conv4_4": (25, 1.0),

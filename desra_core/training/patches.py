@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.atomic import replace_file
+from desra_core.detection.pseudo_gt import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import Mask, Pixels, decode, read_bytes
-from desra_core.pseudo_gt import assemble_pseudo_gt
+from desra_core.files.atomic import replace_file
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Mask, Pixels, decode
 
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8

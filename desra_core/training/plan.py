@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core import __version__
-from desra_core.content import content_key
 from desra_core.errors import ImageError, UsageError
-from desra_core.imageio import digest, read_bytes
-from desra_core.model_settings import Finetuning, Training
-from desra_core.pools import Images, Marked
+from desra_core.files.hashing import content_key, digest, fingerprint, read_bytes
+from desra_core.planning.keys import load_settings
 from desra_core.settings import CorpusSettings
-from desra_core.target import load_settings
+from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.pools import Images, Marked
 from desra_core.training.run_folder import RunFolder, read_json, write_json
-from desra_core.workspace import Workspace, fingerprint
+from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 # With more of them, the same run goes on.
@@ -142,7 +141,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         freeze(plan.run.data / f"{len(used):04d}", arrays)
         used.append(sample)
     if not used:
-        raise UsageError(errors[0].subject, errors[0].reason, errors[0].remedy)
+        raise UsageError(*errors[0].failure)
     before, data = read_json(plan.run.document), _data_key(plan.made_under, used)
     if before is not None and before.get("data") != data:
         shutil.rmtree(plan.run.data, ignore_errors=True)

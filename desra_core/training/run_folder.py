@@ -15,17 +15,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from desra_core.atomic import replace_file, sweep
-from desra_core.content import LOAD_ERRORS
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.workspace import storage_errors
+from desra_core.files.atomic import replace_file, storage_errors, sweep
+from desra_core.files.hashing import LOAD_ERRORS
+from desra_core.files.locks import locked
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,12 @@ class RunFolder:
         TransientError
             It cannot be written.
         """
-        with storage_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            file = (self.root / "lock").open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LockedError(self.root, "is in use by another finetune", "wait until it has ended") from None
+        with contextlib.ExitStack() as stack:
+            with storage_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                other = stack.enter_context(locked(self.root / "lock"))
+            if other is not None:
+                raise LockedError(self.root, "is in use by another finetune", "wait until it has ended")
             for folder in (self.root, self.root / "models"):
                 sweep(folder)
             yield
@@ -98,7 +95,7 @@ class RunFolder:
 
 def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole (raises `TransientError`)."""
-    replace_file(path, lambda file: file.write(json.dumps(document, indent=2).encode()), durable=durable)
+    replace_file(path, json.dumps(document, indent=2).encode(), durable=durable)
 
 
 def read_json(path: Path) -> Any:

@@ -21,11 +21,12 @@ import numpy as np
 from photos import make_photos
 from PIL import Image, ImageDraw, ImageFont
 
-from desra_core.evaluation.gate import Verdict
-from desra_core.evaluation.table import as_markdown, score_rows
+from desra_core.evaluation.table import as_markdown
+from desra_core.gate.score_table import score_rows
+from desra_core.gate.verdict import Verdict
 
 HERE = Path(__file__).parent
-MODELS = HERE.parents[1] / "deployments" / "demo_models"
+MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
 SEEDS = (0, 1, 2)
 # Chosen by tuning.py, on the training pool.
 RECIPE = ["--gan-weight", "0.1", "--mask-share", "0.3", "--keep-weight", "1", "--iterations", "600",

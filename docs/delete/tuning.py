@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 
-from desra_core.corpus import ImageRef
-from desra_core.evaluation.gate import Score, score
-from desra_core.evaluation.judgement import DetectionSettings, detect, judge
 from desra_core.evaluation.table import as_markdown
-from desra_core.imageio import decode
-from desra_core.model_settings import Training
-from desra_core.pools import Images
-from desra_core.sr import load_model, super_resolve
-from desra_core.sr.weights import read_kinds
-from desra_core.target import load_settings
+from desra_core.gate.judgement import DetectionSettings, detect, judge
+from desra_core.gate.verdict import Score, score
+from desra_core.images.codec import decode
+from desra_core.networks import load_model, super_resolve
+from desra_core.networks.weights import read_kinds
+from desra_core.planning.keys import load_settings
+from desra_core.settings.models import Training
 from desra_core.training.loop import finetune
 from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.pools import Images
 from desra_core.training.run_folder import RunFolder, write_json
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef
 
 HERE = Path(__file__).parent
-MODELS = HERE.parents[1] / "deployments" / "demo_models"
+MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
 OWN = {"discriminator": MODELS / "discriminator.pth"}
 L1 = {"gan_weight": 0}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ import tifffile
 from markdown import print_table
 from PIL import Image
 
-from desra_core.imageio import decode
+from desra_core.images.codec import decode
 
 HEIGHT, WIDTH = 3000, 4000
 REPEATS = 3

@@ -20,7 +20,7 @@ from markdown import print_table
 from pairs import write_photo_pairs, write_tiny_pairs
 
 from desra_core.detection import artifact_mask, variance_similarity
-from desra_core.imageio import decode, encode_mask
+from desra_core.images.codec import decode, encode_mask
 from desra_core.workspace import Workspace
 
 PAIRS = 100
@@ -148,7 +148,7 @@ def _parts(workspace: Workspace, ran: Ran) -> dict[str, float]:
         (times,) = database.execute("SELECT start_time, end_time FROM task_run WHERE name LIKE 'shard-%'").fetchall()
     database.close()
     begun, ended = (datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() for text in times)
-    seconds = pq.read_table(workspace.outcomes, columns=["seconds"])["seconds"].combine_chunks()
+    seconds = pq.read_table(workspace.records, columns=["seconds"])["seconds"].combine_chunks()
     computed = {
         stage: pc.sum(pc.map_lookup(seconds, stage, "first")).as_py() / WORKERS for stage in ("similarity", "mask")
     }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# As tasks.cluster starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
+# As tasks.dask_cluster starts its workers; the plain loop does not mind. Read when PyTorch first allocates.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import cv2
@@ -23,10 +23,10 @@ import torch
 from markdown import print_table
 from pairs import photo_files
 
-from desra_core.outcomes import read_outcomes
-from desra_core.sr.checkpoints import Model, load_model
-from desra_core.sr.inference import super_resolve
+from desra_core.networks.checkpoints import Model, load_model
+from desra_core.networks.super_resolution import super_resolve
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import read_records
 
 PHOTOS = 24
 WORKERS = 2
@@ -36,7 +36,7 @@ TILE, HALO = 256, 10
 REPEATS = 3
 
 _WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
-_DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo_models"
+_DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "models"
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -96,7 +96,7 @@ def _job(folder: Path) -> None:
     started = time.perf_counter()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     wall = time.perf_counter() - started
-    seconds = read_outcomes(Workspace(folder / "ws"), ["seconds"])["seconds"].combine_chunks()
+    seconds = read_records(Workspace(folder / "ws"), ["seconds"])["seconds"].combine_chunks()
     spent = {stage: pc.sum(pc.map_lookup(seconds, stage, "first")).as_py()
              for stage in ("inference", "super_resolution", "mask")}  # fmt: skip
     computed = spent["super_resolution"] + spent["mask"]

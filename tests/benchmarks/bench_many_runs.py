@@ -20,9 +20,10 @@ from bench_orchestration import WORKERS, mask_stage, similarity_stage
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.server import prefect_server, wait_for_task_runs
+from deployments.serving.connection import wait_for_task_runs
+from deployments.serving.server import prefect_server
+from desra_core.planning.keys import Target
 from desra_core.settings import Detection, Machine
-from desra_core.target import Target
 from desra_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run() -> None:
 
 def _run_many(detection: Detection, url: str, runs: int) -> None:
     from flows.detect import detect
-    from tasks.cluster import standing_cluster
+    from tasks.dask_cluster import standing_cluster
 
     machine, workspace = Machine(workers=WORKERS), Workspace(detection.workspace)
     rows = []

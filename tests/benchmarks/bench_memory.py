@@ -18,12 +18,12 @@ from bench_inference import models
 from markdown import print_table
 from pairs import large_pair
 
-from desra_core.corpus import image_refs, read_manifest
-from desra_core.outcomes import Outcome, read_shard
-from desra_core.plan import prepare
+from desra_core.planning.plan import prepare
 from desra_core.settings import CorpusSettings, Detection, Machine, Mining
 from desra_core.stages import run_stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.records import Record, read_shard
 from tasks.stages import stages_of
 
 SIDE = 4096
@@ -60,7 +60,7 @@ CASES = (
 
 
 def run() -> None:
-    from tasks.cluster import BYTES_PER_PIXEL
+    from tasks.dask_cluster import BYTES_PER_PIXEL
 
     print(
         f"{SIDE}x{SIDE} px, stages as Dask runs them, each in a new process; growth since it did a {SMALL} px pair.\n"
@@ -114,8 +114,8 @@ def measure(folder: Path, stage: str) -> dict[str, int]:
     first = "super_resolution" if (folder / "small/photos").exists() else "similarity"
     _run_stages(folder / "small", [first, "mask"])
     base = psutil.Process().memory_info().rss
-    outcome = _run_stages(folder / "large", [stage])
-    assert not outcome.failed, outcome.error
+    record = _run_stages(folder / "large", [stage])
+    assert not record.failed, record.error
     return {"growth": _peak() - base, "base": base}
 
 
@@ -128,7 +128,7 @@ class _OneProcess:
         """Load nothing in advance."""
 
 
-def _run_stages(corpus: Path, names: list[str]) -> Outcome:
+def _run_stages(corpus: Path, names: list[str]) -> Record:
     workspace = Workspace(corpus / "workspace")
     workspace.create()
     settings = _settings(corpus)
@@ -138,11 +138,11 @@ def _run_stages(corpus: Path, names: list[str]) -> Outcome:
     manifest = read_manifest(workspace)
     assert manifest is not None
     (image,) = image_refs(manifest)
-    outcome = read_shard(workspace, image.shard).get(image.id, Outcome(image.id))
+    record = read_shard(workspace, image.shard).get(image.id, Record(image.id))
     for name in names:
         function, settings_ = stages[name].function, stages[name].settings
-        outcome = run_stage(function, image, outcome, workspace, settings_, plan.target.mask_key)
-    return outcome
+        record = run_stage(function, image, record, workspace, settings_, plan.target.mask_key)
+    return record
 
 
 def _settings(corpus: Path) -> CorpusSettings:

@@ -20,14 +20,15 @@ import numpy as np
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.server import prefect_server, wait_for_task_runs
-from desra_core.corpus import ImageRef, image_refs, read_manifest
-from desra_core.imageio import encode_mask
-from desra_core.outcomes import Outcome, gather_shard, write_journal
-from desra_core.plan import Plan, make_plan, prepare
+from deployments.serving.connection import wait_for_task_runs
+from deployments.serving.server import prefect_server
+from desra_core.images.codec import encode_mask
+from desra_core.planning.plan import Plan, make_plan, prepare
 from desra_core.settings import Detection, Machine
 from desra_core.stages import Stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef, image_refs, read_manifest
+from desra_core.workspace.records import Record, gather_shard, write_journal
 
 IMAGES = 2000
 SHARD = 1000
@@ -38,28 +39,28 @@ STAGES = 2
 Settings = tuple[str, bytes]
 
 
-def similarity_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Settings) -> Outcome:
+def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, settings: Settings) -> Record:
     """Nothing, but the record says that the map was made."""
-    return replace(outcome, height=SIDE, width=SIDE, similarity_key=settings[0])
+    return replace(record, height=SIDE, width=SIDE, similarity_key=settings[0])
 
 
-def mask_stage(image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Settings) -> Outcome:
+def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: Settings) -> Record:
     """Publish the mask if there is one, and say so in the record."""
     for name in image.names if settings[1] else ():
         workspace.publish(workspace.mask(name), settings[1])
-    return replace(outcome, mask_key=settings[0], artifact_pixels=0, threshold=0.7, min_area=4000)
+    return replace(record, mask_key=settings[0], artifact_pixels=0, threshold=0.7, min_area=4000)
 
 
 def uncommitted(
-    stage: Stage, image: ImageRef, outcome: Outcome, workspace: Workspace, settings: Any, **_: object
-) -> Outcome:
+    stage: Stage, image: ImageRef, record: Record, workspace: Workspace, settings: Any, **_: object
+) -> Record:
     """Stand in for `desra_core.stages.run_stage`: the stage alone, without a journal."""
-    return stage(image, outcome, workspace, settings)
+    return stage(image, record, workspace, settings)
 
 
-def no_op(image: ImageRef, outcome: Outcome) -> Outcome:
+def no_op(image: ImageRef, record: Record) -> Record:
     """What the smallest Dask task could be."""
-    return outcome
+    return record
 
 
 def run() -> None:
@@ -83,10 +84,10 @@ def run() -> None:
 
 def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
-    from tasks.fanout import Job, open_dask
+    from tasks.dask_map import Job, open_dask
     from tasks.shards import StageSpec
 
-    work = [(image, Outcome(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]
+    work = [(image, Record(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]
     manifest = read_manifest(workspace)
     assert manifest is not None
     keys = (plan.target.similarity_key, plan.target.mask_key)
@@ -111,7 +112,7 @@ def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
         seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))
         warm_up = make_plan(workspace, manifest, plan.target, limit=10)
         flow_seconds(workspace, warm_up, specs(b""), dask)
-        workspace.shard_outcomes(0).unlink()
+        workspace.shard_records(0).unlink()
         with patch("tasks.shards.run_stage", uncommitted), patch("tasks.shards.gather_shard"):
             seconds["orchestration"] = flow_seconds(workspace, plan, specs(b""), dask)
         seconds["with commits"] = flow_seconds(workspace, plan, specs(mask), dask)
@@ -144,25 +145,25 @@ def flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any)
     return elapsed
 
 
-def _call_all(workspace: Workspace, work: list[tuple[ImageRef, Outcome]], keys: tuple[str, str]) -> None:
+def _call_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], keys: tuple[str, str]) -> None:
     """The no-ops of all images, one after the other in this process."""
     for image, empty in work:
-        outcome = similarity_stage(image, empty, workspace, (keys[0], b""))
-        mask_stage(image, outcome, workspace, (keys[1], b""))
+        record = similarity_stage(image, empty, workspace, (keys[0], b""))
+        mask_stage(image, record, workspace, (keys[1], b""))
 
 
-def _commit_all(workspace: Workspace, work: list[tuple[ImageRef, Outcome]], mask: bytes, keys: tuple[str, str]) -> None:
+def _commit_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], mask: bytes, keys: tuple[str, str]) -> None:
     """The commits of all images, one after the other in this process: two journal entries and a mask, then gather."""
     for image, empty in work:
-        outcome = similarity_stage(image, empty, workspace, (keys[0], mask))
-        write_journal(workspace, image.shard, outcome)
-        write_journal(workspace, image.shard, mask_stage(image, outcome, workspace, (keys[1], mask)))
+        record = similarity_stage(image, empty, workspace, (keys[0], mask))
+        write_journal(workspace, image.shard, record)
+        write_journal(workspace, image.shard, mask_stage(image, record, workspace, (keys[1], mask)))
     for shard in sorted({image.shard for image, _ in work}):
         gather_shard(workspace, shard)
 
 
 def _forget(workspace: Workspace) -> None:
-    for folder in (workspace.outcomes, workspace.masks):
+    for folder in (workspace.records, workspace.masks):
         for path in [path for path in folder.rglob("*") if path.is_file()]:
             path.unlink()
 

@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deployments.demo_photos import make_photos as make_demo_photos
-from desra_core.comparison import conclude, plan_comparison
-from desra_core.content import content_key
-from desra_core.evaluation.gate import Verdict
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.model_settings import Comparing, Finetuning
-from desra_core.promotion import current_model, history
+from deployments.demo.photos import make_photos as make_demo_photos
+from desra_core.files.hashing import content_key
+from desra_core.gate.comparison import conclude, plan_comparison
+from desra_core.gate.model_registry import current_model, history
+from desra_core.gate.verdict import Verdict
+from desra_core.networks import load_model
 from desra_core.settings import Detection, Mining
-from desra_core.sr import load_model
+from desra_core.settings.models import Comparing, Finetuning
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HUMAN_MASKS
 from tests.conftest import photo, refusal
 from tests.in_process import judge_all, process, train
 
-DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo_models"
+DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "models"
 # At this learning rate, artifacts go within a few steps.
 TINY = {"preset": "cpu", "iterations": 8, "checkpoint_every": 4, "patch": 64, "batch": 2, "discriminator_features": 4,
         "warmup": 1, "images": 5, "learning_rate": 0.02}  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     assert again.returncode == 0
     assert again.stdout.startswith("nothing to do: all was judged before\njudged by 6 held-out images, 2 of them clean")
     assert f"passed   {verdict.best}\n" in again.stdout
-    assert "people   0 images rest on people's masks\n" in again.stdout
+    assert "people " not in again.stdout
     assert everything(workspace.gate) | everything(workspace.maps) | everything(workspace.masks) == before
 
     with workspace.locked():

@@ -17,15 +17,15 @@ import httpx
 import pytest
 
 import flows.cycle
-from deployments.models import run_cycle
-from deployments.server import ServerLostError
-from desra_core.content import content_key
-from desra_core.cycle import finetuning_of, mining_of
-from desra_core.evaluation.gate import Verdict
-from desra_core.model_settings import Cycling
-from desra_core.promotion import current_model, history
+from deployments.commands.models import run_cycle
+from deployments.serving.server import ServerLostError
+from desra_core.files.hashing import content_key
+from desra_core.gate.cycle import finetuning_of, mining_of
+from desra_core.gate.model_registry import current_model, history
+from desra_core.gate.verdict import Verdict
+from desra_core.networks import load_model
 from desra_core.settings import Machine, Mining
-from desra_core.sr import load_model
+from desra_core.settings.models import Cycling
 from desra_core.workspace import Workspace
 from tests.conftest import client_of, desra_command, keyed, photo, refusal
 from tests.in_process import process

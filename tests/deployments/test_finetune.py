@@ -21,13 +21,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from deployments.flags import with_flags
-from desra_core.compat import mend_torchvision
-from desra_core.content import content_key
+from deployments.commands.flags import with_flags
 from desra_core.errors import UsageError
-from desra_core.model_settings import Finetuning
+from desra_core.files.hashing import content_key
+from desra_core.networks import load_model
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.sr import load_model
+from desra_core.settings.models import Finetuning
+from desra_core.third_party import mend_torchvision
 from desra_core.training import plan as planning
 from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
@@ -91,7 +91,7 @@ def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
     count = len(document["images"])
     assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
     assert f"8 iterations on {count} images\n" in finetuned.run.stdout
-    assert "people   0 images rest on people's masks\n" in finetuned.run.stdout
+    assert "people " not in finetuned.run.stdout
     assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in finetuned.run.stdout
     assert weights(run.root) == weights(undisturbed.root)
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from desra_core.imageio import decode
-from desra_core.outcomes import read_outcomes
-from desra_core.tables import IMAGES, REGIONS
+from desra_core.images.codec import decode
+from desra_core.planning.tables import IMAGES, REGIONS
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.records import read_records
 from tests.conftest import photo, refusal
 
 
@@ -124,10 +124,10 @@ def test_what_changed_is_redone_and_nothing_else(mine, make_models, make_photos,
     assert workspace.dataset("pseudo_gt", names[1]).read_bytes() == workspace.dataset("pseudo_gt", "twin").read_bytes()
 
     # a looser setting, then a photo that has changed
-    assert "are computed again: these settings need maps" in mine("--threshold", "0.9", gan=newer).stderr
+    assert "computed again, since these settings need maps" in mine("--threshold", "0.9", gan=newer).stderr
     assert cv2.imwrite(str(tmp_path / "photos" / f"{names[1]}.png"), photo(9, bright=False))
     changed = mine("--threshold", "0.9", gan=newer)
-    assert "1 images have changed" in changed.stderr
+    assert "changed, and computed again: 1 image\n" in changed.stderr
     assert not workspace.dataset("lr", names[1]).exists()
     assert workspace.dataset("lr", "twin").exists()
     assert names[1] not in pq.read_table(workspace.dataset_manifest)["image"].to_pylist()
@@ -141,12 +141,12 @@ def test_maps_of_all_are_kept_and_spare_inference(mine, make_photos, tmp_path) -
     arrays = [path.parent.name for path in workspace.maps.rglob("zarr.json") if "sr" in path.parent.name]
     assert sorted(arrays) == 4 * ["gan_sr"] + 4 * ["mse_sr"]
     assert len(list(workspace.maps.glob("*/*/similarity"))) == 6
-    records = read_outcomes(workspace, ["artifact_pixels", "seconds"]).to_pylist()
+    records = read_records(workspace, ["artifact_pixels", "seconds"]).to_pylist()
     seconds_of_clean_photos = {dict(row["seconds"])["inference"] for row in records if row["artifact_pixels"] == 0}
     assert len(records) == 6
     looser = mine("--keep", "maps", "--threshold", "0.75")
     assert looser.returncode == 0, looser.stderr
-    records = read_outcomes(workspace, ["artifact_pixels", "seconds"]).to_pylist()
+    records = read_records(workspace, ["artifact_pixels", "seconds"]).to_pylist()
     inference = {dict(row["seconds"])["inference"] for row in records if row["artifact_pixels"] == 0}
     assert inference == seconds_of_clean_photos
     fresh = mine("--keep", "maps", "--threshold", "0.75", ws=tmp_path / "fresh")

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from deployments.demo import MODELS
-from deployments.demo_photos import make_photos
+from deployments.demo.photos import make_photos
 from tests.browser import Page, opened
 from tests.served import FINAL, Served, until
 

@@ -16,8 +16,8 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from typer import Exit
 
-from deployments.cli import _exit
-from deployments.interrupted import INTERRUPTED
+from deployments.cli import run_and_exit
+from deployments.serving.flow_runs import INTERRUPTED
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 
@@ -186,9 +186,9 @@ def test_what_fails_while_a_run_is_stopped_does_not_hide_that_it_was(signalled, 
             raise TimeoutError("a cluster that does not close")
 
     with pytest.raises((SystemExit, Exit)) as ended:
-        _exit(run)
+        run_and_exit(run)
     assert (ended.value.exit_code if isinstance(ended.value, Exit) else ended.value.code) == code
     with pytest.raises(SystemExit, match="143"):
-        _exit(lambda: (_ for _ in ()).throw(TerminationSignal(signal.SIGTERM)))
+        run_and_exit(lambda: (_ for _ in ()).throw(TerminationSignal(signal.SIGTERM)))
     with pytest.raises(TimeoutError):
-        _exit(lambda: (_ for _ in ()).throw(TimeoutError()))
+        run_and_exit(lambda: (_ for _ in ()).throw(TimeoutError()))

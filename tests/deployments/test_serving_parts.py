@@ -19,26 +19,20 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
-from deployments import serve
-from deployments.interrupted import INTERRUPTED, resume_interrupted
-from deployments.retention import HISTORY
-from deployments.schedules import deployments_of, register
-from deployments.serve import (
-    _check_alone,
-    _client,
-    _giving_up,
-    _look_after,
-    _Outcomes,
-    _stoppable,
-)
-from deployments.server import Server
-from deployments.standing import new_mark, start_again
-from deployments.worker import NAME, prefect_worker
+from deployments.serving import connection, serve
+from deployments.serving.connection import connected
+from deployments.serving.flow_runs import INTERRUPTED, Endings, resume_interrupted
+from deployments.serving.processes import new_mark, start_again
+from deployments.serving.retention import HISTORY
+from deployments.serving.schedules import check_alone, deployments_of, register
+from deployments.serving.serve import alarm_at_the_end, look_after, stoppable
+from deployments.serving.server import Server
+from deployments.serving.worker import NAME, prefect_worker
 from desra_core.errors import UsageError
-from desra_core.serving_settings import Serving
 from desra_core.settings import Machine
+from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from flows import alarm
+from flows import webhook
 from tests.conftest import client_of
 
 
@@ -54,7 +48,7 @@ def hangup() -> Iterator[None]:
 def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, capsys) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     ended = False
-    with _stoppable():
+    with stoppable():
         try:
             os.kill(os.getpid(), number)
             time.sleep(10)
@@ -69,7 +63,7 @@ def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, cap
 
 def test_nohup_outlives_its_terminal(hangup) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with _stoppable():
+    with stoppable():
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(0.1)
         outlived = True
@@ -130,20 +124,20 @@ def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypat
     Workspace(paths["workspace"]).create()
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with client_of(prefect_environment), pytest.raises(UsageError, match="ends again and again"):
-        _look_after(None, Failing(always=True), None, Serving(**paths), _Outcomes("desra-workspace"))
+        look_after(None, Failing(always=True), None, Serving(**paths), Endings("desra-workspace"))
     assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
 
 
 def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
     """Before anything that is started again makes another one at that place."""
     told = []
-    monkeypatch.setattr(alarm, "tell_webhook", lambda address, message: told.append((address, message)))
+    monkeypatch.setattr(webhook, "tell_webhook", lambda address, message: told.append((address, message)))
     paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
     serving = Serving(**paths, webhook="http://hook.example/x")
     line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
     monkeypatch.setattr(serve, "_POLL_SECONDS", 0)
-    with pytest.raises(UsageError, match=line), _giving_up(serving):
-        _look_after(None, Failing(), None, serving, _Outcomes("desra-workspace"))
+    with pytest.raises(UsageError, match=line), alarm_at_the_end(serving):
+        look_after(None, Failing(), None, serving, Endings("desra-workspace"))
     [(address, message)] = told
     assert address == "http://hook.example/x"
     assert message["text"] == f"workspace: desra serve has ended: {line}"
@@ -152,8 +146,8 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
 
 
 def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
-    monkeypatch.setattr(serve, "_ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(serve, "_MOST_RETRIES", 0)
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "_MOST_RETRIES", 0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -165,7 +159,7 @@ def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
             pytest.raises(
                 UsageError, match=rf"{url}: the Prefect server does not do what it is asked \(.+\); see its log"
             ),
-            _client() as client,
+            connected() as client,
         ):
             client.hello()
         assert time.monotonic() - started < 10
@@ -173,22 +167,22 @@ def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
 
 def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
     own = NAME + socket.gethostname()
-    with client_of(prefect_environment), _client() as client:
-        _check_alone("desra-alone", client)  # there is no such pool yet
+    with client_of(prefect_environment), connected() as client:
+        check_alone("desra-alone", client)  # there is no such pool yet
         client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
         client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)
-        _check_alone("desra-alone", client)
+        check_alone("desra-alone", client)
         client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
         told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
         with pytest.raises(UsageError, match=told):
-            _check_alone("desra-alone", client)
+            check_alone("desra-alone", client)
 
 
 def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
     """Of desra serve, by the word of the server: one that was killed says nothing itself."""
     paths = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
     deployments = deployments_of(Serving(**paths, name="outcomes", mine_at="never", cycle_at="never"), Machine())
-    with client_of(prefect_environment), _client() as client:
+    with client_of(prefect_environment), connected() as client:
         register(deployments, client, own=True)
         mine = client.read_deployment_by_name("mine/outcomes").id
 
@@ -200,8 +194,8 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
             return run.id
 
         end("before", Completed(message="40 of 40 images computed"))
-        outcomes = _Outcomes("desra-outcomes")
-        outcomes.tell()
+        endings = Endings("desra-outcomes")
+        endings.say_new()
         for name, state in (
             ("first", Completed(message="1 of 41 images computed")),
             ("second", Failed(message="/gan.pth: does not exist; check the path")),
@@ -210,16 +204,16 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
             ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on with what it left")),
         ):
             end(name, state)
-        outcomes.tell()
+        endings.say_new()
         assert resume_interrupted("desra-outcomes", client) == [
             "warning: fifth was cut off: another run goes on with what it left"
         ]
         sixth = end("sixth", Failed(message="a reason\nof two lines"))
-        outcomes.tell()
+        endings.say_new()
         for state in (Running(), Failed()):  # as by Retry in the UI
             client.set_flow_run_state(sixth, state, force=True)
-        outcomes.tell()
-        outcomes.tell()
+        endings.say_new()
+        endings.say_new()
     assert capsys.readouterr().err.splitlines() == [
         "first completed: 1 of 41 images computed",
         "error: second failed: /gan.pth: does not exist; check the path",
@@ -270,4 +264,4 @@ def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
         )  # fmt: skip
     python, module = found.stdout.split()
     assert Path(python).parent == Path(sys.executable).parent
-    assert Path(module) == Path(serve.__file__).with_name("__init__.py")
+    assert Path(module) == Path(serve.__file__).parents[1] / "__init__.py"

@@ -22,7 +22,7 @@ from PIL import Image
 from tifffile import TiffFile, TiffTag
 
 from desra_core.errors import ImageError
-from desra_core.imageio import decode, image_size
+from desra_core.images.codec import decode, image_size
 from tests.picture_files import Page, bmp_file, bmp_rows, chunk, png_file, tiff_file
 
 PATH = Path("folder/photo")

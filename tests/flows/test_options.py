@@ -17,21 +17,22 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelled, Crashed
 
-from deployments.schedules import deployments_of, register
+from deployments.serving.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
-from desra_core.model_settings import Comparing, Cycling, Finetuning
-from desra_core.serving_settings import Serving
 from desra_core.settings import Detection, Machine, Mining
+from desra_core.settings.models import Comparing, Cycling, Finetuning
+from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from flows import alarm, options
-from flows.alarm import tell_cancelled, tell_failure
+from flows import options
+from flows import webhook as webhook_module
 from flows.compare import compare
 from flows.cycle import cycle
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
-from tasks.lines import say
+from flows.webhook import tell_cancelled, tell_failure
+from tasks.logs import say
 from tests.conftest import client_of, keyed
 
 PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
@@ -228,7 +229,7 @@ def test_a_run_that_is_not_whole_fails_where_nobody_looks(url, by_itself, monkey
 
 @pytest.mark.parametrize("trouble", ["refuses", "is slow", "is not there"])
 def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(alarm, "_SECONDS", 0.3)
+    monkeypatch.setattr(webhook_module, "_SECONDS", 0.3)
     if trouble == "refuses":
         webhook.answer = 500
     elif trouble == "is slow":

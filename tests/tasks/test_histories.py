@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.inventory import OnDisk
+from desra_core.planning.keys import load_settings
 from desra_core.settings import Mining
-from desra_core.target import load_settings
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.inventory import OnDisk
 from tests.conftest import photo
 from tests.in_process import process
 

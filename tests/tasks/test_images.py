@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import pytest
 
-from desra_core.corpus import File, ImageRef
 from desra_core.errors import ImageError
 from desra_core.settings import Machine
+from desra_core.workspace.manifest import File, ImageRef
 from tasks import images as module
 from tasks import progress as progress_module
-from tasks.fanout import Job
+from tasks.dask_map import Job
 from tasks.images import each_image
 
 

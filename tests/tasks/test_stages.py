@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from desra_core.errors import UsageError
+from desra_core.planning.keys import target_of
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.target import target_of
 from tasks.stages import StageSpec, stages_of
 
 

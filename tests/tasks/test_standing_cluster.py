@@ -20,8 +20,8 @@ import desra_core
 import tasks
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
-from tasks import fanout
-from tasks.cluster import (
+from tasks import dask_map
+from tasks.dask_cluster import (
     EMBEDDED_DASHBOARD,
     EMBEDDED_GPUS,
     EMBEDDED_KEY,
@@ -31,7 +31,7 @@ from tasks.cluster import (
     standing_cluster,
     visible_gpus,
 )
-from tasks.fanout import _connected, open_dask, release_embedded
+from tasks.dask_map import _connected, open_dask, release_embedded
 from tests.browser import opened
 
 SMALL = Machine(workers=1, memory="3GB")
@@ -51,7 +51,7 @@ def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
 def embedded(cluster, monkeypatch) -> None:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(fanout, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_map, "_CONNECT_SECONDS", 1)
 
 
 def worker_of(machine: Machine, **options: Any) -> int:
@@ -117,7 +117,7 @@ def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
 
 def test_a_run_waits_for_the_gpus_that_there_are_to_be(monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
-    monkeypatch.setattr(fanout, "_AWAIT_SECONDS", 1)
+    monkeypatch.setattr(dask_map, "_AWAIT_SECONDS", 1)
     monkeypatch.setenv(EMBEDDED_GPUS, "1")
     with (
         pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.corpus import image_refs, read_manifest
 from desra_core.detection import find_regions
-from desra_core.imageio import encode_mask, encode_png
-from desra_core.outcomes import Outcome, gather_shard
-from desra_core.plan import prepare
+from desra_core.images.codec import encode_mask, encode_png
+from desra_core.planning.plan import prepare
+from desra_core.planning.tables import publish_tables
 from desra_core.settings import Detection
-from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.records import Record, gather_shard
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -51,7 +51,7 @@ def maker_below(folder: Path) -> MakeWorkspace:
         settings = Detection(mse_sr=root / "mse_sr", gan_sr=root / "gan_sr", workspace=workspace.root)
         target = prepare(settings).plan.target
         manifest = read_manifest(workspace)
-        outcomes = []
+        records = []
         for image in image_refs(manifest):
             mask = next(masks[name] for name in image.names if name in masks)
             similarity = rng.random(mask.shape, np.float32)
@@ -60,8 +60,8 @@ def maker_below(folder: Path) -> MakeWorkspace:
             regions = [region._asdict() for region in find_regions(mask, similarity, labels=labels, weights=weights)]
             for other in image.names:
                 workspace.publish(workspace.mask(other), encode_mask(mask))
-            outcomes.append(
-                Outcome(
+            records.append(
+                Record(
                     image.id,
                     *mask.shape,
                     similarity_key=target.similarity_key,
@@ -73,7 +73,7 @@ def maker_below(folder: Path) -> MakeWorkspace:
                     regions=regions,
                 )
             )
-        gather_shard(workspace, 0, outcomes)
+        gather_shard(workspace, 0, records)
         publish_tables(workspace, target)
         return workspace
 

@@ -12,7 +12,7 @@ import pytest
 
 from desra_core.annotations.corrections import Correction, Origin, read_corrections
 from desra_core.errors import DesraError, UsageError
-from desra_core.imageio import decode
+from desra_core.images.codec import decode
 from desra_core.workspace import Workspace
 
 CASES = Path("../shared/data/cases")

@@ -19,14 +19,14 @@ from pycocotools import mask as coco_mask
 from desra_core.annotations.corrections import Correction, read_corrections
 from desra_core.annotations.export import export_workspace
 from desra_core.annotations.publication import publish_corrections, undo_import
-from desra_core.corpus import read_manifest
 from desra_core.errors import DesraError, UsageError
-from desra_core.human_masks import HUMAN_MASKS, read_human_masks
-from desra_core.imageio import encode_mask, encode_png
-from desra_core.outcomes import Outcome, gather_shard, read_shard
-from desra_core.plan import prepare
-from desra_core.target import load_settings
+from desra_core.images.codec import encode_mask, encode_png
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import prepare
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.human_masks import HUMAN_MASKS, read_human_masks
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.records import Record, gather_shard, read_shard
 from tests.desra_core.annotations.conftest import drawing
 from tests.desra_core.annotations.test_labelme import MASKS
 
@@ -299,7 +299,7 @@ def test_what_was_exported_from_another_result(workspace: Workspace, labelme: Pa
     manifest = read_manifest(workspace).to_pylist()
     row = next(row for row in manifest if row["name"] == "clean")
     known = next(iter(read_shard(workspace, 0).values()))
-    done = Outcome(row["id"], *CLEAN.shape, similarity_key=known.similarity_key, mask_key=known.mask_key,
+    done = Record(row["id"], *CLEAN.shape, similarity_key=known.similarity_key, mask_key=known.mask_key,
                    artifact_pixels=0)  # fmt: skip
     gather_shard(workspace, row["shard"], [done])
     for form, path in (("labelme", labelme), ("coco", coco)):

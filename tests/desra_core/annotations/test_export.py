@@ -16,7 +16,7 @@ from desra_core.annotations.corrections import read_corrections
 from desra_core.annotations.export import export_workspace
 from desra_core.annotations.publication import publish_corrections
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.imageio import encode_mask, encode_png
+from desra_core.images.codec import encode_mask, encode_png
 from desra_core.workspace import Workspace
 from tests.desra_core.annotations.conftest import drawing
 

@@ -19,8 +19,8 @@ from scipy import ndimage
 from desra_core.annotations.labelme import draw_shapes, labelme_document, read_labelme
 from desra_core.annotations.selection import Annotated
 from desra_core.errors import ImageError
-from desra_core.human_masks import HumanMask
-from desra_core.imageio import encode_mask
+from desra_core.images.codec import encode_mask
+from desra_core.workspace.human_masks import HumanMask
 from tests.desra_core.annotations.conftest import drawing
 
 SHAPE = (40, 50)

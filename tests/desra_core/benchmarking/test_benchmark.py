@@ -13,11 +13,11 @@ import pytest
 
 from desra_core.benchmarking.benchmark_files import results_of
 from desra_core.benchmarking.benchmark_table import ALL
-from desra_core.benchmarking.results import plan, publish_results
-from desra_core.benchmarking.settings import Benchmarking
 from desra_core.detection import artifact_mask, variance_similarity
-from desra_core.detection.semantics import load_weights
+from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
+from desra_core.report.benchmark_page import plan, publish_results
+from desra_core.settings.benchmark import Benchmarking
 from tests.benchmark_sets import FAST, as_coco, as_published, ground_truth, judge, make_plain, run_here, write
 from tests.desra_core.evaluation import published_scripts as slow
 
@@ -260,7 +260,7 @@ def test_labels_are_computed_where_there_are_none(plain, judged, tmp_path, monke
         assert (asked, device) == (spec, "cpu")
         return lambda gan_sr: read(folder / "labels" / f"{pictures[gan_sr[:, :, ::-1].tobytes()]}.png")
 
-    monkeypatch.setattr("desra_core.stages.benchmark.load_segmenter", load)
+    monkeypatch.setattr("desra_core.benchmarking.stage.load_segmenter", load)
     monkeypatch.setattr("desra_core.benchmarking.competition.segmenter_key", lambda asked: f"key of {asked}")
     benchmark, published = judge(tmp_path / "set", tmp_path / "out", segmenter=spec)
     assert benchmark.runs_networks

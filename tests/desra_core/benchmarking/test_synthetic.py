@@ -15,10 +15,10 @@ from desra_core.benchmarking import synthetic
 from desra_core.benchmarking.injection import contrast, inject, texture
 from desra_core.benchmarking.places import cases
 from desra_core.benchmarking.synthetic import FAINT, GRID, Trial, trial
+from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.detectors.desra import Desra
 from desra_core.detection.mask import score_mask
-from desra_core.detection.semantics import load_weights
 
 EIGHT = np.ones((3, 3))
 GIVEN = {

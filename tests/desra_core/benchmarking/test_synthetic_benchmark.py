@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from desra_core.benchmarking.markdown_blocks import blocks_of
-from desra_core.benchmarking.results import plan
 from desra_core.benchmarking.synthetic import trial
 from desra_core.benchmarking.synthetic_table import as_markdown, summarise
-from desra_core.imageio import decode
+from desra_core.images.codec import decode
+from desra_core.report.benchmark_page import plan
 from tests.benchmark_sets import make_plain, run_here, spoil, write
 
 

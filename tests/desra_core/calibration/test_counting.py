@@ -15,13 +15,13 @@ import pytest
 from desra_core.calibration.counting import Counting, plan_counting
 from desra_core.calibration.exclusion import Exclusion
 from desra_core.calibration.histogram import BINS, ClassHistogram
-from desra_core.corpus import ImageRef
+from desra_core.calibration.stage import histogram_stage
 from desra_core.detection import variance_similarity
 from desra_core.errors import TransientError, UsageError
-from desra_core.human_masks import HUMAN_MASKS
 from desra_core.settings import Detection, Mining
-from desra_core.stages.histogram import histogram_stage
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.manifest import ImageRef
 from tests.in_process import count_all, process
 
 HEIGHT, WIDTH = 200, 240

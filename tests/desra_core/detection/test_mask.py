@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
-from desra_core.detection.semantics import load_weights
-from desra_core.imageio import decode, decode_labels
+from desra_core.detection.class_weights import load_weights
+from desra_core.images.codec import decode, decode_labels
 
 PAIRS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "pairs"
 EIGHT = np.ones((3, 3), bool)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from desra_core.detection import Region, artifact_mask, find_regions
+from desra_core.detection.regions import Components
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -40,6 +41,28 @@ def slow_regions(mask, similarity, threshold, labels=None, weights=None) -> list
         )
         regions.append((pixels[0], region))
     return [region for _, region in sorted(regions, key=lambda pair: pair[0])]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 25), st.integers(1, 25), st.floats(0, 0.7), st.integers(0, 2**32))
+def test_components_of_random_masks(height: int, width: int, share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask, other = rng.random((2, height, width)) < share
+    labelled, count = ndimage.label(mask, EIGHT)
+    parts = sorted((labelled == index + 1 for index in range(count)), key=lambda part: int(part.argmax()))
+    found = Components(mask)
+    assert len(found) == count
+    assert found.areas.tolist() == [part.sum() for part in parts]
+    assert found.overlap(other).tolist() == [(part & other).sum() for part in parts]
+    assert found.covered(other).tolist() == [2 * (part & other).sum() >= part.sum() for part in parts]
+    assert np.array_equal(found.numbers, sum((part * (index + 1) for index, part in enumerate(parts)), 0 * mask))
+    for index, part in enumerate(parts):
+        rows, columns = ndimage.find_objects(part.astype(int))[0]
+        assert np.array_equal(found.crop(index), part[rows, columns])
+        assert found.boxes[index].tolist() == [columns.start, rows.start, *part[rows, columns].shape[::-1]]
+    flags = rng.random(count) < 0.5
+    chosen = [part for part, flag in zip(parts, flags, strict=True) if flag]
+    assert np.array_equal(found.chosen(flags), np.any([np.zeros_like(mask), *chosen], axis=0))
 
 
 def assert_alike(found: list[Region], expected: list[Region]) -> None:

@@ -18,7 +18,7 @@ from desra_core.evaluation.evaluation_files import as_document, write_json, writ
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.mask_pairs import pair_folders
 from desra_core.evaluation.severity_labels import read_ratings
-from desra_core.imageio import encode_mask, encode_png
+from desra_core.images.codec import encode_mask, encode_png
 
 
 @pytest.fixture

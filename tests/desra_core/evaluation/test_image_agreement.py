@@ -17,7 +17,7 @@ from desra_core.errors import ImageError
 from desra_core.evaluation.image_agreement import compare_pair, prominent_agreement
 from desra_core.evaluation.mask_pairs import MaskPair
 from desra_core.evaluation.metrics import Agreement, compare_masks
-from desra_core.imageio import encode_mask, encode_png
+from desra_core.images.codec import encode_mask, encode_png
 from tests.desra_core.evaluation.published_scripts import components, lies_inside
 
 

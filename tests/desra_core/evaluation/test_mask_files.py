@@ -15,7 +15,7 @@ from PIL import Image
 
 from desra_core.errors import ImageError, TransientError
 from desra_core.evaluation.mask_files import decode_mask, is_lossy, on_valid_region, read_mask, shape_of_image
-from desra_core.imageio import encode_mask
+from desra_core.images.codec import encode_mask
 
 PATH = Path("folder/mask.png")
 

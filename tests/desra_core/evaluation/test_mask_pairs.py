@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from desra_core.corpus import read_manifest, scan
 from desra_core.errors import UsageError
 from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import encode_mask
-from desra_core.matching import Sources
+from desra_core.images.codec import encode_mask
 from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.manifest import read_manifest, scan
+from desra_core.workspace.matching import Sources
 
 
 def put(folder: Path, *names: str) -> Path:

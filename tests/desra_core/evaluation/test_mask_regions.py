@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.detection import find_regions
-from desra_core.evaluation.mask_regions import Components, MaskRegion
+from desra_core.detection.regions import Components
+from desra_core.evaluation.mask_regions import MaskRegion, mask_regions
 from tests.desra_core.evaluation.published_scripts import components, lies_inside
 
 
@@ -36,28 +36,16 @@ def test_random_masks(height: int, width: int, share: float, seed: int) -> None:
     mask, other = rng.random((2, height, width)) < share
     labels = rng.integers(147, 150, (height, width)).astype(np.uint8)
     found = Components(mask)
-    regions = list(found.regions(other, labels, 5))
+    regions = mask_regions(found, other, labels, 5)
     assert regions == slow_regions(mask, other, labels, 5)
     assert [region.covered for region in regions] == [lies_inside(part, other) for part in components(mask)]
-    assert [region.dominant_class for region in found.regions(other, None, 0)] == [None] * len(regions)
-    flags = rng.random(len(regions)) < 0.5
-    chosen = [part for part, flag in zip(components(mask), flags, strict=True) if flag]
-    assert np.array_equal(found.chosen(flags), np.any([np.zeros_like(mask), *chosen], axis=0))
-
-
-def test_the_order_is_that_of_detection() -> None:
-    """A region that begins further left, but lower, comes later."""
-    mask = np.zeros((40, 40), bool)
-    mask[30:35, 5:10] = mask[8:12, 30:35] = mask[8:20, 10:15] = mask[9:11, 20:22] = True
-    boxes = [region[:5] for region in Components(mask).regions(mask, None, 0)]
-    assert boxes == [region[:5] for region in find_regions(mask, np.zeros((30, 30), np.float32))]
-    assert [box[0] for box in boxes] == [10, 30, 20, 5]
+    assert [region.dominant_class for region in mask_regions(found, other, None, 0)] == [None] * len(regions)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 1)])
 def test_nothing_and_everything(shape: tuple[int, int]) -> None:
     nothing, everything = np.zeros(shape, bool), np.ones(shape, bool)
     assert len(Components(nothing)) == 0
-    assert list(Components(nothing).regions(everything, np.zeros(shape, np.uint8), 5)) == []
-    (region,) = Components(everything).regions(nothing, np.full(shape, 149, np.uint8), 5)
+    assert mask_regions(Components(nothing), everything, np.zeros(shape, np.uint8), 5) == []
+    (region,) = mask_regions(Components(everything), nothing, np.full(shape, 149, np.uint8), 5)
     assert region == MaskRegion(5, 5, shape[1], shape[0], shape[0] * shape[1], 0, 149)

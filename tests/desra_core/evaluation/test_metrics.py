@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from desra_core.evaluation.mask_files import read_mask
-from desra_core.evaluation.metrics import Agreement, compare_masks, covered, mean_iou, pooled
+from desra_core.evaluation.metrics import Agreement, compare_masks, mean_iou, pooled
 from tests.desra_core.evaluation import published_scripts
 
 
@@ -70,14 +70,14 @@ def test_numbers_of_a_drawn_pair() -> None:
 
 
 def test_diagonal_pixels_are_one_region() -> None:
-    assert covered(mask_of("#.", ".#"), mask_of("#.", "..")).tolist() == [True]
+    assert compare_masks(mask_of("#.", ".#"), mask_of("#.", "..")).right == 1
 
 
 @pytest.mark.parametrize(("area", "inside", "expected"), [(4, 2, True), (4, 1, False), (5, 2, False), (5, 3, True)])
 def test_exactly_half_is_enough(area: int, inside: int, expected: bool) -> None:
     row, other = np.zeros((1, 9), bool), np.zeros((1, 9), bool)
     row[:, :area] = other[:, :inside] = True
-    assert covered(row, other).tolist() == [expected]
+    assert compare_masks(row, other).right == expected
 
 
 def test_nothing_marked_is_undefined_and_not_zero() -> None:

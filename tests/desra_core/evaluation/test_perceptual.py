@@ -10,12 +10,12 @@ import pytest
 import skimage.data
 import torch
 
-from desra_core import compat
+from desra_core import third_party
 from desra_core.errors import UsageError
 from desra_core.evaluation import perceptual
 from desra_core.evaluation.perceptual import load_lpips, lpips_distance
 
-compat.mend_torchvision()
+third_party.mend_torchvision()
 
 import lpips  # noqa: E402
 import torchvision  # noqa: E402

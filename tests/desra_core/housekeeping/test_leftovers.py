@@ -15,20 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.arrays import write_array
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
 from desra_core.housekeeping import sweep as sweeping
 from desra_core.housekeeping.leftovers import find_leftovers
 from desra_core.housekeeping.sweep import sweep
-from desra_core.human_masks import HUMAN_MASKS
-from desra_core.imageio import encode_mask
-from desra_core.outcomes import Outcome, gather_shard, read_outcomes, read_shard, write_journal
-from desra_core.plan import make_plan
+from desra_core.images.codec import encode_mask
+from desra_core.planning.keys import load_settings, save_settings
+from desra_core.planning.plan import make_plan
+from desra_core.planning.tables import publish_tables
 from desra_core.settings import Detection
-from desra_core.tables import publish_tables
-from desra_core.target import load_settings, save_settings
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import write_array
+from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, write_journal
 from tests.conftest import photo
 from tests.in_process import process
 from tests.tasks.test_histories import Corpus, results
@@ -105,7 +105,7 @@ def test_random_histories_end_like_fresh_workspaces(corpus: Corpus, seed: int) -
     assert not going(fresh)
     assert holdings(workspace) == holdings(fresh)
     assert results(workspace) == results(fresh)
-    assert set(read_outcomes(workspace)["id"].to_pylist()) == set(read_outcomes(fresh)["id"].to_pylist())
+    assert set(read_records(workspace)["id"].to_pylist()) == set(read_records(fresh)["id"].to_pylist())
 
 
 def test_what_earlier_settings_kept_goes(corpus: Corpus) -> None:
@@ -121,7 +121,7 @@ def test_what_earlier_settings_kept_goes(corpus: Corpus) -> None:
     kept = {f"maps/{key[:2]}/{key}.zarr/{array}" for key in marked for array in arrays}
     assert {path for path in holdings(workspace) if path.startswith("maps")} == kept
     assert everything - kept == {path for path in reasons if path.startswith("maps")}
-    records = read_outcomes(workspace).to_pylist()
+    records = read_records(workspace).to_pylist()
     assert {row["id"] for row in records if row["similarity_kept"]} == marked
     assert not list(workspace.maps.glob("??/")) or all(any(folder.iterdir()) for folder in workspace.maps.iterdir())
     # A looser threshold finds the very artifacts that it would have found without.
@@ -132,11 +132,11 @@ def test_labels_go_when_nothing_segments(corpus: Corpus) -> None:
     workspace = corpus.run(keep="maps")
     [record, *_] = read_shard(workspace, 0).values()
     write_array(workspace, record.id, "labels", np.zeros((200, 240), np.uint8), key="mmseg:gone")
-    write_journal(workspace, 0, Outcome(**(record.__dict__ | {"labels_kept": True, "segmentation_key": "mmseg:gone"})))
+    write_journal(workspace, 0, Record(**(record.__dict__ | {"labels_kept": True, "segmentation_key": "mmseg:gone"})))
     gather_shard(workspace, 0)
     group = f"maps/{record.id[:2]}/{record.id}.zarr"
     assert swept(workspace) == {f"{group}/labels": "that --keep maps and the other settings do not keep"}
-    [after] = [row for row in read_outcomes(workspace).to_pylist() if row["id"] == record.id]
+    [after] = [row for row in read_records(workspace).to_pylist() if row["id"] == record.id]
     assert not after["labels_kept"]
     assert after["similarity_kept"]
 
@@ -145,7 +145,7 @@ def test_what_a_person_marked_is_kept_as_an_artifact_is(corpus: Corpus) -> None:
     """In the results of the model that is in use; and the mask itself always."""
     workspace = corpus.run(keep="all")
     target = load_settings(workspace)[1]
-    [clean, *_] = [row for row in read_outcomes(workspace).to_pylist() if row["artifact_pixels"] == 0]
+    [clean, *_] = [row for row in read_records(workspace).to_pylist() if row["artifact_pixels"] == 0]
     name = next(row["name"] for row in pq.read_table(workspace.manifest).to_pylist() if row["id"] == clean["id"])
     mask = np.zeros((clean["height"], clean["width"]), bool)
     mask[:9] = True
@@ -204,16 +204,16 @@ def test_an_image_that_failed_for_good_keeps_no_arrays(corpus: Corpus) -> None:
     record = list(read_shard(workspace, 0).values())[2]
     failure = {"failed_stage": "mask", "failed_key": target.mask_key, "subject": "x", "reason": "y", "remedy": "z",
                "mask_key": None, "artifact_pixels": None}  # fmt: skip
-    write_journal(workspace, 0, Outcome(**(record.__dict__ | failure | {"transient": True})))
+    write_journal(workspace, 0, Record(**(record.__dict__ | failure | {"transient": True})))
     assert not going(workspace)  # it is tried again
-    write_journal(workspace, 0, Outcome(**(record.__dict__ | failure)))  # and the run was cut off
+    write_journal(workspace, 0, Record(**(record.__dict__ | failure)))  # and the run was cut off
     publish_tables(workspace, target)
     group = f"maps/{record.id[:2]}/{record.id}.zarr"
     assert swept(workspace) == {
         f"{group}/{part}": "of images that failed for good" for part in ("similarity", "gan_sr")
     }
     assert not list(workspace.journal.iterdir())
-    [after] = [row for row in read_outcomes(workspace).to_pylist() if row["id"] == record.id]
+    [after] = [row for row in read_records(workspace).to_pylist() if row["id"] == record.id]
     assert not after["similarity_kept"]
     assert after["failed_stage"] == "mask"
 
@@ -234,8 +234,8 @@ def test_replaced_and_restored_photos(corpus: Corpus) -> None:
             assert {path: reason for path, reason in reasons.items() if reason != "empty folders"} == {
                 f"outcomes/{shard:08d}.parquet": "records of images that the manifest does not have" for shard in (0, 1)
             }
-            assert not workspace.shard_outcomes(1).exists()
-            assert read_outcomes(workspace).num_rows == 7
+            assert not workspace.shard_records(1).exists()
+            assert read_records(workspace).num_rows == 7
         assert results(corpus.run(workspace.root.name, threshold=0.5)) == results(corpus.run("fresh", threshold=0.5))
         assert (len(find_leftovers(workspace).stale) == 0) == sweeps
 
@@ -405,7 +405,7 @@ def test_killed_anywhere_the_next_one_goes_on(corpus: Corpus, monkeypatch: pytes
         assert results(copied) == results(expected)
         assert holdings(copied) == holdings(expected)
         assert not going(copied, vanished=True)
-        records = [read_outcomes(each).sort_by("id") for each in (copied, expected)]
+        records = [read_records(each).sort_by("id") for each in (copied, expected)]
         assert records[0].equals(records[1])
     assert step > 30
 

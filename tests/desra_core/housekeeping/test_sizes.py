@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from desra_core import workspace as described
 from desra_core.errors import UsageError
 from desra_core.housekeeping.holdings import holdings
 from desra_core.housekeeping.sizes import FOLDERS, Size, entries, size_of, sizes
 from desra_core.workspace import Workspace
+from desra_core.workspace import paths as described
 
 
 def write(root: Path, files: dict[str, int]) -> Workspace:

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from desra_core.comparison import best_of, conclude, plan_comparison
-from desra_core.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
-from desra_core.evaluation.gate import Verdict
+from desra_core.gate.comparison import best_of, conclude, plan_comparison
+from desra_core.gate.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
+from desra_core.gate.model_registry import current_model, promote, rollback
+from desra_core.gate.verdict import Verdict
 from desra_core.housekeeping.leftovers import find_leftovers
 from desra_core.housekeeping.superseded import superseded
 from desra_core.housekeeping.sweep import sweep
-from desra_core.model_settings import Cycling
-from desra_core.promotion import current_model, promote, rollback
 from desra_core.settings import Mining
+from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
@@ -242,7 +242,7 @@ def test_the_latest_one_stays_and_the_others_go(fake: Fake) -> None:
 
 
 def test_one_that_has_not_ended_stays_while_its_parent_is_in_use(fake: Fake) -> None:
-    from desra_core.content import content_key
+    from desra_core.files.hashing import content_key
 
     fake.finetune(KEYS[0], ended=False, parent=content_key(fake.gan))
     fake.finetune(KEYS[1], ended=False, parent="another")

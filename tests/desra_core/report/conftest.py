@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.corpus import image_refs
-from desra_core.outcomes import Outcome, gather_shard
-from desra_core.plan import prepare
+from desra_core.detection.detectors.applied import applied
+from desra_core.planning.plan import prepare
+from desra_core.planning.tables import publish_tables
 from desra_core.report import write_report
 from desra_core.settings import Detection
 from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
-from desra_core.tables import publish_tables
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import image_refs
+from desra_core.workspace.records import Record, gather_shard
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -73,15 +74,23 @@ def detect(folder: Path, *roles: str) -> Workspace:
     workspace, plan, *_ = prepare(detection)
     target = plan.target
     similarity = SimilaritySettings(
-        target.similarity_key, 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=2**24
+        target.similarity_key,
+        applied(),
+        11,
+        "4000",
+        min_weight=1.0,
+        keep_all=False,
+        tile=256,
+        threads=1,
+        max_pixels=2**24,
     )
     mask = MaskSettings(
         target.mask_key, "none", target.weighting_key, None, 0.7, "4000", keep="artifacts", max_pixels=2**24
     )
     for image in image_refs(plan.rows(0).replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)):
-        outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, similarity, mask.key)
-        if not outcome.failed:
-            run_stage(mask_stage, image, outcome, workspace, mask, mask.key)
+        record = run_stage(similarity_stage, image, Record(image.id), workspace, similarity, mask.key)
+        if not record.failed:
+            run_stage(mask_stage, image, record, workspace, mask, mask.key)
     gather_shard(workspace, 0)
     publish_tables(workspace, target)
     return workspace

@@ -11,8 +11,7 @@ import pytest
 
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.benchmark_files import results_of
-from desra_core.benchmarking.results import plan, publish_results
-from desra_core.report.benchmark_page import render, worst_records
+from desra_core.report.benchmark_page import plan, publish_results, render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 
@@ -60,7 +59,7 @@ def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
     assert render(judged, results_of(judged)) == page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     # Where nothing has changed the page is not even drawn.
-    monkeypatch.setattr("desra_core.report.benchmark_page.render", None)
+    monkeypatch.setattr("desra_core.report.benchmark_page.render_page", None)
     publish_results(plan(judged.settings))
 
 

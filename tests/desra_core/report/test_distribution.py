@@ -13,9 +13,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.arrays import read_array, write_array
-from desra_core.detection.semantics import class_names
-from desra_core.imageio import encode_png
+from desra_core.detection.class_weights import class_names
+from desra_core.images.codec import encode_png
 from desra_core.report import distribution as distribution_module
 from desra_core.report import write_report
 from desra_core.report.distribution import BINS, class_distributions, quantile
@@ -23,8 +22,9 @@ from desra_core.report.measure import Measure, measure_of
 from desra_core.report.results import read_results
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array, write_array
 from tests.desra_core.report.conftest import SIZE
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 RNG = np.random.default_rng(1)
@@ -137,10 +137,10 @@ def test_stored_labels_count_as_label_files_do(copied: Workspace, labelled: Path
         kind = table.schema.field(column).type
         table = table.set_column(table.schema.get_field_index(column), column, pa.nulls(6, kind))
     pq.write_table(table.replace_schema_metadata(metadata), copied.manifest)
-    for path in copied.outcomes.iterdir():
-        outcomes = pq.read_table(path)
-        kept = pa.array([True] * outcomes.num_rows)
-        pq.write_table(outcomes.set_column(outcomes.schema.get_field_index("labels_kept"), "labels_kept", kept), path)
+    for path in copied.records.iterdir():
+        records = pq.read_table(path)
+        kept = pa.array([True] * records.num_rows)
+        pq.write_table(records.set_column(records.schema.get_field_index("labels_kept"), "labels_kept", kept), path)
     stored = class_distributions(read_results(copied), Measure())
     assert from_files is not None
     assert stored is not None

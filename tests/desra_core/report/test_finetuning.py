@@ -13,28 +13,23 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from desra_core.content import content_key
-from desra_core.evaluation.gate import Gate, Verdict, decide, score
-from desra_core.evaluation.judgement import Added, Judgement, RegionFate
-from desra_core.evaluation.table import COLUMNS, score_rows
-from desra_core.model_settings import Training
-from desra_core.promotion import promote, rollback
-from desra_core.report import page as page_module
+from desra_core.files.hashing import content_key
+from desra_core.gate.judgement import Added, Judgement, RegionFate
+from desra_core.gate.model_registry import promote, rollback
+from desra_core.gate.score_table import COLUMNS, score_rows
+from desra_core.gate.verdict import Verdict, decide, score
+from desra_core.images.crops import encode_webp
+from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
-from desra_core.report.crops import encode_webp
+from desra_core.report.document import as_uri
 from desra_core.report.finetuning import COLUMNS as EXPLAINED
-from desra_core.report.finetuning import LOSSES
-from desra_core.report.gallery import as_uri
-from desra_core.report.markdown import verdict_markdown
-from desra_core.report.plots import loss_curves, thinned
+from desra_core.report.finetuning import LOSSES, verdict_markdown
+from desra_core.settings.models import Gate, Training
 from desra_core.workspace import Workspace
 from tests.browser import opened
 from tests.desra_core.report.conftest import HOSTILE
-from tests.desra_core.report.test_in_browser import viewer
-from tests.desra_core.report.test_page import EVENTS, Elements, words
+from tests.desra_core.report.pages import EVENTS, Elements, viewer, words
 
 NAMES = [*HOSTILE, "street/0007", "park/0012", "coast/0001"]
 CLASSES = ("tree", "building", "sky", None)
@@ -107,7 +102,7 @@ def losses(count: int = 100) -> list[dict[str, float]]:
 
 
 def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **changes: Any) -> dict[str, Any]:
-    """Publish a verdict on four candidates as `desra_core.comparison.conclude` does, with some parts changed."""
+    """Publish a verdict on four candidates as `desra_core.gate.comparison.conclude` does, with some parts changed."""
     judged = judgements("000500 ema", gone=gone, kept=kept)
     others = [score(name, judgements(name, gone=gone * part, added=2, kept=kept)) for name, part in
               (("000250 raw", 0.6), ("000250 ema", 0.3), ("000500 raw", 0.95))]  # fmt: skip
@@ -383,31 +378,6 @@ def test_every_column_is_explained() -> None:
 def test_every_loss_is_drawn() -> None:
     drawn = {name for _, names in LOSSES for name in names}
     assert drawn == {*losses(1)[0], "keep"} - {"iteration"}
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e30, 1e30)), max_size=1200))
-def test_thinned_curves_keep_their_mean_and_order(points: list[tuple[float, float]]) -> None:
-    points.sort()
-    kept = thinned(points)
-    assert len(kept) == min(len(points), 500)
-    assert (np.diff(kept[:, 0]) >= 0).all()
-    if 0 < len(points) <= 500:
-        assert np.array_equal(kept, np.array(points))
-
-
-def test_curves_of_anything() -> None:
-    nan, inf = float("nan"), float("inf")
-    assert loss_curves("pixel loss", {"a": [], "b": [(1, nan), (2, inf)]}, best=None) is None
-    for points in ([(0, 0.0)], [(5, 1.0)], [(1, 2.0), (2, nan), (3, 2.0)], [(1, -1e300), (10**9, 1e300)]):
-        svg = loss_curves("pixel loss", {"a": points, "b": points[:1]}, best=2)
-        assert svg is not None
-        assert svg.startswith("<svg role=")
-        assert "#0102" not in svg
-        assert "://" not in svg
-    long = [(float(step), np.sin(step)) for step in range(100_000)]
-    svg = loss_curves("GAN losses", {"a": long, "b": long, "c": long}, best=50_000)
-    assert svg is not None
-    assert len(svg) < 60_000
 
 
 @pytest.mark.parametrize("width", [1400, 420])

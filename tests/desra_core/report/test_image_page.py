@@ -16,25 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.detection.detectors import METHODS, load_detector
-from desra_core.detection.semantics import class_names, load_weights
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
-from desra_core.report import gallery as gallery_module
+from desra_core.report import document as document_module
 from desra_core.report import image_page as image_page_module
 from desra_core.report import scores as scores_module
 from desra_core.report import write_report
-from desra_core.report.crops import HUMAN_OUTLINE, OUTLINE, heat_map
 from desra_core.report.document import csp_hash
-from desra_core.report.label_map import class_shares, label_picture
 from desra_core.report.measure import Measure
+from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, heat_map, label_picture
 from desra_core.report.scores import Pair, ScoreMap, score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from tests.browser import opened
 from tests.desra_core.report.conftest import HOSTILE, SIZE, read, write
-from tests.desra_core.report.test_human import look_at
-from tests.desra_core.report.test_page import EVENTS, Elements, words
+from tests.desra_core.report.pages import EVENTS, Elements, look_at, words
 from tests.in_process import process
 
 SCORES = ["difference", "adjusted", "ldl", "ssim", "niqe"]
@@ -82,7 +80,7 @@ def exact(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         return sink.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery_module, "encode_webp", encode)
+        patch.setattr(document_module, "encode_webp", encode)
         report = write_report(Workspace(labelled / "ws"), pages=2, output=tmp_path_factory.mktemp("exact") / "r.html")
     return pictures(report.parent / "pages" / f"{NAME}.html")
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from desra_core.errors import ImageError
-from desra_core.imageio import encode_png
+from desra_core.images.codec import encode_png
+from desra_core.images.crops import Window
 from desra_core.report import write_report
-from desra_core.report.crops import heat_map
-from desra_core.report.maps import Window, read_map
+from desra_core.report.maps import StoredImage
 from desra_core.report.measure import Measure, measure_of
+from desra_core.report.pictures import heat_map
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 OWN = """
@@ -98,9 +99,9 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     assert len(paths) == 3
     window = Window(10, 20, 30, 40)
     for path in paths:
-        assert read_map(path, (200, 240), window, Measure("own", 0.25)).shape == (40, 30)
+        assert StoredImage({}, path.parent, (200, 240), Measure("own", 0.25)).values(window).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):
-            read_map(path, (200, 240), window, Measure())
+            StoredImage({}, path.parent, (200, 240)).values(window)
 
 
 def test_classes_by_score(own: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_classes_by_score(own: Path, tmp_path: Path) -> None:
     text = words(write_report(Workspace(folder / "ws")).read_text())
     assert "mine.py score by class" in text
     assert "85 % of its pixels lie below the line" in text
-    assert "What lies beyond 0.5 counts for the last bin" in text
+    assert "Scores beyond 0.5 count for the last bin" in text
 
 
 def test_heat_maps_span_the_scale() -> None:

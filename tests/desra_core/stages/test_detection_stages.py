@@ -11,15 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.arrays import read_array
-from desra_core.corpus import File, ImageRef
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
-from desra_core.detection.semantics import load_weights
+from desra_core.detection.class_weights import load_weights
+from desra_core.detection.detectors.applied import applied
 from desra_core.errors import ImageError, TransientError
-from desra_core.imageio import digest, encode_png
-from desra_core.outcomes import Outcome, read_shard
+from desra_core.files.hashing import digest
+from desra_core.images.codec import encode_png
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.workspace import Workspace
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.records import Record, read_shard
 
 RNG = np.random.default_rng(3)
 BASE = np.clip(128 + 5 * (cv2.GaussianBlur(RNG.random((64, 72, 3)) * 255, (0, 0), 6) - 128), 40, 210)
@@ -27,7 +29,7 @@ NOISE = RNG.normal(0, 40, (64, 72, 3)) * np.pad(np.ones((34, 40, 1)), ((15, 15),
 MSE_SR = BASE.astype(np.uint8)
 GAN_SR = np.clip(BASE + NOISE, 0, 255).astype(np.uint8)
 SIMILARITY = SimilaritySettings(
-    "similarity-key", 11, 0.7, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
+    "similarity-key", applied(), 11, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
 )
 MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep="artifacts", max_pixels=10**6)
 LABELLED = replace(MASK, segmentation_key="labels", weights=load_weights("published").values)
@@ -71,13 +73,13 @@ def process(
     workspace: Workspace,
     similarity: SimilaritySettings = SIMILARITY,
     mask: MaskSettings = MASK,
-) -> Outcome:
-    outcome = Outcome(image.id)
+) -> Record:
+    record = Record(image.id)
     for stage, settings in ((similarity_stage, similarity), (mask_stage, mask)):
-        outcome = run_stage(stage, image, outcome, workspace, settings, mask.key)
-        if outcome.failed:
+        record = run_stage(stage, image, record, workspace, settings, mask.key)
+        if record.failed:
             break
-    return outcome
+    return record
 
 
 def read_mask(workspace: Workspace, name: str = "a") -> np.ndarray:
@@ -93,19 +95,19 @@ def files(workspace: Workspace) -> dict[str, tuple[bytes, int]]:
 
 
 def test_an_artifact(workspace: Workspace) -> None:
-    outcome = process(pair(workspace), workspace)
+    record = process(pair(workspace), workspace)
     similarity = variance_similarity(MSE_SR, GAN_SR)
     expected = artifact_mask(similarity, min_area=200)
     assert np.array_equal(read_mask(workspace), np.where(expected, 255, 0))
     assert np.array_equal(read_array(workspace, "ab" * 16, "similarity", key="similarity-key"), similarity)
-    assert outcome.regions == [region._asdict() for region in find_regions(expected, similarity)]
-    assert outcome.artifact_pixels == expected.sum() > 200
-    assert (outcome.height, outcome.width, outcome.min_area, outcome.threshold) == (64, 72, 200, 0.7)
-    assert (outcome.similarity_key, outcome.mask_key) == ("similarity-key", "mask-key")
-    assert outcome.similarity_kept
-    assert outcome.proven_weight is None
-    assert set(outcome.seconds) == {"similarity", "mask"}
-    assert read_shard(workspace, 0) == {outcome.id: outcome}
+    assert record.regions == [region._asdict() for region in find_regions(expected, similarity)]
+    assert record.artifact_pixels == expected.sum() > 200
+    assert (record.height, record.width, record.min_area, record.threshold) == (64, 72, 200, 0.7)
+    assert (record.similarity_key, record.mask_key) == ("similarity-key", "mask-key")
+    assert record.similarity_kept
+    assert record.proven_weight is None
+    assert set(record.seconds) == {"similarity", "mask"}
+    assert read_shard(workspace, 0) == {record.id: record}
 
 
 def test_masks_have_the_size_of_the_image_and_an_empty_frame(workspace: Workspace) -> None:
@@ -129,32 +131,32 @@ def test_another_window_has_another_frame(workspace: Workspace) -> None:
 @pytest.mark.parametrize("gan_sr", [MSE_SR, MSE_SR // 2 * 2], ids=["equal", "alike"])
 def test_a_clean_image_stores_no_map(workspace: Workspace, gan_sr: np.ndarray) -> None:
     image = pair(workspace, gan_sr=gan_sr)
-    outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, SIMILARITY, MASK.key)
+    record = run_stage(similarity_stage, image, Record(image.id), workspace, SIMILARITY, MASK.key)
     assert not workspace.maps.exists()
-    assert (outcome.artifact_pixels, outcome.proven_weight, outcome.similarity_kept) == (0, 1.0, False)
+    assert (record.artifact_pixels, record.proven_weight, record.similarity_kept) == (0, 1.0, False)
     assert not workspace.mask("a").exists()
-    outcome = run_stage(mask_stage, image, outcome, workspace, MASK, MASK.key)
+    record = run_stage(mask_stage, image, record, workspace, MASK, MASK.key)
     assert not read_mask(workspace).any()
-    assert (outcome.artifact_pixels, outcome.regions, outcome.proven_weight) == (0, [], 1.0)
-    assert outcome.mask_key == "mask-key"
+    assert (record.artifact_pixels, record.regions, record.proven_weight) == (0, [], 1.0)
+    assert record.mask_key == "mask-key"
 
 
 def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None:
     """Suspect under the smallest weight, clean under the weight of its class."""
     image = pair(workspace, labels=np.zeros((64, 72), np.uint8))
     heavy = replace(LABELLED, weights=np.full(150, 20.0))
-    outcome = run_stage(similarity_stage, image, Outcome(image.id), workspace, SIMILARITY, MASK.key)
+    record = run_stage(similarity_stage, image, Record(image.id), workspace, SIMILARITY, MASK.key)
     assert workspace.group(image.id).exists()
-    outcome = run_stage(mask_stage, image, outcome, workspace, heavy, MASK.key)
+    record = run_stage(mask_stage, image, record, workspace, heavy, MASK.key)
     assert not workspace.group(image.id).exists()
-    assert not outcome.similarity_kept
-    assert outcome.proven_weight is None, "labels may change"
+    assert not record.similarity_kept
+    assert record.proven_weight is None, "labels may change"
 
 
 def test_keep_maps_keeps_all(workspace: Workspace) -> None:
     image = pair(workspace, gan_sr=MSE_SR)
-    outcome = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep="maps"))
-    assert outcome.similarity_kept
+    record = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep="maps"))
+    assert record.similarity_kept
     assert (read_array(workspace, image.id, "similarity", key="similarity-key") == 1).all()
     assert not read_mask(workspace).any()
 
@@ -162,15 +164,15 @@ def test_keep_maps_keeps_all(workspace: Workspace) -> None:
 def test_labels_from_a_folder_weigh_and_name_regions(workspace: Workspace) -> None:
     labels = np.full((64, 72), 4, np.uint8)
     labels[:, 40:] = 16
-    outcome = process(pair(workspace, labels=labels), workspace, mask=LABELLED)
+    record = process(pair(workspace, labels=labels), workspace, mask=LABELLED)
     weighting: dict[str, Any] = {"labels": labels, "weights": LABELLED.weights}
     similarity = variance_similarity(MSE_SR, GAN_SR)
     expected = artifact_mask(similarity, min_area=200, **weighting)
     assert expected.any()
     assert np.array_equal(read_mask(workspace) > 0, expected)
-    assert outcome.regions == [region._asdict() for region in find_regions(expected, similarity, **weighting)]
-    assert outcome.regions[0]["dominant_class"] in (4, 16)
-    assert outcome.labels_hash == digest(encode_png(labels))
+    assert record.regions == [region._asdict() for region in find_regions(expected, similarity, **weighting)]
+    assert record.regions[0]["dominant_class"] in (4, 16)
+    assert record.labels_hash == digest(encode_png(labels))
 
 
 def test_every_name_gets_the_mask(workspace: Workspace) -> None:
@@ -181,8 +183,8 @@ def test_every_name_gets_the_mask(workspace: Workspace) -> None:
 
 def test_gray_16_bits_and_colour_compare(workspace: Workspace) -> None:
     gray = (MSE_SR[:, :, :1].astype(np.uint16) * 257)[:, :, 0]
-    outcome = process(pair(workspace, mse_sr=gray), workspace)
-    assert not outcome.failed
+    record = process(pair(workspace, mse_sr=gray), workspace)
+    assert not record.failed
     assert np.array_equal(
         read_array(workspace, "ab" * 16, "similarity", key="similarity-key"), variance_similarity(gray, GAN_SR)
     )
@@ -190,8 +192,8 @@ def test_gray_16_bits_and_colour_compare(workspace: Workspace) -> None:
 
 def test_alpha_does_not_count(workspace: Workspace) -> None:
     alpha = RNG.integers(0, 256, (64, 72, 1), dtype=np.uint8)
-    outcome = process(pair(workspace, gan_sr=np.dstack([MSE_SR, alpha])), workspace)
-    assert outcome.artifact_pixels == 0
+    record = process(pair(workspace, gan_sr=np.dstack([MSE_SR, alpha])), workspace)
+    assert record.artifact_pixels == 0
 
 
 def test_twice_leaves_the_same_files(workspace: Workspace) -> None:
@@ -220,20 +222,20 @@ def test_bad_images_become_failures(workspace: Workspace, gan_sr: np.ndarray | b
     image = pair(workspace, gan_sr=gan_sr, names=("a", "b"))
     for name in image.names:
         workspace.publish(workspace.mask(name), b"of an earlier run")
-    outcome = process(image, workspace)
-    assert (outcome.failed_stage, outcome.failed_key, outcome.transient) == ("similarity", "mask-key", False)
-    assert outcome.subject == str(image.gan_sr.path)
+    record = process(image, workspace)
+    assert (record.failed_stage, record.failed_key, record.transient) == ("similarity", "mask-key", False)
+    assert record.subject == str(image.gan_sr.path)
     with pytest.raises(ImageError, match=reason):
-        raise outcome.error
+        raise record.error
     assert not any(workspace.mask(name).exists() for name in image.names)
-    assert read_shard(workspace, 0)[image.id] == outcome
+    assert read_shard(workspace, 0)[image.id] == record
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (10, 10), (10, 64), (64, 10)])
 def test_images_smaller_than_the_window(workspace: Workspace, shape: tuple[int, int]) -> None:
     image = pair(workspace, gan_sr=GAN_SR[: shape[0], : shape[1]], mse_sr=MSE_SR[: shape[0], : shape[1]])
-    outcome = process(image, workspace)
-    assert outcome.reason == f"is {shape[1]}x{shape[0]}, smaller than the 11 px window"
+    record = process(image, workspace)
+    assert record.reason == f"has results of {shape[1]}x{shape[0]}, smaller than the 11 px window"
 
 
 def test_the_smallest_image(workspace: Workspace) -> None:
@@ -261,11 +263,11 @@ def test_bad_labels_become_failures(
     workspace: Workspace, gan_sr: np.ndarray, labels: np.ndarray | bytes, reason: str
 ) -> None:
     image = pair(workspace, gan_sr=gan_sr, labels=labels)
-    outcome = process(image, workspace, mask=LABELLED)
+    record = process(image, workspace, mask=LABELLED)
     assert image.labels is not None
-    assert (outcome.failed_stage, outcome.subject) == ("mask", str(image.labels.path))
-    assert reason in (outcome.reason or "")
-    assert outcome.labels_hash == image.labels.hash
+    assert (record.failed_stage, record.subject) == ("mask", str(image.labels.path))
+    assert reason in (record.reason or "")
+    assert record.labels_hash == image.labels.hash
     assert not workspace.mask("a").exists()
 
 
@@ -277,7 +279,7 @@ def test_a_file_that_changes_after_the_scan_is_transient(workspace: Workspace, r
     with pytest.raises(TransientError, match="changed after the run had started") as caught:
         process(image, workspace, mask=LABELLED)
     assert caught.value.subject == str(changed.path)
-    assert not any(outcome.failed for outcome in read_shard(workspace, 0).values())
+    assert not any(record.failed for record in read_shard(workspace, 0).values())
 
 
 def test_a_vanished_file_is_told(workspace: Workspace) -> None:
@@ -289,14 +291,14 @@ def test_a_vanished_file_is_told(workspace: Workspace) -> None:
 
 def test_a_failure_is_cleared_by_success(workspace: Workspace) -> None:
     good = pair(workspace)
-    failed = failure(good, Outcome(good.id), "similarity", "mask-key", TransientError("a", "b", "c"))
+    failed = failure(good, Record(good.id), "similarity", "mask-key", TransientError("a", "b", "c"))
     assert failed.transient
-    outcome = run_stage(similarity_stage, good, failed, workspace, SIMILARITY, MASK.key)
-    assert not outcome.failed
-    assert outcome.reason is None
+    record = run_stage(similarity_stage, good, failed, workspace, SIMILARITY, MASK.key)
+    assert not record.failed
+    assert record.reason is None
 
 
 def test_a_record_is_small_and_plain(workspace: Workspace) -> None:
-    outcome = process(pair(workspace), workspace)
-    assert json.loads(json.dumps(asdict(outcome))) == asdict(outcome)
-    assert len(json.dumps(asdict(outcome))) < 2000
+    record = process(pair(workspace), workspace)
+    assert json.loads(json.dumps(asdict(record))) == asdict(record)
+    assert len(json.dumps(asdict(record))) < 2000

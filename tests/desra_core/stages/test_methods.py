@@ -13,11 +13,11 @@ import pytest
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import score_mask
 from desra_core.errors import UsageError
-from desra_core.outcomes import read_outcomes
-from desra_core.plan import prepare
+from desra_core.planning.keys import load_settings, target_of
+from desra_core.planning.plan import prepare
 from desra_core.settings import Detection
-from desra_core.target import load_settings, target_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.records import read_records
 from tests.in_process import process
 
 BY_CLASS = """
@@ -90,7 +90,7 @@ def test_a_stricter_threshold_reads_what_is_there_and_a_looser_one_computes(pair
         workspace = Workspace(settings.workspace)
         with workspace.locked():
             plan = prepare(settings).plan
-        kept = read_outcomes(workspace, ["similarity_kept"])["similarity_kept"].to_pylist()
+        kept = read_records(workspace, ["similarity_kept"])["similarity_kept"].to_pylist()
         assert plan.dropped == (kept.count(False) if scored else 0)
         process(settings)
         for name in pq.read_table(workspace.manifest)["name"].to_pylist():
@@ -135,9 +135,9 @@ def test_a_file_sees_the_labels_and_is_asked_again_when_they_change(pairs, tmp_p
     ("body", "reason"),
     [
         ("raise ValueError('no\\nway')", "makes .* fail .*no way"),
-        ("return np.full(gan_sr.shape[:2], np.nan)", "no finite scores"),
-        ("return gan_sr", "no finite scores"),
-        ("return np.zeros((gan_sr.shape[0] - 1, gan_sr.shape[1] - 1))", "no finite scores"),
+        ("return np.full(gan_sr.shape[:2], np.nan)", "instead of finite scores"),
+        ("return gan_sr", "instead of finite scores"),
+        ("return np.zeros((gan_sr.shape[0] - 1, gan_sr.shape[1] - 1))", "instead of finite scores"),
     ],
 )
 def test_a_file_that_fails_costs_one_line_per_image(pairs, tmp_path, body, reason) -> None:

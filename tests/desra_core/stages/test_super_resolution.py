@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.corpus import File, ImageRef
+from desra_core.detection.detectors.applied import applied
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.imageio import decode, digest, encode_png
-from desra_core.outcomes import Outcome
-from desra_core.sr.checkpoints import load_pair
+from desra_core.files.hashing import digest
+from desra_core.images.codec import decode, encode_png
+from desra_core.networks.checkpoints import load_pair
+from desra_core.planning.keys import result_key
 from desra_core.stages import (
     MaskSettings,
     SimilaritySettings,
@@ -24,13 +25,14 @@ from desra_core.stages import (
     super_resolution_stage,
 )
 from desra_core.stages import super_resolution as module
-from desra_core.target import result_key
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.records import Record
 from tests.conftest import photo
 
 BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)
 SIMILARITY = SimilaritySettings(
-    "similarity-key", 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
+    "similarity-key", applied(), 11, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
 )
 MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "4000", keep="artifacts", max_pixels=10**6)
 
@@ -59,16 +61,14 @@ class Lab:
         path.write_bytes(data)
         return ImageRef("ab" * 16, 0, names, None, None, File(path, digest(data)), None)
 
-    def infer(self, image: ImageRef, outcome: Outcome | None = None, **changes: object) -> Outcome:
+    def infer(self, image: ImageRef, record: Record | None = None, **changes: object) -> Record:
         settings = self.settings(**changes)
-        return run_stage(
-            super_resolution_stage, image, outcome or Outcome(image.id), self.workspace, settings, MASK.key
-        )
+        return run_stage(super_resolution_stage, image, record or Record(image.id), self.workspace, settings, MASK.key)
 
-    def mask(self, image: ImageRef, outcome: Outcome, **changes: object) -> Outcome:
+    def mask(self, image: ImageRef, record: Record, **changes: object) -> Record:
         settings = self.settings()
         settings = replace(MASK, mse_sr_key=settings.mse_sr_key, gan_sr_key=settings.gan_sr_key, **changes)
-        return run_stage(mask_stage, image, outcome, self.workspace, settings, MASK.key)
+        return run_stage(mask_stage, image, record, self.workspace, settings, MASK.key)
 
     def arrays(self) -> set[str]:
         return {path.name for path in self.workspace.group("ab" * 16).glob("*") if path.is_dir()}
@@ -92,16 +92,16 @@ def lab(tmp_path: Path, make_models, monkeypatch) -> Lab:
 
 def test_a_photo_with_an_artifact_becomes_part_of_the_dataset(lab: Lab) -> None:
     image = lab.image(BRIGHT, names=("a", "sub/b"))
-    outcome = lab.infer(image)
+    record = lab.infer(image)
     assert lab.inferred == ["mse", "gan"]
     assert lab.arrays() == {"mse_sr", "gan_sr", "similarity"}
-    assert outcome.seconds.keys() == {"inference", "super_resolution"}
-    outcome = lab.mask(image, outcome)
-    assert outcome.artifact_pixels
+    assert record.seconds.keys() == {"inference", "super_resolution"}
+    record = lab.mask(image, record)
+    assert record.artifact_pixels
     for name in image.names:
         pictures = {kind: lab.picture(kind, name) for kind in DATASET}
         mask = pictures["mask"] > 0
-        assert mask.sum() == outcome.artifact_pixels
+        assert mask.sum() == record.artifact_pixels
         assert np.array_equal(pictures["lr"][:, :, ::-1], BRIGHT)
         assert np.array_equal(pictures["mse_sr"][:, :, ::-1], BRIGHT.repeat(4, axis=0).repeat(4, axis=1))
         assert np.array_equal(pictures["pseudo_gt"][mask], pictures["mse_sr"][mask])
@@ -112,8 +112,8 @@ def test_a_photo_with_an_artifact_becomes_part_of_the_dataset(lab: Lab) -> None:
 
 def test_a_clean_photo_leaves_an_empty_mask_and_nothing_else(lab: Lab) -> None:
     image = lab.image(DARK)
-    outcome = lab.mask(image, lab.infer(image))
-    assert outcome.artifact_pixels == 0
+    record = lab.mask(image, lab.infer(image))
+    assert record.artifact_pixels == 0
     assert not lab.arrays()
     assert lab.workspace.mask("a").exists()
     assert not any(lab.workspace.dataset(kind, "a").exists() for kind in DATASET)
@@ -126,12 +126,12 @@ def test_a_clean_photo_leaves_an_empty_mask_and_nothing_else(lab: Lab) -> None:
 def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], exported: bool) -> None:
     image = lab.image(DARK)
     similarity = replace(SIMILARITY, keep_all=keep != "artifacts")
-    outcome = lab.mask(image, lab.infer(image, similarity=similarity, keep_pair=keep == "all"), keep=keep)
+    record = lab.mask(image, lab.infer(image, similarity=similarity, keep_pair=keep == "all"), keep=keep)
     assert lab.arrays() == arrays
     assert lab.workspace.dataset("pseudo_gt", "a").exists() == exported
     if exported:
         assert np.array_equal(lab.picture("pseudo_gt"), lab.picture("gan_sr"))
-    lab.mask(image, lab.infer(image, outcome))
+    lab.mask(image, lab.infer(image, record))
     assert not lab.workspace.dataset("lr", "a").exists()
 
 
@@ -142,30 +142,30 @@ def test_labelling_all_keeps_the_gan_result_for_it(lab: Lab) -> None:
 
 def test_only_the_missing_result_is_inferred(lab: Lab, make_models) -> None:
     image = lab.image(BRIGHT)
-    outcome = lab.mask(image, lab.infer(image))
+    record = lab.mask(image, lab.infer(image))
     lab.models = lab.models[0], make_models(lab.root / "newer", strength=1.0)[1]
     lab.inferred.clear()
-    outcome = lab.infer(image, outcome)
+    record = lab.infer(image, record)
     assert lab.inferred == ["gan"]
     lab.inferred.clear()
     before = lab.picture("gan_sr")
-    lab.mask(image, outcome)
+    lab.mask(image, record)
     assert not np.array_equal(lab.picture("gan_sr"), before)
-    lab.infer(image, outcome)
+    lab.infer(image, record)
     assert lab.inferred == []
 
 
 def test_a_stored_map_that_proves_a_photo_clean_spares_inference(lab: Lab) -> None:
     image = lab.image(DARK)
     keep_all = replace(SIMILARITY, keep_all=True)
-    outcome = lab.mask(image, lab.infer(image, similarity=keep_all), keep="maps")
+    record = lab.mask(image, lab.infer(image, similarity=keep_all), keep="maps")
     lab.inferred.clear()
-    stricter = replace(keep_all, threshold=0.8)
-    assert lab.infer(image, outcome, similarity=stricter).threshold == 0.8
+    stricter = replace(keep_all, detector=applied(threshold=0.8))
+    assert lab.infer(image, record, similarity=stricter).threshold == 0.8
     assert lab.inferred == []
-    lab.infer(image, outcome, similarity=stricter, segmentation_key="mmseg:x")
-    lab.infer(image, outcome, similarity=replace(keep_all, key="of another window"))
-    lab.infer(image, outcome, similarity=keep_all, keep_pair=True)
+    lab.infer(image, record, similarity=stricter, segmentation_key="mmseg:x")
+    lab.infer(image, record, similarity=replace(keep_all, key="of another window"))
+    lab.infer(image, record, similarity=keep_all, keep_pair=True)
     assert lab.inferred == ["mse", "gan", "mse", "mse"]  # the GAN result was stored for its labels
 
 
@@ -193,8 +193,8 @@ def test_exports_have_the_form_of_the_photo(lab: Lab, dtype: type, channels: int
 
 
 def test_a_photo_that_is_too_small_or_too_large(lab: Lab) -> None:
-    outcome = lab.infer(lab.image(DARK[:2, :2]))
-    assert "becomes 8x8, smaller than the 11 px window" in outcome.reason
+    record = lab.infer(lab.image(DARK[:2, :2]))
+    assert "has results of 8x8, smaller than the 11 px window" in record.reason
     with pytest.raises(TransientError, match="more than fit into a worker's memory"):
         lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60 - 1))
     assert not lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60)).failed
@@ -211,17 +211,17 @@ def test_weights_that_overflow_cost_one_photo(lab: Lab, monkeypatch) -> None:
 
     monkeypatch.setattr(module, "super_resolve", overflow)
     image = lab.image(DARK)
-    outcome = lab.infer(image)
-    assert isinstance(outcome.error, ImageError)
-    assert outcome.subject == str(image.path)
-    assert "mse.pth gives values that are not finite" in outcome.reason
+    record = lab.infer(image)
+    assert isinstance(record.error, ImageError)
+    assert record.subject == str(image.path)
+    assert "mse.pth gives values that are not finite" in record.reason
 
 
 def test_a_checkpoint_that_changes_during_a_run(lab: Lab, make_models) -> None:
     settings = lab.settings()
     make_models(lab.root / "models", strength=1.0)
     with pytest.raises(TransientError, match=r"gan\.pth: changed after the run had started"):
-        super_resolution_stage(lab.image(BRIGHT), Outcome("ab" * 16), lab.workspace, settings)
+        super_resolution_stage(lab.image(BRIGHT), Record("ab" * 16), lab.workspace, settings)
 
 
 def test_results_are_those_of_the_models(lab: Lab) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from desra_core.compat import mend_torchvision
-from desra_core.model_settings import Training
+from desra_core.settings.models import Training
+from desra_core.third_party import mend_torchvision
 from desra_core.training.patches import freeze
 from desra_core.training.run_folder import RunFolder
 
-DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo_models"
+DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo" / "models"
 
 
 @pytest.fixture(autouse=True)

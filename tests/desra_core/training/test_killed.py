@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from desra_core.compat import mend_basicsr
-from desra_core.model_settings import Training
+from desra_core.settings.models import Training
+from desra_core.third_party import mend_basicsr
 from desra_core.training.run_folder import RunFolder, read_json
 
 mend_basicsr()
@@ -26,7 +26,7 @@ SCRIPT = """
 import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 import torch
-from desra_core.model_settings import Training
+from desra_core.settings.models import Training
 from desra_core.training import loop
 from desra_core.training.run_folder import RunFolder
 import tensorboard.summary.writer.record_writer, torch.utils.tensorboard

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.model_settings import Training
-from desra_core.sr.checkpoints import load_model
-from desra_core.sr.weights import read_weights
+from desra_core.networks.checkpoints import load_model
+from desra_core.networks.weights import read_weights
+from desra_core.settings.models import Training
 from desra_core.training import loop
 from desra_core.training.loop import Ended, finetune
 from desra_core.training.plan import settle_precision

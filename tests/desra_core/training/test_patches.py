@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.imageio import encode_mask, encode_png
+from desra_core.images.codec import encode_mask, encode_png
 from desra_core.training.patches import (
     Batch,
     Pair,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from desra_core.model_settings import Training
+from desra_core.settings.models import Training
 
 
 def test_defaults_are_the_authors() -> None:

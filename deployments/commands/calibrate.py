@@ -1,0 +1,135 @@
+"""Calibrate from the command line: plan first, start servers only where something is to be compared or counted."""
+
+from __future__ import annotations
+
+import shlex
+
+import typer
+
+from deployments.commands.runs import prepare_corpus, renew_results, server_for_run, show_people, wait_for
+from deployments.serving.server import end_leftover_server
+from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
+from desra_core.calibration.counting import Counting, plan_counting
+from desra_core.calibration.exclusion import Exclusion
+from desra_core.calibration.weight_table import largest_differences
+from desra_core.detection.mask import THRESHOLD
+from desra_core.errors import printable
+from desra_core.evaluation.table import counted
+from desra_core.images.scanning import image_files
+from desra_core.planning.plan import Prepared, make_plan
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.settings.models import Calibrating
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import read_manifest
+from tasks.logs import say, say_each
+
+_DIFFERENCES = 5
+_NAMED_CLASSES = 8
+
+
+def run_calibrate(settings: Calibrating, machine: Machine) -> int:
+    """Calibrate, or find that there is nothing to do, and print the weights; returns the exit code."""
+    corpus = corpus_of(settings)
+    workspace = Workspace(corpus.workspace)
+    exclusion = Exclusion(settings.exclude)
+    if settings.exclude:
+        _check_names(corpus, exclusion)
+    with workspace.opened():
+        end_leftover_server(workspace)
+        prepared = prepare_corpus(corpus)
+        counting = plan_counting(corpus, exclusion)
+        counting.gather_journals()
+        say_each("failed", [error for shard in counting.counted() for error in shard.failures()])
+        if prepared.plan.pending or counting.missing():
+            with server_for_run(workspace):
+                from flows.calibrate import calibrate
+
+                ended = calibrate(settings, machine, rescan=False)
+                wait_for(ended.found, ended)
+            for line in ended.found.broken_shards:
+                say(f"error: {line}")
+            counting, calibrated = plan_counting(corpus, exclusion), ended.weights
+        else:
+            typer.echo("nothing to do: all was counted before")
+            renew_results(prepared)
+            calibrated = conclude(settings, corpus, counting)
+            from desra_core.report.calibration_page import write_calibration
+
+            write_calibration(calibrated, settings.output)
+        left_out = _left_out(prepared, counting, corpus)
+        _warn_of_artifacts(counting)
+        _show(calibrated, settings)
+        show_people(counting.by_people)
+        if left_out:
+            typer.echo(f"left out {counted(left_out, 'image')} that failed")
+        typer.echo(f"next     {_next_command(corpus, settings)}")
+    return int(left_out > 0)
+
+
+def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
+    """See that masks are of images that there are, before anything is touched."""
+    files = image_files(corpus.sources.main, corpus.workspace).files
+    # Where two files would share a name, their suffixes belong to it.
+    unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
+    if unused:
+        say(f"warning: {len(unused)} masks of --exclude belong to no image, the first is {printable(unused[0])}")
+
+
+def _warn_of_artifacts(counting: Counting) -> None:
+    """Warn where the pairs may not be free of artifacts: one that is counted as normal is never found again."""
+    images, pixels = counting.suspect()
+    if images:
+        say(
+            f"warning: the detector finds artifacts in {images} of {counting.images} images, {pixels:,} pixels, "
+            "which count as normal: calibrate on pairs without any, or leave them out with --exclude MASKS"
+        )
+
+
+def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
+    """How many images are not in the count, because they failed on the way or there."""
+    manifest = read_manifest(prepared.workspace)
+    assert manifest is not None
+    assert prepared.scanned is not None
+    after = make_plan(prepared.workspace, manifest, prepared.plan.target, limit=corpus.limit)
+    uncounted = sum(len(shard.failures()) for shard in counting.counted()) + sum(counting.missing().values())
+    left_out: int = prepared.scanned.failures.num_rows + after.failed + after.pending + uncounted
+    return left_out
+
+
+def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
+    rows, histogram = calibrated.rows, calibrated.histogram
+    by_state = {state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")}
+    excluded = f", {histogram.excluded:,} pixels excluded" if histogram.excluded else ""
+    typer.echo(f"{int(histogram.pixels.sum()):,} pixels of {counted(histogram.seen, 'image')} counted{excluded}")
+    counts = ", ".join(f"{len(group)} {state}" for state, group in by_state.items())
+    typer.echo(f"classes: {counts}; thin and unseen ones get the fallback, {settings.fallback}")
+    if thin := sorted(by_state["thin"], key=lambda row: -row.pixels):
+        named = ", ".join(f"{row.name} ({row.pixels:,} px in {row.images})" for row in thin[:_NAMED_CLASSES])
+        more = ", …" if len(thin) > _NAMED_CLASSES else ""
+        say(f"warning: fewer than {settings.min_pixels:,} pixels or {settings.min_images} images: {named}{more}")
+    for row in largest_differences(rows, _DIFFERENCES):
+        typer.echo(f"  {row.name}: weight {row.weight:.3f}, published {row.published_weight:.3f}")
+    ours, published = calibrated.below
+    typer.echo(
+        f"at threshold {THRESHOLD}, {100 * ours:.3g} % of the counted pixels are below "
+        f"({100 * published:.3g} % with the published weights), before morphology"
+    )
+    suggested = calibrated.suggested
+    if suggested.threshold is not None:
+        line = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
+        other = suggested.published_threshold
+        typer.echo(line + (f"; with the published weights {other:.4g}" if other is not None else ""))
+    page, figure = settings.output.with_suffix(".html"), settings.output.with_suffix(".svg")
+    typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {figure}")
+
+
+def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
+    """The run that uses the weights, as the latest one was but for them."""
+    given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
+    photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+        for name, value in given.items()
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    return " ".join([f"desra {corpus.verb}", *photos, *flags])

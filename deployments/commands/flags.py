@@ -1,0 +1,180 @@
+"""Command-line flags made from the settings models: one flag per field, with its type, default and description."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from desra_core.errors import UsageError
+from desra_core.settings import Machine, at_home, folder_of, whole_path
+from tasks.logs import carry, configure
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+_LABELS = "Folder of class-index PNGs by image name; short for --segmenter labels:DIR."
+_CONFIG = (
+    "TOML file with any of these flags as keys; the command line wins. Paths in it are relative to where the command "
+    "runs."
+)
+
+
+def with_flags(
+    kind: type[Settings], *, argument: str | None = None, config_argument: bool = False
+) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
+    """Turn a function of settings and machine into a Typer command with a flag for each field of both.
+
+    Parameters
+    ----------
+    kind
+        The model of the settings.
+    argument
+        A field that is given by position instead.
+    config_argument
+        The TOML file is given by position too.
+    """
+    labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
+
+    def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            context, config = values.pop("context"), values.pop("config")
+            if context.args:
+                reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
+                raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
+            if labelled:
+                values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
+            if values.get("weights") not in (None, "published", "none"):
+                values["weights"] = str(whole_path(values["weights"]))
+            if values.get("method", "").endswith(".py"):
+                values["method"] = str(whole_path(values["method"]))
+            machine = {name: values.pop(name) for name in Machine.model_fields}
+            # A default may depend on other settings, so the model is to fill in what was not given.
+            defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
+            given = {name: value for name, value in values.items() if name not in defaults}
+
+            def named(name: str) -> str:
+                """Where the value of a setting comes from, for messages."""
+                if _source(context, name) == "DEFAULT_MAP":
+                    return f"{_key(name)} in {config}"
+                return name.upper() if name == argument else f"--{_key(name)}"
+
+            where = _validated(Machine, machine, named)
+            configure(where.log_level, where.log_format)
+            settings = _validated(kind, given, named)
+            carry(workspace=str(folder_of(settings)))
+            run(settings, where)
+
+        own = set(kind.__annotations__) - {"verb"}
+        # Fields without a default come first, and those of the kind itself before the inherited ones.
+        fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
+        look = typer.Argument if config_argument else typer.Option
+        parameters = [
+            _parameter("context", typer.Context, inspect.Parameter.empty),
+            *(_field_parameter(name, field, positional=name == argument) for name, field in fields),
+            *([_parameter("labels", Annotated[Path | None, typer.Option(help=_LABELS)], None)] if labelled else []),
+            *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
+            _parameter(
+                "config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None
+            ),
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__, command.__name__ = run.__doc__, run.__name__
+        return command
+
+    return decorate
+
+
+def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
+    """Take ``~`` for the home folder in every path that a function gets: for commands whose flags are its own."""
+
+    @wraps(run)
+    def command(**values: Any) -> None:
+        run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+
+    return command
+
+
+def _field_parameter(name: str, field: FieldInfo, *, positional: bool = False) -> inspect.Parameter:
+    info = typer.Option(help=field.description)
+    if positional:
+        info = typer.Argument(help=field.description, metavar=name.upper())
+    # Typer's type of a flag that may be given several times.
+    annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return _parameter(name, Annotated[annotation, info], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a TOML file the defaults of the command's flags.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or has a key that is no flag.
+    """
+    if path is None:
+        return None
+    path = at_home(path)
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
+        raise UsageError(path, f"cannot be read ({reason})", "mend the file or its name") from None
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    known = parameters.keys() - {"config", "help"}
+    if unknown := sorted(set(values) - known):
+        names = ", ".join(sorted(map(_key, known)))
+        raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
+    for name, value in values.items():
+        if isinstance(value, str) and getattr(parameters[name], "multiple", False):
+            values[name] = [value]
+    context.default_map = values
+    return path
+
+
+def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:
+    """Combine ``--labels`` and ``--segmenter``, with absolute paths: workers have folders of their own."""
+    if labels is not None:
+        on_the_line = [_source(context, name) == "COMMANDLINE" for name in ("labels", "segmenter")]
+        if segmenter != "none" and on_the_line[0] == on_the_line[1]:
+            raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+        if segmenter == "none" or on_the_line[0]:
+            segmenter = f"labels:{labels}"
+    kind, colon, paths = segmenter.partition(":")
+    parts = paths.split(",") if kind == "mmseg" else [paths]
+    return kind + colon + ",".join(str(whole_path(path)) for path in parts if path)
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    """Where the value of a flag comes from, in Click's words."""
+    source = context.get_parameter_source(name)
+    return None if source is None else source.name
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _validated(model: type[Settings], values: dict[str, Any], named: Callable[[str], str]) -> Settings:
+    values = {name: whole_path(value) if isinstance(value, Path) else value for name, value in values.items()}
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        why = "" if first["type"] == "string_pattern_mismatch" else f" ({first['msg'].removeprefix('Value error, ')})"
+        reason = f"{first['input']} is not accepted{why}"
+        raise UsageError(named(name), reason, model.model_fields[name].description or "") from None

@@ -1,0 +1,226 @@
+"""A corpus run from the command line: plan first, start servers only where there is something to do, report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
+from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
+from desra_core.annotations.selection import count_resting
+from desra_core.errors import DesraError, UsageError, printable
+from desra_core.evaluation.table import counted
+from desra_core.images.scanning import told_passed_over
+from desra_core.planning.plan import Prepared, make_plan, prepare
+from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
+from desra_core.settings import CorpusSettings, Machine, detector_of
+from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.matching import with_twins_summed_up
+from tasks.logs import NowAndThen, say, say_each
+
+_SHOWN_REGIONS = 10
+_SHOWN_PAGED = 5
+# Answers of an HTTP server.
+_REFUSED, _BROKEN = (401, 403), 500
+_UNREACHED = "Failed to reach API at"
+
+
+def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
+    """Mine or detect, or find that there is nothing to do, and print how it went; returns the exit code."""
+    workspace = Workspace(settings.workspace)
+    with workspace.opened():
+        end_leftover_server(workspace)
+        prepared = prepare_corpus(settings)
+        broken: tuple[str, ...] = ()
+        if prepared.plan.pending:
+            with server_for_run(workspace):
+                from flows import FLOWS
+
+                summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                wait_for(summary)
+            broken = summary.broken_shards
+        else:
+            renew_results(prepared)
+        return sum_up(prepared, settings, broken)
+
+
+def existing_workspace(root: Path) -> Workspace:
+    """Open the workspace of an earlier run.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    workspace = Workspace(root)
+    if not workspace.exists():
+        reason = "is no workspace" if root.is_dir() else "does not exist"
+        raise UsageError(root, reason, "name the workspace of desra mine, detect or cycle")
+    workspace.create()
+    return workspace
+
+
+def prepare_corpus(settings: CorpusSettings) -> Prepared:
+    """Scan and plan, and print what that has found."""
+    if settings.segmenter == "none" and detector_of(settings).weighs_classes:
+        say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
+    prepared = prepare(settings, on_hashed=NowAndThen("reading new files: {} of {}"))
+    plan, scanned = prepared.plan, prepared.scanned
+    assert scanned is not None
+    if scanned.added:
+        say(counted(scanned.added, "new image"))
+    if scanned.replaced:
+        say(f"changed, and computed again: {counted(scanned.replaced, 'image')}")
+    if scanned.vanished:
+        where = "not among those asked for" if settings.sources.selects else "vanished"
+        say(f"{where}: {counted(scanned.vanished, 'image')}, whose outputs stay")
+    show_failures(pa.concat_tables([scanned.failures, plan.failures]))
+    if plan.dropped:
+        say(f"computed again, since these settings need maps that were not kept: {counted(plan.dropped, 'image')}")
+    return prepared
+
+
+@contextlib.contextmanager
+def server_for_run(workspace: Workspace) -> Iterator[None]:
+    """Have a Prefect server for a run, and print where to watch it.
+
+    Raises
+    ------
+    UsageError
+        No server can be had, or it does not take our key.
+    ServerLostError
+        The server is gone.
+    """
+    check_temporary()
+    say("starting Prefect and the workers, which takes some seconds")
+    # Else Prefect prints every event that the lost server missed, and logs those lines to the next server.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    with prefect_server(workspace) as url:
+        say(f"watch at {watch_at(workspace, url)}")
+        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        os.environ.setdefault(CONSOLE, "CRITICAL")
+        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, DesraError) or (meant := _server_error(error)) is None:
+                raise
+            raise meant from error
+
+
+def _server_error(error: BaseException | None) -> DesraError | None:
+    """The error to report for one that comes from talking to Prefect's server; None for one that does not."""
+    lost = False
+    while error is not None:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status in _REFUSED:
+            reason = f"the Prefect server does not take the key of this command (HTTP {status})"
+            return UsageError("PREFECT_API_AUTH_STRING", reason, "set it to the one of that server")
+        # Prefect's own for that is a bare RuntimeError, whatever was answered.
+        lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or _UNREACHED in str(error)
+        error = error.__cause__ or error.__context__
+    reason = "does not answer any more; what was done is not lost"
+    return ServerLostError("the Prefect server", reason, "run again") if lost else None
+
+
+def wait_for(*ends: Any) -> None:
+    """Wait until the server has recorded runs of flows, of which the results are given; None is of no run."""
+    for end in ends:
+        if end is not None and not wait_for_task_runs(end.flow_run, end.task_runs):
+            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+
+
+def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
+    """Print rows of `desra_core.workspace.matching.FAILURES`, a line each; in short, one for all lacking twins."""
+    rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
+    errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
+    if all_of_them:
+        for error in errors:
+            say(f"failed: {printable(error)}")
+    else:
+        say_each("failed", errors, ": desra status --failures lists them")
+
+
+def renew_results(prepared: Prepared) -> None:
+    """Write tables and report again where what they are made of has changed, though no image was computed."""
+    publish_tables(prepared.workspace, prepared.plan.target)
+    renew_report(prepared.workspace)
+
+
+def renew_report(workspace: Workspace) -> None:
+    """Write the report again if anything that it shows has changed: a file that stays the same is never touched."""
+    sources = (
+        workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
+        workspace.human_manifest,
+    )  # fmt: skip
+    latest = max(path.stat().st_mtime_ns for path in sources if path.exists())
+    if workspace.report.exists() and workspace.report.stat().st_mtime_ns >= latest:
+        return
+    from desra_core.report import write_report
+
+    write_report(workspace)
+
+
+def show_people(count: int) -> None:
+    """Print how many images rest on masks by people, where any do."""
+    if count:
+        typer.echo(f"people   {told_resting(count)}")
+
+
+def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
+    """Print how the run ended, with a line for each shard that broke off; returns the exit code."""
+    workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
+    for line in broken:
+        say(f"error: {line}")
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    assert scanned is not None
+    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
+    if before.pending:
+        typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    else:
+        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
+    if others := told_passed_over(scanned.passed_over):
+        typer.echo(f"passed over {others}")
+    if paged := images_of_several_pages(workspace):
+        named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
+        more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
+        typer.echo(f"pages    only the first of several is read of {named}{more}")
+    _show_regions(workspace, settings)
+    show_people(count_resting(workspace, before.target.gan_sr_key))
+    typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
+    if before.target.super_resolves:
+        typer.echo(f"dataset  {workspace.dataset_manifest.parent}")
+    if workspace.report.exists():
+        typer.echo(f"report   {workspace.report}")
+    if failures:
+        typer.echo(f"failures {workspace.failures}")
+    return int(failures > 0 or after.pending > 0 or bool(broken))
+
+
+def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
+    """Print how many regions there are, found in which way, and the worst of them."""
+    unweighted = settings.segmenter == "none" or settings.weights == "none"
+    weighting = "weight 1 for every class" if unweighted else "semantic weights"
+    if not (detector := detector_of(settings)).weighs_classes:
+        weighting = f"{detector.title}, threshold {settings.threshold:g}"
+    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
+    regions = pq.read_table(workspace.regions, columns=["image"])
+    images = counted(len(regions["image"].unique()), "image")
+    typer.echo(f"{counted(regions.num_rows, 'artifact region')} in {images}{whole}, found with {weighting}")
+    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
+        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
+        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))

@@ -1,0 +1,115 @@
+"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and spoilt as real ones are.
+
+None of them shows what the demo's models were trained on (``PHOTOS`` of docs/demo_models.py). A name begins with the
+scene, so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was,
+others grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from desra_core.files.atomic import replace_file
+from desra_core.images import codec
+
+_SEED = 2023
+
+Floats = npt.NDArray[np.float32]
+
+
+class Photo(NamedTuple):
+    """A photo to make: ``box`` (left, top, width, height) of a file in ``skimage/data``, brought to ``width``.
+
+    Then it is blurred (a Gaussian, in pixels: out of focus), sharpened (the share of an unsharp mask, which overshoots
+    at edges: a camera's idea of crisp) and grained (noise, in grey levels, of a small sensor), and saved as a JPEG of
+    ``quality``, or without one as a PNG.
+    """
+
+    name: str
+    source: str
+    box: tuple[int, int, int, int]
+    width: int
+    blur: float = 0.0
+    sharpen: float = 0.0
+    noise: float = 0.0
+    quality: int | None = None
+
+
+PHOTOS = (
+    Photo("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
+    Photo("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
+    Photo("cat_fur.jpg", "chelsea.png", (250, 120, 200, 170), 200, noise=3.0, quality=60),
+    Photo("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
+    Photo("coins_tray.jpg", "coins.png", (150, 100, 200, 160), 200, quality=45),
+    Photo("hubble.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
+    Photo("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
+    Photo("moon_rim.png", "moon.png", (180, 150, 200, 160), 160),
+    Photo("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
+    Photo("motorcycle_engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
+    Photo("motorcycle_shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Photo("motorcycle_wheel.png", "motorcycle_right.png", (0, 250, 240, 200), 200),
+    Photo("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
+    Photo("page_line.jpg", "page.png", (150, 60, 200, 120), 220, quality=40),
+    Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
+    Photo("slide.png", "cell.png", (250, 200, 300, 240), 200),
+    Photo("text.jpg", "text.png", (0, 0, 448, 172), 270, quality=35),
+    Photo("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
+    Photo("tissue_edge.jpg", "ihc.png", (0, 0, 250, 200), 230, quality=35),
+)
+
+
+def make_photos(folder: Path) -> None:
+    """Write the photos into a folder, which is made if need be; those that exist are left as they are.
+
+    The same bytes come out everywhere the same versions of NumPy, OpenCV and Pillow are installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, photo in enumerate(PHOTOS):
+        path = folder / photo.name
+        if not path.exists():
+            pixels = _spoilt(_cut_out(photo), photo, np.random.default_rng([_SEED, index]))
+            data = io.BytesIO(codec.encode_png(pixels))
+            if photo.quality is not None:
+                data = io.BytesIO()
+                Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
+            replace_file(path, data.getvalue())
+
+
+def _cut_out(photo: Photo) -> Floats:
+    """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
+    file = resources.files("skimage") / "data" / photo.source
+    pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
+    left, top, width, height = photo.box
+    part = pixels[top : top + height, left : left + width]
+    size = photo.width, round(height * photo.width / width)
+    kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
+    return _with_channels(cv2.resize(part, size, interpolation=kind))
+
+
+def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Blur, sharpen and add grain, as far as the photo asks for it."""
+    if photo.blur:
+        image = _blurred(image, photo.blur)
+    if photo.sharpen:
+        image = image + photo.sharpen * (image - _blurred(image, 1.0))
+    if photo.noise:
+        image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _blurred(image: Floats, sigma: float) -> Floats:
+    return _with_channels(cv2.GaussianBlur(image, (0, 0), sigma))
+
+
+def _with_channels(image: npt.ArrayLike) -> Floats:
+    """Give a gray image its channel back, which OpenCV drops."""
+    pixels = np.asarray(image, np.float32)
+    return pixels.reshape(*pixels.shape[:2], -1)

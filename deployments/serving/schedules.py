@@ -1,0 +1,239 @@
+"""The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
+
+`tests/deployments/serving/test_schedules.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from deployments.serving.worker import NAME
+from desra_core.errors import UsageError, printable
+from desra_core.settings import Machine, Mining
+from desra_core.settings.models import Cycling, Finetuning
+from desra_core.settings.serving import Period, Serving, parse_period, workspace_of
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+# The job of a worker, whatever is posted: Prefect's own template takes any command, environment and working folder. An
+# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
+# first start another process for each run, to prepare a folder for it.
+JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
+
+# Of the machine, what enters a run's parameters; the rest is for the cluster that desra serve starts.
+_OF_A_RUN = {"scheduler", "device", "tile", "log_level", "log_format"}
+
+
+class Deployed(NamedTuple):
+    """A flow with its parameters and its times, as a Prefect server knows it."""
+
+    flow: str
+    name: str
+    parameters: dict[str, Any]
+    period: Period
+    timezone: str
+
+    @property
+    def entrypoint(self) -> str:
+        """Where a worker imports the flow from; it is installed with desra."""
+        return f"flows.{self.flow}.{self.flow}"
+
+    @property
+    def full_name(self) -> str:
+        """Prefect's name for it."""
+        return f"{self.flow}/{self.name}"
+
+    @property
+    def tags(self) -> list[str]:
+        """Words by which its runs are found."""
+        return ["desra", self.name]
+
+    @property
+    def work_pool(self) -> str:
+        """The pool of a workspace takes one run at a time, since a workspace does; others wait."""
+        return f"desra-{self.name}"
+
+    @property
+    def workspace(self) -> str | None:
+        """The workspace that its parameters name."""
+        return workspace_of(self.parameters)
+
+    @property
+    def schedules(self) -> list[dict[str, Any]]:
+        """As in `prefect.yaml`."""
+        if self.period.cron:
+            return [{"cron": self.period.cron, "timezone": self.timezone}]
+        return [{"interval": self.period.every.total_seconds()}] if self.period.every else []
+
+
+def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
+    """Make the deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
+
+    Of the machine they have no more than a run may know: the cluster of desra serve ends with it, a deployment does
+    not.
+    """
+    where = machine.model_dump(mode="json", include=_OF_A_RUN, exclude_defaults=True)
+    common: dict[str, Any] = {"machine": where} if where else {}
+
+    def given(fields: Iterable[str]) -> dict[str, Any]:
+        """The settings that were given, as JSON values: defaults are for the flow to know, which may be newer."""
+        return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
+
+    mine = {"mining": given(Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
+    if serving.finetune_after:
+        mine["trigger"] = {"artifacts": serving.finetune_after, **given({"group_by"})}
+    finetune = {"finetuning": given(Finetuning.model_fields), "current_model": True}
+    return [
+        Deployed(flow, serving.title, parameters | common, period, serving.clock)
+        for flow, parameters, period in (
+            ("mine", mine, parse_period(serving.mine_at)),
+            ("finetune", finetune, Period()),
+            ("cycle", {"cycling": given(Cycling.model_fields)}, parse_period(serving.cycle_at)),
+        )
+    ]
+
+
+def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own: bool = False) -> None:
+    """Make a server know the deployments of a workspace and their work pool, as they are here and not as they were.
+
+    With ``own``, the server is that of the workspace: what this one has left there before it was renamed or moved goes,
+    since no worker would ever take those runs.
+
+    Raises
+    ------
+    UsageError
+        The server does not accept one, or has one of that name for another workspace.
+    """
+    from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+
+    if own:
+        _forget_others(deployments, client)
+    known = [_own(deployed, client) for deployed in deployments]
+    _make_pool(deployments[0], client)
+    for deployed, there in zip(deployments, known, strict=True):
+        # A schedule that a person has paused in the UI stays so.
+        active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
+        try:
+            RunnerDeployment.from_entrypoint(
+                deployed.entrypoint,
+                name=deployed.name,
+                parameters=deployed.parameters,
+                schedules=[_schedule(schedule, active=active) for schedule in deployed.schedules],
+                tags=deployed.tags,
+                work_pool_name=deployed.work_pool,
+                job_variables={},
+                paused=there is not None and there.paused,
+            ).apply()
+        except (DeploymentApplyError, ValueError) as error:
+            remedy = "see the settings of the schedules and of the corpus"
+            raise UsageError(deployed.full_name, f"is not accepted ({printable(error)})", remedy) from None
+
+
+def check_alone(pool: str, client: SyncPrefectClient) -> None:
+    """See that no other machine takes runs of the pool: each would think that the runs of the other one are dead."""
+    from prefect.exceptions import ObjectNotFound
+
+    with contextlib.suppress(ObjectNotFound):
+        for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
+            online = worker.status is not None and worker.status.value == "ONLINE"
+            if online and worker.name != NAME + socket.gethostname():
+                remedy = "stop that one, which the server notices after two minutes, or give another --name"
+                raise UsageError(f"the work pool {pool}", f"has another worker already ({worker.name})", remedy)
+
+
+def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
+    """Find when a deployment runs next by itself, in the time zone of its schedule; None where it does not.
+
+    Raises
+    ------
+    UsageError
+        The server cannot plan runs.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    if not deployed.schedules:
+        return None
+    deployment = client.read_deployment_by_name(deployed.full_name)
+    if deployment.paused:
+        return None
+    try:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
+    except PrefectHTTPStatusError as error:
+        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
+        remedy = "read the log of the server; is its SQLAlchemy below 2.1?"
+        raise UsageError(deployed.full_name, reason, remedy) from None
+    query = {
+        "deployments": {"id": {"any_": [str(deployment.id)]}},
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "next_scheduled_start_time": {"after_": datetime.now(UTC).isoformat()},
+        },
+        "sort": "NEXT_SCHEDULED_START_TIME_ASC",
+        "limit": 1,
+    }
+    for run in client.request("POST", "/flow_runs/filter", json=query).json():
+        return datetime.fromisoformat(run["next_scheduled_start_time"]).astimezone(ZoneInfo(deployed.timezone))
+    return None
+
+
+def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
+    """Have the work pool of a deployment; one that a person has paused stays so."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+
+    paused = False
+    with contextlib.suppress(ObjectNotFound):
+        paused = client.read_work_pool(deployed.work_pool).is_paused
+    pool = WorkPoolCreate(
+        name=deployed.work_pool, type="process", concurrency_limit=1, is_paused=paused,
+        base_job_template=json.loads(JOB_TEMPLATE.read_bytes()),
+        description=f"One run at a time for {deployed.workspace}.",
+    )  # fmt: skip
+    client.create_work_pool(pool, overwrite=True)
+
+
+def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
+    from prefect.schedules import Cron, Interval
+
+    if "cron" in schedule:
+        return Cron(schedule["cron"], timezone=schedule["timezone"], active=active)
+    # Counted from a fixed Monday: each start would else begin a week anew.
+    return Interval(schedule["interval"], anchor_date=datetime(2024, 1, 1, tzinfo=UTC), active=active)
+
+
+def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -> None:
+    """Delete the deployments of this workspace under another name, and those of workspaces that are there no more."""
+    from prefect.client.schemas.filters import DeploymentFilter
+
+    kept = {(deployed.name, deployed.workspace) for deployed in deployments}
+    own = {workspace for _, workspace in kept}
+    desra = DeploymentFilter.model_validate({"tags": {"all_": ["desra"]}})
+    for there in client.read_deployments(deployment_filter=desra):
+        workspace = workspace_of(there.parameters)
+        renamed = workspace in own and (there.name, workspace) not in kept
+        moved = workspace not in own and workspace is not None and not Path(workspace).exists()
+        if renamed or moved:
+            client.delete_deployment(there.id)
+
+
+def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
+    """The deployment as the server knows it, if it does: that of another workspace is never overwritten."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        there = client.read_deployment_by_name(deployed.full_name)
+    except ObjectNotFound:
+        return None
+    if (known := workspace_of(there.parameters)) != deployed.workspace:
+        reason = f"is the deployment of another workspace, {known}, on this Prefect server"
+        raise UsageError(deployed.full_name, reason, f"give that of {deployed.workspace} another --name")
+    return there

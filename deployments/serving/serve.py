@@ -1,0 +1,306 @@
+"""`desra serve`: what one machine needs for runs that start by themselves.
+
+::
+
+    desra serve ── Prefect server           unless PREFECT_API_URL names one
+                ├─ the report's server      its address is what runs link to
+                ├─ Dask scheduler, workers  for all runs; their address is in the environment of the runs
+                └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
+                   └─ a process per run
+
+A run may be killed at any moment, and the next one goes on with what it left. So stopping is: kill the runs, let the
+server know. Of these processes, those that end by themselves are started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
+from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
+from deployments.serving.processes import Child, RestlessError, start_again
+from deployments.serving.report_server import report_server
+from deployments.serving.retention import forget_results
+from deployments.serving.schedules import Deployed, check_alone, deployments_of, next_run, register
+from deployments.serving.server import Server, check_temporary, end_leftover_server
+from deployments.serving.standing import Served, standing
+from deployments.serving.worker import Worker, prefect_worker
+from desra_core.errors import DesraError, UsageError, printable
+from desra_core.gate.cycle import check_training, mining_of
+from desra_core.planning.keys import check_kind, check_models, target_of
+from desra_core.settings import Machine
+from desra_core.settings.serving import Serving, parse_span
+from desra_core.workspace import Workspace
+from tasks.logs import say
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from tasks.dask_cluster import StandingCluster
+
+_POLL_SECONDS = 1.0
+_SAY_SECONDS = 10.0
+_LOOK_SECONDS = 60.0
+_HOUSEKEEPING_SECONDS = 86400.0
+# A run that is new to the worker has no process yet.
+_SETTLED = timedelta(minutes=2)
+
+
+def serve(serving: Serving, machine: Machine) -> int:
+    """Serve a corpus until a signal comes; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        A setting, a folder or a model cannot be used; the workspace is in use, or served by another process.
+    """
+    if not serving.photos.is_dir():
+        raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
+    workspace = Workspace(serving.workspace)
+    is_new = not workspace.exists()
+    if is_new:
+        _check(serving)  # checked first, so that a refused start leaves no new workspace
+    workspace.create()
+    deployments = deployments_of(serving, machine)
+    pool = deployments[0].work_pool
+    with stoppable(), contextlib.ExitStack() as stack:
+        own = stack.enter_context(standing(workspace))
+        with workspace.locked():
+            end_leftover_server(workspace)
+            if not is_new:
+                _check(serving)
+            check_temporary()
+            say("starting Prefect and the workers, which takes some seconds")
+            os.environ.setdefault(CONSOLE, "CRITICAL")
+            server = stack.enter_context(_open_server(serving, workspace, own.mark))
+            with connected() as client:
+                check_alone(pool, client)
+                register(deployments, client, own=server is not None)
+                drop_missed(pool, client, settled=_SETTLED)
+                _replace_dead(pool, workspace, client, "desra serve was killed", own=server is not None)
+            url = os.environ["PREFECT_API_URL"]
+            own.announce(Served(url, own=server is not None), parse_span(serving.history))
+        report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
+        cluster = stack.enter_context(_open_cluster(serving, machine))
+        environment = _environment(serving, machine, cluster, report)
+        worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
+        endings = Endings(pool)
+        stack.callback(endings.say_new)  # of runs that end just before it stops
+        say(f"watch at {watch_at(workspace, url)}")
+        say(f"the report is at {report}")
+        _say_when(serving, deployments)
+        with alarm_at_the_end(serving):
+            look_after(server, worker, cluster, serving, endings)
+    return 0
+
+
+def look_after(
+    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: Endings
+) -> None:
+    """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
+
+    Raises
+    ------
+    UsageError
+        A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on: a process
+        that is started then would make another one in its place.
+    """
+    workspace, history = Workspace(serving.workspace), parse_span(serving.history)
+    processes: list[Child] = [server, worker] if server else [worker]
+    starts: dict[str, list[float]] = {process.name: [] for process in processes}
+    looked = cleaned = said = time.monotonic()
+    while True:
+        time.sleep(_POLL_SECONDS)
+        now = time.monotonic()
+        for process in processes:
+            if process.exit_code is not None:
+                _check_there(workspace)
+                try:
+                    start_again(process, starts[process.name], now, time.sleep)
+                except RestlessError:
+                    raise
+                except (DesraError, OSError) as error:
+                    say(f"warning: {printable(error)}")  # the next look finds that it has ended
+        if now - said >= _SAY_SECONDS:
+            said = now
+            endings.say_new()
+        if now - looked >= _LOOK_SECONDS:
+            looked = now
+            _check_there(workspace)
+            _tidy_runs(workspace, endings.pool, own=server is not None)
+            if cluster:
+                cluster.keep_up()
+        if now - cleaned >= _HOUSEKEEPING_SECONDS:
+            cleaned = now
+            forget_results(workspace.prefect_home, history)
+
+
+@contextlib.contextmanager
+def alarm_at_the_end(serving: Serving) -> Iterator[None]:
+    """Post to the webhook if desra serve ends by an error, be it a mistake of its own: from then on no run would."""
+    from flows.webhook import WEBHOOK, tell_webhook
+
+    try:
+        yield
+    except Exception as error:
+        line = f"desra serve has ended: {printable(error)}"
+        message = {"text": f"{serving.title}: {line}", "deployment": serving.title, "message": line,
+                   "workspace": str(serving.workspace)}  # fmt: skip
+        address = serving.webhook or os.environ.get(WEBHOOK)
+        if address and (trouble := tell_webhook(address, message)):
+            say(f"warning: {trouble}")
+        raise
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end what is inside, once: more of them do not disturb the ending."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+        signals.append(signal.SIGHUP)
+
+    def stop(_: int, __: FrameType | None) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        say("stopping")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
+    """Have a Prefect server: the one that is configured, or one in the workspace."""
+    if configured := os.environ.get("PREFECT_API_URL"):
+        check_server(configured)
+        yield None
+        return
+    server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
+    """Have a Dask cluster on this machine, where none elsewhere is given."""
+    from tasks.dask_cluster import standing_cluster
+    from tasks.dask_map import open_dask
+    from tasks.stages import gpus_wanted
+
+    if machine.scheduler:
+        with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
+            pass
+        yield None
+        return
+    dashboard = serving.port and serving.port + 2
+    key = Workspace(serving.workspace).prefect_home / "dask.pem"
+    with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
+        say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
+        yield cluster
+
+
+def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
+    """The environment of runs: all that ends with desra serve, and so is none of their parameters."""
+    from flows.webhook import WEBHOOK
+    from tasks.overview import REPORT
+
+    # Cached results go where they are forgotten in time, whatever server it is.
+    storage = Workspace(serving.workspace).prefect_home / "storage"
+    environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
+    if cluster:
+        environment |= cluster.environment
+    if machine.log_format == "json":  # of which Prefect's lines are none; they are on the server
+        environment[CONSOLE] = "CRITICAL"
+    if serving.webhook:
+        environment[WEBHOOK] = serving.webhook
+    return environment
+
+
+@contextlib.contextmanager
+def _open_worker(
+    workspace: Workspace, pool: str, environment: dict[str, str], mark: dict[str, str]
+) -> Iterator[Worker]:
+    """Have a worker that takes runs, and see at the end that the server knows what became of them."""
+    try:
+        with prefect_worker(pool, environment, mark, workspace.prefect_home / "worker.log") as worker:
+            yield worker
+    finally:
+        with contextlib.suppress(UsageError), connected() as client:
+            for name in mark_interrupted(pool, client, "desra serve was stopped"):
+                say(f"warning: {name} was cut off; the next start goes on with it", run=name)
+
+
+def _check(serving: Serving) -> None:
+    """See now, not at two in the night, that models can be used."""
+    workspace, mining = Workspace(serving.workspace), mining_of(serving)
+    check_kind(workspace, mining)
+    target, _ = target_of(mining)
+    check_models(workspace, mining, target)
+    if serving.finetune_after or serving.cycle_at != "never":
+        check_training(serving, mining)
+
+
+def _check_there(workspace: Workspace) -> None:
+    if not workspace.exists():
+        raise UsageError(workspace.root, "is no workspace any more", "bring it back and start desra serve again")
+
+
+def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
+    """Print when each flow runs next."""
+    when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
+    if serving.finetune_after:
+        when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
+    with connected() as client:
+        for deployed in deployments:
+            moment = next_run(deployed, client)
+            then = f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" * bool(deployed.schedules)
+            say(f"{deployed.full_name}: {when[deployed.flow]}{then}")
+    say("Ctrl-C stops; the next start goes on with what was running")
+
+
+def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
+    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up."""
+    try:
+        with connected() as client:
+            drop_missed(pool, client, settled=_SETTLED)
+            if not workspace.owner():
+                _replace_dead(pool, workspace, client, "the run died", own=own, settled=_SETTLED)
+    except UsageError as error:
+        say(f"warning: {printable(error)}")
+
+
+def _replace_dead(
+    pool: str,
+    workspace: Workspace,
+    client: SyncPrefectClient,
+    why: str,
+    *,
+    own: bool,
+    settled: timedelta | None = None,
+) -> None:
+    """Let the server know which runs are dead, and why, and submit others in the place of those of the pool.
+
+    Without ``own``, the server may know of other workspaces at the same path, on other machines.
+    """
+    mark_interrupted(pool, client, why, settled=settled)
+    if own:
+        mark_killed(workspace.root, client, settled=settled)
+    for line in resume_interrupted(pool, client):
+        say(line)

@@ -1,0 +1,330 @@
+"""A real Prefect server, for the length of a run or of desra serve, where no other is configured.
+
+Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a loopback
+port, with its database in the workspace; the next run ends one that a killed run left behind. One that ends in mid-run
+is started again, and the work goes on with or without it: the workspace knows what is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+
+import httpx
+import psutil
+
+from deployments.serving.connection import CONSOLE, KEY, check_server, configure, drain, forget, key_file, read_key
+from deployments.serving.flow_runs import mark_killed
+from deployments.serving.guarded import HOSTS
+from deployments.serving.processes import (
+    MARK,
+    Child,
+    elsewhere,
+    end_marked,
+    end_process,
+    new_mark,
+    start_again,
+)
+from deployments.serving.retention import HISTORY, compact, forget_results, server_settings
+from deployments.serving.standing import end_leftovers, history_of, served_at
+from desra_core.errors import DesraError, TransientError, UsageError, printable
+from desra_core.files.atomic import storage_errors, write_secret
+from desra_core.workspace import Workspace
+from tasks.logs import say
+
+_STARTS = 2
+_START_SECONDS = 600  # a busy machine may take minutes
+_PATIENCE_SECONDS = 30
+_LOOK_SECONDS = 1.0
+# What an empty database takes.
+_DATABASE_BYTES = 2_000_000
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
+
+
+class ServerLostError(TransientError):
+    """The Prefect server does not answer any more. What was done is not lost, but its history may be.
+
+    Attributes
+    ----------
+    code
+        The exit code of a command that has nothing left to do; None where it has.
+    """
+
+    code: int | None = None
+
+
+@contextlib.contextmanager
+def prefect_server(workspace: Workspace) -> Iterator[str]:
+    """Make sure that Prefect has a server, and yield the address of its API.
+
+    That is the one that is configured, or that of desra serve for this workspace, or one for the length of this run.
+    Sets environment variables that Prefect reads when it is imported; call it before. The workspace must be locked.
+
+    Raises
+    ------
+    TransientError
+        The disk is full, or the configured server does not answer any more.
+    UsageError
+        The configured server does not answer, none can be started, or the key of that of desra serve is not ours.
+    """
+    if configured := os.environ.get("PREFECT_API_URL"):
+        check_server(configured)
+        yield configured
+    elif served := served_at(workspace):
+        key = read_key(workspace) if served.own else None
+        try:
+            configure(workspace, served.url, key)
+            yield served.url
+        finally:
+            forget(key)
+    else:
+        server = Server(workspace, history=history_of(workspace) or HISTORY)
+        try:
+            server.start()
+            _mark_killed(workspace, server.url)
+            with _kept_up(server):
+                yield server.url
+        finally:
+            server.stop()
+
+
+class Server(Child):
+    """A Prefect server on this machine, with its home in a workspace; the key there lets its owner in.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked when the server is first started.
+    port
+        To listen on; any free one by default.
+    history
+        How long it keeps runs.
+    mark
+        Environment variables of its process, by which it is known.
+
+    Attributes
+    ----------
+    url
+        Address of its API.
+    unwanted
+        Set when it is not to be started any more.
+
+    Raises
+    ------
+    UsageError
+        Another process listens on the port.
+    """
+
+    name = "the Prefect server"
+
+    def __init__(
+        self, workspace: Workspace, *, port: int = 0, history: timedelta, mark: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(workspace.prefect_home / "server.log")
+        self._workspace, self._home = workspace, workspace.prefect_home
+        self._history = history
+        self._mark = mark or new_mark()
+        self._key = f"desra:{secrets.token_urlsafe(32)}"
+        self._log_start = 0
+        self.unwanted = threading.Event()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/api"
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it answers. One that ends meanwhile is started once more.
+
+        Raises
+        ------
+        TransientError
+            The disk is full.
+        UsageError
+            It does not answer, though it was started twice and given ten minutes.
+        """
+        with storage_errors(self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
+        if _is_full(self._home):
+            raise self._without_room(self._home)
+        compact(self._home)
+        forget_results(self._home, self._history)
+        write_secret(key_file(self._workspace), self._key)
+        configure(self._workspace, self.url, self._key)
+        late: list[bool] = []
+        for _ in range(_STARTS):
+            if self.unwanted.is_set():
+                return
+            with storage_errors(self._home):
+                self._launch()
+            import_module("prefect")  # takes a second, while the server starts
+            if self._answers() or self.unwanted.is_set():
+                return
+            late.append(self.exit_code is None)
+            self._end()
+        error = self._last_error()
+        if late[-1]:
+            error = f"it did not answer within {_START_SECONDS // 60} minutes" + ", twice" * all(late)
+        if _is_full(self._home) or "disk is full" in error or "No space left" in error:
+            raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
+        raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
+
+    def stop(self) -> None:
+        """Send it all that this process holds back for it, and stop it."""
+        if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
+            drain()
+        forget(self._key)
+        self._end()
+        for path in (self._home / "server.json", key_file(self._workspace)):
+            path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            end_process(self._process.pid)
+            self._process.poll()
+
+    def _answers(self) -> bool:
+        """Wait until it answers; False where it ends instead, or takes too long."""
+        began = said = now = time.monotonic()
+        while self.exit_code is None and not self.unwanted.is_set() and now - began < _START_SECONDS:
+            with contextlib.suppress(httpx.HTTPError, psutil.Error):
+                if self._listens():
+                    httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+                    return True
+            if now - said >= _PATIENCE_SECONDS:
+                said = now
+                say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
+            time.sleep(0.05)
+            now = time.monotonic()
+        return False
+
+    def _listens(self) -> bool:
+        """Whether its own process has the port: another one that took it meanwhile is not to get the key."""
+        assert self._process is not None
+        connections = psutil.Process(self._process.pid).net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == self._port for one in connections)
+
+    def _without_room(self, where: object) -> TransientError:
+        reason = f"the disk is full, and {self.name} has no room for its database"
+        return TransientError(where, reason, "free some space and run again")
+
+    def _last_error(self) -> str:
+        """The last error in its log since it was started, as a line."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
+
+    def _launch(self) -> None:
+        command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.serving.guarded:create_app",
+                   "--app-dir", str(Path(__file__).resolve().parents[2]), "--host", "127.0.0.1",
+                   "--port", str(self._port), "--log-level", "warning"]  # fmt: skip
+        ours = {
+            "PREFECT_SERVER_API_AUTH_STRING": self._key,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
+            CONSOLE: "WARNING",  # into its log, also where this process keeps what Prefect prints from a terminal
+        }
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        # The user's environment wins over our settings, but not over those of access and of the log.
+        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | ours
+        process = self._spawn(command, environment)
+        (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[MARK]}))
+
+
+@contextlib.contextmanager
+def _kept_up(server: Server) -> Iterator[None]:
+    """Start a server again that ends by itself; where that fails, the work goes on without one."""
+    starts: list[float] = []
+
+    def keep_up() -> None:
+        while not server.unwanted.wait(_LOOK_SECONDS):
+            if server.exit_code is None:
+                continue
+            try:
+                start_again(server, starts, time.monotonic(), server.unwanted.wait)
+            except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
+                say(f"warning: {printable(error)}; the work goes on without it")
+                _ask_once()
+                return
+
+    thread = threading.Thread(target=keep_up, name="server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.unwanted.set()
+        thread.join()
+
+
+def _ask_once() -> None:
+    """Make each call of Prefect to its server fail at once: the server has gone for good."""
+    from prefect.settings import get_current_settings
+
+    get_current_settings().client.max_retries = 0
+
+
+def end_leftover_server(workspace: Workspace) -> None:
+    """Stop the server that a killed run left behind. The workspace must be locked."""
+    if served_at(workspace):
+        return
+    end_leftovers(workspace)
+    left = workspace.prefect_home / "server.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        end_marked({MARK: json.loads(left.read_bytes())["token"]})
+    left.unlink(missing_ok=True)
+
+
+def _mark_killed(workspace: Workspace, url: str) -> None:
+    """Let the server of a workspace, which must be locked, know which runs were started by hand and killed."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    with (
+        contextlib.suppress(httpx.HTTPError, RuntimeError),  # Prefect's own, where the server has ended meanwhile
+        # Prefect may have been imported before.
+        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: os.environ[KEY]}),
+        get_client(sync_client=True) as client,
+    ):
+        mark_killed(workspace.root, client)
+
+
+def check_temporary() -> None:
+    """See that temporary files find room: databases and workers need them.
+
+    Raises
+    ------
+    TransientError
+        The disk is full.
+    """
+    if _is_full(folder := _temporary()):
+        reason = "the disk is full, and temporary files find no room there"
+        raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
+
+
+def _temporary() -> Path:
+    """Where temporary files go; Python would take the next best folder where that is full, and others would not."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether not even an empty database fits into a folder; False where there is no such folder."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(folder)
+        room = disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks  # some disks do not say how many
+        return not room or (disk.f_files > 0 and disk.f_favail == 0)
+    return False

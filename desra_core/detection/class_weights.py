@@ -1,0 +1,174 @@
+"""The 150 ADE20K classes and the weight ``w_k`` that each puts on the similarity (Eq. 9 of the paper)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import tomllib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.errors import UsageError
+from desra_core.images.codec import Labels
+
+CLASS_COUNT = 150
+# The range of the similarity has so many bins; an interval is a number of bins.
+INTERVAL_BINS = 20
+# Of the TOML files of desra calibrate; raise it when their meaning changes.
+WEIGHTS_VERSION = 1
+
+_PUBLISHED = resources.files("desra_core.detection") / "semantic_intervals.csv"
+_FORMAT = (
+    "give a file of desra calibrate, or a CSV with the header ade20k_index,name,interval or ade20k_index,name,weight "
+    "and a row per class"
+)
+
+
+class Weights(NamedTuple):
+    """One weight per class, ``(150,)`` float64, and the fingerprint of the values."""
+
+    values: npt.NDArray[np.float64]
+    key: str
+
+
+def load_weights(source: str) -> Weights:
+    """Read class weights.
+
+    Parameters
+    ----------
+    source
+        ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, the path of a ``.toml`` file of
+        desra calibrate, or that of a CSV file with the columns ``ade20k_index``, ``name`` and either ``interval``
+        (0..19, Eq. 9: ``w = 20 / (20 - interval)``) or ``weight`` (positive).
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, is of another version, does not hold each of the 150 classes once, or a value is out
+        of range.
+    """
+    if source == "none":
+        return Weights(np.ones(CLASS_COUNT), "none")
+    try:
+        content = _PUBLISHED.read_bytes() if source == "published" else Path(source).read_bytes()
+    except OSError as error:
+        raise UsageError(source, f"class weights cannot be read ({error.strerror})", _FORMAT) from None
+    rows = _toml_rows(content, source) if source.lower().endswith(".toml") else _csv_rows(content, source)
+    values = np.full(CLASS_COUNT, np.nan)
+    for where, row in rows:
+        index, weight = _parse(row, where)
+        if not np.isnan(values[index]):
+            raise UsageError(where, f"class {index} is there twice", "keep one row for it")
+        values[index] = weight
+    missing = np.flatnonzero(np.isnan(values))
+    if missing.size:
+        raise UsageError(source, f"has no row for {missing.size} classes, the first is {missing[0]}", _FORMAT)
+    return Weights(values, hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
+
+
+def weighted_scores(
+    scores: npt.NDArray[np.floating[Any]],
+    classes: Labels | None,
+    weights: npt.NDArray[np.float64] | None,
+) -> npt.NDArray[np.floating[Any]]:
+    """Weight minus the similarity by class (Eq. 9): ``-clip(w_k D, 0, 1)``.
+
+    Parameters
+    ----------
+    scores
+        ``-D``, floats of any shape.
+    classes
+        The ADE20K class of each, uint8.
+    weights
+        ``(150,)``, ``w_k`` by class.
+
+    Returns
+    -------
+    Float64; without classes or weights the scores as they are.
+    """
+    if classes is None or weights is None:
+        return scores
+    weighted = scores.astype(np.float64)
+    weighted *= weights[classes]
+    return np.clip(weighted, -1, 0, out=weighted)
+
+
+def interval_weights(intervals: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Turn intervals 0..19 into weights ``20 / (20 - interval)`` (Eq. 9)."""
+    return INTERVAL_BINS / (INTERVAL_BINS - intervals.astype(np.float64))
+
+
+def published_table() -> npt.NDArray[np.int64]:
+    """Read the authors' interval of each class, ``(150,)``."""
+    return np.array([int(row["interval"]) for row in _published_rows()])
+
+
+def class_names() -> list[str]:
+    """List the 150 ADE20K class names by index, as the published table spells them."""
+    return [row["name"] for row in _published_rows()]
+
+
+def _published_rows() -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(_PUBLISHED.read_text("utf-8")))
+
+
+def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the rows of a table, each with its place in the file."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error):
+        raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
+    return ((f"{source}, line {line}", row) for line, row in enumerate(rows, start=2))
+
+
+def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the classes of a file of desra calibrate, under the names of the table's columns."""
+    try:
+        document = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(source, f"is damaged or no TOML ({reason})", _FORMAT) from None
+    version, classes = document.get("version"), document.get("class")
+    if not isinstance(version, int) or not isinstance(classes, list) or not all(isinstance(c, dict) for c in classes):
+        raise UsageError(source, "holds no class weights", _FORMAT)
+    if version != WEIGHTS_VERSION:
+        reason = f"is of version {version} of the format, but this desra reads version {WEIGHTS_VERSION}"
+        raise UsageError(source, reason, "run desra calibrate again")
+    if len(classes) != CLASS_COUNT:
+        raise UsageError(source, f"has weights for {len(classes)} classes", f"ADE20K has {CLASS_COUNT}; " + _FORMAT)
+    numbered = enumerate(classes, start=1)
+    return ((f"{source}, class table {number}", row | {"ade20k_index": row.get("index")}) for number, row in numbered)
+
+
+def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
+    try:
+        index = _whole(row["ade20k_index"])
+        if "weight" in row:
+            if isinstance(row["weight"], bool):
+                raise TypeError(row["weight"])
+            weight = float(row["weight"])
+        else:
+            interval = _whole(row["interval"])
+            weight = INTERVAL_BINS / (INTERVAL_BINS - interval) if 0 <= interval < INTERVAL_BINS else math.nan
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError(where, "is no class weight", _FORMAT) from None
+    if not 0 <= index < CLASS_COUNT:
+        raise UsageError(where, f"has class {index}", "ADE20K classes are 0..149")
+    if not (np.isfinite(weight) and weight > 0):
+        given = f"weight {weight:g}" if "weight" in row else f"interval {row['interval']}"
+        raise UsageError(where, f"gives the {given}", "weights are positive, intervals 0..19")
+    return index, weight
+
+
+def _whole(value: Any) -> int:
+    """Read an index or interval: a text in CSV, and in TOML a number, of which 3.0 and true are refused."""
+    if not isinstance(value, str) and type(value) is not int:
+        raise TypeError(value)
+    return int(value)

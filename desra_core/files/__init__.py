@@ -1,0 +1,1 @@
+"""Whole files: written atomically, locked, and identified by their content."""

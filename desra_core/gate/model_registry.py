@@ -1,0 +1,277 @@
+"""The workspace's current model: promoted after it passed the gate, and rolled back.
+
+::
+
+    WS/models/0000/     the model that the first finetune started from
+      model.pth
+      model.json        how it came about
+      history.json      the events up to this one: number, kind, time, model (content key), source, and
+                        of a promotion the verdict, of a rollback the number of the entry that it restores
+    WS/models/0001/     the first promoted one
+    WS/models/current   a link to the entry that counts
+
+An entry never changes and is never deleted, so that who has the path of a model may keep to it. Models and their
+history are switched together, by renaming the link. A promotion that was killed before that may leave an entry that no
+history tells of; the next one takes the next number. Replacing such an entry would need somebody to judge that it is
+one, and after the link was lost or set by hand, that would delete models that were in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from desra_core.errors import TransientError, UsageError
+from desra_core.files.atomic import storage_errors
+from desra_core.files.hashing import content_key
+from desra_core.workspace import Workspace
+
+Event = dict[str, Any]
+
+
+class _Step(NamedTuple):
+    """An entry to be made: its event, still without a number, the model to copy and its record."""
+
+    event: Event
+    model: Path
+    record: Any
+
+
+def promote(
+    workspace: Workspace, model: Path, *, parent: Path, record: dict[str, Any], verdict: dict[str, Any]
+) -> Path:
+    """Make a model the current one; one with the content of the current one is left as it is.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked.
+    model
+        The checkpoint that passed the gate.
+    parent
+        What it was finetuned from: the current model, or any one as long as none was promoted.
+    record
+        How the model came about, for ``model.json``; like ``verdict``, JSON values only.
+    verdict
+        Summary of what the gate found, for the history.
+
+    Returns
+    -------
+    The folder of the current entry.
+
+    Raises
+    ------
+    UsageError
+        The parent is not the current model, or the first model is its own parent; a model cannot be read.
+    TransientError
+        The disk is full or failed. The current model is the one from before.
+    """
+    current, past = current_model(workspace), history(workspace)
+    key = content_key(model)
+    if current is not None and key == past[-1]["model"]:
+        return current.parent
+    parent_key = content_key(parent)
+    if key == parent_key:
+        raise UsageError(model, "is the very model that it was to replace", "promote a finetuned one")
+    steps = []
+    if current is None:
+        steps.append(_Step(_event("origin", parent_key, parent), parent, {"source": str(parent.absolute())}))
+    elif parent_key != past[-1]["model"]:
+        reason = f"has another content than the current model, {current}"
+        raise UsageError(parent, reason, "finetune that one: another model was promoted or rolled back to")
+    steps.append(_Step(_event("promotion", key, model, verdict=verdict), model, record))
+    return _switch(workspace, past, steps)
+
+
+def rollback(workspace: Workspace) -> Path:
+    """Undo the latest promotion that was not undone yet; the current model need not be readable.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked.
+
+    Returns
+    -------
+    The folder of the new entry, which holds the earlier model.
+
+    Raises
+    ------
+    UsageError
+        There is no earlier model, or it is damaged.
+    TransientError
+        The disk is full or failed. The current model is the one from before.
+    """
+    models, past = _models(workspace), history(workspace)
+    if not past:
+        raise UsageError(models, "no model was promoted yet", "there is nothing to roll back")
+    line = _line(past)
+    if len(line) < 2:
+        raise UsageError(models, "there is no earlier model", "promote another one")
+    earlier = models / _name(line[-2]["number"])
+    remedy = f"restore it from a backup, or link {models / 'current'} to another folder"
+    model = _checked(earlier, line[-2]["model"], remedy)
+    event = _event("rollback", line[-2]["model"], model, restores=line[-2]["number"])
+    return _switch(workspace, past, [_Step(event, model, _read(earlier / "model.json"))])
+
+
+def current_model(workspace: Workspace) -> Path | None:
+    """The current model's file, which stays what it is whatever is promoted next; None where none was promoted.
+
+    Raises
+    ------
+    UsageError
+        It is missing or damaged.
+    """
+    entry = _current(workspace)
+    if entry is None:
+        return None
+    return _checked(entry, _events(entry)[-1]["model"], "restore it from a backup, or roll back")
+
+
+def history(workspace: Workspace) -> list[Event]:
+    """What the current model came from, oldest first: origin, promotions and rollbacks; empty where none was promoted.
+
+    Raises
+    ------
+    UsageError
+        It is missing or damaged.
+    """
+    entry = _current(workspace)
+    return [] if entry is None else _events(entry)
+
+
+def rolled_back(workspace: Workspace, model: Path) -> bool:
+    """Whether a model was promoted once and is no longer the current one."""
+    past, key = history(workspace), content_key(model)
+    promoted = {event["model"] for event in past if event["kind"] == "promotion"}
+    return key in promoted and key != past[-1]["model"]
+
+
+def _models(workspace: Workspace) -> Path:
+    return workspace.root / "models"
+
+
+def _name(number: int) -> str:
+    return f"{number:04d}"
+
+
+def _event(kind: str, key: str, source: Path, **more: Any) -> Event:
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"kind": kind, "time": time, "model": key, "source": str(source.absolute()), **more}
+
+
+def _line(events: Iterable[Event]) -> list[Event]:
+    """The events that no rollback has undone; the last one brought the model that is current."""
+    line: list[Event] = []
+    for event in events:
+        if event["kind"] == "rollback":
+            line.pop()
+        else:
+            line.append(event)
+    return line
+
+
+def _current(workspace: Workspace) -> Path | None:
+    """The folder of the current entry."""
+    link = _models(workspace) / "current"
+    try:
+        entry = link.parent / os.readlink(link)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a copy of the workspace that followed links has a folder there
+        reason = f"cannot be read as a link ({error.strerror})"
+        raise UsageError(link, reason, "replace it by a link to the folder beside it that is to count") from None
+    if not entry.is_dir():
+        reason = f"is a link to {entry.name}, which is not there"
+        raise UsageError(link, reason, "restore that folder, or link to another one beside it")
+    return entry
+
+
+def _checked(entry: Path, key: str, remedy: str) -> Path:
+    """The model of an entry, if it still is the one that was put there."""
+    model = entry / "model.pth"
+    if not model.exists():
+        raise UsageError(model, "does not exist", remedy)
+    if content_key(model) != key:
+        raise UsageError(model, "has changed since it was promoted", remedy)
+    return model
+
+
+def _events(entry: Path) -> list[Event]:
+    events = _read(entry / "history.json")
+    try:
+        whole = all({"number", "kind", "model"} <= event.keys() for event in events) and bool(_line(events))
+    except (AttributeError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise UsageError(entry / "history.json", "is no history", "restore it from a backup")
+    return list(events)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or 'no JSON'})"
+        raise UsageError(path, reason, "restore it from a backup") from None
+
+
+def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path:
+    """Make an entry for each step, and link to the last one. After an error the link is the one from before."""
+    models, link = _models(workspace), _models(workspace) / "current.new"
+    with storage_errors(models):
+        scratch = workspace.scratch()
+        try:
+            models.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            names = []
+            for number, step in enumerate(steps, _free_number(models)):
+                past = [*past, {"number": number, **step.event}]
+                names.append(_name(number))
+                _write(scratch / names[-1], step, past)
+            link.symlink_to(names[-1])  # first: it takes space on the disk, what follows hardly any
+            for name in names:
+                os.rename(scratch / name, models / name)
+            _sync(models)
+            _sync(workspace.root)
+            os.replace(link, models / "current")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                link.unlink()
+    with contextlib.suppress(OSError):  # it is done: whoever saw an error now would roll back twice
+        _sync(models)
+    return models / names[-1]
+
+
+def _write(folder: Path, step: _Step, events: list[Event]) -> None:
+    """Write an entry, durably."""
+    folder.mkdir(parents=True)
+    model = folder / "model.pth"
+    shutil.copyfile(step.model, model)
+    if content_key(model) != step.event["model"]:
+        raise TransientError(step.model, "changed while it was copied", "run again")
+    for name, value in (("model.json", step.record), ("history.json", events)):
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _free_number(models: Path) -> int:
+    return 1 + max((int(path.name) for path in models.iterdir() if path.name.isdecimal()), default=-1)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

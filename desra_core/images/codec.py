@@ -1,0 +1,219 @@
+"""Decode and encode image files: the only module that knows BGR, bit depth, alpha and EXIF.
+
+PNG is read by `desra_core.images.png`, TIFF by `desra_core.images.tiff`, all else by `desra_core.images.pillow`.
+
+Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16.
+ICC profiles are not applied; their presence is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import cv2
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.errors import ImageError, TooLargeError
+from desra_core.images import pillow, png, tiff
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
+)
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+
+# Deflate stops near 1000 samples a byte; a large header that promises far more is a truncated file or a bomb.
+_BOMB_PIXELS = 2**26
+_BOMB_PIXELS_PER_BYTE = 20_000
+_PNG_HEADER = 24  # bytes from the beginning to the end of its size
+_BATCH = 128  # files whose size is asked for at a time
+_TRANSPOSED = frozenset({5, 6, 7, 8})
+
+
+class Photo(NamedTuple):
+    """A decoded image file.
+
+    ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
+    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read;
+    of 256 pages and more, the first 256 are looked at.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None
+    has_icc_profile: bool
+    further_pages: int = 0
+
+
+def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
+    """Decode an image file: EXIF orientation applied, alpha apart, 16 bits kept, palettes expanded.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    path
+        Named in errors.
+    max_pixels
+        Larger images are refused before anything of their size is allocated.
+
+    Raises
+    ------
+    ImageError
+        The file is empty, no image, of an unsupported colour model, truncated or damaged.
+    TransientError
+        It has more than ``max_pixels``.
+    """
+    picture = _opened(data, path)
+    _check_size(picture.size, data, path, max_pixels)
+    pixels = _upright(picture.channels(indices=False), picture.orientation)
+    colours = 1 if pixels.shape[2] < 3 else 3
+    alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
+    return Photo(_contiguous(pixels[:, :, :colours]), alpha, picture.has_icc_profile, picture.further_pages)
+
+
+def image_size(data: bytes, path: Path) -> tuple[int, int]:
+    """``(H, W)`` of an image file, upright, without decoding it (raises `ImageError`)."""
+    picture = _opened(data, path)
+    height, width = picture.size
+    return (width, height) if picture.orientation in _TRANSPOSED else (height, width)
+
+
+def most_pixels(files: Iterable[Path]) -> int:
+    """The pixels of the largest of some images; 0 where none can be told. Little more than their headers is read."""
+    most = 0
+    with ThreadPoolExecutor() as pool:
+        remaining = iter(files)
+        while batch := list(islice(remaining, _BATCH)):
+            most = max(most, *pool.map(_pixel_count, batch))
+    return most
+
+
+def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
+    """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
+
+    Raises
+    ------
+    ImageError
+        As `decode`, or the file has colour channels or values above 255.
+    """
+    picture = _opened(data, path)
+    _check_size(picture.size, data, path, max_pixels)
+    pixels = picture.channels(indices=True)
+    if pixels.shape[2] != 1:
+        raise ImageError(path, "has colour channels, but class labels are one index per pixel",
+                         "save labels as 8-bit gray PNG")  # fmt: skip
+    if pixels.max() > 255:
+        raise ImageError(path, f"holds the label {pixels.max()}", "labels are ADE20K indices 0..149")
+    return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """Encode a ``(H, W)`` bool mask as a 1-bit PNG, 0 and 255 to whoever reads it."""
+    return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def decode_mask(data: bytes, path: Path) -> Mask:
+    """Decode what `encode_mask` wrote to ``(H, W)`` bool (raises `ImageError`, which names ``path``)."""
+    return np.asarray(decode(data, path).pixels[:, :, 0] > 0)
+
+
+def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
+    """Encode ``(H, W)`` or ``(H, W, 1..4)`` pixels, uint8 or uint16, alpha last, as PNG.
+
+    ``alpha`` of ``(H, W)`` and the same dtype may come apart.
+    """
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    channels = pixels.shape[2] + (alpha is not None)
+    if channels == 1:
+        return _encode(pixels, [])
+    if channels == 2:  # which OpenCV does not write
+        return bytes(imagecodecs.png_encode(_contiguous(pixels) if alpha is None else np.dstack([pixels, alpha])))
+    ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
+    ordered[:, :, :3] = pixels[:, :, 2::-1]
+    ordered[:, :, 3:] = pixels[:, :, 3:] if alpha is None else alpha[:, :, np.newaxis]
+    return _encode(ordered, [])
+
+
+def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """``(H, W, 3)`` uint8 BGR of any pixels, gray replicated, 16 bits rounded: what MMSegmentation expects."""
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
+def _pixel_count(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_PNG_HEADER)
+            file.seek(0)
+            if start.startswith(png.SIGNATURE):
+                return math.prod(struct.unpack(">II", start[-8:]))
+            if start.startswith(tiff.SIGNATURES):
+                return math.prod(tiff.stored_size(file))
+            return math.prod(pillow.stored_size(file))
+    except Exception:  # noqa: BLE001 whatever a damaged file makes libraries raise: the stage that reads it tells
+        return 0
+
+
+def _contiguous(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels)  # type: ignore[return-value]
+
+
+def _encode(array: Pixels, options: list[int]) -> bytes:
+    ok, encoded = cv2.imencode(".png", array, options)
+    if not ok:
+        raise ValueError(f"cannot encode an array of shape {array.shape} and dtype {array.dtype} as PNG")
+    return encoded.tobytes()
+
+
+class _Picture(Protocol):
+    """An image file whose header has been read: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
+
+    size: tuple[int, int]
+    orientation: int
+    has_icc_profile: bool
+    further_pages: int
+
+    def channels(self, *, indices: bool) -> Pixels:
+        """All channels as ``(H, W, C)``, alpha last, palettes expanded unless ``indices`` are asked for."""
+
+
+def _opened(data: bytes, path: Path) -> _Picture:
+    if not data:
+        raise ImageError(path, "is empty", "copy it again, or remove it")
+    if data.startswith(png.SIGNATURE):
+        return png.PngPicture(data, path)
+    if data.startswith(tiff.SIGNATURES):
+        return tiff.TiffPicture(data, path)
+    return pillow.PillowPicture(data, path)
+
+
+def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:
+    height, width = size
+    if width * height > max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * len(data)):
+        raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
+    if width * height > max_pixels:
+        reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
+        raise TooLargeError(path, reason, "raise --memory or use fewer --workers")
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation (1..8; others mean 1) to ``(H, W, C)`` pixels."""
+    if orientation in _TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    # In terms of the upright image: 2, 3, 6, 7 run right to left, 3, 4, 7, 8 bottom to top.
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels

@@ -1,0 +1,60 @@
+"""Photos that show the same: re-encoded, resized or lightly edited copies are found by a perceptual hash."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from desra_core.images.codec import Pixels, bgr8
+
+# Of 256 bits. Pictures with other content differ in about half of them.
+MAX_DISTANCE = 24
+
+_SIDE = 16
+_WORDS = 4
+
+Signature = bytes
+
+
+def signature(pixels: Pixels) -> Signature:
+    """Hash what a photo shows to 256 bits: whether brightness rises from each cell of a 16x17 grid to the next.
+
+    Parameters
+    ----------
+    pixels
+        ``(H, W, 1 or 3)`` uint8 or uint16.
+
+    Returns
+    -------
+    32 bytes. Scale, contrast, gray or colour and compression change few bits.
+    """
+    gray = cv2.cvtColor(bgr8(pixels), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    cells = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
+    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+
+
+class Duplicates:
+    """Signatures with the group of each.
+
+    All are compared, which for 100,000 of them takes far less time than to decode the photo.
+    """
+
+    def __init__(self) -> None:
+        self._signatures = np.empty((_WORDS, 1024), np.uint64)
+        self._groups: list[str] = []
+
+    def add(self, found: Signature, group: str) -> None:
+        """Remember a photo."""
+        if len(self._groups) == self._signatures.shape[1]:
+            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)], axis=1)
+        self._signatures[:, len(self._groups)] = np.frombuffer(found, np.uint64)
+        self._groups.append(group)
+
+    def group(self, wanted: Signature) -> str | None:
+        """The group of the nearest photo within `MAX_DISTANCE`; of the first one, where several are as near."""
+        if not self._groups:
+            return None
+        differing = self._signatures[:, : len(self._groups)] ^ np.frombuffer(wanted, np.uint64)[:, np.newaxis]
+        distances = np.bitwise_count(differing).sum(axis=0)
+        nearest = int(distances.argmin())
+        return self._groups[nearest] if distances[nearest] <= MAX_DISTANCE else None

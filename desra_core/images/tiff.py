@@ -1,0 +1,282 @@
+"""Read TIFF files: the one picture that a file holds, every sample of it, or one line that says why not.
+
+Only `desra_core.images.codec` uses this.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
+
+from desra_core.errors import ImageError
+
+if TYPE_CHECKING:
+    from desra_core.images.codec import Pixels
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# What a damaged file makes tifffile and imagecodecs raise.
+_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, OSError, struct.error)
+_REDUCED, _MASK = 1, 4
+_MODELS = {
+    PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
+    PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.MASK: "transparency mask", PHOTOMETRIC.SEPARATED: "CMYK",
+    PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.CIELAB: "LAB", PHOTOMETRIC.ICCLAB: "LAB (ICC)",
+    PHOTOMETRIC.ITULAB: "LAB (ITU)", PHOTOMETRIC.CFA: "CFA (the raw data of a camera)", PHOTOMETRIC.LOGL: "LogL",
+    PHOTOMETRIC.LOGLUV: "LogLuv", PHOTOMETRIC.LINEAR_RAW: "linear raw (the raw data of a camera)",
+}  # fmt: skip
+_SAMPLES = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
+_BITS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8), "RGB": (8, 16)}
+_FAX = frozenset({COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4})
+_COMPRESSIONS = _FAX | {
+    COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+}  # fmt: skip
+_PREDICTED = frozenset({
+    COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+})  # fmt: skip
+_MOST_SAMPLES = 16
+_MOST_PAGES = 256
+_LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
+_BUFFER = 2**22  # bytes of the file that are taken at a time
+_OVERRUN = "a strip or tile reaches beyond the end of the file"
+_ROWS = 64  # which are divided by alpha at a time
+
+# tifffile logs what it works around. What matters is an error here.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+
+class TiffPicture:
+    """The full picture of a TIFF file, not turned yet.
+
+    Raises
+    ------
+    ImageError
+        The file is damaged, or its picture is of a kind that is not read.
+    """
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self._data = data
+        self._path = path
+        try:
+            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
+            self.further_pages = len(further)
+            self.size = int(self._page.imagelength), int(self._page.imagewidth)
+            self.orientation = _orientation(self._page)
+            self.has_icc_profile = 34675 in self._page.tags
+            if self._page.compression not in _PREDICTED:
+                self._page.predictor = 1  # which means nothing there
+            self._check_kind()
+        except _DAMAGE as error:
+            reason = f"has a damaged header ({error or 'no end of it'})"
+            raise ImageError(path, reason, "save it again as PNG, or remove it") from None
+
+    def channels(self, *, indices: bool) -> Pixels:
+        """Decode to ``(H, W, C)``, uint8 or uint16, alpha last, palettes expanded unless ``indices`` are asked for.
+
+        Raises
+        ------
+        ImageError
+            The file is truncated or damaged.
+        """
+        page = self._page
+        overruns = False
+        try:
+            overruns = self._check_segments()
+            stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
+            samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
+            return self._interpreted(samples, indices=indices)
+        except _DAMAGE as error:
+            reason = f"is truncated or damaged ({_OVERRUN if overruns else error})"
+            raise ImageError(self._path, reason, "copy it again, or remove it") from None
+
+    def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
+        alpha = self._alpha()
+        if alpha is None or indices:
+            return self._colours(samples, indices=indices)
+        index, associated = alpha
+        whole = samples[:, :, :4]
+        if self._model != "RGB" or index != 3:
+            stored = samples[:, :, index : index + 1]
+            parts = [self._colours(samples, indices=False), _full_range(stored, self._page.bitspersample)]
+            whole = np.concatenate(parts, axis=2)  # type: ignore[assignment]
+        if associated:
+            _divide_by_alpha(whole)
+        return whole
+
+    @property
+    def _model(self) -> str:
+        page, photometric = self._page, self._page.photometric
+        if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG and page.planarconfig == 1:
+            return "RGB"  # which JPEG's decoder makes of it
+        return _MODELS.get(PHOTOMETRIC(photometric), "") if photometric in _MODELS else f"number {int(photometric)}"
+
+    def _check_kind(self) -> None:
+        page, model = self._page, self._model
+        if 0 in self.size:
+            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
+        if page.imagedepth != 1:
+            raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
+        self._check_samples(model, page.bitspersample)
+        if page.compression not in _COMPRESSIONS:
+            name = getattr(page.compression, "name", str(page.compression))
+            raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
+        colours = 3 if model == "RGB" else 1
+        most = _MOST_SAMPLES if model == "RGB" else 2
+        if page.compression == COMPRESSION.JPEG or page.compression in _FAX:
+            most = colours
+        if not colours <= page.samplesperpixel <= most:
+            reason = f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+        if (self._alpha() or (0, False))[1] and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
+            reason = f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha"
+            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+
+    def _check_samples(self, model: str, bits: object) -> None:
+        kind = self._page.sampleformat
+        if kind not in (1, 4):
+            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
+            reason = f"has the colour model {short} ({bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')})"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits without sign")
+        if model not in _BITS:
+            raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
+        if bits not in _BITS[model]:
+            short = "I" if bits == 32 and model == "gray" else model
+            reason = f"has the colour model {short} of {bits} bits per sample"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
+
+    def _check_segments(self) -> bool:
+        """See that every strip or tile begins in the file: tifffile takes absent ones for black.
+
+        Returns whether one is said to reach beyond its end. Some programs say so although nothing is missing; where
+        something is, decoders tell, but for fax.
+        """
+        page = self._page
+        wanted = math.prod(page.chunked)
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
+        here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
+        if here < wanted:
+            raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
+        overruns = any(offset + count > len(self._data) for offset, count in parts)
+        if overruns and page.compression in _FAX:
+            raise ValueError(_OVERRUN)
+        pixels = self.size[0] * self.size[1]
+        if page.is_tiled and page.tilewidth * page.tilelength > max(_LARGEST_TILE, 4 * pixels):
+            raise ValueError(f"tiles of {page.tilewidth}x{page.tilelength} pixels")
+        if page.compression == COMPRESSION.JPEG:
+            self._check_jpegs(parts)
+        return overruns
+
+    def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
+        """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
+        page = self._page
+        width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        for offset, count in parts:
+            part = self._data[offset : offset + count]
+            if not part.rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise ValueError("a strip or tile stops without an end marker")
+            with Image.open(io.BytesIO(part)) as image:
+                if image.width > width or image.height > max(height, 8):
+                    raise ValueError(f"a part of {width}x{height} pixels holds {image.width}x{image.height}")
+
+    def _colours(self, samples: Pixels, *, indices: bool) -> Pixels:
+        page = self._page
+        if self._model == "RGB":
+            return samples[:, :, :3]
+        gray = samples[:, :, :1]
+        if self._model == "palette":
+            gray = gray.astype(np.uint8, copy=False)
+            return gray if indices else _palette(page)[gray[:, :, 0]]
+        gray = _full_range(gray, page.bitspersample)
+        return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
+
+    def _alpha(self) -> tuple[int, bool] | None:
+        """Which sample is alpha, and whether colours are multiplied by it.
+
+        Samples of no stated meaning are none. The only extra one of a file that states nothing at all is, as in what
+        older programs write.
+        """
+        page = self._page
+        colours = 3 if self._model == "RGB" else 1
+        kinds = [int(kind) for kind in np.atleast_1d(page.extrasamples)]
+        if page.samplesperpixel == colours + 1 and not kinds:
+            kinds = [2]
+        for index, kind in enumerate(kinds[: page.samplesperpixel - colours], colours):
+            if kind:
+                return index, kind == 1
+        return None
+
+
+def stored_size(file: BinaryIO) -> tuple[int, int]:
+    """``(H, W)`` of the picture as stored, by the headers of its pages.
+
+    Raises
+    ------
+    ValueError
+        And what else a damaged file makes tifffile raise.
+    """
+    page = _full_pages(TiffFile(file))[0]
+    return int(page.imagelength), int(page.imagewidth)
+
+
+def _full_pages(file: TiffFile) -> list[TiffPage]:
+    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else.
+
+    A damaged file can name pages without end: the first 256 are looked at.
+    """
+    found = list(islice(_pages(file), _MOST_PAGES))
+    pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
+    full = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if not full and (not pages or len(found) == _MOST_PAGES):
+        raise ValueError("no picture in it" if not pages else f"no full picture among its first {_MOST_PAGES} pages")
+    return full or pages[:1]
+
+
+def _pages(file: TiffFile) -> Iterator[TiffPage]:
+    """All pages, with those that lie below one, as the full picture does below the small one of some cameras."""
+    for page in file.pages:
+        assert isinstance(page, TiffPage)
+        yield page
+        if page.subifds and int(page.subfiletype) & _REDUCED and page.pages is not None:
+            for below in page.pages:
+                assert isinstance(below, TiffPage)
+                yield below
+
+
+def _orientation(page: TiffPage) -> int:
+    value = page.tags.valueof(274)
+    return value if isinstance(value, int) else 1
+
+
+def _full_range(samples: Pixels, bits: int) -> Pixels:
+    """Samples of 1, 2 or 4 bits, spread over those of 8."""
+    return samples if bits >= 8 else samples.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+
+
+def _palette(page: TiffPage) -> Pixels:
+    """``(256, 3)`` colours of 8 bits. Some programs write them so, instead of with 16."""
+    stored = np.asarray(page.colormap).T
+    colours: Pixels = np.zeros((256, 3), np.uint8)
+    colours[: len(stored)] = (stored if stored.max() < 256 else stored >> 8)[:256]
+    return colours
+
+
+def _divide_by_alpha(pixels: Pixels) -> None:
+    """Undo, in place, that colours were multiplied by alpha; rounded down, as Pillow does."""
+    most = np.iinfo(pixels.dtype).max
+    for top in range(0, len(pixels), _ROWS):
+        rows = pixels[top : top + _ROWS]
+        alpha = rows[:, :, -1:].astype(np.uint32)
+        colours = rows[:, :, :-1].astype(np.uint32)
+        divided = np.minimum(colours * np.uint32(most) // np.maximum(alpha, 1), most)
+        rows[:, :, :-1] = np.where(alpha > 0, divided, colours)

@@ -1,0 +1,143 @@
+"""Enlarge photos with a super-resolution network, window by window, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+
+from desra_core.errors import UsageError
+from desra_core.gpu import exact_on, lacks_memory
+from desra_core.images.codec import Pixels
+from desra_core.images.tiling import Window, windows
+from desra_core.networks.checkpoints import Model
+
+if TYPE_CHECKING:
+    import torch
+
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+class Result(NamedTuple):
+    """An enlarged photo.
+
+    ``pixels`` has ``scale`` times the height and width of the photo, its dtype and its number of channels.
+    ``tile`` is the side of the windows if memory ran out with those of the default side, and None otherwise.
+    """
+
+    pixels: Pixels
+    tile: int | None
+
+
+def super_resolve(model: Model, pixels: Pixels) -> Result:
+    """Enlarge a photo.
+
+    Parameters
+    ----------
+    model
+        From `desra_core.networks.checkpoints.load_model`.
+    pixels
+        ``(H, W, 1 or 3)`` uint8 or uint16. Gray is replicated, and of the result the luminance is taken.
+
+    Returns
+    -------
+    The network's values, clamped to 0..1 and rounded once, half to even.
+
+    Raises
+    ------
+    UsageError
+        The network gives values that are not finite.
+    MemoryError
+        Not even small windows fit into memory.
+    """
+    height, width, channels = pixels.shape
+    sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
+    source = _padded(pixels, model)
+    tile: int | None = None
+    while not _fill(sr, source, model, tile or model.tile):
+        tile = _smaller(min(tile or model.tile, max(source.shape[:2])), model)
+    return Result(sr, tile)
+
+
+def resize_alpha(alpha: Pixels, scale: int) -> Pixels:
+    """Enlarge the ``(H, W)`` alpha of a photo, uint8 or uint16, to the size of its result: bilinearly."""
+    height, width = alpha.shape
+    size = width * scale, height * scale
+    return cv2.resize(alpha, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def _padded(pixels: Pixels, model: Model) -> Pixels:
+    """Continue an image to the right and below by reflection to a size that the network takes."""
+    sizes = (max(model.minimum, -(-side // model.multiple) * model.multiple) for side in pixels.shape[:2])
+    margins = [(0, size - side) for size, side in zip(sizes, pixels.shape[:2], strict=True)]
+    if not any(map(any, margins)):
+        return pixels
+    return np.pad(pixels, (*margins, (0, 0)), mode="reflect")  # type: ignore[return-value]
+
+
+def _smaller(side: int, model: Model) -> int:
+    """Halve the side of a window, but keep 32 px beside its halos (raises `MemoryError` where it cannot be smaller)."""
+    least = -(-(2 * model.halo + 32) // model.multiple) * model.multiple
+    smaller = max(side // 2 // model.multiple * model.multiple, least)
+    if smaller >= side:
+        raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
+    return smaller
+
+
+def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
+    """Write the whole result, or return False when memory runs out even with one window at a time."""
+    import torch
+
+    todo = windows(*source.shape[:2], side=side, halo=model.halo, multiple=model.multiple)
+    count = min(len(todo), max(1, side**2 // (todo[0].source.height * todo[0].source.width)))
+    while todo:
+        fits = True
+        try:
+            _infer(sr, source, model, todo[:count])
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            fits = False
+        if fits:
+            todo = todo[count:]
+            continue
+        # Not before the handler has ended: until then, the traceback holds the tensors.
+        if model.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if count == 1:
+            return False
+        count //= 2
+    return True
+
+
+def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> None:
+    """Write what a batch of windows keeps."""
+    import torch
+
+    stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
+    # Until the results are in the machine's memory: the next batch then finds the GPU's free.
+    with torch.inference_mode(), exact_on(model.device):
+        scaled = torch.from_numpy(stacked).to(model.device).div_(np.iinfo(source.dtype).max)
+        values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        results = model(values)
+        if not bool(results.isfinite().all()):
+            raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
+        for window, result in zip(batch, results, strict=True):
+            _write(sr, result, model.scale, window)
+
+
+def _write(sr: Pixels, output: torch.Tensor, scale: int, window: Window) -> None:
+    """Round the part of ``(3, h, w)`` results that a window keeps, and write it to its place in the image."""
+    import torch
+
+    kept = window.kept
+    top, left = (kept.y - window.source.y) * scale, (kept.x - window.source.x) * scale
+    target = sr[kept.y * scale : (kept.y + kept.height) * scale, kept.x * scale : (kept.x + kept.width) * scale]
+    values = output[:, top : top + target.shape[0], left : left + target.shape[1]].clamp(0, 1)
+    if sr.shape[2] == 1:
+        red, green, blue = (share * channel for share, channel in zip(_LUMINANCE, values, strict=True))
+        values = (red + green + blue)[None]
+    largest = np.iinfo(sr.dtype).max
+    rounded = values.mul_(largest).round_().to(torch.uint8 if largest == 255 else torch.int32)
+    target[:] = rounded.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Cache keys of every product, and which images lack it: what is left to do."""

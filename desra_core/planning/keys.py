@@ -1,0 +1,219 @@
+"""What a run wants of every image: its settings, resolved to keys that can be compared with the records."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from desra_core import __version__
+from desra_core.detection.class_weights import Weights, load_weights
+from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS
+from desra_core.errors import UsageError
+from desra_core.files.hashing import content_key, fingerprint
+from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.segmentation import segmenter_key, try_segmenter
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
+from desra_core.workspace import Workspace
+
+# Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
+DECODING_VERSION = 2
+SUPER_RESOLUTION_VERSION = 1
+MASK_VERSION = 1
+
+_KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
+# Whose numbers results depend on.
+_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the record of an image must say for the image to count as done.
+
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
+    similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
+    """
+
+    similarity_key: str
+    segmentation_key: str
+    weighting_key: str
+    min_weight: float
+    threshold: float
+    min_area: str
+    keep: str
+    mask_key: str
+    mse_sr_key: str | None = None
+    gan_sr_key: str | None = None
+    keep_mse: bool = False
+    method: str = DEFAULT
+    labels_first: bool = False
+
+    @property
+    def super_resolves(self) -> bool:
+        """Whether the results are computed, rather than read from files."""
+        return self.gan_sr_key is not None
+
+    @property
+    def segments(self) -> bool:
+        """Whether labels are computed, rather than read or absent."""
+        return self.segmentation_key.startswith("mmseg:")
+
+    @property
+    def runs_networks(self) -> bool:
+        """Whether anything is inferred."""
+        return self.super_resolves or self.segments
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels are read from files."""
+        return self.segmentation_key == "labels"
+
+
+def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
+    """Resolve settings to keys and class weights.
+
+    Raises
+    ------
+    UsageError
+        Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable weights,
+        config, checkpoint or detector.
+    """
+    labelled = settings.segmenter != "none"
+    detector = detector_of(settings)
+    inputs = _inputs(settings, labelled)
+    source = settings.weights or ("published" if labelled and detector.weighs_classes else "none")
+    if source != "none" and not labelled:
+        raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
+    weights = load_weights(source)
+    result_keys = _result_keys(settings)
+    mse_sr_key, gan_sr_key = result_keys or (None, None)
+    segmentation_key = settings.segmenter.partition(":")[0]
+    if segmentation_key == "mmseg":
+        segmentation_key = segmenter_key(settings.segmenter)
+        # Where results are files, they are part of an image's id.
+        segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key or DECODING_VERSION)}"
+    labels_key = segmentation_key if "labels" in inputs else None
+    similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
+    threshold = -detector.score_threshold
+    weighting_key = fingerprint("weighting", segmentation_key, weights.key)
+    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area)
+    target = Target(
+        similarity_key=similarity_key,
+        segmentation_key=segmentation_key,
+        weighting_key=weighting_key,
+        min_weight=float(weights.values.min()),
+        threshold=threshold,
+        min_area=settings.min_area,
+        keep=settings.keep,
+        keep_mse=isinstance(settings, Mining) and settings.keep_mse,
+        mask_key=mask_key,
+        mse_sr_key=mse_sr_key,
+        gan_sr_key=gan_sr_key,
+        method=detector.name,
+        labels_first="labels" in inputs,
+    )
+    return target, weights
+
+
+def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
+    """List the inputs that the scores of a run depend on, and see that they are given."""
+    detector = detector_of(settings)
+    if settings.weights not in (None, "none") and not detector.weighs_classes:
+        raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
+    given = {"lr": settings.sources.lr is not None, "labels": labelled}
+    for name in detector.inputs:
+        if not given[name]:
+            needed, remedy = NEEDED_INPUTS[name]
+            raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
+    return detector.inputs
+
+
+def result_key(model: Path, precision: str) -> str:
+    """Identify what a checkpoint makes of photos.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read.
+    """
+    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
+
+
+def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """Record what the latest run wanted, and with which versions."""
+    document = {
+        "verb": settings.verb,
+        "settings": settings.model_dump(mode="json"),
+        "target": asdict(target),
+        "versions": {"desra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
+    workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
+
+
+def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
+    """See that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
+
+    Raises
+    ------
+    UsageError
+        It belongs to another kind.
+    """
+    kind = settings_document(workspace).get("verb", settings.verb)
+    if kind != settings.verb:
+        reason = f"belongs to runs of desra {kind}"
+        raise UsageError(workspace.root, reason, f"name another folder as workspace of desra {settings.verb}")
+
+
+def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """See that models can be used, unless the latest run has used them, before anything of it is touched.
+
+    Raises
+    ------
+    UsageError
+        One cannot be loaded or run, or the scales of the two that enlarge differ.
+    """
+    before = settings_document(workspace).get("target", {})
+    keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
+    if isinstance(settings, Mining) and not keys.items() <= before.items():
+        load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+    if target.segments and before.get("segmentation_key") != target.segmentation_key:
+        try_segmenter(settings.segmenter)
+
+
+def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
+    """What the latest run wanted.
+
+    Raises
+    ------
+    UsageError
+        The folder is no workspace, or no run has got that far.
+    """
+    document = settings_document(workspace)
+    try:
+        settings = _KINDS[document["verb"]].model_validate(document["settings"])
+        return settings, Target(**document["target"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine") from None
+
+
+def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
+    """Keys of the MSE and the GAN result; none where they are files."""
+    if not isinstance(settings, Mining):
+        return ()
+    keys = tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
+    if keys[0] == keys[1]:
+        raise UsageError(settings.gan_model, f"is the same as {settings.mse_model}", "give the GAN-trained twin of it")
+    return keys
+
+
+def settings_document(workspace: Workspace) -> dict[str, Any]:
+    """What `save_settings` wrote: verb, settings, target and versions; empty where there is nothing to be read."""
+    try:
+        document = json.loads(workspace.settings.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}

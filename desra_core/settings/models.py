@@ -1,0 +1,245 @@
+"""Settings of finetuning, the gate, the cycle and calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from desra_core.settings import Mining, whole_path
+
+PERCENTILE = 85.0
+RATE = 0.001
+# A class with less gets no weight of its own.
+MIN_PIXELS, MIN_IMAGES = 100_000, 3
+
+Rule = Literal["published", "quantile"]
+Fallback = Literal["published", "one", "pooled"]
+
+
+class Gate(BaseModel):
+    """Limits that a finetuned model must keep before it may replace the old one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
+    max_detail_loss: float = Field(
+        0.10, ge=0, le=1, description="Share of the sharpness of clean images that may be lost."
+    )
+    held_out: int = Field(100, ge=1, description="Held-out images with artifacts to judge, at most.")
+    clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
+
+
+# The values of a preset, for fields that were not given.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None},
+}
+# Of a discriminator that starts from nothing: the most steps, and as a share of the iterations.
+_WARMUP, _WARMUP_SHARE = 200, 0.2
+
+
+def _left_to_the_preset(schema: dict[str, Any]) -> None:
+    """Keep the default out of forms, which send what they show, and so would overrule the preset."""
+    del schema["default"]
+
+
+class Training(BaseModel):
+    """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Literal["paper", "cpu"] = Field(
+        "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
+    )
+    group_by: str = Field(
+        "duplicates",
+        description="What stays together in the training or in the held-out pool: duplicates, folder, or a regular "
+        "expression on names.",
+    )
+    images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
+    iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
+    patch: int = Field(
+        256,
+        ge=32,
+        description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    batch: int = Field(
+        12,
+        ge=1,
+        description="Patches of a step. By default 12, or 8 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
+    mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
+    pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
+    pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
+    mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
+    keep_weight: float = Field(
+        0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
+    )
+    perceptual: str = Field(
+        "vgg19",
+        description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
+        "vgg19, or off with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
+    gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
+    discriminator: Path | None = Field(
+        None, description="Checkpoint of the discriminator that the GAN model was trained with."
+    )
+    discriminator_features: int = Field(
+        64,
+        ge=4,
+        description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    warmup: int | None = Field(
+        _WARMUP,
+        ge=0,
+        description="Steps of a discriminator that starts from nothing before the generator moves. By default 200, or "
+        "with preset cpu a fifth of the iterations, at most 200.",
+        json_schema_extra=_left_to_the_preset,
+    )
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
+    amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of training; auto is bfloat16 on a GPU and float32 on a CPU. A run that goes on "
+        "keeps to the one it began in.",
+    )
+    checkpoint_every: int = Field(250, ge=1, description="Steps between saved models, which the gate compares.")
+    patience: int = Field(
+        4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
+    )
+    seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the discriminator before the generator moves."""
+        if not self.gan_weight or self.discriminator is not None:
+            return 0
+        return min(_WARMUP, int(_WARMUP_SHARE * self.iterations)) if self.warmup is None else self.warmup
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "paper") if isinstance(values, dict) else None
+        return _PRESETS[preset] | values if preset in _PRESETS else values
+
+    @field_validator("perceptual")
+    @classmethod
+    def _absolute(cls, perceptual: str) -> str:
+        return perceptual if perceptual in ("vgg19", "off") else str(whole_path(perceptual))
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch", accumulate)  # absent where it is not accepted itself
+        if batch % accumulate:
+            raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
+        return accumulate
+
+
+class Finetuning(Training):
+    """A workspace with artifacts, and the model that made them."""
+
+    verb: ClassVar[str] = "finetune"
+
+    workspace: Path = Field(description="Workspace of desra mine or detect, whose artifacts are to be deleted.")
+    output: Path | None = Field(
+        None,
+        description="Folder of this finetune; the same one again goes on. By default one in the workspace, named after "
+        "all that goes into the finetune.",
+    )
+    gan_model: Path | None = Field(
+        None, description="Checkpoint of the GAN-trained model; by default what the latest desra mine used."
+    )
+    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+
+
+class Comparing(Gate):
+    """A model, what became of it, and the held-out images of a workspace."""
+
+    verb: ClassVar[str] = "compare"
+
+    workspace: Path = Field(description="Workspace whose held-out images judge.")
+    after: Path = Field(description="A finetuned checkpoint, or the folder of a finetune for all that it saved.")
+    before: Path | None = Field(
+        None, description="Checkpoint of the old model; by default what the latest desra mine used."
+    )
+    mse_model: Path | None = Field(
+        None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
+    )
+    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+    group_by: str = Field("duplicates", description="As for the finetune.")
+    lpips: Path | None = Field(
+        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+    )
+    promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
+
+
+class Cycling(Mining, Training, Gate):
+    """Photos, two models, and all that it takes to make the one of them better."""
+
+    verb: ClassVar[str] = "cycle"
+
+    lpips: Path | None = Field(
+        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+    )
+    keep_mse: bool = Field(
+        True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
+    )
+    promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
+
+
+class Calibrating(BaseModel):
+    """Artifact-free pairs, and how class weights are derived from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    verb: ClassVar[str] = "calibrate"
+
+    workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
+    output: Path = Field(description="Weights file to write, .toml or .csv; a page and a picture go beside it.")
+    mse_sr: Path | None = Field(
+        None, description="Folder of the MSE-trained model's results; by default as the workspace's latest run."
+    )
+    gan_sr: Path | None = Field(
+        None, description="Folder of the GAN-trained model's results; by default as the workspace's latest run."
+    )
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
+        description="Where class labels come from: mmseg:CONFIG,CHECKPOINT or labels:DIR; by default as the "
+        "workspace's latest run.",
+    )
+    exclude: Path | None = Field(
+        None,
+        description="Folder of masks by image name whose pixels are not counted, beside the masks by people that the "
+        "workspace holds.",
+    )
+    rule: Rule = Field("published", description="20 bins as published, or the quantile to a ten-thousandth (quantile).")
+    percentile: float = Field(
+        PERCENTILE, gt=0, lt=100, description="Share of a class's pixels that its weight lifts to 1, in percent."
+    )
+    false_alarm_rate: float = Field(
+        RATE, gt=0, lt=1, description="Share of the counted pixels that the suggested threshold may call suspect."
+    )
+    min_pixels: int = Field(MIN_PIXELS, ge=1, description="A class with fewer pixels gets the fallback.")
+    min_images: int = Field(MIN_IMAGES, ge=1, description="A class in fewer images gets the fallback.")
+    fallback: Fallback = Field(
+        "published",
+        description="Weight of classes of which too little was seen: published, one, or that of all classes taken "
+        "together (pooled).",
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _known_format(cls, output: Path) -> Path:
+        if output.suffix.lower() not in (".toml", ".csv"):
+            raise ValueError("the suffix says what is written")
+        if output.is_dir():
+            raise ValueError("is a folder")
+        return output

@@ -1,0 +1,159 @@
+"""Per-image arrays in zarr: one group per image, tiles as chunks, few files, published whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+from desra_core.errors import LostError, TransientError
+from desra_core.files.atomic import reading_errors, storage_errors
+from desra_core.workspace import Workspace
+
+_CHUNK = 512
+_SHARD = 4096
+
+
+def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
+    """Store an ``(H, W)`` or ``(H, W, C)`` array under the key of the settings that made it, in place of any older one.
+
+    Raises
+    ------
+    TransientError
+        The disk is full or failed.
+    """
+    group = workspace.group(image_id)
+    with storage_errors(group / name):
+        if not (group / "zarr.json").exists():
+            zarr.open_group(group, mode="a", zarr_format=3)
+        scratch = workspace.scratch()
+        stored = zarr.create_array(
+            scratch,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
+            shards=_shards(array.shape),
+            compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
+            attributes={"key": key, "crc32": _crc32(array)},
+            zarr_format=3,
+        )
+        try:
+            stored[:] = array
+            drop_array(workspace, image_id, name)
+            # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
+            with contextlib.suppress(FileExistsError):
+                _move(scratch, group / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class StoredArray:
+    """An array of a workspace, opened to be read. Reading never changes or deletes anything.
+
+    Attributes
+    ----------
+    shape
+        Its shape.
+    key
+        Of the settings that made it.
+
+    Raises
+    ------
+    LostError
+        It is missing or damaged.
+    TransientError
+        The disk or the system refuses to read it, for now: nothing is known about the array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path):
+            self._array: Any = zarr.open_array(path, mode="r")
+            self.shape: tuple[int, ...] = self._array.shape
+            self.key: Any = self._array.attrs.get("key")
+
+    def whole(self) -> npt.NDArray[Any]:
+        """Read all of it and check it (raises as the class does)."""
+        with _reading(self._path):
+            array: npt.NDArray[Any] = self._array[:]
+            # A chunk that is not there would be read as zeros.
+            if self._array.attrs.get("crc32") != _crc32(array):
+                raise _lost(self._path)
+        return array
+
+    def window(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """Read the chunks under a window, unchecked: a chunk that is not there is zeros (raises as the class does)."""
+        with _reading(self._path):
+            array: npt.NDArray[Any] = self._array[rows, columns]
+        return array
+
+
+def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
+    """Read a whole array of an image that was made under the given key.
+
+    Raises
+    ------
+    LostError
+        It is missing, damaged, or was made under another key.
+    TransientError
+        It cannot be read now.
+    """
+    stored = StoredArray(workspace.group(image_id) / name)
+    if stored.key != key:
+        raise _lost(workspace.group(image_id) / name)
+    return stored.whole()
+
+
+def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
+    """As `read_array`, but None for what is lost: the caller makes it anew, and `write_array` replaces it."""
+    try:
+        return read_array(workspace, image_id, name, key=key)
+    except LostError:
+        return None
+
+
+def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
+    """Delete an array of an image, if it is there."""
+    shutil.rmtree(workspace.group(image_id) / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what is not there or not whole from what cannot be read now."""
+    try:
+        with reading_errors(path):
+            yield
+    except (FileNotFoundError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        if "new thread" in str(error):  # zarr reads in threads, of which the system may have no more
+            raise TransientError(path, f"cannot be read ({error})", "run again") from None
+        raise _lost(path) from None
+
+
+def _lost(path: Path) -> LostError:
+    return LostError(path, "is missing, damaged, or of a run that was cut off", "run again: it is made anew")
+
+
+def _crc32(array: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)
+
+
+def _shards(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Whole chunks that cover the array in one zarr shard, or in a few where it is large."""
+    return (*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in shape[:2]), *shape[2:])
+
+
+def _move(scratch: Any, target: Any) -> None:
+    try:
+        scratch.rename(target)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not target.exists():
+            raise

@@ -1,0 +1,144 @@
+"""Masks by people: which images have one, and on which results they were drawn.
+
+A mask counts for the image whose content it was drawn on, at whatever names the image goes by, and for the results of
+the GAN model that it was drawn on: another model is wrong in other places. Masks that do not count stay where they are,
+and count again when photo and model are those again.
+
+A mask by the detector that was exported is none by a person, wherever it comes back from: a workspace remembers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from desra_core.files.atomic import replace_file
+from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.images.codec import Mask, decode_mask
+from desra_core.workspace import Workspace, read_table
+
+# ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content the id tells.
+HUMAN_MASKS = pa.schema(
+    [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
+     ("regions", pa.int32())]
+)  # fmt: skip
+# Masks by the detector that people were given: the image's id, and the key of `mask_key`.
+EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
+
+
+class HumanMask(NamedTuple):
+    """A mask by a person: a name of its image, its file, and how many pixels and 8-connected regions it marks."""
+
+    name: str
+    path: Path
+    pixels: int
+    regions: int
+
+    def read(self) -> Mask:
+        """The mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
+        return decode_mask(read_bytes(self.path), self.path)
+
+
+def human_mask_rows(workspace: Workspace) -> pa.Table:
+    """The masks by people in a workspace, those included that do not count (schema `HUMAN_MASKS`)."""
+    remedy = "bring it back from a copy, or delete it and import the masks again"
+    table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
+    return table.filter(
+        pa.array([workspace.human_mask(name).exists() for name in table["name"].to_pylist()], pa.bool_())
+    )
+
+
+def that_count(rows: pa.Table, gan_sr_key: str | None) -> pa.Table:
+    """Those rows of the schema `HUMAN_MASKS` that were drawn on results of this model, or on files where it is None."""
+    keys = rows["gan_sr_key"]
+    return rows.filter(pc.is_null(keys) if gan_sr_key is None else pc.fill_null(pc.equal(keys, gan_sr_key), False))
+
+
+def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, HumanMask]:
+    """The masks by people that count, by image id.
+
+    Parameters
+    ----------
+    workspace
+        The workspace.
+    gan_sr_key
+        Of its `desra_core.planning.keys.Target`.
+    """
+    rows = that_count(human_mask_rows(workspace), gan_sr_key).to_pylist()
+    return {
+        row["id"]: HumanMask(row["name"], workspace.human_mask(row["name"]), row["pixels"], row["regions"])
+        for row in rows
+    }
+
+
+def told_resting(count: int) -> str:
+    """Say how many images of something rest on masks by people.
+
+    Examples
+    --------
+    >>> told_resting(1), told_resting(20)
+    ("1 image rests on a person's mask", "20 images rest on people's masks")
+    """
+    return "1 image rests on a person's mask" if count == 1 else f"{count} images rest on people's masks"
+
+
+def find_human_mask(
+    workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
+) -> HumanMask | None:
+    """The mask by a person that counts for an image; for most images a look for a file tells that there is none."""
+    if not any(workspace.human_mask(name).exists() for name in names):
+        return None
+    return read_human_masks(workspace, gan_sr_key).get(image_id)
+
+
+def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None:
+    """Move people's masks to their images' new names (by old ones), where there are any.
+
+    Where a new name has one already, of another image, both stay as they are: that counts as long as its image is
+    there. No new name is another's old one.
+    """
+    table = read_table(workspace.human_manifest, HUMAN_MASKS)
+    names = table["name"].to_pylist()
+    moved = {old: renamed[old] for old in names if old in renamed}
+    taken = set(names)
+    moved = {old: new for old, new in moved.items() if new not in taken and workspace.human_mask(old).exists()}
+    for old, new in moved.items():
+        workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
+    if moved:
+        table = table.set_column(0, "name", pa.array((moved.get(name, name) for name in names), pa.string()))
+        workspace.publish_table(workspace.human_manifest, table.sort_by("name"))
+    for old in moved:
+        workspace.human_mask(old).unlink()
+
+
+def mask_key(mask: Mask) -> str:
+    """Identify the pixels of an ``(H, W)`` mask."""
+    return digest(repr(mask.shape).encode() + np.packbits(mask).tobytes())
+
+
+def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """The masks by the detector that were ever exported of some images: image id and `mask_key` of each."""
+    wanted = pa.array(set(ids), pa.string())
+    found: set[tuple[str, str]] = set()
+    for path in sorted(workspace.exported.glob("*.parquet")):
+        table = read_table(path, EXPORTED, remedy="delete it: the folder of its export still tells its masks")
+        table = table.filter(pc.is_in(table["id"], wanted))
+        found.update(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))
+    return frozenset(found)
+
+
+def remember_exported(workspace: Workspace, masks: Iterable[tuple[str, str]]) -> None:
+    """Add masks to `exported_masks` (raises `desra_core.errors.TransientError`); the workspace need not be locked."""
+    masks = set(masks)
+    new = sorted(masks - exported_masks(workspace, (image_id for image_id, _ in masks)))
+    if new:
+        table = pa.Table.from_arrays(list(map(list, zip(*new, strict=True))), schema=EXPORTED)
+        # A file of its own: another export may be writing, too.
+        path = workspace.exported / f"{fingerprint(new)}.parquet"
+        replace_file(path, lambda file: pq.write_table(table, file), durable=True)

@@ -1,0 +1,123 @@
+"""What a workspace holds, as columns: masks, stored arrays, dataset pictures and masks by people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.human_masks import HUMAN_MASKS, human_mask_rows, that_count
+
+Flags = npt.NDArray[np.bool_]
+
+
+class OnDisk:
+    """Which masks, stored arrays, dataset pictures (kind, name) and masks by people a workspace holds."""
+
+    def __init__(
+        self,
+        masks: Iterable[str],
+        arrays: Iterable[tuple[str, str]],
+        pictures: Iterable[tuple[str, str]] = (),
+        human_masks: pa.Table | None = None,
+    ) -> None:
+        self._masks = pa.array(masks, pa.string())
+        self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
+        by_kind: dict[str, list[str]] = {kind: [] for kind in DATASET}
+        for kind, name in pictures:
+            by_kind[kind].append(name)
+        self._pictures = [pa.array(names, pa.string()) for names in by_kind.values()]
+        self._human_masks = HUMAN_MASKS.empty_table() if human_masks is None else human_masks
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> OnDisk:
+        """List a workspace."""
+        groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
+        return cls(
+            _pngs(workspace.masks),
+            ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group)),
+            ((kind, name) for kind in DATASET for name in _pngs(workspace.dataset(kind, "").parent)),
+            human_mask_rows(workspace),
+        )
+
+    @classmethod
+    def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
+        """Look for what belongs to some manifest rows."""
+        names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
+        masks = (name for name in names if _holds_data(workspace.mask(name)))
+        arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
+        kinds = DATASET if workspace.dataset_manifest.parent.is_dir() else ()
+        pictures = ((kind, name) for kind in kinds for name in names if _holds_data(workspace.dataset(kind, name)))
+        return cls(masks, arrays, pictures, human_mask_rows(workspace))
+
+    def has_mask(self, names: pa.Array) -> Flags:
+        """Whether the masks of these names are there."""
+        return flags_of(pc.is_in(names, self._masks))
+
+    def count_pictures(self, names: pa.Array) -> npt.NDArray[np.int64]:
+        """How many of the dataset's pictures of these names are there, of ``len(DATASET)`` each."""
+        count = np.zeros(len(names), np.int64)
+        for pictures in self._pictures:
+            count += flags_of(pc.is_in(names, pictures))
+        return count
+
+    def marked_by_people(self, ids: pa.Array, gan_sr_key: str | None) -> Flags:
+        """Whether a person has marked an artifact in these images, in the results of this model."""
+        masks = that_count(self._human_masks, gan_sr_key)
+        marked = masks.filter(pc.greater(masks["pixels"], 0))
+        return flags_of(pc.is_in(ids, marked["id"].combine_chunks()))
+
+    def has_array(self, ids: pa.Array, name: str) -> Flags:
+        """Whether these images have a stored array of that name."""
+        return flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
+
+
+def is_text(name: str) -> bool:
+    """Whether the name of a file is text; no image has another one."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def flags_of(values: pa.Array) -> Flags:
+    """Arrow booleans as NumPy ones; null is false."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """The folders in a folder, if there is one."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir() and is_text(entry.name)]
+    except OSError:
+        return []
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether it is a file that no power cut has emptied."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _pngs(folder: Path) -> Iterator[str]:
+    """Names of the pictures below a folder."""
+    return (path.removesuffix(".png") for path in _paths(folder, ""))
+
+
+def _paths(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative paths of the non-empty files below a folder."""
+    if not folder.is_dir():
+        return
+    for entry in os.scandir(folder):
+        if not is_text(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.stat().st_size:
+            yield prefix + entry.name

@@ -1,0 +1,415 @@
+"""The images of a workspace: identify content, assign shards, keep the manifest.
+
+Everything is columns of an Arrow table; no Python object per image outlives its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.errors import ImageError
+from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.scanning import image_files, is_selection
+from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.human_masks import rename_human_masks
+from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
+from desra_core.workspace.records import read_records
+
+_BATCH = 65_536
+_HASH_BATCH = 128
+# Among the metadata of the table of scan failures.
+_PASSED_OVER = b"passed_over"
+_ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
+MANIFEST = pa.schema(
+    [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
+    + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
+)
+
+
+# Why a run could not use a file that is not what the manifest says.
+CHANGED = "changed after the run had started"
+
+
+class File(NamedTuple):
+    """A file and the hash of the content it had when the corpus was scanned."""
+
+    path: Path
+    hash: str
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image to be processed, at every name under which it occurs: a pair of SR results, or an LR photo."""
+
+    id: str
+    shard: int
+    names: tuple[str, ...]
+    mse_sr: File | None
+    gan_sr: File | None
+    lr: File | None
+    labels: File | None
+
+    @property
+    def path(self) -> Path:
+        """The file that stands for the image in messages."""
+        file = self.gan_sr or self.lr
+        assert file is not None
+        return file.path
+
+
+class Corpus(NamedTuple):
+    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+
+    ``passed_over`` counts what else there is, see `desra_core.images.scanning.told_passed_over`.
+    """
+
+    manifest: pa.Table
+    failures: pa.Table
+    passed_over: dict[str, int]
+    added: int
+    replaced: int
+    vanished: int
+
+
+def scan(
+    sources: Sources,
+    workspace: Workspace,
+    *,
+    shard_size: int,
+    limit: int | None = None,
+    on_hashed: Callable[[int, int], None] | None = None,
+) -> Corpus:
+    """Bring the manifest of a workspace up to date with its source folders.
+
+    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
+    content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
+    there; a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
+    row and outputs. Nothing in the source folders is ever written.
+
+    Parameters
+    ----------
+    sources
+        Where to look.
+    workspace
+        Its own folder is left out of the scan, should it lie inside a source folder.
+    shard_size
+        Images per new shard.
+    limit
+        Take only the first so many images, by name.
+    on_hashed
+        Called now and then with the number of files hashed and to be hashed.
+
+    Raises
+    ------
+    UsageError
+        A folder does not exist or holds no images, or folders do not belong together.
+    """
+    found, failures, passed_over = match(sources, workspace.root)
+    found = found.sort_by("name")
+    beyond = found.num_rows if limit is None else min(limit, found.num_rows)
+    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
+    current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
+    if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
+        trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
+        trusted = trusted.replace_schema_metadata(_roots(sources))
+        current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
+        previous = _mended(previous, current, sources, doubted)
+    failures = pa.concat_tables([failures, unreadable])
+    if beyond < found.num_rows:
+        failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
+    readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
+    unasked = _unasked(previous, found, sources, workspace)
+    manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
+    for name in replaced:
+        workspace.withdraw(name)
+    if replaced and previous is not None:
+        for image_id in previous["id"].filter(pc.invert(pc.is_in(previous["id"], manifest["id"]))).to_pylist():
+            workspace.drop_group(image_id)
+    vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
+    manifest = manifest.replace_schema_metadata(_roots(sources))
+    workspace.publish_table(workspace.manifest, manifest)
+    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
+
+
+def read_passed_over(workspace: Workspace) -> dict[str, int]:
+    """What the latest scan passed over, see `desra_core.images.scanning.told_passed_over`."""
+    stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
+    passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
+    return passed_over
+
+
+def read_manifest(workspace: Workspace) -> pa.Table | None:
+    """The manifest of a workspace, sorted by name; None when it has none yet."""
+    if not workspace.manifest.exists():
+        return None
+    return read_table(workspace.manifest, MANIFEST)
+
+
+def asked_for(manifest: pa.Table) -> pa.Table:
+    """The rows of the images that the latest scan was to look for and has found, those beyond a limit included."""
+    return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
+
+
+def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
+    """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows.
+
+    With a ``manifest``, an image goes by all names that it has there, vanished ones too: its record is theirs as well.
+    """
+    roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
+
+    def file(row: dict[str, str | None], role: str) -> File | None:
+        path, content = row[f"{role}_path"], row[f"{role}_hash"]
+        return File(roots[role] / path, content) if path and content else None
+
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        by_id.setdefault(row["id"], []).append(row)
+    named = rows if manifest is None else manifest.filter(pc.is_in(manifest["id"], rows["id"].combine_chunks()))
+    names: dict[str, list[str]] = {}
+    for name, image_id in zip(named["name"].to_pylist(), named["id"].to_pylist(), strict=True):
+        names.setdefault(image_id, []).append(name)
+    return [
+        ImageRef(
+            id=image_id,
+            shard=int(same[0]["shard"]),
+            names=tuple(names[image_id]),
+            **{role: file(same[0], role) for role in ROLES},
+        )
+        for image_id, same in by_id.items()
+    ]
+
+
+def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
+    """The files of a role in some rows of a manifest."""
+    root = Path(_stored_roots(rows)[role].decode())
+    return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
+
+
+def _under_new_names(
+    workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
+) -> pa.Table | None:
+    """The manifest with the names that files have now, and all that goes by a name moved along.
+
+    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
+    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    """
+    if previous is None:
+        return None
+    path = f"{sources.identity[-1]}_path"
+    index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
+    names = previous["name"].combine_chunks()
+    now = pc.coalesce(found["name"].combine_chunks().take(index), names)
+    changed = pc.not_equal(now, names)
+    renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
+    if not renamed:
+        return previous
+    # An image that has vanished gives way where its name is that of another file now.
+    taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
+    for name in names.filter(taken).to_pylist():
+        workspace.withdraw(name)
+    previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
+    workspace.publish_table(workspace.manifest, previous)
+    # A name that is another's old one is taken after that is free. What has moved is written down before that, or a run
+    # after one that was cut off would move another image's outputs.
+    while renamed:
+        free = {old: new for old, new in renamed.items() if new not in renamed}
+        rename_human_masks(workspace, free)
+        for old, new in free.items():
+            workspace.rename(old, new)
+        moved = pc.is_in(now, pa.array(free.values(), pa.string()))
+        previous = previous.set_column(0, "name", pc.if_else(moved, now, previous["name"].combine_chunks()))
+        workspace.publish_table(workspace.manifest, previous.sort_by("name").combine_chunks())
+        renamed = {old: new for old, new in renamed.items() if old not in free}
+    return previous.sort_by("name").combine_chunks()
+
+
+def _roots(sources: Sources) -> dict[str, str]:
+    return {role: str(sources.folder(role)) for role in sources.used()}
+
+
+def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
+    stored = manifest.schema.metadata or {}
+    return {role: stored[role.encode()] for role in ROLES if role.encode() in stored}
+
+
+def _identified(
+    found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
+) -> tuple[pa.Table, pa.Table]:
+    """Add ``ROLE_hash``, ``content`` (an id by that alone) and ``id``, hashing only files that may have changed."""
+    columns = {name: found[name].combine_chunks() for name in found.column_names}
+    hashes = {role: _known_hashes(columns, previous, sources, role) for role in ROLES}
+    unknown = {role: columns[f"{role}_path"].is_valid().to_numpy(False) for role in sources.used()}
+    for role, flags in unknown.items():
+        flags &= hashes[role].is_null().to_numpy(False)
+    total = sum(int(flags.sum()) for flags in unknown.values())
+    done = 0
+    failed: list[dict[str, str]] = []
+    with ThreadPoolExecutor() as pool:
+        for role, flags in unknown.items():
+            folder = sources.folder(role)
+            assert folder is not None
+            rows = np.flatnonzero(flags)
+            found_hashes = [pa.array([], pa.string())]
+            for start in range(0, rows.size, _HASH_BATCH):
+                batch = pa.array(rows[start : start + _HASH_BATCH])
+                names = columns["name"].take(batch).to_pylist()
+                paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
+                results = list(pool.map(_hashed, paths))
+                failed += [
+                    scan_failure(*result.failure) | {"name": name}
+                    for name, result in zip(names, results, strict=True)
+                    if isinstance(result, ImageError)
+                ]
+                found_hashes.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                done += len(batch)
+                if on_hashed:
+                    on_hashed(done, total)
+            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(flags), pa.concat_arrays(found_hashes))
+    table = found
+    for role in ROLES:
+        table = table.append_column(f"{role}_hash", hashes[role])
+    problems = pa.Table.from_pylist(failed, FAILURES)
+    table = table.filter(pc.invert(pc.is_in(table["name"], problems["name"].combine_chunks())))
+    ids = [pa.array([], pa.string())]
+    for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
+        contents = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
+    contents, labels = pa.concat_arrays(ids), table["labels_hash"].combine_chunks()
+    table = table.append_column("content", contents)
+    return table.append_column("id", _told_apart_by_labels(contents, labels)), problems
+
+
+def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
+    """The manifest without the images of which a run has found that a file is not what the manifest says."""
+    if previous is None:
+        return None
+    records = read_records(workspace, ["id", "reason"])
+    found = records["id"].filter(pc.equal(records["reason"], CHANGED))
+    return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
+
+
+def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
+    """Names whose id would change though every stored hash is as before; with all names of the same image.
+
+    So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
+    """
+    rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
+    before = previous["id"].combine_chunks().take(rows)
+    other = pc.fill_null(pc.not_equal(current["id"].combine_chunks(), before), False)
+    for role in ROLES:
+        now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
+        same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
+        other = pc.and_(other, same)
+    alike = pc.is_in(current["content"], current["content"].filter(other).combine_chunks())
+    names: list[str] = current["name"].filter(alike).to_pylist()
+    return names
+
+
+def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
+    """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
+    now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
+    ids = previous["id"].to_pylist()
+    for index, name in enumerate(previous["name"].to_pylist()):
+        if name not in now:
+            continue
+        row, before = now[name], previous.slice(index, 1).to_pylist()[0]
+        same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
+        if same and ids[index] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"])):
+            ids[index] = row["id"]
+    return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+
+
+def _id_by_labels(image_id: str, labels: str | None) -> str:
+    """The id of an image that differs from an equal one by its labels."""
+    return digest(f"{image_id} {labels}".encode())
+
+
+def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
+    """Ids of images: of equal ones but other labels than the first of them each has its own, as their masks differ."""
+    firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
+    firsts = firsts.aggregate([("labels", "first")])
+    first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
+    other = pc.fill_null(pc.not_equal(labels, first), False)
+    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((_id_by_labels(content, label) for content, label in pairs), pa.string())
+    return pc.replace_with_mask(contents, other, own)
+
+
+def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
+    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
+    names = columns["name"]
+    folder = sources.folder(role)
+    if previous is None or folder is None or _stored_roots(previous).get(role) != str(folder).encode():
+        return pa.nulls(len(names), pa.string())
+    rows = pc.index_in(names, previous["name"].combine_chunks())
+    same = rows.is_valid()
+    for field in ("path", "size", "mtime"):
+        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
+        same = pc.and_(same, pc.fill_null(pc.equal(columns[f"{role}_{field}"], before), False))
+    known = previous[f"{role}_hash"].combine_chunks().take(rows)
+    return pc.if_else(same, known, pa.scalar(None, pa.string()))
+
+
+def _hashed(path: Path) -> str | ImageError:
+    hasher = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                hasher.update(chunk)
+    except OSError:
+        try:
+            return digest(read_bytes(path))
+        except ImageError as error:
+            return error
+    return hasher.hexdigest()
+
+
+def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
+    """Names of images whose files lie in the main folder as before, where only some others of it are asked for."""
+    role = sources.identity[-1]
+    selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
+    if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
+        return pa.array([], pa.string())
+    there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
+    paths = previous[f"{role}_path"]
+    asked = pc.is_in(paths, found[f"{role}_path"].combine_chunks())
+    return previous["name"].filter(pc.and_not(pc.is_in(paths, there), asked)).combine_chunks()
+
+
+def _with_shards(
+    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
+) -> tuple[pa.Table, int, list[str]]:
+    """The new manifest: current rows with their shards, then what is known but not current, sorted by name."""
+    ids = current["id"].combine_chunks()
+    names = current["name"].combine_chunks()
+    known = MANIFEST.empty_table() if previous is None else previous
+    rows = pc.index_in(ids, known["id"].combine_chunks())
+    shards = known["shard"].combine_chunks().take(rows)
+    fresh = ids.filter(shards.is_null()).unique()
+    first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
+    fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
+    shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
+    columns = {"shard": shards, **dict.fromkeys(("present", "asked"), pa.array(np.ones(len(ids), bool)))}
+    table = pa.table([columns.get(field) if field in columns else current[field] for field in MANIFEST.names],
+                     schema=MANIFEST)  # fmt: skip
+    before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
+    replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
+    other = known.filter(pc.invert(pc.is_in(known["name"], names)))
+    left = pc.is_in(other["name"], unasked)
+    still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
+    for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
+        other = other.set_column(other.schema.get_field_index(field), field, flags)
+    merged = pa.concat_tables([table.cast(MANIFEST), other.cast(MANIFEST)]).sort_by("name").combine_chunks()
+    return merged, len(fresh), replaced

@@ -1,0 +1,318 @@
+"""Which files of some folders belong together: match twins by their relative path."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import permutations
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.errors import DesraError, Failure, UsageError
+from desra_core.files.atomic import takes_name
+from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
+from desra_core.workspace import Workspace
+
+ROLES = ("mse_sr", "gan_sr", "lr", "labels")
+FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", *Failure._fields)])
+
+_NO_TWIN = "has no twin"
+# In bytes: names of files and whole paths up to here fit wherever their workspace lies, so that a million of them cost
+# no look each.
+_SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the files of a corpus are: pairs of results, or low-resolution photos.
+
+    Each place is a folder, a single file, or a glob. Files belong together when their paths below the folders agree
+    without suffix. What ``exclude`` matches is no part of it, see `image_files`.
+    """
+
+    mse_sr: Path | None = None
+    gan_sr: Path | None = None
+    lr: Path | None = None
+    labels: Path | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The roles whose content makes an image what it is; each image has them all."""
+        return ("mse_sr", "gan_sr") if self.gan_sr is not None else ("lr",)
+
+    @property
+    def main(self) -> Path:
+        """The folder whose files give the images their names."""
+        folder = self.folder(self.identity[-1])
+        assert folder is not None
+        return folder
+
+    def place(self, role: str) -> Path | None:
+        """What was given for a role, if anything was: a folder, a file or a glob."""
+        place: Path | None = getattr(self, role)
+        return place
+
+    def folder(self, role: str) -> Path | None:
+        """The folder of a role, if there is one."""
+        place = self.place(role)
+        return None if place is None else root_of(place)
+
+    @property
+    def selects(self) -> bool:
+        """Whether only some files of the main folder are asked for."""
+        place = self.place(self.identity[-1])
+        return bool(self.exclude) or (place is not None and is_selection(place))
+
+    def exclusion(self) -> list[str]:
+        """The globs of ``exclude`` as they are below the folders, also where they lead there from elsewhere."""
+        folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
+        return [_below(pattern, folders) for pattern in self.exclude]
+
+    def used(self) -> list[str]:
+        """The roles that have a folder."""
+        return [role for role in ROLES if self.place(role) is not None]
+
+
+class Matched(NamedTuple):
+    """The images of some folders.
+
+    ``images`` has one row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
+    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as for
+    `Found`. A name is a relative path without its suffix, or with it where two images would else share it.
+    """
+
+    images: pa.Table
+    failures: pa.Table
+    passed_over: Counter[str]
+
+
+def match(sources: Sources, skip: Path) -> Matched:
+    """Match the files of some folders.
+
+    Where only some files of a folder are asked for, by a single file or a glob, those of the others that are no twins
+    of them do not count as lacking one. Two single files are twins whatever their names are.
+
+    Parameters
+    ----------
+    sources
+        The folders.
+    skip
+        The workspace: a folder to leave out, should it lie inside one of them.
+
+    Raises
+    ------
+    UsageError
+        A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with another one.
+    """
+    tables: dict[str, pa.Table] = {}
+    failures = [FAILURES.empty_table()]
+    passed_over: Counter[str] = Counter()
+    exclude = sources.exclusion()
+    for role in sources.used():
+        place, folder = sources.place(role), sources.folder(role)
+        assert place is not None
+        assert folder is not None
+        if folder.resolve().is_relative_to(skip.resolve()):
+            raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
+        tables[role], problems, others = image_files(place, skip, exclude)
+        if not tables[role].num_rows and not problems:
+            raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", others)
+        failures.append(failure_rows(problems))
+        passed_over.update(others)
+    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
+        tables, dropped = drop(tables)
+        failures.append(dropped)
+    tables = _twins_by_order(tables, sources)
+    joined, lacking = _joined(tables, sources)
+    return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
+
+
+def _below(pattern: str, folders: Sequence[str]) -> str:
+    if not pattern.startswith(("/", "./", "../")):
+        return pattern
+    path = os.path.abspath(pattern)
+    below = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
+    return next(below, pattern.removeprefix("./"))
+
+
+def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
+    """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
+    main = sources.identity[-1]
+    names = tables[main]["name"]
+    named = {}
+    for role, table in tables.items():
+        places = [sources.place(one) for one in (role, main)]
+        single = all(place and place.is_file() for place in places) and table.num_rows == len(names) == 1
+        named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
+    return named
+
+
+def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
+    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others."""
+    *others, main = sources.identity
+    selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
+    joined = _renamed(tables[main], main)
+    for role in (*others, *(role for role in ROLES if role not in sources.identity)):
+        table = _renamed(tables.get(role, FILES.empty_table()), role)
+        if role in tables and table.num_rows and joined.num_rows:
+            _check_common(joined["name"], table["name"], sources, role)
+        join = "full outer" if role in others and main not in selective else "left outer"
+        joined = joined.join(table, "name", join_type=join)
+    required = list(permutations(sources.identity, 2))
+    if sources.labels is not None:
+        required.append(("labels", main))
+    failures = []
+    for role, twin in required:
+        lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
+        if role not in selective or twin in selective:  # else the twin was not asked for
+            failures.append(_missing(lacking, sources, role, twin))
+        joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
+    return joined, failures
+
+
+def _check_common(names: pa.ChunkedArray, twins: pa.ChunkedArray, sources: Sources, role: str) -> None:
+    """See that a folder is that of the same images as the main one.
+
+    Raises
+    ------
+    UsageError
+        None of its files is a twin.
+    """
+    if not pc.any(pc.is_in(twins, names.combine_chunks())).as_py():
+        here, there = pc.min(names).as_py(), pc.min(twins).as_py()
+        reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({there}, but {here})"
+        raise UsageError(sources.folder(role), reason, "name folders of the same images")
+
+
+def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names as they are spelled among known ones that are the same text.
+
+    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Names that are known as they
+    are stay so, and so do those of which the known spelling is another name already.
+    """
+    other = pc.invert(pc.is_in(names, known.combine_chunks()))
+    if not pc.any(other).as_py():
+        return names
+    forms = pc.utf8_normalize(known, "NFC").combine_chunks()
+    same = known.combine_chunks().take(pc.index_in(pc.utf8_normalize(names, "NFC"), forms).combine_chunks())
+    free = pc.invert(pc.is_in(same, names.combine_chunks()))
+    return pc.if_else(pc.and_(pc.and_(other, pc.is_valid(same)), free), same, names)
+
+
+def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
+    """A row of the schema `FAILURES` about something that is named by itself."""
+    return {"name": subject, "stage": "scan", "subject": subject, "reason": reason, "remedy": remedy}
+
+
+def failure_rows(errors: Sequence[DesraError]) -> pa.Table:
+    """Rows of the schema `FAILURES` about things that are named by themselves."""
+    return pa.Table.from_pylist([scan_failure(*error.failure) for error in errors], FAILURES)
+
+
+def _failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, remedy: str) -> pa.Table:
+    """Rows of the schema `FAILURES` that share a reason."""
+    constant = [pa.array([text] * len(names), pa.string()) for text in (stage, reason, remedy)]
+    return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
+
+
+def with_twins_summed_up(failures: pa.Table) -> pa.Table:
+    """Failures (schema `FAILURES`) with one row, the first, for all files that lack a twin in the same folder.
+
+    Where folders do not belong together, or one is half full, there are as many as files.
+    """
+    lacking = pc.starts_with(failures["reason"], _NO_TWIN)
+    rows = failures.filter(lacking)
+    summed_up = []
+    for reason in rows["reason"].unique().to_pylist():
+        alike = rows.filter(pc.equal(rows["reason"], reason))
+        first = alike.slice(0, 1).to_pylist()[0]
+        more = f" and {alike.num_rows - 1:,} more" if alike.num_rows > 1 else ""
+        summed_up.append(first | {"subject": first["subject"] + more})
+    return pa.concat_tables([pa.Table.from_pylist(summed_up, FAILURES), failures.filter(pc.invert(lacking))])
+
+
+def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
+    paths = lacking[f"{twin}_path"].combine_chunks()
+    subjects = pc.binary_join_element_wise(f"{sources.folder(twin)}", paths, "/")
+    reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
+    return _failure_rows(lacking["name"].combine_chunks(), "scan", subjects, reason, "add the twin, or remove it")
+
+
+def _renamed(files: pa.Table, role: str) -> pa.Table:
+    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
+
+
+def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names with two candidates, unless all roles hold the same files for it: then the suffix joins the name.
+
+    Takes tables of `image_files` by role; returns them, and rows of the schema `FAILURES` about what was dropped.
+    """
+    doubled = pa.concat_tables([_doubled(table) for table in tables.values()]).column("name").combine_chunks().unique()
+    if len(doubled) == 0:
+        return tables, FAILURES.empty_table()
+    candidates: dict[str, dict[str, list[str]]] = {}
+    for role, table in tables.items():
+        for row in table.filter(pc.is_in(table["name"], doubled)).to_pylist():
+            candidates.setdefault(row["name"], {}).setdefault(role, []).append(row["path"])
+    problems, clear = [], set()
+    for name, by_role in sorted(candidates.items()):
+        if len(by_role) == len(tables) and len({tuple(sorted(paths)) for paths in by_role.values()}) == 1:
+            clear.add(name)
+            continue
+        role, paths = next((role, sorted(paths)) for role, paths in by_role.items() if len(paths) > 1)
+        reason = f"has two candidates among the {role} files: {' and '.join(paths[:2])}"
+        problems.append(scan_failure(name, reason, "keep one of them"))
+    kept = {}
+    for role, table in tables.items():
+        rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
+        suffixed = table.filter(pc.is_in(table["name"], pa.array(sorted(clear), pa.string())))
+        suffixed = suffixed.set_column(0, "name", suffixed["path"])
+        kept[role] = pa.concat_tables([rest, suffixed])
+        for name in _doubled(kept[role]).column("name").to_pylist():
+            problems.append(scan_failure(name, f"is the name of two {role} files' outputs", "rename one of them"))
+            kept[role] = kept[role].filter(pc.not_equal(kept[role]["name"], name))
+    return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
+    folders: set[str] = set()
+    for table in tables.values():
+        for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
+            folders.update(
+                str(folder)[: -len(".png")] for folder in PurePosixPath(name).parents if folder.suffix == ".png"
+            )
+    taken = pa.array(sorted(folders), pa.string())
+    clashing = pa.concat_tables([table.filter(pc.is_in(table["name"], taken)) for table in tables.values()])
+    problems = [
+        scan_failure(name, f"has the mask {name}.png, but so is a folder called", "rename one of them")
+        for name in sorted(set(clashing["name"].to_pylist()))
+    ]
+    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], taken))) for role, table in tables.items()}
+    return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
+    kept, long = {}, set[str]()
+    for role, table in tables.items():
+        names = table["name"]
+        long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
+        suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
+        too_long = [name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))]
+        kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(too_long, pa.string()))))
+        long.update(too_long)
+    problems = [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(long)]
+    return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _doubled(table: pa.Table) -> pa.Table:
+    counts = table.group_by("name").aggregate([([], "count_all")])
+    return counts.filter(pc.greater(counts["count_all"], 1)).select(["name"])

@@ -1,0 +1,243 @@
+"""What became of each image: a small record that workers journal and the driver gathers into tables.
+
+A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files; when a shard is
+through, its records become one Parquet file and the journal goes. A journaled record is always the newer one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from desra_core.errors import ImageError
+from desra_core.files.atomic import reading_errors
+from desra_core.workspace import Workspace, read_table
+
+_NUMBER = "[0-9]" * 8
+
+REGION_FIELDS = [
+    pa.field("x", pa.int32()),
+    pa.field("y", pa.int32()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("area", pa.int64()),
+    pa.field("dominant_class", pa.int16()),
+    pa.field("mean_similarity", pa.float64()),
+    pa.field("severity", pa.float64()),
+]
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("icc_profile", pa.bool_()),
+        pa.field("further_pages", pa.int32()),
+        pa.field("tile", pa.int32()),
+        pa.field("similarity_key", pa.string()),
+        pa.field("similarity_kept", pa.bool_()),
+        pa.field("segmentation_key", pa.string()),
+        pa.field("labels_kept", pa.bool_()),
+        pa.field("labels_hash", pa.string()),
+        pa.field("weighting_key", pa.string()),
+        pa.field("proven_weight", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("min_area", pa.int64()),
+        pa.field("mask_key", pa.string()),
+        pa.field("artifact_pixels", pa.int64()),
+        pa.field("regions", pa.list_(pa.struct(REGION_FIELDS))),
+        pa.field("failed_stage", pa.string()),
+        pa.field("failed_key", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("remedy", pa.string()),
+        pa.field("transient", pa.bool_()),
+        pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The state of one image in a workspace.
+
+    Attributes
+    ----------
+    icc_profile
+        Whether the GAN result, or the photo, has a colour profile, which is ignored.
+    further_pages
+        Full pages of that file beside the first, which are not read; None in records from before they were counted.
+    tile
+        Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
+    similarity_key, segmentation_key, mask_key
+        Settings under which each product was made; None where it was not. ``mask_key`` is set once the mask is
+        published.
+    similarity_kept, labels_kept
+        Whether the array lies in the image's zarr group.
+    proven_weight
+        When set, the mask is empty for all class weights from this value up, whatever the labels.
+    threshold, min_area, weighting_key, labels_hash
+        What ``artifact_pixels`` was found with; ``min_area`` in pixels, ``weighting_key`` for class weights and the
+        origin of the labels.
+    artifact_pixels
+        Pixels in the mask; None while unknown.
+    regions
+        One dict per region, fields as in `desra_core.detection.Region`.
+    failed_stage, failed_key, subject, reason, remedy, transient
+        The failure, if the image failed: the stage, the ``mask_key`` that was wanted, and the error's words.
+    seconds
+        Computing time by stage.
+    """
+
+    id: str
+    height: int | None = None
+    width: int | None = None
+    icc_profile: bool = False
+    further_pages: int | None = None
+    tile: int | None = None
+    similarity_key: str | None = None
+    similarity_kept: bool = False
+    segmentation_key: str | None = None
+    labels_kept: bool = False
+    labels_hash: str | None = None
+    weighting_key: str | None = None
+    proven_weight: float | None = None
+    threshold: float | None = None
+    min_area: int | None = None
+    mask_key: str | None = None
+    artifact_pixels: int | None = None
+    regions: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failed_stage: str | None = None
+    failed_key: str | None = None
+    subject: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    transient: bool = False
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image could not be processed."""
+        return self.failed_stage is not None
+
+    @property
+    def error(self) -> ImageError:
+        """The failure of a failed image, in the words of the error that was raised."""
+        return ImageError(self.subject, self.reason or "", self.remedy or "")
+
+
+def without_arrays(record: Record) -> Record:
+    """The record of an image whose stored arrays are lost: none is of any settings, so all are made anew."""
+    return dataclasses.replace(record, similarity_key=None, segmentation_key=None)
+
+
+def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
+    """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
+    path = workspace.shard_journal(shard) / f"{record.id}.json"
+    workspace.publish(path, json.dumps(record.__dict__).encode())
+
+
+def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
+    """All records of a shard by image id, the journal's over the table's.
+
+    Raises
+    ------
+    UsageError
+        The table is damaged.
+    TransientError
+        Something cannot be read now.
+    """
+    records = {record.id: record for record in _records(read_table(workspace.shard_records(shard), SCHEMA))}
+    journaled = _journaled(workspace.shard_journal(shard))
+    return {key: record for key, record in (records | journaled).items() if record is not None}
+
+
+def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
+    """Turn a shard's journal, and records that no worker could journal, into its table."""
+    newest = read_shard(workspace, shard) | {record.id: record for record in records}
+    workspace.publish_table(workspace.shard_records(shard), to_table(newest[key] for key in sorted(newest)))
+    shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
+
+
+def gather_journals(workspace: Workspace) -> None:
+    """Turn what a killed run left in its journals into tables. The workspace must be locked."""
+    for shard in _journaled_shards(workspace):
+        gather_shard(workspace, shard)
+
+
+def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
+    """The newest record of every image, as one table with the given columns of `SCHEMA`.
+
+    Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
+    records; the one in the later shard is the newer one.
+    """
+    names = columns or SCHEMA.names
+    journaled = set(_journaled_shards(workspace))
+    tables = [SCHEMA.empty_table().select(names)]
+    for shard in sorted(journaled.union(finished_shards(workspace))):
+        if shard in journaled:
+            tables.append(to_table(read_shard(workspace, shard).values()).select(names))
+        else:
+            tables.append(read_table(workspace.shard_records(shard), SCHEMA, columns))
+    table = pa.concat_tables(tables).combine_chunks()
+    if "id" not in names or pc.count_distinct(table["id"]).as_py() == table.num_rows:
+        return table
+    backwards = table["id"].combine_chunks().take(np.arange(table.num_rows)[::-1])
+    last = pc.index_in(backwards, backwards).to_numpy() == np.arange(table.num_rows)
+    return table.filter(pa.array(last[::-1])).combine_chunks()
+
+
+def finished_shards(workspace: Workspace) -> list[int]:
+    """The shards that have a table, sorted."""
+    return sorted(int(path.stem) for path in workspace.records.glob(f"{_NUMBER}.parquet"))
+
+
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Records as rows of `SCHEMA`."""
+    rows = [record.__dict__ | {"seconds": list(record.seconds.items())} for record in records]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _journaled_shards(workspace: Workspace) -> list[int]:
+    return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
+
+
+def _journaled(folder: Path) -> dict[str, Record | None]:
+    """The records of a journal by image id; None for what is damaged.
+
+    Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
+
+    Raises
+    ------
+    TransientError
+        A record cannot be read now.
+    """
+    records: dict[str, Record | None] = {}
+    with reading_errors(folder):
+        paths = sorted(folder.glob("*.json"))
+    for path in paths:
+        try:
+            with reading_errors(path):
+                data = path.read_bytes()
+            (record,) = _records(to_table([Record(**json.loads(data))]))
+            records[path.stem] = record if record.id == path.stem else None
+        except FileNotFoundError:  # gathered meanwhile
+            continue
+        except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):  # emptied by a power cut
+            records[path.stem] = None
+    return records
+
+
+def _records(table: pa.Table) -> list[Record]:
+    return [
+        Record(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
+        for row in table.to_pylist()
+    ]

@@ -1,0 +1,135 @@
+"""What happens when a run ends: a line on stderr where nobody looks at it; if it fails, a message to the webhook."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from desra_core.errors import printable
+from desra_core.settings import Machine
+from desra_core.settings.serving import workspace_of
+from tasks.logs import configure, say
+
+WEBHOOK = "DESRA_WEBHOOK"
+
+_SECONDS = 5
+
+
+def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    logger = flow_run_logger(flow_run, flow)
+    logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
+    if flow_run.parent_task_run_id:  # the run that called this one tells it
+        return
+    message = failure_message(flow, flow_run, state)
+    if flow_run.deployment_id:  # who starts a run by hand is told by the command
+        _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
+    if (webhook := os.environ.get(WEBHOOK)) and (trouble := tell_webhook(webhook, message)):
+        logger.warning(trouble)
+        _say(f"warning: {message['run']}: {trouble}", flow_run, message)
+
+
+def tell_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Say on stderr that a run was cancelled; for ``on_cancellation``.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    if not flow_run.parent_task_run_id:
+        message = failure_message(flow, flow_run, state)
+        _say(f"warning: {message['run']} was cancelled", flow_run, message)
+
+
+def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
+    """Print a line as the run itself would: where one has died, its worker tells, which knows no settings."""
+    with contextlib.suppress(ValidationError):
+        machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
+        configure(machine.log_level, machine.log_format)
+    say(line, run=message["run"], workspace=message["workspace"])
+
+
+def tell_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
+    """Send a message to a webhook. Never fails; returns a line about why it was not told, without the secret address.
+
+    Parameters
+    ----------
+    address
+        Of the webhook.
+    message
+        As JSON.
+    """
+    try:
+        httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        return f"the webhook was not told: it answers {error.response.status_code}"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, something else has failed for its own reason
+        return f"the webhook was not told: {type(error).__name__}"
+    return None
+
+
+def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
+    """What the webhook gets, as JSON; ``text`` is what Slack and Mattermost show.
+
+    Parameters
+    ----------
+    flow, flow_run, state
+        As Prefect gives them to a hook.
+    """
+    message = _reason(flow, flow_run, state)
+    name, deployment = _names(flow_run)
+    page = get_current_settings().ui_url
+    url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
+    return {
+        "text": f"{flow.name} {(state.name or '').lower()}: {name}: {message}" + (f" {url}" if url else ""),
+        "deployment": deployment,
+        "flow": flow.name,
+        "run": name,
+        "run_id": str(flow_run.id),
+        "state": state.name,
+        "message": message,
+        "url": url,
+        "workspace": workspace_of(flow_run.parameters),
+    }
+
+
+def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
+    """Why a run failed; one whose parameters the flow does not know dies before it can say so."""
+    if state.is_crashed():
+        try:
+            flow.validate_parameters(flow_run.parameters)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+            return printable(error)
+    return printable(state.message or "no reason is known")
+
+
+def _names(flow_run: FlowRun) -> tuple[str, str | None]:
+    """The names of a run and of its deployment.
+
+    The server is asked where the environment does not tell: of a run that died, its worker tells, which knows neither.
+    """
+    deployment = os.environ.get("PREFECT__DEPLOYMENT_NAME")
+    if deployment or flow_run.deployment_id is None:
+        return flow_run.name, deployment
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(flow_run.id).name, client.read_deployment(flow_run.deployment_id).name
+    except Exception:  # noqa: BLE001 - a message without them is better than none
+        return flow_run.name, str(flow_run.deployment_id)

@@ -1,0 +1,171 @@
+"""What a run says on stderr: lines for people, and records of shards and images for whoever gathers logs.
+
+Plain lines are what a person at a terminal reads, errors and warnings among them. Records are of the levels of Python's
+logging: one per shard at info, one per image at debug, each with run, shard and image. With the format ``json`` all of
+it is one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, TextIO, cast
+
+from desra_core.errors import printable
+
+LINE_SECONDS = 5.0
+SHOWN_FAILURES = 20
+
+_LINES = logging.getLogger("desra.lines")
+_RECORDS = logging.getLogger("desra.records")
+
+
+def say(line: str, **ids: Any) -> None:
+    """Print a line that is not the result.
+
+    Parameters
+    ----------
+    line
+        Where it begins with ``error:`` or ``warning:``, that is its level.
+    ids
+        What it is about, as for `record`; shown where lines are JSON.
+    """
+    _handled()
+    level, _, message = line.partition(": ")
+    if level in ("error", "warning"):
+        _LINES.log(_level(level), message, extra={"ids": ids})
+    else:
+        _LINES.info(line, extra={"ids": ids})
+
+
+def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
+    """Print a line ``kind: trouble`` for each of the first 20 troubles, and one for how many more there are."""
+    lines = list(troubles)
+    for line in lines[:SHOWN_FAILURES]:
+        say(f"{kind}: {printable(line)}")
+    if len(lines) > SHOWN_FAILURES:
+        say(f"and {len(lines) - SHOWN_FAILURES} more{rest}")
+
+
+class NowAndThen:
+    """Prints how far something is, at most every five seconds; call it with the number done and that of all.
+
+    Parameters
+    ----------
+    line
+        Format of the line, like ``"reading new files: {} of {}"``.
+    """
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print the line if it is time for one."""
+        if time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            say(self._line.format(done, total))
+
+
+def carry(**ids: Any) -> None:
+    """Let all lines of this process carry what they are about, a run or a workspace, where lines are JSON."""
+    _handled().about.update(ids)
+
+
+def record(level: int, message: str, **ids: Any) -> None:
+    """Log what became of a shard or an image.
+
+    Parameters
+    ----------
+    level
+        Of Python's logging.
+    message
+        A line.
+    ids
+        What it is about: run, shard, image and so on.
+    """
+    _handled()
+    _RECORDS.log(level, message, extra={"ids": ids})
+
+
+def configure(level: str, form: str) -> None:
+    """Choose what is told in this process, and how; see `desra_core.settings.corpus.Machine`."""
+    handler = _handled()
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    _RECORDS.setLevel(_level(level))
+
+
+def is_json() -> bool:
+    """Whether stderr is one JSON object per line."""
+    return isinstance(_handled().formatter, _Json)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time.
+
+    Attributes
+    ----------
+    about
+        What all lines are about.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.about: dict[str, Any] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.about = self.about
+        super().emit(record)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == _LINES.name:
+            level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            return level + record.getMessage()
+        ids = " ".join(f"{name}={value}" for name, value in _ids(record, "ids").items())
+        return f"{_moment(record):%H:%M:%S} {record.levelname.lower():7} {ids} {record.getMessage()}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+        return json.dumps(told | _ids(record, "about", "ids") | {"message": record.getMessage()})
+
+
+def _level(name: str) -> int:
+    return logging.getLevelNamesMapping()[name.upper()]
+
+
+def _ids(record: logging.LogRecord, *kinds: str) -> dict[str, Any]:
+    found = {name: value for kind in kinds for name, value in getattr(record, kind, {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _moment(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC).astimezone()
+
+
+def _handled() -> _Stderr:
+    """The one handler of both loggers, made on first use."""
+    if not _LINES.handlers:
+        handler = _Stderr()
+        handler.setFormatter(_Text())
+        for logger in (_LINES, _RECORDS):
+            logger.propagate = False
+            logger.addHandler(handler)
+        _LINES.setLevel(logging.INFO)
+        _RECORDS.setLevel(logging.WARNING)
+    return cast(_Stderr, _LINES.handlers[0])

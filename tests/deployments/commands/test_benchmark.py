@@ -1,0 +1,108 @@
+"""``desra benchmark`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.commands.runs import Workspace
+from desra_core.report.benchmark_page import plan
+from desra_core.settings.benchmark import Benchmarking
+from tests.benchmark_sets import FAST, judge, make_plain, write
+from tests.conftest import refusal
+
+SYNTHETIC = ("synthetic", "--mse-sr", "set/mse_sr", "--gan-sr")
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    status = {str(path): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (found.st_ino, found.st_mtime_ns) for path, found in status.items() if not path.endswith("lock")}
+
+
+@pytest.fixture(scope="module")
+def plain(make_pairs, tmp_path_factory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, make_plain(folder, make_pairs, 4)
+
+
+def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here) -> None:
+    root, names = tmp_path / "set", plain[1]
+    shutil.copytree(plain[0], root)
+    write(root / "gt_mask" / f"{names[2]}.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
+    output = tmp_path / "out"
+    command = ("benchmark", root, "--output", output, "--min-area", 100, "--workers", 2)
+    run = desra(*command)
+    assert run.returncode == 1, run.stderr
+    assert "3 of 4 images judged, 1 failed" in run.stdout
+    assert f"failed: {root / 'gt_mask' / names[2]}.png: is not binary" in run.stderr
+    assert "Traceback" not in run.stderr
+    header, *rows = run.stdout[run.stdout.index("method ") :].splitlines()
+    assert header.split() == ["method", "images", "IoU", "precision", "recall", "F1", "s/MP"] or "both empty" in header
+    told = [row.split("  ")[0] for row in rows[:7]]
+    assert told == ["desra", "desra, weight 1", "ldl, 0.01", "ldl, 0.005", "ldl, 0.001", "ssim", "niqe"]
+    assert "published, on the authors' data" in run.stdout
+    document = json.loads((output / "benchmark.json").read_bytes())
+    assert [row["method"] for row in document["table"]] == told
+    assert all(row["seconds_per_megapixel"] > 0 for row in document["table"])
+
+    before = everything(output)
+    again = desra_here(*command)
+    assert again.returncode == 1
+    assert again.stdout.startswith("nothing to do")
+    assert run.stdout.endswith(again.stdout.partition("\n")[2])
+    assert everything(output) == before
+    shutil.copy(plain[0] / "gt_mask" / f"{names[2]}.png", root / "gt_mask" / f"{names[2]}.png")
+    asked = Benchmarking(dataset=str(root), output=output, min_area="100")
+    assert [image.names for image, _ in plan(asked).missing()] == [(names[2],)]
+
+
+def test_what_is_known_is_told_without_servers(plain, tmp_path, desra_here) -> None:
+    judge(plain[0], tmp_path / "out")
+    command = ("benchmark", plain[0], "--output", tmp_path / "out", "--min-area", 100)
+    run = desra_here(*command, "--methods", FAST)
+    assert run.returncode == 0
+    assert "4 of 4 images judged, 0 failed" in run.stdout
+    fewer = desra_here(*command, "--methods", "ldl")
+    assert "desra," not in fewer.stdout.partition("published")[0]
+    assert fewer.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nowhere",), "nowhere: does not exist"),
+        (("empty",), "empty: is no data set; name a folder with MSE-SR, GAN-SR and GT-Mask in it"),
+        (("set", "--methods", "desra,niqqe"), "niqqe: is no method"),
+        (("set", "--methods", ","), "--methods: , is not accepted (names no method)"),
+        (("set", "--min-area", "most"), "--min-area: most is not accepted"),
+        (("set", "--segmenter", "labels:x"), "--segmenter: labels:x is not accepted"),
+        (("set", "--weights", "w.csv"), "class weights cannot be read"),
+        (("synthetic",), "--mse-sr: is not given; desra benchmark synthetic needs --mse-sr and --gan-sr"),
+        ((*SYNTHETIC, "empty"), "empty: holds no images"),
+        ((*SYNTHETIC, "set/gan_sr", "--min-area", "1%"), "--min-area: 1% differs"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(plain, tmp_path, desra_here, monkeypatch, arguments, told) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "set").symlink_to(plain[0])
+    run = desra_here("benchmark", *arguments, "--output", "out")
+    assert told in refusal(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "set"]
+
+
+def test_the_folder_of_something_else_is_left_alone(plain, tmp_path, desra_here) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    assert "is a folder with other things in it" in refusal(
+        desra_here("benchmark", plain[0], "--output", tmp_path / "photos", "--methods", FAST)
+    )
+    Workspace(tmp_path / "ws").create()
+    (tmp_path / "ws" / "manifest.parquet").touch()
+    before = everything(tmp_path)
+    assert "is a workspace of images" in refusal(desra_here("benchmark", plain[0], "--output", tmp_path / "ws"))
+    assert everything(tmp_path) == before

@@ -1,0 +1,283 @@
+"""`desra serve` as a team has it: a real server, workers and runs, folders that grow and vanish, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from distributed import Client
+
+from deployments.serving.standing import standing
+from desra_core.settings import Mining
+from desra_core.workspace import Workspace
+from tests.conftest import desra_command, held, refusal
+from tests.in_process import process
+from tests.served import FINAL, PATIENCE, until
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    received: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", received
+        server.shutdown()
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook, tmp_path) -> None:
+    photos = tmp_path / "photos"
+    make_photos(photos, 3)
+    served = serve(**{"mine-at": "every 10 seconds", "webhook": webhook[0]})
+    assert "mine/ws: every 10 seconds, next on 20" in served.said()
+    until(lambda: served.ended("3 of 3 images computed"))
+    idle = until(lambda: served.ended("nothing new: "))
+    assert idle["state"]["type"] == "COMPLETED"
+    assert idle["total_run_time"] < 30
+
+    before = files(served.workspace.masks)
+    make_photos(photos, 5)
+    until(lambda: served.ended("2 of 5 images computed"))
+    assert before.items() <= files(served.workspace.masks).items()
+
+    # An unmounted disk: one line, nothing touched, the next run goes on.
+    before = files(served.workspace.masks) | {"manifest": (0, served.workspace.manifest.read_bytes())}
+    photos.rename(tmp_path / "elsewhere")
+    failed = until(lambda: served.ended("is no folder"))
+    assert failed["state"]["type"] == "FAILED"
+    assert failed["state"]["message"].startswith(f"{photos}: is no folder; ")
+    assert "\n" not in failed["state"]["message"]
+    query = {"logs": {"flow_run_id": {"any_": [failed["id"]]}, "level": {"ge_": 40}}}
+    logged = until(lambda: httpx.post(f"{served.url}/logs/filter", json=query).json())
+    assert {log["message"] for log in logged} == {f"Failed: {failed['state']['message']}"}
+    told = until(lambda: webhook[1])[0]
+    assert (told["deployment"], told["workspace"]) == ("ws", str(served.workspace.root))
+    assert told["message"] == failed["state"]["message"]
+    line = f"error: {failed['name']} failed: {told['message']}\n"
+    assert line in (served.workspace.prefect_home / "worker.log").read_text()
+    until(lambda: line in served.said())
+    (tmp_path / "elsewhere").rename(photos)
+    since = failed["start_time"]
+    until(lambda: (run := served.ended("nothing new: ")) and run["start_time"] > since)
+    after = files(served.workspace.masks) | {"manifest": (0, served.workspace.manifest.read_bytes())}
+    assert after == before
+
+    # The server dies: it is started again, at the same place, and runs go on.
+    pid = json.loads((served.workspace.prefect_home / "server.json").read_bytes())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: "the Prefect server has ended (exit code -9), and is started again" in served.said())
+    moment = time.time()
+    until(lambda: (run := served.ended("nothing new: ")) and _seconds(run["start_time"]) > moment)
+
+    assert served.stop(signal.SIGINT) < 30
+    assert served.process.returncode == 0
+    assert "Traceback" not in served.said()
+    assert served.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_models, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 200)
+    served = serve()
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    own = served.processes()
+    assert len(own) >= 3  # server, worker, run
+    assert served.stop(number) < 30
+    if number == signal.SIGTERM:
+        assert served.processes() == [], [process.cmdline() for process in served.processes()]
+        assert "the next start goes on with it" in served.said()
+    again = serve()
+    assert not any(process.is_running() for process in own)
+    assert "was cut off: another run goes on with what it left" in again.said()
+    cut = again.run(run_id)
+    assert (cut["state"]["type"], cut["state"]["name"]) == ("CRASHED", "Crashed")
+    query = {
+        "flow_runs": {"id": {"any_": [run_id]}},
+        "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}},
+    }
+    assert httpx.post(f"{again.url}/task_runs/filter", json=query).json() == []
+    done = until(lambda: again.ended("200 images computed"))
+    assert done["state"]["type"] == "COMPLETED"
+    assert again.stop() < 30
+
+    mse, gan = tmp_path / "models" / "mse.pth", tmp_path / "models" / "gan.pth"
+    undisturbed = tmp_path / "undisturbed"
+    mining = Mining(photos=tmp_path / "photos", mse_model=mse, gan_model=gan, workspace=undisturbed, keep_mse=True)
+    assert {name: data for name, (_, data) in files(process(mining).masks).items()} == {
+        name: data for name, (_, data) in files(served.workspace.masks).items()
+    }
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_run_does_not_disturb_it(serve, make_photos, tmp_path) -> None:
+    make_photos(tmp_path / "photos", 200)
+    served = serve()
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    os.kill(json.loads((served.workspace.prefect_home / "server.json").read_bytes())["pid"], signal.SIGKILL)
+    run = until(lambda: (run := served.run(run_id)) and run["state"]["type"] in FINAL and run)
+    assert run["state"]["message"].startswith("200 of 200 images computed")
+
+
+@pytest.mark.slow
+def test_a_run_that_a_person_cancels(serve, make_photos, webhook, tmp_path) -> None:
+    """In the UI: it ends, nobody is alarmed, and it is not started again; the next one goes on with what it left."""
+    make_photos(tmp_path / "photos", 200)
+    served = serve(webhook=webhook[0])
+    run_id = served.start("mine")
+    until(lambda: any(served.workspace.journal.glob("*/*.json")))
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{served.url}/flow_runs/{run_id}/set_state", json=state).raise_for_status()
+    until(lambda: served.run(run_id)["state"]["type"] == "CANCELLED")
+    until(lambda: served.workspace.owner() is None)
+    kept = files(served.workspace.masks)
+    served.start("mine")
+    done = until(lambda: served.ended("images computed"))
+    assert done["state"]["type"] == "COMPLETED"
+    assert done["state"]["message"].startswith(f"{200 - len(kept)} of 200 images computed: ")
+    assert kept.items() <= files(served.workspace.masks).items()
+    assert len(served.runs()) == 2
+    assert not webhook[1]
+
+
+@pytest.mark.slow
+def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None:
+    """They post a command, ask the workers to run something, and look for keys, those of a killed one too."""
+    make_photos(tmp_path / "photos", 1)
+    served = serve()
+    home = served.workspace.prefect_home
+    told = [process.environ() for process in served.processes()]
+    [scheduler] = {environment["DESRA_SCHEDULER"] for environment in told if "DESRA_SCHEDULER" in environment}
+    for address in (scheduler, scheduler.replace("tls://", "tcp://")):
+        with pytest.raises((OSError, TypeError)):
+            Client(address, timeout=5)
+    secrets = {path: path.read_text() for path in (home / "key", home / "report", home / "dask.pem")}
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    deployment = httpx.get(f"{served.url}/deployments/name/mine/ws").json()["id"]
+    posted = {"job_variables": {"command": f"touch {tmp_path / 'posted'}"}}
+    for url, status in ((served.ui + "/api", 401), (served.url, 422)):
+        for origin in ({}, {"Origin": "http://evil.example"}):
+            answer = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json=posted, headers=origin)
+            assert answer.status_code == status
+    assert not (tmp_path / "posted").exists()
+
+    served.stop(signal.SIGKILL)
+    again = serve()
+    assert (home / "key").read_text() != secrets[home / "key"]
+    assert (home / "dask.pem").read_text() != secrets[home / "dask.pem"]
+    again.stop()
+    assert not (home / "key").exists()
+    assert not (home / "dask.pem").exists()
+
+
+@pytest.mark.slow
+def test_one_run_at_a_time(serve, make_photos, tmp_path) -> None:
+    """Two that are asked for at once: the second one waits, and finds nothing new."""
+    make_photos(tmp_path / "photos", 30)
+    served = serve()
+    first, second = served.start("mine"), served.start("mine")
+    ends = {}
+    for run_id in (first, second):
+        run = until(lambda run_id=run_id: (run := served.run(run_id))["state"]["type"] in FINAL and run)
+        assert run["state"]["type"] == "COMPLETED"
+        ends[run["state"]["message"].partition(":")[0]] = run
+    assert ends.keys() == {"30 of 30 images computed", "nothing new"}
+    worked, idle = ends["30 of 30 images computed"], ends["nothing new"]
+    assert _seconds(idle["start_time"]) > _seconds(worked["end_time"])
+    # A run by hand meanwhile is seen on the same server.
+    mse, gan = tmp_path / "models" / "mse.pth", tmp_path / "models" / "gan.pth"
+    command = desra_command("mine", tmp_path / "photos", "--mse-model", mse, "--gan-model", gan,
+                            "--workspace", tmp_path / "ws", "--threshold", "0.6")  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    by_hand = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert by_hand.returncode == 0, by_hand.stderr
+    watch = f"watch at {served.ui}/enter (key in {served.workspace.prefect_home / 'key'})\n"
+    assert watch in by_hand.stderr
+    assert watch in served.said()
+    assert served.process.poll() is None
+
+
+@pytest.fixture
+def config(make_models, make_photos, tmp_path) -> Callable[..., Path]:
+    mse, gan = make_models(tmp_path / "models")
+    make_photos(tmp_path / "photos", 1)
+
+    def write(**given: object) -> Path:
+        settings = {"photos": tmp_path / "photos", "workspace": tmp_path / "ws", "mse-model": mse, "gan-model": gan}
+        path = tmp_path / "serve.toml"
+        path.write_text("\n".join(f"{key} = {json.dumps(str(value))}" for key, value in (settings | given).items()))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"mine-at": "at night"},
+            "mine-at in FILE: at night is not accepted (no time like daily at 2:00 or every 15 minutes",
+        ),
+        ({"history": "2 hours"}, "history in FILE: 2 hours is not accepted (is less than a day)"),
+        ({"timezone": "Here"}, "timezone in FILE: Here is not accepted (no such time zone)"),
+        ({"webhook": "slack"}, "webhook in FILE: slack is not accepted"),
+        ({"mine-when": "never"}, "FILE: has the unknown key mine_when; keys are "),
+        ({"photos": "/nowhere/photos"}, "/nowhere/photos: does not exist; name the folder that photos come to"),
+        ({"mse-model": "/nowhere/mse.pth"}, "/nowhere/mse.pth"),
+    ],
+)
+def test_a_bad_setting_is_told_before_anything_starts(given, line, config, desra_here) -> None:
+    file = config(**given)
+    assert line.replace("FILE", str(file)) in refusal(desra_here("serve", file))
+
+
+def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    with standing(workspace):
+        assert f"is served by process {os.getpid()} already" in refusal(desra_here("serve", config()))
+    with held(workspace) as holder:
+        assert f"is in use by process {holder}" in refusal(desra_here("serve", config()))
+
+
+def test_a_server_that_is_down_is_told(config, desra_here) -> None:
+    """PREFECT_API_URL names one that does not answer."""
+    settings = config(**{"cycle-at": "never", "perceptual": "off"})
+    told = refusal(desra_here("serve", settings), server=True)
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api: no Prefect server answers" in told
+
+
+def _seconds(moment: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(moment).timestamp()

@@ -1,0 +1,357 @@
+"""The Prefect server of a run: proxies, starts that fail, a server that ends before its run."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from deployments.commands.runs import server_for_run
+from deployments.serving import server as servers
+from deployments.serving.connection import AGAIN, CONSOLE, check_server, configure
+from deployments.serving.retention import HISTORY
+from deployments.serving.server import Server, ServerLostError
+from desra_core.errors import TransientError, UsageError
+from desra_core.workspace import Workspace
+from flows.webhook import tell_webhook
+from tests.conftest import desra_command
+from tests.served import until
+
+DEAD = "127.0.0.1:9"
+PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",
+           f"socks4://{DEAD}", f"socks4a://{DEAD}", "http://nowhere:port", "http://[::1", "direct://")  # fmt: skip
+DIRECT = (None, "", "intern.example", "127.0.0.1", "*", "::1/128,[::1],fe80::/10", "localhost:port, 10.0.0.0/8")
+NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """No proxies; and what a server sets in this process goes when the test ends."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.lower() in NAMES]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "direct"), [*((proxy, None) for proxy in PROXIES), *((PROXIES[0], direct) for direct in DIRECT[1:])]
+)
+def test_no_proxy_is_asked_for_this_machine(proxy, direct, prefect_environment, environment, tmp_path, capsys) -> None:
+    """Whatever stands in the environment, in small letters or in capitals; neither by us nor by Prefect's client."""
+    url = prefect_environment["PREFECT_API_URL"]
+    given = dict.fromkeys(NAMES[:3], proxy) | ({} if direct is None else {"no_proxy": direct})
+    for spelt in (str.lower, str.upper):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in given.items():
+                patch.setenv(spelt(name), value)
+            check_server(url)  # one that somebody has configured
+            configure(Workspace(tmp_path), url, "desra:key")  # one of our own
+            with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+                assert client.api_healthcheck() is None
+            assert httpx.get(f"{url.replace('127.0.0.1', 'localhost')}/health").status_code == 200
+    told = capsys.readouterr().err
+    usable = proxy in PROXIES[:6]
+    assert told.count("is left out") == (0 if usable else 6)
+    assert DEAD not in told  # there may be a password in it
+
+
+def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", " intern.example,::1/128, 10.0.0.7")
+    for _ in range(2):  # as often as a server is started again
+        configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
+
+
+def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environment, monkeypatch) -> None:
+    """The command was right: it ends with 1, not as one of a wrong setting."""
+    with pytest.raises(UsageError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+    monkeypatch.setenv(AGAIN, "1")
+    with pytest.raises(TransientError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+
+
+def test_no_proxy_at_all_stays_that(environment, tmp_path, monkeypatch) -> None:
+    """Many tools know the star only where it stands alone."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*"
+
+
+class HttpProxy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class SocksProxy(socketserver.StreamRequestHandler):
+    """As much of SOCKS5 as one request needs; answers in place of whom it is asked for."""
+
+    def handle(self) -> None:
+        self.rfile.read(2 + self.rfile.peek()[1])
+        self.wfile.write(b"\x05\x00")
+        self.rfile.read(4)
+        host = self.rfile.read(self.rfile.read(1)[0]).decode()
+        self.rfile.read(2)
+        self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
+        self.server.asked.append(f"http://{host}{self.rfile.readline().split()[1].decode()}")
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(("scheme", "handler"), [("http", HttpProxy), ("socks5", SocksProxy), ("socks", SocksProxy)])
+def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, environment, monkeypatch) -> None:
+    """A server that somebody has configured, and the webhook."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.asked = []
+        threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()
+        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{proxy.server_port}")
+        check_server("http://prefect.example/api")
+        assert tell_webhook("http://hook.example/x", {"text": "hello"}) is None
+        proxy.shutdown()
+    assert proxy.asked == ["http://prefect.example/api/health", "http://hook.example/x"]
+
+
+def pid_of(workspace: Workspace) -> int | None:
+    """The process of the server of a workspace."""
+    try:
+        return int(json.loads((workspace.prefect_home / "server.json").read_bytes())["pid"])
+    except (OSError, ValueError):
+        return None
+
+
+@pytest.fixture
+def server(environment, tmp_path) -> Iterator[Server]:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    server = Server(workspace, history=HISTORY)
+    yield server
+    server.stop()
+
+
+def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tmp_path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(servers, "say", said.append)
+    monkeypatch.setattr(servers, "_PATIENCE_SECONDS", 0.2)
+
+    def hold_up_and_kill() -> None:
+        first = until(lambda: pid_of(Workspace(tmp_path / "ws")))
+        os.kill(first, signal.SIGSTOP)
+        until(lambda: len(said) >= 2)
+        os.kill(first, signal.SIGKILL)
+
+    killer = threading.Thread(target=hold_up_and_kill)
+    killer.start()
+    server.start()
+    killer.join()
+    assert said[0].startswith("the Prefect server does not answer yet after ")
+    assert said[0].endswith(" s; its process lives, and is waited for")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
+    server.log.parent.mkdir()
+    server.log.write_text("OlderError: that of an earlier run\n")
+    monkeypatch.setenv(CONSOLE, "CRITICAL")  # as desra serve sets it for itself
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/prefect.db")
+    with pytest.raises(UsageError) as told:
+        server.start()
+    assert told.value.subject == str(server.log)
+    assert told.value.reason == (
+        "the Prefect server did not start (sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) unable to open "
+        "database file)"
+    )
+
+
+def test_one_that_never_answers_is_told_as_that(server, monkeypatch) -> None:
+    """Not by the signal that has ended it for that."""
+    monkeypatch.setattr(servers, "_START_SECONDS", 0)
+    with pytest.raises(UsageError, match=r"did not start \(it did not answer within 0 minutes, twice\); read that log"):
+        server.start()
+
+
+def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> None:
+    """Another user may have taken it since it was found free, and would get the key."""
+    monkeypatch.setattr(servers, "_START_SECONDS", 2)
+    with ThreadingHTTPServer(("127.0.0.1", server._port), HttpProxy) as other, subprocess.Popen(["sleep", "60"]) as own:
+        other.asked = []
+        threading.Thread(target=other.serve_forever, args=[0.01], daemon=True).start()
+        server._process = own
+        assert not server._answers()
+        assert not other.asked
+        own.kill()
+        other.shutdown()
+
+
+def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, monkeypatch, capsys) -> None:
+    """The work goes on without it; else a port that is taken would have it started for ever."""
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0)
+
+    class Restless:
+        name, log, exit_code, starts = "the Prefect server", Path("server.log"), 1, 0
+        unwanted = Impatient()
+
+        def start(self) -> None:
+            self.starts += 1
+
+    given_up = threading.Event()
+    monkeypatch.setattr(servers, "_ask_once", given_up.set)
+    server = Restless()
+    with servers._kept_up(server):
+        assert given_up.wait(60)
+    assert server.starts == 5
+    told = "warning: server.log: the Prefect server ends again and again; read that log; the work goes on without it"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize("size", ["700k", "3m"])
+def test_a_disk_too_small_for_the_database_is_told_as_that(size, small_disk, environment) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
+    workspace = Workspace(small_disk / "ws")
+    workspace.create()
+    server = Server(workspace, history=HISTORY)
+    try:
+        with pytest.raises(TransientError) as told:
+            server.start()
+    finally:
+        server.stop()
+    assert str(workspace.prefect_home) in told.value.subject
+    assert told.value.reason == "the disk is full, and the Prefect server has no room for its database"
+
+
+def run_of(corpus: Path, workspace: Path) -> list[str]:
+    inputs = ("--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr")
+    return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10")
+
+
+def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environment, make_pairs, tmp_path) -> None:
+    make_pairs(tmp_path, 1)
+    (small_disk / "large").write_bytes(bytes(600_000))
+    refused = subprocess.run(
+        run_of(tmp_path, tmp_path / "ws"), env=os.environ | {"TMPDIR": str(small_disk)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    line = f"error: {small_disk}: the disk is full, and temporary files find no room there; free some space, or name "
+    assert refused.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_working_folder_that_is_gone_is_told_as_that(tmp_path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, *desra_command("status", "--workspace", "ws")]
+    environment = os.environ | {"PYTHONPATH": str(Path(servers.__file__).parents[2])}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    line = "error: the working folder: is gone (No such file or directory); change to another one\n"
+    assert (refused.returncode, refused.stderr) == (2, line)
+
+
+def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
+    prefect_environment, tmp_path, monkeypatch
+) -> None:
+    """Prefect's own error for that is no one of httpx."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_environment["PREFECT_API_URL"])
+
+    @flow
+    def nothing() -> None:
+        pass
+
+    workspace = Workspace(tmp_path / "ws")
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://{DEAD}/api"}),
+        pytest.raises(ServerLostError, match="does not answer any more; what was done is not lost"),
+        server_for_run(workspace),
+    ):
+        nothing()
+    asked = httpx.Request("GET", "http://prefect.example/api")
+    answers = {code: httpx.HTTPStatusError("", request=asked, response=httpx.Response(code)) for code in (404, 503)}
+    with pytest.raises(ServerLostError), server_for_run(workspace):
+        raise answers[503]
+    for error in (UsageError("--x", "is bad", "mend it"), RuntimeError("of another kind"), answers[404]):
+        with pytest.raises(type(error)) as raised, server_for_run(workspace):
+            raise error
+        assert raised.value is error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tmp_path, monkeypatch) -> None:
+    """It has not gone, and to start anew would not help."""
+    url = prefect_environment["PREFECT_API_URL"]
+    monkeypatch.setenv("PREFECT_API_URL", url)
+
+    @flow
+    def nothing() -> None:
+        pass
+
+    told = r"PREFECT_API_AUTH_STRING: the Prefect server does not take the key of this command \(HTTP 401\); set it to "
+    with (
+        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "of:another server"}),
+        pytest.raises(UsageError, match=told),
+        server_for_run(Workspace(tmp_path / "ws")),
+    ):
+        nothing()
+    gc.collect()  # Prefect leaves the connection to it open
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param("at its start", marks=pytest.mark.slow), "in mid-run",
+               pytest.param("for good", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, make_pairs, tmp_path) -> None:
+    """In few lines; the exit code is that of the work. No proxy stands in the way of it."""
+    make_pairs(tmp_path, 40)
+    workspace = Workspace(tmp_path / "ws")
+    proxies = {"HTTP_PROXY": f"http://{DEAD}", "ALL_PROXY": f"socks5://{DEAD}"}
+    command = run_of(tmp_path, workspace.root)
+    said = tmp_path / "said"
+
+    def is_moment() -> bool:
+        assert run.poll() is None, said.read_text()
+        return "watch at" in said.read_text() if moment == "at its start" else any(workspace.masks.rglob("*.png"))
+
+    with said.open("wb") as stderr:
+        run = subprocess.Popen(command, env=os.environ | proxies, stderr=stderr)
+        until(is_moment)
+        if moment == "for good":
+            database = workspace.prefect_home / "prefect.db"
+            database.rename(tmp_path / "database")
+            database.mkdir()
+        os.kill(until(lambda: pid_of(workspace)), signal.SIGKILL)
+        assert run.wait() == 0, said.read_text()
+    told = said.read_text()
+    assert "warning: the Prefect server has ended (exit code -9), and is started again in 2 s" in told
+    assert "Traceback" not in told
+    assert "ERROR" not in told
+    assert len(told.splitlines()) <= 14, told
+    if moment != "in mid-run":
+        assert told.count("; what was done is not lost, but the history of this run is incomplete; going on") == 1
+    assert len(list(workspace.masks.rglob("*.png"))) == 40
+    assert pid_of(workspace) is None

@@ -1,0 +1,186 @@
+"""Files that are replaced: whole, or left as they were."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from desra_core.errors import TransientError
+from desra_core.files.atomic import replace_file, sweep, write_secret
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_content_is_written_and_replaced(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    for content in (b"one", b"", b"two" * 100_000):
+        replace_file(path, content, durable=durable)
+        assert path.read_bytes() == content
+    assert left(path.parent) == {"file.json"}
+
+
+def test_a_secret_is_replaced_whole_and_left_where_it_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "key"
+    write_secret(path, "one")
+    with path.open() as reader:
+        before = path.stat()
+        write_secret(path, "one")
+        assert path.stat() == before
+        write_secret(path, "two")
+        assert reader.read() == "one"  # whoever reads meanwhile gets a whole one
+    path.chmod(0o644)
+    before = path.stat()
+    write_secret(path, "two")
+    assert path.stat().st_ino != before.st_ino  # nobody has it open from when it was readable
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("two", 0o600)
+    assert left(path.parent) == {"key"}
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "日本" * 42, ".hidden", "with space"])
+def test_any_name_will_do(tmp_path: Path, name: str) -> None:
+    replace_file(tmp_path / name, b"x")
+    assert left(tmp_path) == {name}
+
+
+def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("other")
+    (tmp_path / ".file").write_text("hidden")
+    replace_file(tmp_path / "file", b"x")
+    sweep(tmp_path)
+    assert left(tmp_path) == {"other", ".file", "file"}
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), MemoryError()], ids=repr)
+@pytest.mark.parametrize("before", [b"before", None])
+def test_an_error_while_writing(tmp_path: Path, error: BaseException, before: bytes | None) -> None:
+    path = tmp_path / "file"
+    if before:
+        path.write_bytes(before)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        replace_file(path, write)
+    assert left(tmp_path) == ({"file"} if before else set())
+    assert before is None or path.read_bytes() == before
+
+
+@given(st.lists(st.tuples(st.binary(max_size=50), st.integers(0, 60))))
+@settings(deadline=None, max_examples=50)
+def test_whole_or_as_before_whenever_it_breaks_off(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
+    """Writes of one byte after the other, some of which break off after so many."""
+    path = tmp_path_factory.mktemp("x") / "file"
+    expected = None
+
+    def write(file: IO[bytes], content: bytes, limit: int) -> None:
+        for number, byte in enumerate(content):
+            if number == limit:
+                raise RuntimeError
+            file.write(bytes([byte]))
+
+    for content, limit in steps:
+        try:
+            replace_file(path, lambda file, content=content, limit=limit: write(file, content, limit))
+            expected = content
+        except RuntimeError:
+            assert limit < len(content)
+        assert (path.read_bytes() if path.exists() else None) == expected
+        assert left(path.parent) <= {"file"}
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for write in (lambda file: file.write(bytes(200_000)), lambda file: np.save(file, np.zeros(50_000))):
+            with pytest.raises(TransientError) as caught:
+                replace_file(path, write)
+            assert str(caught.value).startswith(f"{path}: cannot be written (")
+            assert "\n" not in str(caught.value)
+            assert path.read_bytes() == b"before"
+            assert left(tmp_path) == {"file"}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    def write(_: IO[bytes]) -> None:
+        with Path("/dev/full").open("wb") as full:
+            full.write(b"x")
+
+    with pytest.raises(TransientError, match="file: the disk is full; free some space and run again"):
+        replace_file(tmp_path / "file", write)
+    assert left(tmp_path) == set()
+
+
+def test_places_where_nothing_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(TransientError, match=f"{path}: cannot be written"):
+            replace_file(path, b"x")
+    assert left(tmp_path) == {"file", "folder"}
+
+
+def test_readers_of_the_old_file_keep_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    with path.open("rb") as reader:
+        replace_file(path, b"new content")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new content"
+
+
+def test_rights_are_those_of_a_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    replace_file(tmp_path / "file", b"x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "file")}
+    assert len(modes) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from desra_core.files.atomic import replace_file
+
+def write(file):
+    file.write(bytes(100_000))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+replace_file(Path(sys.argv[1]), write)
+"""
+
+
+def test_what_a_killed_process_leaves_is_swept_away(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"before"
+    assert len(os.listdir(tmp_path)) == 2
+    sweep(tmp_path)
+    assert left(tmp_path) == {"file"}
+    sweep(tmp_path / "nowhere")

@@ -1,0 +1,185 @@
+"""The judge stage on photos whose artifacts are known, with real networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import pytest
+import torch
+
+from desra_core.errors import ImageError, TransientError
+from desra_core.gate import judge as judging
+from desra_core.gate.comparison import Comparison, judge_settings, plan_comparison
+from desra_core.gate.judge import CONTROL, JudgeSettings, judge_stage, read_judgement
+from desra_core.gate.judgement import Judgement
+from desra_core.planning.keys import target_of
+from desra_core.settings import Mining
+from desra_core.settings.models import Comparing
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import File, ImageRef
+from tests.in_process import one_thread, process
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("judge")
+    mse, gan = make_models(root / "models")
+    make_photos(root / "photos", 12)
+    process(Mining(photos=root / "photos", mse_model=mse, gan_model=gan, workspace=root / "ws"))
+    return SimpleNamespace(root=root, mse=mse, gan=gan)
+
+
+@pytest.fixture
+def workspace(mined, tmp_path) -> Workspace:
+    return Workspace(Path(shutil.copytree(mined.root / "ws", tmp_path / "ws")))
+
+
+def planned(workspace: Workspace, after: Path, **settings: object) -> tuple[Comparison, JudgeSettings]:
+    with workspace.locked():
+        comparison = plan_comparison(Comparing(workspace=workspace.root, after=after, **settings))
+    _, weights = target_of(comparison.corpus)
+    return comparison, judge_settings(comparison, weights, device="cpu", tile=256, threads=1, max_pixels=2**26)
+
+
+def marked_and_clean(workspace: Workspace, comparison: Comparison) -> tuple[ImageRef, ImageRef]:
+    with_artifacts = [image for image in comparison.images if workspace.dataset("lr", image.names[0]).exists()]
+    return with_artifacts[0], comparison.images[-1]
+
+
+def published(workspace: Workspace) -> dict[str, bytes]:
+    folder = workspace.gate / "judgements"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def judgements(workspace: Workspace, comparison: Comparison, image: ImageRef) -> dict[str, Judgement | None]:
+    return {candidate.name: read_judgement(workspace, candidate, image) for candidate in comparison.candidates}
+
+
+def test_every_candidate_and_the_control_are_judged(mined, workspace) -> None:
+    """The MSE model has no artifact; the same bytes come out whenever an image is judged."""
+    comparison, settings = planned(workspace, mined.mse)
+    marked, clean = marked_and_clean(workspace, comparison)
+    for image in (marked, clean):
+        judge_stage(image, ("mse", CONTROL), workspace, settings)
+    found = judgements(workspace, comparison, marked)
+    assert [fate.gone for fate in found["mse"].regions] == [True]
+    assert [fate.gone for fate in found[CONTROL].regions] == [False]
+    assert found[CONTROL].added == found["mse"].added == []
+    mask = cv2.imread(str(workspace.mask(marked.names[0])), cv2.IMREAD_UNCHANGED)
+    assert found["mse"].artifact_pixels_before == (mask > 0).sum()
+    assert found["mse"].image == marked.names[0]
+    assert judgements(workspace, comparison, clean)["mse"].clean
+
+    before = published(workspace)
+    pictures = {path.rpartition("-")[2] for path in before if path.endswith(".webp")}
+    assert pictures == {"lr.webp", "mse_sr.webp", "before.webp", "after.webp"}
+    assert not any(clean.id in path for path in before if path.endswith(".webp"))
+    shutil.rmtree(workspace.gate / "judgements")
+    for image in (clean, marked):
+        judge_stage(image, (CONTROL, "mse"), workspace, settings)
+    assert published(workspace) == before
+
+
+def test_only_what_is_missing_is_judged(mined, workspace) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    judge_stage(image, (CONTROL,), workspace, settings)
+    assert {name for name, found in judgements(workspace, comparison, image).items() if found} == {CONTROL}
+    assert dict(comparison.missing())[image] == ("mse",)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b"{}", b'{"labels": null}', b"\xff"])
+def test_a_damaged_judgement_is_made_anew(mined, workspace, damage: bytes) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    whole = published(workspace)
+    path = workspace.judgement(comparison.candidates[0].key, image.id)
+    path.write_bytes(damage)
+    assert read_judgement(workspace, comparison.candidates[0], image) is None
+    assert dict(comparison.missing())[image] == ("mse",)
+    judge_stage(image, ("mse",), workspace, settings)
+    assert published(workspace) == whole
+
+
+def test_a_judgement_holds_for_the_labels_it_was_made_with(mined, workspace) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    judge_stage(image, (CONTROL,), workspace, settings)
+    labelled = dataclasses.replace(image, labels=File(Path("labels.png"), "0f"))
+    assert read_judgement(workspace, comparison.candidates[-1], image) is not None
+    assert read_judgement(workspace, comparison.candidates[-1], labelled) is None
+
+
+def test_stored_results_serve_and_lost_ones_are_inferred(mined, workspace, monkeypatch) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    inferred = []
+    super_resolve = judging.super_resolve
+    monkeypatch.setattr(judging, "super_resolve", lambda *given: inferred.append(0) or super_resolve(*given))
+    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    assert len(inferred) == 1
+    with_stored = published(workspace)
+    shutil.rmtree(workspace.gate / "judgements")
+    shutil.rmtree(workspace.maps)
+    inferred.clear()
+    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    assert len(inferred) == 3
+    assert published(workspace) == with_stored
+    assert not workspace.maps.exists()
+
+
+def test_a_photo_that_has_changed_or_gone(mined, workspace, tmp_path) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    changed = Path(shutil.copy(image.path, tmp_path / "changed.png"))
+    changed.write_bytes(changed.read_bytes() + b"0")
+    for path, kind, reason in (
+        (changed, TransientError, "changed after the run had started"),
+        (tmp_path / "gone.png", ImageError, "gone.png: "),
+    ):
+        other = dataclasses.replace(image, lr=File(path, image.lr.hash))
+        with pytest.raises(kind, match=reason):
+            judge_stage(other, (CONTROL,), workspace, settings)
+    assert not published(workspace)
+
+
+def test_a_candidate_whose_numbers_overflow_names_the_photo(mined, workspace, tmp_path) -> None:
+    weights = torch.load(mined.gan)["params"]
+    for name in ("body.2.weight", "body.4.weight"):
+        weights[name] *= 1e30
+    torch.save(weights, tmp_path / "huge.pth")
+    comparison, settings = planned(workspace, tmp_path / "huge.pth")
+    image, _ = marked_and_clean(workspace, comparison)
+    with pytest.raises(ImageError, match=r"photo\d+\.png: cannot be upscaled: .*\.pth "):
+        judge_stage(image, ("huge", CONTROL), workspace, settings)
+
+
+def test_results_of_two_sizes(mined, workspace, make_models, tmp_path) -> None:
+    """As where results in files were made by a model of another scale."""
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    other = make_models(tmp_path / "x2", scale=2)[1]
+    settings = dataclasses.replace(settings, before=other, before_key=None)
+    with pytest.raises(ImageError, match="becomes 120x100 and 240x200 px by the models that are compared"):
+        judge_stage(image, (CONTROL,), workspace, settings)
+
+
+def test_a_judgement_is_plain_json(mined, workspace) -> None:
+    comparison, settings = planned(workspace, mined.mse)
+    image, _ = marked_and_clean(workspace, comparison)
+    judge_stage(image, (CONTROL,), workspace, settings)
+    document = json.loads(workspace.judgement(comparison.candidates[-1].key, image.id).read_bytes())
+    assert document["id"] == image.id
+    assert document["candidate"] == CONTROL

@@ -1,0 +1,254 @@
+"""Judgements of results whose artifacts, losses and noise are known because they were put there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from desra_core.detection import artifact_mask, find_regions, variance_similarity
+from desra_core.detection.class_weights import class_names, load_weights
+from desra_core.gate.judgement import Added, DetectionSettings, Found, Judgement, RegionFate, detect, judge, noisy
+
+SETTINGS = DetectionSettings(min_area=1000)
+BLOTCHES = {"left": np.s_[30:90, 20:80], "right": np.s_[40:110, 140:220]}
+
+
+def mse_sr(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (150, 240, 3)).astype(np.float32), (0, 0), 6)
+    return np.clip(128 + 6 * (smooth - 128), 30, 225).astype(np.uint8)
+
+
+def gan_sr(*blotches: str, seed: int = 0, texture: float = 4) -> np.ndarray:
+    """The smooth result with fine texture everywhere, and blotches of wrong texture."""
+    rng = np.random.default_rng(100 + seed)
+    pixels = mse_sr(seed) + rng.normal(0, texture, (150, 240, 3))
+    wrong = rng.normal(0, 45, pixels.shape)
+    for name in blotches:
+        pixels[BLOTCHES[name]] += wrong[BLOTCHES[name]]
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def judged(before: np.ndarray, after: np.ndarray, labels=None, detection=SETTINGS) -> Judgement:
+    found = [detect(mse_sr(), result, labels, detection) for result in (before, after)]
+    return judge("set/photo.png", "0f", "model", *found)
+
+
+def test_detect_finds_what_detect_finds() -> None:
+    """With labels, whose heavy class in the upper rows keeps part of a blotch out of the mask."""
+    labels = np.full((150, 240), 12, np.uint8)
+    labels[:60] = 2
+    weights = load_weights("published").values
+    result = gan_sr("left", "right")
+    found = detect(mse_sr(), result, labels, DetectionSettings(0.6, 900, 9, weights), tile=64, threads=2)
+    similarity = variance_similarity(mse_sr(), result, window=9)
+    weighting = {"threshold": 0.6, "labels": labels, "weights": weights}
+    mask = artifact_mask(similarity, min_area=900, frame=4, **weighting)
+    assert found.pixels is result
+    assert mask.any()
+    assert np.array_equal(found.mask, mask)
+    assert np.array_equal(found.loose, artifact_mask(similarity, min_area=225, frame=4, **weighting))
+    assert found.regions == find_regions(mask, similarity, **weighting)
+    assert not np.array_equal(mask, detect(mse_sr(), result, None, DetectionSettings(0.6, 900, 9)).mask)
+
+
+def test_the_loose_mask_is_taken_at_a_quarter_of_the_area() -> None:
+    """Rounded down: with 4003 px the least region has 1001."""
+    blotch = detect(mse_sr(), gan_sr("left"), None, SETTINGS)
+    (region,) = blotch.regions
+    for quarter, there in ((region.area - 1, True), (region.area, False)):
+        found = detect(mse_sr(), gan_sr("left"), None, DetectionSettings(min_area=4 * quarter + 3))
+        assert not found.mask.any()
+        assert found.loose.any() == there
+
+
+def test_one_blotch_deleted_one_kept_one_added() -> None:
+    judgement = judged(gan_sr("left"), gan_sr("right"))
+    (left,) = judgement.regions
+    (right,) = judgement.added
+    assert left.gone
+    assert left.x < 40 < 80 < left.x + left.width
+    assert right.x > 100
+    kept = judged(gan_sr("left", "right"), gan_sr("right"))
+    assert [region.gone for region in kept.regions] == [True, False]
+    assert kept.added == []
+    assert kept.artifact_pixels_before == sum(region.area for region in kept.regions)
+    assert kept.artifact_pixels_after < kept.artifact_pixels_before
+    assert kept.pixels == 150 * 240
+    assert kept.outside_pixels == kept.pixels - kept.artifact_pixels_before
+
+
+def test_fidelity_is_taken_outside_of_the_mask_before() -> None:
+    """What replaces a blotch costs nothing, beyond the halo of the measures."""
+    before = gan_sr("left")
+    after = np.where(detect(mse_sr(), before, None, SETTINGS).mask[:, :, None], mse_sr(), before)
+    judgement = judged(before, after)
+    assert [region.gone for region in judgement.regions] == [True]
+    assert judgement.squared_error == 0
+    assert 0.97 < judgement.ssim < 1
+    assert 0.97 < judgement.gradient_similarity < 1
+    assert judgement.sharpness_after < judgement.sharpness_before
+    whole = judged(gan_sr(), gan_sr(texture=8))
+    difference = gan_sr().astype(float) - gan_sr(texture=8)
+    assert whole.squared_error == pytest.approx((difference**2).sum() / 3)
+
+
+@pytest.mark.parametrize("blotches", [(), ("left",), ("left", "right")])
+def test_equal_results(blotches: tuple[str, ...]) -> None:
+    judgement = judged(gan_sr(*blotches), gan_sr(*blotches))
+    assert [region.gone for region in judgement.regions] == [False] * len(blotches)
+    assert judgement.clean == (not blotches)
+    assert judgement.added == []
+    assert (judgement.squared_error, judgement.ssim, judgement.gradient_similarity) == (0, 1, 1)
+    assert judgement.sharpness_before == judgement.sharpness_after > 0
+    assert judgement.artifact_pixels_before == judgement.artifact_pixels_after
+    assert judgement.lpips is None
+
+
+def test_hysteresis_at_the_minimal_area() -> None:
+    """A region that falls just below the minimal area is not gone, and one that rises just above it not added."""
+    (region,) = detect(mse_sr(), gan_sr("left"), None, SETTINGS).regions
+    detection = DetectionSettings(min_area=region.area - 1)
+    smaller = gan_sr("left")
+    smaller[:, :30] = gan_sr()[:, :30]
+    fallen = judged(gan_sr("left"), smaller, detection=detection)
+    assert [fate.gone for fate in fallen.regions] == [False]
+    assert fallen.artifact_pixels_after == 0
+    risen = judged(smaller, gan_sr("left"), detection=detection)
+    assert risen.clean
+    assert risen.artifact_pixels_after == region.area
+    assert risen.added == []
+
+
+def test_exactly_half_is_neither_gone_nor_added() -> None:
+    """Masks made by hand: the right half of a region, and one pixel less."""
+    pixels = np.zeros((30, 40, 1), np.uint8)
+    similarity = np.full((20, 30), 0.2, np.float32)
+
+    def found(columns: slice) -> Found:
+        mask = np.zeros((30, 40), bool)
+        mask[10:20, columns] = True
+        return Found(pixels, mask, mask, find_regions(mask, similarity))
+
+    whole, half, less = found(slice(10, 20)), found(slice(15, 20)), found(slice(15, 20))
+    less.loose[10, 15] = False
+    assert [region.gone for region in judge("a", "b", "c", whole, half).regions] == [False]
+    assert judge("a", "b", "c", half, whole).added == []
+    assert [region.gone for region in judge("a", "b", "c", whole, less).regions] == [True]
+    (added,) = judge("a", "b", "c", less, whole).added
+    assert added == Added(10, 10, 10, 10, 100, None, pytest.approx(50, rel=1e-6))
+
+
+def test_classes_are_named() -> None:
+    labels = np.full((150, 240), 4, np.uint8)
+    labels[:, 120:] = 149
+    judgement = judged(gan_sr("left"), gan_sr("left", "right"), labels)
+    names = class_names()
+    assert [region.class_name for region in judgement.regions] == [names[4]]
+    assert [region.class_name for region in judgement.added] == [names[149]]
+    assert judgement.regions[0].severity > 0
+
+
+def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brightening(model: float, before: np.ndarray, after: np.ndarray) -> float:
+        return model * float((after - before).max())
+
+    monkeypatch.setattr("desra_core.gate.judgement.lpips_distance", brightening)
+    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
+    other = found._replace(pixels=found.pixels + np.uint8(1))
+    assert judge("a", "b", "c", found, other, lpips=0.25).lpips == 0.25
+    assert judge("a", "b", "c", found, other).lpips is None
+
+
+def test_results_of_two_sizes() -> None:
+    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
+    smaller = detect(mse_sr()[1:], gan_sr()[1:], None, SETTINGS)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        judge("a", "b", "c", found, smaller)
+
+
+REGION = (
+    st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 10**10),
+    st.none() | st.text(), st.floats(0, 1e9),
+)  # fmt: skip
+JUDGEMENTS = st.builds(
+    Judgement,
+    regions=st.lists(st.builds(RegionFate, *REGION, st.booleans()), max_size=3),
+    added=st.lists(st.builds(Added, *REGION), max_size=3),
+    **{
+        field: st.floats(0, 1e12)
+        for field in ("squared_error", "ssim", "gradient_similarity", "sharpness_before", "sharpness_after")
+    },
+    lpips=st.none() | st.floats(0, 2),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(JUDGEMENTS)
+def test_judgements_survive_json(judgement: Judgement) -> None:
+    read = Judgement.from_json(json.loads(json.dumps(judgement.to_json())))
+    assert read == judgement
+    assert all(type(region) is RegionFate for region in read.regions)
+    assert all(type(region) is Added for region in read.added)
+
+
+def test_a_real_judgement_survives_json() -> None:
+    """Its numbers are Python's, not numpy's, which JSON refuses."""
+    judgement = judged(gan_sr("left"), gan_sr("right"))
+    document = json.loads(json.dumps(judgement.to_json()))
+    assert Judgement.from_json(document) == judgement
+    assert set(document) == {field.name for field in dataclasses.fields(Judgement)}
+    assert set(document["regions"][0]) == set(RegionFate._fields)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3])),
+    st.text(),
+    st.integers(0, 5),
+    st.integers(0, 2**32 - 1),
+)
+def test_noise_is_repeatable_and_small(shape: tuple[int, ...], text: str, levels: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    changed = noisy(pixels, text, levels)
+    assert changed.dtype == np.uint8
+    assert np.abs(changed.astype(int) - pixels).max() <= levels
+    assert np.array_equal(changed, noisy(pixels.copy(), text, levels))
+    wide = noisy(pixels.astype(np.uint16) * 257, text, levels)
+    assert wide.dtype == np.uint16
+    assert np.array_equal(wide, changed.astype(np.uint16) * 257)
+
+
+def test_noise_is_uniform_and_independent() -> None:
+    gray = np.full((400, 500, 3), 128, np.uint8)
+    noise = noisy(gray, "photo").astype(int) - 128
+    shares = np.bincount(noise.ravel() + 2) / noise.size
+    assert shares == pytest.approx([0.2] * 5, abs=5 * math.sqrt(0.16 / noise.size))
+    for other in (np.roll(noise, 1, 0), np.roll(noise, 1, 1), np.roll(noise, 1, 2), noisy(gray, "photo 2") - 128.0):
+        assert abs((noise * other).mean()) < 5 * 2 / math.sqrt(noise.size)  # their product has a deviation of 2
+
+
+def test_noise_is_clipped() -> None:
+    for dtype in (np.uint8, np.uint16):
+        white = np.iinfo(dtype).max
+        pixels = np.zeros((50, 50, 3), dtype)
+        pixels[25:] = white
+        noise = noisy(pixels, "")
+        step = white // 255
+        assert np.unique(noise[:25]).tolist() == [0, step, 2 * step]
+        assert np.unique(noise[25:]).tolist() == [white - 2 * step, white - step, white]
+
+
+def test_noise_changes_no_verdict() -> None:
+    before = gan_sr("left", "right")
+    judgement = judged(before, noisy(before, "0f"))
+    assert [region.gone for region in judgement.regions] == [False, False]
+    assert judgement.added == []
+    assert 0 < judgement.squared_error <= 4 * judgement.outside_pixels

@@ -1,0 +1,137 @@
+"""The image files below a folder: which are taken, which are left out, and that none goes without a word."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from desra_core.errors import UsageError
+from desra_core.images.scanning import LEFT_OUT, image_files, told_passed_over
+
+
+def put(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"0")
+    return root
+
+
+def taken(place: Path, *exclude: str) -> list[str]:
+    return sorted(image_files(place, exclude=exclude).files["path"].to_pylist())
+
+
+def test_files_of_other_kinds_are_counted_by_suffix(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.HEIC", "c/d.heic", "e.txt", "README", ".hidden.cr2", "c/.DS_Store")
+    found = image_files(tmp_path)
+    assert found.passed_over == {".heic": 2, ".txt": 1, "without a suffix": 1}
+    assert told_passed_over(found.passed_over) == "2 .heic, 1 .txt, 1 without a suffix"
+    assert told_passed_over({}) is None
+
+
+def test_of_many_kinds_the_most_frequent_are_told_apart(tmp_path: Path) -> None:
+    put(tmp_path, *(f"frame.{number:04d}" for number in range(40)), "a.raw", "b.raw", "c.png")
+    counts = image_files(tmp_path).passed_over
+    assert counts[".raw"] == 2
+    assert len(counts) == 13
+    assert counts.total() == 42
+
+
+def test_every_suffix_of_a_jpeg_is_one(tmp_path: Path) -> None:
+    names = [f"a.{suffix}" for suffix in ("jpg", "JPEG", "jfif", "JFIF", "jpe", "jif", "jfi", "pjpeg", "pjp")]
+    assert taken(put(tmp_path, *names)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "folder", [*sorted(LEFT_OUT), "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"]
+)
+def test_what_machines_put_beside_photos_is_left_out(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "a.png", f"{folder}/a.png/THUMB.jpg", f"trip/{folder}/b.png", f"trip/{folder}.png")
+    found = image_files(tmp_path)
+    assert sorted(found.files["path"].to_pylist()) == ["a.png", f"trip/{folder}.png"]
+    assert found.passed_over == {f"{folder}/": 2}
+    assert taken(tmp_path / folder) == ["a.png/THUMB.jpg"], "who names it means it"
+
+
+@pytest.mark.parametrize("folder", [".thumbnails", ".AppleDouble", ".Trash-1000", ".@__thumb", ".git"])
+def test_hidden_folders_are_left_out(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "a.png", f"{folder}/b.png", f"trip/{folder}/b.png", "trip/._c.jpg")
+    assert taken(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (["old"], ["a.png", "b.jpg", "new/a.png"]),
+        (["old/"], ["a.png", "b.jpg", "new/a.png"]),
+        (["*.jpg"], ["a.png", "new/a.png", "old/deep/c.png"]),
+        (["a.png", "b.*"], ["old/deep/c.png"]),
+        (["old/*"], ["a.png", "b.jpg", "new/a.png"]),
+        (["/a.png"], ["b.jpg", "new/a.png", "old/deep/c.png"]),
+        (["new/a.png"], ["a.png", "b.jpg", "old/deep/c.png"]),
+        (["**/deep"], ["a.png", "b.jpg", "new/a.png"]),
+        (["nothing"], ["a.png", "b.jpg", "new/a.png", "old/deep/c.png"]),
+    ],
+)
+def test_a_glob_leaves_files_and_folders_out(tmp_path: Path, exclude: list[str], left: list[str]) -> None:
+    put(tmp_path, "a.png", "b.jpg", "new/a.png", "old/deep/c.png")
+    assert taken(tmp_path, *exclude) == left
+    passed_over = image_files(tmp_path, exclude=exclude).passed_over
+    assert all((passed_over[f"excluded by --exclude {one}"] > 0) == (one != "nothing") for one in exclude)
+
+
+def test_a_glob_leaves_out_what_a_mac_has_spelled(tmp_path: Path) -> None:
+    put(tmp_path, unicodedata.normalize("NFD", "Köln/a.png"), "b.png")
+    assert taken(tmp_path, unicodedata.normalize("NFC", "Köln")) == ["b.png"]
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.png", "c.heic")
+    assert taken(tmp_path / "a.png") == ["a.png"]
+    with pytest.raises(UsageError, match=r"c\.heic: is no image; name a PNG, JPEG, WebP, TIFF or BMP file"):
+        image_files(tmp_path / "c.heic")
+    with pytest.raises(UsageError, match=r"d\.png: does not exist"):
+        image_files(tmp_path / "d.png")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", ["a.png"]),
+        ("**/*.png", ["a.png", "s1/b.png", "s2/deep/c.png"]),
+        ("s?", ["s1/b.png", "s2/c.jpg", "s2/deep/c.png"]),
+        ("s[12]/*.png", ["s1/b.png"]),
+        ("**", ["a.png", "s1/b.png", "s2/c.jpg", "s2/deep/c.png"]),
+        ("s2/d*/c.png", ["deep/c.png"]),
+    ],
+)
+def test_a_glob_of_photos(tmp_path: Path, pattern: str, found: list[str]) -> None:
+    """Names are relative to the folder before the first wildcard."""
+    put(tmp_path, "a.png", "a.txt", "s1/b.png", "s2/c.jpg", "s2/deep/c.png", "@eaDir/s3/x.png", ".s4/x.png")
+    assert taken(tmp_path / pattern) == found
+    assert image_files(tmp_path / pattern).passed_over[".txt"] == (pattern == "**")
+
+
+def test_a_glob_that_matches_nothing_and_one_that_is_a_name(tmp_path: Path) -> None:
+    put(tmp_path, "photos [2024]/a.png", "photos/b.png")
+    assert taken(tmp_path / "photos [2024]") == ["a.png"]
+    with pytest.raises(UsageError, match=r"/x\*\.png: matches no file; see that its folder is there$"):
+        image_files(tmp_path / "x*.png")
+    with pytest.raises(UsageError, match=r"is there, and write \[\[\] for a \[ in a name$"):
+        image_files(tmp_path / "photos [2024]/*.png")
+    assert taken(tmp_path / "photos [[]2024]/*.png") == ["photos [2024]/a.png"]
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "**", "*", "s*/**/*.png"])
+def test_a_glob_finds_what_the_folder_does(tmp_path: Path, pattern: str) -> None:
+    """Nothing of a workspace, whether it is the one to skip or another, nothing twice by a link, nothing excluded."""
+    put(tmp_path, "s0/a.png", "s1/b.png", "s1/old/x.png", "s1/@eaDir/x.png", "s1/mine/masks/x.png", "s1/mine/lr/x.png")
+    put(tmp_path / "s1/other", "lock", "settings.json", "manifest.parquet", "masks/x.png", "dataset/lr/y.png")
+    for name, target in (("s0/circle", "."), ("s1/up", "..")):
+        (tmp_path / name).symlink_to(target)
+    found = image_files(tmp_path / pattern, tmp_path / "s1/mine", ["old", "new"])
+    assert sorted(found.files["path"].to_pylist()) == ["s0/a.png", "s1/b.png"]
+    assert told_passed_over(found.passed_over) == (
+        "1 @eaDir/, 1 excluded by --exclude old, nothing excluded by --exclude new"
+    )

@@ -1,0 +1,65 @@
+"""What a wheel brings along, and what a type checker outside of this repository sees of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import desra_core.detection
+from desra_core.planning.plan import prepare
+reveal_type(desra_core.detection.artifact_mask)
+prepare("photos")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of a copy of this checkout's files, so that nothing is written here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if not name.startswith(("tests/", "docs/")) and (ROOT / name).is_file():
+            copy = folder / "copy" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, "./copy"]
+    subprocess.run(command, cwd=folder, check=True)
+    return next(folder.glob("desra-*.whl"))
+
+
+def test_a_wheel_has_all_that_the_packages_read(wheel: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    packages = ("desra_core/", "tasks/", "flows/", "deployments/")
+    expected = {name for name in listed.split("\0") if name.startswith(packages) and (ROOT / name).exists()}
+    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_a_type_checker_outside_sees_the_types(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    [site] = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        python,
+        "--cache-dir",
+        tmp_path / "cache",
+        "program.py",
+    ]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "missing library stubs or py.typed" not in run.stdout
+    assert 'Revealed type is "def (' in run.stdout
+    assert 'Argument 1 to "prepare" has incompatible type "str"' in run.stdout
