@@ -23,7 +23,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARCHIVE = Path(__file__).with_name("old_workspace.tar.gz")
-DEMO_MODELS = REPOSITORY / "deployments" / "demo_models"
+DEMO_MODELS = REPOSITORY / "deployments" / "demo" / "models"
 SIDE = 4  # of a model's result, per pixel of the photo
 # What each workspace was made with, beside its folders and models. The tests give the same.
 DETECT = ("--min-area", "300", "--keep", "maps")
