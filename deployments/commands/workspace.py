@@ -11,10 +11,10 @@ import typer
 
 from deployments.commands.runs import existing_workspace, renew_report, show_failures
 from desra_core.errors import LockedError, UsageError, printable
+from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback
-from desra_core.housekeeping.holdings import UNKNOWN
-from desra_core.housekeeping.leftovers import find_leftovers
-from desra_core.housekeeping.sizes import sizes
+from desra_core.housekeeping.contents import UNKNOWN, sizes
+from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.sweep import sweep
 from desra_core.images.scanning import told_passed_over
 from desra_core.planning.keys import load_settings
@@ -61,8 +61,9 @@ def status(
     if sized:
         by_kind = sizes(place)
         parts = ", ".join(f"{kind} {bytes_in_words(size.bytes)}" for kind, size in by_kind.items())
+        files = counted(sum(size.files for size in by_kind.values()), "file")
         total = bytes_in_words(sum(size.bytes for size in by_kind.values()))
-        typer.echo(f"size       {total} in {sum(size.files for size in by_kind.values())} files: {parts}")
+        typer.echo(f"size       {total} in {files}: {parts}")
     show_failures(pa.concat_tables([failed, plan.retries]), all_of_them=failures)
 
 
@@ -120,7 +121,7 @@ def gc(
     else:
         if owner := place.owner():
             raise LockedError(place.root, f"is in use by {owner}", "wait until it has ended")
-        found = find_leftovers(place, vanished=vanished).table
+        found = find_garbage(place, vanished=vanished).table
     strangers = pc.equal(found["kind"], UNKNOWN)
     going, left = found.filter(pc.invert(strangers)), found.filter(strangers)
     if list_paths:
@@ -156,5 +157,6 @@ def _sum_up(table: pa.Table, *, applied: bool) -> None:
     for row in sorted(rows, key=lambda row: (-row["bytes_sum"], row["kind"], row["reason"])):
         files = row["files_sum"] or row["path_count"]
         typer.echo(f"{row['kind']:<12} {files:>9} {bytes_in_words(row['bytes_sum']):>8}  {row['reason']}")
-    total = f"{sum(row['files_sum'] for row in rows)} files, {bytes_in_words(sum(row['bytes_sum'] for row in rows))}"
+    files, size = (sum(row[column] for row in rows) for column in ("files_sum", "bytes_sum"))
+    total = f"{counted(files, 'file')}, {bytes_in_words(size)}"
     typer.echo(f"dropped {total}" if applied else f"{total} would go: --apply drops them")
