@@ -8,10 +8,8 @@ import typer
 
 from deployments.commands.runs import show_people
 from desra_core.detection.class_weights import class_names
-from desra_core.evaluation.bootstrap import Interval
 from desra_core.evaluation.evaluation import Evaluation
-from desra_core.evaluation.mask_scores import MaskScores
-from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
 from desra_core.evaluation.table import as_text, counted, fixed
 from tasks.logs import say, say_each
 
@@ -27,7 +25,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     typer.echo(f"{counted(scores.images, 'image')} judged{failed}")
     _show_scores(scores)
     if scores.empty_pairs:
-        value = _with_interval(scores.iou_with_empty, scores.intervals["iou_with_empty"]).strip()
+        value = _with_interval(scores.values["iou_with_empty"], scores.intervals["iou_with_empty"]).strip()
         where = "in mask and ground truth, left out of this IoU"
         typer.echo(f"{counted(scores.empty_pairs, 'image')} with nothing {where}; as agreement they make it {value}")
     if evaluation.prominent and evaluation.severity:

@@ -27,7 +27,7 @@ from desra_core.benchmarking.benchmark_table import (
 )
 from desra_core.benchmarking.judged import Record
 from desra_core.errors import ImageError, printable
-from desra_core.evaluation import bootstrap
+from desra_core.evaluation import metrics
 from desra_core.evaluation.evaluation_files import scores_document
 from desra_core.evaluation.table import as_markdown as as_markdown_table
 from desra_core.evaluation.table import as_text
@@ -157,7 +157,7 @@ def _how(benchmark: Benchmark, results: Results) -> str:
         f"{count} image{'' if count == 1 else 's'}; regions above {settings.min_area}"
         f"{'' if settings.min_area.endswith('%') else ' px'}; judged on the valid region, without the 5 px frame. "
         "IoU is the mean over images; a region is right, or found, when at least half of it lies in the other mask; "
-        f"in brackets {100 * bootstrap.CONFIDENCE:g} % intervals by the bootstrap over images. {_weights(benchmark)}"
+        f"in brackets {100 * metrics.CONFIDENCE:g} % intervals by the bootstrap over images. {_weights(benchmark)}"
         "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7."
     )
 

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from desra_core.benchmarking.entries import Contender, Entry
 from desra_core.benchmarking.judged import Record, Sameness
-from desra_core.evaluation.bootstrap import Interval
-from desra_core.evaluation.mask_scores import MaskScores, score_masks
-from desra_core.evaluation.metrics import Agreement, pooled
+from desra_core.evaluation.metrics import Agreement, Interval, MaskScores, pooled, score_masks
 
 ALL = "all parts"
 

@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.image_agreement import ImageAgreement, Sizes, compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, Pairing
-from desra_core.evaluation.mask_scores import MaskScores, score_masks
-from desra_core.evaluation.metrics import Agreement, pooled
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks
 from desra_core.evaluation.severity_labels import Ratings, check_ratings
 
 # Each holds two decoded masks and their components.

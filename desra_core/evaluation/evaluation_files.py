@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from desra_core.detection.class_weights import class_names
-from desra_core.evaluation import bootstrap
 from desra_core.evaluation.evaluation import Evaluation
-from desra_core.evaluation.image_agreement import ImageAgreement
-from desra_core.evaluation.mask_regions import MaskRegion
-from desra_core.evaluation.mask_scores import MaskScores
-from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion
+from desra_core.evaluation.metrics import INTERVAL_KIND, Agreement, MaskScores
 from desra_core.files.atomic import replace_file
 
 Row = dict[str, Any]
@@ -64,8 +61,7 @@ def scores_document(scores: MaskScores) -> dict[str, Any]:
     return {
         **scores.values,
         "intervals": scores.intervals,
-        "interval_kind": f"{100 * bootstrap.CONFIDENCE:g} % percentile bootstrap over images, "
-        f"{bootstrap.RESAMPLES} resamples, seed {bootstrap.SEED}",
+        "interval_kind": INTERVAL_KIND,
         "undefined": scores.undefined,
         "images": scores.images,
         "empty_pairs": scores.empty_pairs,

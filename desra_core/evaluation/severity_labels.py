@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.mask_regions import MaskRegion
+from desra_core.evaluation.image_agreement import MaskRegion
 
 _COLUMNS = ("image", "region", "noticed")
 _BOX = ("x", "y", "width", "height")
