@@ -57,7 +57,7 @@ def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
 
 
 def psnr(squared_error_sum: float, pixels: int) -> float:
-    """Compute the peak signal-to-noise ratio in dB, of a `squared_error` over so many pixels; infinite where nothing differs."""
+    """Compute the peak signal-to-noise ratio in dB from a `squared_error` over so many pixels; infinite for 0."""
     if squared_error_sum == 0:
         return math.inf
     return 10 * math.log10(255**2 * pixels / squared_error_sum)
