@@ -115,7 +115,7 @@ def compare_pair(
     paths = pair.mask, pair.ground_truth
     contents = [read_bytes(path) for path in paths]
     whole_mask, whole_truth = (decode_mask(data, path) for data, path in zip(contents, paths, strict=True))
-    labels = _read_labels(pair.labels) if pair.labels else None
+    labels = read_labels(pair.labels) if pair.labels else None
     shape = _known_shape(pair, whole_mask, whole_truth, labels)
     assumed = shape is None
     if shape is None:
@@ -225,7 +225,7 @@ def _by_class(
     return {index: Agreement(*row) for index, row in enumerate(rows) if any(row)}
 
 
-def _read_labels(path: Path) -> Labels:
+def read_labels(path: Path) -> Labels:
     """Read class labels from an image file or from an array of a workspace (raises `ImageError`)."""
     if path.is_dir():
         from desra_core.workspace.arrays import StoredArray
