@@ -60,7 +60,8 @@ def mend_basicsr() -> None:
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"
     if not _has_module("torchvision", "transforms/functional_tensor"):
-        sys.modules.setdefault(name, _stand_in(name, _torchvision_function))
+        functional = "torchvision.transforms.functional"
+        sys.modules.setdefault(name, _stand_in(name, lambda name: getattr(importlib.import_module(functional), name)))
     _import_quietly(("basicsr",), _BASICSR_WARNINGS)
 
 
@@ -120,10 +121,6 @@ def _missing_op(name: str) -> Callable[..., Any]:
         raise NotImplementedError(f"mmcv-full was installed without compiled ops, and {name} is one of them")
 
     return op
-
-
-def _torchvision_function(name: str) -> Any:
-    return getattr(importlib.import_module("torchvision.transforms.functional"), name)
 
 
 def _import_quietly(modules: tuple[str, ...], messages: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from desra_core.errors import AbsentError, ImageError
 from desra_core.networks.segmentation import load_segmenter
-from desra_core.report.benchmark_page import AnyBenchmark, Published, publish_results
+from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_map import Dask
@@ -26,7 +26,7 @@ class Benchmarked(NamedTuple):
     flow_run: str
     task_runs: int
     failures: int
-    published: Published
+    published: PublishedBenchmark
 
 
 @task(task_run_name="detectors", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
@@ -57,7 +57,7 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
 
 
 @task(task_run_name="tables", cache_policy=NO_CACHE)
-def publish_tables(benchmark: AnyBenchmark) -> Published:
+def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)
     create_markdown_artifact(published.markdown, key="benchmark", description="How well detectors do.")

@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from desra_core.errors import printable
+from desra_core.evaluation.table import counted
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.run_folder import read_json
@@ -49,7 +50,8 @@ class Finetuned(NamedTuple):
         """A line for people."""
         if not self.images:
             return "no artifact in the training pool: nothing was trained"
-        return f"{self.iteration} iterations on {self.images} images" + (", stopped early" if self.early else "")
+        steps, images = counted(self.iteration, "iteration"), counted(self.images, "image")
+        return f"{steps} on {images}" + (", stopped early" if self.early else "")
 
 
 @task(task_run_name="images", cache_policy=NO_CACHE)

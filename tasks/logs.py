@@ -52,20 +52,14 @@ def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
 
 
 class NowAndThen:
-    """Prints how far something is, at most every five seconds; call it with the number done and that of all.
-
-    Parameters
-    ----------
-    line
-        Format of the line, like ``"reading new files: {} of {}"``.
-    """
+    """Prints how far something is, at most every five seconds, by a line like ``reading new files: {} of {}``."""
 
     def __init__(self, line: str) -> None:
         self._line = line
         self._said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Print the line if it is time for one."""
+        """Print the line, with the number done and that of all, if it is time for one."""
         if time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             say(self._line.format(done, total))

@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
 from desra_core.errors import ImageError
-from desra_core.report.benchmark_page import AnyBenchmark, Published, plan, publish_results
+from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, plan, publish_results
 from desra_core.settings.benchmark import Benchmarking
 from tests.in_process import one_thread
 
@@ -112,7 +112,7 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     return [image.names[0] for image, _ in missing]
 
 
-def judge(dataset: object, output: Path, **settings: Any) -> tuple[Benchmark, Published]:
+def judge(dataset: object, output: Path, **settings: Any) -> tuple[Benchmark, PublishedBenchmark]:
     """A whole benchmark."""
     asked = {"methods": FAST, "min_area": "100"} | settings
     benchmark = plan(Benchmarking(dataset=str(dataset), output=output, **asked))
@@ -123,7 +123,7 @@ def judge(dataset: object, output: Path, **settings: Any) -> tuple[Benchmark, Pu
     return benchmark, published
 
 
-def spoil(plain: Path, output: Path, **settings: Any) -> tuple[SyntheticBenchmark, Published]:
+def spoil(plain: Path, output: Path, **settings: Any) -> tuple[SyntheticBenchmark, PublishedBenchmark]:
     """A whole synthetic benchmark."""
     pairs = {"mse_sr": plain / "mse_sr", "gan_sr": plain / "gan_sr"}
     asked = {"methods": "desra", "min_area": "400"} | pairs | settings

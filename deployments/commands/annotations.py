@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.export import Exported, export_workspace
+from desra_core.annotations.publication import ImportSummary, UndoSummary, publish_corrections, undo_import
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
+from desra_core.planning.keys import load_settings
+from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from desra_core.annotations.corrections import Correction
-    from desra_core.annotations.export import Exported
-    from desra_core.annotations.publication import ImportSummary, UndoSummary
-    from desra_core.workspace import Workspace
 
 
 def export_masks(
@@ -49,9 +47,6 @@ def export_masks(
     detector's. Pictures are the GAN results, for coco and labelme as 8-bit RGB. Copies of an image are exported once.
     Exit code 1 where some images cannot be read.
     """
-    from desra_core.annotations.export import export_workspace
-    from desra_core.workspace import Workspace
-
     if not images and form != "coco":
         raise UsageError("--no-images", f"and --format {form} are both given", "only coco does without pictures")
     place = Workspace(workspace.absolute())
@@ -94,11 +89,6 @@ def import_masks(
     masks to the detector's. All or nothing: with a line for each file that does not fit, nothing changes, and the exit
     code is 2.
     """
-    from desra_core.annotations.corrections import read_corrections
-    from desra_core.annotations.publication import publish_corrections, undo_import
-    from desra_core.planning.keys import load_settings
-    from desra_core.workspace import Workspace
-
     if not undo and (form is None or path is None):
         raise UsageError("import", "lacks what to bring", "give labelme or coco, and the folder or file, or --undo")
     if undo and (form is not None or label is not None or unchanged):

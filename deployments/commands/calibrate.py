@@ -43,8 +43,10 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         if prepared.plan.pending or counting.missing():
             with server_for_run(workspace):
                 from flows.calibrate import calibrate
+                from flows.corpus import planned
 
-                ended = calibrate(settings, machine, rescan=False)
+                with planned(corpus, prepared):
+                    ended = calibrate(settings, machine, rescan=False)
                 wait_for(ended.found, ended)
             for line in ended.found.broken_shards:
                 say(f"error: {line}")

@@ -31,14 +31,7 @@ def with_flags(
 ) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
     """Turn a function of settings and machine into a Typer command with a flag for each field of both.
 
-    Parameters
-    ----------
-    kind
-        The model of the settings.
-    argument
-        A field that is given by position instead.
-    config_argument
-        The TOML file is given by position too.
+    ``argument`` names a field that is given by position instead; with ``config_argument``, the TOML file is.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 

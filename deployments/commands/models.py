@@ -26,7 +26,8 @@ from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, i
 from desra_core.gate.model_registry import current_model
 from desra_core.gate.score_table import score_rows
 from desra_core.gate.verdict import Verdict
-from desra_core.settings import Machine
+from desra_core.planning.plan import Prepared
+from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
 from desra_core.training.run_folder import read_json
@@ -105,7 +106,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         finetuning = None if prepared.plan.pending else finetuning_of(settings, mining)
         if prepared.plan.pending or (finetuning is not None and not _is_done(settings, finetuning)):
             check_training(settings, mining)
-            turn = _turn(workspace, settings, machine)
+            turn = _turn(workspace, settings, machine, mining, prepared)
         else:
             renew_results(prepared)
         code = sum_up(prepared, mining, turn.broken)
@@ -128,14 +129,16 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     return code
 
 
-def _turn(workspace: Workspace, settings: Cycling, machine: Machine) -> _Turn:
+def _turn(workspace: Workspace, settings: Cycling, machine: Machine, mining: Mining, prepared: Prepared) -> _Turn:
     """Run the flow. A server that is lost after the promotion is none to start anew for: that would turn again."""
     before = current_model(workspace)
     try:
         with server_for_run(workspace):
+            from flows.corpus import planned
             from flows.cycle import cycle
 
-            cycled = cycle(settings, machine, rescan=False)
+            with planned(mining, prepared):
+                cycled = cycle(settings, machine, rescan=False)
             wait_for(cycled.mined, cycled.finetuned, cycled.compared, cycled)
     except ServerLostError as error:
         current = current_model(workspace)

@@ -20,12 +20,11 @@ from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import told_passed_over
-from desra_core.planning.plan import Prepared, make_plan, prepare
+from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
-from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import with_twins_summed_up
 from tasks.logs import NowAndThen, say, say_each
 
@@ -46,8 +45,10 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         if prepared.plan.pending:
             with server_for_run(workspace):
                 from flows import FLOWS
+                from flows.corpus import planned
 
-                summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                with planned(settings, prepared):
+                    summary = FLOWS[type(settings)](settings, machine, rescan=False)
                 wait_for(summary)
             broken = summary.broken_shards
         else:
@@ -183,10 +184,8 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
     for line in broken:
         say(f"error: {line}")
-    manifest = read_manifest(workspace)
-    assert manifest is not None
     assert scanned is not None
-    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    after = before.after(workspace)
     failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
     if before.pending:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")

@@ -11,6 +11,7 @@ import typer
 
 from deployments.commands.runs import existing_workspace, renew_report, show_failures
 from desra_core.errors import LockedError, UsageError, printable
+from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.holdings import UNKNOWN
 from desra_core.housekeeping.leftovers import find_leftovers
@@ -61,8 +62,9 @@ def status(
     if sized:
         by_kind = sizes(place)
         parts = ", ".join(f"{kind} {bytes_in_words(size.bytes)}" for kind, size in by_kind.items())
+        files = counted(sum(size.files for size in by_kind.values()), "file")
         total = bytes_in_words(sum(size.bytes for size in by_kind.values()))
-        typer.echo(f"size       {total} in {sum(size.files for size in by_kind.values())} files: {parts}")
+        typer.echo(f"size       {total} in {files}: {parts}")
     show_failures(pa.concat_tables([failed, plan.retries]), all_of_them=failures)
 
 
@@ -156,5 +158,6 @@ def _sum_up(table: pa.Table, *, applied: bool) -> None:
     for row in sorted(rows, key=lambda row: (-row["bytes_sum"], row["kind"], row["reason"])):
         files = row["files_sum"] or row["path_count"]
         typer.echo(f"{row['kind']:<12} {files:>9} {bytes_in_words(row['bytes_sum']):>8}  {row['reason']}")
-    total = f"{sum(row['files_sum'] for row in rows)} files, {bytes_in_words(sum(row['bytes_sum'] for row in rows))}"
+    files, size = (sum(row[column] for row in rows) for column in ("files_sum", "bytes_sum"))
+    total = f"{counted(files, 'file')}, {bytes_in_words(size)}"
     typer.echo(f"dropped {total}" if applied else f"{total} would go: --apply drops them")

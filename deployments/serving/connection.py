@@ -36,16 +36,9 @@ _ARRIVAL_SECONDS = 20
 
 
 def configure(workspace: Workspace, url: str, key: str | None) -> None:
-    """Make Prefect use a server, in this process and in those that it starts.
+    """Make Prefect use the API at ``url``, in this process and in those that it starts, with its home in a workspace.
 
-    Parameters
-    ----------
-    workspace
-        Where Prefect has its home.
-    url
-        Of the API.
-    key
-        That of a server of ours; None leaves what the environment has for another one.
+    The key is that of a server of ours; None leaves the one in the environment, which is for another server.
     """
     heed_proxies()
     if key is not None:

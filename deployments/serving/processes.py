@@ -29,15 +29,7 @@ class RestlessError(UsageError):
 
 
 class Child:
-    """A process with a log, in whose folder it runs: that of the command may vanish meanwhile.
-
-    Attributes
-    ----------
-    name
-        For messages.
-    log
-        File that takes what it prints.
-    """
+    """A process with a name for messages and a log, in whose folder it runs: that of the command may vanish."""
 
     name: str
 
@@ -71,16 +63,8 @@ class Child:
 def start_again(process: Child, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
     """Start a process that has ended by itself, after a pause that grows.
 
-    Parameters
-    ----------
-    process
-        What has ended.
-    starts
-        When it was started again before, in seconds of the clock that `now` is of; kept up to date.
-    now
-        The present.
-    wait
-        Waits for so many seconds.
+    ``starts`` holds when it was started again before, in seconds of the clock of ``now``, and is kept up to date;
+    ``wait`` waits for so many seconds.
 
     Raises
     ------

@@ -55,10 +55,7 @@ _ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
 class ServerLostError(TransientError):
     """The Prefect server does not answer any more. What was done is not lost, but its history may be.
 
-    Attributes
-    ----------
-    code
-        The exit code of a command that has nothing left to do; None where it has.
+    ``code`` is the exit code of a command that has nothing left to do; None where it has.
     """
 
     code: int | None = None
@@ -102,28 +99,9 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
 class Server(Child):
     """A Prefect server on this machine, with its home in a workspace; the key there lets its owner in.
 
-    Parameters
-    ----------
-    workspace
-        Must be locked when the server is first started.
-    port
-        To listen on; any free one by default.
-    history
-        How long it keeps runs.
-    mark
-        Environment variables of its process, by which it is known.
-
-    Attributes
-    ----------
-    url
-        Address of its API.
-    unwanted
-        Set when it is not to be started any more.
-
-    Raises
-    ------
-    UsageError
-        Another process listens on the port.
+    The workspace must be locked when the server is first started. It listens on ``port``, or on any free one, and keeps
+    runs for ``history``; ``mark`` is the environment by which its process is known. ``url`` is the address of its API;
+    once ``unwanted`` is set, it is not started any more. UsageError where another process has the port.
     """
 
     name = "the Prefect server"

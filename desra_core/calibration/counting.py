@@ -23,11 +23,12 @@ from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
 from desra_core.calibration.stage import HistogramSettings, Uncounted
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.files.hashing import fingerprint
-from desra_core.planning.keys import Target, target_of
+from desra_core.planning.keys import target_of
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.

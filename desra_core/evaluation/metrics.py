@@ -131,6 +131,16 @@ class MaskScores:
         return self.values["iou"]
 
     @property
+    def precision(self) -> float | None:
+        """The precision of the set."""
+        return self.total.precision
+
+    @property
+    def recall(self) -> float | None:
+        """The recall of the set."""
+        return self.total.recall
+
+    @property
     def undefined(self) -> dict[str, str]:
         """Why a measure has no value, by its name."""
         return {measure: _WHY_UNDEFINED[measure] for measure, value in self.values.items() if value is None}

@@ -17,7 +17,7 @@ from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgem
 from desra_core.gate.verdict import Score, Verdict, decide, score
 from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
 from desra_core.networks.weights import read_kinds
-from desra_core.planning.keys import Target, load_settings, result_key
+from desra_core.planning.keys import load_settings, result_key
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing
 from desra_core.training.pools import Images
@@ -25,6 +25,7 @@ from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import Target
 
 # Raise it when the meaning or a bit of a judgement changes.
 JUDGE_VERSION = 2

@@ -14,8 +14,8 @@ import pyarrow as pa
 from desra_core.housekeeping.sizes import FOLDERS, entries, size_of, size_of_file
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.inventory import is_text
+from desra_core.workspace.products import ARRAYS
 
-ARRAYS = ("similarity", "labels", "mse_sr", "gan_sr")
 # Kinds of holdings beside those that are named after their folder.
 UNKNOWN, EMPTY = "unknown", "empty"
 # ``owner`` is the name of the image, or its id where ``kind`` is maps; ``part`` is the array.

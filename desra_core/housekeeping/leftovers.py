@@ -27,12 +27,13 @@ from desra_core.housekeeping.holdings import (
 from desra_core.housekeeping.sizes import entries, size_of, size_of_file
 from desra_core.housekeeping.stale_records import record_leftovers, stale_records
 from desra_core.housekeeping.superseded import UNFINISHED, stranger, superseded
-from desra_core.planning.keys import Target, load_settings
-from desra_core.planning.plan import assess
+from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import Standing, assess
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk, flags_of
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import ARRAYS, Target, kept_arrays, kept_whole
 from desra_core.workspace.records import SCHEMA, read_records
 
 _VANISHED, _REPLACED = "of images that have vanished", "of images that the manifest does not have"
@@ -140,40 +141,29 @@ def _reasons(
 
 
 def _fates(workspace: Workspace, settings: CorpusSettings, target: Target, manifest: pa.Table) -> pa.Table:
-    """The images with which the latest run has done: ``id``, whether it ``failed``, and whether it is ``marked``.
-
-    Marked are images of which everything is kept: by ``--keep all``, or for an artifact.
-    """
+    """List the images with which the latest run is done: ``id``, whether it ``failed``, and a flag per array kept."""
     rows = manifest.filter(manifest["present"])
     rows = rows.slice(0, rows.num_rows if settings.limit is None else settings.limit)
     records = read_records(workspace, [name for name in SCHEMA.names if name not in ("regions", "seconds")])
-    on_disk = OnDisk.of(workspace)
-    work = assess(rows, records, target, on_disk)
+    held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
+    work = assess(rows, records, target, held)
+    whole = kept_whole(target.keep, Standing(rows, records, target).marked, held.marked)
+    kept = {array: flags & ~work.failed for array, flags in kept_arrays(target, whole).items()}
+    kept["mse_sr"] |= target.keep_mse
     ids = rows["id"].combine_chunks()
-    pixels = records["artifact_pixels"].combine_chunks().take(pc.index_in(ids, records["id"].combine_chunks()))
-    marked = flags_of(pc.greater(pixels, 0)) | (target.keep == "all")
-    if target.super_resolves:
-        marked |= on_disk.marked_by_people(ids, target.gan_sr_key)
-    fates = pa.table({"id": ids, "failed": work.failed, "marked": marked})
+    fates = pa.table({"id": ids, "failed": work.failed} | kept)
     return fates.filter(pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending)))))
 
 
 def _unkept(held: pa.Table, fates: pa.Table, target: Target) -> pa.Array:
     """Why arrays of images are not kept by the settings of the latest run; null where they are, or it is not done."""
     index = pc.index_in(held["owner"].combine_chunks(), fates["id"].combine_chunks())
-    failed, marked = (flags_of(fates[name].combine_chunks().take(index)) for name in ("failed", "marked"))
-    mapped = ~failed & (marked | (target.keep != "artifacts"))
-    paired = ~failed & marked & target.super_resolves
-    wanted = {
-        "similarity": mapped,
-        "labels": mapped & target.segments,
-        "mse_sr": paired | target.keep_mse,
-        "gan_sr": paired,
-    }
     kept = np.zeros(len(index), bool)
-    for part, flags in wanted.items():
-        kept |= flags & flags_of(pc.equal(held["part"], part))
-    unkept = pc.if_else(pa.array(failed), _FAILED, f"that --keep {target.keep} and the other settings do not keep")
+    for array in ARRAYS:
+        flags = flags_of(fates[array].combine_chunks().take(index))
+        kept |= flags & flags_of(pc.equal(held["part"], array))
+    failed = pc.fill_null(fates["failed"].combine_chunks().take(index), False)
+    unkept = pc.if_else(failed, _FAILED, f"that --keep {target.keep} and the other settings do not keep")
     return pc.if_else(pc.and_(index.is_valid(), pc.invert(pa.array(kept))), unkept, pa.scalar(None, pa.string()))
 
 

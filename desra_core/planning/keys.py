@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.products import Target
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
 DECODING_VERSION = 2
@@ -27,49 +28,6 @@ MASK_VERSION = 1
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Whose numbers results depend on.
 _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the record of an image must say for the image to count as done.
-
-    ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
-    similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
-    """
-
-    similarity_key: str
-    segmentation_key: str
-    weighting_key: str
-    min_weight: float
-    threshold: float
-    min_area: str
-    keep: str
-    mask_key: str
-    mse_sr_key: str | None = None
-    gan_sr_key: str | None = None
-    keep_mse: bool = False
-    method: str = DEFAULT
-    labels_first: bool = False
-
-    @property
-    def super_resolves(self) -> bool:
-        """Whether the results are computed, rather than read from files."""
-        return self.gan_sr_key is not None
-
-    @property
-    def segments(self) -> bool:
-        """Whether labels are computed, rather than read or absent."""
-        return self.segmentation_key.startswith("mmseg:")
-
-    @property
-    def runs_networks(self) -> bool:
-        """Whether anything is inferred."""
-        return self.super_resolves or self.segments
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether labels are read from files."""
-        return self.segmentation_key == "labels"
 
 
 def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:

@@ -50,26 +50,14 @@ PICTURE_CHARACTERS = 16_000_000
 _CURVES, _FAILURES = 8, 100
 
 
-class Published(NamedTuple):
-    """The results of a benchmark.
-
-    Attributes
-    ----------
-    files
-        Tables and page.
-    markdown, text
-        The tables for the Prefect UI and for a terminal.
-    judged
-        Number of images.
-    failures
-        Why others could not be judged.
-    """
+class PublishedBenchmark(NamedTuple):
+    """The results of a benchmark: its files, and its tables for the Prefect UI and for a terminal."""
 
     files: list[Path]
     markdown: str
     text: str
-    judged: int
-    failures: list[ImageError]
+    judged: int  # images
+    failures: list[ImageError]  # why others could not be judged
 
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
@@ -77,7 +65,7 @@ def plan(settings: Benchmarking) -> AnyBenchmark:
     return plan_synthetic(settings) if settings.synthetic else plan_benchmark(settings)
 
 
-def publish_results(benchmark: AnyBenchmark) -> Published:
+def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
     make: Callable[[], str]
     if isinstance(benchmark, SyntheticBenchmark):
@@ -102,7 +90,7 @@ def publish_results(benchmark: AnyBenchmark) -> Published:
         workspace.publish(page, make().encode())
         for path, data in contents.items():
             workspace.publish(path, data)
-    return Published([*contents, page], markdown, text, judged, failures)
+    return PublishedBenchmark([*contents, page], markdown, text, judged, failures)
 
 
 def render(benchmark: Benchmark, results: Results) -> str:

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError
 from desra_core.images.crops import Window
 from desra_core.report.maps import StoredImage
-from desra_core.report.measure import Measure
-from desra_core.report.results import Results, firsts
+from desra_core.report.results import WorkspaceResults, firsts
 
 IMAGES = 32
 BINS = 50
@@ -30,29 +30,17 @@ Counts = npt.NDArray[np.int64]
 
 
 class Distributions(NamedTuple):
-    """The most frequent classes of a sample.
+    """The most frequent classes of a sample, in the order of their marks."""
 
-    Attributes
-    ----------
-    histograms
-        ``(BINS,)`` pixels by class name, from 0 to ``measure.top``; larger values count for the last bin.
-    marks
-        By class name, the value on the good side of which ``SHARE`` of the pixels lie; the classes are in this order.
-    images, kept
-        Images in the sample, and images of the corpus whose maps and labels are kept.
-    classes
-        Number of classes in the sample.
-    """
-
-    histograms: dict[str, Counts]
-    marks: dict[str, float]
+    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
+    marks: dict[str, float]  # by class name, the value on the good side of which SHARE of the pixels lie
     edges: npt.NDArray[np.float64]
-    images: int
-    kept: int
-    classes: int
+    images: int  # in the sample
+    kept: int  # images of the corpus whose maps and labels are kept
+    classes: int  # in the sample
 
 
-def class_distributions(results: Results, measure: Measure) -> Distributions | None:
+def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
     """Sample the stored maps of a workspace; None where there is nothing to sample.
 
     Reads at most 4 MP of each of 32 images, whatever the size of the corpus; which ones depends on their content only.
@@ -78,7 +66,7 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
     edges = np.linspace(0, measure.top, BINS + 1)
     names = class_names()
     frequent = [index for index in np.argsort(-counts.sum(axis=1), kind="stable")[:_CLASSES] if counts[index].any()]
-    share = SHARE if measure.is_score else 1 - SHARE
+    share = SHARE if measure.worse == "above" else 1 - SHARE
     marks = {names[index]: quantile(counts[index], edges, share) for index in frequent}
     marks = dict(sorted(marks.items(), key=lambda item: (item[1], item[0])))
     by_name = {names[index]: counts[index] for index in frequent}
@@ -105,7 +93,7 @@ def _counted(image: StoredImage) -> Counts:
     measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
     for window in _tiles(image.shape):
-        values = measure.value(image.values(window))
+        values = measure.value(image.scores(window))
         defined = ~np.isnan(values)
         bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
         classes = labels_of(window)[defined].astype(np.int64)

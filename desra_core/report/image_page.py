@@ -12,15 +12,16 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
+from desra_core.detection.detectors import DetectorInputs
+from desra_core.detection.detectors.applied import TIMES
 from desra_core.errors import ImageError
 from desra_core.images.codec import Labels
 from desra_core.images.crops import RGB, Window
 from desra_core.report.document import Cell, hex_colour, make_cell, render_page
 from desra_core.report.maps import StoredImage
-from desra_core.report.measure import TIMES
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, class_shares, label_picture
-from desra_core.report.results import Results
-from desra_core.report.scores import Pair, ScoreMap, score_kinds, score_picture
+from desra_core.report.results import WorkspaceResults
+from desra_core.report.scores import ScoreMap, score_kinds, score_picture
 
 FOLDER = "pages"
 # Of the page's 20 MB.
@@ -46,7 +47,7 @@ class Page(NamedTuple):
         return quote(os.fsencode(self.path))
 
 
-def render_pages(results: Results, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:
+def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:
     """Render pages about images, one after the other; each links back to the file ``report``."""
     images = results.stored_images([page.name for page in pages], [page.id for page in pages])
     people = results.human_masks()
@@ -57,7 +58,7 @@ def render_pages(results: Results, pages: list[Page], report: str) -> Iterator[t
         yield page, render_page("image.html.j2", **_content(results, page, image, report))
 
 
-def _content(results: Results, page: Page, image: StoredImage, report: str) -> dict[str, Any]:
+def _content(results: WorkspaceResults, page: Page, image: StoredImage, report: str) -> dict[str, Any]:
     regions = results.regions.filter(pc.equal(results.regions["image"], page.name)).to_pylist()
     regions.sort(key=lambda region: (-region["severity"], region["y"], region["x"]))
     scores = score_kinds(image.measure)
@@ -81,7 +82,7 @@ def _content(results: Results, page: Page, image: StoredImage, report: str) -> d
     }
 
 
-def _cells(results: Results, image: StoredImage, labels: Labels | None, scores: list[ScoreMap]) -> list[Cell]:
+def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None, scores: list[ScoreMap]) -> list[Cell]:
     """Draw all pictures, then all score maps; as many as the page has room for."""
     kinds = ["mse_sr", "gan_sr", "mask", "pseudo_gt", "labels"]
     if "lr" in results.sources:
@@ -103,19 +104,18 @@ def _cells(results: Results, image: StoredImage, labels: Labels | None, scores: 
     return kept
 
 
-def _score_maps(results: Results, image: StoredImage, labels: Labels | None, scores: list[ScoreMap]) -> list[Cell]:
+def _score_maps(
+    results: WorkspaceResults, image: StoredImage, labels: Labels | None, scores: list[ScoreMap]
+) -> list[Cell]:
     """Draw the score maps of the whole image; where its results cannot be read, each cell gives that reason."""
     try:
         mse_sr, gan_sr = image.picture("mse_sr"), image.picture("gan_sr")
-        pair = Pair(mse_sr, gan_sr, _or_none(partial(image.picture, "lr")), labels)
+        pair = DetectorInputs(mse_sr, gan_sr, _or_none(partial(image.picture, "lr")), labels)
     except (ImageError, MemoryError) as error:
         subject, reason = getattr(error, "subject", "memory"), getattr(error, "reason", "there is not enough")
         return [Cell(score.kind, None, reason=f"{Path(subject).name}: {reason}") for score in scores]
-    settings, measure = results.settings, image.measure
-    return [
-        make_cell(score.kind, partial(score_picture, score, pair, settings, measure, largest=_LARGEST))
-        for score in scores
-    ]
+    settings = results.settings
+    return [make_cell(score.kind, partial(score_picture, score, pair, settings, largest=_LARGEST)) for score in scores]
 
 
 def _labels(image: StoredImage) -> Labels:

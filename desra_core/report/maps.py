@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT
+from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Pixels, decode, decode_labels
 from desra_core.images.crops import Window
-from desra_core.report.measure import Measure
 from desra_core.workspace.arrays import StoredArray
 
 # A larger picture is not decoded for a part of it; 800 MB as RGB.
@@ -26,23 +26,14 @@ MAX_PIXELS = 2**28
 class StoredImage:
     """Where the pictures and maps of an image are stored. Its methods raise an `ImageError` that says what is wrong.
 
-    Attributes
-    ----------
-    files
-        The file of each kind of picture: mse_sr, gan_sr, mask, and as far as there are any lr, pseudo_gt, human and
-        labels.
-    group
-        The folder with its zarr arrays: similarity (or minus a detector's score), and perhaps labels.
-    shape
-        ``(H, W)`` of the results; 0 where it is unknown, because the image has failed since.
-    measure
-        The kind of values in the similarity array.
+    The files are those of mse_sr, gan_sr and mask, and as far as there are any of lr, pseudo_gt, human and labels.
+    The array called similarity holds minus the scores of the run's detector, ``measure``.
     """
 
     files: Mapping[str, Path]
-    group: Path
-    shape: tuple[int, int]
-    measure: Measure = Measure()  # noqa: RUF009 frozen
+    group: Path  # the folder of the zarr arrays: similarity (or minus a detector's score), and perhaps labels
+    shape: tuple[int, int]  # (H, W) of the results; 0 where it is unknown, because the image has failed since
+    measure: AppliedDetector = applied()  # noqa: RUF009 frozen; the detector of the run, whose scores the array holds
 
     def picture(self, kind: str) -> Pixels:
         """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
@@ -54,11 +45,10 @@ class StoredImage:
             raise ImageError(path, _another_size(pixels.shape, self.shape), "run again")
         return pixels
 
-    def values(self, window: Window) -> npt.NDArray[np.float32]:
-        """Read a window of the similarity as it is stored, NaN in the frame; other chunks are not read."""
-        name = "score map" if self.measure.is_score else "D"
-        values = np.full((window.height, window.width), np.nan, np.float32)
-        return self._read("similarity", name, window, values, self.measure.lowest)
+    def scores(self, window: Window) -> npt.NDArray[np.float32]:
+        """Read a window of the scores, NaN in the frame; other chunks are not read."""
+        stored = np.full((window.height, window.width), np.nan, np.float32)
+        return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
 
     def label_reader(self) -> Callable[[Window], Labels]:
         """Give a function that reads the classes of a window, from the label file if there is one, else as stored.

@@ -80,7 +80,7 @@ class Crops:
         if kind == "lr":
             return self._lr()
         if kind == "difference":
-            return heat_map(self._fitted(self._image.measure.heat(self._image.values(self._window))))
+            return heat_map(self._fitted(self._image.measure.heat(self._image.scores(self._window))))
         if kind == "mask":
             return self._overlay(self._mask("mask"), self._region(), OUTLINE)
         if kind == "human":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,67 +14,45 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from desra_core.detection.detectors import DEFAULT
+from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import failure_table
 from desra_core.planning.tables import REGIONS
 from desra_core.report.maps import StoredImage
-from desra_core.report.measure import measure_of
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.pictures import picture_files
+from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
 # Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
-_STAGES = ("super_resolution", "inference", "similarity", "segmentation", "mask")
+_STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
 
 
 @dataclass(frozen=True)
-class Results:
-    """Results of a workspace, without a Python object per image or region.
-
-    Attributes
-    ----------
-    document
-        Content of ``settings.json``; empty where there is none.
-    sources
-        The scanned folders by role.
-    images
-        One row per image name of the run, sorted by name: name, id and the fields ``_RECORD`` of its record, null
-        where there is none yet.
-    seconds
-        Computing times, a row per image content and stage: ``stage``, ``seconds``.
-    regions
-        Regions of these images (schema `desra_core.planning.tables.REGIONS`).
-    failures
-        Failures, those of the scan included (schema `desra_core.workspace.matching.FAILURES`).
-    vanished
-        Names that are no longer in the folders; they are in none of the above.
-    unscanned
-        Files that no image could be made of; they are in ``failures`` only.
-    passed_over
-        Other files that the latest scan passed over, see `desra_core.images.scanning.told_passed_over`.
-    changed
-        When the workspace's results last changed.
-    """
+class WorkspaceResults:
+    """Results of a workspace, without a Python object per image or region."""
 
     workspace: Workspace
-    document: dict[str, Any]
-    sources: dict[str, str]
-    images: pa.Table
-    seconds: pa.Table
-    regions: pa.Table
-    failures: pa.Table
-    vanished: int
-    unscanned: int
-    passed_over: dict[str, int]
-    changed: datetime
+    document: dict[str, Any]  # content of settings.json; empty where there is none
+    sources: dict[str, str]  # the scanned folders by role
+    images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
+    seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
+    regions: pa.Table  # of these images, schema desra_core.planning.tables.REGIONS
+    failures: pa.Table  # those of the scan included, schema desra_core.workspace.matching.FAILURES
+    vanished: int  # number of names that are no longer in the folders; they are in no table
+    unscanned: int  # number of files that no image could be made of; they are in the failures only
+    passed_over: dict[str, int]  # other files that the latest scan passed over, by kind
+    changed: datetime  # when the results last changed
 
     @property
     def verb(self) -> str:
@@ -97,7 +76,7 @@ class Results:
         wanted = pa.array(sorted(set(by_name.values())), pa.string())
         rows = self.images.filter(pc.is_in(self.images["id"], wanted)).select(["id", "height", "width"]).to_pylist()
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows}
-        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), measure_of(self.settings)
+        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
         return {
             name: StoredImage(files.get(name, {}), self.workspace.group(key), shapes.get(key, (0, 0)), measure)
             for name, key in by_name.items()
@@ -105,7 +84,7 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Summary:
+class CorpusSummary:
     """The corpus in numbers: image names as ``desra status`` counts them, pixels of all images that are done."""
 
     images: int
@@ -146,7 +125,7 @@ class StageTime(NamedTuple):
         return 1 / self.mean if self.mean > 0 else None
 
 
-def read_results(workspace: Workspace) -> Results:
+def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace; nothing is written.
 
     Raises
@@ -171,7 +150,7 @@ def read_results(workspace: Workspace) -> Results:
     unscanned = read_table(workspace.scan_failures, FAILURES)
     metadata = pq.read_schema(workspace.manifest).metadata or {}
     changing = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
-    return Results(
+    return WorkspaceResults(
         workspace=workspace,
         document=document,
         sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
@@ -186,15 +165,25 @@ def read_results(workspace: Workspace) -> Results:
     )
 
 
+def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
+    """Read the detector of a run, and its threshold, from its settings; DeSRA's where they do not say."""
+    method, threshold = settings.get("method"), settings.get("threshold")
+    if not isinstance(method, str) or not method:
+        method = DEFAULT
+    if not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
+        threshold = THRESHOLD
+    return applied(method, float(threshold))
+
+
 def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image content among some rows of `Results.images`: id, name, height, width."""
+    """Keep the first name of each image content among rows of `WorkspaceResults.images`: id, name, height, width."""
     grouped = images.group_by("id", use_threads=False)
     return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
         ["id", "name", "height", "width"]
     )
 
 
-def summarize(results: Results) -> Summary:
+def summarize(results: WorkspaceResults) -> CorpusSummary:
     """Count images, regions and pixels of a workspace."""
     images = results.images
     failed = images["failed_stage"].is_valid()
@@ -204,7 +193,7 @@ def summarize(results: Results) -> Summary:
     wanted = (results.document.get("target") or {}).get("mask_key")
     outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
     areas = pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64()))
-    return Summary(
+    return CorpusSummary(
         images=images.num_rows + results.unscanned,
         done=done.num_rows,
         failed=failures + results.unscanned,
@@ -240,7 +229,7 @@ def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
     return [count | {"share": count["regions"] / regions.num_rows} for count in counts]
 
 
-def masked_shares(results: Results) -> npt.NDArray[np.float64]:
+def masked_shares(results: WorkspaceResults) -> npt.NDArray[np.float64]:
     """Compute the masked share of each image with artifacts."""
     marked = results.images.filter(pc.fill_null(pc.greater(results.images["artifact_pixels"], 0), False))
     areas = numbers(marked["height"]) * numbers(marked["width"])

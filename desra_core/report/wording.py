@@ -12,16 +12,13 @@ from pydantic import BaseModel
 
 from desra_core.errors import printable
 from desra_core.settings import corpus as settings_module
+from desra_core.workspace.products import PRODUCTS
 
 # A file name may have 4000 characters; a page has to stay readable, and below its size.
 _LONGEST = 240
 
-STAGES = {
-    "super_resolution": "super-resolution",
+STAGES = {product.name: product.title for product in PRODUCTS} | {
     "inference": "of which inference",
-    "similarity": "similarity",
-    "segmentation": "segmentation",
-    "mask": "mask and regions",
     "scan": "scan of the folders",
 }
 ROLES = {"lr": "LR photos", "mse_sr": "MSE-SR results", "gan_sr": "GAN-SR results", "labels": "class labels"}

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names, replace_file
 from desra_core.images.scanning import told_passed_over
@@ -22,16 +23,16 @@ from desra_core.report.document import Cell, cells_within, make_cell, render_pag
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.human import SeverityCurve, severity_curve
 from desra_core.report.image_page import FOLDER, Page, render_pages
-from desra_core.report.measure import Measure, measure_of
 from desra_core.report.pictures import KINDS, Crops
 from desra_core.report.results import (
-    Results,
+    CorpusSummary,
     StageTime,
-    Summary,
+    WorkspaceResults,
     class_counts,
     masked_shares,
     numbers,
     read_results,
+    recorded_detector,
     stage_times,
     summarize,
 )
@@ -121,7 +122,7 @@ def _publish(workspace: Workspace, path: Path, text: str) -> None:
         replace_file(path, text.encode())
 
 
-def make_gallery(results: Results, worst: int, budget: int) -> Gallery:
+def make_gallery(results: WorkspaceResults, worst: int, budget: int) -> Gallery:
     """Cut out and encode the pictures of the ``worst`` most severe regions, in at most ``budget`` characters."""
     chosen = choose(results.regions, worst)
     images = results.stored_images([region["image"] for region in chosen], [region["id"] for region in chosen])
@@ -162,10 +163,10 @@ def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[di
     return []
 
 
-def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
+def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[str, Any]:
     summary = summarize(results)
     times = stage_times(results.seconds)
-    settings, measure = results.settings, measure_of(results.settings)
+    settings, measure = results.settings, recorded_detector(results.settings)
     classes = class_counts(results.regions)
     distribution, people = class_distributions(results, measure), severity_curve(results)
     notes = _notes(results, summary)
@@ -205,14 +206,11 @@ def _content(results: Results, worst: int, pages: list[Page]) -> dict[str, Any]:
         "versions": results.document.get("versions") or {},
         "keys": results.document.get("target") or {},
         "plots": _histograms(results, measure),
-        "class_chart": _class_chart(classes),
-        "distribution_chart": _distribution_chart(distribution, measure) if distribution else "",
-        "people_chart": _people_chart(people) if people and people.points else "",
-        "time_bars": _time_bars(times) if times else "",
+        **_charts(classes, distribution, people, times, measure),
     }
 
 
-def _notes(results: Results, summary: Summary) -> list[str]:
+def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
     """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if summary.pending:
@@ -231,13 +229,13 @@ def _notes(results: Results, summary: Summary) -> list[str]:
     return notes
 
 
-def _histograms(results: Results, measure: Measure) -> list[Markup]:
+def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Markup]:
     """Draw the regions by severity, area and similarity, and the masked shares of images with artifacts."""
     regions, word = results.regions, measure.word
     if regions.num_rows == 0:
         return []
-    similarity = measure.value(numbers(regions["mean_similarity"]))
-    top = max(float(similarity.max()), 1e-12) if measure.is_score else 1.0
+    values = measure.value(-numbers(regions["mean_similarity"]))
+    top = measure.highest or max(float(values.max()), 1e-12)
     drawn = {
         "the severity of the regions": charts.histogram(
             numbers(regions["severity"]), scale="asinh", xlabel="severity", ylabel="regions"
@@ -246,7 +244,7 @@ def _histograms(results: Results, measure: Measure) -> list[Markup]:
             numbers(regions["area"]), scale="log", xlabel="area of a region in pixels", ylabel="regions"
         ),
         f"the mean {word} of the regions": charts.histogram(
-            similarity, scale="linear", top=top, xlabel=f"mean {word} of a region", ylabel="regions"
+            values, scale="linear", top=top, xlabel=f"mean {word} of a region", ylabel="regions"
         ),
     }
     shares = masked_shares(results)
@@ -257,25 +255,30 @@ def _histograms(results: Results, measure: Measure) -> list[Markup]:
     return [inline(figure, f"Histogram of {values}") for values, figure in drawn.items()]
 
 
-def _class_chart(classes: list[dict[str, Any]]) -> Markup:
-    shown = {count["name"] or "no label": float(count["regions"]) for count in classes[:_CLASSES_AT_ONCE]}
-    return inline(charts.bar_chart(shown, xlabel="artifact regions"), "Artifact regions by class")
-
-
-def _distribution_chart(found: Distributions, measure: Measure) -> Markup:
-    xlabel = measure.picture if measure.is_score else "D"
-    figure = charts.distributions(found.histograms, edges=found.edges, xlabel=xlabel, marks=found.marks)
-    return inline(figure, f"Distribution of {xlabel} by class")
-
-
-def _people_chart(people: SeverityCurve) -> Markup:
-    figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
-                               marks={"all regions": people.points[-1]})  # fmt: skip
-    figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
-    return inline(figure, "Precision and recall over the severity of the regions")
-
-
-def _time_bars(times: list[StageTime]) -> Markup:
-    bars = {wording.stage_name(time.stage): (time.mean, time.median) for time in times}
-    parts = frozenset(wording.stage_name(time.stage) for time in times if time.part)
-    return inline(charts.stage_bars(bars, parts), "Seconds per image by stage")
+def _charts(
+    classes: list[dict[str, Any]],
+    distribution: Distributions | None,
+    people: SeverityCurve | None,
+    times: list[StageTime],
+    measure: AppliedDetector,
+) -> dict[str, Markup | str]:
+    """Draw the charts that a page has once, by their names in the template; empty where there is nothing to draw."""
+    drawn: dict[str, Markup | str] = dict.fromkeys(("distribution_chart", "people_chart", "time_bars"), "")
+    counts = {count["name"] or "no label": float(count["regions"]) for count in classes[:_CLASSES_AT_ONCE]}
+    bars = charts.bar_chart(counts, xlabel="artifact regions")
+    drawn["class_chart"] = inline(bars, "Artifact regions by class")
+    if distribution:
+        figure = charts.distributions(
+            distribution.histograms, edges=distribution.edges, xlabel=measure.axis, marks=distribution.marks
+        )
+        drawn["distribution_chart"] = inline(figure, f"Distribution of {measure.axis} by class")
+    if people and people.points:
+        figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
+                                   marks={"all regions": people.points[-1]})  # fmt: skip
+        figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
+        drawn["people_chart"] = inline(figure, "Precision and recall over the severity of the regions")
+    if times:
+        seconds = {wording.stage_name(time.stage): (time.mean, time.median) for time in times}
+        parts = frozenset(wording.stage_name(time.stage) for time in times if time.part)
+        drawn["time_bars"] = inline(charts.stage_bars(seconds, parts), "Seconds per image by stage")
+    return drawn

@@ -14,13 +14,15 @@ from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.settings import min_area_pixels
+from desra_core.settings import detector_of, min_area_pixels
+from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import kept_whole
 from desra_core.workspace.records import Record, write_journal
 
 
@@ -43,6 +45,24 @@ class MaskSettings:
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
     keep_mse: bool = False
+
+
+def settings_of(job: StageJob) -> MaskSettings:
+    """Choose the settings of the stage for a run."""
+    target, weighted = job.target, detector_of(job.settings).weighs_classes
+    return MaskSettings(
+        key=target.mask_key,
+        segmentation_key=target.segmentation_key,
+        weighting_key=target.weighting_key,
+        weights=job.weights.values if target.segmentation_key != "none" and weighted else None,
+        threshold=target.threshold,
+        min_area=target.min_area,
+        keep=job.settings.keep,
+        max_pixels=job.max_pixels,
+        mse_sr_key=target.mse_sr_key,
+        gan_sr_key=target.gan_sr_key,
+        keep_mse=target.keep_mse,
+    )
 
 
 def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: MaskSettings) -> Record:
@@ -73,8 +93,9 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: 
         # From here on, files are not what the record says: a run that is killed now must not be believed.
         write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = _human_mask(image, workspace, settings)
-    _publish(image, mask, human, workspace, settings)
-    kept = settings.keep != "artifacts" or bool(regions) or _is_marked(human)
+    whole = kept_whole(settings.keep, bool(regions), human is not None and human.pixels > 0)
+    _publish(image, mask, human, workspace, settings, whole)
+    kept = whole or settings.keep != "artifacts"
     return replace(
         record,
         similarity_kept=kept and record.similarity_kept,
@@ -91,7 +112,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: 
 
 
 def _publish(
-    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, settings: MaskSettings
+    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, settings: MaskSettings, whole: bool
 ) -> None:
     """Write the mask, and the dataset where results were inferred; what is not wanted any more of it goes."""
     encoded = encode_mask(mask)
@@ -99,7 +120,7 @@ def _publish(
         workspace.publish(workspace.mask(name), encoded)
     if settings.gan_sr_key is None:
         return
-    if mask.any() or settings.keep == "all" or _is_marked(human):
+    if whole:
         _export(image, mask if human is None else _read_human(human, mask.shape), workspace, settings)
         return
     for name in image.names:
@@ -136,10 +157,6 @@ def _human_mask(image: ImageRef, workspace: Workspace, settings: MaskSettings) -
     if settings.gan_sr_key is None:
         return None
     return find_human_mask(workspace, image.id, image.names, settings.gan_sr_key)
-
-
-def _is_marked(human: HumanMask | None) -> bool:
-    return human is not None and human.pixels > 0
 
 
 def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:

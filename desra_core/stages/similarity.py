@@ -11,7 +11,8 @@ from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
-from desra_core.settings import min_area_pixels
+from desra_core.settings import detector_of, min_area_pixels
+from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
@@ -38,6 +39,23 @@ class SimilaritySettings:
     threads: int
     max_pixels: int
     segmentation_key: str | None = None
+
+
+def settings_of(job: StageJob) -> SimilaritySettings:
+    """Choose the settings of the stage for a run."""
+    target = job.target
+    return SimilaritySettings(
+        key=target.similarity_key,
+        detector=detector_of(job.settings),
+        window=job.settings.window,
+        min_area=target.min_area,
+        min_weight=target.min_weight,
+        keep_all=target.keep != "artifacts",
+        tile=job.tile,
+        threads=job.threads,
+        max_pixels=job.max_pixels,
+        segmentation_key=target.segmentation_key if target.labels_first else None,
+    )
 
 
 def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, settings: SimilaritySettings) -> Record:
@@ -95,6 +113,7 @@ def compare(
         segmentation_key=record.segmentation_key,
         labels_kept=record.labels_kept,
         seconds=record.seconds,
+        further=record.further,
     )
     return made if suspect else proven_clean(made, settings)
 

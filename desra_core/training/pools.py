@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from desra_core.errors import UsageError
 from desra_core.files.hashing import digest, read_bytes
-from desra_core.planning.keys import Target
 from desra_core.planning.plan import done_images
 from desra_core.settings import CorpusSettings
 from desra_core.training.split import TRAINING_SHARE, Member, Pool, assign_pools
@@ -21,6 +20,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, image_refs, read_manifest
 from desra_core.workspace.matching import Sources, match, spelled_like
+from desra_core.workspace.products import Target
 
 # Clean images whose pools are looked up at a time, until there are enough of a pool.
 _CLEAN_AT_ONCE = 64

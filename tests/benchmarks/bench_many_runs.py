@@ -22,9 +22,9 @@ from pairs import write_tiny_pairs
 
 from deployments.serving.connection import wait_for_task_runs
 from deployments.serving.server import prefect_server
-from desra_core.planning.keys import Target
 from desra_core.settings import Detection, Machine
 from desra_core.workspace import Workspace
+from desra_core.workspace.products import Target
 
 if TYPE_CHECKING:
     from tasks.shards import StageSpec

@@ -27,7 +27,7 @@ Scores = npt.NDArray[np.floating[Any]]
 # one that runs use unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
 DEFAULT = next(iter(METHODS))
-_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector to a desra_core.detection.Detector"
+_REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as the README shows"
 # Of a detector's ``inputs``: what to call them, and how to give them.
 NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
 

@@ -46,6 +46,8 @@ class AppliedDetector:
         Whether class weights (Eq. 9) apply to its scores.
     usual_threshold
         As people give it, where that is not the detector's own.
+    highest
+        The largest value that there can be, as people read values.
     word, worse
         The name of a value for people, and the side of the threshold on which artifacts lie.
     """
@@ -54,6 +56,7 @@ class AppliedDetector:
     threshold: float
     weighs_classes: ClassVar[bool] = False
     usual_threshold: ClassVar[float | None] = None
+    highest: ClassVar[float | None] = None
     word: ClassVar[str] = "score"
     worse: ClassVar[str] = "above"
 
@@ -90,8 +93,17 @@ class AppliedDetector:
 
     @property
     def picture(self) -> str:
-        """The quantity that a heat map shows."""
+        """The quantity that heat maps show: `pictured` scores, from 0 to `top`."""
         return f"{self.title} score"
+
+    def pictured(self, scores: Scores) -> Scores:
+        """Turn scores into the quantity of a heat map."""
+        return scores
+
+    @property
+    def pictured_threshold(self) -> float:
+        """The threshold in the same quantity."""
+        return self.threshold
 
     @property
     def axis(self) -> str:
@@ -118,7 +130,7 @@ class AppliedDetector:
 
     def heat(self, scores: Scores) -> Scores:
         """Turn scores into 0..1 of a colour scale; NaN stays NaN."""
-        return np.asarray(np.clip(scores / self.top, 0, 1))
+        return np.asarray(np.clip(self.pictured(scores) / self.top, 0, 1))
 
 
 def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetector:
@@ -138,7 +150,7 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
     """
     kind: type[AppliedDetector] = AppliedDetector
     if name in METHODS:
-        kind = getattr(import_module(f"{__package__}.{name}"), "Applied", AppliedDetector)
+        kind = getattr(import_module(f"{__package__}.{name}"), "applied_class", AppliedDetector)
     if threshold is None:
         threshold = kind.usual_threshold or load_detector(name).threshold
     return kind(name, threshold)

@@ -49,7 +49,7 @@ class Desra:
         return 1 + weighted_scores(scores, classes, self.weights).astype(np.float64, copy=False)
 
 
-class Applied(AppliedDetector):
+class AppliedDesra(AppliedDetector):
     """DeSRA in runs: the score is minus the similarity, and people give and read the similarity."""
 
     weighs_classes: ClassVar[bool] = True
@@ -59,6 +59,7 @@ class Applied(AppliedDetector):
     picture: ClassVar[str] = "1 − D"
     axis: ClassVar[str] = "D"
     top: ClassVar[float] = 1.0
+    highest: ClassVar[float | None] = 1.0
     limit: ClassVar[float] = 0.0
     inputs: ClassVar[tuple[str, ...]] = ()
 
@@ -97,9 +98,15 @@ class Applied(AppliedDetector):
         """Write a similarity."""
         return f"{-score:.3f}"
 
-    def heat(self, scores: Scores) -> Scores:
+    def pictured(self, scores: Scores) -> Scores:
         """Turn scores into ``1 - D``."""
         return 1 + scores
 
+    @property
+    def pictured_threshold(self) -> float:
+        """The threshold of ``1 - D``."""
+        return 1 - self.threshold
+
 
 detector = Desra()
+applied_class = AppliedDesra

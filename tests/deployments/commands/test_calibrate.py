@@ -203,7 +203,7 @@ def test_an_image_that_cannot_be_counted_is_told(workspace, pairs, desra_here, t
     assert run.returncode == 1
     assert f"failed: {path}: is 5x5 but its image is 240x200" in run.stderr
     assert "of 5 images counted" in run.stdout
-    assert "left out 1 images that failed\n" in run.stdout
+    assert "left out 1 image that failed\n" in run.stdout
 
 
 def test_nothing_is_counted_where_masks_cover_all(workspace, pairs, desra_here, tmp_path) -> None:

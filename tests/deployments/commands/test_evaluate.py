@@ -191,7 +191,7 @@ def test_severity_labels_that_somebody_filled_in_are_not_lost(desra_here: Desra,
     rows = table.read_text().splitlines()
     table.write_text("\n".join([rows[0], rows[1] + "0.7", *rows[2:]]))
     filled = table.read_bytes()
-    assert "regions.csv: holds shares of viewers that somebody filled in" in refusal(desra_here(*command))
+    assert "regions.csv: holds shares of viewers that a person filled in" in refusal(desra_here(*command))
     assert table.read_bytes() == filled
     assert desra_here(*command, "--severity", table).returncode == 0
     assert ",0.7" in table.read_text()

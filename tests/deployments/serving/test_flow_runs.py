@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
+from deployments.serving.connection import connected
 from deployments.serving.flow_runs import (
     INTERRUPTED,
+    Endings,
     _all,
     drop_missed,
     mark_interrupted,
@@ -229,3 +233,49 @@ def test_what_is_no_longer_accepted_is_told_once(event: Callable[[Pool, str], No
 def test_a_server_gives_a_page_at_a_time() -> None:
     there = list(range(450))
     assert _all(lambda offset: there[offset : offset + 200]) == there
+
+
+def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
+    """Of desra serve, by the word of the server: one that was killed says nothing itself."""
+    paths = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", "gan_model")}
+    deployments = deployments_of(Serving(**paths, name="outcomes", mine_at="never", cycle_at="never"), Machine())
+    with client_of(prefect_environment), connected() as client:
+        register(deployments, client, own=True)
+        mine = client.read_deployment_by_name("mine/outcomes").id
+
+        def end(name: str, state: State) -> UUID:
+            run = client.create_flow_run_from_deployment(mine)
+            client.update_flow_run(run.id, name=name)
+            client.set_flow_run_state(run.id, Running(), force=True)
+            client.set_flow_run_state(run.id, state, force=True)
+            return run.id
+
+        end("before", Completed(message="40 of 40 images computed"))
+        endings = Endings("desra-outcomes")
+        endings.say_new()
+        for name, state in (
+            ("first", Completed(message="1 of 41 images computed")),
+            ("second", Failed(message="/gan.pth: does not exist; check the path")),
+            ("third", Crashed(message="Process exited with status code: -9")),
+            ("fourth", Cancelled(message="by somebody")),
+            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on with what it left")),
+        ):
+            end(name, state)
+        endings.say_new()
+        assert resume_interrupted("desra-outcomes", client) == [
+            "warning: fifth was cut off: another run goes on with what it left"
+        ]
+        sixth = end("sixth", Failed(message="a reason\nof two lines"))
+        endings.say_new()
+        for state in (Running(), Failed()):  # as by Retry in the UI
+            client.set_flow_run_state(sixth, state, force=True)
+        endings.say_new()
+        endings.say_new()
+    assert capsys.readouterr().err.splitlines() == [
+        "first completed: 1 of 41 images computed",
+        "error: second failed: /gan.pth: does not exist; check the path",
+        "error: third crashed: Process exited with status code: -9",
+        "warning: fourth cancelled: by somebody",
+        "error: sixth failed: a reason\\nof two lines",
+        "error: sixth failed: no reason is known",
+    ]

@@ -16,6 +16,8 @@ from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.detection.mask import artifact_mask, score_mask
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
+from desra_core.settings import Detection
+from desra_core.settings.benchmark import Benchmarking
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1), st.booleans())
@@ -79,3 +81,11 @@ def test_a_file_is_not_read_for_its_name() -> None:
     assert gone.picture == "mine.py score"
     with pytest.raises(UsageError, match="does not exist"):
         applied("/some/folder/mine.py")
+
+
+def test_every_method_is_in_the_readme_and_in_the_help() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    text = str(Detection.model_fields["method"].description) + str(Benchmarking.model_fields["methods"].description)
+    for name in METHODS:
+        assert name in readme
+        assert text.count(name) == 2

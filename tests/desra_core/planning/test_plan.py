@@ -77,9 +77,9 @@ class Lab:
             records = read_shard(workspace, shard)
             failures = {}
             for function, settings in stages(self.detection(**changes), plan, weights):
-                on_disk = OnDisk.of_rows(workspace, rows)
+                held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
                 name = function.__name__.removesuffix("_stage")
-                flags = getattr(assess(rows, to_table(records.values()), plan.target, on_disk), name)
+                flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
                     if image_id in failures:
                         continue
@@ -536,11 +536,10 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
-    listed, looked = OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)
-    names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
-    assert listed.has_mask(names).tolist() == looked.has_mask(names).tolist() == [False, True, False]
-    for array, stored in (("similarity", [False, True, False]), ("labels", [False, False, False])):
-        assert listed.has_array(ids, array).tolist() == looked.has_array(ids, array).tolist() == stored
+    for disk in (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)):
+        held = disk.held(rows, None)
+        assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
+        assert not held.arrays["labels"].any()
 
 
 def test_make_plan_writes_nothing(lab: Lab) -> None:
