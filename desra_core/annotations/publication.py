@@ -81,11 +81,11 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     _, target = load_settings(workspace)
     names = _all_names(workspace, {one.id for one in corrections})
     _remember(workspace, names)
-    stale = []
-    if target.super_resolves:
-        for one in corrections:
-            outdated = [name for name in names[one.id] if _is_outdated(workspace, name, one.png)]
-            stale += [(one.png, outdated)] if outdated else []
+    stale: list[tuple[bytes, list[str]]] = []
+    for one in corrections if target.super_resolves else []:
+        outdated = [name for name in names[one.id] if _is_outdated(workspace, name, one.png)]
+        if outdated:
+            stale.append((one.png, outdated))
     _drop_masks(workspace, (name for _, outdated in stale for name in outdated))
 
     def publish(one: Correction) -> None:
@@ -134,7 +134,7 @@ def undo_import(workspace: Workspace) -> UndoSummary:
     pngs: dict[str, bytes | None] = {name: row.pop("png") for name, row in rows.items()}
     counting = {name: png for name, png in pngs.items() if png and rows[name]["gan_sr_key"] == target.gan_sr_key}
     stale: dict[str, bytes] = {}
-    for name in pngs if target.super_resolves else ():
+    for name in list(pngs) if target.super_resolves else []:
         detected = workspace.mask(name)
         wanted = counting.get(name) or (read_bytes(detected) if detected.exists() else None)
         if wanted and _is_outdated(workspace, name, wanted):

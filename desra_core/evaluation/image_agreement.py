@@ -141,7 +141,7 @@ def compare_pair(
         prominent=prominent,
         lossy=tuple(compress(paths, map(is_lossy, contents))),
         assumed=assumed,
-        framed=assumed and np.count_nonzero(whole_mask) > np.count_nonzero(valid(whole_mask, FRAME)),
+        framed=assumed and bool(np.count_nonzero(whole_mask) > np.count_nonzero(valid(whole_mask, FRAME))),
     )
 
 
