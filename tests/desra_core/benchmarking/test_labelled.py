@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.benchmark_files import results_of
-from desra_core.benchmarking.benchmark_table import ALL
+from desra_core.benchmarking.labelled_tables import ALL, results_of
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
@@ -112,19 +111,19 @@ def test_the_curve_goes_through_the_operating_point(plain, judged) -> None:
     folder, names = plain
     benchmark, _ = judged
     results = results_of(benchmark)
-    by_entry = {row.entry.name: row.scores.total for row in results.rows}
+    by_point = {row.point.name: row.scores.total for row in results.rows}
     assert results.curves.keys() == {"desra", "desra, weight 1", "ldl"}
-    for name, entry in (("desra", "desra"), ("desra, weight 1", "desra, weight 1"), ("ldl", "ldl, 0.005")):
-        points = results.curves[name]
-        assert points[len(points) // 2].agreement == by_entry[entry]
-    point = results.curves["desra, weight 1"][5]
+    for name, point in (("desra", "desra"), ("desra, weight 1", "desra, weight 1"), ("ldl", "ldl, 0.005")):
+        curve = results.curves[name]
+        assert curve[len(curve) // 2][1] == by_point[point]
+    threshold, agreement = results.curves["desra, weight 1"][5]
     masks = []
     for name in names:
         pair = [read(folder / role / f"{name}.png")[:, :, ::-1] for role in ("mse_sr", "gan_sr")]
-        masks.append(artifact_mask(variance_similarity(*pair), threshold=1 - point.threshold, min_area=100)[5:-5, 5:-5])
+        masks.append(artifact_mask(variance_similarity(*pair), threshold=1 - threshold, min_area=100)[5:-5, 5:-5])
     truths = [ground_truth(index)[5:-5, 5:-5] > 0 for index in range(len(names))]
-    assert point.agreement.precision == slow.precision(masks, truths)
-    assert point.agreement.recall == slow.recall(masks, truths)
+    assert agreement.precision == slow.precision(masks, truths)
+    assert agreement.recall == slow.recall(masks, truths)
 
 
 def test_agreement_with_published_masks(plain, judged, tmp_path) -> None:
@@ -260,14 +259,14 @@ def test_labels_are_computed_where_there_are_none(plain, judged, tmp_path, monke
         assert (asked, device) == (spec, "cpu")
         return lambda gan_sr: read(folder / "labels" / f"{pictures[gan_sr[:, :, ::-1].tobytes()]}.png")
 
-    monkeypatch.setattr("desra_core.benchmarking.stage.load_segmenter", load)
-    monkeypatch.setattr("desra_core.benchmarking.competition.segmenter_key", lambda asked: f"key of {asked}")
+    monkeypatch.setattr("desra_core.benchmarking.benchmark.load_segmenter", load)
+    monkeypatch.setattr("desra_core.benchmarking.benchmark.segmenter_key", lambda asked: f"key of {asked}")
     benchmark, published = judge(tmp_path / "set", tmp_path / "out", segmenter=spec)
     assert benchmark.runs_networks
     assert table(tmp_path / "out") == table(judged[0].settings.output)
     assert "class labels take" in published.text
     assert "class labels take" not in judged[1].text
-    monkeypatch.setattr("desra_core.benchmarking.competition.segmenter_key", lambda asked: "another")
+    monkeypatch.setattr("desra_core.benchmarking.benchmark.segmenter_key", lambda asked: "another")
     assert {work.missing for _, work in plan(benchmark.settings).missing()} == {("desra",)}
 
 
@@ -311,7 +310,7 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
     for role in ("mse_sr", "gan_sr", "gt_mask"):
         shutil.copytree(folder / role, tmp_path / "set" / role)
     settings = Benchmarking(dataset=str(tmp_path / "set"), output=tmp_path / "out")
-    assert [contender.name for contender in plan(settings).contenders] == ["desra, weight 1", "ldl", "ssim", "niqe"]
+    assert [method.name for method in plan(settings).methods] == ["desra, weight 1", "ldl", "ssim", "niqe"]
     with pytest.raises(UsageError, match="--weights: published needs class labels"):
         plan(settings.model_copy(update={"weights": "published"}))
     path = tmp_path / "needy.py"

@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.places import Case
-from desra_core.benchmarking.synthetic import FalseAlarms, Response, Trial
-from desra_core.benchmarking.synthetic_summary import RATIOS, Rate
-from desra_core.benchmarking.synthetic_table import as_markdown, curves, statements, summarise, to_rows
+from desra_core.benchmarking.synthetic_summary import RATIOS, Rate, SyntheticSummary, summarise
+from desra_core.benchmarking.synthetic_tables import (
+    Section,
+    as_console_text,
+    as_markdown,
+    curves,
+    sections_of,
+    statements,
+    to_rows,
+)
+from desra_core.benchmarking.trial import FalseAlarms, Response, Trial
 from desra_core.evaluation.removal import wilson_interval
 
 STRENGTHS, SIZES = (0.25, 1.0), (64**2, 128**2)
@@ -65,7 +73,7 @@ def made(image: str, seed: int, *, methods: tuple[str, ...] = ("desra", "ssim"),
 def test_summary(seeds: list[int]) -> None:
     """Each number once more, by going through all responses for it."""
     trials = [made(f"{seed}", seed) for seed in seeds]
-    summary = summarise(iter(trials))
+    summary = summarise(trials)
     assert summary.images == len(seeds)
     assert summary.clean_pixels == 10**6 * len(seeds)
     assert summary.faint == 2 * len(seeds)
@@ -188,9 +196,22 @@ def test_statements() -> None:
     assert len(lines) == 7
 
 
+def markdown(summary: SyntheticSummary) -> str:
+    return as_markdown("Title", sections_of(summary))
+
+
+def test_sections_as_text() -> None:
+    rows = [{"method": "a", "recall": "10 % (7–13) of 3"}, {"method": "desra, weight 1", "recall": "–"}]
+    sections = [Section(note="One."), Section("More", ["one", "two - three"], "Two.", rows)]
+    aligned = "method           recall\na                10 % (7–13) of 3\ndesra, weight 1  –"
+    assert as_console_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
+    table = "| method | recall |\n| --- | --- |\n| a | 10 % (7–13) of 3 |\n| desra, weight 1 | – |"
+    assert as_markdown("Title", sections) == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
+
+
 def test_markdown() -> None:
-    text = as_markdown(summarise([made("a", 1), made("b", 2)]))
-    assert text.startswith("41 artifacts in 2 pairs (2.0 MP that count as clean); 4 more were left out")
+    text = markdown(summarise([made("a", 1), made("b", 2)]))
+    assert text.startswith("# Title\n\n41 artifacts in 2 pairs (2.0 MP that count as clean); 4 more were left out")
     assert text.index("## What desra does not see") < text.index("## Methods at their own thresholds")
     assert "## What ssim does not see" not in text
     assert "## ssim: recall by kind, strength and size" in text
@@ -204,8 +225,8 @@ def test_markdown() -> None:
 
 def test_nothing_injected() -> None:
     empty = replace(made("a", 1), responses=())
-    assert "Nothing could be injected" in as_markdown(summarise([empty]))
-    assert "Nothing could be injected" in as_markdown(summarise([]))
+    assert "Nothing could be injected" in markdown(summarise([empty]))
+    assert "Nothing could be injected" in markdown(summarise([]))
     assert to_rows(summarise([]))["recall"] == []
     assert curves(summarise([])) == {}
 
