@@ -1,4 +1,4 @@
-"""Can this machine run DeSRA? What is missing, one line each, with the package that brings it.
+"""Can this machine run DeSRA? Prints a line for each missing part, with the package that brings it.
 
 Needs the standard library only, so that it runs before anything is installed (as a file) and also afterwards
 (``python -m deployments.check``). A missing system library would otherwise show two gigabytes later, as an
@@ -20,11 +20,7 @@ BELOW = (3, 13)
 
 
 class Library(NamedTuple):
-    """A shared library of the system, and where it comes from.
-
-    ``soname`` is what the dynamic loader is asked for, ``needed_by`` the Python package that asks; ``debian``
-    and ``fedora`` name the packages that bring it.
-    """
+    """A shared library of the system: its file, the Python package that loads it, the packages that bring it."""
 
     soname: str
     needed_by: str
@@ -34,17 +30,13 @@ class Library(NamedTuple):
 
 LIBRARIES = (
     Library("libGL.so.1", "opencv-python", "libgl1", "mesa-libGL"),
-    Library(
-        "libgthread-2.0.so.0",
-        "opencv-python",
-        "libglib2.0-0 (libglib2.0-0t64 from Debian 13 and Ubuntu 24.04)",
-        "glib2",
-    ),
-)
+    Library("libgthread-2.0.so.0", "opencv-python", "libglib2.0-0 (libglib2.0-0t64 from Debian 13 and Ubuntu 24.04)",
+            "glib2"),
+)  # fmt: skip
 
 
 def interpreter_problems() -> list[str]:
-    """Say what is wrong with the running Python, one line each; nothing when it will do."""
+    """Check the version and the modules of the running Python; returns a line for each problem."""
     running = ".".join(map(str, sys.version_info[:3]))
     if not OLDEST <= sys.version_info[:2] < BELOW:
         return [
@@ -62,12 +54,7 @@ def interpreter_problems() -> list[str]:
 
 
 def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
-    """Say which shared libraries cannot be loaded, one line each; nothing when all are there.
-
-    Parameters
-    ----------
-    libraries
-        The libraries to try, each as the dynamic loader would find it.
+    """Load each shared library as the dynamic loader would find it; returns a line for each that cannot be loaded.
 
     Examples
     --------
@@ -76,8 +63,11 @@ def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
     """
     problems = []
     for library in libraries:
-        reason = _load_error(library.soname)
-        if reason is not None:
+        try:
+            ctypes.CDLL(library.soname)
+        except OSError as error:
+            absent = str(error).startswith(f"{library.soname}: cannot open shared object file")
+            reason = "is missing" if absent else f"cannot be loaded ({error})"
             problems.append(
                 f"{library.soname}, which {library.needed_by} needs, {reason}: "
                 f"install {library.debian} (Debian, Ubuntu) or {library.fedora} (Fedora)"
@@ -86,25 +76,14 @@ def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
 
 
 def platform_problems() -> list[str]:
-    """Say what is wrong with the operating system, one line each; nothing when it will do."""
+    """Check the operating system and its libraries; returns a line for each problem."""
     if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):
         return ["this system (Alpine Linux) uses musl, for which PyTorch has no wheels: use Debian or the like"]
     return library_problems() if sys.platform == "linux" else []
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what is missing, or one line that nothing is.
-
-    Parameters
-    ----------
-    arguments
-        ``--interpreter`` looks at the Python version and its modules only.
-
-    Returns
-    -------
-    int
-        Exit code: 0 when nothing is missing, 2 otherwise.
-    """
+    """Print all problems, with ``--interpreter`` those of the Python alone; returns 0 where there is none, else 2."""
     problems = interpreter_problems()
     if "--interpreter" not in arguments:
         problems += platform_problems()
@@ -114,18 +93,6 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     sys.stdout.write(f"Set-up check: Python {sys.version.split()[0]} and the system libraries are fine.\n")
     return 0
-
-
-def _load_error(soname: str) -> str | None:
-    """Why the dynamic loader cannot load a library, as the predicate of a sentence; None when it can."""
-    try:
-        ctypes.CDLL(soname)
-    except OSError as error:
-        reason = str(error)
-        if reason.startswith(f"{soname}: cannot open shared object file"):
-            return "is missing"
-        return f"cannot be loaded ({reason})"
-    return None
 
 
 if __name__ == "__main__":

@@ -6,34 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import typer
 
 from deployments.commands.annotations import export_masks, import_masks
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
-from deployments.commands.housekeeping import gc, size_line
-from deployments.commands.runs import run_corpus, show_failures
-from deployments.serving.server import AGAIN, ServerLostError
+from deployments.commands.runs import run_corpus
+from deployments.commands.workspace import gc, report, roll_back, status
+from deployments.serving.connection import AGAIN
+from deployments.serving.server import ServerLostError
 from desra_core import __version__
-from desra_core.errors import DesraError, ImageError, TransientError, UsageError, printable
-from desra_core.gate.model_registry import current_model, history
-from desra_core.images.scanning import told_passed_over
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import make_plan
+from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.settings.models import Calibrating, Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
-from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.manifest import read_manifest, read_passed_over
-from desra_core.workspace.matching import FAILURES
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say
 
 app = typer.Typer(
     name="desra",
@@ -52,19 +43,14 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _check_folder()
+        try:
+            os.getcwd()  # paths are relative to it, and workers start in it
+        except OSError as error:
+            raise UsageError("the working folder", f"is gone ({error.strerror})", "change to another one") from None
         app()
     except DesraError as error:
         say(f"error: {printable(error)}")
         sys.exit(1 if isinstance(error, TransientError) else 2)
-
-
-def _check_folder() -> None:
-    """See that there is a working folder: paths are told by it, and workers start in it."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UsageError("the working folder", f"is gone ({error.strerror})", "change to another one") from None
 
 
 def _version(asked: bool) -> None:
@@ -92,7 +78,7 @@ def mine(settings: Mining, machine: Machine) -> None:
     The same command again goes on where it was cut off, takes in new photos, and does nothing where nothing has
     changed.
     """
-    _exit(lambda: run_corpus(settings, machine))
+    run_and_exit(lambda: run_corpus(settings, machine))
 
 
 @app.command()
@@ -104,7 +90,7 @@ def detect(settings: Detection, machine: Machine) -> None:
     at, WORKSPACE/report.html. The same command again goes on where it was cut off, takes in new files, and does
     nothing where nothing has changed.
     """
-    _exit(lambda: run_corpus(settings, machine))
+    run_and_exit(lambda: run_corpus(settings, machine))
 
 
 @app.command()
@@ -117,7 +103,7 @@ def finetune(settings: Finetuning, machine: Machine) -> None:
     """
     from deployments.commands.models import run_finetune
 
-    _exit(lambda: run_finetune(settings, machine))
+    run_and_exit(lambda: run_finetune(settings, machine))
 
 
 @app.command()
@@ -130,7 +116,7 @@ def compare(settings: Comparing, machine: Machine) -> None:
     """
     from deployments.commands.models import run_compare
 
-    _exit(lambda: run_compare(settings, machine))
+    run_and_exit(lambda: run_compare(settings, machine))
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -144,7 +130,7 @@ def cycle(settings: Cycling, machine: Machine) -> None:
     """
     from deployments.commands.models import run_cycle
 
-    _exit(lambda: run_cycle(settings, machine))
+    run_and_exit(lambda: run_cycle(settings, machine))
 
 
 @app.command()
@@ -158,7 +144,7 @@ def calibrate(settings: Calibrating, machine: Machine) -> None:
     """
     from deployments.commands.calibrate import run_calibrate
 
-    _exit(lambda: run_calibrate(settings, machine))
+    run_and_exit(lambda: run_calibrate(settings, machine))
 
 
 @app.command()
@@ -172,7 +158,7 @@ def benchmark(settings: Benchmarking, machine: Machine) -> None:
     """
     from deployments.commands.benchmark import run_benchmark
 
-    _exit(lambda: run_benchmark(settings, machine))
+    run_and_exit(lambda: run_benchmark(settings, machine))
 
 
 app.command("export")(paths_at_home(export_masks))
@@ -189,85 +175,22 @@ def serve(settings: Serving, machine: Machine) -> None:
     """
     from deployments.serving.serve import serve
 
-    _exit(lambda: serve(settings, machine))
+    run_and_exit(lambda: serve(settings, machine))
 
 
-@app.command("rollback")
-@paths_at_home
-def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
-    """Undo the latest promotion: the model before becomes current again."""
-    from deployments.commands.models import run_rollback
-
-    _exit(lambda: run_rollback(workspace.absolute()))
-
-
-@app.command()
-@paths_at_home
-def status(
-    workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
-    failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
-    sized: Annotated[
-        bool, typer.Option("--sizes/--no-sizes", help="Measure what it takes of the disk: seconds for a million files.")
-    ] = True,
-) -> None:
-    """Say what is done, pending and failed, from the workspace alone."""
-    place = Workspace(workspace.absolute())
-    settings, target = load_settings(place)
-    manifest = read_manifest(place)
-    if manifest is None:
-        raise UsageError(place.root, "has no manifest", f"run desra {settings.verb}")
-    plan = make_plan(place, manifest, target, limit=settings.limit)
-    unscanned = read_table(place.scan_failures, FAILURES)
-    failed = pa.concat_tables([unscanned, plan.failures])
-    vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
-    owner = place.owner()
-    images = plan.images + unscanned.num_rows
-    retried = f", {plan.retries.num_rows} of them failed and will be tried again" if plan.retries.num_rows else ""
-    typer.echo(f"workspace  {place.root}")
-    typer.echo(f"run        {f'going on: {owner}' if owner else 'none at present'}")
-    if model := current_model(place):
-        typer.echo(f"model      {model}, current by {history(place)[-1]['kind']} {history(place)[-1]['time']}")
-    typer.echo(f"images     {images}" + (f", and {vanished} vanished ones, whose outputs stay" if vanished else ""))
-    typer.echo(f"done       {plan.done}")
-    typer.echo(f"pending    {plan.pending}{retried}")
-    typer.echo(f"failed     {failed.num_rows}")
-    if others := told_passed_over(read_passed_over(place)):
-        typer.echo(f"passed over {others}")
-    if sized:
-        typer.echo(f"size       {size_line(place)}")
-    show_failures(pa.concat_tables([failed, plan.retries]), limit=None if failures else SHOWN_FAILURES)
-
-
-@app.command()
-@paths_at_home
-def report(
-    workspace: Annotated[Path, typer.Option(help="The workspace to report on.")],
-    output: Annotated[Path | None, typer.Option(help="File to write; WORKSPACE/report.html by default.")] = None,
-    worst: Annotated[int, typer.Option(min=0, max=500, help="How many of the worst regions to show.")] = 24,
-    pages: Annotated[
-        int, typer.Option(min=0, max=500, help="How many of the worst images get a page of their own in pages/.")
-    ] = 0,
-) -> None:
-    """Write one self-contained HTML page about a workspace: summary, settings, speed, failures, worst regions."""
-    place = Workspace(workspace.absolute())
-    load_settings(place)
-    from desra_core.report import write_report
-
-    def left_out(error: ImageError) -> None:
-        say(f"failed: {printable(error)}")
-
-    typer.echo(f"report   {write_report(place, worst=worst, pages=pages, output=output, on_left_out=left_out)}")
-
-
+app.command("rollback")(paths_at_home(roll_back))
+app.command()(paths_at_home(status))
+app.command()(paths_at_home(report))
 app.command()(paths_at_home(evaluate))
 app.command()(paths_at_home(gc))
 
 
-def _exit(run: Callable[[], int]) -> NoReturn:
+def run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of a run, or with that of the signal that has stopped it."""
     try:
         code = run()
     except BaseException as error:
-        # What fails while a run is being stopped is no failure of its own.
+        # An error while a run is being stopped is no failure of its own.
         stopped = _stop_before(error)
         if isinstance(stopped, SystemExit):
             raise stopped from None
@@ -285,19 +208,18 @@ def _exit(run: Callable[[], int]) -> NoReturn:
 def _begin_again(lost: ServerLostError) -> NoReturn:
     """Start this very command anew, once: it finds what is done, and does what is left with another server.
 
-    One that has nothing left to do ends instead.
-
-    At the end of this process, Prefect would wait minutes for the server that has gone.
+    One that has nothing left to do ends instead. At the end of this process, Prefect would wait minutes for the server
+    that has gone.
     """
     sys.stdout.flush()
-    told = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
+    warning = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
     if lost.code is not None:
-        say(told)
+        say(warning)
         os._exit(lost.code)
     if AGAIN in os.environ:
         say(f"error: {printable(lost)}")
         os._exit(1)
-    say(f"{told}; going on")
+    say(f"{warning}; going on")
     os.environ[AGAIN] = "1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
@@ -310,7 +232,7 @@ def _stop_before(error: BaseException | None) -> BaseException | None:
 
 
 def _is_termination(error: BaseException) -> bool:
-    """Whether Prefect has raised it for a SIGTERM, which it then sends once more: perhaps too late to be first here."""
+    """True for Prefect's error on a SIGTERM, which Prefect sends once more, perhaps too late to be first here."""
     return type(error).__name__ == "TerminationSignal"
 
 

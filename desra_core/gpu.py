@@ -1,4 +1,4 @@
-"""What networks ask of a device: a GPU for themselves, exact arithmetic, and errors that say what is wrong with it."""
+"""Hold the GPU for one network at a time, have it compute exactly, and recognise its errors."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 # A worker on a GPU has several threads, but memory for the networks of one image at a time.
 _GPU = threading.RLock()
-# What torch says where it does not raise its own OutOfMemoryError. Of those with "primitive" and "memory", on a CPU,
-# oneDNN is the source; cuDNN and cuBLAS tell a lack of memory as one of the others.
+# Messages of torch beside its own OutOfMemoryError. Those with "primitive" and "memory" come from oneDNN, on a CPU;
+# cuDNN and cuBLAS report a lack of memory as one of the others.
 _OUT_OF_MEMORY = (
     "out of memory", "ALLOC_FAILED", "can't allocate memory", "bad_alloc",
     "could not create a primitive", "could not execute a primitive", "could not create a memory",
     "CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_INTERNAL_ERROR", "_STATUS_NOT_INITIALIZED",
     "nable to find an engine", "nable to find a valid cuDNN algorithm",
 )  # fmt: skip
-# What no other process on this machine could do either, with this torch.
+# Another process on this machine could not use the GPU either, with this torch.
 _UNUSABLE = (
     "no kernel image is available", "invalid device ordinal", "busy or unavailable", "no CUDA-capable device",
     "driver version is insufficient",
@@ -26,9 +26,9 @@ _BROKEN = ("CUDA error", "CUDA driver error", "CUDNN_STATUS_EXECUTION_FAILED", "
 
 @contextlib.contextmanager
 def exact_on(device: str) -> Iterator[None]:
-    """Hold the GPU, if the torch device is one, and have it compute exactly, while others of this process wait.
+    """Hold the GPU, if the torch device is one, and have it compute exactly, while other threads of this process wait.
 
-    Float32 then means just that, not TF32, and what is computed can be reproduced. Who holds it may ask again. Nothing
+    Float32 then means just that, not TF32, and results can be reproduced. A thread that holds it may ask again. Nothing
     changes on a CPU.
     """
     if not device.startswith("cuda"):
@@ -39,7 +39,7 @@ def exact_on(device: str) -> Iterator[None]:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, of the GPU or of the machine.
+    """Check whether an error says that there is not enough memory, of the GPU or of the machine.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Whether an error says that nothing can be computed on this GPU at all, by another process no more than by this.
+    """Check whether an error says that no process can compute on this GPU at all.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def is_unusable(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether an error says that this process can use its GPU no more, while another one may.
+    """Check whether an error says that this process can no longer use its GPU, while another one may.
 
     Examples
     --------
@@ -74,15 +74,15 @@ def is_broken(error: BaseException) -> bool:
     >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
     False
     """
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
-    return told and not lacks_memory(error) and not is_unusable(error)
+    named = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
+    return named and not lacks_memory(error) and not is_unusable(error)
 
 
 @contextlib.contextmanager
 def _exact() -> Iterator[None]:
-    """Set what cuDNN and cuBLAS may do, by the new switches alone.
+    """Set the new switches of cuDNN and cuBLAS alone.
 
-    ``torch.backends.cudnn.flags`` reads the old one for TF32, which torch refuses once anybody has set a new one.
+    ``torch.backends.cudnn.flags`` reads the old one for TF32, which torch refuses once a new one has been set.
     """
     from torch.backends import cuda, cudnn
 

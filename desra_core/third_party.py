@@ -36,9 +36,8 @@ def mend_torchvision() -> None:
     """
     import torch
 
-    if "torchvision" in sys.modules or _torchvision_ops_load() or hasattr(torch.ops.torchvision, "nms"):
-        return
-    _declare_nms()
+    if not ("torchvision" in sys.modules or _torchvision_ops_load() or hasattr(torch.ops.torchvision, "nms")):
+        _declare_nms()
 
 
 def mend_mmcv() -> None:
@@ -56,13 +55,13 @@ def mend_mmcv() -> None:
 def mend_basicsr() -> None:
     """Let basicsr 1.4.2 be imported beside torchvision >= 0.17, and import it without its warnings.
 
-    It asks for ``torchvision.transforms.functional_tensor``, whose functions now live in
-    ``torchvision.transforms.functional``.
+    It imports ``torchvision.transforms.functional_tensor``, whose functions have moved to ``functional``.
     """
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"
     if not _has_module("torchvision", "transforms/functional_tensor"):
-        sys.modules.setdefault(name, _stand_in(name, _torchvision_function))
+        functional = "torchvision.transforms.functional"
+        sys.modules.setdefault(name, _stand_in(name, lambda name: getattr(importlib.import_module(functional), name)))
     _import_quietly(("basicsr",), _BASICSR_WARNINGS)
 
 
@@ -93,7 +92,7 @@ def _declare_nms() -> torch.library.Library:
 
 
 def _package_folders(package: str) -> list[Path]:
-    """Where a package lies, without importing it; empty when it is not installed."""
+    """Find the folders of a package without importing it; none when it is not installed."""
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
@@ -122,10 +121,6 @@ def _missing_op(name: str) -> Callable[..., Any]:
         raise NotImplementedError(f"mmcv-full was installed without compiled ops, and {name} is one of them")
 
     return op
-
-
-def _torchvision_function(name: str) -> Any:
-    return getattr(importlib.import_module("torchvision.transforms.functional"), name)
 
 
 def _import_quietly(modules: tuple[str, ...], messages: tuple[str, ...]) -> None:

@@ -10,12 +10,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from desra_core.errors import UsageError
 from desra_core.networks.checkpoints import load_pair
-from desra_core.planning.plan import Plan, prepare
+from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from tasks.dask_cluster import USUAL_PIXELS
 from tasks.dask_map import open_dask
+from tasks.handover import handed_over
 from tasks.overview import show_corpus, tag_run
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.retry_policy import runs_by_itself
@@ -65,7 +66,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
-        prepared = prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
+        prepared = None if rescan else handed_over(settings, Prepared)
+        prepared = prepared or prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
         plan = prepared.plan
         if not plan.pending:
             show_corpus(settings, prepared)

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
+
+from desra_core.errors import printable
 
 LINE_SECONDS = 5.0
 SHOWN_FAILURES = 20
@@ -36,6 +40,29 @@ def say(line: str, **ids: Any) -> None:
         _LINES.log(_level(level), message, extra={"ids": ids})
     else:
         _LINES.info(line, extra={"ids": ids})
+
+
+def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
+    """Print a line ``kind: trouble`` for each of the first 20 troubles, and one for how many more there are."""
+    lines = list(troubles)
+    for line in lines[:SHOWN_FAILURES]:
+        say(f"{kind}: {printable(line)}")
+    if len(lines) > SHOWN_FAILURES:
+        say(f"and {len(lines) - SHOWN_FAILURES} more{rest}")
+
+
+class NowAndThen:
+    """Prints how far something is, at most every five seconds, by a line like ``reading new files: {} of {}``."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print the line, with the number done and that of all, if it is time for one."""
+        if time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            say(self._line.format(done, total))
 
 
 def carry(**ids: Any) -> None:

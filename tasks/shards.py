@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
@@ -15,24 +14,24 @@ from prefect.runtime import flow_run
 
 from desra_core.errors import ImageError
 from desra_core.files.hashing import fingerprint
-from desra_core.planning.keys import Target
-from desra_core.planning.plan import Plan, Work, assess
+from desra_core.planning.plan import Plan, assess
 from desra_core.stages import Stage, failure, run_stage
 from desra_core.workspace import Workspace
-from desra_core.workspace.inventory import OnDisk
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import PRODUCTS, spared_arrays
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, Job
 from tasks.logs import record
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
+_ARRAYS = {product.name: product.arrays for product in PRODUCTS}
 
 
 class StageSpec(NamedTuple):
     """A stage of a flow.
 
-    ``name`` is what people see; ``product`` is the field of `planning.plan.Work` that tells which images need it;
+    ``name`` is what people see; ``product`` says in `planning.plan.Work` which images lack it;
     ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
     that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
     """
@@ -46,7 +45,10 @@ class StageSpec(NamedTuple):
 
 
 class Run:
-    """What the shards of one run share. Lives in the driver; never leaves it."""
+    """The parts that the shards of a run share. Lives in the driver; never leaves it.
+
+    A plain class, like `Shard`: Prefect looks into every dataclass and list that a task is given.
+    """
 
     def __init__(
         self, workspace: Workspace, plan: Plan, stages: list[StageSpec], dask: Dask, progress: RunProgress
@@ -61,24 +63,30 @@ class Run:
 class Shard:
     """The images of a shard that have something to do, and their records so far.
 
-    ``content`` are the ids of all its images, those included that are done.
+    The plan says what the workspace held; from then on the records that come back say what was made, for the lock keeps
+    others from changing it. ``content`` are the ids of all its images, those included that are done; ``work`` are the
+    images of the stage that runs, each with its record.
     """
 
     def __init__(self, run: Run, number: int) -> None:
         self.number = number
-        self._run = run
-        self._rows = run.plan.rows(number)
-        self.records = read_shard(run.workspace, number)
-        pending = set(self._rows.filter(pa.array(self._work().pending))["id"].to_pylist())
-        self.images = {image.id: image for image in run.plan.image_refs(number) if image.id in pending}
+        self._target = run.plan.target
+        self._rows, self._held = run.plan.pending_rows(number)
+        self._ids = self._rows["id"].to_pylist()
+        self._indices: dict[str, list[int]] = {}
+        for index, image_id in enumerate(self._ids):
+            self._indices.setdefault(image_id, []).append(index)
+        self.images = {image.id: image for image in run.plan.image_refs(number)}
+        self.records = {key: record for key, record in read_shard(run.workspace, number).items() if key in self.images}
+        self.work: list[tuple[ImageRef, Record]] = []
         self.failed: set[str] = set()
-        self.content = sorted(set(self._rows["id"].to_pylist()))
+        self.content = sorted(set(run.plan.rows(number)["id"].to_pylist()))
 
     def pending(self, product: str) -> list[tuple[ImageRef, Record]]:
-        """The images that lack a product, by what the workspace says now."""
-        flags: np.ndarray[Any, Any] = getattr(self._work(), product)
-        ids = dict.fromkeys(self._rows.filter(pa.array(flags))["id"].to_pylist())
-        return [(self.images[key], self.record_of(key)) for key in ids if key in self.images and key not in self.failed]
+        """The images that lack a product by now."""
+        work = assess(self._rows, to_table(self.records.values()), self._target, self._held)
+        ids = dict.fromkeys(self._ids[index] for index in np.flatnonzero(work.lacking[product]))
+        return [(self.images[key], self.record_of(key)) for key in ids if key not in self.failed]
 
     def names(self) -> int:
         """How many names the images have that have not failed."""
@@ -88,20 +96,13 @@ class Shard:
         """Return the record of an image, or an empty one."""
         return self.records.get(image_id, Record(image_id))
 
-    def update(self, record: Record) -> None:
-        """Replace the record of an image."""
+    def update(self, record: Record, stage: str) -> None:
+        """Replace the record of an image, for which a stage has stored its arrays."""
         self.records[record.id] = record
         if record.failed:
             self.failed.add(record.id)
-
-    def _work(self) -> Work:
-        on_disk = OnDisk.of_rows(self._run.workspace, self._rows)
-        return assess(self._rows, to_table(self.records.values()), self._run.plan.target, on_disk)
-
-
-def spared_arrays(target: Target) -> tuple[str, ...]:
-    """The arrays that stay of an image that is done and clean."""
-    return ("mse_sr",) if target.keep_mse else ()
+        for array in _ARRAYS.get(stage, ()):
+            self._held.arrays[array][self._indices[record.id]] = True
 
 
 def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -111,7 +112,7 @@ def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 
 @task(cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
-    """Run one stage on the images of a shard that need it.
+    """Run one stage on the images of a shard that need it, ``shard.work``.
 
     The cache key names the stage, its settings and the content of the images. Whether a cached state counts is for
     the workspace to say: with anything left to do the cache is refreshed, not read.
@@ -123,20 +124,19 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
         spec.function,
         workspace=run.workspace,
         settings=spec.settings,
-        mask_key=target.mask_key,
+        mask_key=target.run_key,
         spared=spared_arrays(target),
     )
-    work = shard.pending(spec.product)
-    failed_before = len(shard.failed)
+    work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # raised, for another try may succeed
-            record, error = failure(image, shard.record_of(image.id), spec.name, target.mask_key, result), result
+            record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
         else:
             record, error = result, result.error if result.failed else None
-        shard.update(record)
+        shard.update(record, spec.name)
         logger.debug("shard %05d, image %s: %s", shard.number, image.id, error or "done")
         if error:
             run.progress.failed(error, len(image.names), stages_left)
@@ -150,7 +150,7 @@ def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. What is done already is left alone."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
-        pending = shard.pending(spec.product)
+        shard.work = pending = shard.pending(spec.product)
         run.progress.passed(shard.names() - sum(len(image.names) for image, _ in pending))
         stage_of_shard.with_options(
             name=spec.name,

@@ -15,8 +15,7 @@ from desra_core.errors import TransientError
 from desra_core.planning.plan import Plan
 from desra_core.planning.tables import publish_tables, worst_regions
 from desra_core.report import write_report
-from desra_core.report.results import read_results
-from desra_core.report.summary import stage_times
+from desra_core.report.results import read_results, stage_times
 from desra_core.report.wording import stage_name
 from desra_core.workspace import Workspace
 from tasks.overview import show_outcome

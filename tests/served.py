@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from deployments.serving.standing import MARK
+from deployments.serving.processes import MARK
+from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 
+DEAD = "127.0.0.1:9"
 PATIENCE = 240
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -108,3 +112,51 @@ def until(condition: Callable[[], Any]) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError("it never came true")
+
+
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+
+
+def sleeping(mark: dict[str, str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(SLEEP, env=os.environ | mark, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def is_gone(process: subprocess.Popen[bytes]) -> bool:
+    """`end_marked` waits for processes itself, also for those of this test."""
+    return not psutil.pid_exists(process.pid) and process.wait() is not None
+
+
+class HttpProxy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Failing:
+    """A process that does not even start the first time, or with `always` ever, and else ends at once."""
+
+    name = "the process"
+    log = Path("process.log")
+    exit_code = -11
+
+    def __init__(self, *, always: bool = False) -> None:
+        self.starts = 0
+        self.always = always
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.starts == 1 or self.always:
+            raise UsageError(self.log, "the process did not start", "read that log")

@@ -36,7 +36,7 @@ ARROWS = {
     "images": "",
     "detection": "files images",
     "networks": "files images",
-    "workspace": "files images",
+    "workspace": "files images detection",
     "settings": "detection networks workspace",
     "planning": "files images detection networks workspace settings",
     "stages": "files images detection networks workspace settings planning",

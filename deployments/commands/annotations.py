@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from desra_core.errors import DesraError, UsageError, printable
-from tasks.logs import SHOWN_FAILURES, say
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from desra_core.annotations.corrections import Correction
-    from desra_core.annotations.export import Exported
-    from desra_core.annotations.publication import Published, Undone
-    from desra_core.workspace import Workspace
+from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.export import Exported, export_workspace
+from desra_core.annotations.publication import Published, Undone, publish_corrections, undo_import
+from desra_core.errors import UsageError
+from desra_core.evaluation.table import counted
+from desra_core.planning.keys import load_settings
+from desra_core.workspace import Workspace
+from tasks.logs import say, say_each
 
 
 def export_masks(
@@ -48,9 +47,6 @@ def export_masks(
     detector's. Pictures are the GAN results, for coco and labelme as 8-bit RGB. Copies of an image are exported once.
     Exit code 1 where some images cannot be read.
     """
-    from desra_core.annotations.export import export_workspace
-    from desra_core.workspace import Workspace
-
     if not images and form != "coco":
         raise UsageError("--no-images", f"and --format {form} are both given", "only coco does without pictures")
     place = Workspace(workspace.absolute())
@@ -61,8 +57,8 @@ def export_masks(
     except KeyboardInterrupt:
         say("interrupted: nothing was exported")
         raise typer.Exit(130) from None
-    _show(exported.failures, "failed")
-    _tell_export(exported, form, place, output.absolute())
+    say_each("failed", exported.failures)
+    _show_export(exported, form, place, output.absolute())
     raise typer.Exit(int(bool(exported.failures)))
 
 
@@ -93,11 +89,6 @@ def import_masks(
     masks to the detector's. All or nothing: with a line for each file that does not fit, nothing changes, and the exit
     code is 2.
     """
-    from desra_core.annotations.corrections import read_corrections
-    from desra_core.annotations.publication import publish_corrections, undo_import
-    from desra_core.planning.keys import load_settings
-    from desra_core.workspace import Workspace
-
     if not undo and (form is None or path is None):
         raise UsageError("import", "lacks what to bring", "give labelme or coco, and the folder or file, or --undo")
     if undo and (form is not None or label is not None or unchanged):
@@ -107,11 +98,11 @@ def import_masks(
     try:
         with place.locked():
             if form is None or path is None:
-                _tell_undone(undo_import(place), place)
+                _show_undone(undo_import(place), place)
                 return
             corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
             if errors:
-                _show(errors, "error")
+                say_each("error", errors)
                 say("nothing was imported")
                 raise typer.Exit(2)
             taken = [one for one in corrections if unchanged or not one.as_exported]
@@ -122,80 +113,73 @@ def import_masks(
     if published is None:
         typer.echo("nothing to import: every mask is as exported")
     else:
-        _tell_masks(published, taken)
-    _tell_left_out(taken, len(corrections) - len(taken))
+        _show_masks(published, taken)
+    _show_left_out(taken, len(corrections) - len(taken))
     if published is not None:
-        _tell_import(published, place, settings.verb)
+        _show_next(published, place, settings.verb)
 
 
-def _show(errors: Sequence[DesraError], kind: str) -> None:
-    for error in errors[:SHOWN_FAILURES]:
-        say(f"{kind}: {printable(error)}")
-    if len(errors) > SHOWN_FAILURES:
-        say(f"and {len(errors) - SHOWN_FAILURES} more")
-
-
-def _tell_export(exported: Exported, form: str, workspace: Workspace, output: Path) -> None:
+def _show_export(exported: Exported, form: str, workspace: Workspace, output: Path) -> None:
+    images, regions = counted(exported.images, "image"), counted(exported.regions, "region")
     by_people = f", {exported.by_people} of the masks by people" if exported.by_people else ""
     left_out = f", {len(exported.failures)} left out" if exported.failures else ""
-    typer.echo(f"{exported.images} images with {exported.regions} regions exported{by_people}{left_out}")
+    typer.echo(f"{images} with {regions} exported{by_people}{left_out}")
     if exported.unpictured:
-        say(f"{exported.unpictured} clean images are left out: desra mine --keep all keeps their pictures")
+        say(f"{counted(exported.unpictured, 'clean image')} left out: desra mine --keep all keeps their pictures")
     typer.echo(f"export   {output}\npictures {exported.pictures}")
-    if form == "folder":
-        return
-    tool = f"labelme {_quoted(output)}" if form == "labelme" else "annotate, in CVAT for instance"
-    source = output if form == "labelme" else output / "annotations.json"
-    typer.echo(f"next     {tool}; then desra import {form} {_quoted(source)} --workspace {_quoted(workspace.root)}")
+    if form != "folder":
+        tool = f"labelme {_quoted(output)}" if form == "labelme" else "annotate, in CVAT for instance"
+        source = output if form == "labelme" else output / "annotations.json"
+        typer.echo(f"next     {tool}; then desra import {form} {_quoted(source)} --workspace {_quoted(workspace.root)}")
 
 
-def _tell_masks(published: Published, taken: Sequence[Correction]) -> None:
+def _show_masks(published: Published, taken: Sequence[Correction]) -> None:
     typer.echo(
-        f"{published.images} masks by people, {published.changed} of them other than the detector's and "
+        f"{counted(published.images, 'mask')} by people, {published.changed} of them other than the detector's and "
         f"{published.clean} without any artifact"
     )
     kinds = Counter(kind for one in taken for kind in one.kinds)
-    images = sum(bool(one.kinds) for one in taken)
-    drawn = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in kinds.most_common())
-    typer.echo(f"regions  {kinds.total()} in {images} {_plural('image', images)}" + (f": {drawn}" if drawn else ""))
+    drawn = ", ".join(_shapes(count, kind) for kind, count in kinds.most_common())
+    images = counted(sum(bool(one.kinds) for one in taken), "image")
+    typer.echo(f"regions  {kinds.total()} in {images}" + (f": {drawn}" if drawn else ""))
 
 
-def _tell_import(published: Published, workspace: Workspace, verb: str) -> None:
-    typer.echo(f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
-    if published.renewed:
-        typer.echo(f"dataset  mask and pseudo-GT of {published.renewed} images made again")
-    root = _quoted(workspace.root)
-    if published.waiting:
-        typer.echo(f"next     desra {verb}, again: it makes the pictures of {published.waiting} images to train on")
-    else:
-        typer.echo(f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN")
-
-
-def _tell_left_out(taken: Sequence[Correction], as_exported: int) -> None:
-    """Say what of the files is not among people's masks now, and why."""
+def _show_left_out(taken: Sequence[Correction], as_exported: int) -> None:
+    """Print which of the files are not among people's masks now, and why."""
     if as_exported:
-        one = as_exported == 1
-        masks, keeps = (
-            ("1 image, whose mask is", "it keeps") if one else (f"{as_exported} images, whose masks are", "they keep")
-        )
+        masks = "1 image, whose mask is" if as_exported == 1 else f"{as_exported} images, whose masks are"
+        keeps = "it keeps" if as_exported == 1 else "they keep"
         typer.echo(f"left out {masks} as exported: {keeps} what counts now; --unchanged takes such masks too")
     reasons = Counter(reason for one in taken for reason in one.left_out)
     for reason, count in reasons.most_common():
         noun, _, rest = reason.partition(" ")
         images = sum(reason in one.left_out for one in taken)
-        typer.echo(f"left out {count} {_plural(noun, count)} {rest}, in {images} {_plural('image', images)}")
+        typer.echo(f"left out {_shapes(count, noun)} {rest}, in {counted(images, 'image')}")
 
 
-def _tell_undone(undone: Undone, workspace: Workspace) -> None:
-    typer.echo(f"taken back: the masks of {undone.names} images, of which {undone.restored} have an earlier one again")
+def _show_next(published: Published, workspace: Workspace, verb: str) -> None:
+    typer.echo(f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
+    if published.renewed:
+        typer.echo(f"dataset  mask and pseudo-GT of {counted(published.renewed, 'image')} made again")
+    root = _quoted(workspace.root)
+    if published.waiting:
+        typer.echo(f"next     desra {verb}, again: it makes the pictures of {counted(published.waiting, 'image')}"
+                   " to train on")  # fmt: skip
+    else:
+        typer.echo(f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN")
+
+
+def _show_undone(undone: Undone, workspace: Workspace) -> None:
+    images = counted(undone.names, "image")
+    typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier one again")
     if undone.renewed:
-        typer.echo(f"dataset  {undone.renewed} images follow")
+        typer.echo(f"dataset  mask and pseudo-GT of {counted(undone.renewed, 'image')} made again")
     typer.echo(f"masks    {workspace.human}")
 
 
-def _plural(kind: str, count: int) -> str:
-    """What is counted; RLE, of letters, has no plural of its own."""
-    return kind if count == 1 else f"{kind}es" if kind.endswith("x") else kind if kind == "RLE" else f"{kind}s"
+def _shapes(count: int, kind: str) -> str:
+    """Like ``2 boxes``; RLE, of letters, has no plural of its own."""
+    return counted(count, kind, f"{kind}es" if kind.endswith("x") else kind if kind == "RLE" else "")
 
 
 def _quoted(path: Path) -> str:

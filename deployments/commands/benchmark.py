@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from deployments.commands.runs import serving, wait_for
+from deployments.commands.runs import server_for_run, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.errors import ImageError, UsageError, printable
-from desra_core.report.benchmark_results import AnyBenchmark, Published, plan, publish_results
+from desra_core.errors import UsageError, printable
+from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results
 from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say, say_each
 
 
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
-    """Run the flow, or say that there is nothing to do; returns the exit code."""
+    """Benchmark, or find that there is nothing to do, and print the tables; returns the exit code."""
     workspace = Workspace(settings.output)
     if workspace.manifest.exists():
         raise UsageError(workspace.root, "is a workspace of images", "name another folder with --output")
@@ -24,47 +23,35 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     with workspace.opened():
         end_leftover_server(workspace)
         _warn(planned)
-        _tell_failures(planned.failed())
+        # Those that are known before anything is computed; the progress shows the others.
+        say_each("failed", planned.failed(), ": the JSON file lists them")
         if planned.missing():
-            with serving(workspace):
+            with server_for_run(workspace):
                 from flows.benchmark import benchmark
 
                 done = benchmark(settings, machine)
-                wait_for(done.flow_run, done.task_runs)
+                wait_for(done)
             published = done.published
         else:
             typer.echo("nothing to do: all was judged before")
             published = publish_results(planned)
-        left = len(planned.missing())
-        _tell(published, left)
-    return int(bool(published.failures) or left > 0)
-
-
-def _warn(planned: AnyBenchmark) -> None:
-    """Say what to beware of before anything is computed."""
-    desra = [contender for contender in planned.contenders if contender.method == "desra"]
-    asked_for_none = planned.settings.weights == "none"
-    if desra and not asked_for_none and not any(contender.weighted for contender in desra):
-        say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
-    if planned.lossy:
-        masks = "mask is" if len(planned.lossy) == 1 else "masks are"
-        say(f"warning: {len(planned.lossy)} {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
-    if isinstance(planned, Benchmark) and planned.unjudged:
-        count, first = len(planned.unjudged), printable(planned.unjudged[0])
-        say(f"{count} GAN results have no ground truth and are left out, the first is {first}")
-
-
-def _tell_failures(failures: list[ImageError]) -> None:
-    """Those that are known before anything is computed; of others the progress tells."""
-    for error in failures[:SHOWN_FAILURES]:
-        say(f"failed: {printable(error)}")
-    if len(failures) > SHOWN_FAILURES:
-        say(f"and {len(failures) - SHOWN_FAILURES} more: the JSON file lists them")
-
-
-def _tell(published: Published, left: int) -> None:
-    failed = len(published.failures) + left
+        failed = len(published.failures) + len(planned.missing())
     typer.echo(f"{published.judged} of {published.judged + failed} images judged, {failed} failed")
     typer.echo(published.text)
     *tables, page = published.files
     typer.echo("\n".join([*(f"table    {path}" for path in tables), f"page     {page}"]))
+    return int(failed > 0)
+
+
+def _warn(planned: AnyBenchmark) -> None:
+    """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
+    weighing = [method for method in planned.methods if method.weighs_classes]
+    asked_for_none = planned.settings.weights == "none"
+    if weighing and not asked_for_none and not any(method.weighted for method in weighing):
+        say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
+    if planned.lossy:
+        masks = "mask is" if len(planned.lossy) == 1 else "masks are"
+        say(f"warning: {len(planned.lossy)} {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+    if planned.unjudged:
+        count, first = len(planned.unjudged), printable(planned.unjudged[0])
+        say(f"{count} GAN results have no ground truth and are left out, the first is {first}")

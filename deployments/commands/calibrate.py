@@ -6,30 +6,28 @@ import shlex
 
 import typer
 
-from deployments.commands.runs import prepare_corpus, renew_report, serving, wait_for
+from deployments.commands.runs import prepare_corpus, renew_results, server_for_run, show_people, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
-from desra_core.calibration.counting import Counting, plan_counting
-from desra_core.calibration.exclusion import Exclusion
-from desra_core.calibration.weight_table import largest_differences
+from desra_core.calibration.counting import Counting, Exclusion, corpus_of, plan_counting
+from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
+from desra_core.evaluation.table import counted
 from desra_core.images.scanning import image_files
 from desra_core.planning.plan import Prepared, make_plan
-from desra_core.planning.tables import publish_tables
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
 from desra_core.workspace.manifest import read_manifest
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.handover import handing_over
+from tasks.logs import say, say_each
 
 _DIFFERENCES = 5
 _NAMED_CLASSES = 8
 
 
 def run_calibrate(settings: Calibrating, machine: Machine) -> int:
-    """Run the flow, or say that there is nothing to do; returns the exit code."""
+    """Calibrate, or find that there is nothing to do, and print the weights; returns the exit code."""
     corpus = corpus_of(settings)
     workspace = Workspace(corpus.workspace)
     exclusion = Exclusion(settings.exclude)
@@ -39,38 +37,36 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
-        counting.gather_journals()
-        _show_failures(counting)
+        say_each("failed", [error for shard in counting.counted() for error in shard.failures])
         if prepared.plan.pending or counting.missing():
-            with serving(workspace):
+            with server_for_run(workspace):
                 from flows.calibrate import calibrate
 
-                ended = calibrate(settings, machine, rescan=False)
-                for part in (ended.found, ended):
-                    wait_for(part.flow_run, part.task_runs)
+                with handing_over(corpus, prepared):
+                    ended = calibrate(settings, machine, rescan=False)
+                wait_for(ended.found, ended)
             for line in ended.found.broken_shards:
                 say(f"error: {line}")
             counting, calibrated = plan_counting(corpus, exclusion), ended.weights
         else:
             typer.echo("nothing to do: all was counted before")
-            publish_tables(workspace, prepared.plan.target)
-            renew_report(workspace)
-            calibrated = conclude(settings, corpus, counting)
+            renew_results(prepared)
+            calibrated = derive_calibration(settings, corpus, counting)
             from desra_core.report.calibration_page import write_calibration
 
             write_calibration(calibrated, settings.output)
         left_out = _left_out(prepared, counting, corpus)
         _warn_of_artifacts(counting)
-        _tell(calibrated, settings)
-        typer.echo(f"people   {told_resting(counting.by_people)}")
+        _show(calibrated, settings)
+        show_people(counting.human_masks)
         if left_out:
-            typer.echo(f"left out {left_out} images that failed")
+            typer.echo(f"left out {counted(left_out, 'image')} that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
     return int(left_out > 0)
 
 
 def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
-    """See that masks are of images that there are, before anything is touched."""
+    """Warn of masks that belong to no image, before anything is touched."""
     files = image_files(corpus.sources.main, corpus.workspace).files
     # Where two files would share a name, their suffixes belong to it.
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
@@ -78,41 +74,32 @@ def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
         say(f"warning: {len(unused)} masks of --exclude belong to no image, the first is {printable(unused[0])}")
 
 
-def _show_failures(counting: Counting) -> None:
-    """Say which images an earlier run could not count."""
-    errors = [error for shard in counting.counted() for error in shard.failures()]
-    for error in errors[:SHOWN_FAILURES]:
-        say(f"failed: {printable(error)}")
-    if len(errors) > SHOWN_FAILURES:
-        say(f"and {len(errors) - SHOWN_FAILURES} more")
-
-
 def _warn_of_artifacts(counting: Counting) -> None:
-    """Say so where the pairs may not be free of artifacts: what is counted as normal is never found again."""
+    """Warn if the pairs may have artifacts: with weights that count them as normal, they would not be detected."""
     images, pixels = counting.suspect()
     if images:
         say(
-            f"warning: {images} of {counting.images} images have artifacts by the detector's word, {pixels:,} pixels, "
+            f"warning: the detector finds artifacts in {images} of {counting.images} images, {pixels:,} pixels, "
             "which count as normal: calibrate on pairs without any, or leave them out with --exclude MASKS"
         )
 
 
 def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
-    """How many images are not in the count, because they failed on the way or there."""
+    """Count the images that failed, before or while counting."""
     manifest = read_manifest(prepared.workspace)
     assert manifest is not None
     assert prepared.scanned is not None
     after = make_plan(prepared.workspace, manifest, prepared.plan.target, limit=corpus.limit)
-    uncounted = sum(len(shard.failures()) for shard in counting.counted()) + sum(counting.missing().values())
+    uncounted = sum(len(shard.failures) for shard in counting.counted()) + sum(counting.missing().values())
     left_out: int = prepared.scanned.failures.num_rows + after.failed + after.pending + uncounted
     return left_out
 
 
-def _tell(calibrated: CalibratedWeights, settings: Calibrating) -> None:
+def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     rows, histogram = calibrated.rows, calibrated.histogram
     by_state = {state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")}
     excluded = f", {histogram.excluded:,} pixels excluded" if histogram.excluded else ""
-    typer.echo(f"{int(histogram.pixels.sum()):,} pixels of {histogram.seen:,} images counted{excluded}")
+    typer.echo(f"{int(histogram.pixels.sum()):,} pixels of {counted(histogram.seen, 'image')} counted{excluded}")
     counts = ", ".join(f"{len(group)} {state}" for state, group in by_state.items())
     typer.echo(f"classes: {counts}; thin and unseen ones get the fallback, {settings.fallback}")
     if thin := sorted(by_state["thin"], key=lambda row: -row.pixels):
@@ -128,15 +115,15 @@ def _tell(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     )
     suggested = calibrated.suggested
     if suggested.threshold is not None:
-        told = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
+        line = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
         other = suggested.published_threshold
-        typer.echo(told + (f"; with the published weights {other:.4g}" if other is not None else ""))
-    page = settings.output.with_suffix(".html")
-    typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {settings.output.with_suffix('.svg')}")
+        typer.echo(line + (f"; with the published weights {other:.4g}" if other is not None else ""))
+    page, figure = settings.output.with_suffix(".html"), settings.output.with_suffix(".svg")
+    typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {figure}")
 
 
 def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
-    """The run that uses the weights, as the latest one was but for them."""
+    """The command of the latest run, with the new weights."""
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [

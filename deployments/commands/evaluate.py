@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from deployments.commands.runs import show_people
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import UsageError
-from tasks.logs import LINE_SECONDS, say
+from desra_core.evaluation.bootstrap import Interval
+from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks
+from desra_core.evaluation.evaluation_files import write_json, write_tables
+from desra_core.evaluation.mask_pairs import Pairing, pair_folders, pair_workspace
+from desra_core.evaluation.mask_scores import MaskScores
+from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.severity_labels import has_ratings, read_ratings
+from desra_core.evaluation.table import as_text, counted, fixed
+from desra_core.workspace import Workspace
+from tasks.logs import NowAndThen, say, say_each
 
-if TYPE_CHECKING:
-    from desra_core.evaluation.evaluation import Evaluation, SeverityLabels
-    from desra_core.evaluation.mask_pairs import Pairing
+_SHOWN_CLASSES = 8
+_NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 def evaluate(
@@ -50,15 +60,13 @@ def evaluate(
     and a ground-truth region is found, when at least half of it lies in the other's mask. Exit code 1 where some files
     cannot be judged.
     """
-    from deployments.commands.score_lines import tell_evaluation
-
     _check_targets(json, output, rated=severity is not None)
     try:
         pairing = _pairing(masks, gt, workspace, labels, gan_sr)
-        evaluation = _evaluate(pairing, size, severity, prominent)
-        tell_evaluation(evaluation)
-        if json is not None or output is not None:
-            _write(evaluation, json, output)
+        rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
+        evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
+        _show(evaluation)
+        _write(evaluation, json, output)
     except KeyboardInterrupt:
         say("interrupted: the same command begins again")
         raise typer.Exit(130) from None
@@ -67,49 +75,29 @@ def evaluate(
 
 def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
     """See that results have a place before anything is read, and that no person's work is lost there."""
-    from desra_core.evaluation.severity_labels import has_ratings
-
     if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
         raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(output, "is no folder", "name a folder for --output")
     if output is not None and not rated and has_ratings(output / "regions.csv"):
-        reason = "holds shares of viewers that somebody filled in, and would be written anew without them"
+        reason = "holds shares of viewers that a person filled in, and would be written anew without them"
         raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
 
 
 def _pairing(
     masks: Path | None, gt: Path | None, workspace: Path | None, labels: Path | None, gan_sr: Path | None
 ) -> Pairing:
-    from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
-    from desra_core.workspace import Workspace
-
     if workspace is not None:
         if masks is not None:
             raise UsageError("--workspace", "and --masks are both given", "leave one out")
-        place = Workspace(workspace.absolute())
-        return pair_workspace(place, gt=gt, labels=labels, gan_sr=gan_sr)
+        return pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
     if masks is None or gt is None:
         lacking = "--masks" if masks is None else "--gt"
         raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
     return pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
 
 
-def _evaluate(
-    pairing: Pairing, size: Literal["auto", "image", "valid"], severity: Path | None, prominent: float
-) -> Evaluation:
-    from desra_core.evaluation.evaluation import SeverityLabels, evaluate_masks
-    from desra_core.evaluation.severity_labels import read_ratings
-
-    rated: SeverityLabels | None = None
-    if severity is not None:
-        rated = SeverityLabels(read_ratings(severity), severity, prominent)
-    return evaluate_masks(pairing, sizes=size, severity=rated, on_judged=_JudgedLines())
-
-
 def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> None:
-    from desra_core.evaluation.evaluation_files import write_json, write_tables
-
     if json is not None:
         write_json(evaluation, json)
         typer.echo(f"numbers  {json}")
@@ -122,13 +110,86 @@ def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> No
         typer.echo(f"tables   {output}\npage     {page}")
 
 
-class _JudgedLines:
-    """Says now and then how far the judging is."""
+def _show(evaluation: Evaluation) -> None:
+    """Print the scores, and on standard error which files do not fit together and what to beware of."""
+    _warn(evaluation)
+    scores = evaluation.scores
+    failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""
+    typer.echo(f"{counted(scores.images, 'image')} judged{failed}")
+    _show_scores(scores)
+    if scores.empty_pairs:
+        value = _with_interval(scores.iou_with_empty, scores.intervals["iou_with_empty"]).strip()
+        where = "in mask and ground truth, left out of this IoU"
+        typer.echo(f"{counted(scores.empty_pairs, 'image')} with nothing {where}; as agreement they make it {value}")
+    if evaluation.prominent and evaluation.severity:
+        least = 100 * evaluation.severity.least_noticed
+        typer.echo(f"prominent regions, noticed by at least {least:g} % of the viewers; the others do not count")
+        _show_scores(evaluation.prominent)
+    if evaluation.classes:
+        _show_classes(evaluation.classes)
+    show_people(evaluation.pairing.by_people or 0)
 
-    def __init__(self) -> None:
-        self._said = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
-            say(f"judged {done:,} of {total:,}")
+def _show_scores(scores: MaskScores) -> None:
+    total = scores.total
+    meaning = {
+        "iou": f"mean over {counted(scores.images - scores.empty_pairs, 'image')}",
+        "precision": f"{total.right} of {counted(total.detected, 'detected region')} right",
+        "recall": f"{total.found} of {counted(total.marked, 'ground-truth region')} found",
+        "f1": "of precision and recall",
+    }
+    for measure, name in _NAMES.items():
+        if reason := scores.undefined.get(measure):
+            typer.echo(f"  {name:9}  undefined: {reason}")
+        else:
+            value = _with_interval(scores.values[measure], scores.intervals[measure])
+            typer.echo(f"  {name:9}  {value}  {meaning[measure]}")
+
+
+def _show_classes(classes: Mapping[int, Agreement]) -> None:
+    """Print the classes with the most regions."""
+    names = class_names()
+    largest = sorted(classes.items(), key=lambda row: (-row[1].detected - row[1].marked, row[0]))
+    rows = [
+        {
+            "class": names[index],
+            "IoU": fixed(agreement.iou, 4),
+            "precision": _share(agreement.precision, agreement.right, agreement.detected),
+            "recall": _share(agreement.recall, agreement.found, agreement.marked),
+        }
+        for index, agreement in largest[:_SHOWN_CLASSES]
+    ]
+    typer.echo(as_text(rows))
+    if len(classes) > len(rows):
+        typer.echo(f"and {counted(len(classes) - len(rows), 'more class', 'more classes')}")
+
+
+def _warn(evaluation: Evaluation) -> None:
+    pairing, files = evaluation.pairing, len(evaluation.lossy)
+    without_gt = [f"{path}: has no ground truth" for path in pairing.without_ground_truth.values()]
+    without_mask = [f"{path}: has no mask" for path in pairing.without_mask.values()]
+    for kind, lines in (("failed", evaluation.failures), ("missing", without_gt), ("missing", without_mask)):
+        say_each(kind, lines, ": --json lists them all")
+    if pairing.not_looked_at:
+        say(f"{counted(pairing.not_looked_at, 'image')} without a mask by a person: not judged")
+    if pairing.outdated:
+        drawn = "drawn on another photo or on another model's result"
+        say(f"warning: {counted(pairing.outdated, 'mask')} by people left out: {drawn}")
+    if files:
+        are = "is" if files == 1 else "are"
+        say(f"warning: {counted(files, 'mask')} {are} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+    if evaluation.sizes is not None:
+        taken = {"image": "for the image's, and 5 px a side are cropped", "valid": "for the valid region's"}
+        say(f"the size of masks as large as their ground truth is taken {taken[evaluation.sizes]} (--size)")
+    if evaluation.classes is not None and evaluation.unlabelled:
+        are = "is" if evaluation.unlabelled == 1 else "are"
+        say(f"warning: {counted(evaluation.unlabelled, 'image')} without class labels {are} left out by class")
+
+
+def _with_interval(value: float | None, interval: Interval | None) -> str:
+    bounds = f"({interval[0]:.3f}–{interval[1]:.3f})" if interval else ""
+    return f"{fixed(value, 4)}  {bounds:13}"
+
+
+def _share(value: float | None, part: int, whole: int) -> str:
+    return "–" if value is None else f"{value:.3f} ({part} of {whole})"

@@ -18,7 +18,12 @@ from desra_core.settings import Machine, at_home, folder_of, whole_path
 from tasks.logs import carry, configure
 
 Settings = TypeVar("Settings", bound=BaseModel)
-Model = TypeVar("Model", bound=BaseModel)
+
+_LABELS = "Folder of class-index PNGs by image name; short for --segmenter labels:DIR."
+_CONFIG = (
+    "TOML file with any of these flags as keys; the command line wins. Paths in it are relative to where the command "
+    "runs."
+)
 
 
 def with_flags(
@@ -26,21 +31,13 @@ def with_flags(
 ) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
     """Turn a function of settings and machine into a Typer command with a flag for each field of both.
 
-    Parameters
-    ----------
-    kind
-        The model of the settings.
-    argument
-        A field that is given by position instead.
-    config_argument
-        The TOML file is given by position too.
+    ``argument`` names a field that is given by position instead; with ``config_argument``, the TOML file is.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
     def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            context = values.pop("context")
-            config = values.pop("config")
+            context, config = values.pop("context"), values.pop("config")
             if context.args:
                 reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
                 raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
@@ -51,12 +48,12 @@ def with_flags(
             if values.get("method", "").endswith(".py"):
                 values["method"] = str(whole_path(values["method"]))
             machine = {name: values.pop(name) for name in Machine.model_fields}
-            # What nobody gave is left to the model, whose default may depend on what was given.
+            # A default may depend on other settings, so the model is to fill in what was not given.
             defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
             given = {name: value for name, value in values.items() if name not in defaults}
 
             def named(name: str) -> str:
-                """Where the value of a setting comes from, for people."""
+                """Where the value of a setting comes from, for messages."""
                 if _source(context, name) == "DEFAULT_MAP":
                     return f"{_key(name)} in {config}"
                 return name.upper() if name == argument else f"--{_key(name)}"
@@ -67,15 +64,18 @@ def with_flags(
             carry(workspace=str(folder_of(settings)))
             run(settings, where)
 
-        parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
-        parameters += [
-            _field_parameter(name, field, typer.Argument if name == argument else typer.Option)
-            for name, field in _ordered_fields(kind)
-        ]
-        parameters += [
-            *([_LABELS] if labelled else []),
+        own = set(kind.__annotations__) - {"verb"}
+        # Fields without a default come first, and those of the kind itself before the inherited ones.
+        fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
+        look = typer.Argument if config_argument else typer.Option
+        parameters = [
+            _parameter("context", typer.Context, inspect.Parameter.empty),
+            *(_field_parameter(name, field, positional=name == argument) for name, field in fields),
+            *([_parameter("labels", Annotated[Path | None, typer.Option(help=_LABELS)], None)] if labelled else []),
             *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
-            _config(typer.Argument if config_argument else typer.Option),
+            _parameter(
+                "config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None
+            ),
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -86,7 +86,7 @@ def with_flags(
 
 
 def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
-    """The same function with ``~`` taken for the home folder in every path: for commands whose flags are its own."""
+    """Take ``~`` for the home folder in every path that a function gets: for commands whose flags are its own."""
 
     @wraps(run)
     def command(**values: Any) -> None:
@@ -95,18 +95,14 @@ def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _ordered_fields(kind: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
-    """The fields, those without a default first and those of the kind itself before the inherited ones."""
-    own = set(kind.__annotations__) - {"verb"}
-    return sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
-
-
-def _field_parameter(name: str, field: FieldInfo, kind: Callable[..., Any] = typer.Option) -> inspect.Parameter:
-    look = {"metavar": name.upper()} if kind is typer.Argument else {}
-    default = inspect.Parameter.empty if field.is_required() else field.default
-    # Typer's word for a flag that may be given several times.
+def _field_parameter(name: str, field: FieldInfo, *, positional: bool = False) -> inspect.Parameter:
+    info = typer.Option(help=field.description)
+    if positional:
+        info = typer.Argument(help=field.description, metavar=name.upper())
+    # Typer's type of a flag that may be given several times.
     annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
-    return _parameter(name, Annotated[annotation, kind(help=field.description, **look)], default)
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return _parameter(name, Annotated[annotation, info], default)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -130,34 +126,20 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         reason = error.strerror if isinstance(error, OSError) else f"is no TOML: {error}"
         raise UsageError(path, f"cannot be read ({reason})", "mend the file or its name") from None
     values = {key.replace("-", "_"): value for key, value in values.items()}
-    known = {parameter.name for parameter in context.command.params} - {"config", "help"}
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    known = parameters.keys() - {"config", "help"}
     if unknown := sorted(set(values) - known):
-        names = ", ".join(sorted(_key(name) for name in known if name))
+        names = ", ".join(sorted(map(_key, known)))
         raise UsageError(path, f"has the unknown key {unknown[0]}", f"keys are {names}")
-    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
-    context.default_map = {
-        name: [value] if name in several and isinstance(value, str) else value for name, value in values.items()
-    }
+    for name, value in values.items():
+        if isinstance(value, str) and getattr(parameters[name], "multiple", False):
+            values[name] = [value]
+    context.default_map = values
     return path
 
 
-_LABELS = _parameter(
-    "labels",
-    Annotated[
-        Path | None, typer.Option(help="Folder of class-index PNGs by image name; short for --segmenter labels:DIR.")
-    ],
-    None,
-)
-
-
-def _config(kind: Callable[..., Any]) -> inspect.Parameter:
-    told = "TOML file with any of these flags as keys; the command line wins. Paths in it are relative to where the "
-    given = kind(callback=_read_config, is_eager=True, help=f"{told}command runs.")
-    return _parameter("config", Annotated[Path | None, given], None)
-
-
 def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> str:
-    """What ``--labels`` and ``--segmenter`` ask for, with absolute paths: workers have folders of their own."""
+    """Combine ``--labels`` and ``--segmenter``, with absolute paths: workers have folders of their own."""
     if labels is not None:
         on_the_line = [_source(context, name) == "COMMANDLINE" for name in ("labels", "segmenter")]
         if segmenter != "none" and on_the_line[0] == on_the_line[1]:
@@ -179,7 +161,7 @@ def _key(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _validated(model: type[Model], values: dict[str, Any], named: Callable[[str], str]) -> Model:
+def _validated(model: type[Settings], values: dict[str, Any], named: Callable[[str], str]) -> Settings:
     values = {name: whole_path(value) if isinstance(value, Path) else value for name, value in values.items()}
     try:
         return model(**values)

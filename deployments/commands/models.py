@@ -4,78 +4,101 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
-from deployments.commands.runs import prepare_corpus, renew_report, serving, sum_up, wait_for
+from deployments.commands.runs import (
+    existing_workspace,
+    prepare_corpus,
+    renew_report,
+    renew_results,
+    server_for_run,
+    show_people,
+    sum_up,
+    wait_for,
+)
 from deployments.serving.server import ServerLostError, end_leftover_server
-from desra_core.errors import UsageError, printable
-from desra_core.evaluation.table import as_text
-from desra_core.gate.comparison import Comparison, conclude, plan_comparison, verdict_of
+from desra_core.errors import printable
+from desra_core.evaluation.table import as_text, counted
+from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
-from desra_core.gate.model_registry import current_model, rollback
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Verdict
-from desra_core.planning.tables import publish_tables
+from desra_core.gate.model_registry import current_model
+from desra_core.gate.verdict import score_rows
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning
-from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
-from desra_core.training.run_folder import read_json
+from desra_core.training.plan import check_networks, plan_finetune
+from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from tasks.handover import handing_over
 from tasks.logs import say
 
 GATE_FAILED = 3
 
+_NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, and nothing was trained"
+
+
+class _Turn(NamedTuple):
+    """How a turn of the cycle ended; ``lost`` is set where all was done but the Prefect server was lost.
+
+    Without artifacts in the training pool there is no ``comparison``.
+    """
+
+    broken: tuple[str, ...] = ()
+    failures: int = 0
+    promoted: Path | None = None
+    lost: ServerLostError | None = None
+    comparison: Comparison | None = None
+
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
-    """Run the flow, or say that there is nothing to do; returns the exit code."""
-    workspace = _existing(settings.workspace)
+    """Finetune, or find that there is nothing to do, and print how it went; returns the exit code."""
+    workspace = existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         plan = plan_finetune(settings)
-        if not plan.begun and not plan.samples:
-            typer.echo("no artifact in the training pool: nothing to train on, and nothing was trained")
+        if plan.empty:
+            typer.echo(_NOTHING_TO_TRAIN_ON)
             return 0
         if plan.ended:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            with serving(workspace):
+            with server_for_run(workspace), handing_over(settings, plan):
                 from flows.finetune import finetune
 
-                finetuned = finetune(settings, machine)
-                wait_for(finetuned.flow_run, finetuned.task_runs)
-        _tell_finetune(plan)
-        typer.echo(f"next     {_compare_command(settings.model_copy(update={'output': plan.run.root}))}")
+                wait_for(finetune(settings, machine))
+        _show_finetune(plan.run, settings.iterations)
+        typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
 
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
-    """Run the flow, or tell the verdict that is there; returns the exit code."""
-    workspace = _existing(settings.workspace)
+    """Judge, or find the verdict that is there, and print it; returns the exit code."""
+    workspace = existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            with serving(workspace):
+            with server_for_run(workspace), handing_over(settings, comparison):
                 from flows.compare import compare
 
                 compared = compare(settings, machine)
-                wait_for(compared.flow_run, compared.task_runs)
+                wait_for(compared)
             verdict, failures, promoted = compared.verdict, compared.failures, compared.promoted
         else:
             typer.echo("nothing to do: all was judged before")
-            verdict = conclude(comparison)
+            verdict = decide_and_publish(comparison)
             renew_report(workspace)
-        _tell_verdict(workspace, verdict, promoted, comparison)
+        _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
 
 def run_cycle(settings: Cycling, machine: Machine) -> int:
-    """Run the flow, or say that there is nothing to do; returns the exit code."""
+    """Mine, finetune, judge and promote, or find that all is done, and print how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
     with workspace.opened():
         end_leftover_server(workspace)
@@ -83,108 +106,90 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = prepare_corpus(mining)
-        broken: tuple[str, ...] = ()
-        promoted: Path | None = None
-        lost: ServerLostError | None = None
-        failures = 0
-        finetuning = None if prepared.plan.pending else finetuning_of(settings, mining)
-        idle = not prepared.plan.pending and (finetuning is None or _is_done(settings, finetuning))
-        if idle:
-            publish_tables(workspace, prepared.plan.target)
-            renew_report(workspace)
+        turn = _Turn()
+        finetuning = finetuning_of(settings, mining)
+        plan = None if prepared.plan.pending else plan_finetune(finetuning)
+        if plan and plan.ended:
+            turn = _Turn(comparison=plan_comparison(comparing_of(settings, mining, plan.run.root)))
+        if plan and (plan.empty or (turn.comparison and _is_done(settings, turn.comparison))):
+            renew_results(prepared)
         else:
             check_training(settings, mining)
-            before = current_model(workspace)
-            try:
-                with serving(workspace):
-                    from flows.cycle import cycle
-
-                    cycled = cycle(settings, machine, rescan=False)
-                    for part in (cycled.mined, cycled.finetuned, cycled.compared, cycled):
-                        if part is not None:
-                            wait_for(part.flow_run, part.task_runs)
-                broken, promoted = cycled.mined.broken_shards, cycled.promoted
-                failures = cycled.compared.failures if cycled.compared else 0
-            except ServerLostError as error:
-                current = current_model(workspace)
-                if current is None or current == before:
-                    raise
-                lost, promoted = error, current.parent  # all is done, and the command anew would begin the next turn
-        code = sum_up(prepared, mining, broken)
-        finetuning = finetuning or finetuning_of(settings, mining)
-        if finetuning is None:
-            typer.echo("no artifact in the training pool: nothing to train on, and nothing was trained")
+            with handing_over(mining, prepared), handing_over(finetuning, plan):
+                turn = _turn(workspace, settings, machine)
+        if turn.lost:
+            run = plan_finetune(finetuning).run
+            turn = turn._replace(comparison=plan_comparison(comparing_of(settings, mining, run.root)))
+        code = sum_up(prepared, mining, turn.broken)
+        if turn.comparison is None:
+            typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
-        _tell_finetune(plan_finetune(finetuning))
-        comparison = plan_comparison(comparing_of(settings, mining, finetuning))
-        verdict = conclude(comparison)
-        _tell_verdict(workspace, verdict, promoted, comparison)
-        if settings.promote and verdict.passed and not promoted:
-            again = f"{_compare_command(finetuning)} --promote"
+        finetuned = turn.comparison.settings.after
+        _show_finetune(RunFolder(finetuned), settings.iterations)
+        verdict = decide_and_publish(turn.comparison)
+        _show_verdict(workspace, verdict, turn.promoted, turn.comparison)
+        if settings.promote and verdict.passed and not turn.promoted:
+            again = f"{_compare_command(finetuning, finetuned)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
-    code = max(code, int(failures > 0)) if verdict.passed else GATE_FAILED
-    if lost is not None:
-        lost.code = code
-        raise lost
+    code = max(code, int(turn.failures > 0)) if verdict.passed else GATE_FAILED
+    if turn.lost is not None:
+        turn.lost.code = code
+        raise turn.lost
     return code
 
 
-def run_rollback(workspace: Path) -> int:
-    """Make the model before the current one current again; returns the exit code."""
-    place = _existing(workspace)
-    with place.locked():
-        entry = rollback(place)
-        renew_report(place)
-    typer.echo(f"current  {entry / 'model.pth'}")
-    return 0
+def _turn(workspace: Workspace, settings: Cycling, machine: Machine) -> _Turn:
+    """Run the flow. A server that is lost after the promotion is none to start anew for: that would turn again."""
+    before = current_model(workspace)
+    try:
+        with server_for_run(workspace):
+            from flows.cycle import cycle
+
+            cycled = cycle(settings, machine, rescan=False)
+            wait_for(cycled.mined, cycled.finetuned, cycled.compared, cycled)
+    except ServerLostError as error:
+        current = current_model(workspace)
+        if current is None or current == before:
+            raise
+        return _Turn(promoted=current.parent, lost=error)
+    if cycled.compared is None:
+        return _Turn(cycled.mined.broken_shards)
+    failures, comparison = cycled.compared.failures, cycled.compared.comparison
+    return _Turn(cycled.mined.broken_shards, failures, cycled.promoted, comparison=comparison)
 
 
-def _existing(root: Path) -> Workspace:
-    workspace = Workspace(root)
-    if not root.is_dir():
-        raise UsageError(root, "does not exist", "name the workspace of desra mine, detect or cycle")
-    if not workspace.exists():
-        raise UsageError(root, "is no workspace", "name that of desra mine, detect or cycle")
-    workspace.create()
-    return workspace
-
-
-def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
-    """Whether this finetune has ended, been judged, and been promoted as far as it is to be."""
-    mining = mining_of(settings)
-    if not plan_finetune(finetuning).ended:
-        return False
-    comparison = plan_comparison(comparing_of(settings, mining, finetuning))
+def _is_done(settings: Cycling, comparison: Comparison) -> bool:
+    """Whether all was judged, and the best model was promoted as far as it is to be."""
     return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
-def _compare_command(settings: Finetuning) -> str:
-    """What judges a finetune."""
-    flags = {"workspace": settings.workspace, "after": settings.output, "before": settings.gan_model, "lr": settings.lr,
+def _compare_command(settings: Finetuning, output: Path) -> str:
+    """The command that judges a finetune."""
+    flags = {"workspace": settings.workspace, "after": output, "before": settings.gan_model, "lr": settings.lr,
              "group-by": None if settings.group_by == "duplicates" else settings.group_by}  # fmt: skip
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value]
     return " ".join(["desra compare", *given])
 
 
-def _tell_finetune(plan: FinetunePlan) -> None:
-    document, losses = read_json(plan.run.document) or {}, read_json(plan.run.losses) or []
-    models = plan.run.models()
+def _show_finetune(run: RunFolder, iterations: int) -> None:
+    document, losses = read_json(run.document) or {}, read_json(run.losses) or []
+    models = run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
-    early = ", and stopped early: the pixel loss had stopped falling" if last < plan.training.iterations else ""
+    early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""
     images = document.get("images", [])
-    typer.echo(f"{last} iterations on {len(images)} images{early}")
-    typer.echo(f"people   {told_resting(sum(image.get('mask_by') == 'person' for image in images))}")
+    typer.echo(f"{counted(last, 'iteration')} on {counted(len(images), 'image')}{early}")
+    show_people(sum(image.get("mask_by") == "person" for image in images))
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
-    typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
+    typer.echo(f"models   {run.root / 'models'}\nlosses   tensorboard --logdir {run.tensorboard}")
 
 
-def _tell_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None, comparison: Comparison) -> None:
+def _show_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None, comparison: Comparison) -> None:
     control = verdict.control
-    clean = f"{control.clean_images} of them clean"
-    typer.echo(f"judged by {control.images} held-out images, {clean}, with {control.regions} artifact regions")
-    typer.echo(f"people   {told_resting(comparison.by_people)}")
+    images, regions = counted(control.images, "held-out image"), counted(control.regions, "artifact region")
+    typer.echo(f"judged by {images}, {control.clean_images} of them clean, with {regions}")
+    show_people(comparison.human_masks)
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

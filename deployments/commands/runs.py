@@ -1,39 +1,33 @@
-"""Start a flow from the command line: plan first, start servers only where there is something to do, report."""
+"""A corpus run from the command line: plan first, start servers only where there is something to do, report."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from deployments.serving.server import (
-    ServerLostError,
-    check_temporary,
-    end_leftover_server,
-    prefect_server,
-    wait_for_task_runs,
-    watch_at,
-)
-from deployments.serving.worker import CONSOLE
+from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
+from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
+from desra_core.evaluation.table import counted
 from desra_core.images.scanning import told_passed_over
-from desra_core.planning.plan import Prepared, make_plan, prepare
+from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
-from desra_core.settings import CorpusSettings, Machine, method_of
+from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
-from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import with_twins_summed_up
-from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, say
+from tasks.handover import handing_over
+from tasks.logs import NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
@@ -43,48 +37,72 @@ _UNREACHED = "Failed to reach API at"
 
 
 def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
-    """Run the flow that the settings are for and say how it went; returns the exit code."""
+    """Mine or detect, or find that there is nothing to do, and print how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
     with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
-            with serving(workspace):
+            with server_for_run(workspace):
                 from flows import FLOWS
 
-                summary = FLOWS[type(settings)](settings, machine, rescan=False)
-                wait_for(summary.flow_run, summary.task_runs)
+                with handing_over(settings, prepared):
+                    summary = FLOWS[type(settings)](settings, machine, rescan=False)
+                wait_for(summary)
             broken = summary.broken_shards
         else:
-            publish_tables(workspace, prepared.plan.target)
-            renew_report(workspace)
+            renew_results(prepared)
         return sum_up(prepared, settings, broken)
 
 
+def existing_workspace(root: Path) -> Workspace:
+    """Open the workspace of an earlier run.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    workspace = Workspace(root)
+    if not workspace.exists():
+        reason = "is no workspace" if root.is_dir() else "does not exist"
+        raise UsageError(root, reason, "name the workspace of desra mine, detect or cycle")
+    workspace.create()
+    return workspace
+
+
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
-    """Scan and plan, and say what that has found."""
-    if settings.segmenter == "none" and method_of(settings) == "desra":
+    """Scan and plan, and print what that has found."""
+    if settings.segmenter == "none" and detector_of(settings).weighs_classes:
         say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
-    prepared = prepare(settings, on_hashed=_HashingLines())
+    prepared = prepare(settings, on_hashed=NowAndThen("reading new files: {} of {}"))
     plan, scanned = prepared.plan, prepared.scanned
     assert scanned is not None
     if scanned.added:
-        say(f"{scanned.added} new images")
+        say(counted(scanned.added, "new image"))
     if scanned.replaced:
-        say(f"{scanned.replaced} images have changed and are computed again")
+        say(f"changed, and computed again: {counted(scanned.replaced, 'image')}")
     if scanned.vanished:
-        where = "are not among those asked for" if settings.sources.selects else "have vanished"
-        say(f"{scanned.vanished} images {where}; their outputs stay")
+        where = "not among those asked for" if settings.sources.selects else "vanished"
+        say(f"{where}: {counted(scanned.vanished, 'image')}, whose outputs stay")
     show_failures(pa.concat_tables([scanned.failures, plan.failures]))
     if plan.dropped:
-        say(f"{plan.dropped} images are computed again: these settings need maps that were not kept")
+        say(f"computed again, since these settings need maps that were not kept: {counted(plan.dropped, 'image')}")
     return prepared
 
 
 @contextlib.contextmanager
-def serving(workspace: Workspace) -> Iterator[None]:
-    """Have a Prefect server for a run; say where to watch it."""
+def server_for_run(workspace: Workspace) -> Iterator[None]:
+    """Have a Prefect server for a run, and print where to watch it.
+
+    Raises
+    ------
+    UsageError
+        No server can be had, or it does not take our key.
+    ServerLostError
+        The server is gone.
+    """
     check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
     # Else Prefect prints every event that the lost server missed, and logs those lines to the next server.
@@ -97,13 +115,13 @@ def serving(workspace: Workspace) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, DesraError) or (meant := _meant_of_server(error)) is None:
+            if isinstance(error, DesraError) or (meant := _server_error(error)) is None:
                 raise
             raise meant from error
 
 
-def _meant_of_server(error: BaseException | None) -> DesraError | None:
-    """What an error means that comes from talking to Prefect's server; None for one that comes from elsewhere."""
+def _server_error(error: BaseException | None) -> DesraError | None:
+    """The error to report for one that comes from talking to Prefect's server; None for one that does not."""
     lost = False
     while error is not None:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
@@ -117,24 +135,32 @@ def _meant_of_server(error: BaseException | None) -> DesraError | None:
     return ServerLostError("the Prefect server", reason, "run again") if lost else None
 
 
-def wait_for(flow_run: str, task_runs: int) -> None:
-    """Wait until the server has recorded a run."""
-    if not wait_for_task_runs(flow_run, task_runs):
-        say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+def wait_for(*ends: Any) -> None:
+    """Wait until the server has recorded runs of flows, of which the results are given; None is of no run."""
+    for end in ends:
+        if end is not None and not wait_for_task_runs(end.flow_run, end.task_runs):
+            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
 
 
-def show_failures(failures: pa.Table, limit: int | None = SHOWN_FAILURES) -> None:
-    """Print rows of `desra_core.workspace.matching.FAILURES`, a line each; with a limit, one for all lacking twins."""
-    if limit is not None:
-        failures = with_twins_summed_up(failures)
-    for row in failures.slice(0, limit).to_pylist():
-        say(f"failed: {printable(DesraError(row['subject'], row['reason'], row['remedy']))}")
-    if limit is not None and failures.num_rows > limit:
-        say(f"and {failures.num_rows - limit} more: desra status --failures lists them")
+def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
+    """Print rows of `desra_core.workspace.matching.FAILURES`, a line each; in short, one for all lacking twins."""
+    rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
+    errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
+    if all_of_them:
+        for error in errors:
+            say(f"failed: {printable(error)}")
+    else:
+        say_each("failed", errors, ": desra status --failures lists them")
+
+
+def renew_results(prepared: Prepared) -> None:
+    """Write tables and report again where what they are made of has changed, though no image was computed."""
+    publish_tables(prepared.workspace, prepared.plan.target)
+    renew_report(prepared.workspace)
 
 
 def renew_report(workspace: Workspace) -> None:
-    """Write the report again if what it tells has changed: files that stay the same are never touched."""
+    """Write the report again if anything that it shows has changed: a file that stays the same is never touched."""
     sources = (
         workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
         workspace.human_manifest,
@@ -147,39 +173,32 @@ def renew_report(workspace: Workspace) -> None:
     write_report(workspace)
 
 
+def show_people(count: int) -> None:
+    """Print how many images rest on masks by people, where any do."""
+    if count:
+        typer.echo(f"people   {told_resting(count)}")
+
+
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
-    """Print how the run ended; returns the exit code."""
+    """Print how the run ended, with a line for each shard that broke off; returns the exit code."""
     workspace, before, scanned = prepared.workspace, prepared.plan, prepared.scanned
     for line in broken:
         say(f"error: {line}")
-    manifest = read_manifest(workspace)
-    assert manifest is not None
     assert scanned is not None
-    after = make_plan(workspace, manifest, before.target, limit=settings.limit)
+    after = before.after(workspace)
     failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
-    regions = pq.read_table(workspace.regions, columns=["image"])
-    if not before.pending:
-        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
-    else:
+    if before.pending:
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+    else:
+        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
     if others := told_passed_over(scanned.passed_over):
         typer.echo(f"passed over {others}")
     if paged := images_of_several_pages(workspace):
         named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))
         more = f" and {len(paged) - _SHOWN_PAGED} more" if len(paged) > _SHOWN_PAGED else ""
         typer.echo(f"pages    only the first of several is read of {named}{more}")
-    marked = len(regions["image"].unique())
-    unweighted = settings.segmenter == "none" or settings.weights == "none"
-    weighting = "weight 1 for every class" if unweighted else "semantic weights"
-    if (method := method_of(settings)) != "desra":
-        weighting = f"{Path(method).name}, threshold {settings.threshold:g}"
-    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
-    typer.echo(f"{regions.num_rows} artifact regions in {marked} images{whole}, found with {weighting}")
-    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
-        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
-        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
-        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))
-    typer.echo(f"people   {told_resting(count_resting(workspace, before.target.gan_sr_key))}")
+    _show_regions(workspace, settings)
+    show_people(count_resting(workspace, before.target.gan_sr_key))
     typer.echo(f"masks    {workspace.masks}\nregions  {workspace.regions}")
     if before.target.super_resolves:
         typer.echo(f"dataset  {workspace.dataset_manifest.parent}")
@@ -190,13 +209,17 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     return int(failures > 0 or after.pending > 0 or bool(broken))
 
 
-class _HashingLines:
-    """Says now and then how far the hashing of new files is."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
-            say(f"reading new files: {done} of {total}")
+def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
+    """Print how many regions there are, found in which way, and the worst of them."""
+    unweighted = settings.segmenter == "none" or settings.weights == "none"
+    weighting = "weight 1 for every class" if unweighted else "semantic weights"
+    if not (detector := detector_of(settings)).weighs_classes:
+        weighting = f"{detector.title}, threshold {settings.threshold:g}"
+    whole = " of the whole workspace" if settings.limit or settings.sources.selects else ""
+    regions = pq.read_table(workspace.regions, columns=["image"])
+    images = counted(len(regions["image"].unique()), "image")
+    typer.echo(f"{counted(regions.num_rows, 'artifact region')} in {images}{whole}, found with {weighting}")
+    for region in worst_regions(workspace, _SHOWN_REGIONS).to_pylist():
+        place = f"{region['width']}x{region['height']} px at ({region['x']}, {region['y']})"
+        line = f"  severity {region['severity']:8.1f}  {printable(region['image'])}  {place}"
+        typer.echo(line + (f"  {region['class_name']}" if region["class_name"] else ""))

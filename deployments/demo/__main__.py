@@ -19,9 +19,11 @@ from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
 from deployments.demo import MODELS
 from deployments.demo.photos import make_photos
-from desra_core.images import codec
+from desra_core.errors import DesraError, printable
+from desra_core.files.atomic import replace_file
+from desra_core.images import codec, crops
 from desra_core.planning.tables import REGIONS
-from desra_core.report.gallery import choose
+from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
 # A short finetune: what the full one of docs/delete does in 600 iterations. Nothing is promoted, so that the demo shows
@@ -47,34 +49,28 @@ def main(
     photos, workspace = output / "photos", Workspace(output / "workspace")
     try:
         make_photos(photos)
-    except OSError as error:
-        typer.echo(f"error: {error.filename or output}: {error.strerror}; name another --output folder", err=True)
+    except (OSError, DesraError) as error:
+        reason = f"{error.filename or output}: {error.strerror}" if isinstance(error, OSError) else printable(error)
+        typer.echo(f"error: {reason}; name another --output folder", err=True)
         raise typer.Exit(2) from None
     code = _cycle(photos, workspace.root)
     if code not in (0, GATE_FAILED):
         raise typer.Exit(code)
     worst = choose(read_table(workspace.regions, REGIONS), _WORST, per_image=1)
     if worst:
-        partial = output / "demo.partial"
-        partial.write_bytes(codec.encode_png(draw(worst, workspace)))
-        partial.replace(output / "demo.png")
-    typer.echo(_where_to_look(output, worst))
+        replace_file(output / "demo.png", codec.encode_png(draw(worst, workspace)))
+    picture = "none, since there are no artifacts"
+    if worst:
+        picture = f"{output / 'demo.png'}: {len(worst)} of the worst regions: LR, GAN-SR, mask, pseudo-GT"
+    typer.echo(f"picture  {picture}\nphotos   {photos}")
+    desra = os.path.relpath(Path(sys.executable).with_name("desra"))
+    typer.echo(f"status   {desra} status --workspace {workspace.root}")
 
 
 def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
-    """Draw one row per region: LR, GAN-SR, the mask over it and pseudo-GT, one crop at one scale.
+    """Draw rows of the region table: LR, GAN-SR, the mask over it and pseudo-GT of each, one crop at one scale.
 
-    Parameters
-    ----------
-    regions
-        Rows of the region table, of images in the dataset.
-    workspace
-        Of a mining run.
-
-    Returns
-    -------
-    ndarray
-        ``(H, W, 3)`` uint8 RGB.
+    All of them are of images in the dataset of a mining workspace. Returns ``(H, W, 3)`` uint8 RGB.
     """
     row_height = _CAPTION + CELL_HEIGHT + _MARGIN
     size = (4 * CELL_WIDTH + 5 * _MARGIN, len(regions) * row_height + _MARGIN)
@@ -91,14 +87,17 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
 
 def _cells(region: dict[str, Any], workspace: Workspace) -> tuple[Pixels, Pixels, Pixels, Pixels]:
     """Cut out the four crops of one row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
-    pictures = {kind: _read(workspace.dataset(kind, region["image"])) for kind in ("lr", "gan_sr", "mask", "pseudo_gt")}
-    gan_sr, mask = pictures["gan_sr"], pictures["mask"][:, :, 0] > 0
-    lr = pictures["lr"].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    height, width = mask.shape
+    lr, gan_sr, mask, pseudo_gt = (
+        crops.rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
+        for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
+    )
+    marked = mask[:, :, 0] > 0
+    lr = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    height, width = marked.shape
     left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, width)
     top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, height)
     crop = (slice(top, top + CELL_HEIGHT), slice(left, left + CELL_WIDTH))
-    return lr[crop], gan_sr[crop], _overlay(gan_sr, mask)[crop], pictures["pseudo_gt"][crop]
+    return lr[crop], gan_sr[crop], _overlay(gan_sr, marked)[crop], pseudo_gt[crop]
 
 
 def _start(centre: int, extent: int, available: int) -> int:
@@ -113,10 +112,6 @@ def _overlay(image: Pixels, mask: codec.Mask) -> Pixels:
     return np.asarray(np.rint(image * (1 - tint) + _GREEN * tint), np.uint8)
 
 
-def _read(path: Path) -> Pixels:
-    return codec.bgr8(codec.decode(path.read_bytes(), path).pixels)[:, :, ::-1]
-
-
 def _cycle(photos: Path, workspace: Path) -> int:
     """Run ``desra cycle`` as a user would and return its exit code."""
     command = [sys.executable, "-m", "deployments.cli", "cycle", str(photos), "--workspace", str(workspace), *RECIPE]
@@ -128,21 +123,6 @@ def _cycle(photos: Path, workspace: Path) -> int:
                 return cycling.wait()
             except KeyboardInterrupt:
                 continue  # Ctrl-C reached the run too, which ends on its own and says how it went
-
-
-def _where_to_look(output: Path, worst: Sequence[dict[str, Any]]) -> str:
-    """Write the last lines of the demo, for a reader who has never seen the project."""
-    desra = os.path.relpath(Path(sys.executable).with_name("desra"))
-    picture = "none, since there are no artifacts"
-    if worst:
-        picture = f"{output / 'demo.png'}: {len(worst)} of the worst regions: LR, GAN-SR, mask, pseudo-GT"
-    return "\n".join(
-        (
-            f"picture  {picture}",
-            f"photos   {output / 'photos'}",
-            f"status   {desra} status --workspace {output / 'workspace'}",
-        )
-    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from desra_core.files.atomic import replace_file
 from desra_core.images import codec
 
 _SEED = 2023
@@ -25,26 +26,11 @@ Floats = npt.NDArray[np.float32]
 
 
 class Photo(NamedTuple):
-    """A photo to make, and what happens to it, in this order.
+    """A photo to make: ``box`` (left, top, width, height) of a file in ``skimage/data``, brought to ``width``.
 
-    Parameters
-    ----------
-    name
-        The file to write.
-    source
-        A file in ``skimage/data``.
-    box
-        Left, top, width and height of the part to take, in pixels of the source.
-    width
-        The width to bring it to.
-    blur
-        Standard deviation of a Gaussian, in pixels: out of focus, or shaken.
-    sharpen
-        Share of an unsharp mask to add, which overshoots at edges: a camera's idea of crisp.
-    noise
-        Standard deviation in grey levels, grain of a small sensor.
-    quality
-        Of a JPEG; without it, the photo is a PNG.
+    Then it is blurred (a Gaussian, in pixels: out of focus), sharpened (the share of an unsharp mask, which overshoots
+    at edges: a camera's idea of crisp) and grained (noise, in grey levels, of a small sensor), and saved as a JPEG of
+    ``quality``, or without one as a PNG.
     """
 
     name: str
@@ -81,27 +67,23 @@ PHOTOS = (
 
 
 def make_photos(folder: Path) -> None:
-    """Write the photos into a folder; those that exist are left as they are.
+    """Write the photos into a folder, which is made if need be; those that exist are left as they are.
 
     The same bytes come out everywhere the same versions of NumPy, OpenCV and Pillow are installed.
-
-    Parameters
-    ----------
-    folder
-        Where to; made when it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, photo in enumerate(PHOTOS):
         path = folder / photo.name
-        if path.exists():
-            continue
-        pixels = _spoilt(_taken(photo), photo, np.random.default_rng([_SEED, index]))
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(_encoded(pixels, photo))
-        partial.replace(path)
+        if not path.exists():
+            pixels = _spoilt(_cut_out(photo), photo, np.random.default_rng([_SEED, index]))
+            data = io.BytesIO(codec.encode_png(pixels))
+            if photo.quality is not None:
+                data = io.BytesIO()
+                Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
+            replace_file(path, data.getvalue())
 
 
-def _taken(photo: Photo) -> Floats:
+def _cut_out(photo: Photo) -> Floats:
     """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
     file = resources.files("skimage") / "data" / photo.source
     pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
@@ -113,7 +95,7 @@ def _taken(photo: Photo) -> Floats:
 
 
 def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Blur, sharpen and add grain, as told."""
+    """Blur, sharpen and add grain, as far as the photo asks for it."""
     if photo.blur:
         image = _blurred(image, photo.blur)
     if photo.sharpen:
@@ -121,14 +103,6 @@ def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArra
     if photo.noise:
         image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _encoded(pixels: npt.NDArray[np.uint8], photo: Photo) -> bytes:
-    if photo.quality is None:
-        return codec.encode_png(pixels)
-    data = io.BytesIO()
-    Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
-    return data.getvalue()
 
 
 def _blurred(image: Floats, sigma: float) -> Floats:

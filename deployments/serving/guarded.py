@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Whoever asks for another host has been led here by a name that somebody else controls.
+# A request for another host comes by a name that an attacker has led to this machine.
 HOSTS = ["127.0.0.1", "localhost"]
 ENTRANCE = "/enter"
 

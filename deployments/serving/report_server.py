@@ -18,27 +18,20 @@ from desra_core.workspace import Workspace
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-
 _END_SECONDS = 2
 
 
 @contextlib.contextmanager
 def report_server(workspace: Workspace, port: int) -> Iterator[str]:
-    """Show the report, and its pages about single images, to who knows the address, which it yields.
+    """Serve the report and its pages about single images, and nothing else of the workspace; yields the address.
 
-    It has a part that nobody can guess, since others may use this machine. That part stays, for links of older runs.
-
-    Parameters
-    ----------
-    workspace
-        Nothing else of it is shown.
-    port
-        To listen on; 0 for any free one.
+    Other users of this machine cannot guess the address. It stays the same, for links of older runs. Port 0 is any free
+    one.
 
     Raises
     ------
     UsageError
-        Somebody else listens on the port.
+        Another process listens on the port.
     """
     import uvicorn
 
@@ -51,21 +44,21 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
         except OSError as error:
             reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
             raise UsageError(f"--port {port - 1}", reason, "give another one") from None
-        settings = uvicorn.Config(
-            _pages(workspace, secret), log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS
+        pages = _pages(workspace, secret)
+        server = uvicorn.Server(
+            uvicorn.Config(pages, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
         )
-        server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/{workspace.report.name}"
         finally:
             server.should_exit = True
-            thread.join(2 * _END_SECONDS)  # whoever has not got all of a page by then
+            thread.join(2 * _END_SECONDS)  # a browser may not have got all of a page by then
 
 
 def _secret(workspace: Workspace) -> str:
-    """What nobody can guess of the address of a workspace's report."""
+    """The part of the address that cannot be guessed."""
     path = workspace.prefect_home / "report"
     with contextlib.suppress(OSError):
         if secret := path.read_text():
@@ -83,7 +76,7 @@ def _pages(workspace: Workspace, secret: str) -> Starlette:
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    # Both are written anew by each run: browsers are to ask.
+    # Each run writes both anew: browsers are to ask.
     headers = {"Cache-Control": "no-cache"}
 
     def report(_: Request) -> Response:

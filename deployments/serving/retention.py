@@ -1,4 +1,4 @@
-"""How long the embedded Prefect server remembers: runs, events and cached results. The workspace forgets nothing.
+"""How long the embedded Prefect server keeps runs, events and cached results. The workspace forgets nothing.
 
 The numbers behind these settings are in docs/schedule.md.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HISTORY = timedelta(days=90)
 
-# Of events, where somebody has them stored.
+# Of events, where they are stored after all.
 _EVENTS = timedelta(days=3)
 # Of the database, above which it is written anew. Freed space is used again, so this is rare.
 _FREE_SHARE = 0.5
@@ -22,15 +22,10 @@ _LOG_BYTES = 10_000_000
 
 
 def server_settings(history: timedelta) -> dict[str, str]:
-    """Settings, as environment variables, by which Prefect's server keeps little and deletes what is old, once an hour.
+    """Give the environment by which Prefect's server keeps runs for ``history``, with tasks, logs and artifacts.
 
     Events are not stored: they are three quarters of what a task run costs, each second of progress is one, and only
     the event feed of the UI shows them. Automations and live updates see them nevertheless.
-
-    Parameters
-    ----------
-    history
-        How long runs are kept, with their task runs, logs and artifacts.
     """
     return {
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
@@ -41,23 +36,11 @@ def server_settings(history: timedelta) -> dict[str, str]:
 
 
 def forget_results(home: Path, history: timedelta) -> int:
-    """Delete cached results that were not written lately. What they told, the workspace knows better.
-
-    Parameters
-    ----------
-    home
-        Folder of the server.
-    history
-        How long they are kept.
-
-    Returns
-    -------
-    How many were deleted.
-    """
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs; returns how many."""
     oldest = time.time() - history.total_seconds()
     deleted = 0
     for path in (home / "storage").glob("*"):
-        with contextlib.suppress(OSError):  # somebody else has deleted it, or writes it
+        with contextlib.suppress(OSError):  # another process has deleted it, or writes it
             if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
                 deleted += 1
@@ -69,17 +52,11 @@ def forget_results(home: Path, history: timedelta) -> int:
 
 
 def compact(home: Path) -> None:
-    """Give back the space of what was deleted from the database, where it is most of it. No server may be running.
-
-    Parameters
-    ----------
-    home
-        Folder of the server.
-    """
+    """Give back the space of deleted rows of the server's database, where most of it is free. No server may run."""
     database = home / "prefect.db"
     if not database.exists():
         return
-    # A damaged or locked database is for the server to tell.
+    # The server itself reports a damaged or locked database.
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
         free, pages = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
         if free > _FREE_SHARE * pages:

@@ -1,18 +1,20 @@
 """The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
 
-`tests/deployments/test_schedules.py` holds the two against each other.
+`tests/deployments/serving/test_schedules.py` holds the two against each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from deployments.serving.worker import NAME
 from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling, Finetuning
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-# What a worker runs, whatever is posted: Prefect's own template takes any command, environment and working folder. An
+# The job of a worker, whatever is posted: Prefect's own template takes any command, environment and working folder. An
 # "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
 # first start another process for each run, to prepare a folder for it.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
-# Of the machine, what a run is told; the rest is for the cluster that desra serve starts.
-_TOLD = {"scheduler", "device", "tile", "log_level", "log_format"}
+# Of the machine, what enters a run's parameters; the rest is for the cluster that desra serve starts.
+_OF_A_RUN = {"scheduler", "device", "tile", "log_level", "log_format"}
 
 
 class Deployed(NamedTuple):
@@ -47,18 +49,23 @@ class Deployed(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """What Prefect calls it."""
+        """Prefect's name for it."""
         return f"{self.flow}/{self.name}"
 
     @property
     def tags(self) -> list[str]:
-        """What its runs are found by."""
+        """Words by which its runs are found."""
         return ["desra", self.name]
 
     @property
     def work_pool(self) -> str:
         """The pool of a workspace takes one run at a time, since a workspace does; others wait."""
         return f"desra-{self.name}"
+
+    @property
+    def workspace(self) -> str | None:
+        """The workspace that its parameters name."""
+        return workspace_of(self.parameters)
 
     @property
     def schedules(self) -> list[dict[str, Any]]:
@@ -69,43 +76,37 @@ class Deployed(NamedTuple):
 
 
 def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
-    """The deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
+    """Make the deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
 
-    Parameters
-    ----------
-    serving
-        The corpus and its times.
-    machine
-        How to compute. The cluster of desra serve, which ends with it, is not part of a deployment, which does not.
+    Of the machine they have no more than a run may know: the cluster of desra serve ends with it, a deployment does
+    not.
     """
-    where = machine.model_dump(mode="json", include=_TOLD, exclude_defaults=True)
+    where = machine.model_dump(mode="json", include=_OF_A_RUN, exclude_defaults=True)
     common: dict[str, Any] = {"machine": where} if where else {}
-    trigger = {"artifacts": serving.finetune_after, **_given(serving, {"group_by"})}
-    mine = {"mining": _given(serving, Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
-    finetune = {"finetuning": _given(serving, Finetuning.model_fields), "current_model": True}
-    cycle = {"cycling": _given(serving, Cycling.model_fields)}
+
+    def given(fields: Iterable[str]) -> dict[str, Any]:
+        """The settings that were given, as JSON values: defaults are for the flow to know, which may be newer."""
+        return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
+
+    mine = {"mining": given(Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
+    if serving.finetune_after:
+        mine["trigger"] = {"artifacts": serving.finetune_after, **given({"group_by"})}
+    finetune = {"finetuning": given(Finetuning.model_fields), "current_model": True}
     return [
         Deployed(flow, serving.title, parameters | common, period, serving.clock)
         for flow, parameters, period in (
-            ("mine", mine | ({"trigger": trigger} if serving.finetune_after else {}), parse_period(serving.mine_at)),
+            ("mine", mine, parse_period(serving.mine_at)),
             ("finetune", finetune, Period()),
-            ("cycle", cycle, parse_period(serving.cycle_at)),
+            ("cycle", {"cycling": given(Cycling.model_fields)}, parse_period(serving.cycle_at)),
         )
     ]
 
 
 def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own: bool = False) -> None:
-    """Make a server know the deployments and their work pool, as they are here and not as they were.
+    """Make a server know the deployments of a workspace and their work pool, as they are here and not as they were.
 
-    Parameters
-    ----------
-    deployments
-        Of one workspace.
-    client
-        Of the server.
-    own
-        Whether the server is that of the workspace: what this one has left there before it was renamed or moved goes,
-        or nobody would ever take those runs.
+    With ``own``, the server is that of the workspace: what this one has left there before it was renamed or moved goes,
+    since no worker would ever take those runs.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
     known = [_own(deployed, client) for deployed in deployments]
     _make_pool(deployments[0], client)
     for deployed, there in zip(deployments, known, strict=True):
-        # What a person has paused in the UI stays so.
+        # A schedule that a person has paused in the UI stays so.
         active = there is None or not there.schedules or any(schedule.active for schedule in there.schedules)
         try:
             RunnerDeployment.from_entrypoint(
@@ -137,8 +138,20 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
             raise UsageError(deployed.full_name, f"is not accepted ({printable(error)})", remedy) from None
 
 
+def check_alone(pool: str, client: SyncPrefectClient) -> None:
+    """See that no other machine takes runs of the pool: each would think that the runs of the other one are dead."""
+    from prefect.exceptions import ObjectNotFound
+
+    with contextlib.suppress(ObjectNotFound):
+        for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
+            online = worker.status is not None and worker.status.value == "ONLINE"
+            if online and worker.name != NAME + socket.gethostname():
+                remedy = "stop that one, which the server notices after two minutes, or give another --name"
+                raise UsageError(f"the work pool {pool}", f"has another worker already ({worker.name})", remedy)
+
+
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
-    """When a deployment runs next by itself, in the time zone of its schedule; None where it does not, or is paused.
+    """Find when a deployment runs next by itself, in the time zone of its schedule; None where it does not.
 
     Raises
     ------
@@ -152,16 +165,14 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
     deployment = client.read_deployment_by_name(deployed.full_name)
     if deployment.paused:
         return None
-    deployment_id = deployment.id
     try:
-        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment_id)}, json={})
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
     except PrefectHTTPStatusError as error:
         reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
-        raise UsageError(
-            deployed.full_name, reason, "read the log of the server; is its SQLAlchemy below 2.1?"
-        ) from None
+        remedy = "read the log of the server; is its SQLAlchemy below 2.1?"
+        raise UsageError(deployed.full_name, reason, remedy) from None
     query = {
-        "deployments": {"id": {"any_": [str(deployment_id)]}},
+        "deployments": {"id": {"any_": [str(deployment.id)]}},
         "flow_runs": {
             "state": {"type": {"any_": ["SCHEDULED"]}},
             "next_scheduled_start_time": {"after_": datetime.now(UTC).isoformat()},
@@ -169,15 +180,9 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
         "sort": "NEXT_SCHEDULED_START_TIME_ASC",
         "limit": 1,
     }
-    runs = client.request("POST", "/flow_runs/filter", json=query).json()
-    if not runs:
-        return None
-    return datetime.fromisoformat(runs[0]["next_scheduled_start_time"]).astimezone(ZoneInfo(deployed.timezone))
-
-
-def _given(serving: Serving, fields: Iterable[str]) -> dict[str, Any]:
-    """What was given of some fields, as JSON values: defaults are for the flow to know, which may be newer."""
-    return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
+    for run in client.request("POST", "/flow_runs/filter", json=query).json():
+        return datetime.fromisoformat(run["next_scheduled_start_time"]).astimezone(ZoneInfo(deployed.timezone))
+    return None
 
 
 def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
@@ -191,7 +196,7 @@ def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
     pool = WorkPoolCreate(
         name=deployed.work_pool, type="process", concurrency_limit=1, is_paused=paused,
         base_job_template=json.loads(JOB_TEMPLATE.read_bytes()),
-        description=f"One run at a time for {workspace_of(deployed.parameters)}.",
+        description=f"One run at a time for {deployed.workspace}.",
     )  # fmt: skip
     client.create_work_pool(pool, overwrite=True)
 
@@ -209,7 +214,7 @@ def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -
     """Delete the deployments of this workspace under another name, and those of workspaces that are there no more."""
     from prefect.client.schemas.filters import DeploymentFilter
 
-    kept = {(deployed.name, workspace_of(deployed.parameters)) for deployed in deployments}
+    kept = {(deployed.name, deployed.workspace) for deployed in deployments}
     own = {workspace for _, workspace in kept}
     desra = DeploymentFilter.model_validate({"tags": {"all_": ["desra"]}})
     for there in client.read_deployments(deployment_filter=desra):
@@ -221,15 +226,14 @@ def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -
 
 
 def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
-    """The deployment as the server knows it, if it does: nobody else's is overwritten."""
+    """The deployment as the server knows it, if it does: that of another workspace is never overwritten."""
     from prefect.exceptions import ObjectNotFound
 
     try:
         there = client.read_deployment_by_name(deployed.full_name)
     except ObjectNotFound:
         return None
-    known = workspace_of(there.parameters)
-    if known != (own := workspace_of(deployed.parameters)):
+    if (known := workspace_of(there.parameters)) != deployed.workspace:
         reason = f"is the deployment of another workspace, {known}, on this Prefect server"
-        raise UsageError(deployed.full_name, reason, f"give that of {own} another --name")
+        raise UsageError(deployed.full_name, reason, f"give that of {deployed.workspace} another --name")
     return there

@@ -10,71 +10,41 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.serving.standing import elsewhere, end_marked
+from deployments.serving.connection import CONSOLE
+from deployments.serving.processes import Child, elsewhere, end_marked
 
-# Of what Prefect, and by its doing Dask, print.
-CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
-# How a worker is called on the server.
+# The name of a worker on the server, up to that of the machine.
 NAME = "desra serve on "
 
-_QUERY_SECONDS = 5
 _END_SECONDS = 10
 
 
-class Worker:
+class Worker(Child):
     """A Prefect worker that takes the runs of a pool, one at a time.
 
-    Parameters
-    ----------
-    pool
-        The work pool.
-    environment
-        What the runs are to find in their environment, beside that of this process.
-    mark
-        The mark of desra serve.
-    log
-        What worker and runs print.
+    ``environment`` holds what the runs find in theirs beside that of this process; ``mark`` is that of desra serve;
+    ``log`` takes the lines of worker and runs.
     """
 
     name = "the Prefect worker"
 
     def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
+        super().__init__(log)
         root, moved = str(Path(__file__).resolve().parents[2]), elsewhere()
         self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
                          "--limit", "1", "--name", NAME + socket.gethostname()]  # fmt: skip
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
-        self._environment = (
-            {CONSOLE: "INFO"}
-            | environment
-            | moved
-            | {
-                "PREFECT_WORKER_QUERY_SECONDS": str(_QUERY_SECONDS),
-                # Runs have folders of their own, and are to find this very desra with this very Python.
-                "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
-                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-            }
-        )
-        self.log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def exit_code(self) -> int | None:
-        """That of the process, which is below zero where a signal ended it; None while it runs."""
-        return self._process.poll() if self._process else None
+        self._environment = {CONSOLE: "INFO"} | environment | moved | {
+            "PREFECT_WORKER_QUERY_SECONDS": "5",
+            # Runs have folders of their own, and are to find this very desra with this very Python.
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+        }  # fmt: skip
 
     def start(self) -> None:
         """Start it; runs that an earlier one has started go on."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                env=os.environ | self._environment | self._mark,
-                cwd=self.log.parent,  # the folder of desra serve may go meanwhile
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for desra serve
-            )
+        self._spawn(self._command, os.environ | self._environment | self._mark)
 
     def stop(self) -> None:
         """Kill it with all runs."""

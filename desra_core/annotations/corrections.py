@@ -23,11 +23,12 @@ from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.codec import encode_mask
 from desra_core.images.names import ImageNames
 from desra_core.images.scanning import normalized
-from desra_core.planning.keys import Target, load_settings
+from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import exported_masks, mask_key, read_human_masks
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import Target
 
 Origin = Literal["labelme", "coco"]
 

@@ -14,11 +14,11 @@ from desra_core.detection.regions import Components
 from desra_core.errors import ImageError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode_mask
-from desra_core.planning.keys import Target
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import Target
 
 
 class Part(NamedTuple):

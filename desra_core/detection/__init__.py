@@ -1,4 +1,7 @@
-"""Finding artifacts without ground truth (Sections 3.2 and 3.3 of the paper), and other detectors beside it."""
+"""Finding artifacts without ground truth (Sections 3.2 and 3.3 of the paper), and other detectors beside it.
+
+Gives `variance_similarity` (Eq. 7), `artifact_mask`, `find_regions` and `Region`.
+"""
 
 from __future__ import annotations
 

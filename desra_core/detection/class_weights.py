@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import UsageError
+from desra_core.images.codec import Labels
 
 CLASS_COUNT = 150
-# An interval counts bins of this many to the range of the similarity.
+# The range of the similarity has so many bins; an interval is a number of bins.
 INTERVAL_BINS = 20
-# Of the TOML files that desra calibrate writes; raise it when their meaning changes.
+# Of the TOML files of desra calibrate; raise it when their meaning changes.
 WEIGHTS_VERSION = 1
 
 _PUBLISHED = resources.files("desra_core.detection") / "semantic_intervals.csv"
@@ -72,18 +73,45 @@ def load_weights(source: str) -> Weights:
     return Weights(values, hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
 
 
+def weighted_scores(
+    scores: npt.NDArray[np.floating[Any]],
+    classes: Labels | None,
+    weights: npt.NDArray[np.float64] | None,
+) -> npt.NDArray[np.floating[Any]]:
+    """Weight minus the similarity by class (Eq. 9): ``-clip(w_k D, 0, 1)``.
+
+    Parameters
+    ----------
+    scores
+        ``-D``, floats of any shape.
+    classes
+        The ADE20K class of each, uint8.
+    weights
+        ``(150,)``, ``w_k`` by class.
+
+    Returns
+    -------
+    Float64; without classes or weights the scores as they are.
+    """
+    if classes is None or weights is None:
+        return scores
+    weighted = scores.astype(np.float64)
+    weighted *= weights[classes]
+    return np.clip(weighted, -1, 0, out=weighted)
+
+
 def interval_weights(intervals: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The weights of intervals 0..19 (Eq. 9)."""
+    """Turn intervals 0..19 into weights ``20 / (20 - interval)`` (Eq. 9)."""
     return INTERVAL_BINS / (INTERVAL_BINS - intervals.astype(np.float64))
 
 
 def published_table() -> npt.NDArray[np.int64]:
-    """The authors' interval of each class, ``(150,)``."""
+    """Read the authors' interval of each class, ``(150,)``."""
     return np.array([int(row["interval"]) for row in _published_rows()])
 
 
 def class_names() -> list[str]:
-    """The 150 ADE20K class names by index, as the published table spells them."""
+    """List the 150 ADE20K class names by index, as the published table spells them."""
     return [row["name"] for row in _published_rows()]
 
 
@@ -92,7 +120,7 @@ def _published_rows() -> Iterator[dict[str, str]]:
 
 
 def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table, each with where it is."""
+    """Read the rows of a table, each with its place in the file."""
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error):
@@ -101,7 +129,7 @@ def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The classes of a file of desra calibrate, under the names of the table's columns."""
+    """Read the classes of a file of desra calibrate, under the names of the table's columns."""
     try:
         document = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -122,29 +150,25 @@ def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any
 def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
     try:
         index = _whole(row["ade20k_index"])
-        weight = _number(row["weight"]) if "weight" in row else _weight(_whole(row["interval"]))
+        if "weight" in row:
+            if isinstance(row["weight"], bool):
+                raise TypeError(row["weight"])
+            weight = float(row["weight"])
+        else:
+            interval = _whole(row["interval"])
+            weight = INTERVAL_BINS / (INTERVAL_BINS - interval) if 0 <= interval < INTERVAL_BINS else math.nan
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UsageError(where, "is no class weight", _FORMAT) from None
     if not 0 <= index < CLASS_COUNT:
         raise UsageError(where, f"has class {index}", "ADE20K classes are 0..149")
     if not (np.isfinite(weight) and weight > 0):
-        told = f"weight {weight:g}" if "weight" in row else f"interval {row['interval']}"
-        raise UsageError(where, f"gives the {told}", "weights are positive, intervals 0..19")
+        given = f"weight {weight:g}" if "weight" in row else f"interval {row['interval']}"
+        raise UsageError(where, f"gives the {given}", "weights are positive, intervals 0..19")
     return index, weight
 
 
 def _whole(value: Any) -> int:
-    """An index or interval, a text in CSV and a number in TOML, where 3.0 or true is none."""
+    """Read an index or interval: a text in CSV, and in TOML a number, of which 3.0 and true are refused."""
     if not isinstance(value, str) and type(value) is not int:
         raise TypeError(value)
     return int(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError(value)
-    return float(value)
-
-
-def _weight(interval: int) -> float:
-    return INTERVAL_BINS / (INTERVAL_BINS - interval) if 0 <= interval < INTERVAL_BINS else math.nan

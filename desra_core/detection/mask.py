@@ -1,4 +1,4 @@
-"""From a similarity map to an artifact mask: threshold, morphology, holes, area (Section 3.3 of the paper).
+"""From a score map to an artifact mask: threshold, morphology, holes, area filter (Section 3.3 of the paper).
 
 Everything runs on the valid map; pixels outside it do not exist. Only at the end the mask is padded to the image.
 Time and memory are linear in the pixels, however many components there are.
@@ -12,23 +12,24 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.detection.class_weights import weighted_scores
 from desra_core.images.codec import Labels, Mask
 from desra_core.images.tiling import row_strips
 
+# The paper's: of the adjusted similarity, in pixels of the image, and the side of the Gaussian window of D.
 THRESHOLD = 0.7
 MIN_AREA = 4000
+WINDOW = 11
 
 _KERNEL = np.ones((5, 5), np.uint8)
 _DILATIONS = 3
-
-# Of the usual window of 11.
-_FRAME = 5
+_FRAME = WINDOW // 2
 
 Similarity = npt.NDArray[np.float32]
 
 
 class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
-    """Similarity that knows how wide the border of the image is in which it is undefined, as do its slices.
+    """Similarity that knows the width of the image's border in which it is undefined, as do its slices.
 
     Attributes
     ----------
@@ -38,20 +39,19 @@ class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
 
     frame: int = _FRAME
 
+    def __new__(cls, similarity: Similarity, frame: int) -> SimilarityMap:
+        """View values as a map that knows its frame."""
+        known = np.asarray(similarity).view(cls)
+        known.frame = frame
+        return known
+
     def __array_finalize__(self, source: object) -> None:
-        """Called by NumPy for whatever is made from a map."""
+        """Keep the frame in arrays that NumPy makes from a map."""
         self.frame = getattr(source, "frame", _FRAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Called to copy a map to another process."""
-        return framed, (np.asarray(self), self.frame)
-
-
-def framed(similarity: Similarity, frame: int) -> SimilarityMap:
-    """The same values as a map that knows its frame, in pixels."""
-    known = similarity.view(SimilarityMap)
-    known.frame = frame
-    return known
+        """Keep the frame in a copy for another process."""
+        return SimilarityMap, (np.asarray(self), self.frame)
 
 
 def artifact_mask(
@@ -63,12 +63,12 @@ def artifact_mask(
     weights: npt.NDArray[np.float64] | None = None,
     frame: int | None = None,
 ) -> Mask:
-    """Mark the artifacts of an image.
+    """Mark the artifacts of an image by the paper's D.
 
     Parameters
     ----------
     similarity
-        ``(H - 2 frame, W - 2 frame)`` float32, the paper's D.
+        ``(H - 2 frame, W - 2 frame)`` float32, as of `variance_similarity`.
     threshold
         A pixel is suspect where its adjusted similarity ``clip(w_k D, 0, 1)`` is below this; 0 < threshold <= 1.
     min_area
@@ -78,8 +78,8 @@ def artifact_mask(
     weights
         ``(150,)`` float64, ``w_k`` by class.
     frame
-        Width of the border in which the similarity is undefined, in pixels. What `variance_similarity` returns knows
-        its own, labels tell it too, and for other arrays it is that of the usual window.
+        Width of the border in which the similarity is undefined, in pixels. By default that of a `SimilarityMap`, or
+        as the size of the labels says, or else that of the usual window.
 
     Returns
     -------
@@ -94,26 +94,25 @@ def artifact_mask(
     -----
     The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
-    frame = _frame(similarity, labels) if frame is None else frame
+    if frame is None:
+        frame = getattr(similarity, "frame", None)
+    if frame is None:
+        frame = _FRAME if labels is None else (int(labels.shape[0]) - int(similarity.shape[0])) // 2
     shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame
-    if labels is not None and labels.shape != shape:
-        raise ValueError(f"labels are of shape {labels.shape}, but the image of {shape}")
-    similarity = np.asarray(similarity)
-    suspect: npt.NDArray[Any] = np.empty(similarity.shape, np.uint8)
-    for rows in row_strips(similarity.shape):
-        classes = None if labels is None else valid(labels, frame)[rows]
-        suspect[rows] = adjusted_similarity(similarity[rows], classes, weights) < threshold
-    return _shaped(suspect, min_area, frame)
-
-
-def _frame(similarity: Similarity, labels: Labels | None) -> int:
-    if isinstance(similarity, SimilarityMap):
-        return similarity.frame
-    return _FRAME if labels is None else (int(labels.shape[0]) - int(similarity.shape[0])) // 2
+    # A Python float would be rounded to the map's float32 before it is compared.
+    limit = -np.float64(threshold)
+    scores = -np.asarray(similarity)
+    return score_mask(scores, shape, threshold=limit, min_area=min_area, labels=labels, weights=weights)
 
 
 def score_mask(
-    scores: npt.NDArray[np.floating[Any]], shape: tuple[int, int], *, threshold: float, min_area: int = MIN_AREA
+    scores: npt.NDArray[np.floating[Any]],
+    shape: tuple[int, int],
+    *,
+    threshold: float,
+    min_area: int = MIN_AREA,
+    labels: Labels | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Mask:
     """Mark the artifacts of an image by the scores of a `desra_core.detection.detectors.Detector`.
 
@@ -126,38 +125,36 @@ def score_mask(
     threshold
         A pixel is suspect where its score is above this.
     min_area
-        As for `artifact_mask`.
+        Components of at most this many pixels are dropped.
+    labels, weights
+        As for `artifact_mask`, for scores that are minus a similarity.
 
     Returns
     -------
     ``(H, W)`` bool. The frame of width f is never marked.
+
+    Raises
+    ------
+    ValueError
+        The labels are not of the image's size.
     """
-    return _shaped((scores > threshold).astype(np.uint8), min_area, (shape[0] - scores.shape[0]) // 2)
-
-
-def _shaped(suspect: npt.NDArray[Any], min_area: int, frame: int) -> Mask:
-    """Morphology, holes, area and frame."""
+    if labels is not None and labels.shape != shape:
+        raise ValueError(f"labels are of shape {labels.shape}, but the image of {shape}")
+    frame = (shape[0] - scores.shape[0]) // 2
+    suspect: npt.NDArray[Any] = np.empty(scores.shape, np.uint8)
+    for rows in row_strips(scores.shape):
+        classes = None if labels is None else valid(labels, frame)[rows]
+        suspect[rows] = weighted_scores(scores[rows], classes, weights) > threshold
     # OpenCV's default border ignores the outside when eroding and adds nothing when dilating.
     suspect = cv2.erode(suspect, _KERNEL)
     if not suspect.any():
-        return np.zeros((suspect.shape[0] + 2 * frame, suspect.shape[1] + 2 * frame), np.bool_)
+        return np.zeros(shape, np.bool_)
     suspect = cv2.dilate(suspect, _KERNEL, iterations=_DILATIONS)
-    return np.pad(_without_small_components(_filled(suspect), min_area), frame)
-
-
-def adjusted_similarity(
-    similarity: Similarity, classes: Labels | None, weights: npt.NDArray[np.float64] | None
-) -> npt.NDArray[np.float64]:
-    """``clip(w_k D, 0, 1)`` (Eq. 9) in float64, for arrays of any one shape; D itself without weights."""
-    adjusted = similarity.astype(np.float64)
-    if classes is None or weights is None:
-        return adjusted
-    adjusted *= weights[classes]
-    return np.clip(adjusted, 0, 1, out=adjusted)
+    return np.pad(_area_filtered(_filled(suspect), min_area), frame)
 
 
 def valid(image: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
-    """The pixels of an ``(H, W)`` image that have a similarity: all but a frame of the given width."""
+    """Cut the frame of a given width off an ``(H, W)`` image: the pixels that have a score."""
     return image[frame : image.shape[0] - frame, frame : image.shape[1] - frame]
 
 
@@ -172,7 +169,8 @@ def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(filled.astype(np.uint8)[components])
 
 
-def _without_small_components(binary: npt.NDArray[Any], min_area: int) -> Mask:
+def _area_filtered(binary: npt.NDArray[Any], min_area: int) -> Mask:
+    """Drop 8-connected components of at most so many pixels."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
     kept = stats[:, cv2.CC_STAT_AREA] > min_area
     kept[0] = False

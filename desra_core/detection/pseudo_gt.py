@@ -1,4 +1,4 @@
-"""What the GAN model should have made: its own result, with the artifacts taken from its MSE-trained twin."""
+"""The pseudo ground truth: a GAN result whose masked parts are taken from its MSE-trained twin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from desra_core.images.codec import Mask, Pixels
 
 
 def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
-    """Compute ``mask * mse_sr + (1 - mask) * gan_sr``.
+    """Compute the pseudo ground truth ``mask * mse_sr + (1 - mask) * gan_sr``.
 
     Parameters
     ----------

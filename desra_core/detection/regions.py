@@ -1,4 +1,4 @@
-"""What is in a mask: its connected components, and the regions that the records hold."""
+"""Connected components of a mask, and the regions that the records hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.class_weights import CLASS_COUNT
-from desra_core.detection.mask import THRESHOLD, Similarity, adjusted_similarity, valid
+from desra_core.detection.class_weights import CLASS_COUNT, weighted_scores
+from desra_core.detection.mask import THRESHOLD, Similarity, valid
 from desra_core.images.codec import Labels, Mask
 from desra_core.images.tiling import row_strips
 
@@ -102,7 +102,7 @@ class Components:
         return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
 
     def dominant_classes(self, labels: Labels | None) -> list[int | None]:
-        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie. None without."""
+        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie."""
         if labels is None:
             return [None] * len(self)
         pixels: dict[int, int] = {}
@@ -133,14 +133,15 @@ def find_regions(
     weights: npt.NDArray[np.float64] | None = None,
     severity: Severity = missing_similarity,
 ) -> list[Region]:
-    """Measure the regions of a mask, from top to bottom.
+    """Measure the regions of a mask as records hold them: from top to bottom, and by similarity.
 
     Parameters
     ----------
     mask
         ``(H, W)`` bool.
     similarity
-        ``(H - 2 f, W - 2 f)`` float32; the frame of width f is empty in the mask.
+        ``(H - 2 f, W - 2 f)`` float32, the paper's D, or minus the scores of another detector. The frame of width f is
+        empty in the mask.
     threshold, labels, weights
         As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant class.
     severity
@@ -162,7 +163,7 @@ def find_regions(
     for rows, inside, numbers in found.strips():
         taken, of_class = values[rows][inside], None if classes is None else classes[rows][inside]
         raw += np.bincount(numbers, taken, len(found))
-        adjusted += np.bincount(numbers, adjusted_similarity(taken, of_class, weights), len(found))
+        adjusted += np.bincount(numbers, -weighted_scores(-taken, of_class, weights), len(found))
     columns: tuple[list[Any], ...] = (
         np.add(found.boxes, (frame, frame, 0, 0)).tolist(),
         found.areas.tolist(),

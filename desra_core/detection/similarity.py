@@ -16,12 +16,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import SimilarityMap, framed
+from desra_core.detection.mask import WINDOW, SimilarityMap
 from desra_core.images.tiling import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-WINDOW = 11
 SIGMA = 1.5
 # The 11 rows that a tile is filtered from fit into a 1 MiB L2 cache; smaller tiles filter more halo.
 TILE = 256
@@ -41,7 +40,7 @@ def variance_similarity(
     tile: int = TILE,
     threads: int = 1,
 ) -> SimilarityMap:
-    """Compare the local variances of two images, channel by channel, and average over the channels.
+    """Compute D (Eq. 7): compare the local variances of two images by channel, and average over the channels.
 
     Parameters
     ----------
@@ -101,7 +100,7 @@ def variance_similarity(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill_share, range(threads)))
-    return framed(similarity, halo)
+    return SimilarityMap(similarity, halo)
 
 
 def _colours(image: Samples, name: str) -> Samples:

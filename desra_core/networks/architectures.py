@@ -1,7 +1,7 @@
-"""What the networks that we know need around a window, and where their precision matters: one entry each.
+"""The SR architectures that we have measured: what a window needs around it, and which can be finetuned.
 
-An architecture goes by the id that spandrel gives it. An entry is a function of the loaded network, which it may
-put into an equivalent, faster form first. `traits_of` finds the entry of a network.
+A new one is an entry in `ARCHITECTURES`, by spandrel's id. Its function of the loaded network may put that into an
+equivalent, faster form first. spandrel's other architectures run with a generous halo, and cannot be finetuned.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ class Traits(NamedTuple):
     last: torch.nn.Module | None = None
 
 
+class Architecture(NamedTuple):
+    """An entry: how to run a network of it, and what people call it, if it can be finetuned."""
+
+    traits: Callable[[Any], Traits]
+    trainable: str | None = None
+
+
 def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> Traits:
     """Find how to run a network.
 
@@ -41,16 +48,19 @@ def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> T
     network
         The loaded network, on the CPU, in evaluation mode.
     multiple, minimum
-        What spandrel says of the sizes that it takes, for an architecture without an entry here.
+        Of the sizes that it takes, as spandrel says, in pixels. For an architecture without an entry here.
     """
-    entry = _ENTRIES.get(architecture)
-    traits = entry(network) if entry else _unknown(network, multiple, minimum)
-    multiple = traits.multiple
-    return traits._replace(
-        halo=_multiple_above(traits.halo, multiple),
-        minimum=_multiple_above(traits.minimum, multiple),
-        tile=_multiple_above(max(traits.tile, 4 * traits.halo), multiple),
+    if architecture in ARCHITECTURES:
+        traits = ARCHITECTURES[architecture].traits(network)
+    else:
+        window = getattr(network, "window_size", 1)
+        multiple = math.lcm(multiple, window if isinstance(window, int) else 1)
+        traits = Traits(halo=48, tile=256, multiple=multiple, minimum=minimum)
+    halo, minimum, tile = (
+        -(-length // traits.multiple) * traits.multiple
+        for length in (traits.halo, traits.minimum, max(traits.tile, 4 * traits.halo))
     )
+    return traits._replace(halo=halo, minimum=minimum, tile=tile)
 
 
 def _compact(network: Any) -> Traits:
@@ -114,17 +124,6 @@ def _swinir(network: Any) -> Traits:
                   last=getattr(network, "conv_last", None))  # fmt: skip
 
 
-def _unknown(network: Any, multiple: int, minimum: int) -> Traits:
-    """Any other architecture: a generous halo, which nobody measured."""
-    window = getattr(network, "window_size", 1)
-    multiple = math.lcm(multiple, window if isinstance(window, int) else 1)
-    return Traits(halo=48, tile=256, multiple=multiple, minimum=minimum)
-
-
-def _multiple_above(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
 def _convolutions(network: Any) -> int:
     """Count the 3x3 convolutions of a network."""
     from torch import nn
@@ -150,9 +149,9 @@ def _share_masks(network: Any) -> None:
             module.calculate_mask = partial(mask, module.shift_size)
 
 
-_ENTRIES: dict[str, Callable[[Any], Traits]] = {
-    "Compact": _compact,
-    "ESRGAN": _rrdb,
-    "SPAN": _span,
-    "SwinIR": _swinir,
+ARCHITECTURES = {
+    "Compact": Architecture(_compact, "SRVGGNetCompact"),
+    "ESRGAN": Architecture(_rrdb, "RRDBNet"),
+    "SPAN": Architecture(_span),
+    "SwinIR": Architecture(_swinir, "SwinIR"),
 }

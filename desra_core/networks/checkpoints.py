@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
-# What the networks that a process keeps may take together: those of 12 models like RRDBNet.
+# The networks that a process keeps may take so much together: 12 models like RRDBNet.
 KEPT_BYTES = 800_000_000
 # A worker's threads that need a model at the same time wait for one of them to load it.
 _LOADING = threading.Lock()
 # GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
 _GPU_TILE_FACTOR = 2
-_ARCHITECTURE_REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
-# What spandrel and the networks raise where weights are like those of an architecture, but do not fit it.
+_REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
+# spandrel and the networks raise these where weights look like those of an architecture, but do not fit it.
 _MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -51,11 +51,11 @@ class Model:
     """The largest default side of a window."""
     device: str
     dtype: torch.dtype
-    """What the network computes in."""
+    """The number format in which the network computes."""
 
     @property
     def kept_bytes(self) -> int:
-        """What it counts for among the networks that are kept: its weights, but never more than a third of all."""
+        """The size that counts among the networks that are kept: its weights, but at most a third of all."""
         tensors = (*self.network.parameters(), *self.network.buffers())
         return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
 
@@ -84,9 +84,9 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
     device
         A torch device, such as ``cpu`` or ``cuda:0``.
     precision
-        What it computes in. On a CPU with AVX512-BF16, bfloat16 takes about half the time of float32, and the
-        three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in float32 (six
-        photos; 12 levels of 255 at most). Casting them as a whole took as long and gave 0.3 to 6 dB less.
+        The number format in which it computes. On a CPU with AVX512-BF16, bfloat16 takes about half the time of
+        float32, and the three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in
+        float32 (six photos; 12 levels of 255 at most). Casting whole networks took as long and gave 0.3 to 6 dB less.
 
     Raises
     ------
@@ -109,8 +109,8 @@ def load_pair(
     """
     mse, gan = (load_model(path, device, precision) for path in (mse_model, gan_model))
     if mse.scale != gan.scale:
-        raise UsageError(gan_model, f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}",
-                         "give two models of the same scale")  # fmt: skip
+        reason = f"enlarges by {gan.scale}, but {mse_model} by {mse.scale}"
+        raise UsageError(gan_model, reason, "give two models of the same scale")
     return mse, gan
 
 
@@ -126,7 +126,12 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     traits = traits_of(descriptor.architecture.id, network, requirements.multiple_of, requirements.minimum)
     if precision == "bfloat16" and traits.last is not None:
         _keep_float32(traits.last)
-    _move(network, device)
+    try:
+        network.to(device, memory_format=torch.channels_last)
+    except (AssertionError, RuntimeError) as error:
+        if is_broken(error):
+            raise
+        raise _no_device(device, error) from None
     model = Model(
         path=path,
         network=network,
@@ -144,7 +149,7 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
 
 
 def recognised(path: Path, precision: Precision = "float32") -> Any:
-    """Find out what network the weights of a file are for; returns spandrel's descriptor with that network.
+    """Recognise the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
     Raises
     ------
@@ -162,10 +167,10 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
         try:
             descriptor = ModelLoader().load_from_state_dict(weights)
         except UnsupportedModelError:
-            raise UsageError(path, "is of no architecture that spandrel knows", _ARCHITECTURE_REMEDY) from None
+            raise UsageError(path, "is of no architecture that spandrel knows", _REMEDY) from None
         except _MISFIT_ERRORS as error:
             reason = f"does not fit the architecture that it looks like ({type(error).__name__}: {error})"
-            raise UsageError(path, " ".join(reason.split())[:300], _ARCHITECTURE_REMEDY) from None
+            raise UsageError(path, " ".join(reason.split())[:300], _REMEDY) from None
     _check_purpose(descriptor, path, precision)
     return descriptor
 
@@ -173,11 +178,11 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
 def _check_purpose(descriptor: Any, path: Path, precision: Precision) -> None:
     name = descriptor.architecture.name
     if descriptor.purpose != "SR":
-        raise UsageError(path, f"is a network for {descriptor.purpose.lower()} ({name})", _ARCHITECTURE_REMEDY)
+        raise UsageError(path, f"is a network for {descriptor.purpose.lower()} ({name})", _REMEDY)
     channels = descriptor.input_channels, descriptor.output_channels
     if channels != (3, 3):
-        raise UsageError(path, f"maps {channels[0]} channels to {channels[1]} ({name})",
-                         "give a network for colour images: it gets gray ones as three equal channels")  # fmt: skip
+        remedy = "give a network for colour images: it gets gray ones as three equal channels"
+        raise UsageError(path, f"maps {channels[0]} channels to {channels[1]} ({name})", remedy)
     if int(descriptor.scale) != descriptor.scale or descriptor.scale < 2:
         raise UsageError(path, f"enlarges by {descriptor.scale} ({name})", "give a network of scale 2, 3, 4 or so")
     if precision == "bfloat16" and not descriptor.supports_bfloat16:
@@ -185,7 +190,7 @@ def _check_purpose(descriptor: Any, path: Path, precision: Precision) -> None:
 
 
 def _keep_float32(module: Any) -> None:
-    """Exempt a module from autocast, for the last one: in bfloat16, results above 0.5 are multiples of 1/256."""
+    """Exempt the last module from autocast: in bfloat16, results above 0.5 are multiples of 1/256."""
     import torch
 
     forward = module.forward
@@ -197,30 +202,13 @@ def _keep_float32(module: Any) -> None:
     module.forward = in_float32
 
 
-def _move(network: Any, device: str) -> None:
-    import torch
-
-    try:
-        network.to(device, memory_format=torch.channels_last)
-    except (AssertionError, RuntimeError) as error:
-        if is_broken(error):
-            raise
-        raise _no_device(device, error) from None
-
-
 def _no_device(device: str, error: Exception) -> UsageError:
     return UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
                       "use cpu, or cuda with a driver and a torch for it")  # fmt: skip
 
 
 def _try_out(model: Model) -> None:
-    """Run the network on a small image: it must map it to one of `scale` times its size.
-
-    Raises
-    ------
-    UsageError
-        It does not.
-    """
+    """Run the network on a small image: it must map it to one of `scale` times its size (raises `UsageError`)."""
     import torch
 
     side = -(-max(16, model.minimum) // model.multiple) * model.multiple
@@ -234,7 +222,7 @@ def _try_out(model: Model) -> None:
         if is_unusable(error):
             raise _no_device(model.device, error) from None
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _ARCHITECTURE_REMEDY) from None
+        raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _REMEDY) from None
     if shape != (1, 3, side * model.scale, side * model.scale):
         raise UsageError(model.path, f"does not enlarge images by {model.scale} ({model.architecture})",
-                         _ARCHITECTURE_REMEDY)  # fmt: skip
+                         _REMEDY)  # fmt: skip

@@ -15,23 +15,22 @@ import numpy as np
 from desra_core.errors import ImageError, UsageError
 from desra_core.gpu import exact_on
 from desra_core.images.codec import Labels, Pixels, bgr8
-from desra_core.networks.mmseg_files import fingerprint, load_model
+from desra_core.networks.mmseg import load_mmseg, mmseg_key
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
 _BAND_ROWS = 512
 # Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
 _SMALL_SIZE = 128
-# Of the image by which a segmenter is tried.
+# Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
-# What networks raise that do not fit their config.
+# Networks that do not fit their config raise these.
 _MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Segmenter(Protocol):
-    """What the detection needs of a segmentation model."""
+    """A segmentation model for ADE20K's 150 classes."""
 
     key: str
     """Fingerprint of everything that determines the labels."""
@@ -54,7 +53,7 @@ def segmenter_key(spec: str) -> str:
     UsageError
         The spec is malformed, or a file is missing, unreadable or no Python config.
     """
-    return f"mmseg:{fingerprint(*_mmseg_files(spec))}"
+    return f"mmseg:{mmseg_key(*_mmseg_files(spec))}"
 
 
 def load_segmenter(spec: str, device: str) -> Segmenter:
@@ -74,7 +73,7 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
     """
     config, checkpoint = _mmseg_files(spec)
     with exact_on(device):
-        return _loaded(config, checkpoint, fingerprint(config, checkpoint), device)
+        return _loaded(config, checkpoint, mmseg_key(config, checkpoint), device)
 
 
 def try_segmenter(spec: str) -> None:
@@ -118,10 +117,10 @@ class MMSegSegmenter:
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
-        self.key = f"mmseg:{fingerprint(config, checkpoint)}"
+        self.key = f"mmseg:{mmseg_key(config, checkpoint)}"
         self._checkpoint = checkpoint
         self._device = device
-        self._model, self._pipeline = load_model(config, checkpoint)
+        self._model, self._pipeline = load_mmseg(config, checkpoint)
         self._model.to(device)
 
     def __call__(self, gan_sr: Pixels) -> Labels:
@@ -150,7 +149,10 @@ class MMSegSegmenter:
 
     def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
         """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its unpadded size."""
-        bgr = _bgr8_in_bands(gan_sr)
+        # In bands of rows: the temporaries of `bgr8` for 16 bits are six times the image.
+        bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
+        for top in range(0, gan_sr.shape[0], _BAND_ROWS):
+            bgr[top : top + _BAND_ROWS] = bgr8(gan_sr[top : top + _BAND_ROWS])
         names = {"filename": None, "ori_filename": None}  # as for an array given to inference_segmentor
         views = self._pipeline({"img": bgr, "img_shape": bgr.shape, "ori_shape": bgr.shape, **names})
         rows, columns = views["img_metas"][0].data["img_shape"][:2]
@@ -185,10 +187,10 @@ def upsampled_argmax(
     size: tuple[int, ...],
     align_corners: bool,
 ) -> torch.Tensor:
-    """Bring logits to image size as MMSegmentation does, and keep only the winner.
+    """Resize logits to image size as MMSegmentation does, and keep only the winning class.
 
-    One class at a time, because that leaves each value the same to the bit as when all are resized at once,
-    which resizing a band of rows does not. Equal values go to the lower class, as in ``argmax``.
+    One class at a time: each value is the same to the bit as when all are resized at once, which is not so for a band
+    of rows. Equal values go to the lower class, as in ``argmax``.
 
     Parameters
     ----------
@@ -221,7 +223,7 @@ def upsampled_argmax(
     labels = torch.zeros(size, dtype=torch.uint8, device=device)
     # Resizing into one buffer: at 64 MP, fresh pages for each class cost more than the arithmetic.
     resized = torch.empty((1, 1, *size), device=device)
-    for index in _contenders(logits, network_size):
+    for index in _possible_winners(logits, network_size):
         plane = interpolate(logits[:, index : index + 1], network_size, mode="bilinear", align_corners=align_corners)
         plane = plane[:, :, : kept_size[0], : kept_size[1]]
         torch.ops.aten.upsample_bilinear2d.out(plane, size, align_corners, None, None, out=resized)
@@ -232,7 +234,7 @@ def upsampled_argmax(
     return labels
 
 
-def _contenders(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int]:
+def _possible_winners(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int]:
     """List the classes that may win some pixel, ascending: only they need resizing.
 
     Where logits are first resized by a factor of 1 or more, a pixel is a mean of values within a 3x3 window.
@@ -250,14 +252,6 @@ def _contenders(logits: torch.Tensor, network_size: tuple[int, ...]) -> list[int
     return indices
 
 
-def _bgr8_in_bands(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """`bgr8`, whose temporaries for 16 bits are six times the image, in bands of rows."""
-    bgr = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for top in range(0, pixels.shape[0], _BAND_ROWS):
-        bgr[top : top + _BAND_ROWS] = bgr8(pixels[top : top + _BAND_ROWS])
-    return bgr
-
-
 @lru_cache(maxsize=2)
 def _loaded(config: Path, checkpoint: Path, _key: str, device: str) -> MMSegSegmenter:
     return MMSegSegmenter(config, checkpoint, device)
@@ -267,7 +261,7 @@ def _mmseg_files(spec: str) -> tuple[Path, Path]:
     kind, _, names = spec.partition(":")
     parts = [name.strip() for name in names.split(",")]
     if kind != "mmseg" or len(parts) != 2 or not all(parts):
-        raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT",
-                         "give the paths of a config and a checkpoint, none with a comma in it")  # fmt: skip
+        remedy = "give the paths of a config and a checkpoint, none with a comma in it"
+        raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT", remedy)
     config, checkpoint = (Path(name).expanduser().absolute() for name in parts)
     return config, checkpoint

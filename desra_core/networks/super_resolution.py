@@ -1,4 +1,4 @@
-"""Enlarge photos with a super-resolution network, window by window: the memory that takes is bounded."""
+"""Enlarge photos with a super-resolution network, window by window, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from desra_core.errors import UsageError
 from desra_core.gpu import exact_on, lacks_memory
@@ -78,13 +77,7 @@ def _padded(pixels: Pixels, model: Model) -> Pixels:
 
 
 def _smaller(side: int, model: Model) -> int:
-    """Half the side of a window, but no less than pays.
-
-    Raises
-    ------
-    MemoryError
-        It cannot be smaller.
-    """
+    """Halve the side of a window, but keep 32 px beside its halos (raises `MemoryError` where it cannot be smaller)."""
     least = -(-(2 * model.halo + 32) // model.multiple) * model.multiple
     smaller = max(side // 2 // model.multiple * model.multiple, least)
     if smaller >= side:
@@ -94,57 +87,48 @@ def _smaller(side: int, model: Model) -> int:
 
 def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
     """Write the whole result, or return False when memory runs out even with one window at a time."""
+    import torch
+
     todo = windows(*source.shape[:2], side=side, halo=model.halo, multiple=model.multiple)
     count = min(len(todo), max(1, side**2 // (todo[0].source.height * todo[0].source.width)))
     while todo:
-        if _fits(sr, source, model, todo[:count]):
+        fits = True
+        try:
+            _infer(sr, source, model, todo[:count])
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            fits = False
+        if fits:
             todo = todo[count:]
-        elif count == 1:
+            continue
+        # Not before the handler has ended: until then, the traceback holds the tensors.
+        if model.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if count == 1:
             return False
-        else:
-            count //= 2
+        count //= 2
     return True
 
 
-def _fits(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> bool:
-    """Write what a batch of windows keeps, or return False when memory runs out."""
-    import torch
-
-    try:
-        _infer(sr, source, model, batch)
-        return True
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-    # Not before the handler has ended: until then, the traceback holds the tensors.
-    if model.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return False
-
-
 def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> None:
+    """Write what a batch of windows keeps."""
     import torch
 
     stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
     # Until the results are in the machine's memory: the next batch then finds the GPU's free.
     with torch.inference_mode(), exact_on(model.device):
-        results = model(_network_input(stacked, model, np.iinfo(source.dtype).max))
+        scaled = torch.from_numpy(stacked).to(model.device).div_(np.iinfo(source.dtype).max)
+        values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        results = model(values)
         if not bool(results.isfinite().all()):
             raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
         for window, result in zip(batch, results, strict=True):
             _write(sr, result, model.scale, window)
 
 
-def _network_input(stacked: npt.NDArray[np.float32], model: Model, largest: int) -> torch.Tensor:
-    """``(N, h, w, 1 or 3)`` samples as ``(N, 3, h, w)`` float32 in 0..1, channels last."""
-    import torch
-
-    scaled = torch.from_numpy(stacked).to(model.device).div_(largest)
-    return scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
 def _write(sr: Pixels, output: torch.Tensor, scale: int, window: Window) -> None:
-    """Round what a window keeps of ``(3, h, w)`` results, and write it to where it belongs."""
+    """Round the part of ``(3, h, w)`` results that a window keeps, and write it to its place in the image."""
     import torch
 
     kept = window.kept

@@ -13,7 +13,7 @@ from desra_core.errors import UsageError
 from desra_core.files.hashing import LOAD_ERRORS, content_key, load_checkpoint, load_failure
 from desra_core.third_party import mend_torchvision
 
-# What tools put before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
+# Tools put these before the names of a network's tensors: dicts of a checkpoint, which safetensors have as prefixes;
 # torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer.
 _EMA_WRAPPERS = (
     "params_ema.", "params-ema.", "net_g_ema.", "netG_ema.", "generator_ema.", "model_ema.", "ema_model.",
@@ -71,56 +71,40 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
-    content_key(path)  # tells that there is no such file
-    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Such a file begins with the length of its JSON header, in eight bytes."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    content_key(path)  # raises where there is no such file
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes with the length of its JSON header
+    way = "" if is_safetensors else "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
     try:
-        return load_file(path)
+        content = load_file(path) if is_safetensors else load_checkpoint(path)
     except (*LOAD_ERRORS, SafetensorError) as error:
-        raise load_failure(path, error, "") from None
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        content = load_checkpoint(path)
-    except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
-            raise UsageError(path, "is a TorchScript program, not a checkpoint",
-                             "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
-                             ) from None  # fmt: skip
-        way = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
+            remedy = "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
+            raise UsageError(path, "is a TorchScript program, not a checkpoint", remedy) from None
         raise load_failure(path, error, way) from None
     if not isinstance(content, Mapping):
-        raise UsageError(path, f"holds a {type(content).__name__} instead of named weights",
-                         "give a checkpoint of a super-resolution network")  # fmt: skip
+        remedy = "give a checkpoint of a super-resolution network"
+        raise UsageError(path, f"holds a {type(content).__name__} instead of named weights", remedy)
     return content
 
 
 def _kinds(content: Mapping[Any, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of the network that spandrel knows, by its own names: ``raw`` and ``ema``, those that there are."""
+    """Find the tensors of the network that spandrel knows, by its own names: ``raw`` and ``ema`` where there are."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for wrappers, tensors in _networks(_flattened(content)):
         kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
         other, _ = found.setdefault(kind, (wrappers, tensors))
         if other != wrappers:
-            raise UsageError(path, f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}",
-                             "torch.save the weights of one of them alone")  # fmt: skip
+            reason = f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}"
+            raise UsageError(path, reason, "torch.save the weights of one of them alone")
     return {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
 
 
 def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every network that spandrel knows, with the wrappers around it. Old ESRGAN's own names begin with one."""
+    """Find every network that spandrel knows, with the wrappers around it. Old ESRGAN's own names begin with one."""
     mend_torchvision()
     from spandrel import MAIN_REGISTRY
 
@@ -136,7 +120,7 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
 
 
 def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of another network, such as a discriminator, out of the dicts and prefixes around it as a whole."""
+    """Unwrap the tensors of another network, such as a discriminator, from the dicts and prefixes around all."""
     from spandrel import canonicalize_state_dict
 
     tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
@@ -146,7 +130,7 @@ def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """All tensors of nested dicts, as if the name of a dict were the beginning of their names."""
+    """List all tensors of nested dicts, the name of a dict before their own names."""
     import torch
 
     found: dict[str, Any] = {}

@@ -4,74 +4,30 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from desra_core import __version__
 from desra_core.detection.class_weights import Weights, load_weights
-from desra_core.detection.detectors import detector_key, load_detector
+from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS
 from desra_core.errors import UsageError
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
-from desra_core.settings import CorpusSettings, Detection, Mining, method_of
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.products import Target
 
 # Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
 DECODING_VERSION = 2
 SUPER_RESOLUTION_VERSION = 1
-SIMILARITY_VERSION = 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
 # Whose numbers results depend on.
 _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the record of an image must say for the image to count as done.
-
-    A pixel is suspect where the adjusted similarity is below ``threshold``. Of another ``method`` than DeSRA, minus the
-    score is taken for the similarity, and minus what the user gave for the threshold; ``labels_first`` where the
-    method's scores depend on the labels.
-    """
-
-    similarity_key: str
-    segmentation_key: str
-    weighting_key: str
-    min_weight: float
-    threshold: float
-    min_area: str
-    keep: str
-    mask_key: str
-    mse_sr_key: str | None = None
-    gan_sr_key: str | None = None
-    keep_mse: bool = False
-    method: str = "desra"
-    labels_first: bool = False
-
-    @property
-    def super_resolves(self) -> bool:
-        """Whether the results are computed, rather than read from files."""
-        return self.gan_sr_key is not None
-
-    @property
-    def segments(self) -> bool:
-        """Whether labels are computed, rather than read or absent."""
-        return self.segmentation_key.startswith("mmseg:")
-
-    @property
-    def runs_networks(self) -> bool:
-        """Whether anything is inferred."""
-        return self.super_resolves or self.segments
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether labels are read from files."""
-        return self.segmentation_key == "labels"
 
 
 def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
@@ -84,8 +40,9 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         config, checkpoint or detector.
     """
     labelled = settings.segmenter != "none"
-    method, inputs = _method(settings, labelled)
-    source = settings.weights or ("published" if labelled and method == "desra" else "none")
+    detector = detector_of(settings)
+    inputs = _inputs(settings, labelled)
+    source = settings.weights or ("published" if labelled and detector.weighs_classes else "none")
     if source != "none" and not labelled:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
@@ -96,12 +53,9 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         segmentation_key = segmenter_key(settings.segmenter)
         # Where results are files, they are part of an image's id.
         segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key or DECODING_VERSION)}"
-    if method == "desra":
-        similarity_key = fingerprint("similarity", SIMILARITY_VERSION, DECODING_VERSION, settings.window, *result_keys)
-    else:
-        labels_key = segmentation_key if "labels" in inputs else None
-        similarity_key = fingerprint("score", DECODING_VERSION, detector_key(method), labels_key)
-    threshold = settings.threshold if method == "desra" else -settings.threshold
+    labels_key = segmentation_key if "labels" in inputs else None
+    similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
+    threshold = -detector.score_threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
     mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area)
     target = Target(
@@ -116,28 +70,23 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         mask_key=mask_key,
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
-        method=method,
+        method=detector.name,
         labels_first="labels" in inputs,
     )
     return target, weights
 
 
-def _method(settings: CorpusSettings, labelled: bool) -> tuple[str, tuple[str, ...]]:
-    """The detector of a run, and what it cannot do without."""
-    method = method_of(settings)
-    if method == "desra":
-        if settings.threshold > 1:
-            raise UsageError("--threshold", f"{settings.threshold:g} is no similarity", "give one of 0..1")
-        return method, ()
-    if settings.weights not in (None, "none"):
-        raise UsageError("--weights", f"{settings.weights} is for desra, not for {method}", "drop --weights")
-    inputs = load_detector(method).inputs
+def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
+    """List the inputs that the scores of a run depend on, and see that they are given."""
+    detector = detector_of(settings)
+    if settings.weights not in (None, "none") and not detector.weighs_classes:
+        raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
     given = {"lr": settings.sources.lr is not None, "labels": labelled}
-    for name in inputs:
+    for name in detector.inputs:
         if not given[name]:
-            remedy = "give --lr" if name == "lr" else "add --labels or --segmenter"
-            raise UsageError("--method", f"{method} needs {'LR photos' if name == 'lr' else 'class labels'}", remedy)
-    return method, inputs
+            needed, remedy = NEEDED_INPUTS[name]
+            raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
+    return detector.inputs
 
 
 def result_key(model: Path, precision: str) -> str:

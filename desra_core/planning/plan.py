@@ -1,4 +1,4 @@
-"""What is left to do: the manifest and the records held against what a run wants. The workspace alone decides."""
+"""Plan a run: compare the manifest, the records and the files of a workspace with what is wanted."""
 
 from __future__ import annotations
 
@@ -13,41 +13,103 @@ import pyarrow.compute as pc
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import Failure
 from desra_core.images.codec import most_pixels
-from desra_core.planning.keys import Target, check_kind, check_models, save_settings, target_of
+from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import Flags, OnDisk, flags_of
+from desra_core.workspace.inventory import Flags, Held, OnDisk, flags_of
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.products import FURTHER, Target, kept_whole, stages_for
 from desra_core.workspace.records import gather_journals, read_records
 
 _COLUMNS = [
     "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
     "weighting_key", "proven_weight", "threshold", "min_area", "mask_key", "artifact_pixels",
     "failed_stage", "failed_key", "subject", "reason", "remedy", "transient",
+    *(product.column for product in FURTHER),
 ]  # fmt: skip
 
 
 class Work(NamedTuple):
-    """Per manifest row, which products are to be made, and where that stands.
+    """What is left to do, as flags per manifest row.
 
-    ``similarity`` stands for the results too, where they are inferred: one stage makes both.
+    Attributes
+    ----------
+    lacking
+        The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
+    failed
+        Images that failed for good under the very same settings.
+    dropped
+        Images that are computed again only because their maps were not kept.
     """
 
-    similarity: Flags
-    segmentation: Flags
-    mask: Flags
+    lacking: dict[str, Flags]
     failed: Flags
     dropped: Flags
 
     @property
     def pending(self) -> Flags:
         """Rows with anything to do."""
-        return self.similarity | self.segmentation | self.mask
+        return self.lacking["mask"]
 
 
-def assess(rows: pa.Table, records: pa.Table, target: Target, on_disk: OnDisk) -> Work:
-    """Hold manifest rows against their records.
+class Standing:
+    """Predicates of what the records say of manifest rows, held against a target: arrays of one flag per row.
+
+    Attributes
+    ----------
+    same_labels
+        The label file is the one that was read, or none is read.
+    same_similarity
+        The similarity map was computed under these settings.
+    clean
+        The mask is known to be empty, whether it is published or not: by an empty mask under settings that are no
+        stricter, for all class weights from ``proven_weight`` up.
+    current
+        The mask that was published is the one that is wanted.
+    failed, failed_for_good
+        The image failed; it would fail again, since file and settings are the same.
+    """
+
+    def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
+        index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
+        self.columns = {name: records[name].combine_chunks().take(index) for name in records.column_names}
+        self.same_labels = np.ones(rows.num_rows, bool)
+        if target.reads_labels:
+            self.same_labels = flags_of(pc.equal(self.columns["labels_hash"], rows["labels_hash"].combine_chunks()))
+        self.same_similarity = self.equal("similarity_key", target.similarity_key)
+        if target.labels_first:
+            self.same_similarity &= self.same_labels
+        same_weighting = self.equal("weighting_key", target.weighting_key) & self.same_labels
+        weighted_alike = same_weighting | (self._number("proven_weight") <= target.min_weight)
+        stricter = self._number("threshold") >= target.threshold
+        stricter &= self._number("min_area") <= _min_areas(self.columns, target)
+        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & stricter & weighted_alike
+        made_so = self.equal("mask_key", target.mask_key) & self.same_labels
+        self.current = made_so | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
+        self.failed = flags_of(self.columns["failed_stage"].is_valid())
+        self.failed_for_good = self.failed & self.equal("failed_key", target.run_key) & self.same_labels
+        self.failed_for_good &= ~self.says("transient")
+
+    def equal(self, column: str, value: str) -> Flags:
+        """Rows whose record has this value."""
+        return flags_of(pc.equal(self.columns[column], value))
+
+    def says(self, column: str) -> Flags:
+        """Rows whose record has a true flag."""
+        return flags_of(self.columns[column])
+
+    @property
+    def marked(self) -> Flags:
+        """Rows of images in which the detector found an artifact."""
+        return flags_of(pc.greater(self.columns["artifact_pixels"], 0))
+
+    def _number(self, column: str) -> npt.NDArray[np.float64]:
+        return np.asarray(pc.cast(self.columns[column], pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Work:
+    """Find out which manifest rows lack which products.
 
     Parameters
     ----------
@@ -57,96 +119,46 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, on_disk: OnDisk) -
         Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
     target
         What is wanted.
-    on_disk
-        What the workspace holds; a record whose files are gone does not count.
-
-    Returns
-    -------
-    ``failed`` are images that failed for good under the very same settings; ``dropped`` those that are computed
-    again only because their maps were not kept.
+    held
+        What the workspace holds of these rows; a record whose files are gone does not count.
     """
-    record = _records(rows, records.select(_COLUMNS))
-    same_labels, same_similarity, empty, current = _standing(rows, record, target)
-    ids = rows["id"].combine_chunks()
-    has_similarity = same_similarity & flags_of(record["similarity_kept"]) & on_disk.has_array(ids, "similarity")
-    has_labels = _equal(record, "segmentation_key", target.segmentation_key) & flags_of(record["labels_kept"])
-    has_labels &= on_disk.has_array(ids, "labels")
-    has_pair = np.ones(rows.num_rows, bool)
-    exported = has_pair
-    # All of these is kept: what a person has marked is trained on, whatever the detector says.
-    everything = np.full(rows.num_rows, target.keep == "all")
-    if target.super_resolves:
-        has_pair = on_disk.has_array(ids, "mse_sr") & on_disk.has_array(ids, "gan_sr")
-        everything |= on_disk.marked_by_people(ids, target.gan_sr_key)
-        wanted = flags_of(pc.greater(record["artifact_pixels"], 0)) | everything
-        exported = on_disk.count_pictures(rows["name"].combine_chunks()) == np.where(wanted, len(DATASET), 0)
-    masked = current & on_disk.has_mask(rows["name"].combine_chunks())
-    intact = has_similarity | ~flags_of(record["similarity_kept"])
-    mapped = has_similarity & (has_labels | (not target.segments))
-    kept = (intact | empty) if target.keep == "artifacts" else mapped
-    kept = np.where(everything, mapped & has_pair, kept)
+    standing = Standing(rows, records.select(_COLUMNS), target)
+    says_mapped = standing.says("similarity_kept")
+    whole = kept_whole(target.keep, standing.marked, held.marked)
+    # All of these is kept under any --keep: training reads what a person has marked, whatever the detector says.
+    forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
-    failed = flags_of(record["failed_stage"].is_valid())
-    for_good = failed & _equal(record, "failed_key", target.mask_key) & same_labels & ~flags_of(record["transient"])
-    pending = ~(masked & kept & exported & ~failed) & ~for_good
-    skippable = empty & intact & (target.keep == "artifacts") & ~everything
-    similarity = pending & ~(has_similarity & has_pair) & ~skippable
-    return Work(
-        similarity=similarity,
-        segmentation=pending & ~has_labels & ~skippable & target.segments,
-        mask=pending,
-        failed=for_good,
-        dropped=similarity & same_similarity & ~failed & ~flags_of(record["similarity_kept"]),
-    )
+    has_similarity = standing.same_similarity & says_mapped & held.arrays["similarity"]
+    has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
+    has = {
+        product.name: standing.equal(product.column, product.key(target) or "")
+        & (standing.says(product.kept) if product.kept else True)
+        & held.arrays[product.arrays[-1]]
+        for product in stages_for(target)
+        if product.arrays and "similarity" not in product.arrays
+    }
+    further = [flags for name, flags in has.items() if name != "segmentation"]
+    has_further = np.logical_and.reduce(further) if further else np.ones(rows.num_rows, bool)
+    mapped = np.logical_and.reduce([has_similarity, *has.values()])
+    intact = has_similarity | ~says_mapped
 
-
-def _records(rows: pa.Table, records: pa.Table) -> dict[str, pa.Array]:
-    """The record of each manifest row, by column; nulls where there is none."""
-    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
-    return {name: records[name].combine_chunks().take(index) for name in records.column_names}
-
-
-def _equal(record: dict[str, pa.Array], column: str, value: str) -> Flags:
-    return flags_of(pc.equal(record[column], value))
-
-
-class _Standing(NamedTuple):
-    """What records say of images, held against a target.
-
-    ``empty`` are images whose mask is known to be empty, whether it is published or not; of ``current`` ones the mask
-    that was published is the one that is wanted: it was made so, or an empty one is still right under settings that are
-    only stricter.
-    """
-
-    same_labels: Flags
-    same_similarity: Flags
-    empty: Flags
-    current: Flags
-
-
-def _standing(rows: pa.Table, record: dict[str, pa.Array], target: Target) -> _Standing:
-    """Hold the records of manifest rows against a target: the one place that knows what makes an image clean."""
-
-    def number(column: str) -> npt.NDArray[np.float64]:
-        return np.asarray(pc.cast(record[column], pa.float64()).to_numpy(zero_copy_only=False))
-
-    same_labels = np.ones(rows.num_rows, bool)
-    if target.reads_labels:
-        same_labels = flags_of(pc.equal(record["labels_hash"], rows["labels_hash"].combine_chunks()))
-    same_similarity = _equal(record, "similarity_key", target.similarity_key) & (
-        same_labels | (not target.labels_first)
-    )
-    same_weighting = _equal(record, "weighting_key", target.weighting_key) & same_labels
-    stricter = (number("threshold") >= target.threshold) & (number("min_area") <= _min_areas(record, target))
-    weighted_alike = same_weighting | (number("proven_weight") <= target.min_weight)
-    empty = same_similarity & (number("artifact_pixels") == 0) & stricter & weighted_alike
-    published = flags_of(record["mask_key"].is_valid())
-    current = (_equal(record, "mask_key", target.mask_key) & same_labels) | (empty & published)
-    return _Standing(same_labels, same_similarity, empty, current)
+    kept = np.where(forced, mapped & has_pair, mapped)
+    if target.keep == "artifacts":
+        kept = np.where(forced, kept, (intact & (has_further | ~says_mapped)) | standing.clean)
+    exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
+    done = standing.current & held.masks & kept & exported & ~standing.failed
+    pending = ~done & ~standing.failed_for_good
+    # Nothing but the mask is made of images that are known to be clean, where maps of such images are not kept.
+    mask_only = standing.clean & intact & (target.keep == "artifacts") & ~forced
+    similarity = pending & ~(has_similarity & has_pair) & ~mask_only
+    lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
+    lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
+    dropped = similarity & standing.same_similarity & ~standing.failed & ~says_mapped
+    return Work(lacking, standing.failed_for_good, dropped)
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
-    """The images that are done under the settings of the latest run, a row for each present name, sorted by name.
+    """List the images that are done under the settings of the latest run, a row for each present name, by name.
 
     Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.records.SCHEMA`). An image
     without artifact pixels is clean under these settings, whichever older ones it was done with.
@@ -154,12 +166,10 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     manifest = read_manifest(workspace)
     assert manifest is not None
     rows = manifest.filter(manifest["present"])
-    records = read_records(workspace, [*_COLUMNS, "regions"])
-    record = _records(rows, records)
-    done = pa.array(_standing(rows, record, target).current & flags_of(record["failed_stage"].is_null()))
+    standing = Standing(rows, read_records(workspace, [*_COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
-    columns |= {name: record[name] for name in ("height", "width", "artifact_pixels", "regions")}
-    return pa.table(columns).filter(done).combine_chunks()
+    columns |= {name: standing.columns[name] for name in ("height", "width", "artifact_pixels", "regions")}
+    return pa.table(columns).filter(pa.array(standing.current & ~standing.failed)).combine_chunks()
 
 
 class Plan:
@@ -179,23 +189,24 @@ class Plan:
         Number of pending names by shard, of the shards that have any.
     """
 
-    def __init__(
-        self, manifest: pa.Table, rows: pa.Table, work: Work, target: Target, failures: pa.Table, retries: pa.Table
-    ) -> None:
+    def __init__(self, manifest: pa.Table, rows: pa.Table, records: pa.Table, target: Target, held: Held) -> None:
+        work = assess(rows, records, target, held)
         self.target = target
-        self.failures = failures
-        self.retries = retries
+        self.failures, self.retries = (
+            failure_table(rows.filter(pa.array(flags)), records) for flags in (work.failed, work.pending)
+        )
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
         self.dropped = int(work.dropped.sum())
         self._manifest = manifest
         self._rows = rows
         # An image with several names is done under all of them or under none.
-        pending = rows.filter(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
-        self.pending = pending.num_rows
+        pending = flags_of(pc.is_in(rows["id"], rows["id"].filter(pa.array(work.pending)).combine_chunks()))
+        self._pending = rows.filter(pa.array(pending))
+        self._held = held.filter(pending)
+        self.pending = self._pending.num_rows
         self._role = "lr" if target.super_resolves else "gan_sr"
-        self._pending = pending.select([f"{self._role}_path"])
-        shards, counts = np.unique(pending["shard"].to_numpy(), return_counts=True)
+        shards, counts = np.unique(self._pending["shard"].to_numpy(), return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
     @property
@@ -210,26 +221,40 @@ class Plan:
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """The pixels of the largest photo, or GAN result where that is a file, with anything to do, by the headers."""
-        return most_pixels(role_files(self._pending, self._role))
+        """Read headers for the pixels of the largest photo (GAN result, where that is a file) with anything to do."""
+        return most_pixels(role_files(self._pending.select([f"{self._role}_path"]), self._role))
 
     def rows(self, shard: int) -> pa.Table:
         """The manifest rows of one shard that are part of the run, finished ones included."""
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
 
+    def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
+        """The manifest rows of one shard with anything to do, and what the workspace held of them."""
+        flags = pc.equal(self._pending["shard"], shard).combine_chunks()
+        return self._pending.filter(flags), self._held.filter(flags_of(flags))
+
     def image_refs(self, shard: int) -> list[ImageRef]:
-        """The images of these rows, each at every name that it ever had."""
-        return image_refs(self.rows(shard), self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
+        """The images of a shard with anything to do, each at every name that it ever had."""
+        rows, _ = self.pending_rows(shard)
+        return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
+
+    def after(self, workspace: Workspace) -> Plan:
+        """Plan again after the run. Only images that had anything to do are looked at: the lock kept the rest."""
+        if not self.pending:
+            return self
+        held = OnDisk.of_rows(workspace, self._pending).held(self._pending, self.target.gan_sr_key)
+        after = Plan(self._manifest, self._pending, read_records(workspace, _COLUMNS), self.target, held)
+        after.images, after.failed = self.images, self.failed + after.failed
+        after._rows, after.failures = self._rows, pa.concat_tables([self.failures, after.failures])
+        return after
 
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
     """Find out what a run has to do; nothing is computed or written."""
     rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if limit is None else limit)
-    records = read_records(workspace, _COLUMNS)
-    work = assess(rows, records, target, OnDisk.of(workspace))
-    failures, retries = (failure_table(rows.filter(pa.array(flags)), records) for flags in (work.failed, work.pending))
-    return Plan(manifest, rows, work, target, failures, retries)
+    held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
+    return Plan(manifest, rows, read_records(workspace, _COLUMNS), target, held)
 
 
 class Prepared(NamedTuple):

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import class_names
-from desra_core.planning.keys import Target
 from desra_core.planning.plan import failure_table
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import REGION_FIELDS, read_records
 
 REGIONS = pa.schema(

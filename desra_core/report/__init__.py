@@ -3,6 +3,6 @@
 Whoever imports this imports matplotlib and Jinja2.
 """
 
-from desra_core.report.page import write_report
+from desra_core.report.workspace_page import write_report
 
 __all__ = ["write_report"]

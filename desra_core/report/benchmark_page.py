@@ -1,110 +1,147 @@
-"""One page about a benchmark: the paper's table, curves, times, and the worst images with all methods side by side."""
+"""Publish what comes of a benchmark of either kind: tables, and a page about them, in its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
+from desra_core.benchmarking import labelled_tables, synthetic_tables
 from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.benchmark_files import Results, told_labels
-from desra_core.benchmarking.benchmark_table import (
-    PUBLISHED_TITLE,
-    Point,
-    Row,
-    told_paper,
-    told_published_rows,
-    told_rows,
-)
-from desra_core.benchmarking.entries import Entry
-from desra_core.benchmarking.judged import Record
-from desra_core.benchmarking.stage import Judging, mask_path, read_ground_truth
-from desra_core.errors import ImageError, printable
+from desra_core.benchmarking.injection import KINDS
+from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, plan_labelled, read_ground_truth
+from desra_core.benchmarking.labelled_tables import Curve, LabelledResults, MethodRow
+from desra_core.benchmarking.methods import OperatingPoint
+from desra_core.benchmarking.synthetic import SyntheticJob, plan_synthetic, read_trials
+from desra_core.benchmarking.synthetic_summary import SyntheticSummary, summarise
+from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
+from desra_core.evaluation.table import fixed
 from desra_core.images.codec import Mask
-from desra_core.images.crops import RGB, encode_webp, fitted, rgb8
-from desra_core.report.charts import bar_chart, line_chart
-from desra_core.report.document import render_page
-from desra_core.report.gallery import Cell, as_uri
+from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.report.charts import bar_chart, heat_table, inline, line_chart
+from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.maps import MAX_PIXELS
-from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, drawn_agreement
-from desra_core.report.plots import inline
+from desra_core.report.pictures import AGREEMENT_SIDE, drawn_agreement
+from desra_core.settings.benchmark import Benchmarking
 from desra_core.stages.sources import read_photo
-from desra_core.workspace import Workspace
-from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.manifest import File
+
+AnyBenchmark = Benchmark[Any]
 
 WORST = 6
 # Of the page's 20 MB.
 PICTURE_CHARACTERS = 16_000_000
 
 _CURVES, _FAILURES = 8, 100
-_THREADS = 2
 
 
-class Picture(NamedTuple):
-    """An image of the data set: GAN result, MSE result, and each method's mask against the ground truth."""
+class PublishedBenchmark(NamedTuple):
+    """The results of a benchmark: its files, and its tables for the Prefect UI and for a terminal."""
 
-    name: str
-    facts: str
-    cells: list[Cell]
+    files: list[Path]
+    markdown: str
+    text: str
+    judged: int  # images
+    failures: list[ImageError]  # why others could not be judged
 
 
-def render(benchmark: Benchmark, results: Results) -> str:
-    """The page as text: one HTML file that needs no other file and no network; the same for the same results."""
+def plan(settings: Benchmarking) -> AnyBenchmark:
+    """Find out what there is to do (raises `desra_core.errors.UsageError`). Writes nothing."""
+    return plan_synthetic(settings) if settings.synthetic else plan_labelled(settings)
+
+
+def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
+    """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
+    make: Callable[[], str]
+    if benchmark.settings.synthetic:
+        trials, failures = read_trials(benchmark), benchmark.failed()
+        summary, judged, stem = summarise(trials), len(trials), synthetic_tables.STEM
+        tables = synthetic_tables.as_files(benchmark, summary, failures)
+        title, sections = synthetic_tables.title_of(benchmark), synthetic_tables.sections_of(summary)
+        text = synthetic_tables.as_console_text(title, sections)
+        make = partial(render_synthetic, benchmark, summary, failures)
+    else:
+        results = labelled_tables.results_of(benchmark)
+        failures, judged, stem = results.failures, len(results.records), labelled_tables.STEM
+        tables = labelled_tables.as_files(benchmark, results)
+        text = labelled_tables.as_console_text(results)
+        make = partial(render, benchmark, results)
+    workspace = benchmark.workspace
+    contents = {workspace.root / name: table.encode() for name, table in tables.items()}
+    page = workspace.root / f"{stem}.html"
+    # The page is written before the tables: where the same tables are there already, so is their page.
+    if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
+        workspace.publish(page, make().encode())
+        for path, data in contents.items():
+            workspace.publish(path, data)
+    return PublishedBenchmark([*contents, page], tables[f"{stem}.md"], text, judged, failures)
+
+
+def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
+    """Render the page of a benchmark on labelled images; the same results give the same text."""
     return render_page("benchmark.html.j2", **_content(benchmark, results))
 
 
-def worst_records(benchmark: Benchmark, records: Sequence[Record], count: int = WORST) -> list[Record]:
-    """The images on which the first contender's IoU is lowest, of equal ones those with the larger masks first.
+def worst_records(
+    benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
+) -> list[ImageRecord]:
+    """Choose the images on which the first method's IoU is lowest, of equal ones those with the larger masks first.
 
-    Images that it has not judged, and those where neither mask marks anything, are none of them.
+    Left out are images that it has not judged, and those where neither mask marks anything.
     """
-    contender = benchmark.contenders[0]
-    entry = contender.entries[0].name
+    method = benchmark.methods[0]
+    point = method.points[0].name
     found = [
         (agreement.iou, -agreement.union, record.title, record)
         for record in records
-        if contender.name in record.runs
-        and (agreement := record.runs[contender.name].agreements[entry]).iou is not None
+        if method.name in record.runs
+        and (agreement := record.runs[method.name].agreements[point]).iou is not None
         and agreement.iou < 1
     ]
     return [record for *_, record in sorted(found, key=lambda row: row[:3])[:count]]
 
 
-def _content(benchmark: Benchmark, results: Results) -> dict[str, Any]:
+def _content(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, Any]:
     settings = benchmark.settings
     summed = [row for row in results.rows if row.part == results.rows[-1].part]
     return {
         "name": Path(settings.dataset).name,
         "dataset": settings.dataset,
         "images": len(results.records),
-        "methods": len(benchmark.contenders),
+        "methods": len(benchmark.methods),
         "min_area": settings.min_area,
-        "table": told_rows(results.rows),
+        "rows": labelled_tables.row_cells(results.rows),
         "best": max(summed, key=lambda row: row.scores.iou or 0, default=None),
-        "labels": told_labels(results),
-        "desra_masks": told_published_rows(results.published),
-        "paper_title": PUBLISHED_TITLE,
-        "paper": told_paper(),
+        "labels": labelled_tables.times_note(results),
+        "desra_masks": labelled_tables.published_cells(results.published),
+        "paper_title": labelled_tables.PUBLISHED_TITLE,
+        "paper": labelled_tables.paper_cells(),
         "curves": _curves(results.curves, summed),
-        "bars": [_iou_bars(summed), _time_bars(summed)] if summed else [],
-        "worst": _pictures(benchmark, worst_records(benchmark, results.records)),
-        "first": benchmark.contenders[0].entries[0].name,
-        "colours": {name: "#" + bytes(colour).hex()
-                    for name, colour in (("right", RIGHT), ("false", FALSE), ("missed", MISSED))},
+        "bars": _bars(summed) if summed else [],
+        "worst": [
+            {
+                "name": record.title,
+                "facts": " · ".join(f"{point.name}: {fixed(iou)}" for point, iou in _points(benchmark, record)),
+                "cells": cells,
+            }
+            for record, cells in cells_within(
+                PICTURE_CHARACTERS, worst_records(benchmark, results.records), _drawing(benchmark)
+            )
+        ],
+        "first": benchmark.methods[0].points[0].name,
         "unjudged": len(benchmark.unjudged),
         "lossy": len(benchmark.lossy),
         "failures": results.failures[:_FAILURES],
         "all_failures": len(results.failures),
-    }  # fmt: skip
+    }
 
 
-def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | None:
+def _curves(curves: dict[str, Curve], rows: Sequence[MethodRow]) -> Markup | None:
     """Precision over recall, and the points at which methods stand in the table; None without any curve."""
     drawn = {
         name: [(recall, precision) for _, agreement in points
@@ -114,90 +151,93 @@ def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | Non
     if not any(drawn.values()):
         return None
     marks = {
-        row.entry.name: (row.scores.recall, row.scores.precision)
+        row.point.name: (row.scores.recall, row.scores.precision)
         for row in rows
-        if row.contender.name in drawn and row.scores.recall is not None and row.scores.precision is not None
+        if row.method.name in drawn and row.scores.recall is not None and row.scores.precision is not None
     }
     return inline(line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks), "Precision by recall")
 
 
-def _iou_bars(rows: Sequence[Row]) -> Markup:
-    values = {row.entry.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
-    intervals = {row.entry.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
-    return inline(bar_chart(values, xlabel="IoU, and its 95 % interval", intervals=intervals), "IoU by method")
+def _bars(rows: Sequence[MethodRow]) -> list[Markup]:
+    """Draw IoU and computing time by method."""
+    iou = {row.point.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
+    intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
+    seconds = {row.point.name: row.seconds for row in rows}
+    return [
+        inline(bar_chart(iou, xlabel="IoU, and its 95 % interval", intervals=intervals), "IoU by method"),
+        inline(
+            bar_chart(seconds, xlabel="computing time in one thread, seconds per megapixel"),
+            "Seconds per megapixel by method",
+        ),
+    ]
 
 
-def _time_bars(rows: Sequence[Row]) -> Markup:
-    values = {row.entry.name: row.seconds for row in rows}
-    return inline(
-        bar_chart(values, xlabel="computing time in one thread, seconds per megapixel"),
-        "Seconds per megapixel by method",
+def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[Cell]]:
+    """Give a function that draws an image: its results, and its mask at each operating point against the ground truth.
+
+    Where a file has gone or changed since, a cell says so.
+    """
+    work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
+
+    def draw(record: ImageRecord) -> list[Cell]:
+        image, job = work[record.part, record.name]
+        shape = record.height, record.width
+
+        @cache
+        def result(file: File | None) -> RGB:
+            assert file is not None
+            return rgb8(read_photo(file, MAX_PIXELS).pixels)
+
+        @cache
+        def truth() -> Mask:
+            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
+
+        def against(point: OperatingPoint) -> RGB:
+            path = job.mask_path(benchmark.workspace, point)
+            mask = on_valid_region(read_mask(path), shape, path)
+            return drawn_agreement(np.pad(mask, FRAME), truth(), result(image.gan_sr))
+
+        return [
+            make_cell("GAN-SR", lambda: fitted(result(image.gan_sr), AGREEMENT_SIDE)),
+            make_cell("MSE-SR", lambda: fitted(result(image.mse_sr), AGREEMENT_SIDE)),
+            *(make_cell(point.name, partial(against, point)) for point, _ in _points(benchmark, record)),
+        ]
+
+    return draw
+
+
+def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[tuple[OperatingPoint, float | None]]:
+    """Give the operating points of the methods that were run on an image, each with its IoU."""
+    for method in benchmark.methods:
+        if method.name in record.runs:
+            for point in method.points:
+                yield point, record.runs[method.name].agreements[point.name].iou
+
+
+def render_synthetic(
+    benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
+) -> str:
+    """Render the page of a synthetic benchmark; the same results give the same text."""
+    return render_page(
+        "synthetic.html.j2",
+        title=synthetic_tables.title_of(benchmark),
+        sections=synthetic_tables.sections_of(summary),
+        charts=_synthetic_charts(summary) if summary.injected else [],
+        mse_sr=benchmark.settings.mse_sr,
+        gan_sr=benchmark.settings.gan_sr,
+        failures=failures[:_FAILURES],
+        all_failures=len(failures),
     )
 
 
-def _pictures(benchmark: Benchmark, records: Sequence[Record]) -> list[Picture]:
-    """As many images as fit into the page."""
-    work = {judging[:2]: (image, judging) for image, judging in benchmark.work}
-    budget, pictures = PICTURE_CHARACTERS, []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        drawn = pool.map(lambda record: _picture(benchmark, record, *work[record.part, record.name]), records)
-        for picture in drawn:
-            budget -= sum(len(cell.uri or "") for cell in picture.cells)
-            if budget < 0:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-            pictures.append(picture)
-    return pictures
-
-
-def _picture(benchmark: Benchmark, record: Record, image: ImageRef, judging: Judging) -> Picture:
-    drawn = _Drawn(benchmark.workspace, record, image, judging)
-    cells = [_cell("GAN-SR", partial(drawn.result, "gan_sr")), _cell("MSE-SR", partial(drawn.result, "mse_sr"))]
-    ious = []
-    for contender in benchmark.contenders:
-        for entry in contender.entries if contender.name in record.runs else ():
-            cells.append(_cell(entry.name, partial(drawn.against, entry)))
-            iou = record.runs[contender.name].agreements[entry.name].iou
-            ious.append(f"{entry.name}: {'–' if iou is None else f'{iou:.3f}'}")
-    return Picture(record.title, f"IoU {' · '.join(ious)}", cells)
-
-
-class _Drawn:
-    """The pictures of an image; where a file has gone or changed they raise an `ImageError`."""
-
-    def __init__(self, workspace: Workspace, record: Record, image: ImageRef, judging: Judging) -> None:
-        self._workspace = workspace
-        self._record = record
-        self._image = image
-        self._judging = judging
-        self._shape = record.height, record.width
-
-    def result(self, role: str) -> RGB:
-        """A result, small."""
-        return fitted(self._gan_sr if role == "gan_sr" else self._read(self._image.mse_sr), LARGEST)
-
-    def against(self, entry: Entry) -> RGB:
-        """The mask of an entry against the ground truth."""
-        path = mask_path(self._workspace, entry, self._record.part, self._record.name)
-        mask = on_valid_region(read_mask(path), self._shape, path)
-        return drawn_agreement(np.pad(mask, FRAME), self._truth, self._gan_sr)
-
-    @cached_property
-    def _gan_sr(self) -> RGB:
-        return self._read(self._image.gan_sr)
-
-    @cached_property
-    def _truth(self) -> Mask:
-        return np.pad(read_ground_truth(self._judging.ground_truth, self._shape, self._image.path), FRAME)
-
-    def _read(self, file: File | None) -> RGB:
-        assert file is not None
-        return rgb8(read_photo(file, MAX_PIXELS).pixels)
-
-
-def _cell(kind: str, draw: Callable[[], RGB]) -> Cell:
-    try:
-        drawn = draw()
-    except ImageError as error:
-        return Cell(kind, None, reason=printable(error.reason))
-    return Cell(kind, as_uri(encode_webp(drawn)), drawn.shape[1], drawn.shape[0])
+def _synthetic_charts(summary: SyntheticSummary) -> list[Markup]:
+    """Draw recall by false alarms, and by method and kind."""
+    drawn: dict[str, Any] = dict(list(synthetic_tables.curves(summary).items())[:_CURVES])
+    figure = line_chart(drawn, xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
+    recall = [
+        [np.nan if (share := method.recall(kind=kind).share) is None else share for kind in KINDS]
+        for method in summary.methods
+    ]
+    kinds = [kind.replace("_", " ") for kind in KINDS]
+    table = heat_table([method.method for method in summary.methods], kinds, recall)
+    return [inline(figure, "Recall by false alarms"), inline(table, "Recall by method and kind")]

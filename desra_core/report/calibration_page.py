@@ -1,19 +1,25 @@
-"""The page of calibrated weights: D by class, the comparison with the published table, thresholds."""
+"""Show calibrated weights: D by class, the comparison with the published table, thresholds; a page and Markdown."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, write_weights
-from desra_core.calibration.weight_table import ClassWeight, largest_differences
+from desra_core.calibration.results import (
+    CalibratedWeights,
+    ClassWeight,
+    Suggestion,
+    largest_differences,
+    write_weights,
+)
 from desra_core.detection.mask import THRESHOLD
+from desra_core.evaluation.table import as_markdown
 from desra_core.files.atomic import replace_file
-from desra_core.report import charts, plots
-from desra_core.report.calibration_table import class_rows, suggestion_rows, threshold
+from desra_core.report import charts
+from desra_core.report.charts import inline
 from desra_core.report.document import render_page
 
 # Classes in the figure, those with most pixels.
@@ -24,45 +30,38 @@ _FIGURE_BINS = 40
 
 
 def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]:
-    """Write the weights file, and beside it a page and the figure of D by class.
+    """Write the weights file, and beside it a page and the figure of D by class; return these files.
 
-    The same weights give the same bytes.
-
-    Returns
-    -------
-    The files.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    The same weights give the same bytes. Raises a `TransientError` where the disk is full or failed.
     """
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
     write_weights(calibrated, output)
     charts.save(class_distributions(calibrated), picture)
-    content = render(calibrated, output).encode()
-    replace_file(page, content)
+    replace_file(page, render(calibrated, output).encode())
     return [output, page, picture]
 
 
 def render(calibrated: CalibratedWeights, output: Path) -> str:
-    """The page as text."""
-    rows = calibrated.rows
-    drawn = plots.inline(class_distributions(calibrated), "Distribution of the similarity in each class")
+    """Render the page."""
+    rows = _by_pixels(calibrated.rows)
+    seen = [row for row in rows if row.pixels]
+    changed = largest_differences(calibrated.rows, _DIFFERENCES)
+    ratios = {row.name: row.weight / row.published_weight for row in changed}
+    differences = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
     return render_page(
         "calibration.html.j2",
         name=output.name,
         histogram=calibrated.histogram,
         pixels=int(calibrated.histogram.pixels.sum()),
         states={state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")},
-        distributions=drawn,
-        drawn=len(_drawn(calibrated)),
-        differences=_difference_chart(rows),
-        classes=class_rows([row for row in rows if row.pixels]),
+        distributions=inline(class_distributions(calibrated), "Distribution of the similarity in each class"),
+        drawn=min(len(seen), _DRAWN),
+        differences=differences and inline(differences, "Largest differences to the published weights"),
+        classes=class_rows(seen),
         unseen=class_rows([row for row in rows if not row.pixels]),
         suggestions=suggestion_rows(calibrated.suggestions),
         suggested=calibrated.suggested,
-        threshold=threshold(calibrated.suggested.threshold),
+        threshold=_threshold(calibrated.suggested.threshold),
         default_threshold=THRESHOLD,
         below=calibrated.below,
         origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
@@ -70,8 +69,9 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
 
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:
-    """D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
-    rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in _drawn(calibrated)}
+    """Draw D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
+    seen = [row for row in _by_pixels(calibrated.rows) if row.pixels]
+    rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_DRAWN]}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _FIGURE_BINS, -1).sum(axis=2)
     return charts.distributions(
         {name: counts[row.class_index].tolist() for name, row in rows.items()},
@@ -81,16 +81,58 @@ def class_distributions(calibrated: CalibratedWeights) -> Figure:
     )
 
 
-def _drawn(calibrated: CalibratedWeights) -> list[ClassWeight]:
-    seen = sorted((row for row in calibrated.rows if row.pixels), key=lambda row: (-row.pixels, row.class_index))
-    return seen[:_DRAWN]
+def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
+    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
 
 
-def _difference_chart(rows: list[ClassWeight]) -> Any:
-    """The largest differences to the published weights, or None without any."""
-    changed = largest_differences(rows, _DIFFERENCES)
-    ratios = {row.name: row.weight / row.published_weight for row in changed}
-    if not ratios:
-        return None
-    figure = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one")
-    return plots.inline(figure, "Largest differences to the published weights")
+def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
+    """Write classes as rows of a table, those with most pixels first."""
+    return [
+        {
+            "class": f"{row.class_index} {row.name}",
+            "pixels": f"{row.pixels:,}",
+            "images": f"{row.images:,}",
+            "interval": "–" if row.interval is None else str(row.interval),
+            "published interval": str(row.published_interval),
+            "weight": f"{row.weight:.3f}",
+            "published weight": f"{row.published_weight:.3f}",
+            "note": _note(row),
+        }
+        for row in _by_pixels(rows)
+    ]
+
+
+def _note(row: ClassWeight) -> str:
+    """Say of a class that it has the fallback, or the ratio to the published weight."""
+    if row.state != "calibrated":
+        return f"{row.state}: fallback"
+    ratio = row.weight / row.published_weight
+    return "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
+
+
+def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
+    """Write thresholds by rate as rows of a table."""
+    return [
+        {
+            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
+            "threshold": _threshold(suggestion.threshold),
+            "threshold with published weights": _threshold(suggestion.published_threshold),
+        }
+        for suggestion in suggestions
+    ]
+
+
+def _threshold(value: float | None) -> str:
+    """Write a threshold as it is given to ``--threshold``."""
+    return "none" if value is None else f"{value:.4g}"
+
+
+def calibration_markdown(calibrated: CalibratedWeights) -> str:
+    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
+    seen = [row for row in calibrated.rows if row.pixels]
+    unseen = len(calibrated.rows) - len(seen)
+    histogram = calibrated.histogram
+    counted = f"{int(histogram.pixels.sum()):,} pixels of {histogram.seen:,} images; {unseen} classes are unseen."
+    meaning = "Shares of pixels before erosion, dilation, hole filling and the area filter."
+    parts = [counted, as_markdown(suggestion_rows(calibrated.suggestions)), meaning, as_markdown(class_rows(seen))]
+    return "\n\n".join(parts) + "\n"

@@ -1,28 +1,39 @@
-"""Charts for pages and for print: told apart without colour, and with the colours of Okabe and Ito.
+"""Charts for pages and for print: distinct without colour, and with the colours of Okabe and Ito.
 
-Each function returns a figure, which `desra_core.report.plots.inline` puts into a page and `save` into a file.
+Each function returns a figure, which `inline` puts into a page and `save` writes to a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from desra_core.errors import UsageError
 from desra_core.files.atomic import replace_file
-from desra_core.report.plots import BAR, INK, NO_METADATA, PAPER, STYLE, Values, new_axes, short
-from desra_core.report.wording import shortened
+from desra_core.report.wording import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]
+Points = Sequence[tuple[float, float]]
+Values = npt.NDArray[np.float64]
+P = ParamSpec("P")
+R = TypeVar("R")
 
+# Print shows these colours. They occur nowhere else in a figure, so that in a page `inline` can replace each by a
+# colour of the page's light or dark scheme.
+INK, BAR, SOFT, ALERT, PAPER = "#010203", "#2f6db4", "#a9c6e7", "#a8480c", "#fffffe"
+_PAGE_COLOURS = {INK: "currentColor", BAR: "var(--accent)", SOFT: "var(--soft)", ALERT: "var(--alert)",
+                 PAPER: "var(--paper)"}  # fmt: skip
 # Colour, dashes and marker: eight lines that differ in print without colour too.
 _LINES: tuple[tuple[str, Any, str], ...] = (
     ("#0072b2", "-", "o"),
@@ -35,96 +46,119 @@ _LINES: tuple[tuple[str, Any, str], ...] = (
     ("#8c8c8c", (0, (10, 2, 3, 2)), "*"),
 )
 _MARKERS = 9
-_WIDTH = 6.0
+_BINS = 36
+_LOSS_POINTS = 500
+_WIDTH = 6.0  # inches
 _CHARACTERS = 92  # of a line of text as wide as a figure
 _LABEL = 40
 _CELLS = "cividis"
 # Behind text that may lie on curves and bars.
 _BACKING = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.8}
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "desra",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+# An SVG inside a page needs no prologue, no namespaces, of which each is an address, and no font but the page's.
+_NOT_INLINE = re.compile(r'^.*?(?=<svg)| xmlns(:\w+)?="[^"]*"| font-family: [^;"]*;', re.DOTALL)
 
 
+def _in_style(draw: Callable[P, R]) -> Callable[P, R]:
+    styled: Callable[P, R] = matplotlib.rc_context(_STYLE)(draw)
+    return styled
+
+
+@_in_style
 def line_chart(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Points],
     *,
     xlabel: str,
     ylabel: str,
     marks: Mapping[str, tuple[float, float]] = {},
     log_x: bool = False,
 ) -> Figure:
-    """Draw curves.
+    """Draw up to eight curves by name (raises `ValueError` for more).
 
     Parameters
     ----------
     curves
-        Up to eight, each by its name: points ``(x, y)`` in the order in which they are joined. Points that are not
-        finite are left out.
-    xlabel, ylabel
-        Of the axes.
+        Points ``(x, y)`` in the order in which they are joined; those that are not finite are left out.
     marks
         Single points by their names, which are written beside them.
     log_x
-        Whether the x axis is logarithmic; points at 0 and below are then left out.
-
-    Raises
-    ------
-    ValueError
-        There are more than eight curves.
+        Draw a logarithmic x axis, and leave points at 0 and below out.
     """
     if len(curves) > len(_LINES):
-        raise ValueError(f"{len(curves)} curves cannot be told apart; {len(_LINES)} can")
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(_WIDTH, 3.2)
-        if log_x:
-            axes.set_xscale("log")
-        for (name, curve), (colour, dashes, marker) in zip(curves.items(), _LINES, strict=False):
-            points = _finite(curve, log_x=log_x)
-            axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4.5,
-                      markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
-        for name, point in marks.items():
-            _mark(axes, shortened(name, _LABEL), *point)
-        if len(curves) > 1:
-            _legend(figure, list(curves))
-        _number_axes(axes)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        return figure
+        raise ValueError(f"{len(curves)} curves cannot be drawn; {len(_LINES)} differ without colour")
+    figure, axes = _new_axes(_WIDTH, 3.2)
+    if log_x:
+        axes.set_xscale("log")
+    for (name, curve), (colour, dashes, marker) in zip(curves.items(), _LINES, strict=False):
+        points = _finite(curve)
+        points = points[points[:, 0] > 0] if log_x else points
+        axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4.5,
+                  markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
+    for name, (x, y) in marks.items():
+        axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
+        axes.update_datalim([(x, y)])
+        axes.autoscale_view()
+        # The name stands on the side towards the middle, where there is room; only drawing gives the place.
+        right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
+        axes.annotate(shortened(name, _LABEL), (x, y), (-8 if right else 8, 5), textcoords="offset points",
+                      ha="right" if right else "left", bbox=_BACKING)  # fmt: skip
+    if len(curves) > 1:
+        # Above the axes, in as many columns as fit.
+        longest = max(min(len(name), _LABEL) for name in curves)
+        columns = max(1, min(len(curves), _CHARACTERS // (longest + 9)))
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
+    _number_axes(axes)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure
 
 
+@_in_style
 def bar_chart(
     values: Mapping[str, float], *, xlabel: str, intervals: Mapping[str, tuple[float, float]] | None = None
 ) -> Figure:
     """Draw horizontal bars from the first at the top to the last, each with its value.
 
-    Parameters
-    ----------
-    values
-        By name. One that is not finite has no bar and a dash for its value.
-    xlabel
-        Of the axis.
-    intervals
-        Lower and upper end of an interval around some of the values.
+    A value that is not finite has no bar and a dash. ``intervals`` are the lower and upper ends of an interval around
+    some of the values.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)))
-        rows = np.arange(len(values))
-        lengths = np.nan_to_num(np.array(list(values.values()), np.float64), posinf=0, neginf=0)
-        axes.barh(rows, lengths, height=0.66, color=BAR)
-        for row, (name, value) in enumerate(values.items()):
-            low, high = (intervals or {}).get(name, (value, value))
-            if high > low:
-                axes.plot([low, high], [row, row], color=INK, linewidth=1.1, marker="|", markersize=6)
-            told = _number(value) if np.isfinite(value) else "–"
-            axes.annotate(told, (np.nanmax([lengths[row], high, 0]), row), (4, 0), textcoords="offset points",
-                          va="center")  # fmt: skip
-        _name_rows(axes, list(values))
-        _number_axes(axes, y=False)
-        axes.margins(x=0.12)
-        if (lengths >= 0).all():
-            axes.set_xlim(left=0)
-        axes.set_xlabel(xlabel)
-        return figure
+    figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)))
+    rows = np.arange(len(values))
+    lengths = np.nan_to_num(np.array(list(values.values()), np.float64), posinf=0, neginf=0)
+    axes.barh(rows, lengths, height=0.66, color=BAR)
+    for row, (name, value) in enumerate(values.items()):
+        low, high = (intervals or {}).get(name, (value, value))
+        if high > low:
+            axes.plot([low, high], [row, row], color=INK, linewidth=1.1, marker="|", markersize=6)
+        label = number_label(value) if np.isfinite(value) else "–"
+        axes.annotate(label, (np.nanmax([lengths[row], high, 0]), row), (4, 0), textcoords="offset points",
+                      va="center")  # fmt: skip
+    _name_rows(axes, list(values))
+    _number_axes(axes, y=False)
+    axes.margins(x=0.12)
+    if (lengths >= 0).all():
+        axes.set_xlim(left=0)
+    axes.set_xlabel(xlabel)
+    return figure
 
 
+@_in_style
 def distributions(
     histograms: Mapping[str, Numbers],
     *,
@@ -134,129 +168,210 @@ def distributions(
 ) -> Figure:
     """Draw a histogram for each name, one below the other on one axis, like figure 10 of the DeSRA paper.
 
-    Histograms of much and of little can be compared: each shows shares. Its highest bin is as high as its row, and the
-    share that lies in it is written beside.
+    Each shows shares, so that histograms of many and of few values can be compared. Its highest bin is as high as its
+    row, and the share in that bin is written beside it.
 
     Parameters
     ----------
     histograms
-        Counts by name, one per bin. Without any count the row is empty.
+        Counts per bin, by name; the row of one without any count is empty.
     edges
-        Of the bins: one more than there are counts.
-    xlabel
-        Of the axis.
+        Of the bins, one more than there are counts.
     marks
         Where to draw a line, such as a percentile, with its value beside it.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)))
-        for row, (name, counts) in enumerate(histograms.items()):
-            shares = np.array(counts, np.float64) / max(float(np.sum(counts)), 1e-300)
-            peak = float(shares.max(initial=0))
-            if peak > 0:
-                # Rows are numbered downwards, heights grow upwards.
-                axes.stairs(row - 0.8 * shares / peak, edges, baseline=row, fill=True, color=BAR, linewidth=0)
-                axes.annotate(f"{100 * peak:.3g} %", (1, row), (6, 0), xycoords=axes.get_yaxis_transform(),
-                              textcoords="offset points", va="bottom", fontsize=8)  # fmt: skip
-            axes.axhline(row, color=INK, linewidth=0.4)
-            if name in marks:
-                _mark_row(axes, row, marks[name], inside=marks[name] < edges[0] + 0.2 * (edges[-1] - edges[0]))
-        axes.annotate("highest bin", (1, 1), (6, 0), xycoords="axes fraction", textcoords="offset points",
-                      va="bottom", fontsize=8)  # fmt: skip
-        _name_rows(axes, list(histograms), top=1.0, bottom=0.15)
-        axes.spines["left"].set_visible(False)
-        _number_axes(axes, y=False)
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel(xlabel)
-        return figure
+    figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)))
+    for row, (name, counts) in enumerate(histograms.items()):
+        shares = np.array(counts, np.float64) / max(float(np.sum(counts)), 1e-300)
+        peak = float(shares.max(initial=0))
+        if peak > 0:
+            # Rows are numbered downwards, heights grow upwards.
+            axes.stairs(row - 0.8 * shares / peak, edges, baseline=row, fill=True, color=BAR, linewidth=0)
+            axes.annotate(f"{100 * peak:.3g} %", (1, row), (6, 0), xycoords=axes.get_yaxis_transform(),
+                          textcoords="offset points", va="bottom", fontsize=8)  # fmt: skip
+        axes.axhline(row, color=INK, linewidth=0.4)
+        if name in marks:
+            x = marks[name]
+            inside = x < edges[0] + 0.2 * (edges[-1] - edges[0])  # the value stands right of a line at the border
+            axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
+            axes.annotate(tick(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), bbox=_BACKING,
+                          textcoords="offset points", ha="left" if inside else "right", va="top",
+                          fontsize=8)  # fmt: skip
+    axes.annotate("highest bin", (1, 1), (6, 0), xycoords="axes fraction", textcoords="offset points",
+                  va="bottom", fontsize=8)  # fmt: skip
+    _name_rows(axes, list(histograms), top=1.0, bottom=0.15)
+    axes.spines["left"].set_visible(False)
+    _number_axes(axes, y=False)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel(xlabel)
+    return figure
 
 
+@_in_style
 def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
-    """Draw a table of which each cell is coloured by its value, brighter where that is larger.
+    """Draw a table whose cells are coloured by their values, brighter where they are larger; NaN is a blank cell.
 
-    Parameters
-    ----------
-    rows, columns
-        Names.
-    values
-        A row of numbers for each row; NaN leaves a cell blank. Colours go from 0 to 1 where all lie there, else from
-        the smallest to the largest.
+    Colours go from 0 to 1 where all values lie there, else from the smallest to the largest value.
     """
     table = np.array(values, np.float64).reshape(len(rows), len(columns))
     finite = table[np.isfinite(table)]
     low, high = float(finite.min(initial=0)), float(finite.max(initial=1))
     if low < 0 or high > 1:
         low, high = float(finite.min()), float(finite.max())
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(_WIDTH, 0.5 + 0.3 * max(1, len(rows)))
-        shades = (np.where(np.isfinite(table), table, low) - low) / (high - low or 1)
-        colours = matplotlib.colormaps[_CELLS](shades)
-        for (row, column), value in np.ndenumerate(table):
-            if np.isfinite(value):
-                axes.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0,
-                                                            facecolor=colours[row, column]))  # fmt: skip
-                ink = "#000000" if shades[row, column] > 0.5 else "#ffffff"
-                axes.text(column, row, _number(value), ha="center", va="center", color=ink)
-        axes.set_xlim(-0.5, len(columns) - 0.5)
-        axes.xaxis.tick_top()
-        axes.set_xticks(range(len(columns)), [shortened(name, _LABEL) for name in columns])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        _name_rows(axes, list(rows), top=0.5, bottom=0.5)
-        return figure
+    figure, axes = _new_axes(_WIDTH, 0.5 + 0.3 * max(1, len(rows)))
+    shades = (np.where(np.isfinite(table), table, low) - low) / (high - low or 1)
+    colours = matplotlib.colormaps[_CELLS](shades)
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            axes.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0,
+                                                        facecolor=colours[row, column]))  # fmt: skip
+            ink = "#000000" if shades[row, column] > 0.5 else "#ffffff"
+            axes.text(column, row, number_label(value), ha="center", va="center", color=ink)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(columns)), [shortened(name, _LABEL) for name in columns])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _name_rows(axes, list(rows), top=0.5, bottom=0.5)
+    return figure
+
+
+@_in_style
+def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: float = 1.0) -> Figure:
+    """Draw how many of ``(N,)`` values, at least one, lie in each of 36 bins.
+
+    The ``scale`` of the x axis is ``linear`` from 0 to ``top``, or from the smallest to the largest value ``log`` or
+    ``asinh``, for values on both sides of 0 that spread over decades.
+    """
+    figure, axes = _new_axes(_WIDTH, 2.0)
+    if scale == "linear":
+        edges, ticks = np.linspace(0, top, _BINS + 1), [0, 0.25, 0.5, 0.75, 1]
+    elif scale == "log":
+        axes.set_xscale("log")
+        low, high = _apart(np.log10(values.min()), np.log10(values.max()))
+        edges = np.logspace(low, high, _BINS + 1)
+        steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 3 else (1,)
+        ticks = [step * 10.0**power for power in range(-6, 12) for step in steps]
+    else:
+        width = 10.0
+        axes.set_xscale("asinh", linear_width=width)
+        low, high = _apart(np.arcsinh(values.min() / width), np.arcsinh(values.max() / width))
+        edges = width * np.sinh(np.linspace(low, high, _BINS + 1))
+        ticks = [0.0] + [sign * 10.0**power for power in range(1, 12) for sign in (-1, 1)]
+    # Rounding in the edges must not lose the smallest or the largest value.
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    axes.stairs(counts, edges, fill=True, color=BAR)
+    axes.set_xlim(edges[0], edges[-1])
+    shown = [place for place in ticks if edges[0] <= place <= edges[-1]]
+    if len(shown) < 3:  # values that are nearly alike
+        even = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
+        shown = [place for place in even if edges[0] <= place <= edges[-1]]
+    axes.set_xticks(shown, [tick(place) for place in shown])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure
+
+
+@_in_style
+def stage_bars(times: Mapping[str, tuple[float, float]], parts: frozenset[str] = frozenset()) -> Figure:
+    """Draw seconds per image by stage: a bar for the mean and a line for the median, paler for ``parts``."""
+    figure, axes = _new_axes(4.4, 0.55 + 0.3 * len(times))
+    rows = np.arange(len(times))[::-1]
+    colours = [SOFT if name in parts else BAR for name in times]
+    axes.barh(rows, [mean for mean, _ in times.values()], height=0.62, color=colours)
+    for row, (_, median) in zip(rows, times.values(), strict=True):
+        axes.plot([median] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4)
+    axes.set_yticks(rows, list(times))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds per image: mean (bar), median (line)")
+    return figure
+
+
+@_in_style
+def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> Figure | None:
+    """Draw iterations and values of up to three losses by name; None where there is no point.
+
+    Of many points, means of neighbours are drawn. ``title`` is that of the y axis, ``best`` an iteration to mark.
+    """
+    drawn = {label: points for label, curve in curves.items() if len(points := thinned(curve))}
+    if not drawn:
+        return None
+    figure, axes = _new_axes(4.4, 2.2)
+    # The dashes of later curves are drawn over a solid line that they may lie on.
+    for (label, points), colour, (_, dashes, _) in zip(drawn.items(), (BAR, ALERT, INK), _LINES, strict=False):
+        axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.3, label=label,
+                  marker="o" if len(points) == 1 else None)  # fmt: skip
+    axes.set_xlim(0, max(1.0, *(points[-1, 0] for points in drawn.values())))
+    if best is not None and best <= axes.get_xlim()[1]:
+        axes.axvline(best, color=INK, linewidth=0.6)
+        axes.text(best, 1, "best", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+    if len(drawn) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, frameon=False, borderpad=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: tick(value))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(title)
+    return figure
+
+
+def thinned(points: Points) -> Values:
+    """Keep finite points, ``(N, 2)``; average neighbours down to 500, so that no page becomes large by them."""
+    values = _finite(points)
+    parts = np.array_split(values, min(len(values), _LOSS_POINTS)) if len(values) else []
+    return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+
+
+def inline(figure: Figure, title: str) -> Markup:
+    """Turn a figure into an ``svg`` element, which takes on the page's font and its light or dark scheme."""
+    sink = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(sink, format="svg", metadata=_NO_METADATA)
+    svg = _NOT_INLINE.sub("", sink.getvalue())
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))  # noqa: S704
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure for print: black on white, PNG of 200 dpi or SVG whose letters are outlines.
 
-    Raises
-    ------
-    UsageError
-        The file has another suffix.
-    TransientError
-        The disk is full or failed.
+    Raises `UsageError` for another suffix, and `TransientError` where the disk is full or failed.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise UsageError(path, "is neither a PNG nor an SVG file", "name one with the suffix .png or .svg")
-    metadata = {"Software": None} if kind == "png" else NO_METADATA
+    metadata = {"Software": None} if kind == "png" else _NO_METADATA
     figure.patch.set_alpha(1)
     try:
-        with matplotlib.rc_context(STYLE | {"svg.fonttype": "path"}):
+        with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
             replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, facecolor="white",
                                                            metadata=metadata))  # fmt: skip
     finally:
         figure.patch.set_alpha(0)
 
 
-def _finite(curve: Sequence[tuple[float, float]], *, log_x: bool) -> Values:
+def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A clear figure of a size in inches, with one axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """A range that is not empty, where all values are alike."""
+    return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
+
+
+def _finite(curve: Points) -> Values:
     points = np.array(curve, np.float64).reshape(-1, 2)
-    points = points[np.isfinite(points).all(axis=1)]
-    return points[points[:, 0] > 0] if log_x else points
-
-
-def _mark(axes: Axes, name: str, x: float, y: float) -> None:
-    """A ring with a name on the side where there is room, which only drawing tells: towards the middle."""
-    axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
-    axes.update_datalim([(x, y)])
-    axes.autoscale_view()
-    right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
-    axes.annotate(name, (x, y), (-8 if right else 8, 5), textcoords="offset points", ha="right" if right else "left",
-                  bbox=_BACKING)  # fmt: skip
-
-
-def _mark_row(axes: Axes, row: int, x: float, *, inside: bool) -> None:
-    """A line through a row with its value on the left, or ``inside`` on the right where that is at the border."""
-    axes.plot([x] * 2, [row, row - 0.88], color=INK, linewidth=1.3)
-    axes.annotate(short(float(f"{x:.3g}")), (x, row - 0.84), (4 if inside else -4, 0), textcoords="offset points",
-                  ha="left" if inside else "right", va="top", fontsize=8, bbox=_BACKING)  # fmt: skip
-
-
-def _legend(figure: Figure, names: list[str]) -> None:
-    """Above the axes, in as many columns as fit."""
-    longest = max(min(len(name), _LABEL) for name in names)
-    columns = max(1, min(len(names), _CHARACTERS // (longest + 9)))
-    figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
+    return points[np.isfinite(points).all(axis=1)]
 
 
 def _name_rows(axes: Axes, names: list[str], *, top: float = 0.6, bottom: float = 0.6) -> None:
@@ -271,11 +386,5 @@ def _number_axes(axes: Axes, *, y: bool = True) -> None:
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axis.set_minor_formatter(NullFormatter())
-
-
-def _number(value: float) -> str:
-    """A value as a label: counts in full, others with three significant digits."""
-    told = f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
-    return told.replace("-", "−")

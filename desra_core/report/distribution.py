@@ -1,10 +1,8 @@
-"""How the similarity, or a detector's score, is distributed within each class: from a sample of the stored maps."""
+"""Distribution of the similarity, or of a detector's score, within each class, from a sample of the stored maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError
 from desra_core.images.crops import Window
-from desra_core.report.gallery import picture_files
-from desra_core.report.maps import label_reader, read_map
-from desra_core.report.measure import Measure
-from desra_core.report.results import Results, firsts
+from desra_core.report.maps import StoredImage
+from desra_core.report.results import WorkspaceResults, firsts
 
 IMAGES = 32
 BINS = 50
@@ -33,40 +30,34 @@ Counts = npt.NDArray[np.int64]
 
 
 class Distributions(NamedTuple):
-    """The most frequent classes of a sample.
+    """The most frequent classes of a sample, in the order of their marks."""
 
-    Attributes
-    ----------
-    histograms
-        ``(BINS,)`` pixels by class name, from 0 to ``measure.top``; what lies beyond counts for the last bin.
-    marks
-        By class name, the value on the good side of which ``SHARE`` of the pixels lie. In this order are the classes.
-    edges
-        Of the bins.
-    images, kept
-        Images in the sample, and of the corpus those whose maps and labels are kept.
-    classes
-        Found in the sample.
-    """
-
-    histograms: dict[str, Counts]
-    marks: dict[str, float]
+    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
+    marks: dict[str, float]  # by class name, the value on the good side of which SHARE of the pixels lie
     edges: npt.NDArray[np.float64]
-    images: int
-    kept: int
-    classes: int
+    images: int  # in the sample
+    kept: int  # images of the corpus whose maps and labels are kept
+    classes: int  # in the sample
 
 
-def class_distributions(results: Results, measure: Measure) -> Distributions | None:
+def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
     """Sample the stored maps of a workspace; None where there is nothing to sample.
 
     Reads at most 4 MP of each of 32 images, whatever the size of the corpus; which ones depends on their content only.
     """
-    kept = _kept(results)
+    corpus = results.images
+    labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
+    kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
+    # Ids are hashes of contents: the smallest ones are a random sample that stays.
+    chosen = kept.take(pc.select_k_unstable(kept, min(_TRIED, kept.num_rows), [("id", "ascending")])).to_pylist()
+    stored = results.stored_images([row["name"] for row in chosen], [row["id"] for row in chosen])
     counts = np.zeros((CLASS_COUNT, BINS), np.int64)
     images = 0
-    for found in _sampled(results, kept, measure):
-        counts += found
+    for row in chosen:
+        try:
+            counts += _counted(stored[row["name"]])
+        except (ImageError, MemoryError):
+            continue
         images += 1
         if images == IMAGES:
             break
@@ -75,7 +66,7 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
     edges = np.linspace(0, measure.top, BINS + 1)
     names = class_names()
     frequent = [index for index in np.argsort(-counts.sum(axis=1), kind="stable")[:_CLASSES] if counts[index].any()]
-    share = SHARE if measure.is_score else 1 - SHARE
+    share = SHARE if measure.worse == "above" else 1 - SHARE
     marks = {names[index]: quantile(counts[index], edges, share) for index in frequent}
     marks = dict(sorted(marks.items(), key=lambda item: (item[1], item[0])))
     by_name = {names[index]: counts[index] for index in frequent}
@@ -84,7 +75,7 @@ def class_distributions(results: Results, measure: Measure) -> Distributions | N
 
 
 def quantile(counts: Counts, edges: npt.NDArray[np.float64], share: float) -> float:
-    """The value below which a share of what a histogram counts lies, evenly spread within each bin.
+    """Find the value below which a share of a histogram lies; values are taken as evenly spread within each bin.
 
     >>> quantile(np.array([1, 0, 3]), np.array([0.0, 1.0, 2.0, 3.0]), 0.5)
     2.333...
@@ -97,32 +88,12 @@ def quantile(counts: Counts, edges: npt.NDArray[np.float64], share: float) -> fl
     return float(edges[before] + part * (edges[position] - edges[before]))
 
 
-def _kept(results: Results) -> pa.Table:
-    """One row per image content whose map and labels are kept: name, id, height, width."""
-    images = results.images
-    labelled = images["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
-    wanted = pc.fill_null(pc.and_(images["similarity_kept"], labelled), False)
-    return firsts(images.filter(wanted))
-
-
-def _sampled(results: Results, kept: pa.Table, measure: Measure) -> Iterator[Counts]:
-    """Pixels by class and bin of one image after the other; what cannot be read is passed over."""
-    # Ids are hashes of contents: the smallest ones are a random sample that stays.
-    chosen = kept.take(pc.select_k_unstable(kept, min(_TRIED, kept.num_rows), [("id", "ascending")])).to_pylist()
-    files = picture_files(results, [row["name"] for row in chosen])
-    for row in chosen:
-        try:
-            yield _counted(results, row, files.get(row["name"], {}).get("labels"), measure)
-        except (ImageError, MemoryError):
-            continue
-
-
-def _counted(results: Results, row: dict[str, Any], label_file: Path | None, measure: Measure) -> Counts:
-    group, shape = results.workspace.group(row["id"]), (row["height"] or 0, row["width"] or 0)
-    labels_of = label_reader(label_file, group / "labels", shape)
+def _counted(image: StoredImage) -> Counts:
+    """Count the pixels of an image by class and bin."""
+    measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
-    for window in _tiles(shape):
-        values = measure.value(read_map(group / "similarity", shape, window, measure))
+    for window in _tiles(image.shape):
+        values = measure.value(image.scores(window))
         defined = ~np.isnan(values)
         bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
         classes = labels_of(window)[defined].astype(np.int64)
@@ -131,7 +102,7 @@ def _counted(results: Results, row: dict[str, Any], label_file: Path | None, mea
 
 
 def _tiles(shape: tuple[int, int]) -> list[Window]:
-    """Some tiles of an image, evenly spread; all of it where it is small."""
+    """Choose some tiles of an image, evenly spread; all of it where it is small."""
     height, width = shape
     tiles = [
         Window(left, top, min(_TILE, width - left), min(_TILE, height - top))

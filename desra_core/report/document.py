@@ -1,40 +1,55 @@
-"""HTML pages from the templates beside this module: one look, one script, everything in one file."""
+"""HTML pages from ``templates/``: one look, one script, and everything, pictures too, in one file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import matplotlib
 import matplotlib.colors
+from markupsafe import Markup
 
 from desra_core import __version__
+from desra_core.errors import ImageError, printable
+from desra_core.evaluation.table import counted, fixed
+from desra_core.images.crops import RGB, encode_webp
 from desra_core.report import wording
-from desra_core.report.crops import HEAT, OUTLINE
+from desra_core.report.pictures import FALSE, HEAT, MISSED, OUTLINE, RIGHT
 
-_FILTERS = (wording.count, wording.percent, wording.decimal, wording.duration, wording.shortened, wording.stage_name,
-            wording.short_path)  # fmt: skip
+_FILTERS = (counted, fixed, wording.count, wording.percent, wording.decimal, wording.severity, wording.duration,
+            wording.shortened, wording.stage_name, wording.short_path)  # fmt: skip
+# Stops of the CSS gradient that shows the colour map.
+_STOPS = 12
+# Each holds a whole decoded picture, of 800 MB at the very most.
+_THREADS = 2
+_PREFIX = "data:image/webp;base64,"
+
+Item = TypeVar("Item")
+
+
+class Cell(NamedTuple):
+    """A picture as a data URI, or why there is none."""
+
+    kind: str
+    uri: str | None
+    width: int = 0
+    height: int = 0
+    reason: str = ""
 
 
 def render_page(template: str, **content: Any) -> str:
-    """Fill in a template of this package.
+    """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
-    Parameters
-    ----------
-    template
-        Such as ``report.html.j2``: a file in `desra_core.report` that extends ``base.html.j2`` and fills its blocks
-        ``title`` and ``content``. Beside what is given it has the functions of `desra_core.report.wording` as filters.
-    content
-        Its variables; one that is lacking is an error. Text is escaped, `markupsafe.Markup` is not.
-
-    Returns
-    -------
-    The page, which asks for nothing else.
+    ``content`` are its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters are
+    the formatters of `desra_core.report.wording`. The page asks for no other file.
     """
-    folder = resources.files("desra_core.report")
+    folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
         autoescape=True,
@@ -43,19 +58,66 @@ def render_page(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {function.__name__: function for function in _FILTERS} | {"csp_hash": csp_hash}
+    colours = [matplotlib.colors.to_hex(matplotlib.colormaps[HEAT](step / _STOPS)) for step in range(_STOPS + 1)]
     environment.globals |= {
         "version": __version__,
-        "heat": ", ".join(heat_colours()),
-        "outline": "#" + bytes(OUTLINE).hex(),
+        "style": Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704 our own
+        "script": Markup((folder / "viewer.js").read_text("utf-8")),  # noqa: S704 our own
+        "heat": ", ".join(colours),
+        "outline": hex_colour(OUTLINE),
+        "agreement": {
+            "right: in both": hex_colour(RIGHT),
+            "false: in the mask alone": hex_colour(FALSE),
+            "missed: in the ground truth alone": hex_colour(MISSED),
+        },
     }
     return environment.get_template(template).render(content)
 
 
-def heat_colours(name: str = HEAT, steps: int = 12) -> list[str]:
-    """The stops of a CSS gradient that shows a colour map of matplotlib."""
-    return [matplotlib.colors.to_hex(matplotlib.colormaps[name](step / steps)) for step in range(steps + 1)]
-
-
 def csp_hash(script: str) -> str:
-    """How a content security policy names an inline script."""
+    """Name an inline script as a content security policy does."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """Write a colour of three bytes as ``#rrggbb``."""
+    return "#" + bytes(colour).hex()
+
+
+def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
+    """Make a picture and encode it; where that raises an `ImageError`, the cell says why there is none."""
+    try:
+        pixels = make()
+    except ImageError as error:
+        return Cell(kind, None, reason=printable(f"{Path(error.subject).name}: {error.reason}"))
+    except MemoryError:
+        return Cell(kind, None, reason="It needs more memory than there is.")
+    return Cell(kind, as_uri(encode_webp(pixels)), pixels.shape[1], pixels.shape[0])
+
+
+def as_uri(webp: bytes) -> str:
+    """Write a WebP file as a data URI."""
+    return _PREFIX + base64.b64encode(webp).decode()
+
+
+def cells_within(
+    budget: int, items: Sequence[Item], draw: Callable[[Item], list[Cell]]
+) -> list[tuple[Item, list[Cell]]]:
+    """Draw items in their order, in two threads, and return those that a page has room for with their pictures.
+
+    All data URIs together have at most ``budget`` characters.
+    """
+    drawn = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for item, cells in zip(items, pool.map(draw, items), strict=True):
+            budget -= characters(cells)
+            if budget < 0:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+            drawn.append((item, cells))
+    return drawn
+
+
+def characters(cells: Sequence[Cell]) -> int:
+    """Count the characters that pictures take in a page."""
+    return sum(len(cell.uri or "") for cell in cells)

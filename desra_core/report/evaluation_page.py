@@ -1,61 +1,50 @@
-"""One page about an evaluation: scores with intervals, the worst images, classes, and what was not judged."""
+"""A page about an evaluation: scores with intervals, the worst images, classes, and the files that were not judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+from markupsafe import Markup
+
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
+from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.mask_scores import MaskScores
+from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.removal import wilson_interval
 from desra_core.files.atomic import replace_file
-from desra_core.images.crops import encode_webp, fitted
-from desra_core.report.document import render_page
-from desra_core.report.evaluation_charts import charts_of, class_chart
-from desra_core.report.gallery import Cell, as_uri
-from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, agreement_picture, gan_sr_of
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import decode
+from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.report.charts import bar_chart, distributions, inline
+from desra_core.report.document import Cell, make_cell, render_page
+from desra_core.report.maps import MAX_PIXELS
+from desra_core.report.pictures import AGREEMENT_SIDE, drawn_agreement
 
 KINDS = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}
 NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 WORST = 6
 
 _ROWS, _CLASSES, _LISTED = 200, 20, 200
-
-
-class Tile(NamedTuple):
-    """A measure in large letters; ``value`` is a dash and ``meaning`` the reason where it is undefined."""
-
-    value: str
-    name: str
-    meaning: str
-
-
-class Case(NamedTuple):
-    """An image and its pictures."""
-
-    image: ImageAgreement
-    cells: list[Cell]
-
-
-class Cases(NamedTuple):
-    """Images that are bad in one way, the worst first."""
-
-    title: str
-    cases: list[Case]
+_BINS, _DRAWN_CLASSES = 20, 12
+# Areas of regions, in pixels.
+_EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
+_FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
-    """Write the page: one HTML file that needs no other file and no network.
+    """Write the page of an evaluation: one HTML file that needs no other file, the same bytes every time.
 
-    Two pages of the same evaluation are the same bytes.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises a `TransientError` where the disk is full or failed.
     """
     page = render_page("evaluation.html.j2", **_content(evaluation)).encode()
     replace_file(path, page)
@@ -63,14 +52,9 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
 
 
 def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
-    """The images with the lowest IoU, the most missed and the most false regions, each but once.
+    """Choose the images with the lowest IoU, the most missed and the most false regions, each but once.
 
-    Parameters
-    ----------
-    images
-        Of an evaluation.
-    count
-        How many of each kind, at most; images without such a fault are none of them.
+    At most ``count`` of each kind; images without such a fault are left out.
     """
     kinds: dict[str, Callable[[ImageAgreement], float]] = {
         "Lowest IoU": lambda image: 0 if image.agreement.iou is None else 1 - image.agreement.iou,
@@ -88,7 +72,7 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
 
 
 def _content(evaluation: Evaluation) -> dict[str, Any]:
-    pairing, scores = evaluation.pairing, evaluation.scores
+    pairing, scores, worst = evaluation.pairing, evaluation.scores, worst_images(evaluation.images)
     rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
     return {
         "masks": printable(pairing.masks),
@@ -100,21 +84,14 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "prominent": evaluation.prominent,
         "prominent_tiles": _tiles(evaluation.prominent) if evaluation.prominent else [],
         "notes": _notes(evaluation),
-        "charts": charts_of(evaluation),
-        "worst": [
-            Cases(kind, [_case(image) for image in found]) for kind, found in worst_images(evaluation.images).items()
-        ],
+        "charts": _charts(evaluation),
+        "worst": {kind: [(image, _cells(image)) for image in found] for kind, found in worst.items()},
         "kinds": KINDS,
-        "colours": {
-            "right": "#" + bytes(RIGHT).hex(),
-            "false": "#" + bytes(FALSE).hex(),
-            "missed": "#" + bytes(MISSED).hex(),
-        },
         "rows": rows[:_ROWS],
         "all_rows": len(rows),
         "classes": sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
         "classes_at_once": _CLASSES,
-        "class_chart": class_chart(evaluation.classes or {}),
+        "class_chart": _class_chart(evaluation.classes or {}),
         "unlabelled": evaluation.unlabelled,
         "failures": evaluation.failures,
         "without_ground_truth": [printable(path) for path in pairing.without_ground_truth.values()],
@@ -124,20 +101,21 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _tiles(scores: MaskScores) -> list[Tile]:
+def _tiles(scores: MaskScores) -> list[tuple[str, str, str]]:
+    """Write value, name and interval of each measure; a dash and the reason where it is undefined."""
     tiles = []
     for measure, name in NAMES.items():
         value, interval = scores.values[measure], scores.intervals[measure]
         if value is None:
-            tiles.append(Tile("–", name, f"undefined: {scores.undefined[measure]}"))
+            tiles.append(("–", name, f"undefined: {scores.undefined[measure]}"))
         else:
             bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-            tiles.append(Tile(f"{value:.3f}", name, bounds))
+            tiles.append((f"{value:.3f}", name, bounds))
     return tiles
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if evaluation.scores.images == 1:
         notes.append("One image was judged: nothing tells how far these numbers hold for others.")
@@ -156,15 +134,76 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _case(image: ImageAgreement) -> Case:
+def _cells(image: ImageAgreement) -> list[Cell]:
     gan_sr = gan_sr_of(image)
-    cells = []
+    cells = [make_cell("agreement", partial(agreement_picture, image, gan_sr))]
     if gan_sr is not None:
-        shown = fitted(gan_sr, LARGEST)
-        cells.append(Cell("gan_sr", as_uri(encode_webp(shown)), shown.shape[1], shown.shape[0]))
+        cells.insert(0, make_cell("gan_sr", lambda: fitted(gan_sr, AGREEMENT_SIDE)))
+    return cells
+
+
+def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
+    """Read two masks again and draw them with `drawn_agreement`.
+
+    Raises an `ImageError` where a mask cannot be read any more or has another size now.
+    """
+    mask, truth = (
+        np.pad(on_valid_region(read_mask(path), image.shape, path), FRAME)
+        for path in (image.pair.mask, image.pair.ground_truth)
+    )
+    shapes = {mask.shape, truth.shape, image.shape if gan_sr is None else gan_sr.shape[:2]}
+    if shapes != {image.shape}:
+        raise ImageError(image.pair.mask, "is of another size now", "evaluate again")
+    return drawn_agreement(mask, truth, gan_sr)
+
+
+def gan_sr_of(image: ImageAgreement) -> RGB | None:
+    """Read the whole GAN result of an image; None where its file is not known, cannot be read or has another size."""
+    if image.pair.gan_sr is None:
+        return None
     try:
-        drawn = agreement_picture(image, gan_sr)
-        cells.append(Cell("agreement", as_uri(encode_webp(drawn)), drawn.shape[1], drawn.shape[0]))
-    except ImageError as error:
-        cells.append(Cell("agreement", None, reason=printable(error.reason)))
-    return Case(image, cells)
+        pixels = decode(read_bytes(image.pair.gan_sr), image.pair.gan_sr, max_pixels=MAX_PIXELS).pixels
+    except ImageError:
+        return None
+    return rgb8(pixels) if pixels.shape[:2] == image.shape else None
+
+
+def _charts(evaluation: Evaluation) -> list[Markup]:
+    """Draw how the measures of single images spread, and as far as defined recall and precision by area of regions."""
+    histograms: dict[str, list[int]] = {}
+    marks: dict[str, float] = {}
+    for measure in ("iou", "precision", "recall"):
+        values = [getattr(image.agreement, measure) for image in evaluation.images]
+        counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
+        histograms[NAMES[measure]] = counts.tolist()
+        of_set = evaluation.scores.values[measure]
+        if of_set is not None:
+            marks[NAMES[measure]] = of_set
+    figure = distributions(histograms, edges=edges.tolist(), xlabel="of one image; the line: of all", marks=marks)
+    charts = [inline(figure, "How the measures of single images spread, and those of all")]
+    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
+    for title, of_images in sides.items():
+        regions = list(chain.from_iterable(of_images))
+        parts = {}
+        for low, high in pairwise(_EDGES):
+            name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
+            covered = [region.covered for region in regions if low <= region.area < high]
+            parts[name] = sum(covered), len(covered)
+        if regions:
+            charts.append(_shares(parts, title, "by area"))
+    return charts
+
+
+def _class_chart(classes: Mapping[int, Agreement]) -> Markup | str:
+    """Draw the recall of the classes with the most ground-truth regions; empty without any."""
+    names, ranked = class_names(), sorted(classes.items(), key=lambda item: (-item[1].marked, item[0]))
+    parts = {names[index]: (agreement.found, agreement.marked) for index, agreement in ranked if agreement.marked}
+    return _shares(dict(list(parts.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if parts else ""
+
+
+def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
+    """Draw bars of parts of wholes, each with its own 95 % interval."""
+    named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
+    values = {name: part / whole for name, (part, whole) in named.items()}
+    intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}
+    return inline(bar_chart(values, xlabel=title, intervals=intervals), f"The {title}, {of_what}")

@@ -1,27 +1,30 @@
-"""What the gate found of the latest finetune, and how that was trained: a section of the report."""
+"""The gate's latest verdict on a finetune: a section of the report, and the same in Markdown for the Prefect UI."""
 
 from __future__ import annotations
 
+import base64
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
-from desra_core.errors import UsageError
+from desra_core.errors import ImageError, UsageError, printable
+from desra_core.evaluation.table import as_markdown
+from desra_core.files.hashing import read_bytes
+from desra_core.gate.criteria import Score, Verdict
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Score, Verdict
-from desra_core.report import plots, wording
-from desra_core.report.cards import KINDS, Card, make_card
-from desra_core.report.verdict import Document, Finetune, read_document
+from desra_core.gate.verdict import PicturedRegion, VerdictDocument, read_verdict, score_rows
+from desra_core.images.codec import decode
+from desra_core.report import wording
+from desra_core.report.charts import inline, loss_curves
+from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.score_table.COLUMNS`.
+# A line for each of `desra_core.gate.verdict.COLUMNS`.
 COLUMNS = {
-    "candidate": "iterations and kind of weights; the control is the old model's result with noise that nobody sees",
+    "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
     "removal": "their share, and its 95 % interval",
     "images with added": "images with a region that was not there before; no more of them than in the control pass",
@@ -37,129 +40,70 @@ LOSSES = (
     ("perceptual loss", {"perceptual": "perceptual"}),
     ("GAN losses", {"gan": "generator", "discriminator_real": "real", "discriminator_fake": "fake"}),
 )
+# The crops of a card, in the order in which the viewer goes through them.
+KINDS = {"before": "before", "after": "after", "lr": "LR", "mse_sr": "MSE-SR"}
+
 _ROWS, _CARDS, _EVENTS = 200, 8, 10
+# Crops are made smaller than this: 128 kB even of noise.
+_LARGEST_FILE, _MAX_PIXELS = 150_000, 2**20
+# Each picture in Markdown is some 20 kB, which the server's database keeps.
+_MARKDOWN_CARDS = 3
 
 
-class Tile(NamedTuple):
-    """A number of the best candidate; ``missed`` where the gate asks for another one."""
+def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | None:
+    """Read the latest verdict and all that belongs to it, for ``report_finetuning.html.j2``; None where there is none.
 
-    value: str
-    meaning: str
-    missed: bool
-
-
-class Row(NamedTuple):
-    """A row of the score table; ``role`` is best, control or candidate."""
-
-    role: str
-    cells: dict[str, str]
-
-
-class Entry(NamedTuple):
-    """An event in the history of the workspace's model."""
-
-    number: str
-    what: str
-    when: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """The content of the section.
-
-    Attributes
-    ----------
-    judged
-        When.
-    notes
-        What a reader has to know to judge the rest.
-    best
-        The best candidate; None where there are none.
-    columns
-        Those of the score table, explained.
-    current
-        Which of the two models is the workspace's current one.
+    ``mask_key`` is that of the latest run: the page notes a verdict under other settings. Raises a `UsageError` where
+    the verdict is damaged.
     """
-
-    kinds: ClassVar[dict[str, str]] = KINDS
-
-    document: Document
-    judged: str
-    notes: list[str]
-    best: Score | None
-    tiles: list[Tile]
-    columns: dict[str, str]
-    rows: list[Row]
-    cards: list[Card]
-    plots: list[Markup]
-    training: list[wording.Setting]
-    current: str
-    history: list[Entry]
-
-    @property
-    def characters(self) -> int:
-        """What the pictures take in the page."""
-        return sum(len(cell.uri or "") for card in self.cards for cell in card.cells)
-
-
-def read_finetuning(workspace: Workspace, mask_key: object) -> Finetuning | None:
-    """Read the latest verdict and what belongs to it; None where there is none.
-
-    Parameters
-    ----------
-    workspace
-        Nothing in it changes.
-    mask_key
-        Of the settings of the latest run, to tell a verdict under other ones.
-
-    Raises
-    ------
-    UsageError
-        The verdict is damaged.
-    """
-    read = read_document(workspace)
+    read = read_verdict(workspace)
     if read is None:
         return None
     document, judged = read
-    best, rows = document.best_score, _rows(document.verdict)
+    rows, cards = _rows(document.verdict), _cards(workspace, document, _CARDS)
     past, notes = _history(workspace)
     if mask_key is not None and document.mask_key != mask_key:
         notes.insert(0, "The latest run had other settings, or another model, than this verdict rests on.")
-    return Finetuning(
-        document=document,
-        judged=wording.moment(judged),
-        notes=notes,
-        best=best,
-        tiles=_tiles(document.verdict, best) if best else [],
-        columns={name: COLUMNS[name] for name in rows[0].cells},
-        rows=rows,
-        cards=[make_card(workspace.gate, picture) for picture in document.pictures[:_CARDS]],
-        plots=_plots(document),
-        training=_training(document.finetune) if document.finetune else [],
-        current=_current(past, document),
-        history=[_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
-    )
+    training = document.finetune.training if document.finetune else {}
+    if document.finetune and document.finetune.precision:
+        # The number format that was used, whatever had been asked for.
+        training = training | {"amp": document.finetune.precision}
+    return {
+        "document": document,
+        "judged": wording.moment(judged),
+        "notes": notes,
+        "tiles": _tiles(document.verdict, document.best_score) if document.best_score else [],
+        "columns": {name: COLUMNS[name] for name in rows[0][1]},
+        "rows": rows,
+        "cards": cards,
+        "kinds": KINDS,
+        "characters": sum(characters(cells) for _, cells in cards),  # of the page, for the pictures
+        "plots": _plots(document),
+        "training": wording.settings_rows(training),
+        "current": _current(past, document),
+        "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
+    }
 
 
-def _tiles(verdict: Verdict, best: Score) -> list[Tile]:
+def _tiles(verdict: Verdict, best: Score) -> list[tuple[str, str, bool]]:
+    """Write numbers of the best candidate, each with its meaning and whether the gate asks for another one."""
     asked, noise = verdict.thresholds, verdict.control.images_added
     left = best.area_after / best.area_before if best.area_before else None
     lost = best.detail_loss
     sharper = lost is not None and lost < 0
     return [
-        Tile(
+        (
             wording.percent(best.removal),
             f"of {wording.count(best.regions)} artifact regions are gone",
             best.removal is None or best.removal < asked["min_removal"],
         ),
-        Tile(
+        (
             f"{wording.count(best.images_added)} of {wording.count(best.images)}",
             f"images gained a region; by noise alone {wording.count(noise)}",
             best.images_added > noise,
         ),
-        Tile(wording.percent(left), "of the artifact area is left", False),
-        Tile(
+        (wording.percent(left), "of the artifact area is left", False),
+        (
             wording.percent(None if lost is None else abs(lost)),
             f"of the sharpness of clean images {'gained' if sharper else 'lost'}",
             lost is None or lost > asked["max_detail_loss"],
@@ -167,32 +111,54 @@ def _tiles(verdict: Verdict, best: Score) -> list[Tile]:
     ]
 
 
-def _rows(verdict: Verdict) -> list[Row]:
-    """The score table, the control last; of very many candidates the last ones and the best."""
+def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
+    """Write roles and rows of the score table, the control last; of very many candidates the last ones and the best."""
     rows = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
             for row in score_rows(verdict)]  # fmt: skip
     roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
-    told = [Row(role, cells) for role, cells in zip([*roles, "control"], rows, strict=True)]
-    return [row for row in told[:-_ROWS] if row.role == "best"] + told[-_ROWS:]
+    shown = list(zip([*roles, "control"], rows, strict=True))
+    return [row for row in shown[:-_ROWS] if row[0] == "best"] + shown[-_ROWS:]
 
 
-def _training(finetune: Finetune) -> list[wording.Setting]:
-    """The settings of the finetune, with the number format that it was computed in, whatever had been asked for."""
-    settled = {"amp": finetune.precision} if finetune.precision else {}
-    return wording.settings_rows(finetune.training | settled)
+def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[tuple[PicturedRegion, list[Cell]]]:
+    """Read the crops of the first regions, before and after, which lie below the gate's folder."""
+    return [
+        (picture, [_crop(workspace.gate, kind, picture.crops.get(kind)) for kind in KINDS])
+        for picture in document.pictures[:most]
+    ]
 
 
-def _plots(document: Document) -> list[Markup]:
+def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
+    """Read a crop as it was published, or say why it is not here."""
+    if crop is None:
+        return Cell(kind, None, reason="None was made.")
+    # The path is read from a file, which must not make the page show other files.
+    if Path(crop).is_absolute() or ".." in Path(crop).parts or "\0" in crop:
+        return Cell(kind, None, reason="It lies elsewhere.")
+    try:
+        data = read_bytes(gate / crop)
+        height, width = decode(data, gate / crop, max_pixels=_MAX_PIXELS).pixels.shape[:2]
+    except ImageError as error:
+        return Cell(kind, None, reason=printable(error.reason))
+    if len(data) > _LARGEST_FILE or data[8:12] != b"WEBP":
+        return Cell(kind, None, reason="It has been changed.")
+    return Cell(kind, as_uri(data), width, height)
+
+
+def _plots(document: VerdictDocument) -> list[Markup]:
     """The curves of the losses that were logged, with a line where the best candidate was saved."""
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
     drawn = []
     for title, names in LOSSES:
-        curves = {
-            label: [(row["iteration"], row[name]) for row in document.losses if {"iteration", name} <= row.keys()]
-            for name, label in names.items()
-        }
-        drawn.append(plots.loss_curves(title, curves, best=int(saved[1]) if saved else None))
-    return [plot for plot in drawn if plot]
+        curves = {label: _points(document, name) for name, label in names.items()}
+        figure = loss_curves(title, curves, best=int(saved[1]) if saved else None)
+        if figure:
+            drawn.append(inline(figure, f"The {title} by iteration"))
+    return drawn
+
+
+def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
+    return [(row["iteration"], row[loss]) for row in document.losses if {"iteration", loss} <= row.keys()]
 
 
 def _history(workspace: Workspace) -> tuple[list[Event] | None, list[str]]:
@@ -206,8 +172,8 @@ def _history(workspace: Workspace) -> tuple[list[Event] | None, list[str]]:
     return past, []
 
 
-def _current(past: list[Event] | None, document: Document) -> str:
-    """Which model is current, told by the two that were compared."""
+def _current(past: list[Event] | None, document: VerdictDocument) -> str:
+    """Name the current model by the two that were compared."""
     if past is None:
         return "unknown"
     if not past:
@@ -218,11 +184,37 @@ def _current(past: list[Event] | None, document: Document) -> str:
     return "the old one" if model["model"] == document.before.key else "another one than these two"
 
 
-def _entry(event: Event) -> Entry:
+def _entry(event: Event) -> dict[str, str]:
+    """An event in the history of the workspace's model, in words."""
     kinds = {"origin": "where the first finetune started", "promotion": "promoted"}
-    what = f"rolled back to {event.get('restores')}" if event["kind"] == "rollback" else event["kind"]
+    kind = f"rolled back to {event.get('restores')}" if event["kind"] == "rollback" else str(event["kind"])
     try:
         when = wording.moment(datetime.fromisoformat(str(event.get("time"))))
     except (ValueError, OverflowError):
         when = "unknown"
-    return Entry(str(event["number"]), kinds.get(str(what), str(what)), when, str(event["model"]))
+    return {"number": str(event["number"]), "event": kinds.get(kind, kind), "when": when, "key": str(event["model"])}
+
+
+def verdict_markdown(workspace: Workspace) -> str:
+    """Write the latest verdict of a workspace in Markdown: outcome, scores, some regions before and after, pixel loss.
+
+    Raises a `UsageError` where the verdict is damaged.
+    """
+    read = read_verdict(workspace)
+    if read is None:
+        return "There is no verdict yet.\n"
+    document, verdict = read[0], read[0].verdict
+    refused = f"**{verdict.outcome.capitalize()}.** " + " ".join(verdict.reasons)
+    parts = [f"**{verdict.best} passes.**" if verdict.passed else refused, as_markdown(score_rows(verdict))]
+    rows = []
+    for picture, crops in _cards(workspace, document, _MARKDOWN_CARDS):
+        cells = {cell.kind: f"![{cell.kind}]({cell.uri})" if cell.uri else cell.reason for cell in crops}
+        fate = "gone" if picture.region.gone else "still there"
+        rows.append({"region of": f"{picture.image}, {fate}", "before": cells["before"], "after": cells["after"]})
+    if rows:
+        parts.append(as_markdown(rows))
+    figure = loss_curves("pixel loss", {"pixel": _points(document, "pixel")}, best=None)
+    if figure:
+        curve = inline(figure, "The pixel loss by iteration")
+        parts.append(f"![pixel loss](data:image/svg+xml;base64,{base64.b64encode(curve.encode()).decode()})")
+    return "\n\n".join(parts) + "\n"

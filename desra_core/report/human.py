@@ -1,9 +1,8 @@
-"""What people say of the regions: precision and recall over severity, on the images that a person has looked at."""
+"""Regions held against human masks: precision and recall over severity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,8 @@ from desra_core.errors import ImageError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode
 from desra_core.report.maps import MAX_PIXELS
-from desra_core.report.results import Results, firsts
-from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.report.results import WorkspaceResults, firsts
+from desra_core.workspace.human_masks import HumanMask
 
 IMAGES = 300
 # The published scripts crop by it.
@@ -27,53 +26,32 @@ _FRAME = 5
 Values = npt.NDArray[np.float64]
 
 
-class Judged(NamedTuple):
-    """The regions of one image.
-
-    Attributes
-    ----------
-    severity, right
-        ``(N,)`` of the detected regions: float64, and whether at least half of the pixels lie in the human mask.
-    found
-        ``(M,)`` float64 of the human regions: at least half of the pixels lie in the detected regions that are at
-        least so severe; ``-inf`` where not even in all of them.
-    """
+class JudgedRegions(NamedTuple):
+    """Regions of one image: the severity of N detected ones, and how they match M human ones."""
 
     severity: Values
-    right: npt.NDArray[np.bool_]
-    found: Values
+    right: npt.NDArray[np.bool_]  # (N,): at least half of the pixels lie in the human mask
+    found: Values  # (M,): half of the pixels lie in the detected regions of at least this severity; -inf where never
 
 
 class SeverityCurve(NamedTuple):
-    """Precision and recall, regions sorted by severity.
+    """Precision and recall, regions sorted by severity."""
 
-    Attributes
-    ----------
-    points
-        ``(recall, precision)``, from the most severe regions alone to all of them; empty where one is undefined.
-    images, looked_at
-        Images that the curve rests on, and all that have a human mask that counts.
-    detected, right
-        Regions; those of which at least half of the pixels lie in the human mask.
-    marked, found
-        Regions of the human masks; those of which at least half of the pixels are detected.
-    """
-
-    points: list[tuple[float, float]]
-    images: int
-    looked_at: int
-    detected: int
-    right: int
-    marked: int
-    found: int
+    points: list[tuple[float, float]]  # (recall, precision), the most severe regions alone first; empty if undefined
+    images: int  # that the curve rests on
+    looked_at: int  # images that have a human mask that counts
+    detected: int  # regions
+    right: int  # those of which at least half of the pixels lie in the human mask
+    marked: int  # regions of the human masks
+    found: int  # those of which at least half of the pixels are detected
 
 
-def severity_curve(results: Results) -> SeverityCurve | None:
-    """Hold the masks of a workspace against those of people; None where nobody has looked at any image.
+def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
+    """Hold the masks of a workspace against its human masks; None where there are none.
 
     At most 300 images are read, whatever the number of human masks; which ones depends on their content only.
     """
-    masks = human_masks(results)
+    masks = results.human_masks()
     images = results.images
     done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
     rows = firsts(done.filter(pc.is_in(done["id"], pa.array(list(masks), pa.string()))))
@@ -83,15 +61,9 @@ def severity_curve(results: Results) -> SeverityCurve | None:
     return curve_of(list(_judged(results, chosen, masks)), looked_at=rows.num_rows)
 
 
-def human_masks(results: Results) -> dict[str, HumanMask]:
-    """The masks by people that count, by image id."""
-    key = (results.document.get("target") or {}).get("gan_sr_key")
-    return read_human_masks(results.workspace, key if isinstance(key, str) else None)
-
-
-def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
-    """The curve of some images taken together."""
-    empty = Judged(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
+def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
+    """Compute the curve of some images taken together."""
+    empty = JudgedRegions(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
     severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
     levels = np.unique(severity)[::-1]
     ascending, descending = np.sort(found), np.argsort(-severity, kind="stable")
@@ -103,8 +75,8 @@ def curve_of(judged: list[Judged], *, looked_at: int) -> SeverityCurve:
                          int(np.isfinite(found).sum()))  # fmt: skip
 
 
-def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
-    """Hold one mask against a person's.
+def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
+    """Hold one mask against a human mask.
 
     Parameters
     ----------
@@ -125,11 +97,11 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> Judged:
         raise ImageError("mask", "is not the one of the regions", "run again")
     of_component = np.array([0.0, *(by_box[box] for box in boxes)])
     mask, human, numbers = valid(mask, _FRAME), valid(human, _FRAME), valid(whole.numbers, _FRAME)
-    # What the crop has cut in two counts twice, as for the published scripts.
+    # A component that the crop has cut in two counts twice, as in the published scripts.
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    return Judged(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
+    return JudgedRegions(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
 
 
 def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
@@ -149,22 +121,19 @@ def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
     return found[1:]
 
 
-def _judged(results: Results, rows: pa.Table, masks: dict[str, HumanMask]) -> Iterator[Judged]:
-    """What can be read of some images."""
+def _judged(results: WorkspaceResults, rows: pa.Table, masks: dict[str, HumanMask]) -> Iterator[JudgedRegions]:
+    """Judge the regions of some images; those that cannot be read are passed over."""
     regions = results.regions.filter(pc.is_in(results.regions["image"], rows["name"].combine_chunks())).to_pylist()
     by_name: dict[str, list[dict[str, Any]]] = {}
     for region in regions:
         by_name.setdefault(region["image"], []).append(region)
     for row in rows.to_pylist():
         try:
-            mask = _read_mask(results.workspace.mask(row["name"]))
+            path = results.workspace.mask(row["name"])
+            mask = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0
             human = masks[row["id"]].read()
             if not mask.shape == human.shape == (row["height"], row["width"]):
                 continue
             yield judge(mask, human, by_name.get(row["name"], []))
         except (ImageError, MemoryError):
             continue
-
-
-def _read_mask(path: Path) -> Mask:
-    return np.asarray(decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels[:, :, 0] > 0)

@@ -1,68 +1,58 @@
-"""What a workspace holds, as the report needs it: columns for everything, no Python object per image or region."""
+"""Results of a workspace for its report: columns for everything, and the numbers computed from them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from desra_core.detection.detectors import DEFAULT
+from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import failure_table
 from desra_core.planning.tables import REGIONS
+from desra_core.report.maps import StoredImage
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
+from desra_core.workspace.pictures import picture_files
+from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
+_ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
+# Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
+_STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
+_PARTS = frozenset({"inference"})
 
 
 @dataclass(frozen=True)
-class Results:
-    """The results of a workspace.
-
-    Attributes
-    ----------
-    document
-        Content of ``settings.json``; empty where there is none.
-    sources
-        The scanned folders by role.
-    images
-        One row per image name of the run, sorted by name: name, id and the fields ``_RECORD`` of its record, null
-        where there is none yet.
-    seconds
-        Computing times, a row per image content and stage: ``stage``, ``seconds``.
-    regions
-        Regions of these images (schema `desra_core.planning.tables.REGIONS`).
-    failures
-        What failed, the scan's failures included (schema `desra_core.workspace.matching.FAILURES`).
-    vanished
-        Names that are no longer in the folders; they are in none of the above.
-    unscanned
-        Files that no image could be made of; they are in ``failures`` only.
-    passed_over
-        What else the latest scan came upon, see `desra_core.images.scanning.told_passed_over`.
-    changed
-        When the workspace's results last changed.
-    """
+class WorkspaceResults:
+    """Results of a workspace, without a Python object per image or region."""
 
     workspace: Workspace
-    document: dict[str, Any]
-    sources: dict[str, str]
-    images: pa.Table
-    seconds: pa.Table
-    regions: pa.Table
-    failures: pa.Table
-    vanished: int
-    unscanned: int
-    passed_over: dict[str, int]
-    changed: datetime
+    document: dict[str, Any]  # content of settings.json; empty where there is none
+    sources: dict[str, str]  # the scanned folders by role
+    images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
+    seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
+    regions: pa.Table  # of these images, schema desra_core.planning.tables.REGIONS
+    failures: pa.Table  # those of the scan included, schema desra_core.workspace.matching.FAILURES
+    vanished: int  # number of names that are no longer in the folders; they are in no table
+    unscanned: int  # number of files that no image could be made of; they are in the failures only
+    passed_over: dict[str, int]  # other files that the latest scan passed over, by kind
+    changed: datetime  # when the results last changed
 
     @property
     def verb(self) -> str:
@@ -75,8 +65,67 @@ class Results:
         settings: dict[str, Any] = self.document.get("settings", {})
         return settings
 
+    def human_masks(self) -> dict[str, HumanMask]:
+        """Read which human masks count, by image id."""
+        key = (self.document.get("target") or {}).get("gan_sr_key")
+        return read_human_masks(self.workspace, key if isinstance(key, str) else None)
 
-def read_results(workspace: Workspace) -> Results:
+    def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
+        """Find where some images are stored: by name, the id of each at the same place in ``ids``."""
+        by_name = dict(zip(names, ids, strict=True))
+        wanted = pa.array(sorted(set(by_name.values())), pa.string())
+        rows = self.images.filter(pc.is_in(self.images["id"], wanted)).select(["id", "height", "width"]).to_pylist()
+        shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows}
+        files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
+        return {
+            name: StoredImage(files.get(name, {}), self.workspace.group(key), shapes.get(key, (0, 0)), measure)
+            for name, key in by_name.items()
+        }
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """The corpus in numbers: image names as ``desra status`` counts them, pixels of all images that are done."""
+
+    images: int
+    done: int
+    failed: int
+    pending: int
+    marked: int  # images with artifacts among those done
+    outdated: int  # of these, those whose mask was made under other settings than those of the latest run
+    pixels: int
+    artifact_pixels: int
+    regions: int
+    seconds: float  # computing time of all stages
+
+    @property
+    def marked_share(self) -> float | None:
+        """Of the images done, the share with artifacts."""
+        return self.marked / self.done if self.done else None
+
+    @property
+    def pixel_share(self) -> float | None:
+        """Of the pixels of all images done, the share in masks."""
+        return self.artifact_pixels / self.pixels if self.pixels else None
+
+
+class StageTime(NamedTuple):
+    """Computing time of one stage, in seconds; a ``part`` is contained in the stage before it."""
+
+    stage: str
+    part: bool
+    images: int
+    total: float
+    median: float
+    mean: float
+
+    @property
+    def rate(self) -> float | None:
+        """Images per second and worker."""
+        return 1 / self.mean if self.mean > 0 else None
+
+
+def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace; nothing is written.
 
     Raises
@@ -93,13 +142,18 @@ def read_results(workspace: Workspace) -> Results:
     limit = document.get("settings", {}).get("limit")
     rows = rows.select(["name", "id"]).slice(0, limit if isinstance(limit, int) else None)
     records = read_records(workspace, ["id", *_RECORD, "seconds"])
-    images = _joined(rows, records)
+    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
+    images = rows
+    for name in _RECORD:
+        images = images.append_column(name, records[name].combine_chunks().take(index))
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
-    return Results(
+    metadata = pq.read_schema(workspace.manifest).metadata or {}
+    changing = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
+    return WorkspaceResults(
         workspace=workspace,
         document=document,
-        sources=_sources(workspace),
+        sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
         images=images,
         seconds=_seconds(records, rows["id"].combine_chunks()),
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
@@ -107,30 +161,84 @@ def read_results(workspace: Workspace) -> Results:
         vanished=vanished,
         unscanned=unscanned.num_rows,
         passed_over=read_passed_over(workspace),
-        changed=_changed(workspace),
+        changed=datetime.fromtimestamp(max(path.stat().st_mtime for path in changing if path.exists()), UTC),
     )
 
 
+def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
+    """Read the detector of a run, and its threshold, from its settings; DeSRA's where they do not say."""
+    method, threshold = settings.get("method"), settings.get("threshold")
+    if not isinstance(method, str) or not method:
+        method = DEFAULT
+    if not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
+        threshold = THRESHOLD
+    return applied(method, float(threshold))
+
+
 def firsts(images: pa.Table) -> pa.Table:
-    """Of each image content among some rows of `Results.images` the first name: id, name, height, width."""
+    """Keep the first name of each image content among rows of `WorkspaceResults.images`: id, name, height, width."""
     grouped = images.group_by("id", use_threads=False)
     return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
         ["id", "name", "height", "width"]
     )
 
 
-def _sources(workspace: Workspace) -> dict[str, str]:
-    metadata = pq.read_schema(workspace.manifest).metadata or {}
-    roles = {name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")}
-    stored = {key.decode(): value.decode() for key, value in metadata.items()}
-    return {role: folder for role, folder in stored.items() if role in roles}
+def summarize(results: WorkspaceResults) -> CorpusSummary:
+    """Count images, regions and pixels of a workspace."""
+    images = results.images
+    failed = images["failed_stage"].is_valid()
+    done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
+    marked = done.filter(pc.fill_null(pc.greater(done["artifact_pixels"], 0), False))
+    failures = _total(failed)
+    wanted = (results.document.get("target") or {}).get("mask_key")
+    outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
+    areas = pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64()))
+    return CorpusSummary(
+        images=images.num_rows + results.unscanned,
+        done=done.num_rows,
+        failed=failures + results.unscanned,
+        pending=images.num_rows - done.num_rows - failures,
+        marked=marked.num_rows,
+        outdated=outdated,
+        pixels=_total(areas),
+        artifact_pixels=_total(done["artifact_pixels"]),
+        regions=results.regions.num_rows,
+        seconds=sum(time.total for time in stage_times(results.seconds) if not time.part),
+    )
 
 
-def _joined(rows: pa.Table, records: pa.Table) -> pa.Table:
-    index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
-    for name in _RECORD:
-        rows = rows.append_column(name, records[name].combine_chunks().take(index))
-    return rows
+def stage_times(seconds: pa.Table) -> list[StageTime]:
+    """Sum up computing times by stage, from the columns ``stage`` and ``seconds``."""
+    stages = seconds["stage"].unique().to_pylist()
+    stages.sort(key=lambda stage: (_STAGES.index(stage) if stage in _STAGES else len(_STAGES), stage))
+    times = []
+    for stage in stages:
+        values = numbers(seconds.filter(pc.equal(seconds["stage"], stage))["seconds"])
+        total, median = float(values.sum()), float(np.median(values))
+        times.append(StageTime(stage, stage in _PARTS, values.size, total, median, total / values.size))
+    return times
+
+
+def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
+    """Count regions, images and pixels by class, and their mean similarity and share; the most frequent class first."""
+    grouped = regions.group_by("class_name", use_threads=False).aggregate(
+        [([], "count_all"), ("image", "count_distinct"), ("area", "sum"), ("mean_similarity", "mean")]
+    )
+    counts = grouped.rename_columns(["name", "regions", "images", "pixels", "mean_similarity"]).to_pylist()
+    counts.sort(key=lambda count: (-count["regions"], count["name"] or ""))
+    return [count | {"share": count["regions"] / regions.num_rows} for count in counts]
+
+
+def masked_shares(results: WorkspaceResults) -> npt.NDArray[np.float64]:
+    """Compute the masked share of each image with artifacts."""
+    marked = results.images.filter(pc.fill_null(pc.greater(results.images["artifact_pixels"], 0), False))
+    areas = numbers(marked["height"]) * numbers(marked["width"])
+    return numbers(marked["artifact_pixels"]) / np.maximum(areas, 1)
+
+
+def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """Convert a column to float64."""
+    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
 
 
 def _seconds(records: pa.Table, ids: pa.Array) -> pa.Table:
@@ -144,6 +252,5 @@ def _seconds(records: pa.Table, ids: pa.Array) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _changed(workspace: Workspace) -> datetime:
-    paths = [workspace.manifest, workspace.settings, workspace.regions, workspace.failures, workspace.records]
-    return datetime.fromtimestamp(max(path.stat().st_mtime for path in paths if path.exists()), UTC)
+def _total(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)

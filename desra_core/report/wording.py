@@ -6,27 +6,23 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 
 from desra_core.errors import printable
 from desra_core.settings import corpus as settings_module
+from desra_core.workspace.products import PRODUCTS
 
 # A file name may have 4000 characters; a page has to stay readable, and below its size.
 _LONGEST = 240
 
-STAGES = {
-    "super_resolution": "super-resolution",
+STAGES = {product.name: product.title for product in PRODUCTS} | {
     "inference": "of which inference",
-    "similarity": "similarity",
-    "segmentation": "segmentation",
-    "mask": "mask and regions",
     "scan": "scan of the folders",
 }
 ROLES = {"lr": "LR photos", "mse_sr": "MSE-SR results", "gan_sr": "GAN-SR results", "labels": "class labels"}
 _SETTINGS = ROLES | {
-    "workspace": "workspace",
     "photos": "LR photos",
     "mse_model": "MSE model",
     "gan_model": "GAN model",
@@ -48,43 +44,36 @@ _SETTINGS = ROLES | {
 }
 
 
-class Setting(NamedTuple):
-    """A row of the settings table."""
-
-    name: str
-    value: str
-    meaning: str
-
-
-def settings_rows(settings: dict[str, Any]) -> list[Setting]:
-    """The settings of a run as rows; what is nested gets a row per leaf."""
-    described = _descriptions()
+def settings_rows(settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Write the settings of a run as rows of name, value and meaning; a nested setting gives a row per leaf."""
+    models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    meanings = {name: field.description or "" for model in models for name, field in model.model_fields.items()}
     rows = []
     for path, value in _leaves(settings):
         label = " ".join(_SETTINGS.get(part, part.replace("_", " ")) for part in path)
-        rows.append(Setting(shortened(label), _value(path[-1], value, settings), described.get(path[0], "")))
+        rows.append((shortened(label), _value(path[-1], value, settings), meanings.get(path[0], "")))
     return rows
 
 
 def stage_name(stage: str | None) -> str:
-    """What a stage does."""
+    """Name a stage in words."""
     return STAGES.get(stage or "", (stage or "").replace("_", " "))
 
 
 def shortened(text: object, longest: int = _LONGEST) -> str:
-    """One line of printable text, its middle left out where it is very long."""
+    """Write a text in one printable line, its middle left out where it is very long."""
     line = printable("" if text is None else text)
     half = longest // 2
     return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
 
 
 def count(number: int) -> str:
-    """12,345."""
+    """Format a count as ``12,345``."""
     return f"{number:,}"
 
 
 def percent(share: float | None) -> str:
-    """A share with two significant digits, or a dash where it is undefined."""
+    """Format a share with two significant digits; a dash where it is undefined."""
     if share is None:
         return "–"
     value = 100 * share
@@ -94,15 +83,33 @@ def percent(share: float | None) -> str:
 
 
 def decimal(number: float | None) -> str:
-    """A measured number with three significant digits."""
+    """Format a measured number with three significant digits; a dash where it is undefined."""
     if number is None or not math.isfinite(number):
         return "–"
     digits = 2 - math.floor(math.log10(abs(number))) if number else 0
     return f"{number:,.{max(0, min(digits, 4))}f}"
 
 
+def number_label(value: float) -> str:
+    """Format a value in a chart: whole numbers in full, others with three significant digits."""
+    return (f"{value:,.0f}" if value == round(value) else f"{value:.3g}").replace("-", "−")
+
+
+def tick(number: float) -> str:
+    """Format the label of a tick: ``10 k``, ``3 M``, ``−0.5``."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:g}{unit}".replace("-", "−")
+    return f"{number:g}".replace("-", "−")
+
+
+def severity(number: float) -> str:
+    """Format the severity of a region: ``1,234.5``, ``−0.5``."""
+    return f"{number:,.1f}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
-    """A computing time in the unit that suits it."""
+    """Format a computing time in the unit that suits it."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{decimal(seconds / length)} {unit}"
@@ -110,21 +117,14 @@ def duration(seconds: float) -> str:
 
 
 def moment(time: datetime) -> str:
-    """A point in time, to the minute."""
+    """Format a point in time to the minute."""
     return f"{time.astimezone(UTC):%-d %B %Y, %H:%M} UTC"
 
 
 def short_path(path: str) -> str:
-    """The end of a path: a file and its folder."""
+    """Write the end of a path: a file and its folder."""
     parts = PurePath(path).parts
     return shortened(path if len(parts) <= 3 else "/".join(("…", *parts[-2:])), 90)
-
-
-def _descriptions() -> dict[str, str]:
-    """Descriptions of all settings by name."""
-    models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    fields = {name: field for model in models for name, field in model.model_fields.items()}
-    return {name: field.description or "" for name, field in fields.items()}
 
 
 def _leaves(settings: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen models behind flags, TOML files and flow parameters.
+"""Settings of a run: frozen models behind flags, TOML files and flow parameters.
 
 Gives the settings of a corpus; those of models, benchmarks and serving are in modules of their own.
 """
@@ -10,8 +10,8 @@ from desra_core.settings.corpus import (
     MinArea,
     Mining,
     at_home,
+    detector_of,
     folder_of,
-    method_of,
     min_area_pixels,
     whole_path,
 )
@@ -23,8 +23,8 @@ __all__ = [
     "MinArea",
     "Mining",
     "at_home",
+    "detector_of",
     "folder_of",
-    "method_of",
     "min_area_pixels",
     "whole_path",
 ]

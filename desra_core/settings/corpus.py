@@ -1,4 +1,4 @@
-"""What a run is asked to do. Flow parameters, command-line flags and TOML files all become these models."""
+"""Settings of a corpus. Flow parameters, command-line flags and TOML files all become these models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from desra_core.detection.detectors import load_detector
+from desra_core.detection.detectors import DEFAULT, METHODS
+from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.networks.checkpoints import Precision
 from desra_core.workspace.matching import Sources
 
 
 def at_home(path: str | Path) -> Path:
-    """A path in which a leading ``~`` is the home folder, as a shell has it, which knows nothing of TOML files."""
+    """Replace a leading ``~`` by the home folder: a shell does that on the command line, but not in TOML files."""
     return Path(os.path.expanduser(path))
 
 
 def whole_path(path: str | Path) -> Path:
-    """The same from the root on: workers have folders of their own."""
+    """Make a path absolute, for workers that run in other folders; ``~`` is the home folder."""
     return at_home(path).absolute()
 
 
@@ -120,21 +121,20 @@ class Detection(CorpusSettings):
     mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
     gan_sr: Path = Field(description="Folder of the GAN-trained model's results, likewise.")
     lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
-    method: str = Field("desra", description="Detector: desra, ldl, ssim, niqe, or a .py file of your own.")
+    method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a .py file of your own.")
     threshold: float = Field(
         0.7,
         gt=0,
-        description="Suspect where the adjusted similarity is below this; for another --method than desra, where its "
-        "score is above, by default the method's own threshold.",
+        description=f"Suspect where the adjusted similarity is below this; for another --method than {DEFAULT}, where "
+        "its score is above, by default the method's own threshold.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _own_threshold(cls, values: dict[str, Any]) -> dict[str, Any]:
-        method = values.get("method", "desra")
-        if method == "desra" or "threshold" in values:
+        if "threshold" in values:
             return values
-        return values | {"threshold": load_detector(str(method)).threshold}
+        return values | {"threshold": applied(str(values.get("method", DEFAULT))).threshold}
 
     @property
     def sources(self) -> Sources:
@@ -168,9 +168,9 @@ def folder_of(settings: BaseModel) -> Path:
     return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - of some kinds
 
 
-def method_of(settings: CorpusSettings) -> str:
-    """The detector of a run."""
-    return settings.method if isinstance(settings, Detection) else "desra"
+def detector_of(settings: CorpusSettings) -> AppliedDetector:
+    """Name the detector of a run and its threshold."""
+    return applied(settings.method if isinstance(settings, Detection) else DEFAULT, settings.threshold)
 
 
 def min_area_pixels(min_area: str, height: int, width: int) -> int:

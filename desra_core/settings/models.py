@@ -1,4 +1,4 @@
-"""What finetuning, the gate, the cycle and calibration are asked to do; see `desra_core.settings` for the corpus."""
+"""Settings of finetuning, the gate, the cycle and calibration."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from desra_core.settings import Mining, whole_path
 
 PERCENTILE = 85.0
-
 RATE = 0.001
-
-# Of a class, for its own weight.
-MIN_PIXELS = 100_000
-
-MIN_IMAGES = 3
+# A class with less gets no weight of its own.
+MIN_PIXELS, MIN_IMAGES = 100_000, 3
 
 Rule = Literal["published", "quantile"]
-
 Fallback = Literal["published", "one", "pooled"]
 
 
 class Gate(BaseModel):
-    """What a finetuned model must show before it may replace the old one."""
+    """Limits that a finetuned model must keep before it may replace the old one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +31,7 @@ class Gate(BaseModel):
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
 
 
-# What a preset gives to fields that nobody has given.
+# The values of a preset, for fields that were not given.
 _PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None},
 }
@@ -179,7 +174,7 @@ class Comparing(Gate):
         None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
     )
     lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
-    group_by: str = Field("duplicates", description="As the finetune was told.")
+    group_by: str = Field("duplicates", description="As for the finetune.")
     lpips: Path | None = Field(
         None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
     )

@@ -1,7 +1,8 @@
-"""What `desra serve` is asked to do by itself: what runs when, whom to tell, how long to remember."""
+"""Settings of `desra serve`: what runs when, where failures are posted, how long runs are kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class FinetuneTrigger(BaseModel):
         description="Start a finetune when so many images with artifacts have joined the training pool since the last "
         "one.",
     )
-    group_by: str = Field("duplicates", description="As the finetune is told.")
+    group_by: str = Field("duplicates", description="As for the finetune.")
 
 
 class Serving(Cycling):
@@ -63,7 +64,7 @@ class Serving(Cycling):
         description="When new photos are mined: daily at 2:00, weekdays at 6:30, sundays at 4:00, every 15 minutes, a "
         "cron expression, or never.",
     )
-    cycle_at: str = Field("sundays at 4:00", description="When a whole cycle runs, told in the same way.")
+    cycle_at: str = Field("sundays at 4:00", description="When a whole cycle runs, given in the same way.")
     finetune_after: int = Field(
         200,
         ge=0,
@@ -124,26 +125,13 @@ class Serving(Cycling):
 
 
 def workspace_of(parameters: Mapping[str, Any]) -> str | None:
-    """The workspace that the parameters of a flow are for, as a server stores them; None where they name none."""
-    for settings in parameters.values():
-        if isinstance(settings, dict) and "workspace" in settings:
-            return str(settings["workspace"])
-    return None
+    """Find the workspace in the parameters of a flow, as a server stores them; None where they name none."""
+    given = (one for one in parameters.values() if isinstance(one, dict) and "workspace" in one)
+    return next((str(settings["workspace"]) for settings in given), None)
 
 
 def parse_span(text: str) -> timedelta:
-    """A length of time in words.
-
-    Raises
-    ------
-    ValueError
-        It is none.
-
-    Examples
-    --------
-    >>> parse_span("90 days").days
-    90
-    """
+    """Parse a length of time like ``90 days``; ValueError where it is none."""
     found = _SPAN.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("no length of time like 90 days or 12 hours")
@@ -154,23 +142,14 @@ def parse_span(text: str) -> timedelta:
 
 
 def parse_period(text: str) -> Period:
-    """When something runs, in words or as a cron expression.
-
-    Raises
-    ------
-    ValueError
-        It is neither.
+    """Parse when something runs, in words or as a cron expression; ValueError where it is neither.
 
     Examples
     --------
     >>> parse_period("daily at 2:00")
     Period(cron='0 2 * * *', every=None)
-    >>> parse_period("sundays at 16:30").cron
-    '30 16 * * 0'
     >>> parse_period("every 15 minutes").every.seconds
     900
-    >>> parse_period("never")
-    Period(cron=None, every=None)
     """
     words = " ".join(text.lower().split())
     if words == "never":
@@ -186,51 +165,41 @@ def parse_period(text: str) -> Period:
         if every < _SHORTEST_PERIOD:
             raise ValueError("is more often than every 10 seconds")
         return Period(every=every)
-    if not _is_cron(words):
+    fields = words.split()
+    if len(fields) != len(_CRON_RANGES) or not all(map(_is_cron_field, fields, _CRON_RANGES)):
         raise ValueError("no time like daily at 2:00 or every 15 minutes, and no cron expression of five fields")
     return Period(cron=words)
 
 
+def _is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
+    """Whether a field has parts like ``*``, a number or a range of numbers, perhaps with a step."""
+    low, high = bounds
+    for part in field.split(","):
+        found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
+        if found is None or not 1 <= int(found[3] or 1) <= high:
+            return False
+        first = int(found[1]) if found[1] else low
+        if not low <= first <= (int(found[2]) if found[2] else first) <= high:
+            return False
+    return True
+
+
 def local_timezone() -> str:
-    """The name of this machine's time zone; UTC where it has none.
+    """Find the name of this machine's time zone; UTC where it has none.
 
     Raises
     ------
     UsageError
-        It has one whose name is not to be found out, as where a container has a copy of the file.
+        It has one whose name cannot be found, as where a container has a copy of the file.
     """
-    try:
+    name = None
+    with contextlib.suppress(LookupError, OSError, ValueError):
         name = get_localzone_name()
-    except (LookupError, OSError, ValueError):
-        name = None
     if name is None and not os.path.exists("/etc/localtime"):
         name = "UTC"
-    if name and _is_local(name):
-        return name
+    if name:
+        now = datetime.now(UTC)
+        moments = (now, now + timedelta(days=182))  # winter and summer
+        if all(moment.astimezone().utcoffset() == moment.astimezone(ZoneInfo(name)).utcoffset() for moment in moments):
+            return name
     raise UsageError("--timezone", "is not given, and that of this machine has no name", "give one like Europe/Berlin")
-
-
-def _is_local(name: str) -> bool:
-    """Whether clocks of this machine go by a time zone, in winter and in summer."""
-    now = datetime.now(UTC)
-    moments = [now, now + timedelta(days=182)]
-    return all(moment.astimezone().utcoffset() == moment.astimezone(ZoneInfo(name)).utcoffset() for moment in moments)
-
-
-def _is_cron(text: str) -> bool:
-    fields = text.split()
-    return len(fields) == len(_CRON_RANGES) and all(
-        _is_cron_part(part, low, high)
-        for field, (low, high) in zip(fields, _CRON_RANGES, strict=True)
-        for part in field.split(",")
-    )
-
-
-def _is_cron_part(part: str, low: int, high: int) -> bool:
-    """Whether it is ``*``, a number or a range of numbers, perhaps with a step."""
-    found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
-    if found is None or not 1 <= int(found[3] or 1) <= high:
-        return False
-    first = int(found[1]) if found[1] else low
-    last = int(found[2]) if found[2] else first
-    return low <= first <= last <= high

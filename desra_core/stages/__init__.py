@@ -5,7 +5,7 @@ the new record. It may be run again at any time, by another process too, and the
 """
 
 from desra_core.stages.mask import MaskSettings, mask_stage
-from desra_core.stages.run import Stage, failure, run_stage
+from desra_core.stages.run import Stage, StageJob, failure, run_stage
 from desra_core.stages.segmentation import SegmentationSettings, segmentation_stage
 from desra_core.stages.similarity import SimilaritySettings, similarity_stage
 from desra_core.stages.super_resolution import SuperResolutionSettings, super_resolution_stage
@@ -15,6 +15,7 @@ __all__ = [
     "SegmentationSettings",
     "SimilaritySettings",
     "Stage",
+    "StageJob",
     "SuperResolutionSettings",
     "failure",
     "mask_stage",

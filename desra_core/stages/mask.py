@@ -8,18 +8,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection import artifact_mask, find_regions
+from desra_core.detection.mask import score_mask
 from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.settings import min_area_pixels
+from desra_core.settings import detector_of, min_area_pixels
+from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import kept_whole
 from desra_core.workspace.records import Record, write_journal
 
 
@@ -27,8 +30,8 @@ from desra_core.workspace.records import Record, write_journal
 class MaskSettings:
     """What the mask stage needs.
 
-    ``weights`` is ``(150,)`` float64, or None where there are no labels; ``mse_sr_key`` and ``gan_sr_key`` are set
-    where the results were inferred.
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records. ``weights`` is ``(150,)``
+    float64, or None where none apply; ``mse_sr_key`` and ``gan_sr_key`` are set where the results were inferred.
     """
 
     key: str
@@ -42,6 +45,24 @@ class MaskSettings:
     mse_sr_key: str | None = None
     gan_sr_key: str | None = None
     keep_mse: bool = False
+
+
+def settings_of(job: StageJob) -> MaskSettings:
+    """Choose the settings of the stage for a run."""
+    target, weighted = job.target, detector_of(job.settings).weighs_classes
+    return MaskSettings(
+        key=target.mask_key,
+        segmentation_key=target.segmentation_key,
+        weighting_key=target.weighting_key,
+        weights=job.weights.values if target.segmentation_key != "none" and weighted else None,
+        threshold=target.threshold,
+        min_area=target.min_area,
+        keep=job.settings.keep,
+        max_pixels=job.max_pixels,
+        mse_sr_key=target.mse_sr_key,
+        gan_sr_key=target.gan_sr_key,
+        keep_mse=target.keep_mse,
+    )
 
 
 def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: MaskSettings) -> Record:
@@ -59,23 +80,22 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: 
     mask = np.zeros(shape, np.bool_)
     if record.similarity_kept:
         similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
-        weighting: dict[str, Any] = {
-            "threshold": settings.threshold,
-            "labels": labels,
-            "weights": settings.weights,
-        }
-        frame = (shape[0] - similarity.shape[0]) // 2
-        mask = artifact_mask(similarity, min_area=min_area, frame=frame, **weighting)
+        weighting: dict[str, Any] = {"labels": labels, "weights": settings.weights}
+        scores = np.negative(similarity, out=similarity)
+        mask = score_mask(scores, shape, threshold=-np.float64(settings.threshold), min_area=min_area, **weighting)
         if mask.any():
-            regions = [region._asdict() for region in find_regions(mask, similarity, **weighting)]
-        del similarity, weighting
+            similarity = np.negative(scores, out=scores)
+            found = find_regions(mask, similarity, threshold=settings.threshold, **weighting)
+            regions = [region._asdict() for region in found]
+        del similarity, scores, weighting
     del labels
     if record.mask_key is not None:
         # From here on, files are not what the record says: a run that is killed now must not be believed.
         write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = _human_mask(image, workspace, settings)
-    _publish(image, mask, human, workspace, settings)
-    kept = settings.keep != "artifacts" or bool(regions) or _is_marked(human)
+    whole = kept_whole(settings.keep, bool(regions), human is not None and human.pixels > 0)
+    _publish(image, mask, human, workspace, settings, whole)
+    kept = whole or settings.keep != "artifacts"
     return replace(
         record,
         similarity_kept=kept and record.similarity_kept,
@@ -92,7 +112,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: 
 
 
 def _publish(
-    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, settings: MaskSettings
+    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, settings: MaskSettings, whole: bool
 ) -> None:
     """Write the mask, and the dataset where results were inferred; what is not wanted any more of it goes."""
     encoded = encode_mask(mask)
@@ -100,7 +120,7 @@ def _publish(
         workspace.publish(workspace.mask(name), encoded)
     if settings.gan_sr_key is None:
         return
-    if mask.any() or settings.keep == "all" or _is_marked(human):
+    if whole:
         _export(image, mask if human is None else _read_human(human, mask.shape), workspace, settings)
         return
     for name in image.names:
@@ -137,10 +157,6 @@ def _human_mask(image: ImageRef, workspace: Workspace, settings: MaskSettings) -
     if settings.gan_sr_key is None:
         return None
     return find_human_mask(workspace, image.id, image.names, settings.gan_sr_key)
-
-
-def _is_marked(human: HumanMask | None) -> bool:
-    return human is not None and human.pixels > 0
 
 
 def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:

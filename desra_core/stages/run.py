@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
+from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record, without_arrays, write_journal
 
 Stage = Callable[[ImageRef, Record, Workspace, Any], Record]
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A run, as the ``settings_of`` of each stage needs it.
+
+    ``key`` is that of the product that the stage makes; ``device`` is ``cpu`` or ``cuda``; ``tile`` (px) and
+    ``threads`` are for the similarity of one image; images of more than ``max_pixels`` are refused.
+    """
+
+    settings: CorpusSettings
+    target: Target
+    key: str
+    weights: Weights
+    device: str
+    tile: int
+    threads: int
+    max_pixels: int
 
 
 def run_stage(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from desra_core.errors import ImageError
 from desra_core.networks.segmentation import load_segmenter
+from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_gan_sr
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
@@ -22,6 +24,22 @@ class SegmentationSettings:
     segmenter: str
     device: str
     max_pixels: int
+
+
+def settings_of(job: StageJob) -> SegmentationSettings:
+    """Choose the settings of the stage for a run."""
+    return SegmentationSettings(
+        key=job.key,
+        gan_sr_key=job.target.gan_sr_key,
+        segmenter=job.settings.segmenter,
+        device=job.device,
+        max_pixels=job.max_pixels,
+    )
+
+
+def network(settings: SegmentationSettings) -> tuple[Any, ...]:
+    """Name the call that loads the network: a function and its arguments."""
+    return load_segmenter, settings.segmenter, settings.device
 
 
 def segmentation_stage(image: ImageRef, record: Record, workspace: Workspace, settings: SegmentationSettings) -> Record:

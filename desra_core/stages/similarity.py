@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from desra_core.detection import artifact_mask, variance_similarity
-from desra_core.detection.detectors import load_detector
-from desra_core.detection.mask import Similarity
-from desra_core.detection.scoring import score_pair
+from desra_core.detection.detectors import DetectorInputs, Scores
+from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
-from desra_core.settings import min_area_pixels
+from desra_core.settings import detector_of, min_area_pixels
+from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
@@ -24,22 +24,38 @@ from desra_core.workspace.records import Record
 class SimilaritySettings:
     """What the similarity stage needs.
 
-    ``threshold``, ``min_area`` and ``min_weight`` (the smallest class weight) bound the mask from above: where even
-    that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented. ``method`` is
-    the detector, and ``segmentation_key`` that of the labels, if it needs them.
+    The threshold of the ``detector``, ``min_area`` and ``min_weight`` (the smallest class weight) bound the mask from
+    above: where even that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented.
+    ``segmentation_key`` is that of the labels, if the detector needs them.
     """
 
     key: str
+    detector: AppliedDetector
     window: int
-    threshold: float
     min_area: str
     min_weight: float
     keep_all: bool
     tile: int
     threads: int
     max_pixels: int
-    method: str = "desra"
     segmentation_key: str | None = None
+
+
+def settings_of(job: StageJob) -> SimilaritySettings:
+    """Choose the settings of the stage for a run."""
+    target = job.target
+    return SimilaritySettings(
+        key=target.similarity_key,
+        detector=detector_of(job.settings),
+        window=job.settings.window,
+        min_area=target.min_area,
+        min_weight=target.min_weight,
+        keep_all=target.keep != "artifacts",
+        tile=job.tile,
+        threads=job.threads,
+        max_pixels=job.max_pixels,
+        segmentation_key=target.segmentation_key if target.labels_first else None,
+    )
 
 
 def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, settings: SimilaritySettings) -> Record:
@@ -65,22 +81,26 @@ def compare(
     workspace: Workspace,
     settings: SimilaritySettings,
 ) -> Record:
-    """Compute the similarity of two results ``(H, W, C)``, see whether they can be clean, and store what is needed.
+    """Score a pair of results ``(H, W, C)``, see whether it can be clean, and store minus the scores where needed.
 
     Raises
     ------
     ImageError
-        They are smaller than the window.
+        It is too small, lacks an input of the detector, or makes it fail.
     """
     height, width = gan_sr.shape[:2]
-    if settings.method == "desra":
-        similarity = _similarity(image, mse_sr, gan_sr, settings)
-    else:
-        similarity = -_scores(image, mse_sr, gan_sr, record, workspace, settings)
-    suspect = is_suspect(similarity, settings, height, width)
+    lr = labels = None
+    if "lr" in settings.detector.inputs and image.lr:
+        lr = read_photo(image.lr, settings.max_pixels).pixels
+    if "labels" in settings.detector.inputs:
+        sized = replace(record, height=height, width=width)
+        labels = read_labels(image, sized, workspace, settings.segmentation_key, settings.max_pixels)
+    inputs = DetectorInputs(mse_sr, gan_sr, lr, labels)
+    scores = settings.detector.score(image.path, inputs, settings.window, settings.tile, settings.threads)
+    suspect = is_suspect(scores, settings, height, width)
     kept = suspect or settings.keep_all
     if kept:
-        write_array(workspace, image.id, "similarity", similarity, key=settings.key)
+        write_array(workspace, image.id, "similarity", np.negative(scores, out=scores), key=settings.key)
     made = Record(
         id=image.id,
         height=height,
@@ -93,50 +113,22 @@ def compare(
         segmentation_key=record.segmentation_key,
         labels_kept=record.labels_kept,
         seconds=record.seconds,
+        further=record.further,
     )
     return made if suspect else proven_clean(made, settings)
 
 
-def _similarity(image: ImageRef, mse_sr: Pixels, gan_sr: Pixels, settings: SimilaritySettings) -> Similarity:
-    height, width = gan_sr.shape[:2]
-    if min(height, width) < settings.window:
-        verb = "is" if image.gan_sr else "becomes"
-        reason = f"{verb} {width}x{height}, smaller than the {settings.window} px window"
-        raise ImageError(image.path, reason, "remove it, or give a smaller --window")
-    return variance_similarity(mse_sr, gan_sr, window=settings.window, tile=settings.tile, threads=settings.threads)
-
-
-def _scores(
-    image: ImageRef,
-    mse_sr: Pixels,
-    gan_sr: Pixels,
-    record: Record,
-    workspace: Workspace,
-    settings: SimilaritySettings,
-) -> Similarity:
-    """The scores of a detector other than DeSRA, finite float32."""
-    detector = load_detector(settings.method)
-    lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in detector.inputs and image.lr else None
-    if "lr" in detector.inputs and lr is None:
-        raise ImageError(image.path, "has no LR photo, which the method needs", "add it to the folder of --lr")
-    labels = None
-    if "labels" in detector.inputs:
-        sized = replace(record, height=gan_sr.shape[0], width=gan_sr.shape[1])
-        labels = read_labels(image, sized, workspace, settings.segmentation_key, settings.max_pixels)
-    return score_pair(detector, settings.method, image.path, mse_sr, gan_sr, lr, labels).astype(np.float32)
-
-
-def is_suspect(similarity: Similarity, settings: SimilaritySettings, height: int, width: int) -> bool:
-    """Whether the mask of an image may have pixels, whatever its labels."""
+def is_suspect(scores: Scores, settings: SimilaritySettings, height: int, width: int) -> bool:
+    """Check whether the mask of an image may have pixels, whatever its labels."""
     # One class of the smallest weight everywhere; at weight 1 there is nothing to weight.
     one_class = None if settings.min_weight == 1 else np.zeros((height, width), np.uint8)
-    bound = artifact_mask(
-        similarity,
-        threshold=settings.threshold,
+    bound = score_mask(
+        scores,
+        (height, width),
+        threshold=np.float64(settings.detector.score_threshold),
         min_area=min_area_pixels(settings.min_area, height, width),
         labels=one_class,
         weights=np.full(1, settings.min_weight),
-        frame=(height - similarity.shape[0]) // 2,
     )
     return bool(bound.any())
 
@@ -148,7 +140,7 @@ def proven_clean(record: Record, settings: SimilaritySettings) -> Record:
     return replace(
         record,
         proven_weight=settings.min_weight,
-        threshold=settings.threshold,
+        threshold=-settings.detector.score_threshold,
         min_area=min_area_pixels(settings.min_area, record.height, record.width),
         mask_key=None,
         artifact_pixels=0,

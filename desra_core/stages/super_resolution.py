@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import Photo, Pixels
 from desra_core.networks.checkpoints import Model, Precision, load_pair
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.keys import result_key
+from desra_core.settings import Mining
+from desra_core.stages import similarity
+from desra_core.stages.run import StageJob
 from desra_core.stages.similarity import SimilaritySettings, compare, is_suspect, proven_clean
 from desra_core.stages.sources import read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array
 from desra_core.workspace.human_masks import find_human_mask
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import FURTHER
 from desra_core.workspace.records import Record
 
 
@@ -25,8 +29,8 @@ from desra_core.workspace.records import Record
 class SuperResolutionSettings:
     """What the super-resolution stage needs; the keys identify a result by its model and precision.
 
-    ``segmentation_key`` is set where every image is to be labelled, even a clean one; ``keep_mse`` and ``keep_pair``
-    where the MSE result or both are to stay.
+    ``segmentation_key`` and ``further`` (keys by product) are set where even clean images get labels and further
+    products; ``keep_mse`` and ``keep_pair`` where the MSE result or both are to stay.
     """
 
     mse_sr_key: str
@@ -39,6 +43,35 @@ class SuperResolutionSettings:
     keep_mse: bool
     keep_pair: bool
     similarity: SimilaritySettings
+    further: tuple[tuple[str, str], ...] = ()
+
+
+def settings_of(job: StageJob) -> SuperResolutionSettings:
+    """Choose the settings of the stage for a run."""
+    target, mining = job.target, job.settings
+    assert isinstance(mining, Mining)
+    assert target.mse_sr_key is not None
+    assert target.gan_sr_key is not None
+    every = target.keep != "artifacts"
+    further = ((product.name, product.key(target)) for product in FURTHER if every)
+    return SuperResolutionSettings(
+        mse_sr_key=target.mse_sr_key,
+        gan_sr_key=target.gan_sr_key,
+        mse_model=mining.mse_model,
+        gan_model=mining.gan_model,
+        precision=mining.precision,
+        device=job.device,
+        segmentation_key=target.segmentation_key if target.segments and every else None,
+        keep_mse=target.keep_mse,
+        keep_pair=target.keep == "all",
+        similarity=similarity.settings_of(job),
+        further=tuple((name, key) for name, key in further if key),
+    )
+
+
+def network(settings: SuperResolutionSettings) -> tuple[Any, ...]:
+    """Name the call that loads the networks: a function and its arguments."""
+    return load_pair, settings.mse_model, settings.gan_model, settings.device, settings.precision
 
 
 def super_resolution_stage(
@@ -57,7 +90,7 @@ def super_resolution_stage(
     needed = made.artifact_pixels is None or settings.keep_pair
     if needed or settings.keep_mse:
         pair.store("mse_sr", settings.mse_sr_key)
-    if needed or settings.segmentation_key:
+    if needed or settings.segmentation_key or settings.further:
         pair.store("gan_sr", settings.gan_sr_key)
     return made
 
@@ -125,13 +158,14 @@ def _known_clean(
     labelled = settings.segmentation_key is None or (
         record.labels_kept and record.segmentation_key == settings.segmentation_key
     )
-    if settings.keep_pair or not labelled or not record.similarity_kept:
+    whole = labelled and all(record.further.get(name) == key for name, key in settings.further)
+    if settings.keep_pair or not whole or not record.similarity_kept:
         return None
     if record.similarity_key != settings.similarity.key:
         return None
-    similarity = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
+    stored = find_array(workspace, image.id, "similarity", key=settings.similarity.key)
     assert record.height is not None
     assert record.width is not None
-    if similarity is None or is_suspect(similarity, settings.similarity, record.height, record.width):
+    if stored is None or is_suspect(-stored, settings.similarity, record.height, record.width):
         return None
     return proven_clean(record, settings.similarity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,27 @@ import pyarrow.compute as pc
 
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS, human_mask_rows, that_count
+from desra_core.workspace.products import ARRAYS
 
 Flags = npt.NDArray[np.bool_]
+
+
+class Held(NamedTuple):
+    """What a workspace holds of some manifest rows, by row.
+
+    ``pictures`` counts those of the dataset, up to ``len(DATASET)``; ``arrays`` are flags by the name of the array;
+    ``marked`` are images in which a person has marked an artifact.
+    """
+
+    masks: Flags
+    pictures: npt.NDArray[np.int8]
+    arrays: dict[str, Flags]
+    marked: Flags
+
+    def filter(self, flags: Flags) -> Held:
+        """Keep some rows."""
+        arrays = {name: held[flags] for name, held in self.arrays.items()}
+        return Held(self.masks[flags], self.pictures[flags], arrays, self.marked[flags])
 
 
 class OnDisk:
@@ -56,16 +76,15 @@ class OnDisk:
         pictures = ((kind, name) for kind in kinds for name in names if _holds_data(workspace.dataset(kind, name)))
         return cls(masks, arrays, pictures, human_mask_rows(workspace))
 
-    def has_mask(self, names: pa.Array) -> Flags:
-        """Whether the masks of these names are there."""
-        return flags_of(pc.is_in(names, self._masks))
-
-    def count_pictures(self, names: pa.Array) -> npt.NDArray[np.int64]:
-        """How many of the dataset's pictures of these names are there, of ``len(DATASET)`` each."""
-        count = np.zeros(len(names), np.int64)
-        for pictures in self._pictures:
-            count += flags_of(pc.is_in(names, pictures))
-        return count
+    def held(self, rows: pa.Table, gan_sr_key: str | None) -> Held:
+        """Look up manifest rows; ``gan_sr_key`` is the model in whose results people marked artifacts, if any."""
+        names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
+        return Held(
+            flags_of(pc.is_in(names, self._masks)),
+            np.sum([flags_of(pc.is_in(names, pictures)) for pictures in self._pictures], axis=0, dtype=np.int8),
+            {name: self.has_array(ids, name) for name in ARRAYS},
+            self.marked_by_people(ids, gan_sr_key) if gan_sr_key else np.zeros(len(ids), bool),
+        )
 
     def marked_by_people(self, ids: pa.Array, gan_sr_key: str | None) -> Flags:
         """Whether a person has marked an artifact in these images, in the results of this model."""

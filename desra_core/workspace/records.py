@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from desra_core.errors import ImageError
 from desra_core.files.atomic import reading_errors
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.products import FURTHER
 
 _NUMBER = "[0-9]" * 8
 
@@ -61,8 +62,10 @@ SCHEMA = pa.schema(
         pa.field("remedy", pa.string()),
         pa.field("transient", pa.bool_()),
         pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+        *(pa.field(product.column, pa.string()) for product in FURTHER),
     ]
 )
+_FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Record:
         The failure, if the image failed: the stage, the ``mask_key`` that was wanted, and the error's words.
     seconds
         Computing time by stage.
+    further
+        Keys of the products beyond these, by name; each is a column of its own on disk.
     """
 
     id: str
@@ -122,6 +127,7 @@ class Record:
     remedy: str | None = None
     transient: bool = False
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    further: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -136,13 +142,13 @@ class Record:
 
 def without_arrays(record: Record) -> Record:
     """The record of an image whose stored arrays are lost: none is of any settings, so all are made anew."""
-    return dataclasses.replace(record, similarity_key=None, segmentation_key=None)
+    return dataclasses.replace(record, similarity_key=None, segmentation_key=None, further={})
 
 
 def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
     """Commit the record of one image of a shard in flight (raises `desra_core.errors.TransientError`)."""
     path = workspace.shard_journal(shard) / f"{record.id}.json"
-    workspace.publish(path, json.dumps(record.__dict__).encode())
+    workspace.publish(path, json.dumps(_as_row(record)).encode())
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
@@ -202,7 +208,7 @@ def finished_shards(workspace: Workspace) -> list[int]:
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as rows of `SCHEMA`."""
-    rows = [record.__dict__ | {"seconds": list(record.seconds.items())} for record in records]
+    rows = [_as_row(record) | {"seconds": list(record.seconds.items())} for record in records]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
@@ -227,7 +233,7 @@ def _journaled(folder: Path) -> dict[str, Record | None]:
         try:
             with reading_errors(path):
                 data = path.read_bytes()
-            (record,) = _records(to_table([Record(**json.loads(data))]))
+            (record,) = _records(to_table([_from_row(json.loads(data))]))
             records[path.stem] = record if record.id == path.stem else None
         except FileNotFoundError:  # gathered meanwhile
             continue
@@ -238,6 +244,17 @@ def _journaled(folder: Path) -> dict[str, Record | None]:
 
 def _records(table: pa.Table) -> list[Record]:
     return [
-        Record(**(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []}))
+        _from_row(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []})
         for row in table.to_pylist()
     ]
+
+
+def _as_row(record: Record) -> dict[str, Any]:
+    """Give every further product its column."""
+    fields = {name: value for name, value in record.__dict__.items() if name != "further"}
+    return fields | {column: record.further.get(name) for column, name in _FURTHER_COLUMNS.items()}
+
+
+def _from_row(row: dict[str, Any]) -> Record:
+    keys = {name: row.pop(column, None) for column, name in _FURTHER_COLUMNS.items()}
+    return Record(**row, further={name: key for name, key in keys.items() if key})

@@ -20,10 +20,11 @@ from bench_orchestration import WORKERS, mask_stage, similarity_stage
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.serving.server import prefect_server, wait_for_task_runs
-from desra_core.planning.keys import Target
+from deployments.serving.connection import wait_for_task_runs
+from deployments.serving.server import prefect_server
 from desra_core.settings import Detection, Machine
 from desra_core.workspace import Workspace
+from desra_core.workspace.products import Target
 
 if TYPE_CHECKING:
     from tasks.shards import StageSpec

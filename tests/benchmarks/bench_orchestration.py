@@ -20,7 +20,8 @@ import numpy as np
 from markdown import print_table
 from pairs import write_tiny_pairs
 
-from deployments.serving.server import prefect_server, wait_for_task_runs
+from deployments.serving.connection import wait_for_task_runs
+from deployments.serving.server import prefect_server
 from desra_core.images.codec import encode_mask
 from desra_core.planning.plan import Plan, make_plan, prepare
 from desra_core.settings import Detection, Machine

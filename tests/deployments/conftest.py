@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,3 +52,17 @@ def small_disk(tmp_path) -> Iterator[Path]:
         pytest.skip("a small disk cannot be mounted here")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """No proxies; and what a server sets in this process goes when the test ends."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.lower() in PROXY_NAMES]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)

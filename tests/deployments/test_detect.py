@@ -84,7 +84,7 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
 
     some = desra(*command, "--gan-sr", tmp_path / "gan_sr/set?/*00[012].png", "--exclude", "photo001.*", "--exclude=x")
     assert some.returncode == 0, some.stderr
-    assert "1 images are not among those asked for; their outputs stay" in some.stderr
+    assert "not among those asked for: 1 image, whose outputs stay" in some.stderr
     assert "nothing to do: 2 of 2 images done, 0 failed before\n" in some.stdout
     assert "passed over 2 excluded by --exclude photo001.*, nothing excluded by --exclude x\n" in some.stdout
     (tmp_path / "some.toml").write_text(f"gan-sr = '{tmp_path}/gan_sr/set1/photo001.png'\nexclude = 'photo002.png'")
@@ -107,7 +107,7 @@ def test_changes_redo_only_what_depends_on_them(make_pairs, desra, tmp_path) -> 
 
     looser = desra(*command, "--threshold", "0.8")
     assert looser.returncode == 0
-    assert "2 images are computed again" in looser.stderr
+    assert "that were not kept: 2 images\n" in looser.stderr
     assert "6 of 6 images" in looser.stderr
     assert {path: time for path, time in mtimes(workspace / "maps").items() if path in maps} == maps
 

@@ -91,7 +91,7 @@ def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
     count = len(document["images"])
     assert f"{count} images to train on, fewer than the 50 asked for" in finetuned.run.stderr
     assert f"8 iterations on {count} images\n" in finetuned.run.stdout
-    assert "people   0 images rest on people's masks\n" in finetuned.run.stdout
+    assert "people " not in finetuned.run.stdout
     assert f"next     desra compare --workspace {mined.ws} --after {run.root}\n" in finetuned.run.stdout
     assert weights(run.root) == weights(undisturbed.root)
 
@@ -315,7 +315,7 @@ def test_what_cannot_be_used_costs_one_line_and_no_server(mined, desra_here, mon
         ("--group-by", "["): "--group-by: ",
         ("--accumulate", "3"): "--accumulate: 3 is not accepted (a batch of 2 cannot be computed in so many equal",
         ("--workspace", tmp_path / "nowhere"): "nowhere: does not exist; name the workspace",
-        ("--workspace", mined.photos): "photos: is no workspace; name that of desra mine, detect or cycle",
+        ("--workspace", mined.photos): "photos: is no workspace; name the workspace of desra mine, detect or cycle",
     }.items():
         run = ("finetune", "--workspace", mined.ws, "--output", tmp_path / "run", *flags(), *arguments)
         assert reason in refusal(desra_here(*run))

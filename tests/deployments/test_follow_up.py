@@ -30,7 +30,7 @@ def test_what_gathers_is_finetuned_on_once(serve, make_photos, tmp_path) -> None
     assert mine(served)["state"]["type"] == "COMPLETED"
     [finetune] = finetunes(served)
     done = until(lambda: (run := served.run(finetune["id"]))["state"]["type"] in FINAL and run)
-    assert (done["state"]["type"], done["state"]["message"]) == ("COMPLETED", "2 iterations on 1 images")
+    assert (done["state"]["type"], done["state"]["message"]) == ("COMPLETED", "2 iterations on 1 image")
     assert done["parameters"]["current_model"]
     assert len(list(served.workspace.root.glob("finetunes/*/models"))) == 1
     assert mine(served)["state"]["message"].startswith("nothing new: ")

@@ -124,10 +124,10 @@ def test_what_changed_is_redone_and_nothing_else(mine, make_models, make_photos,
     assert workspace.dataset("pseudo_gt", names[1]).read_bytes() == workspace.dataset("pseudo_gt", "twin").read_bytes()
 
     # a looser setting, then a photo that has changed
-    assert "are computed again: these settings need maps" in mine("--threshold", "0.9", gan=newer).stderr
+    assert "computed again, since these settings need maps" in mine("--threshold", "0.9", gan=newer).stderr
     assert cv2.imwrite(str(tmp_path / "photos" / f"{names[1]}.png"), photo(9, bright=False))
     changed = mine("--threshold", "0.9", gan=newer)
-    assert "1 images have changed" in changed.stderr
+    assert "changed, and computed again: 1 image\n" in changed.stderr
     assert not workspace.dataset("lr", names[1]).exists()
     assert workspace.dataset("lr", "twin").exists()
     assert names[1] not in pq.read_table(workspace.dataset_manifest)["image"].to_pylist()

@@ -78,3 +78,27 @@ def test_what_the_server_knows_of_a_run(
     _, task_runs, _ = latest_run()
     assert task_runs[f"{first}-00000"] == task_runs[f"{first}-00001"] == "Completed"
     assert len(list((tmp_path / "ws" / "maps").glob("*/*.zarr"))) == 4
+
+
+def test_a_run_plans_once(make_pairs, desra, tmp_path) -> None:
+    """The driver lists each folder once, from the command to the last line."""
+    make_pairs(tmp_path, 7)
+    places = {name: tmp_path / name for name in ("mse_sr", "gan_sr", "ws/masks", "ws/maps")}
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if sys.orig_argv[1:3] == ['-m', 'deployments.cli']:\n"
+        f"    watched = {[str(place) for place in places.values()]}\n"
+        f"    looks = os.open({str(tmp_path / 'looks')!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "    def note(event, arguments):\n"
+        "        if event == 'os.scandir' and str(arguments[0]) in watched:\n"
+        "            os.write(looks, f'{arguments[0]}\\n'.encode())\n"
+        "    sys.addaudithook(note)\n"
+    )
+    command = ("detect", "--mse-sr", places["mse_sr"], "--gan-sr", places["gan_sr"], "--workspace", tmp_path / "ws")
+    assert desra(*command, "--limit", 3, PYTHONPATH=str(tmp_path / "site")).returncode == 0
+    (tmp_path / "looks").unlink()
+    run = desra(*command, PYTHONPATH=str(tmp_path / "site"))
+    assert "7 of 7 images done, 0 failed" in run.stdout, run.stderr
+    looks = (tmp_path / "looks").read_text().splitlines()
+    assert sorted(looks) == sorted(map(str, places.values()))

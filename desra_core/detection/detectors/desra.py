@@ -1,43 +1,112 @@
-"""DeSRA as a detector: one minus the adjusted similarity (Eq. 7 and 9 of the paper)."""
+"""DeSRA: minus the similarity of a pair (Eq. 7 of the paper), weighted by class (Eq. 9)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import THRESHOLD, adjusted_similarity, valid
-from desra_core.detection.similarity import WINDOW, variance_similarity
+from desra_core.detection.class_weights import weighted_scores
+from desra_core.detection.detectors import METHODS, Detector, DetectorInputs, Scores
+from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.mask import THRESHOLD, WINDOW, valid
+from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import Labels, Pixels
 
 
 @dataclass(frozen=True)
 class Desra:
-    """The score is ``1 - clip(w_k D, 0, 1)``, in 0..1.
+    """Scores ``1 - clip(w_k D, 0, 1)``, in 0..1: positive, as benchmarks need it, which multiply the threshold.
 
     For thresholds T of the similarity of 0.5 and above the subtraction is exact where it matters: just the pixels
-    whose adjusted similarity is below T have a score above 1 - T.
+    whose adjusted similarity is below T have a score above 1 - T. Runs leave out the 1, and are exact for every T.
 
     Parameters
     ----------
     weights
-        ``(150,)`` float64, ``w_k`` by class; without them, or without labels, every weight is 1.
+        ``(150,)`` float64, ``w_k`` by class, which need labels; without them every weight is 1.
     """
 
     weights: npt.NDArray[np.float64] | None = None
     threshold: ClassVar[float] = 1 - THRESHOLD
     smallest: ClassVar[int] = WINDOW
-    inputs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The labels, where there are weights."""
+        return () if self.weights is None else ("labels",)
 
     def __call__(
         self, mse_sr: Pixels, gan_sr: Pixels, _lr: Pixels | None = None, labels: Labels | None = None, /
     ) -> npt.NDArray[np.float64]:
         """Score a pair; the frame is 5 px wide."""
-        similarity = variance_similarity(mse_sr, gan_sr)
+        from desra_core.detection.similarity import variance_similarity
+
+        scores = -np.asarray(variance_similarity(mse_sr, gan_sr, window=WINDOW))
         classes = None if labels is None else valid(labels, WINDOW // 2)
-        return 1 - adjusted_similarity(similarity, classes, self.weights)
+        return 1 + weighted_scores(scores, classes, self.weights).astype(np.float64, copy=False)
+
+
+class AppliedDesra(AppliedDetector):
+    """DeSRA in runs: the score is minus the similarity, and people give and read the similarity."""
+
+    weighs_classes: ClassVar[bool] = True
+    usual_threshold: ClassVar[float | None] = THRESHOLD
+    word: ClassVar[str] = "similarity"
+    worse: ClassVar[str] = "below"
+    picture: ClassVar[str] = "1 − D"
+    axis: ClassVar[str] = "D"
+    top: ClassVar[float] = 1.0
+    highest: ClassVar[float | None] = 1.0
+    limit: ClassVar[float] = 0.0
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def score_threshold(self) -> float:
+        """Minus the threshold of the similarity (raises `UsageError` where it is above 1)."""
+        if self.threshold > 1:
+            raise UsageError("--threshold", f"{self.threshold:g} is no similarity", "give one of 0..1")
+        return -self.threshold
+
+    def weighted(self, weights: npt.NDArray[np.float64] | None) -> Detector:
+        """Load it, with class weights."""
+        return cast(Detector, Desra(weights))
+
+    def scores_key(self, decoding: int, window: int, _labels_key: str | None) -> tuple[object, ...]:
+        """Identify the similarity: class weights are applied to it later."""
+        return "similarity", METHODS["desra"], decoding, window
+
+    def score(self, image: object, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:
+        """Compute minus the similarity (raises `ImageError` for images that are smaller than the window)."""
+        from desra_core.detection.similarity import variance_similarity
+
+        height, width = inputs.gan_sr.shape[:2]
+        if min(height, width) < window:
+            reason = f"has results of {width}x{height}, smaller than the {window} px window"
+            raise ImageError(image, reason, "remove it, or give a smaller --window")
+        options = {"window": window, "tile": tile, "threads": threads}
+        similarity = np.asarray(variance_similarity(inputs.mse_sr, inputs.gan_sr, **options))
+        return np.negative(similarity, out=similarity)
+
+    def value(self, scores: Any) -> Any:
+        """Turn scores into similarity."""
+        return -scores
+
+    def text(self, score: float) -> str:
+        """Write a similarity."""
+        return f"{-score:.3f}"
+
+    def pictured(self, scores: Scores) -> Scores:
+        """Turn scores into ``1 - D``."""
+        return 1 + scores
+
+    @property
+    def pictured_threshold(self) -> float:
+        """The threshold of ``1 - D``."""
+        return 1 - self.threshold
 
 
 detector = Desra()
+applied_class = AppliedDesra

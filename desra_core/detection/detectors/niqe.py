@@ -1,4 +1,4 @@
-"""NIQE (Mittal et al. 2013) by patches: how unnatural each part of the GAN result is, whatever its twin says."""
+"""NIQE (Mittal et al. 2013) by patches: how unnatural each part of the GAN result is, without its twin."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NIQE:
 
 
 def block_features(gan_sr: Pixels) -> list[tuple[tuple[int, int], npt.NDArray[np.float64]]]:
-    """Top, left and the 36 features of each block, from top to bottom; not finite where there is no texture."""
+    """Compute top, left and the 36 features of each block, from top to bottom; not finite where there is no texture."""
     niqe, _, _, window = _library()
     luminance = np.empty(gan_sr.shape[:2], np.float32)
     for rows in row_strips(luminance.shape):
@@ -55,28 +55,19 @@ def block_features(gan_sr: Pixels) -> list[tuple[tuple[int, int], npt.NDArray[np
         luminance[rows] = niqe.to_y_channel(bgr8(gan_sr[rows]).astype(np.float32))[:, :, 0].round()
     half = _normalised(niqe.imresize(luminance / 255, scale=0.5, antialiasing=True) * 255, niqe, window)
     scales = (_normalised(luminance, niqe, window), half)
-    height, width = gan_sr.shape[:2]
+    starts = (sorted({*range(0, side - _BLOCK + 1, _BLOCK), side - _BLOCK}) for side in gan_sr.shape[:2])
     found = []
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # of a block without texture
-        for top, left in product(_starts(height), _starts(width)):
-            blocks = (_block(image, top, left, scale) for scale, image in enumerate(scales, 1))
+        for top, left in product(*starts):
+            corners = ((image, _BLOCK // scale, top // scale, left // scale) for scale, image in enumerate(scales, 1))
+            blocks = (image[y : y + side, x : x + side] for image, side, y, x in corners)
             found.append(((top, left), np.concatenate([niqe.compute_feature(block) for block in blocks])))
     return found
 
 
-def _starts(side: int) -> list[int]:
-    """Where blocks start along a side."""
-    return sorted({*range(0, side - _BLOCK + 1, _BLOCK), side - _BLOCK})
-
-
-def _block(image: npt.NDArray[Any], top: int, left: int, scale: int) -> npt.NDArray[Any]:
-    side = _BLOCK // scale
-    return image[top // scale : top // scale + side, left // scale : left // scale + side]
-
-
 def _normalised(image: npt.NDArray[Any], niqe: Any, window: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Luminance freed of its local mean and contrast (Eq. 1 of the NIQE paper)."""
+    """Free luminance of its local mean and contrast (Eq. 1 of the NIQE paper)."""
     mean = niqe.convolve(image, window, mode="nearest")
     deviation = niqe.convolve(np.square(image), window, mode="nearest")
     deviation -= np.square(mean)
@@ -87,7 +78,7 @@ def _normalised(image: npt.NDArray[Any], niqe: Any, window: npt.NDArray[np.float
 
 @cache
 def _library() -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Basicsr's module, and of the natural images the mean, the inverse covariance and the window."""
+    """Load basicsr's module, and of natural images the mean, the inverse covariance and the window."""
     third_party.mend_basicsr()
     niqe = import_module("basicsr.metrics.niqe")
     statistics = np.load(Path(niqe.__file__ or "").with_name("niqe_pris_params.npz"))

@@ -1,4 +1,4 @@
-"""Structural dissimilarity of the pair: what a general measure of difference finds."""
+"""Structural dissimilarity of the pair: a general measure of difference, for comparison."""
 
 from __future__ import annotations
 
@@ -30,24 +30,20 @@ class SSIM:
         scores = np.empty((height - 2 * _HALO, width - 2 * _HALO), np.float32)
         for rows in row_strips(scores.shape, _STRIP):
             source = slice(rows.start, rows.stop + 2 * _HALO)
-            scores[rows] = 1 - _similarity(_levels(mse_sr[source]), _levels(gan_sr[source]))
+            scores[rows] = 1 - _similarity(mse_sr[source], gan_sr[source])
         return scores
 
 
-def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _similarity(mse_sr: Pixels, gan_sr: Pixels) -> npt.NDArray[np.float64]:
     from skimage.metrics import structural_similarity
 
+    x, y = (image / 257 if image.dtype == np.uint16 else image.astype(np.float64) for image in (mse_sr, gan_sr))
     if x.shape[2] != y.shape[2]:
         x, y = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in (x, y))
     _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
         x, y, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
     )
     return np.asarray(similarity[_HALO:-_HALO, _HALO:-_HALO].mean(axis=2))
-
-
-def _levels(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """Values in 0..255."""
-    return pixels / 257 if pixels.dtype == np.uint16 else pixels.astype(np.float64)
 
 
 detector = SSIM()

@@ -51,11 +51,11 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
-        "1 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "1 mask by people, 1 of them other than the detector's and 1 without any artifact",
         "regions  0 in 0 images",
         "left out 1 image, whose mask is as exported: it keeps what counts now; --unchanged takes such masks too",
         f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer",
-        "dataset  mask and pseudo-GT of 1 images made again",
+        "dataset  mask and pseudo-GT of 1 image made again",
         f"next     desra evaluate --workspace {workspace.root}; "
         f"desra finetune --workspace {workspace.root} --output RUN",
     ]
@@ -75,8 +75,8 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert f"{mined.names[1]}.json: was edited since it was exported" in refusal(coco)
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images",
                       "--overwrite", "--all")  # fmt: skip
-    assert "2 images with 1 regions exported, 2 of the masks by people" in coco.stdout
-    assert "1 clean images are left out: desra mine --keep all keeps their pictures" in coco.stderr
+    assert "2 images with 1 region exported, 2 of the masks by people" in coco.stdout
+    assert "1 clean image left out: desra mine --keep all keeps their pictures" in coco.stderr
     assert f"pictures {workspace.root}/dataset/gan_sr" in coco.stdout
     run = desra_here("import", "coco", out / "annotations.json", "--workspace", workspace.root)
     assert "2 masks by people, 1 of them other" in run.stdout
@@ -99,13 +99,13 @@ def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_
     document = json.loads(edited.read_bytes())
     edited.write_text(json.dumps(document | {"shapes": [*document["shapes"], rectangle, rectangle]}))
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
-    assert "1 masks by people" in run.stdout
+    assert "1 mask by people" in run.stdout
     assert "regions  3 in 1 image: 2 rectangles, 1 polygon" in run.stdout
     assert workspace.dataset("mask", names[0]).read_bytes() != (tmp_path / f"dataset/mask/{names[0]}.png").read_bytes()
     run = desra_here("import", "--undo", "--workspace", workspace.root)
     assert run.stdout.splitlines() == [
-        "taken back: the masks of 1 images, of which 0 have an earlier one again",
-        "dataset  1 images follow",
+        "taken back: the masks of 1 image, of which 0 have an earlier one again",
+        "dataset  mask and pseudo-GT of 1 image made again",
         f"masks    {workspace.human}",
     ]
     for path in (tmp_path / "dataset").rglob("*.png"):
@@ -169,7 +169,7 @@ def test_what_is_waiting_for_a_run(desra_here: Desra, mined, workspace, tmp_path
     rectangle = {"label": "artifact", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
     path.write_text(json.dumps({"shapes": [rectangle]}))
     run = desra_here("import", "labelme", tmp_path / "drawn", "--workspace", workspace.root)
-    assert "next     desra mine, again: it makes the pictures of 1 images to train on" in run.stdout
+    assert "next     desra mine, again: it makes the pictures of 1 image to train on" in run.stdout
     assert "pending    1" in desra_here("status", "--workspace", workspace.root).stdout
 
 
@@ -194,6 +194,6 @@ def test_one_image_that_cannot_be_read(desra_here: Desra, mined, workspace, tmp_
     workspace.dataset("gan_sr", mined.names[1]).write_bytes(b"")
     run = desra_here("export", "--workspace", workspace.root, "--format", "labelme", "--output", tmp_path / "out")
     assert run.returncode == 1
-    assert run.stdout.startswith("1 images with 1 regions exported, 1 left out\n")
+    assert run.stdout.startswith("1 image with 1 region exported, 1 left out\n")
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("failed: ")]
     assert f"{mined.names[1]}.png: is empty" in line

@@ -191,7 +191,7 @@ def test_severity_labels_that_somebody_filled_in_are_not_lost(desra_here: Desra,
     rows = table.read_text().splitlines()
     table.write_text("\n".join([rows[0], rows[1] + "0.7", *rows[2:]]))
     filled = table.read_bytes()
-    assert "regions.csv: holds shares of viewers that somebody filled in" in refusal(desra_here(*command))
+    assert "regions.csv: holds shares of viewers that a person filled in" in refusal(desra_here(*command))
     assert table.read_bytes() == filled
     assert desra_here(*command, "--severity", table).returncode == 0
     assert ",0.7" in table.read_text()
@@ -261,7 +261,7 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     run = desra_here("evaluate", "--workspace", workspace.root)
     assert run.stdout.startswith("1 image judged\n  IoU        0.5000 ")
     assert run.stdout.endswith("people   1 image rests on a person's mask\n")
-    assert run.stderr == "2 images that nobody has looked at: not judged\n"
+    assert run.stderr == "2 images without a mask by a person: not judged\n"
     run = desra_here("evaluate", "--workspace", workspace.root, "--gt", tmp_path / "gt", "--output", tmp_path / "out")
     assert "1 of 2 detected regions right" in run.stdout
     assert "1 of 3 ground-truth regions found" in run.stdout

@@ -16,8 +16,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from deployments.serving.connection import watch_at
 from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, prefect_server, watch_at
+from deployments.serving.server import Server, prefect_server
 from deployments.serving.standing import Served, standing
 from desra_core.errors import UsageError
 from desra_core.files.atomic import write_secret

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,7 +25,9 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from rich.console import Console
 
 from deployments.serving import schedules
-from deployments.serving.schedules import deployments_of, next_run, register
+from deployments.serving.connection import connected
+from deployments.serving.schedules import check_alone, deployments_of, next_run, register
+from deployments.serving.worker import NAME
 from desra_core.errors import UsageError
 from desra_core.gate.cycle import mining_of
 from desra_core.settings import Machine, Mining
@@ -301,6 +304,8 @@ def test_the_form_in_a_browser(client, prefect_environment, tmp_path) -> None:
 
 
 _SUBMIT = "[...document.querySelectorAll('button')].find(button => button.innerText.trim() === 'Submit').click()"
+
+
 _FILL_IN = """(() => {
     let box = [...document.querySelectorAll('label, .p-label')].find(it => it.innerText.trim().startsWith(%(label)s));
     while (!box.querySelector('input')) box = box.parentElement;
@@ -308,3 +313,16 @@ _FILL_IN = """(() => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, %(value)s);
     for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind, {bubbles: true}));
 })()"""
+
+
+def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
+    own = NAME + socket.gethostname()
+    with client_of(prefect_environment), connected() as client:
+        check_alone("desra-alone", client)  # there is no such pool yet
+        client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
+        client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)
+        check_alone("desra-alone", client)
+        client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
+        told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
+        with pytest.raises(UsageError, match=told):
+            check_alone("desra-alone", client)

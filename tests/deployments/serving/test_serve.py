@@ -17,12 +17,18 @@ import httpx
 import pytest
 from distributed import Client
 
+from deployments.serving import serve
+from deployments.serving.flow_runs import Endings
+from deployments.serving.serve import alarm_at_the_end, look_after, stoppable
 from deployments.serving.standing import standing
+from desra_core.errors import UsageError
 from desra_core.settings import Mining
+from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from tests.conftest import desra_command, held, refusal
+from flows import webhook as webhooks
+from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process
-from tests.served import FINAL, PATIENCE, until
+from tests.served import FINAL, PATIENCE, Failing, until
 
 
 @pytest.fixture
@@ -281,3 +287,62 @@ def _seconds(moment: str) -> float:
     from datetime import datetime
 
     return datetime.fromisoformat(moment).timestamp()
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The end of a terminal ends a process, whatever these tests run under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, capsys) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    ended = False
+    with stoppable():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended = True
+    assert ended
+    assert capsys.readouterr().err == "stopping\nstopped\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_nohup_outlives_its_terminal(hangup) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stoppable():
+        os.kill(os.getpid(), signal.SIGHUP)
+        outlived = True
+    assert outlived
+
+
+def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
+    paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
+    Workspace(paths["workspace"]).create()
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with client_of(prefect_environment), pytest.raises(UsageError, match="ends again and again"):
+        look_after(None, Failing(always=True), None, Serving(**paths), Endings("desra-workspace"))
+    assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
+
+
+def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
+    """Before anything that is started again makes another one at that place."""
+    told = []
+    monkeypatch.setattr(webhooks, "tell_webhook", lambda address, message: told.append((address, message)))
+    paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
+    serving = Serving(**paths, webhook="http://hook.example/x")
+    line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
+    monkeypatch.setattr(serve, "_POLL_SECONDS", 0)
+    with pytest.raises(UsageError, match=line), alarm_at_the_end(serving):
+        look_after(None, Failing(), None, serving, Endings("desra-workspace"))
+    [(address, message)] = told
+    assert address == "http://hook.example/x"
+    assert message["text"] == f"workspace: desra serve has ended: {line}"
+    assert message["workspace"] == str(paths["workspace"])
+    assert not paths["workspace"].exists()

@@ -6,134 +6,27 @@ import gc
 import json
 import os
 import signal
-import socketserver
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments.commands.runs import serving
+from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
+from deployments.serving.connection import CONSOLE
 from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, ServerLostError, check_server, configure
-from deployments.serving.worker import CONSOLE
+from deployments.serving.server import Server, ServerLostError
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
-from flows.webhook import tell_webhook
 from tests.conftest import desra_command
-from tests.served import until
-
-DEAD = "127.0.0.1:9"
-PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",
-           f"socks4://{DEAD}", f"socks4a://{DEAD}", "http://nowhere:port", "http://[::1", "direct://")  # fmt: skip
-DIRECT = (None, "", "intern.example", "127.0.0.1", "*", "::1/128,[::1],fe80::/10", "localhost:port, 10.0.0.0/8")
-NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-@pytest.fixture
-def environment() -> Iterator[None]:
-    """No proxies; and what a server sets in this process goes when the test ends."""
-    before = dict(os.environ)
-    for name in [name for name in os.environ if name.lower() in NAMES]:
-        del os.environ[name]
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.mark.parametrize(
-    ("proxy", "direct"), [*((proxy, None) for proxy in PROXIES), *((PROXIES[0], direct) for direct in DIRECT[1:])]
-)
-def test_no_proxy_is_asked_for_this_machine(proxy, direct, prefect_environment, environment, tmp_path, capsys) -> None:
-    """Whatever stands in the environment, in small letters or in capitals; neither by us nor by Prefect's client."""
-    url = prefect_environment["PREFECT_API_URL"]
-    given = dict.fromkeys(NAMES[:3], proxy) | ({} if direct is None else {"no_proxy": direct})
-    for spelt in (str.lower, str.upper):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in given.items():
-                patch.setenv(spelt(name), value)
-            check_server(url)  # one that somebody has configured
-            configure(Workspace(tmp_path), url, "desra:key")  # one of our own
-            with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-                assert client.api_healthcheck() is None
-            assert httpx.get(f"{url.replace('127.0.0.1', 'localhost')}/health").status_code == 200
-    told = capsys.readouterr().err
-    usable = proxy in PROXIES[:6]
-    assert told.count("is left out") == (0 if usable else 6)
-    assert DEAD not in told  # there may be a password in it
-
-
-def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("NO_PROXY", " intern.example,::1/128, 10.0.0.7")
-    for _ in range(2):  # as often as a server is started again
-        configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
-    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
-
-
-def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environment, monkeypatch) -> None:
-    """The command was right: it ends with 1, not as one of a wrong setting."""
-    with pytest.raises(UsageError, match="no Prefect server answers"):
-        check_server(f"http://{DEAD}/api")
-    monkeypatch.setenv(servers.AGAIN, "1")
-    with pytest.raises(TransientError, match="no Prefect server answers"):
-        check_server(f"http://{DEAD}/api")
-
-
-def test_no_proxy_at_all_stays_that(environment, tmp_path, monkeypatch) -> None:
-    """Many tools know the star only where it stands alone."""
-    monkeypatch.setenv("NO_PROXY", "*")
-    configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
-    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*"
-
-
-class HttpProxy(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class SocksProxy(socketserver.StreamRequestHandler):
-    """As much of SOCKS5 as one request needs; answers in place of whom it is asked for."""
-
-    def handle(self) -> None:
-        self.rfile.read(2 + self.rfile.peek()[1])
-        self.wfile.write(b"\x05\x00")
-        self.rfile.read(4)
-        host = self.rfile.read(self.rfile.read(1)[0]).decode()
-        self.rfile.read(2)
-        self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
-        self.server.asked.append(f"http://{host}{self.rfile.readline().split()[1].decode()}")
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-
-@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-@pytest.mark.parametrize(("scheme", "handler"), [("http", HttpProxy), ("socks5", SocksProxy), ("socks", SocksProxy)])
-def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, environment, monkeypatch) -> None:
-    """A server that somebody has configured, and the webhook."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
-        proxy.asked = []
-        threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()
-        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{proxy.server_port}")
-        check_server("http://prefect.example/api")
-        assert tell_webhook("http://hook.example/x", {"text": "hello"}) is None
-        proxy.shutdown()
-    assert proxy.asked == ["http://prefect.example/api/health", "http://hook.example/x"]
+from tests.served import DEAD, HttpProxy, until
 
 
 def pid_of(workspace: Workspace) -> int | None:
@@ -288,15 +181,15 @@ def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
     with (
         temporary_settings({PREFECT_API_URL: f"http://{DEAD}/api"}),
         pytest.raises(ServerLostError, match="does not answer any more; what was done is not lost"),
-        serving(workspace),
+        server_for_run(workspace),
     ):
         nothing()
     asked = httpx.Request("GET", "http://prefect.example/api")
     answers = {code: httpx.HTTPStatusError("", request=asked, response=httpx.Response(code)) for code in (404, 503)}
-    with pytest.raises(ServerLostError), serving(workspace):
+    with pytest.raises(ServerLostError), server_for_run(workspace):
         raise answers[503]
     for error in (UsageError("--x", "is bad", "mend it"), RuntimeError("of another kind"), answers[404]):
-        with pytest.raises(type(error)) as raised, serving(workspace):
+        with pytest.raises(type(error)) as raised, server_for_run(workspace):
             raise error
         assert raised.value is error
 
@@ -315,7 +208,7 @@ def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tm
     with (
         temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "of:another server"}),
         pytest.raises(UsageError, match=told),
-        serving(Workspace(tmp_path / "ws")),
+        server_for_run(Workspace(tmp_path / "ws")),
     ):
         nothing()
     gc.collect()  # Prefect leaves the connection to it open
@@ -355,3 +248,23 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, 
         assert told.count("; what was done is not lost, but the history of this run is incomplete; going on") == 1
     assert len(list(workspace.masks.rglob("*.png"))) == 40
     assert pid_of(workspace) is None
+
+
+def test_a_port_is_free_as_soon_as_its_server_has_ended(workspace) -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert Server(workspace, port=port, history=HISTORY).url == f"http://127.0.0.1:{port}/api"
+
+
+def test_a_port_that_is_taken_is_told(workspace) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"--port {port}: cannot be had \(.+\); give another one"):
+            Server(workspace, port=port, history=HISTORY)

@@ -18,7 +18,7 @@ from desra_core.images.codec import encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
-from desra_core.settings import Detection, Machine, min_area_pixels
+from desra_core.settings import Detection, Machine, detector_of, min_area_pixels
 from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk
@@ -77,9 +77,9 @@ class Lab:
             records = read_shard(workspace, shard)
             failures = {}
             for function, settings in stages(self.detection(**changes), plan, weights):
-                on_disk = OnDisk.of_rows(workspace, rows)
+                held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
                 name = function.__name__.removesuffix("_stage")
-                flags = getattr(assess(rows, to_table(records.values()), plan.target, on_disk), name)
+                flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
                     if image_id in failures:
                         continue
@@ -112,7 +112,7 @@ class Lab:
 def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, Any]]:
     target, keep_all = plan.target, plan.target.keep != "artifacts"
     similarity = SimilaritySettings(
-        target.similarity_key, detection.window, target.threshold, target.min_area, target.min_weight,
+        target.similarity_key, detector_of(detection), detection.window, target.min_area, target.min_weight,
         keep_all=keep_all, tile=256, threads=1, max_pixels=10**6,
     )  # fmt: skip
     mask = MaskSettings(
@@ -536,11 +536,10 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
-    listed, looked = OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)
-    names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
-    assert listed.has_mask(names).tolist() == looked.has_mask(names).tolist() == [False, True, False]
-    for array, stored in (("similarity", [False, True, False]), ("labels", [False, False, False])):
-        assert listed.has_array(ids, array).tolist() == looked.has_array(ids, array).tolist() == stored
+    for disk in (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)):
+        held = disk.held(rows, None)
+        assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
+        assert not held.arrays["labels"].any()
 
 
 def test_make_plan_writes_nothing(lab: Lab) -> None:

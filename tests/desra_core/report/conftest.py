@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from desra_core.detection.detectors.applied import applied
 from desra_core.planning.plan import prepare
 from desra_core.planning.tables import publish_tables
 from desra_core.report import write_report
@@ -73,7 +74,15 @@ def detect(folder: Path, *roles: str) -> Workspace:
     workspace, plan, *_ = prepare(detection)
     target = plan.target
     similarity = SimilaritySettings(
-        target.similarity_key, 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=2**24
+        target.similarity_key,
+        applied(),
+        11,
+        "4000",
+        min_weight=1.0,
+        keep_all=False,
+        tile=256,
+        threads=1,
+        max_pixels=2**24,
     )
     mask = MaskSettings(
         target.mask_key, "none", target.weighting_key, None, 0.7, "4000", keep="artifacts", max_pixels=2**24

@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 import matplotlib.colors
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
 from desra_core.errors import UsageError
-from desra_core.report import charts, plots
+from desra_core.report import charts
 
 CURVES = {f"curve {index}": [(x / 40, (x / 40) ** (index + 1)) for x in range(41)] for index in range(8)}
 HOSTILE = "<b>$x^2$ & \"'"
@@ -49,7 +51,7 @@ def test_eight_curves_differ_without_their_colours() -> None:
     colours = np.array([matplotlib.colors.to_rgb(line.get_color()) for line in lines])
     assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 0.3
     assert set(CURVES) <= set(texts(figure))
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match="cannot be drawn"):
         charts.line_chart(CURVES | {"ninth": []}, xlabel="x", ylabel="y")
 
 
@@ -85,7 +87,7 @@ def plotted(line):
 def test_distributions_show_shares() -> None:
     edges, counts = np.linspace(0, 1, 5), [1, 3, 0, 4]
     one, many = (
-        plots.inline(charts.distributions({"a": np.multiply(counts, by)}, edges=edges, xlabel="D"), "t")
+        charts.inline(charts.distributions({"a": np.multiply(counts, by)}, edges=edges, xlabel="D"), "t")
         for by in (1, 1000)
     )
     assert one == many
@@ -115,14 +117,14 @@ def test_cells_are_brighter_where_values_are_larger() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_page_charts_take_its_colours_and_names_are_text(kind: str) -> None:
-    svg = plots.inline(chart(kind, HOSTILE), HOSTILE)
+    svg = charts.inline(chart(kind, HOSTILE), HOSTILE)
     root = ElementTree.fromstring(re.sub(r" xlink:href=\"[^\"]*\"", "", svg))
     assert root.get("aria-label") == HOSTILE
     assert HOSTILE in " ".join(root.itertext())
     assert root.find(".//b") is None
     assert "currentColor" in svg
-    assert not any(stand_in in svg for stand_in in (plots.INK, plots.BAR, plots.PAPER))
-    assert svg == plots.inline(chart(kind, HOSTILE), HOSTILE)
+    assert not any(stand_in in svg for stand_in in (charts.INK, charts.BAR, charts.PAPER))
+    assert svg == charts.inline(chart(kind, HOSTILE), HOSTILE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,3 +153,60 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a PNG nor an SVG"):
         charts.save(chart("bars"), tmp_path / "chart.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values", [[5.0], [-3.0, -3.0], [0.0], [-1e7, 0.0, 1e9], list(np.linspace(-200, 3000, 500))], ids=str
+)
+def test_histograms_of_anything(values: list[float]) -> None:
+    array = np.array(values)
+    for figure in (
+        charts.histogram(array, scale="asinh", xlabel="severity", ylabel="regions"),
+        charts.histogram(np.abs(array) + 1, scale="log", xlabel="area", ylabel="regions"),
+        charts.histogram(np.clip(np.abs(array) / 1e7, 1e-4, 100), scale="log", xlabel="%", ylabel="images"),
+        charts.histogram(np.clip(array, 0, 1), scale="linear", xlabel="similarity", ylabel="regions"),
+        charts.histogram(np.abs(array), scale="linear", top=0.01, xlabel="score", ylabel="regions"),
+    ):
+        counts = figure.axes[0].patches[0].get_data().values
+        assert counts.sum() == array.size
+        svg = charts.inline(figure, "t")
+        assert svg.startswith("<svg role=")
+        assert "://" not in svg
+        stand_ins = (charts.INK, charts.BAR, charts.SOFT, charts.ALERT, charts.PAPER)
+        assert not any(stand_in in svg for stand_in in stand_ins)
+        assert len(svg) < 40_000
+
+
+def test_bars_of_stages_say_mean_and_median() -> None:
+    figure = charts.stage_bars({"similarity": (2.0, 1.5), "inference": (1.0, 1.0)}, frozenset({"inference"}))
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [2, 1]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1.5, 1]
+    assert [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in axes.patches] == [charts.BAR, charts.SOFT]
+    assert {"similarity", "inference"} <= set(texts(figure))
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e30, 1e30)), max_size=1200))
+def test_thinned_curves_keep_their_mean_and_order(points: list[tuple[float, float]]) -> None:
+    points.sort()
+    kept = charts.thinned(points)
+    assert len(kept) == min(len(points), 500)
+    assert (np.diff(kept[:, 0]) >= 0).all()
+    if 0 < len(points) <= 500:
+        assert np.array_equal(kept, np.array(points))
+
+
+def test_curves_of_anything() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert charts.loss_curves("pixel loss", {"a": [], "b": [(1, nan), (2, inf)]}, best=None) is None
+    for points in ([(0, 0.0)], [(5, 1.0)], [(1, 2.0), (2, nan), (3, 2.0)], [(1, -1e300), (10**9, 1e300)]):
+        figure = charts.loss_curves("pixel loss", {"a": points, "b": points[:1]}, best=2)
+        assert figure is not None
+        svg = charts.inline(figure, "t")
+        assert svg.startswith("<svg role=")
+        assert "#0102" not in svg
+        assert "://" not in svg
+    long = [(float(step), np.sin(step)) for step in range(100_000)]
+    figure = charts.loss_curves("GAN losses", {"a": long, "b": long, "c": long}, best=50_000)
+    assert figure is not None
+    assert len(charts.inline(figure, "t")) < 60_000

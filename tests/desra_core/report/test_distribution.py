@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.detection.class_weights import class_names
+from desra_core.detection.detectors.applied import applied
 from desra_core.images.codec import encode_png
 from desra_core.report import distribution as distribution_module
 from desra_core.report import write_report
 from desra_core.report.distribution import BINS, class_distributions, quantile
-from desra_core.report.measure import Measure, measure_of
-from desra_core.report.results import read_results
+from desra_core.report.results import read_results, recorded_detector
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array, write_array
 from tests.desra_core.report.conftest import SIZE
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 RNG = np.random.default_rng(1)
@@ -72,7 +72,7 @@ def whole(workspace: Workspace) -> dict[str, np.ndarray]:
 
 def test_small_images_are_counted_whole(labelled: Path) -> None:
     results = read_results(Workspace(labelled / "ws"))
-    found = class_distributions(results, measure_of(results.settings))
+    found = class_distributions(results, recorded_detector(results.settings))
     assert found is not None
     expected = whole(Workspace(labelled / "ws"))
     assert {name: counts.tolist() for name, counts in found.histograms.items()} == {
@@ -103,12 +103,12 @@ def test_the_sample_is_bounded(labelled: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(distribution_module, "IMAGES", 2)
     monkeypatch.setattr(distribution_module, "_TILE", 50)
     monkeypatch.setattr(distribution_module, "_TILES", 3)
-    found = class_distributions(results, Measure())
+    found = class_distributions(results, applied())
     assert found is not None
     assert (found.images, found.kept) == (2, 6)
     pixels = sum(int(counts.sum()) for counts in found.histograms.values())
     assert 0 < pixels <= 2 * 3 * 50 * 50
-    again = class_distributions(results, Measure())
+    again = class_distributions(results, applied())
     assert again is not None
     assert again.marks == found.marks
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_passed_over_and_not_mended(copied: Workspace, la
     shutil.rmtree(damaged / "similarity" / "c")
     shutil.rmtree(lost)
     before = {str(path) for path in copied.root.rglob("*")}
-    found = class_distributions(read_results(copied), Measure())
+    found = class_distributions(read_results(copied), applied())
     assert found is not None
     assert found.images == 4
     assert {str(path) for path in copied.root.rglob("*")} == before
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_passed_over_and_not_mended(copied: Workspace, la
 def test_stored_labels_count_as_label_files_do(copied: Workspace, labelled: Path) -> None:
     """As a segmentation model leaves them."""
     results = read_results(copied)
-    from_files = class_distributions(results, Measure())
+    from_files = class_distributions(results, applied())
     table = pq.read_table(copied.manifest)
     metadata = {key: value for key, value in table.schema.metadata.items() if key != b"labels"}
     for row in table.to_pylist():
@@ -141,7 +141,7 @@ def test_stored_labels_count_as_label_files_do(copied: Workspace, labelled: Path
         records = pq.read_table(path)
         kept = pa.array([True] * records.num_rows)
         pq.write_table(records.set_column(records.schema.get_field_index("labels_kept"), "labels_kept", kept), path)
-    stored = class_distributions(read_results(copied), Measure())
+    stored = class_distributions(read_results(copied), applied())
     assert from_files is not None
     assert stored is not None
     assert {name: counts.tolist() for name, counts in stored.histograms.items()} == {
@@ -150,7 +150,7 @@ def test_stored_labels_count_as_label_files_do(copied: Workspace, labelled: Path
 
 
 def test_without_labels_there_are_no_classes(workspace: Workspace) -> None:
-    assert class_distributions(read_results(workspace), Measure()) is None
+    assert class_distributions(read_results(workspace), applied()) is None
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any), st.floats(0.01, 0.99))

@@ -16,8 +16,8 @@ from desra_core.evaluation.image_agreement import compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, pair_folders
 from desra_core.evaluation.severity_labels import Rating
 from desra_core.images.codec import encode_mask, encode_png
-from desra_core.report.evaluation_page import worst_images, write_evaluation_page
-from desra_core.report.overlays import FALSE, LARGEST, MISSED, RIGHT, agreement_picture, gan_sr_of
+from desra_core.report.evaluation_page import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
+from desra_core.report.pictures import AGREEMENT_SIDE, FALSE, MISSED, RIGHT
 from tests.browser import opened
 
 
@@ -111,7 +111,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     mask = np.ones((200, 1000), bool)
     (tmp_path / "a.png").write_bytes(encode_mask(mask))
     drawn = agreement_picture(compare_pair(MaskPair("a", tmp_path / "a.png", tmp_path / "a.png", whole=True)), None)
-    assert drawn.shape == (96, LARGEST, 3)
+    assert drawn.shape == (96, AGREEMENT_SIDE, 3)
     assert tuple(drawn[50, 200]) == RIGHT
     assert tuple(drawn[0, 0]) != RIGHT
 

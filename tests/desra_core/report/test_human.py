@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,15 +11,13 @@ from hypothesis import strategies as st
 from desra_core.detection import find_regions
 from desra_core.errors import ImageError
 from desra_core.evaluation.metrics import compare_masks, pooled
-from desra_core.images.codec import encode_mask
 from desra_core.report import human as human_module
 from desra_core.report import write_report
 from desra_core.report.human import curve_of, judge, severity_curve
 from desra_core.report.results import read_results
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import HUMAN_MASKS
 from tests.desra_core.report.conftest import SIZE, read
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import look_at, words
 
 SHAPE = (60, 70)
 
@@ -97,16 +93,6 @@ def test_a_mask_of_other_regions_does_not_count() -> None:
     mask[20:30, 20:30] = True
     with pytest.raises(ImageError, match="not the one of the regions"):
         judge(mask, mask, [{"x": 20, "y": 20, "width": 10, "height": 9, "severity": 5.0}])
-
-
-def look_at(workspace: Workspace, masks: dict[str, np.ndarray], gan_sr_key: str | None = None) -> None:
-    """Store masks by a person for some images."""
-    ids = {row["name"]: row["id"] for row in pq.read_table(workspace.manifest).to_pylist()}
-    for name, mask in masks.items():
-        workspace.publish(workspace.human_mask(name), encode_mask(mask))
-    rows = [{"name": name, "id": ids[name], "gan_sr_key": gan_sr_key, "pixels": int(mask.sum()), "regions": 1}
-            for name, mask in masks.items()]  # fmt: skip
-    workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist(rows, HUMAN_MASKS))
 
 
 def test_a_workspace_that_people_have_looked_at(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,24 +17,22 @@ import pytest
 from PIL import Image
 
 from desra_core.detection.class_weights import class_names, load_weights
-from desra_core.detection.detectors import METHODS, load_detector
+from desra_core.detection.detectors import METHODS, DetectorInputs, load_detector
+from desra_core.detection.detectors.applied import applied
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
-from desra_core.report import gallery as gallery_module
+from desra_core.report import document as document_module
 from desra_core.report import image_page as image_page_module
 from desra_core.report import scores as scores_module
 from desra_core.report import write_report
-from desra_core.report.crops import HUMAN_OUTLINE, OUTLINE, heat_map
 from desra_core.report.document import csp_hash
-from desra_core.report.label_map import class_shares, label_picture
-from desra_core.report.measure import Measure
-from desra_core.report.scores import Pair, ScoreMap, score_kinds, score_picture
+from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, heat_map, label_picture
+from desra_core.report.scores import score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from tests.browser import opened
 from tests.desra_core.report.conftest import HOSTILE, SIZE, read, write
-from tests.desra_core.report.test_human import look_at
-from tests.desra_core.report.test_page import EVENTS, Elements, words
+from tests.desra_core.report.pages import EVENTS, Elements, look_at, words
 from tests.in_process import process
 
 SCORES = ["difference", "adjusted", "ldl", "ssim", "niqe"]
@@ -82,7 +80,7 @@ def exact(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         return sink.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery_module, "encode_webp", encode)
+        patch.setattr(document_module, "encode_webp", encode)
         report = write_report(Workspace(labelled / "ws"), pages=2, output=tmp_path_factory.mktemp("exact") / "r.html")
     return pictures(report.parent / "pages" / f"{NAME}.html")
 
@@ -146,38 +144,34 @@ def test_scores_are_those_of_the_detectors_on_one_scale(labelled: Path, exact: d
     assert "each score is divided by the threshold of its detector" in text
 
 
-def test_a_score_at_its_threshold_has_the_middle_colour() -> None:
+def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
     flat = np.zeros((64, 64, 3), np.uint8)
-    kinds = {kind.kind: kind for kind in score_kinds(Measure())}
+    kinds = {kind.kind: kind for kind in score_kinds(applied())}
     assert list(kinds) == SCORES
     assert [kinds[method].threshold for method in METHODS if method in kinds] == [
         load_detector(method).threshold for method in METHODS if method in kinds
     ]
     assert kinds["difference"].threshold == pytest.approx(0.3)
-    assert score_kinds(Measure("desra", 0.5))[0].threshold == 0.5
-    assert {kind.kind: kind.threshold for kind in score_kinds(Measure("ldl", 0.01))}["ldl"] == 0.01
-    assert [kind.kind for kind in score_kinds(Measure("/a/mine.py", 3.0))] == [*SCORES, "own"]
-    for times, brightness in ((1.0, 0.5), (2.0, 1.0), (9.0, 1.0), (0.0, 0.0)):
-        kind = ScoreMap("flat", "flat score", 4.0)
-        scores_module.METHODS["flat"] = 1
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(scores_module, "load_detector", lambda _, times=times: Flat(4.0 * times))
-                picture = score_picture(kind, Pair(flat, flat, None, None), {}, Measure(), largest=900)
-        finally:
-            del scores_module.METHODS["flat"]
+    assert score_kinds(applied("desra", 0.5))[0].threshold == 0.5
+    assert {kind.kind: kind.threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
+    assert [kind.kind for kind in score_kinds(applied("/a/mine.py", 3.0))] == [*SCORES, "own"]
+    for index, (score, brightness) in enumerate([(4.0, 0.5), (8.0, 1.0), (36.0, 1.0), (0.0, 0.0)]):
+        file = tmp_path / f"flat{index}.py"
+        file.write_text(FLAT.format(score=score))
+        kind = score_kinds(applied(str(file), 4.0))[-1]
+        picture = score_picture(kind, DetectorInputs(flat, flat, None, None), {}, largest=900)
         assert (picture[2:-2, 2:-2] == heat_map(np.full((1, 1), brightness))).all()
         assert (picture[:2] == 128).all()
 
 
+FLAT = """
+import numpy as np
 class Flat:
     threshold, smallest, inputs = 4.0, 1, ()
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
     def __call__(self, mse_sr, gan_sr, lr, labels):
-        return np.full((gan_sr.shape[0] - 4, gan_sr.shape[1] - 4), self._value)
+        return np.full((gan_sr.shape[0] - 4, gan_sr.shape[1] - 4), {score})
+detector = Flat()
+"""
 
 
 def test_the_table_and_the_legend(labelled: Path) -> None:
@@ -281,20 +275,20 @@ def test_large_images_are_scaled_down_together(tmp_path: Path) -> None:
     assert picture.shape == (300, 900, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 2
     large = np.zeros((1000, 3000, 3), np.uint8)
-    pair = Pair(large, large, None, None)
-    assert score_picture(score_kinds(Measure())[0], pair, {}, Measure(), largest=900).shape == (300, 900, 3)
+    pair = DetectorInputs(large, large, None, None)
+    assert score_picture(score_kinds(applied())[0], pair, {}, largest=900).shape == (300, 900, 3)
 
 
 def test_images_too_small_or_too_large_for_a_detector() -> None:
     def reason(height: int, width: int, kind: str) -> str:
         image = np.zeros((height, width, 3), np.uint8)
-        (chosen,) = (score for score in score_kinds(Measure()) if score.kind == kind)
+        (chosen,) = (score for score in score_kinds(applied()) if score.kind == kind)
         with pytest.raises(ImageError) as error:
-            score_picture(chosen, Pair(image, image, None, None), {}, Measure(), largest=900)
+            score_picture(chosen, DetectorInputs(image, image, None, None), {}, largest=900)
         return str(error.value)
 
-    assert "the image is 95x200, and 96 px are needed" in reason(200, 95, "niqe")
-    assert "the image is 10x200, and 11 px are needed" in reason(200, 10, "difference")
+    assert "is 95x200, smaller than the 96 px that niqe needs" in reason(200, 95, "niqe")
+    assert "has results of 10x200, smaller than the 11 px window" in reason(200, 10, "difference")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores_module, "_MOST_PIXELS", 9999)
         assert "not computed for 100x100 pixels" in reason(100, 100, "ldl")
@@ -303,19 +297,19 @@ def test_images_too_small_or_too_large_for_a_detector() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("raise ValueError('two\\nlines')", "fails (ValueError: two"),
-        ("return gan_sr", "gives no finite score per pixel"),
-        ("return gan_sr[1:, :, 0]", "gives no finite score per pixel"),
-        ("return gan_sr[:, :, 0] * float('nan')", "gives no finite score per pixel"),
+        ("raise ValueError('two\\nlines')", "fail (ValueError: two"),
+        ("return gan_sr", "instead of finite scores"),
+        ("return gan_sr[1:, :, 0]", "instead of finite scores"),
+        ("return gan_sr[:, :, 0] * float('nan')", "instead of finite scores"),
     ],
 )
 def test_a_detector_of_a_users_own_that_fails(tmp_path: Path, body: str, reason: str) -> None:
     head = "class D:\n threshold, smallest, inputs = 1.0, 1, ()\n def __call__(self, mse_sr, gan_sr, lr, labels):\n"
     (tmp_path / "mine.py").write_text(f"{head}  {body}\ndetector = D()\n")
-    measure = Measure(str(tmp_path / "mine.py"), 1.0)
+    measure = applied(str(tmp_path / "mine.py"), 1.0)
     image = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(ImageError) as error:
-        score_picture(score_kinds(measure)[-1], Pair(image, image, None, None), {}, measure, largest=900)
+        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, None), {}, largest=900)
     assert reason in error.value.reason
     assert "\n" not in error.value.reason
 
@@ -326,12 +320,12 @@ def test_a_detector_gets_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
         "  assert labels is None and lr.shape == (16, 16, 3)\n  return gan_sr[:, :, 0] * 0.0\n"
     )
     (tmp_path / "needs_lr.py").write_text(code + "detector = D()\n")
-    measure = Measure(str(tmp_path / "needs_lr.py"), 1.0)
+    measure = applied(str(tmp_path / "needs_lr.py"), 1.0)
     image, lr = np.zeros((64, 64, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
     labels = np.zeros((64, 64), np.uint8)
-    score_picture(score_kinds(measure)[-1], Pair(image, image, lr, labels), {}, measure, largest=900)
-    with pytest.raises(ImageError, match="needs the LR photo"):
-        score_picture(score_kinds(measure)[-1], Pair(image, image, None, labels), {}, measure, largest=900)
+    score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, lr, labels), {}, largest=900)
+    with pytest.raises(ImageError, match="has no LR photos"):
+        score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, labels), {}, largest=900)
 
 
 def test_classes_keep_their_colours() -> None:

@@ -9,21 +9,13 @@ from PIL import Image
 
 from desra_core.report import write_report
 from desra_core.workspace import Workspace
-from tests.browser import Page, opened
+from tests.browser import opened
+from tests.desra_core.report.pages import viewer
 
 
 @pytest.fixture(scope="module")
 def report(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(Workspace(corpus / "ws"), output=tmp_path_factory.mktemp("report") / "report.html")
-
-
-def viewer(page: Page) -> list[object]:
-    shown = page.evaluate("""(() => {
-        const [image, title] = ["img", "h2"].map((name) => viewer.querySelector(name));
-        return [viewer.open, title.textContent.split(" ")[0], image.alt.split(" ")[0], image.naturalWidth > 0];
-    })()""")
-    assert isinstance(shown, list)
-    return shown
 
 
 def test_it_renders_and_asks_for_nothing(report: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -11,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.crops import Window
 from desra_core.report import write_report
-from desra_core.report.crops import heat_map
-from desra_core.report.maps import read_map
-from desra_core.report.measure import Measure, measure_of
+from desra_core.report.maps import StoredImage
+from desra_core.report.pictures import heat_map
+from desra_core.report.results import recorded_detector
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from tests.desra_core.report.test_page import words
+from tests.desra_core.report.pages import words
 from tests.in_process import process
 
 OWN = """
@@ -48,32 +48,19 @@ def own(tmp_path_factory: pytest.TempPathFactory, make_pairs) -> Path:
     return folder
 
 
-def test_a_measure_reads_what_is_stored() -> None:
-    stored = np.array([0.0, 0.25, 1.0, np.nan], np.float32)
-    desra, ldl = Measure(), Measure("ldl", 0.25)
-    assert desra.value(stored)[:3].tolist() == [0, 0.25, 1]
-    assert desra.heat(stored)[:3].tolist() == [1, 0.75, 0]
-    assert ldl.value(-stored)[:3].tolist() == [0, 0.25, 1]
-    assert ldl.heat(-stored)[:3].tolist() == [0, 0.5, 1]  # the threshold in the middle, clipped beyond twice of it
-    assert math.isnan(ldl.heat(-stored)[3])
-    assert math.isnan(desra.heat(stored)[3])
-    assert (desra.told(0.62), ldl.told(-0.00123)) == ("0.620", "0.00123")
-    assert Measure("/some/folder/mine.py", 1.0).picture == "mine.py score"
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, Measure("desra", 0.7)),
-        ({"method": "ssim", "threshold": 0.5}, Measure("ssim", 0.5)),
-        ({"threshold": 0.6}, Measure("desra", 0.6)),
-        ({"method": None, "threshold": "<b>"}, Measure("desra", 0.7)),
-        ({"method": ["x"], "threshold": -1}, Measure("desra", 0.7)),
-        ({"method": "ldl", "threshold": float("nan")}, Measure("ldl", 0.7)),
+        ({}, applied("desra", 0.7)),
+        ({"method": "ssim", "threshold": 0.5}, applied("ssim", 0.5)),
+        ({"threshold": 0.6}, applied("desra", 0.6)),
+        ({"method": None, "threshold": "<b>"}, applied("desra", 0.7)),
+        ({"method": ["x"], "threshold": -1}, applied("desra", 0.7)),
+        ({"method": "ldl", "threshold": float("nan")}, applied("ldl", 0.7)),
     ],
 )
-def test_the_settings_say_what_is_stored(settings: dict, expected: Measure) -> None:
-    assert measure_of(settings) == expected
+def test_the_settings_say_what_is_stored(settings: dict, expected: AppliedDetector) -> None:
+    assert recorded_detector(settings) == expected
 
 
 def test_a_report_about_scores(own: Path, tmp_path: Path) -> None:
@@ -99,9 +86,9 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     assert len(paths) == 3
     window = Window(10, 20, 30, 40)
     for path in paths:
-        assert read_map(path, (200, 240), window, Measure("own", 0.25)).shape == (40, 30)
+        assert StoredImage({}, path.parent, (200, 240), applied("own", 0.25)).scores(window).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):
-            read_map(path, (200, 240), window, Measure())
+            StoredImage({}, path.parent, (200, 240)).scores(window)
 
 
 def test_classes_by_score(own: Path, tmp_path: Path) -> None:
@@ -117,7 +104,7 @@ def test_classes_by_score(own: Path, tmp_path: Path) -> None:
     text = words(write_report(Workspace(folder / "ws")).read_text())
     assert "mine.py score by class" in text
     assert "85 % of its pixels lie below the line" in text
-    assert "What lies beyond 0.5 counts for the last bin" in text
+    assert "Scores beyond 0.5 count for the last bin" in text
 
 
 def test_heat_maps_span_the_scale() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import load_weights
+from desra_core.detection.detectors.applied import applied
 from desra_core.errors import ImageError, TransientError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import encode_png
@@ -28,7 +29,7 @@ NOISE = RNG.normal(0, 40, (64, 72, 3)) * np.pad(np.ones((34, 40, 1)), ((15, 15),
 MSE_SR = BASE.astype(np.uint8)
 GAN_SR = np.clip(BASE + NOISE, 0, 255).astype(np.uint8)
 SIMILARITY = SimilaritySettings(
-    "similarity-key", 11, 0.7, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
+    "similarity-key", applied(), 11, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
 )
 MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep="artifacts", max_pixels=10**6)
 LABELLED = replace(MASK, segmentation_key="labels", weights=load_weights("published").values)
@@ -234,7 +235,7 @@ def test_bad_images_become_failures(workspace: Workspace, gan_sr: np.ndarray | b
 def test_images_smaller_than_the_window(workspace: Workspace, shape: tuple[int, int]) -> None:
     image = pair(workspace, gan_sr=GAN_SR[: shape[0], : shape[1]], mse_sr=MSE_SR[: shape[0], : shape[1]])
     record = process(image, workspace)
-    assert record.reason == f"is {shape[1]}x{shape[0]}, smaller than the 11 px window"
+    assert record.reason == f"has results of {shape[1]}x{shape[0]}, smaller than the 11 px window"
 
 
 def test_the_smallest_image(workspace: Workspace) -> None:

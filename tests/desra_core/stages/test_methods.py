@@ -135,9 +135,9 @@ def test_a_file_sees_the_labels_and_is_asked_again_when_they_change(pairs, tmp_p
     ("body", "reason"),
     [
         ("raise ValueError('no\\nway')", "makes .* fail .*no way"),
-        ("return np.full(gan_sr.shape[:2], np.nan)", "no finite scores"),
-        ("return gan_sr", "no finite scores"),
-        ("return np.zeros((gan_sr.shape[0] - 1, gan_sr.shape[1] - 1))", "no finite scores"),
+        ("return np.full(gan_sr.shape[:2], np.nan)", "instead of finite scores"),
+        ("return gan_sr", "instead of finite scores"),
+        ("return np.zeros((gan_sr.shape[0] - 1, gan_sr.shape[1] - 1))", "instead of finite scores"),
     ],
 )
 def test_a_file_that_fails_costs_one_line_per_image(pairs, tmp_path, body, reason) -> None:

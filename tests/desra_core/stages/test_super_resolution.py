@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from desra_core.detection.detectors.applied import applied
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import decode, encode_png
@@ -31,7 +32,7 @@ from tests.conftest import photo
 
 BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)
 SIMILARITY = SimilaritySettings(
-    "similarity-key", 11, 0.7, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
+    "similarity-key", applied(), 11, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
 )
 MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "4000", keep="artifacts", max_pixels=10**6)
 
@@ -159,7 +160,7 @@ def test_a_stored_map_that_proves_a_photo_clean_spares_inference(lab: Lab) -> No
     keep_all = replace(SIMILARITY, keep_all=True)
     record = lab.mask(image, lab.infer(image, similarity=keep_all), keep="maps")
     lab.inferred.clear()
-    stricter = replace(keep_all, threshold=0.8)
+    stricter = replace(keep_all, detector=applied(threshold=0.8))
     assert lab.infer(image, record, similarity=stricter).threshold == 0.8
     assert lab.inferred == []
     lab.infer(image, record, similarity=stricter, segmentation_key="mmseg:x")
@@ -193,7 +194,7 @@ def test_exports_have_the_form_of_the_photo(lab: Lab, dtype: type, channels: int
 
 def test_a_photo_that_is_too_small_or_too_large(lab: Lab) -> None:
     record = lab.infer(lab.image(DARK[:2, :2]))
-    assert "becomes 8x8, smaller than the 11 px window" in record.reason
+    assert "has results of 8x8, smaller than the 11 px window" in record.reason
     with pytest.raises(TransientError, match="more than fit into a worker's memory"):
         lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60 - 1))
     assert not lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60)).failed

@@ -15,8 +15,7 @@ import pytest
 from desra_core.errors import LostError, TransientError
 from desra_core.evaluation import image_agreement
 from desra_core.images.crops import Window
-from desra_core.report.maps import label_reader, read_map
-from desra_core.report.measure import Measure
+from desra_core.report.maps import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
 from desra_core.workspace.records import SCHEMA, Record, gather_shard, read_shard, to_table, write_journal
@@ -52,15 +51,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read_label_window(workspace: Workspace) -> object:
-    return label_reader(None, workspace.group(IMAGE) / "labels", (60, 80))(Window(0, 0, 80, 60))
+    return StoredImage({}, workspace.group(IMAGE), (60, 80)).label_reader()(Window(0, 0, 80, 60))
 
 
 READERS: dict[str, Callable[[Workspace], object]] = {
     "read": lambda workspace: read_array(workspace, IMAGE, "similarity", key="k"),
     "find": lambda workspace: find_array(workspace, IMAGE, "similarity", key="k"),
-    "window": lambda workspace: read_map(
-        workspace.group(IMAGE) / "similarity", (710, 610), Window(0, 0, 100, 100), Measure()
-    ),
+    "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).values(Window(0, 0, 100, 100)),
     "labels": read_label_window,
     "evaluate": lambda workspace: image_agreement._read_labels(workspace.group(IMAGE) / "labels"),
 }

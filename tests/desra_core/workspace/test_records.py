@@ -11,6 +11,7 @@ import pytest
 
 from desra_core.errors import ImageError
 from desra_core.workspace import Workspace
+from desra_core.workspace.products import FURTHER
 from desra_core.workspace.records import (
     SCHEMA,
     Record,
@@ -169,7 +170,8 @@ def test_read_records_takes_finished_shards_and_those_in_flight(workspace: Works
 
 def test_the_schema_has_every_field() -> None:
     assert to_table(ALL).schema.equals(SCHEMA)
-    assert SCHEMA.names == list(FULL.__dict__)
+    fields = [name for name in FULL.__dict__ if name != "further"]
+    assert SCHEMA.names == [*fields, *(product.column for product in FURTHER)]
 
 
 def test_a_failure_gives_its_error_back() -> None:

@@ -1,0 +1,194 @@
+"""How this process, and those that it starts, reach a Prefect server: by which address, key and proxies."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from deployments.serving.guarded import ENTRANCE, HOSTS
+from desra_core.errors import TransientError, UsageError, printable
+from desra_core.workspace import Workspace
+from tasks.logs import say
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+# Prefect's clients send it to the server, and read it from their environment, which other users cannot.
+KEY = "PREFECT_API_AUTH_STRING"
+# Of Prefect's lines, and by its doing of Dask's.
+CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+# Set when a command has restarted itself after losing its Prefect server; it does so once.
+AGAIN = "DESRA_BEGUN_AGAIN"
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_THIS_MACHINE = (*HOSTS, "::1")
+# A server that does not answer must not keep desra serve from stopping.
+_ANSWER_SECONDS, _MOST_RETRIES = 20, 1
+_ARRIVAL_SECONDS = 20
+
+
+def configure(workspace: Workspace, url: str, key: str | None) -> None:
+    """Make Prefect use the API at ``url``, in this process and in those that it starts, with its home in a workspace.
+
+    The key is that of a server of ours; None leaves the one in the environment, which is for another server.
+    """
+    heed_proxies()
+    if key is not None:
+        os.environ[KEY] = key
+    os.environ.update(
+        PREFECT_HOME=str(workspace.prefect_home),
+        PREFECT_API_URL=url,
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_LOGGING_LEVEL="WARNING",
+        PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT="false",
+        DO_NOT_TRACK="1",
+    )
+
+
+def forget(key: str | None) -> None:
+    """Take the server of `configure` out of the environment: a command that starts anew looks for one again."""
+    os.environ.pop("PREFECT_API_URL", None)
+    if key is not None:
+        os.environ.pop(KEY, None)
+
+
+def heed_proxies() -> None:
+    """Use the proxies of the environment for other machines only, in this process and in those that it starts.
+
+    httpx, and with it Prefect, makes a transport for every proxy before it looks whether one is to be asked. One that
+    httpx cannot read could not be used anyway, and is left out with a warning.
+    """
+    for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
+        value = os.environ[name].strip()
+        # Desktops write socks:// and mean version 5.
+        address = (value if "://" in value else f"http://{value}").replace("socks://", "socks5://", 1)
+        try:
+            httpx.Proxy(address)
+            os.environ[name] = address
+        except (ValueError, httpx.InvalidURL):  # which name the password
+            del os.environ[name]
+            say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
+    direct += [host for host in _THIS_MACHINE if host not in direct]
+    hosts = "*" if "*" in direct else ",".join(direct)  # many tools know the star only where it stands alone
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
+
+
+def _is_readable(host: str) -> bool:
+    """Whether httpx understands an entry: it rejects ranges of IPv6 addresses; nothing else here reads them."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(host))
+    with contextlib.suppress(httpx.InvalidURL):
+        return bool(host and httpx.URL(host if "://" in host else f"all://*{host}"))
+    return False
+
+
+def check_server(url: str) -> None:
+    """See that a configured server answers.
+
+    Raises
+    ------
+    TransientError
+        It does not any more: this command has lost it before.
+    UsageError
+        It does not.
+    """
+    heed_proxies()
+    try:
+        httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        kind = TransientError if AGAIN in os.environ else UsageError
+        reason = f"no Prefect server answers ({error})"
+        raise kind(f"PREFECT_API_URL={url}", reason, "start it, or unset the variable") from None
+
+
+def key_file(workspace: Workspace) -> Path:
+    """Name the file that holds the key of a workspace's own server, for its owner's eyes."""
+    return workspace.prefect_home / "key"
+
+
+def read_key(workspace: Workspace) -> str:
+    """Read the key of the server that desra serve has started for a workspace.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read: another user has started that server.
+    """
+    try:
+        return key_file(workspace).read_text()
+    except OSError as error:
+        reason = f"the key of the Prefect server cannot be read ({error.strerror})"
+        raise UsageError(key_file(workspace), reason, "run as the one who has started desra serve") from None
+
+
+def watch_at(workspace: Workspace, url: str) -> str:
+    """Give the page, for a line on stderr, where a person watches the server with an API at ``url``.
+
+    A terminal shows the key of a server of ours, behind the ``#``, which is never sent. A file or the journal, which
+    others may read, gets the place of the key instead.
+    """
+    page, path = url.removesuffix("/api"), key_file(workspace)
+    with contextlib.suppress(OSError):
+        if os.environ.get(KEY) == (key := path.read_text()):
+            return f"{page}{ENTRANCE}#{key}" if sys.stderr.isatty() else f"{page}{ENTRANCE} (key in {path})"
+    return page
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """Talk to the configured server, with little patience.
+
+    Raises
+    ------
+    UsageError
+        It does not answer, or not as it should.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES}
+    try:
+        with temporary_settings(patience), get_client(sync_client=True) as client:
+            yield client
+    except (httpx.HTTPError, PrefectException, ValueError) as error:  # a proxy answers with a page that is no JSON
+        reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
+        raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
+
+
+def drain() -> None:
+    """Send the events and logs that Prefect still holds back."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+    APILogWorker.drain_all(timeout=_ARRIVAL_SECONDS)
+
+
+def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
+    """Wait until the server knows how each task run of a flow run ended; False when not all have arrived in time."""
+    from prefect.client.orchestration import get_client
+
+    drain()
+    query = {
+        "flow_runs": {"id": {"any_": [flow_run_id]}},
+        "task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}},
+    }
+    deadline = time.monotonic() + _ARRIVAL_SECONDS
+    with get_client(sync_client=True) as client:  # it knows of keys and passwords
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if client.request("POST", "/task_runs/count", json=query).json() >= expected:
+                    return True
+            time.sleep(0.1)
+    return False

@@ -1,0 +1,134 @@
+"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from desra_core.errors import UsageError
+from tasks.logs import say
+
+# The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
+# may be another program's by now, and when a process began moves with the clock.
+MARK = "DESRA_SERVE"
+
+# A process that ends by itself so often within so long is not started again.
+_MOST_STARTS, _STEADY_SECONDS = 5, 300.0
+_END_SECONDS, _STOP_SECONDS = 10, 15
+
+
+class RestlessError(UsageError):
+    """A process ends again and again."""
+
+
+class Child:
+    """A process with a name for messages and a log, in whose folder it runs: that of the command may vanish."""
+
+    name: str
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """That of the process, which is below zero where a signal ended it; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        raise NotImplementedError
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=self.log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
+            )
+        return self._process
+
+
+def start_again(process: Child, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
+    """Start a process that has ended by itself, after a pause that grows.
+
+    ``starts`` holds when it was started again before, in seconds of the clock of ``now``, and is kept up to date;
+    ``wait`` waits for so many seconds.
+
+    Raises
+    ------
+    RestlessError
+        It ends again and again, and is not started any more.
+    DesraError, OSError
+        What starting it raises.
+    """
+    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
+    if len(starts) > _MOST_STARTS:
+        raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
+    pause = 2 ** len(starts)  # for a cause that passes
+    ended = f"warning: {process.name} has ended (exit code {process.exit_code})"
+    say(f"{ended}, and is started again in {pause} s; its log is {process.log}")
+    wait(pause)
+    began = time.monotonic()
+    try:
+        process.start()
+    finally:  # a start may take ten minutes, which do not count as steady
+        starts[:] = [start + time.monotonic() - began for start in starts]
+
+
+def new_mark() -> dict[str, str]:
+    """Make a mark that no process has yet."""
+    return {MARK: uuid.uuid4().hex}
+
+
+def elsewhere() -> dict[str, str]:
+    """Give the environment that Python needs to start in another folder: absolute paths, no modules from there."""
+    given = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if os.environ.get(name)}
+    absolute = {name: os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))) for name, paths in given.items()}
+    return {"PYTHONSAFEPATH": "1"} | absolute
+
+
+def end_marked(mark: dict[str, str]) -> None:
+    """Kill the processes whose environment has a mark, but for this one. Nothing of what they do is lost by that.
+
+    One that cannot be killed, as it waits for a disk that has gone, is left alone in the end.
+    """
+
+    def marked() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and mark.items() <= process.environ().items():
+                    found.append(process)
+        return found
+
+    deadline = time.monotonic() + _END_SECONDS
+    # Again and again: one of them may just have started another one.
+    while (found := marked()) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=_END_SECONDS)
+
+
+def end_process(pid: int) -> None:
+    """Stop a process and its children."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        left = [*process.children(recursive=True), process]
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for member in left:
+                with contextlib.suppress(psutil.Error):
+                    end(member)
+            _, left = psutil.wait_procs(left, timeout=_STOP_SECONDS)

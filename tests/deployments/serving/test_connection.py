@@ -1,0 +1,120 @@
+"""How a Prefect server is reached: proxies, keys, servers that do not answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import threading
+from http.server import ThreadingHTTPServer
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments.serving import connection
+from deployments.serving.connection import AGAIN, check_server, configure, connected
+from desra_core.errors import TransientError, UsageError
+from desra_core.workspace import Workspace
+from flows.webhook import tell_webhook
+from tests.served import DEAD, HttpProxy
+
+PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",
+           f"socks4://{DEAD}", f"socks4a://{DEAD}", "http://nowhere:port", "http://[::1", "direct://")  # fmt: skip
+
+
+DIRECT = (None, "", "intern.example", "127.0.0.1", "*", "::1/128,[::1],fe80::/10", "localhost:port, 10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "direct"), [*((proxy, None) for proxy in PROXIES), *((PROXIES[0], direct) for direct in DIRECT[1:])]
+)
+def test_no_proxy_is_asked_for_this_machine(proxy, direct, prefect_environment, environment, tmp_path, capsys) -> None:
+    """Whatever stands in the environment, in small letters or in capitals; neither by us nor by Prefect's client."""
+    url = prefect_environment["PREFECT_API_URL"]
+    given = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy) | (
+        {} if direct is None else {"no_proxy": direct}
+    )
+    for spelt in (str.lower, str.upper):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in given.items():
+                patch.setenv(spelt(name), value)
+            check_server(url)  # one that somebody has configured
+            configure(Workspace(tmp_path), url, "desra:key")  # one of our own
+            with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+                assert client.api_healthcheck() is None
+            assert httpx.get(f"{url.replace('127.0.0.1', 'localhost')}/health").status_code == 200
+    told = capsys.readouterr().err
+    usable = proxy in PROXIES[:6]
+    assert told.count("is left out") == (0 if usable else 6)
+    assert DEAD not in told  # there may be a password in it
+
+
+def test_hosts_that_go_without_a_proxy_still_do(environment, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", " intern.example,::1/128, 10.0.0.7")
+    for _ in range(2):  # as often as a server is started again
+        configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intern.example,10.0.0.7,127.0.0.1,localhost,::1"
+
+
+def test_a_server_that_stays_away_in_the_second_start_leaves_work_to_do(environment, monkeypatch) -> None:
+    """The command was right: it ends with 1, not as one of a wrong setting."""
+    with pytest.raises(UsageError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+    monkeypatch.setenv(AGAIN, "1")
+    with pytest.raises(TransientError, match="no Prefect server answers"):
+        check_server(f"http://{DEAD}/api")
+
+
+def test_no_proxy_at_all_stays_that(environment, tmp_path, monkeypatch) -> None:
+    """Many tools know the star only where it stands alone."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    configure(Workspace(tmp_path), "http://127.0.0.1:1/api", "desra:key")
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*"
+
+
+class SocksProxy(socketserver.StreamRequestHandler):
+    """As much of SOCKS5 as one request needs; answers in place of whom it is asked for."""
+
+    def handle(self) -> None:
+        self.rfile.read(2 + self.rfile.peek()[1])
+        self.wfile.write(b"\x05\x00")
+        self.rfile.read(4)
+        host = self.rfile.read(self.rfile.read(1)[0]).decode()
+        self.rfile.read(2)
+        self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
+        self.server.asked.append(f"http://{host}{self.rfile.readline().split()[1].decode()}")
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(("scheme", "handler"), [("http", HttpProxy), ("socks5", SocksProxy), ("socks", SocksProxy)])
+def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, environment, monkeypatch) -> None:
+    """A server that somebody has configured, and the webhook."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.asked = []
+        threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()
+        monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{proxy.server_port}")
+        check_server("http://prefect.example/api")
+        assert tell_webhook("http://hook.example/x", {"text": "hello"}) is None
+        proxy.shutdown()
+    assert proxy.asked == ["http://prefect.example/api/health", "http://hook.example/x"]
+
+
+def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "_MOST_RETRIES", 0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(
+                UsageError, match=rf"{url}: the Prefect server does not do what it is asked \(.+\); see its log"
+            ),
+            connected() as client,
+        ):
+            client.hello()
