@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from prefect.runtime import flow_run
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
-from desra_core.calibration.counting import plan_counting
-from desra_core.calibration.exclusion import Exclusion
+from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
+from desra_core.calibration.results import CalibratedWeights, derive_calibration
 from desra_core.errors import TransientError
 from desra_core.settings import Machine
 from desra_core.settings.models import Calibrating
@@ -16,7 +15,7 @@ from flows import FLOWS
 from flows.corpus import opened_workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
-from tasks.calibration import CountingRun, count_shard, publish_weights
+from tasks.calibration import count_shard, publish_weights
 from tasks.dask_map import open_dask
 from tasks.overview import tag_run
 from tasks.progress import RunProgress
@@ -67,7 +66,6 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     with workspace.locked():
         found = FLOWS[type(corpus)](corpus, machine, rescan)
         counting = plan_counting(corpus, Exclusion(calibrating.exclude))
-        counting.gather_journals()
         missing = counting.missing()
         if missing:
             with (
@@ -75,7 +73,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
                 RunProgress("count", sum(missing.values()), 1) as progress,
             ):
                 for number in missing:
-                    count_shard(number, CountingRun(counting, dask, progress))
-        calibrated = conclude(calibrating, corpus, counting)
+                    count_shard(number, counting, dask, progress)
+        calibrated = derive_calibration(calibrating, corpus, counting)
         publish_weights(calibrated, calibrating.output)
     return Calibrated(str(flow_run.id), len(missing) + 1, found, calibrated)

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import AbsentError, ImageError
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
@@ -17,11 +18,10 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_map import Dask
 from tasks.images import each_image
-from tasks.shards import explicit_key
 
 
 class Benchmarked(NamedTuple):
-    """How a benchmark ended: its Prefect ids, the images that failed this time, and what was published."""
+    """The end of a benchmark: its Prefect ids, the number of images that failed this time, and its results."""
 
     flow_run: str
     task_runs: int
@@ -29,11 +29,9 @@ class Benchmarked(NamedTuple):
     published: PublishedBenchmark
 
 
-@task(task_run_name="detectors", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
-def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> int:  # noqa: ARG001
+@task(task_run_name="detectors", cache_policy=NO_CACHE)
+def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
     """Run what is missing of a benchmark.
-
-    Whether a cached state counts is for the records to say, as for the stages of a shard.
 
     Returns
     -------
@@ -46,8 +44,8 @@ def run_detectors(cache_key: str, benchmark: AnyBenchmark, machine: Machine) -> 
                 raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
             gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
-        settings = benchmark.stage_settings(device=device, max_pixels=dask.max_pixels)
-        return partial(benchmark.stage, workspace=benchmark.workspace, settings=settings)
+        settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, device, dask.max_pixels)
+        return partial(judge_image, workspace=benchmark.workspace, settings=settings)
 
     results = each_image(
         "benchmark", judging, benchmark.missing(), machine,

@@ -14,7 +14,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
-from desra_core.errors import printable
 from desra_core.evaluation.table import counted
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
@@ -22,7 +21,7 @@ from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.dask_cluster import visible_gpus
 from tasks.dask_map import Dask, open_dask, release_embedded
-from tasks.logs import SHOWN_FAILURES, say
+from tasks.logs import say, say_each
 from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress
 from tasks.retry_policy import may_pass
@@ -60,16 +59,13 @@ def freeze_images(plan: FinetunePlan) -> int:
 
     Where no image could judge the run, that is told before it is trained.
     """
-    if plan.undecided:
-        _tell(f"warning: {plan.undecided}")
+    if plan.warning:
+        _tell(f"warning: {plan.warning}")
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
     images, errors = begin(plan, scale)
-    for error in errors[:SHOWN_FAILURES]:
-        say(f"left out: {printable(error)}")
-    if len(errors) > SHOWN_FAILURES:
-        say(f"and {len(errors) - SHOWN_FAILURES} more")
+    say_each("left out", errors)
     if images < plan.training.images:
         say(f"{images} images to train on, fewer than the {plan.training.images} asked for: there are no more")
     return images
@@ -154,7 +150,7 @@ def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], worksp
     told = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
     create_table_artifact(told, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
     finetuned = Finetuned(str(flow_run.id), 3, images, *ended)
-    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.models}`"])
+    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.root / 'models'}`"])
     return finetuned
 
 

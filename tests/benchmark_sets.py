@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark
+from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import ImageError
 from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, plan, publish_results
 from desra_core.settings.benchmark import Benchmarking
@@ -104,26 +103,25 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     workspace = benchmark.workspace
     workspace.create()
     missing = benchmark.missing()
-    settings = benchmark.stage_settings(device="cpu", max_pixels=2**26)
+    settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, "cpu", 2**26)
     with workspace.locked(), one_thread():
         for image, work in missing:
             with contextlib.suppress(ImageError):  # the record tells it, as a worker's does
-                benchmark.stage(image, work, workspace, settings)
+                judge_image(image, work, workspace, settings)
     return [image.names[0] for image, _ in missing]
 
 
-def judge(dataset: object, output: Path, **settings: Any) -> tuple[Benchmark, PublishedBenchmark]:
+def judge(dataset: object, output: Path, **settings: Any) -> tuple[AnyBenchmark, PublishedBenchmark]:
     """A whole benchmark."""
     asked = {"methods": FAST, "min_area": "100"} | settings
     benchmark = plan(Benchmarking(dataset=str(dataset), output=output, **asked))
     run_here(benchmark)
     published = publish_results(benchmark)
     assert benchmark.missing() == []
-    assert isinstance(benchmark, Benchmark)
     return benchmark, published
 
 
-def spoil(plain: Path, output: Path, **settings: Any) -> tuple[SyntheticBenchmark, PublishedBenchmark]:
+def spoil(plain: Path, output: Path, **settings: Any) -> tuple[AnyBenchmark, PublishedBenchmark]:
     """A whole synthetic benchmark."""
     pairs = {"mse_sr": plain / "mse_sr", "gan_sr": plain / "gan_sr"}
     asked = {"methods": "desra", "min_area": "400"} | pairs | settings
@@ -131,5 +129,4 @@ def spoil(plain: Path, output: Path, **settings: Any) -> tuple[SyntheticBenchmar
     run_here(benchmark)
     published = publish_results(benchmark)
     assert benchmark.missing() == []
-    assert isinstance(benchmark, SyntheticBenchmark)
     return benchmark, published

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from desra_core.calibration.counting import Counting
-from desra_core.calibration.stage import histogram_stage
+from desra_core.calibration.counting import Counting, count_stored
 from desra_core.errors import ImageError
 from desra_core.gate.comparison import Comparison, judge_settings
 from desra_core.gate.judge import judge_stage
@@ -97,16 +96,21 @@ def judge_all(comparison: Comparison) -> int:
 
 
 def count_all(counting: Counting) -> list[str]:
-    """Count what is not counted, and gather it; returns the names of the images that were looked at."""
+    """Count what is not counted; returns the names of the images that were looked at."""
     names: list[str] = []
     for number in counting.missing():
-        shard = counting.shard(number)
-        failures = []
-        for token, (image, about) in counting.work(shard).items():
-            names.append(image.names[0])
-            try:
-                histogram_stage(image, about, counting.workspace, counting.stage_settings(2**26))
-            except ImageError as error:
-                failures.append((token, error))
-        counting.gather(shard, failures)
+        names += count_shard(counting, number)
     return names
+
+
+def count_shard(counting: Counting, number: int, limit: int | None = None) -> list[str]:
+    """Count the images of a shard, or as many of them as a killed run has come to; returns their names."""
+    work = list(counting.work(counting.shard(number)).items())[:limit]
+    results = {}
+    for token, (image, job) in work:
+        try:
+            results[token] = count_stored(image, job, counting.workspace, counting.target, 2**26)
+        except ImageError as error:
+            results[token] = error
+    counting.add(number, results)
+    return [image.names[0] for _, (image, _) in work]

@@ -6,7 +6,6 @@ import typer
 
 from deployments.commands.runs import server_for_run, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.errors import UsageError, printable
 from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results
 from desra_core.settings import Machine
@@ -45,14 +44,14 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 
 
 def _warn(planned: AnyBenchmark) -> None:
-    """Print what to beware of before anything is computed."""
-    desra = [contender for contender in planned.contenders if contender.method == "desra"]
+    """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
+    weighing = [method for method in planned.methods if method.weighs_classes]
     asked_for_none = planned.settings.weights == "none"
-    if desra and not asked_for_none and not any(contender.weighted for contender in desra):
+    if weighing and not asked_for_none and not any(method.weighted for method in weighing):
         say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
     if planned.lossy:
         masks = "mask is" if len(planned.lossy) == 1 else "masks are"
         say(f"warning: {len(planned.lossy)} {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
-    if isinstance(planned, Benchmark) and planned.unjudged:
+    if planned.unjudged:
         count, first = len(planned.unjudged), printable(planned.unjudged[0])
         say(f"{count} GAN results have no ground truth and are left out, the first is {first}")

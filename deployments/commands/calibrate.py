@@ -8,10 +8,8 @@ import typer
 
 from deployments.commands.runs import prepare_corpus, renew_results, server_for_run, show_people, wait_for
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.calibrated_weights import CalibratedWeights, conclude, corpus_of
-from desra_core.calibration.counting import Counting, plan_counting
-from desra_core.calibration.exclusion import Exclusion
-from desra_core.calibration.weight_table import largest_differences
+from desra_core.calibration.counting import Counting, Exclusion, corpus_of, plan_counting
+from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
 from desra_core.evaluation.table import counted
@@ -21,6 +19,7 @@ from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import read_manifest
+from tasks.handover import handing_over
 from tasks.logs import say, say_each
 
 _DIFFERENCES = 5
@@ -38,14 +37,12 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
-        counting.gather_journals()
-        say_each("failed", [error for shard in counting.counted() for error in shard.failures()])
+        say_each("failed", [error for shard in counting.counted() for error in shard.failures])
         if prepared.plan.pending or counting.missing():
             with server_for_run(workspace):
                 from flows.calibrate import calibrate
-                from flows.corpus import planned
 
-                with planned(corpus, prepared):
+                with handing_over(corpus, prepared):
                     ended = calibrate(settings, machine, rescan=False)
                 wait_for(ended.found, ended)
             for line in ended.found.broken_shards:
@@ -54,14 +51,14 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         else:
             typer.echo("nothing to do: all was counted before")
             renew_results(prepared)
-            calibrated = conclude(settings, corpus, counting)
+            calibrated = derive_calibration(settings, corpus, counting)
             from desra_core.report.calibration_page import write_calibration
 
             write_calibration(calibrated, settings.output)
         left_out = _left_out(prepared, counting, corpus)
         _warn_of_artifacts(counting)
         _show(calibrated, settings)
-        show_people(counting.by_people)
+        show_people(counting.human_masks)
         if left_out:
             typer.echo(f"left out {counted(left_out, 'image')} that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
@@ -69,7 +66,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
 
 def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
-    """See that masks are of images that there are, before anything is touched."""
+    """Warn of masks that belong to no image, before anything is touched."""
     files = image_files(corpus.sources.main, corpus.workspace).files
     # Where two files would share a name, their suffixes belong to it.
     unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
@@ -78,7 +75,7 @@ def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
 
 
 def _warn_of_artifacts(counting: Counting) -> None:
-    """Warn where the pairs may not be free of artifacts: one that is counted as normal is never found again."""
+    """Warn if the pairs may have artifacts: with weights that count them as normal, they would not be detected."""
     images, pixels = counting.suspect()
     if images:
         say(
@@ -88,12 +85,12 @@ def _warn_of_artifacts(counting: Counting) -> None:
 
 
 def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
-    """How many images are not in the count, because they failed on the way or there."""
+    """Count the images that failed, before or while counting."""
     manifest = read_manifest(prepared.workspace)
     assert manifest is not None
     assert prepared.scanned is not None
     after = make_plan(prepared.workspace, manifest, prepared.plan.target, limit=corpus.limit)
-    uncounted = sum(len(shard.failures()) for shard in counting.counted()) + sum(counting.missing().values())
+    uncounted = sum(len(shard.failures) for shard in counting.counted()) + sum(counting.missing().values())
     left_out: int = prepared.scanned.failures.num_rows + after.failed + after.pending + uncounted
     return left_out
 
@@ -126,7 +123,7 @@ def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
 
 
 def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
-    """The run that uses the weights, as the latest one was but for them."""
+    """The command of the latest run, with the new weights."""
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [

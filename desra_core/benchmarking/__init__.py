@@ -1,1 +1,1 @@
-"""How well detectors find artifacts: on data with masks by people, and on artifacts that are injected."""
+"""Measuring detectors: on data sets with human masks, and on artifacts that are injected into clean pairs."""

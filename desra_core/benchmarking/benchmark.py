@@ -1,172 +1,258 @@
-"""A benchmark on a data set with a ground truth: which images, which contenders, and what is left to do."""
+"""A benchmark of either kind: its methods, its images, which of them are left to judge, and how a worker judges one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.competition import compete, given_folders, hash_files, image_of, input_hashes
-from desra_core.benchmarking.data_sets import Example, read_data_set
-from desra_core.benchmarking.entries import Contender
-from desra_core.benchmarking.judged import Record, read_record
-from desra_core.benchmarking.stage import BenchmarkSettings, Judging, benchmark_stage, mask_path, record_path
-from desra_core.errors import ImageError, UsageError
-from desra_core.files.hashing import fingerprint
+from desra_core.benchmarking.data_sets import DataSet, Example
+from desra_core.benchmarking.methods import Method, load_methods
+from desra_core.detection.class_weights import load_weights
+from desra_core.detection.detectors import NEEDED_INPUTS, DetectorInputs
+from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.evaluation.mask_files import is_lossy
+from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.images.codec import Labels, Pixels
+from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.benchmark import Benchmarking
+from desra_core.stages.sources import read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
-# Raise it when a bit of a record changes.
-JUDGED_VERSION = 2
+_MASKS = ("gt_mask", "desra_mask", "exclude")
 
-Stage = Callable[..., None]
+
+class StageSettings(NamedTuple):
+    """Settings of `judge_image` for all images; ``weights`` is ``(150,)`` float64, None without a weighted method."""
+
+    methods: tuple[Method, ...]
+    weights: npt.NDArray[np.float64] | None
+    benchmarking: Benchmarking
+    device: str
+    max_pixels: int
+
+
+class DecodedPair(NamedTuple):
+    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time that computing its labels took."""
+
+    path: Path
+    shape: tuple[int, int]
+    inputs: DetectorInputs
+    seconds: float | None
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What is to be judged.
+class Job(ABC):
+    """An image of a benchmark, as it goes to a worker; ``missing`` names the methods that are to be run on it."""
 
-    Attributes
-    ----------
-    contenders
-        As the table lists them.
-    work
-        Every image that can be judged, with what it is judged by.
-    failures
-        Of images that cannot.
-    unjudged
-        GAN results without a ground truth.
-    lossy
-        Masks that are JPEG or lossy WebP.
-    weights
-        ``(150,)`` float64; None where no contender is weighted.
+    part: str
+    name: str
+    missing: tuple[str, ...]
+
+    @abstractmethod
+    def path(self, workspace: Workspace) -> Path:
+        """The file of its result."""
+
+    @abstractmethod
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
+        """The job with the methods that its file lacks as ``missing``; None if it is done, or would fail again."""
+
+    @abstractmethod
+    def failure(self, workspace: Workspace) -> ImageError | None:
+        """The error in its file, if it would come again."""
+
+    @abstractmethod
+    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
+        """Run the missing methods on a pair; returns the new content of the file (raises `ImageError`)."""
+
+    @abstractmethod
+    def failed(self, error: ImageError, workspace: Workspace) -> bytes:
+        """The content of the file of an image that cannot be judged."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+# Takes an image, its files by role, and the methods that can be run on it, with the keys of their other inputs.
+JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[str]]], AnyJob]
+
+
+@dataclass(frozen=True)
+class Benchmark(Generic[AnyJob]):
+    """Images to judge, and the methods to judge, as the table lists them.
+
+    ``work`` has every image that can be judged, with its job, and ``failures`` says why others cannot. ``unjudged`` are
+    GAN results without a ground truth, ``lossy`` masks that are JPEG or lossy WebP. ``weights`` is ``(150,)`` float64,
+    None where no method is weighted.
     """
 
     settings: Benchmarking
-    contenders: tuple[Contender, ...]
-    work: list[tuple[ImageRef, Judging]]
+    methods: tuple[Method, ...]
+    work: list[tuple[ImageRef, AnyJob]]
     failures: list[ImageError]
     unjudged: list[Path]
     lossy: list[Path]
     weights: npt.NDArray[np.float64] | None
-    stage: ClassVar[Stage] = staticmethod(benchmark_stage)
+
+    def missing(self) -> list[tuple[ImageRef, AnyJob]]:
+        """The images that are left to judge; those that would fail again are none of them."""
+        left = ((image, job.left(self.workspace, self.methods)) for image, job in self.work)
+        return [(image, job) for image, job in left if job]
+
+    def failed(self) -> list[ImageError]:
+        """Why images cannot be judged: those that lack files, and those whose files are at fault."""
+        return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
 
     @property
     def workspace(self) -> Workspace:
-        """Where everything lies."""
+        """The folder of all results."""
         return Workspace(self.settings.output)
 
     @property
     def runs_networks(self) -> bool:
         """Whether class labels are computed."""
-        return self.settings.segmenter != "none" and any("labels" in c.inputs for c in self.contenders)
-
-    @property
-    def key(self) -> str:
-        """Identifies what is judged, by what."""
-        return fingerprint([[judging.part, judging.name, judging.keys] for _, judging in self.work])
-
-    def missing(self) -> list[tuple[ImageRef, Judging]]:
-        """The images that lack runs, with the contenders concerned; those that would fail again are left out."""
-        found = []
-        for image, judging in self.work:
-            record = self._record(judging)
-            if record and record.failure:
-                continue
-            runs = record.runs if record else {}
-            lacking = tuple(
-                contender.name
-                for contender in self.contenders
-                if contender.name in judging.keys
-                and not (contender.name in runs and self._is_done(contender, judging, runs[contender.name].key))
-            )
-            if lacking:
-                found.append((image, judging._replace(missing=lacking)))
-        return found
-
-    def records(self) -> list[Record]:
-        """What the contenders found of the images that are done."""
-        unfinished = {judging[:2] for _, judging in self.missing()}
-        done = [judging for _, judging in self.work if judging[:2] not in unfinished]
-        found = [(judging, record) for judging in done if (record := self._record(judging)) and not record.failure]
-        return [replace(record, runs={name: record.runs[name] for name in judging.keys}) for judging, record in found]
-
-    def failed(self) -> list[ImageError]:
-        """Why images cannot be judged: those that lack files, and those whose files are at fault."""
-        records = (self._record(judging) for _, judging in self.work)
-        failed = [record.failure for record in records if record and record.failure]
-        return self.failures + [ImageError(*told) for _, *told in failed]
-
-    def stage_settings(self, *, device: str, max_pixels: int) -> BenchmarkSettings:
-        """What the benchmark stage needs, on some machine."""
-        settings = self.settings
-        return BenchmarkSettings(
-            contenders=self.contenders,
-            weights=self.weights,
-            min_area=settings.min_area,
-            segmenter=settings.segmenter,
-            device=device,
-            max_pixels=max_pixels,
-        )
-
-    def _record(self, judging: Judging) -> Record | None:
-        record = read_record(record_path(self.workspace, judging.part, judging.name))
-        outdated = record is not None and record.failure is not None and record.failure[0] != judging.failure_key
-        return replace(record, failure=None) if record and outdated else record
-
-    def _is_done(self, contender: Contender, judging: Judging, key: str) -> bool:
-        paths = (mask_path(self.workspace, entry, judging.part, judging.name) for entry in contender.entries)
-        return key == judging.keys[contender.name] and all(path.is_file() for path in paths)
+        return self.settings.segmenter != "none" and any("labels" in method.inputs for method in self.methods)
 
 
-def plan_benchmark(settings: Benchmarking) -> Benchmark:
-    """Read the data set and find out what each image is to be judged by. Writes nothing.
+def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
+    """Hash the files of a data set and list the jobs. Writes nothing.
 
-    Raises
-    ------
-    UsageError
-        The data set or a method cannot be used, or a setting contradicts another.
+    Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
     """
-    if settings.exclude:
-        raise UsageError("--exclude", "is for the synthetic benchmark", "leave it out")
-    data_set = read_data_set(Path(settings.dataset), given_folders(settings), settings.output)
-    competing, weights, segmentation = compete(settings, data_set)
-    hashed, failures = hash_files(data_set.examples, competing, segmentation)
-    work = [_judging(example, files, competing, segmentation, settings.min_area) for example, files, _ in hashed]
-    return Benchmark(
-        settings=settings,
-        contenders=tuple(competing),
-        work=work,
-        failures=data_set.failures + failures,
-        unjudged=data_set.unjudged,
-        lossy=[path for _, _, lossy in hashed for path in lossy],
-        weights=weights.values if weights else None,
-    )
+    methods, weights, segmentation = _choose_methods(settings, data_set)
+    used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
+    if segmentation:
+        used.discard("labels")
+    with ThreadPoolExecutor() as pool:
+        hashed = list(pool.map(lambda example: _hashed(example, used), data_set.examples))
+    work, failures, lossy = [], list(data_set.failures), []
+    for example, found in zip(data_set.examples, hashed, strict=True):
+        if isinstance(found, ImageError):
+            failures.append(found)
+            continue
+        files, lossy_masks = found
+        lossy += lossy_masks
+        hashes = {role: file.hash for role, file in files.items()}
+        if segmentation:
+            hashes["labels"] = segmentation
+        usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
+        inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
+        # Equal pairs with other masks are other images.
+        roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
+        image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
+        work.append((image, make_job(settings, example, files, inputs)))
+    return Benchmark(settings, methods, work, failures, data_set.unjudged, lossy, weights)
 
 
-def _judging(
-    example: Example, files: dict[str, File], competing: Sequence[Contender], segmentation: str | None, min_area: str
-) -> tuple[ImageRef, Judging]:
-    """An image and the keys of its runs."""
-    truth = files.get("gt_mask") or example.coco_mask
-    assert truth is not None
-    judged = [
-        files["mse_sr"].hash,
-        files["gan_sr"].hash,
-        truth.hash if isinstance(truth, File) else truth[:3],
-        min_area,
-    ]
-    published = files.get("desra_mask")
-    keys = {}
-    for contender in competing:
-        inputs = input_hashes(contender, files, segmentation)
-        if inputs is not None:
-            agreed = published.hash if published and contender.method == "desra" else None
-            competition = (contender.key, contender.entries, contender.thresholds)
-            keys[contender.name] = fingerprint("judged", JUDGED_VERSION, *competition, judged, inputs, agreed)
-    return image_of(example, files), Judging(example.part, example.name, truth, published, keys, ())
+def given_folders(settings: Benchmarking) -> dict[str, Path]:
+    """Collect the folders that flags name, by role (raises `UsageError` where they contradict each other)."""
+    if settings.labels and settings.segmenter != "none":
+        raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+    roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
+    return {role: folder for role in roles if (folder := getattr(settings, role)) is not None}
+
+
+def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: StageSettings) -> None:
+    """Run the methods that are missing on an image and publish the result. Workers call this.
+
+    Raises `ImageError`: the image cannot be judged; unless it is a `TransientError`, the failure is recorded in the
+    file, too.
+    """
+    try:
+        pair = _read_pair(image, job.missing, settings)
+        with _one_thread():
+            content = job.judge(pair, workspace, settings)
+    except TransientError:
+        raise
+    except ImageError as error:
+        workspace.publish(job.path(workspace), job.failed(error, workspace))
+        raise
+    workspace.publish(job.path(workspace), content)
+
+
+def _choose_methods(
+    settings: Benchmarking, data_set: DataSet
+) -> tuple[tuple[Method, ...], npt.NDArray[np.float64] | None, str | None]:
+    """The methods, the class weights of DeSRA, and the key of the segmenter that computes class labels."""
+    segmentation = segmenter_key(settings.segmenter) if settings.segmenter != "none" else None
+    there = {role: any(role in example.files for example in data_set.examples) for role in ("labels", "lr")}
+    there["labels"] |= segmentation is not None
+    source = settings.weights or ("published" if there["labels"] else "none")
+    if source != "none" and not there["labels"]:
+        remedy = "add --labels or --segmenter, or drop --weights"
+        raise UsageError("--weights", f"{source} needs class labels", remedy)
+    weights = load_weights(source) if source != "none" else None
+    methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
+    for method in methods:
+        for role in method.inputs:
+            if not there[role]:
+                needed, remedy = NEEDED_INPUTS[role]
+                raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
+    return tuple(methods), weights.values if weights else None, segmentation
+
+
+def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Path]] | ImageError:
+    """The files of an image that are used, and those of its masks that are lossy; or why one cannot be read."""
+    files, lossy = {}, []
+    try:
+        for role, path in example.files.items():
+            if role in used:
+                data = read_bytes(path)
+                files[role] = File(path, digest(data))
+                if role in _MASKS and is_lossy(data):
+                    lossy.append(path)
+    except ImageError as error:
+        return error
+    return files, lossy
+
+
+def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSettings) -> DecodedPair:
+    """Decode a pair and the other inputs of some methods."""
+    assert image.mse_sr is not None
+    assert image.gan_sr is not None
+    inputs = {role for method in settings.methods if method.name in methods for role in method.inputs}
+    mse_sr, gan_sr = (read_photo(file, settings.max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
+    if mse_sr.shape[:2] != gan_sr.shape[:2]:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
+        raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")
+    lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in inputs and image.lr else None
+    labels, seconds = _read_labels(image, gan_sr, settings) if "labels" in inputs else (None, None)
+    return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
+
+
+def _read_labels(image: ImageRef, gan_sr: Pixels, settings: StageSettings) -> tuple[Labels, float | None]:
+    """The classes of a GAN result, and the seconds that it took to compute them."""
+    if image.labels is not None:
+        return read_label_file(image.labels, gan_sr.shape[:2], settings.max_pixels), None
+    segmenter = load_segmenter(settings.benchmarking.segmenter, settings.device)
+    started = time.perf_counter()
+    try:
+        return segmenter(gan_sr), round(time.perf_counter() - started, 4)
+    except ImageError as error:
+        raise type(error)(image.path, error.reason, error.remedy) from None
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have OpenCV, and PyTorch if a method has loaded it, compute in this thread, whose time is measured."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    torch = sys.modules.get("torch")
+    torch_threads = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if torch:
+            torch.set_num_threads(torch_threads)

@@ -1,4 +1,4 @@
-"""The images of a data set of pairs: which files belong together, and what lacks."""
+"""The images of a data set: where the folders of its parts lie, which files belong together, and what is lacking."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from desra_core.benchmarking.data_layouts import Part, find_parts
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
 from desra_core.images.names import ImageNames
 from desra_core.images.scanning import image_files, no_images, root_of
 from desra_core.workspace.matching import spelled_like, without_ambiguity
+
+# The roles of the folders of a data set, and their names in the published one.
+ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR", "desra_mask": "DeSRA-Mask",
+         "labels": "labels"}  # fmt: skip
+ANNOTATIONS = "annotations.json"
+
+_SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels", "gt": "gt_mask"}
+_REMEDY = "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file"
+
+
+@dataclass(frozen=True)
+class PartFolders:
+    """The folders of one SR model by role; a COCO file may stand for the folder of masks."""
+
+    name: str
+    folders: Mapping[str, Path]
+    coco: Path | None = None
 
 
 class Example(NamedTuple):
@@ -35,31 +49,14 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What was found in a data set.
-
-    Attributes
-    ----------
-    examples
-        The images that can be judged, by part and name.
-    failures
-        A line for each image that lacks something.
-    unjudged
-        GAN results without a ground truth: nobody has looked at them.
-    """
+    """The images of a data set that can be judged, errors for those that lack a file, GAN results without a mask."""
 
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)
     unjudged: list[Path] = field(default_factory=list)
 
 
-def read_pairs(folders: Mapping[str, Path], skip: Path) -> DataSet:
-    """Find the images of some folders by role, of which nobody has marked the artifacts; as `read_data_set`."""
-    data_set = DataSet()
-    _read_part(Part("", folders), skip, data_set)
-    return _not_empty(data_set, folders["gan_sr"])
-
-
-def read_data_set(root: Path, folders: Mapping[str, Path], skip: Path) -> DataSet:
+def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
     """Find the images of a data set.
 
     Files belong together when their relative paths agree without suffix. Where those of a folder agree with no GAN
@@ -67,10 +64,14 @@ def read_data_set(root: Path, folders: Mapping[str, Path], skip: Path) -> DataSe
 
     Parameters
     ----------
-    root, folders
-        As for `desra_core.benchmarking.data_layouts.find_parts`.
+    root
+        A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
+        perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file beside
+        the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
+    given
+        Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name there.
     skip
-        The folder of the results, should it lie inside of one of them.
+        The folder of the results, in case it lies inside one of the others.
 
     Raises
     ------
@@ -78,9 +79,81 @@ def read_data_set(root: Path, folders: Mapping[str, Path], skip: Path) -> DataSe
         There is no such data set, a folder holds no images, or the COCO file is damaged.
     """
     data_set = DataSet()
-    for part in find_parts(root, folders):
+    for part in _find_parts(root, given):
         _read_part(part, skip, data_set)
     return _not_empty(data_set, root)
+
+
+def read_pairs(folders: Mapping[str, Path], skip: Path) -> DataSet:
+    """Find the images of some folders by role, without a ground truth; otherwise as `read_data_set`."""
+    data_set = DataSet()
+    _read_part(PartFolders("", folders), skip, data_set)
+    return _not_empty(data_set, folders["gan_sr"])
+
+
+def _find_parts(root: Path, given: Mapping[str, Path]) -> list[PartFolders]:
+    """The parts of a data set, by name."""
+    if root.is_file():
+        if root.suffix.lower() != ".json":
+            raise UsageError(root, "is no data set", _REMEDY)
+        return [_part("", {**_folders(root.parent), **given}, root, root)]
+    if not root.is_dir():
+        raise UsageError(root, "does not exist", _REMEDY)
+    below = _folders(root)
+    if below.keys() & {"mse_sr", "gan_sr"} or given.keys() >= {"mse_sr", "gan_sr"}:
+        return [_part("", {**below, **given}, root)]
+    parts = []
+    for folder in _folders_in(root):
+        own = _folders(folder)
+        if own.keys() & {"mse_sr", "gan_sr"}:
+            for role, place in given.items():
+                if not (place / folder.name).is_dir():
+                    flag, reason = f"--{role.replace('_', '-')}", f"{place} has no folder {folder.name}"
+                    raise UsageError(flag, reason, "give one with a folder for each part")
+                own[role] = place / folder.name
+            parts.append(_part(folder.name, own, folder))
+    if not parts:
+        raise UsageError(root, "is no data set", _REMEDY)
+    return parts
+
+
+def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> PartFolders:
+    """A part that has all it needs; annotations.json in its folder stands for its masks."""
+    if coco:
+        folders.pop("gt_mask", None)
+    elif (place / ANNOTATIONS).is_file():
+        coco = place / ANNOTATIONS
+        if "gt_mask" in folders:
+            remedy = f"name {ANNOTATIONS} itself, or remove it"
+            raise UsageError(place, f"has both masks in {folders['gt_mask'].name} and {ANNOTATIONS}", remedy)
+    for role in ("mse_sr", "gan_sr"):
+        if role not in folders:
+            remedy = f"add it, or give --{role.replace('_', '-')}"
+            raise UsageError(place, f"has no folder {ROLES[role]}", remedy)
+    if coco is None and "gt_mask" not in folders:
+        raise UsageError(place, f"has no folder {ROLES['gt_mask']} nor {ANNOTATIONS}", "add it")
+    return PartFolders(name, folders, coco)
+
+
+def _folders(place: Path) -> dict[str, Path]:
+    """The folders of a place that have a role, in whatever spelling."""
+    found: dict[str, Path] = {}
+    for folder in _folders_in(place):
+        spelling = "".join(character for character in folder.name.casefold() if character.isalnum())
+        role = _SPELLINGS.get(spelling) or _SPELLINGS.get(spelling.removesuffix("s"))
+        if role in found:
+            reason = f"has two folders for {ROLES[role]}: {found[role].name} and {folder.name}"
+            raise UsageError(place, reason, "keep one of them")
+        if role is not None:
+            found[role] = folder
+    return found
+
+
+def _folders_in(place: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in place.iterdir() if folder.is_dir())
+    except OSError as error:
+        raise UsageError(place, f"cannot be read ({error.strerror})", "give read permission to it") from None
 
 
 def _not_empty(data_set: DataSet, place: Path) -> DataSet:
@@ -93,26 +166,22 @@ def _not_empty(data_set: DataSet, place: Path) -> DataSet:
     raise UsageError(place, "is an empty data set: no GAN result has a ground truth", "see that their names agree")
 
 
-def _read_part(part: Part, skip: Path, data_set: DataSet) -> None:
-    """Add the images of a part."""
+def _read_part(part: PartFolders, skip: Path, data_set: DataSet) -> None:
+    """Add the images of a part to a data set."""
     files = _aligned(_listed(part.folders, skip, data_set))
-    truth = files.pop("gt_mask", {})
     coco_masks = _named(read_coco(part.coco), files["gan_sr"], part.coco) if part.coco else {}
-    marked = part.coco is not None or "gt_mask" in part.folders
-    required = [role for role in ("mse_sr", "labels") if role in files]
-    for name in sorted(files["gan_sr"].keys() | truth.keys() | coco_masks.keys()):
+    truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
+    needs_truth = part.coco is not None or "gt_mask" in part.folders
+    for name in sorted(files["gan_sr"].keys() | truths):
         own = {role: paths[name] for role, paths in files.items() if name in paths}
-        if name in truth:
-            own["gt_mask"] = truth[name]
-        if "gan_sr" not in own:
-            subject = own.get("gt_mask") or f"{part.coco}: {name}"
-            reason = f"has no image of its name in {part.folders['gan_sr']}"
-            data_set.failures.append(ImageError(subject, reason, "add it, or remove the mask"))
-        elif marked and "gt_mask" not in own and name not in coco_masks:
+        lacking = [role for role in ("gan_sr", "mse_sr", "labels") if role in files and role not in own]
+        if "gan_sr" in own and needs_truth and name not in truths:
             data_set.unjudged.append(own["gan_sr"])
-        elif lacking := [role for role in required if role not in own]:
+        elif lacking:
+            subject = own.get("gan_sr") or own.get("gt_mask") or f"{part.coco}: {name}"
+            remedy = "add it, or remove the mask" if lacking[0] == "gan_sr" else "add it, or remove this one"
             reason = f"has no image of its name in {part.folders[lacking[0]]}"
-            data_set.failures.append(ImageError(own["gan_sr"], reason, "add it, or remove this one"))
+            data_set.failures.append(ImageError(subject, reason, remedy))
         else:
             data_set.examples.append(Example(part.name, name, own, coco_masks.get(name)))
 
@@ -126,17 +195,14 @@ def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[
             raise no_images(folder, "add them, or remove the folder", others)
         data_set.failures.extend(problems)
     tables, unclear = without_ambiguity(tables)
-    data_set.failures.extend(_errors(unclear))
+    for row in unclear.to_pylist():
+        data_set.failures.append(ImageError(row["subject"], row["reason"], row["remedy"]))
     gan_sr = tables["gan_sr"]["name"]
     named = {role: table.set_column(0, "name", spelled_like(table["name"], gan_sr)) for role, table in tables.items()}
     return {
         role: {row["name"]: root_of(folders[role]) / row["path"] for row in table.to_pylist()}
         for role, table in named.items()
     }
-
-
-def _errors(failures: pa.Table) -> list[ImageError]:
-    return [ImageError(row["subject"], row["reason"], row["remedy"]) for row in failures.to_pylist()]
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
@@ -154,7 +220,7 @@ def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]
 
 
 def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
-    """Drop what all names end with, from its first separator on."""
+    """Drop the end that all names share, from its first separator on."""
     backwards = sorted(name[::-1] for name in files)
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(backwards[0], backwards[-1], strict=False)) if files else ()
     ending = "".join(character for character, _ in alike)[::-1]

@@ -1,4 +1,4 @@
-"""Artifacts of known place, kind and strength, put into a clean result in the forms that are seen in practice.
+"""Inject artifacts of known place, kind and strength into a clean result, in forms that occur in practice.
 
 All kinds work on values in 0..255 (uint16 / 257) in float64 and are rounded once. In the texture kinds the last pixels
 before the border of the place fade, so that what is measured is the texture and not its outline.
@@ -24,7 +24,7 @@ _FADE = 4
 # A ramp of 2.5 grey levels a pixel at full strength: D sees no edge in it.
 _COLOUR_FADE = 16
 _HALO = 24
-# What is amplified more is the rounding of a flat area, not its edges.
+# A larger gain would amplify the rounding of a flat area instead of edges.
 _MAX_RINGING_GAIN = 12.0
 _PAINTERLY_RADIUS = 5
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -69,7 +69,14 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
         The kind is unknown or cannot be in a gray image, the strength out of range, or the place empty or of another
         size.
     """
-    _check(gan_sr, kind, place, strength)
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of artifact; there are {', '.join(KINDS)}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"a strength of {strength} is not within 0..1")
+    if place.shape != gan_sr.shape[:2] or not place.any():
+        raise ValueError(f"a place of the shape {place.shape} is empty or not one of an image {gan_sr.shape}")
+    if kind == "colour_shift" and gan_sr.shape[2] == 1:
+        raise ValueError("a gray image has no colour to shift")
     box = _box(place)
     inside, levels = place[box], _levels(gan_sr[box])
     if kind == "flattening":
@@ -87,12 +94,12 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
 
 
 def contrast(before: Pixels, after: Pixels, place: Mask) -> float:
-    """The RMS of what an injection changed over the pixels and channels of its place, in grey levels of 255."""
+    """Measure an injection: RMS of the change over the pixels and channels of its place, in grey levels of 255."""
     return _rms(_levels(after[place]) - _levels(before[place]))
 
 
 def texture(pixels: Pixels, place: Mask) -> float:
-    """The RMS of the deviation of the values around each pixel of a place, in grey levels of 255: what hides artifacts.
+    """Measure the texture that hides artifacts: RMS deviation around each pixel of a place, in grey levels of 255.
 
     The window is that of the paper's D: a Gaussian of 11x11 px and sigma 1.5. Channels count alike.
     """
@@ -100,17 +107,6 @@ def texture(pixels: Pixels, place: Mask) -> float:
     levels = _levels(pixels[box])
     mean, mean_square = (cv2.GaussianBlur(x, (11, 11), 1.5).reshape(levels.shape) for x in (levels, levels**2))
     return float(np.sqrt(np.maximum(mean_square - mean**2, 0)[place[box]].mean()))
-
-
-def _check(gan_sr: Pixels, kind: str, place: Mask, strength: float) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no kind of artifact; there are {', '.join(KINDS)}")
-    if not 0 < strength <= 1:
-        raise ValueError(f"a strength of {strength} is not within 0..1")
-    if place.shape != gan_sr.shape[:2] or not place.any():
-        raise ValueError(f"a place of the shape {place.shape} is empty or not one of an image {gan_sr.shape}")
-    if kind == "colour_shift" and gan_sr.shape[2] == 1:
-        raise ValueError("a gray image has no colour to shift")
 
 
 def _box(place: Mask) -> tuple[slice, slice]:

@@ -1,6 +1,6 @@
-"""Where in an image artifacts are injected, of which kind, strength and size: fixed by the image's name and a seed.
+"""Places, kinds, strengths and sizes of the artifacts that are injected into an image: fixed by its name and a seed.
 
-Everything is laid out on cells of 4x4 px. An image that holds injected artifacts is called a sheet.
+Everything is laid out on cells of 4x4 px. An image with injected artifacts is called a sheet.
 """
 
 from __future__ import annotations
@@ -29,31 +29,22 @@ _EXCLUDED_MARGIN = 20
 _FRAME = 8
 # Injected pixels per sheet: most of a sheet stays as clean as it was.
 _SHARE = 0.2
-# And with their gaps: irregular shapes fill no more.
+# Share that they can fill together with their gaps, because shapes are irregular.
 _PACKED = 0.5
 # Of the positions with room, the share that suits a kind best.
 _SUITABLE = 0.25
 _ROOM = np.ones((15, 15), np.uint8)
+_DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * math.ceil(_GAP / _CELL) + 3,) * 2)
 
 # Whole numbers, so that sums are exact.
 Cells = npt.NDArray[np.float64]
 
 
 class Case(NamedTuple):
-    """An artifact to inject: all that it takes to make it again.
+    """All that it takes to inject an artifact again, by `desra_core.benchmarking.injection.inject`.
 
-    Attributes
-    ----------
-    kind, strength
-        As for `desra_core.benchmarking.injection.inject`.
-    size
-        The wanted area in pixels.
-    sheet
-        Which of the injected images holds it.
-    y, x
-        The top left pixel of the box around its place.
-    seed
-        Of its shape and pattern.
+    ``size`` is the wanted area in pixels, ``sheet`` the number of the injected image, ``y`` and ``x`` the top left
+    pixel of the box around its place, ``seed`` that of its shape and pattern.
     """
 
     kind: str
@@ -81,7 +72,7 @@ def cases(
     seed: int = 0,
     exclude: Mask | None = None,
 ) -> list[Case]:
-    """Draw what is injected into an image: each kind in each strength and size once, as far as there is room.
+    """Draw the artifacts to inject into an image: each kind in each strength and size once, as far as there is room.
 
     Artifacts on one sheet are at least 40 px apart, and on average cover a fifth of it at most. As many sheets are used
     as that takes, so that an image of any size costs some 8 MP of sheets, and at least one. Ringing and flattening go
@@ -90,28 +81,27 @@ def cases(
 
     Parameters
     ----------
-    name
-        Of the image; the cases depend on it, not on the order of images.
+    name, seed
+        Of the image; another name or seed draws other places and patterns.
     gan_sr
         ``(H, W, 1 or 3)``. A gray image gets no colour shift.
     strengths, sizes
         In 0..1, and areas in pixels.
-    seed
-        Another one draws other places and patterns.
     exclude
         ``(H, W)`` bool, kept free together with 20 px around it.
 
     Returns
     -------
-    Cases by size, the largest first; none where nothing has room.
+    Cases by size, the largest first; none if nothing has room.
     """
     if min(gan_sr.shape[:2]) <= 2 * _FRAME:
         return []
     free = _free(gan_sr.shape, exclude)
     kinds = [kind for kind in KINDS if gan_sr.shape[2] == 3 or kind != "colour_shift"]
     wanted = list(itertools.product(kinds, map(float, strengths), map(int, sizes)))
-    seeds = {one: _seed(name, seed, one) for one in wanted}
-    # What each takes up, with the gap around it where it is small.
+    digests = {one: hashlib.blake2b(repr((name, seed, one)).encode(), digest_size=8).digest() for one in wanted}
+    seeds = {one: int.from_bytes(digest) for one, digest in digests.items()}
+    # The area that each takes up, with the gap around it if it is small.
     area = sum(max(size / _SHARE, (math.sqrt(size) + _GAP) ** 2 / _PACKED) for *_, size in wanted)
     count = math.ceil(area / (free.size * _CELL**2))
     sheets = _Sheets(free, count, _guides(gan_sr))
@@ -145,7 +135,7 @@ def blob(size: int, seed: int) -> Mask:
 
 
 class _Sheets:
-    """What is taken on each sheet."""
+    """The cells that are taken on each sheet."""
 
     def __init__(self, free: Cells, count: int, guides: Mapping[str, Cells]) -> None:
         self._blocked = [1 - free for _ in range(count)]
@@ -165,21 +155,11 @@ class _Sheets:
                 spots = spots[np.sort(best)]
             row, column = map(int, spots[rng.integers(len(spots))])
             self._used[sheet] += int(cells.sum())
-            self._block(self._blocked[sheet], cells, row, column)
+            taken = np.zeros_like(self._blocked[sheet])
+            taken[row : row + cells.shape[0], column : column + cells.shape[1]] = cells
+            np.maximum(self._blocked[sheet], cv2.dilate(taken, _DISC), out=self._blocked[sheet])
             return sheet, row * _CELL, column * _CELL
         return None
-
-    @staticmethod
-    def _block(blocked: Cells, cells: Cells, row: int, column: int) -> None:
-        reach = math.ceil(_GAP / _CELL) + 1
-        taken = np.zeros_like(blocked)
-        taken[row : row + cells.shape[0], column : column + cells.shape[1]] = cells
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-        np.maximum(blocked, cv2.dilate(taken, disc), out=blocked)
-
-
-def _seed(name: str, seed: int, wanted: tuple[str, float, int]) -> int:
-    return int.from_bytes(hashlib.blake2b(repr((name, seed, wanted)).encode(), digest_size=8).digest())
 
 
 def _free(shape: tuple[int, ...], exclude: Mask | None) -> Cells:

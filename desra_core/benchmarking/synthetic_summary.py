@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from desra_core.benchmarking.synthetic import Response, Trial
+import numpy as np
+
+from desra_core.benchmarking.trial import Trial
 from desra_core.evaluation.removal import wilson_interval
 
-# Between these multiples of the texture's contrast, the recall of what is added to an image is told apart.
+# Bounds of contrast over texture, between which the recall of artifacts that add something is given.
 RATIOS = (1.0, 2.0, 4.0)
 _ADDED = frozenset({"blotches", "checkerboard", "worms", "ringing"})
 
 
 class Rate(NamedTuple):
-    """So many found of so many artifacts."""
+    """How many of how many artifacts were found."""
 
     found: int
     trials: int
@@ -34,11 +35,11 @@ class Rate(NamedTuple):
         return wilson_interval(self.found, self.trials)
 
 
-class Point(NamedTuple):
+class GridPoint(NamedTuple):
     """A method at one threshold and minimal area.
 
-    ``rate`` leaves out the places that are marked without an artifact, too. The false alarms are regions and pixels of
-    so many ``clean_pixels``.
+    ``rate`` leaves out the places that are marked without an artifact, too. The false alarms are regions and pixels
+    among ``clean_pixels``.
     """
 
     threshold: float
@@ -61,38 +62,26 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method over all images that it can be run on.
+    """One method over all images that it can be run on; ``curve`` has all points, by threshold and minimal area.
 
-    Attributes
-    ----------
-    default
-        At its own threshold and the default minimal area.
-    cells
-        The default point's recall by kind, strength and size.
-    ratios
-        The default point's recall of artifacts that add something, by their contrast as a multiple of the MSE result's
-        texture at their place: below the first of `RATIOS`, from it to the second, and so on.
-    already
-        The artifacts that the default point leaves out, since their places are marked without them.
-    iou
-        The mean over what the default point finds; None where that is nothing.
-    seconds_per_megapixel
-        To compute the scores: the median over the images; None where nothing was injected.
-    curve
-        All points, by threshold and minimal area.
+    All else is at the ``default`` point, its own threshold and the default minimal area. ``cells`` has the recall by
+    kind, strength and size. ``ratios`` has the recall of artifacts that add something, by contrast over texture: below
+    the first of `RATIOS`, from it to the second, and so on. ``already`` counts the artifacts whose places are marked
+    without them. ``iou`` is the mean over the finds, ``seconds_per_megapixel`` the median over the images of the time
+    to compute scores; None without any.
     """
 
     method: str
-    default: Point
+    default: GridPoint
     cells: dict[tuple[str, float, int], Rate]
     ratios: tuple[Rate, ...]
     already: int
     iou: float | None
     seconds_per_megapixel: float | None
-    curve: tuple[Point, ...]
+    curve: tuple[GridPoint, ...]
 
     def recall(self, *, kind: str | None = None, strength: float | None = None, size: int | None = None) -> Rate:
-        """The default point's recall of some of the artifacts."""
+        """Add up the default point's recall of some of the artifacts; None takes any."""
         wanted = (kind, strength, size)
         rates = [
             rate
@@ -101,24 +90,17 @@ class MethodSummary:
         ]
         return Rate(sum(rate.found for rate in rates), sum(rate.trials for rate in rates))
 
-    def best(self, pixel_share: float) -> Point | None:
+    def best(self, pixel_share: float) -> GridPoint | None:
         """The point that finds most while it marks no more than this share of the clean pixels; None without any."""
         allowed = [point for point in self.curve if point.rate.trials and (point.pixel_share or 0) <= pixel_share]
         return max(allowed, key=lambda point: (point.rate.share or 0, -point.false_pixels), default=None)
 
 
 @dataclass(frozen=True)
-class Summary:
+class SyntheticSummary:
     """All methods over all images.
 
-    Attributes
-    ----------
-    images, clean_pixels
-        The pairs, and their pixels outside of what is excluded.
-    injected, faint
-        Artifacts that were injected, and those that were left out because their image gave them too little contrast.
-    methods
-        In the order in which they were given.
+    ``clean_pixels`` counts pixels that are not excluded, ``faint`` the artifacts left out for too little contrast.
     """
 
     images: int
@@ -128,96 +110,71 @@ class Summary:
     methods: tuple[MethodSummary, ...]
 
 
-def summarise(trials: Iterable[Trial]) -> Summary:
+def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
     """Add up the trials of several images.
 
-    Raises
-    ------
-    ValueError
-        They differ in thresholds or minimal areas.
+    Raises `ValueError`: they differ in thresholds or minimal areas.
     """
-    images = clean_pixels = injected = faint = 0
-    sums: dict[str, _Sums] = {}
+    return SyntheticSummary(
+        images=len(trials),
+        clean_pixels=sum(trial.clean_pixels for trial in trials),
+        injected=sum(len({response.case for response in trial.responses}) for trial in trials),
+        faint=sum(trial.faint for trial in trials),
+        methods=tuple(
+            _summarise(method, [trial for trial in trials if method in trial.thresholds])
+            for method in dict.fromkeys(method for trial in trials for method in trial.thresholds)
+        ),
+    )
+
+
+def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
+    first = trials[0]
+    thresholds, min_areas = first.thresholds[method], first.min_areas
     for trial in trials:
-        images += 1
-        clean_pixels += trial.clean_pixels
-        injected += len({response.case for response in trial.responses})
-        faint += trial.faint
-        for method, thresholds in trial.thresholds.items():
-            if method not in sums:
-                sums[method] = _Sums(thresholds, trial.default[method], trial.min_areas, trial.min_area)
-            sums[method].add(method, trial)
-    methods = tuple(own.summary(method) for method, own in sums.items())
-    return Summary(images=images, clean_pixels=clean_pixels, injected=injected, faint=faint, methods=methods)
-
-
-class _Sums:
-    """The sums of one method."""
-
-    def __init__(
-        self, thresholds: tuple[float, ...], threshold: float, min_areas: tuple[int, ...], min_area: int
-    ) -> None:
-        self._axes = thresholds, threshold, min_areas, min_area
-        # By the numbers of a threshold and a minimal area.
-        self._points = [(row, column) for row in range(len(thresholds)) for column in range(len(min_areas))]
-        self._default = thresholds.index(threshold), min_areas.index(min_area)
-        self._counts: dict[str, Counter[tuple[int, int]]] = {
-            name: Counter() for name in ("found", "trials", "regions", "pixels")
-        }
-        self._cells: dict[tuple[str, float, int], Rate] = {}
-        self._ratios = [Rate(0, 0)] * (len(RATIOS) + 1)
-        self._fits: list[float] = []
-        self._already = self._clean_pixels = 0
-        self._seconds: list[float] = []
-
-    def add(self, method: str, trial: Trial) -> None:
-        if self._axes != (trial.thresholds[method], trial.default[method], trial.min_areas, trial.min_area):
+        axes = (trial.thresholds[method], trial.default[method], trial.min_areas, trial.min_area)
+        if axes != (thresholds, first.default[method], min_areas, first.min_area):
             raise ValueError(f"{trial.image} was tried with other thresholds or areas of {method} than others were")
-        self._clean_pixels += trial.clean_pixels
-        if trial.scored_pixels:
-            self._seconds.append(1e6 * trial.seconds[method] / trial.scored_pixels)
-        for alarms in trial.false_alarms:
-            if alarms.method == method:
-                for row, column in self._points:
-                    self._counts["regions"][row, column] += alarms.regions[row][column]
-                    self._counts["pixels"][row, column] += alarms.pixels[row][column]
-        for response in trial.responses:
-            if response.method == method:
-                self._add_response(response)
+    responses = [response for trial in trials for response in trial.responses if response.method == method]
+    alarms = [alarm for trial in trials for alarm in trial.false_alarms if alarm.method == method]
+    # By response, threshold and minimal area.
+    shape = (len(responses), len(thresholds), len(min_areas))
+    counted = ~np.array([response.already for response in responses], np.bool_).reshape(shape)
+    found = counted & np.array([response.found for response in responses], np.bool_).reshape(shape)
+    clean_pixels = sum(trial.clean_pixels for trial in trials)
+    false_alarms = (np.array([alarm[part] for alarm in alarms]).sum(axis=0) for part in (1, 2))
+    tables = (found.sum(axis=0), counted.sum(axis=0), *false_alarms)
+    curve = {}
+    for row, threshold in enumerate(thresholds):
+        for column, min_area in enumerate(min_areas):
+            hits, tries, regions, pixels = (int(table[row, column]) for table in tables)
+            curve[threshold, min_area] = GridPoint(
+                threshold, min_area, Rate(hits, tries), regions, pixels, clean_pixels
+            )
 
-    def _add_response(self, response: Response) -> None:
-        for row, column in self._points:
-            if not response.already[row][column]:
-                self._counts["trials"][row, column] += 1
-                self._counts["found"][row, column] += response.found[row][column]
-        row, column = self._default
+    default = thresholds.index(first.default[method]), min_areas.index(first.min_area)
+    cells: dict[tuple[str, float, int], Rate] = {}
+    ratios = [Rate(0, 0)] * (len(RATIOS) + 1)
+    fits = []
+    for response, tried, hit in zip(responses, counted[:, *default].tolist(), found[:, *default].tolist(), strict=True):
         cell = response.case.kind, response.case.strength, response.case.size
-        rate = self._cells.setdefault(cell, Rate(0, 0))
-        if response.already[row][column]:
-            self._already += 1
-            return
-        found = response.found[row][column]
-        self._cells[cell] = Rate(rate.found + found, rate.trials + 1)
+        cells[cell] = _plus(cells.get(cell, Rate(0, 0)), hit, tried)
         if response.case.kind in _ADDED:
             ratio = bisect_right(RATIOS, response.contrast / max(response.texture, 1e-9))
-            self._ratios[ratio] = Rate(self._ratios[ratio].found + found, self._ratios[ratio].trials + 1)
-        if found:
-            self._fits.append(response.iou)
+            ratios[ratio] = _plus(ratios[ratio], hit, tried)
+        if hit:
+            fits.append(response.iou)
+    seconds = [1e6 * trial.seconds[method] / trial.scored_pixels for trial in trials if trial.scored_pixels]
+    return MethodSummary(
+        method=method,
+        default=curve[first.default[method], first.min_area],
+        cells=dict(sorted(cells.items())),
+        ratios=tuple(ratios),
+        already=int((~counted[:, *default]).sum()),
+        iou=sum(fits) / len(fits) if fits else None,
+        seconds_per_megapixel=statistics.median(seconds) if seconds else None,
+        curve=tuple(curve.values()),
+    )
 
-    def summary(self, method: str) -> MethodSummary:
-        curve = {point: self._point(*point) for point in self._points}
-        return MethodSummary(
-            method=method,
-            default=curve[self._default],
-            cells=dict(sorted(self._cells.items())),
-            ratios=tuple(self._ratios),
-            already=self._already,
-            iou=sum(self._fits) / len(self._fits) if self._fits else None,
-            seconds_per_megapixel=statistics.median(self._seconds) if self._seconds else None,
-            curve=tuple(curve.values()),
-        )
 
-    def _point(self, row: int, column: int) -> Point:
-        thresholds, _, min_areas, _ = self._axes
-        found, trials, regions, pixels = (counts[row, column] for counts in self._counts.values())
-        return Point(thresholds[row], min_areas[column], Rate(found, trials), regions, pixels, self._clean_pixels)
+def _plus(rate: Rate, found: bool, tried: bool) -> Rate:
+    return Rate(rate.found + found, rate.trials + tried)

@@ -1,15 +1,15 @@
-"""A count of similarity by class over a workspace: which images, what is counted already, and the sum.
+"""Counts of similarity by class over a workspace: which images, which of them are counted already, and the sum.
 
-A shard's images are counted into a Parquet file each; when the shard is through they become one, which names what it
-covers. A token stands for an image and all that its histogram depends on beside the keys that name the folder.
+A shard has one Parquet file: the sum over its images, with their tokens in the metadata. A token identifies an image
+and all that its histogram depends on, save the keys that name the folder.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.calibration.exclusion import Exclusion, Masks
-from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, merged
-from desra_core.calibration.stage import HistogramSettings, Uncounted
+from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, count_image, merged
+from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
-from desra_core.files.hashing import fingerprint
-from desra_core.planning.keys import target_of
-from desra_core.settings import CorpusSettings
+from desra_core.evaluation.mask_files import decode_mask
+from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.images.codec import Mask
+from desra_core.images.scanning import image_files, normalized
+from desra_core.planning.keys import check_kind, load_settings, target_of
+from desra_core.settings import CorpusSettings, Detection, detector_of
+from desra_core.settings.models import Calibrating
+from desra_core.stages.sources import read_content, read_labels
 from desra_core.workspace import Workspace, read_table
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
 from desra_core.workspace.products import Target
-from desra_core.workspace.records import gather_shard, read_records, read_shard, without_arrays
+from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -39,113 +45,162 @@ _MARKED = ["id", "mask_key", "artifact_pixels", "failed_stage"]
 _ABOUT = b"desra.counted"
 
 
-class Covered(NamedTuple):
-    """What the file of a shard holds: the tokens counted, why others could not be, and when it was written."""
+class HistogramJob(NamedTuple):
+    """An image's record, and the masks of the pixels that are left out of its histogram."""
 
-    tokens: frozenset[str]
-    failures: dict[str, list[str]]
-    time: str
+    record: Record
+    masks: tuple[File, ...]
+
+
+def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, target: Target, max_pixels: int) -> pa.Table:
+    """Count the pixels of an image by its stored map: a table of `ClassHistogram.to_table`. Workers call this.
+
+    ``target`` has the keys of the stored arrays, ``max_pixels`` bounds the label files that are decoded.
+
+    Raises `ImageError`: a mask has another size or is none.
+    Raises `TransientError`: a map, the labels or a mask have gone or changed.
+    """
+    assert job.record.height is not None
+    assert job.record.width is not None
+    shape = job.record.height, job.record.width
+    similarity = read_array(workspace, image.id, "similarity", key=target.similarity_key)
+    labels = read_labels(image, job.record, workspace, target.segmentation_key, max_pixels)
+    if labels is None:
+        raise ImageError(image.path, "has no class labels", "run again with --labels or --segmenter")
+    frame = (shape[0] - similarity.shape[0]) // 2
+    exclude: Mask | None = None
+    for file in job.masks:
+        mask = decode_mask(read_content(file), file.path)
+        if mask.shape not in (shape, similarity.shape):
+            reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
+            raise ImageError(file.path, reason, f"masks have the size of the image, or lack a frame of {frame} px")
+        mask = valid(mask, frame) if mask.shape == shape else mask
+        exclude = mask if exclude is None else exclude | mask
+    return count_image(similarity, valid(labels, frame), exclude).to_table()
+
+
+class Exclusion:
+    """The masks of a folder by image name, whose pixels are not counted; None stands for no masks.
+
+    Raises `UsageError`: the folder does not exist or cannot be read, or holds two masks of one name.
+    Raises `TransientError`: a mask cannot be read.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._files: dict[str, File] = {}
+        if folder is None:
+            return
+        table, problems, _ = image_files(folder)
+        for problem in problems[:1]:
+            raise UsageError(problem.subject, problem.reason, problem.remedy)
+        for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
+            if name in self._files:
+                reason = f"is a mask of the same image as {self._files[name].path}"
+                raise UsageError(folder / path, reason, "keep one of them")
+            self._files[name] = _hashed(folder / path)
+
+    def of_image(self, image: ImageRef) -> list[File]:
+        """The masks of an image, under all its names."""
+        return [self._files[name] for name in map(normalized, image.names) if name in self._files]
+
+    def unused(self, names: Iterable[str]) -> list[Path]:
+        """List the masks that belong to none of the named images (raises `UsageError` if all of them do not)."""
+        known = {normalized(name) for name in names}
+        unused = [file.path for name, file in sorted(self._files.items()) if name not in known]
+        if self._folder is not None and len(unused) == len(self._files):
+            remedy = "name a folder whose files mirror those of the images"
+            raise UsageError(self._folder, "holds no mask of any image", remedy)
+        return unused
 
 
 @dataclass(frozen=True)
 class ShardCount:
-    """The images of a shard that are to be counted, by token, and how far that is.
+    """The images of a shard that are to be counted, by token, and its file.
 
-    ``covered`` is None where there is no file of the shard, or one that counted what is not wanted any more.
+    ``tokens`` are those counted, ``failed`` has subject, reason and remedy of others by token; ``time`` is that of the
+    file, None without one, or if it has counted an image that is not wanted any more.
     """
 
     number: int
     wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]
-    covered: Covered | None
     file: Path
-    journal: Path
+    tokens: frozenset[str] = frozenset()
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    time: str | None = None
 
     @property
-    def known(self) -> set[str]:
-        """Tokens that the shard's file speaks of."""
-        return set(self.covered.tokens | self.covered.failures.keys()) if self.covered else set()
-
-    def journaled(self) -> list[str]:
-        """Tokens of images that were counted, but not gathered yet."""
-        return [token for token in self.wanted if token not in self.known and _holds_data(self.entry(token))]
-
     def missing(self) -> list[str]:
-        """Tokens of images that are not counted."""
-        return [token for token in self.wanted if token not in self.known and not _holds_data(self.entry(token))]
+        """Tokens of images that are neither counted nor failed."""
+        return [token for token in self.wanted if token not in self.tokens and token not in self.failed]
 
-    def entry(self, token: str) -> Path:
-        """The histogram of one image."""
-        return self.journal / f"{token}.parquet"
-
+    @property
     def failures(self) -> list[ImageError]:
         """Why some images could not be counted, and will not be unless something changes."""
-        return [ImageError(*told) for told in self.covered.failures.values()] if self.covered else []
+        return [ImageError(*error) for error in self.failed.values()]
 
 
 class Counting:
     """The images of a workspace whose maps and labels are there under its settings, shard by shard.
 
-    Attributes
-    ----------
-    images
-        Number of images that can be counted, equal ones once.
-    shards
-        The numbers of their shards.
+    ``images`` is the number of images that can be counted, equal ones once; ``shards`` has the numbers of their shards.
     """
 
-    def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, masks: Masks) -> None:
+    def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Exclusion) -> None:
         self.workspace = workspace
         self.target = target
         self._rows = rows
-        self._masks = masks
+        self._exclusion = exclusion
+        human = read_human_masks(workspace, target.gan_sr_key)
+        self._human = {image_id: _hashed(mask.path) for image_id, mask in human.items()}
         self._folder = workspace.calibration(histogram_key(target))
         self.images = len(rows["id"].unique())
         self.shards: list[int] = sorted(rows["shard"].unique().to_pylist())
 
     @property
-    def by_people(self) -> int:
-        """How many of the images have a mask by a person, whose pixels do not count."""
-        return len(self._masks.human.keys() & set(self._rows["id"].to_pylist()))
+    def human_masks(self) -> int:
+        """How many of the images have a human mask, whose pixels are not counted."""
+        return len(self._human.keys() & set(self._rows["id"].to_pylist()))
 
     def suspect(self) -> tuple[int, int]:
-        """How many images have artifacts by the detector's word but no mask to exclude them, and how many pixels."""
+        """How many images have detected artifacts but no mask to exclude them, and how many pixels these have."""
         records = read_records(self.workspace, _MARKED)
         marked = pc.and_(pc.equal(records["mask_key"], self.target.mask_key), records["failed_stage"].is_null())
         marked = pc.and_(marked, pc.greater(records["artifact_pixels"], 0))
-        masked = {image.id for image in image_refs(self._rows) if self._masks.of_image(image)}
+        masked = {image.id for image in image_refs(self._rows) if self._masks(image)}
         wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
         found = records.filter(pc.and_kleene(marked, pc.is_in(records["id"], wanted)))
         return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
 
     def shard(self, number: int) -> ShardCount:
-        """How far a shard is."""
+        """Read which images of a shard are counted."""
         wanted = {}
         for image in image_refs(self._rows.filter(pc.equal(self._rows["shard"], number))):
-            masks = self._masks.of_image(image)
+            masks = self._masks(image)
             labels = image.labels.hash if image.labels and self.target.reads_labels else None
             wanted[fingerprint(image.id, labels, [mask.hash for mask in masks])] = (image, masks)
-        file = self._folder / f"{number:08d}.parquet"
-        covered = _covered(file)
-        if covered is not None and not covered.tokens <= wanted.keys():
-            covered = None
-        elif covered is not None:
-            covered = covered._replace(failures={t: e for t, e in covered.failures.items() if t in wanted})
-        return ShardCount(number, wanted, covered, file, self._folder / f"{number:08d}")
+        shard = ShardCount(number, wanted, self._folder / f"{number:08d}.parquet")
+        try:
+            about: dict[str, Any] = json.loads(pq.read_schema(shard.file).metadata[_ABOUT])
+            tokens, time = frozenset(about["tokens"]), about["time"]
+            failed = {token: error for token, error in about["failures"].items() if token in wanted}
+        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
+            return shard
+        return replace(shard, tokens=tokens, failed=failed, time=time) if tokens <= wanted.keys() else shard
 
     def missing(self) -> dict[int, int]:
         """The number of images that are not counted, by shard."""
-        counts = {number: len(self.shard(number).missing()) for number in self.shards}
+        counts = {number: len(self.shard(number).missing) for number in self.shards}
         return {number: count for number, count in counts.items() if count}
 
-    def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, Uncounted]]:
-        """The images of a shard that are not counted, by token, each with what `histogram_stage` needs of it."""
+    def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, HistogramJob]]:
+        """The images of a shard that are not counted, by token, each with its job for `count_stored`."""
         records = read_shard(self.workspace, shard.number)
         work = {}
-        for token in shard.missing():
+        for token in shard.missing:
             image, masks = shard.wanted[token]
-            # Without its regions and times, which may be large.
-            record = replace(records[image.id], regions=[], seconds={})
-            work[token] = (image, Uncounted(record, masks, shard.entry(token)))
+            # Regions and times may be large, and are not needed.
+            work[token] = (image, HistogramJob(replace(records[image.id], regions=[], seconds={}), masks))
         return work
 
     def most_pixels(self) -> int:
@@ -154,75 +209,94 @@ class Counting:
         sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
 
-    def stage_settings(self, max_pixels: int) -> HistogramSettings:
-        """What `histogram_stage` needs for all images."""
-        return HistogramSettings(self.target.similarity_key, self.target.segmentation_key, max_pixels)
+    def add(self, number: int, results: Mapping[str, pa.Table | ImageError]) -> None:
+        """Add the results of `count_stored` by token, tables or errors, to the file of a shard.
 
-    def gather(self, shard: ShardCount, failures: Sequence[tuple[str, ImageError]] = ()) -> None:
-        """Turn the histograms of a shard's images into one file, with the failures by token that are not transient.
-
-        The records of images whose map or labels are lost say so then: the next run makes those anew.
-
-        Raises
-        ------
-        TransientError
-            A file is damaged; it is dropped.
+        Transient errors are left out. Records of images whose map or labels are lost are marked: the next run makes
+        those anew.
         """
-        lost = [shard.wanted[token][0].id for token, error in failures if isinstance(error, LostError)]
+        shard = self.shard(number)
+        lost = [shard.wanted[token][0].id for token, result in results.items() if isinstance(result, LostError)]
         if lost:
-            records = read_shard(self.workspace, shard.number)
-            gather_shard(self.workspace, shard.number, [without_arrays(records[key]) for key in lost])
-        tokens = shard.journaled()
-        told = {token: list(e.failure) for token, e in failures if not isinstance(e, TransientError)}
-        if not tokens and not told:
+            records = read_shard(self.workspace, number)
+            gather_shard(self.workspace, number, [without_arrays(records[image_id]) for image_id in lost])
+        tables = {token: result for token, result in results.items() if not isinstance(result, ImageError)}
+        failed = {
+            token: result.failure
+            for token, result in results.items()
+            if isinstance(result, ImageError) and not isinstance(result, TransientError)
+        }
+        if not tables and not failed:
             return
-        tables = [_read_entry(shard.entry(token)) for token in tokens]
-        if shard.covered:
-            tables.append(read_table(shard.file, HISTOGRAM))
-            told = shard.covered.failures | told
-            tokens += shard.covered.tokens
-        table = _merged(tables, shard.file).to_table()
-        about = {"tokens": sorted(tokens), "failures": told, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        stored = [read_table(shard.file, HISTOGRAM)] if shard.time else []
+        table = _merged([*stored, *tables.values()], shard.file).to_table()
+        about = {
+            "tokens": sorted(shard.tokens | tables.keys()),
+            "failures": shard.failed | failed,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         metadata = table.schema.metadata | {_ABOUT: json.dumps(about).encode()}
         self.workspace.publish_table(shard.file, table.replace_schema_metadata(metadata))
-        shutil.rmtree(shard.journal, ignore_errors=True)
-
-    def gather_journals(self) -> None:
-        """Gather what a killed run has left, as far as shards lack nothing (raises `TransientError`)."""
-        for number in self.shards:
-            shard = self.shard(number)
-            if shard.journaled() and not shard.missing():
-                self.gather(shard)
+        shutil.rmtree(shard.file.with_suffix(""), ignore_errors=True)  # left by a killed run of an older desra
 
     def counted(self) -> Iterator[ShardCount]:
         """The shards that have a file."""
-        return (shard for number in self.shards if (shard := self.shard(number)).covered)
+        return (shard for number in self.shards if (shard := self.shard(number)).time)
 
     def histogram(self) -> ClassHistogram:
-        """The sum over all shards.
-
-        Raises
-        ------
-        UsageError
-            A file is damaged.
-        """
+        """Add up all shards (raises `UsageError` where a file is damaged)."""
         return _merged((read_table(shard.file, HISTOGRAM) for shard in self.counted()), self._folder)
+
+    def _masks(self, image: ImageRef) -> tuple[File, ...]:
+        human = [self._human[image.id]] if image.id in self._human else []
+        return (*human, *self._exclusion.of_image(image))
 
 
 def histogram_key(target: Target) -> str:
-    """Names the histograms that are counted in one way, of one way to compare and to label."""
+    """Name the folder of the histograms that are counted in one way, of one way to compare and to label."""
     return fingerprint("histogram", HISTOGRAM_VERSION, target.similarity_key, target.segmentation_key)
+
+
+def corpus_of(calibrating: Calibrating) -> CorpusSettings:
+    """Derive the run that comes before a calibration: the latest one with what is given changed, keeping all maps.
+
+    Raises `UsageError`: no pairs or no labels are known, only one folder is given, or the workspace belongs to another
+    kind of run or to another detector.
+    """
+    workspace = Workspace(calibrating.workspace)
+    folders = {"mse_sr": calibrating.mse_sr, "gan_sr": calibrating.gan_sr}
+    given: dict[str, Any] = {name: folder for name, folder in folders.items() if folder is not None}
+    if len(given) == 1:
+        lacking = "--gan-sr" if "mse_sr" in given else "--mse-sr"
+        raise UsageError(lacking, "is not given", "give both folders, or none for those of the latest run")
+    kind: type[CorpusSettings] = Detection
+    recorded: dict[str, Any] = {}
+    if workspace.settings.exists():
+        settings, _ = load_settings(workspace)
+        kind, recorded = type(settings), settings.model_dump()
+    elif not given:
+        remedy = "name one of desra detect or mine, or give --mse-sr and --gan-sr"
+        raise UsageError(workspace.root, "is no workspace with a run in it", remedy)
+    if kind is not Detection and given:
+        check_kind(workspace, Detection(workspace=workspace.root, **given))
+    if calibrating.segmenter != "none":
+        given["segmenter"] = calibrating.segmenter
+    keep = "all" if recorded.get("keep") == "all" else "maps"
+    corpus = kind(**(recorded | given | {"workspace": workspace.root, "keep": keep}))
+    if corpus.segmenter == "none":
+        raise UsageError("--labels", "are needed, because each class has its own weight", "add --labels or --segmenter")
+    detector = detector_of(corpus)
+    if not detector.weighs_classes:
+        reason = f"is of desra detect --method {detector.name}, which weighs no classes"
+        raise UsageError(workspace.root, reason, "name another workspace")
+    return corpus
 
 
 def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     """Find the images whose maps and labels are in a workspace. It must be locked.
 
-    Raises
-    ------
-    UsageError
-        As `desra_core.planning.keys.target_of`; there is no manifest.
-    TransientError
-        A mask cannot be read.
+    Raises `UsageError`: As `desra_core.planning.keys.target_of`; there is no manifest.
+    Raises `TransientError`: a mask cannot be read.
     """
     workspace = Workspace(corpus.workspace)
     target, _ = target_of(corpus)
@@ -231,8 +305,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
         raise UsageError(workspace.root, "has no manifest", f"run desra {corpus.verb}")
     rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if corpus.limit is None else corpus.limit)
-    masks = exclusion.of_workspace(workspace, target.gan_sr_key)
-    return Counting(workspace, target, rows.filter(_countable(rows, workspace, target)), masks)
+    return Counting(workspace, target, rows.filter(_countable(rows, workspace, target)), exclusion)
 
 
 def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array:
@@ -248,24 +321,6 @@ def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array
     return pa.array(flags_of(mapped) & flags_of(labelled) & flags_of(whole))
 
 
-def _covered(file: Path) -> Covered | None:
-    """What the file of a shard holds; None where there is none."""
-    try:
-        metadata = pq.read_schema(file).metadata or {}
-        about: dict[str, Any] = json.loads(metadata[_ABOUT])
-        return Covered(frozenset(about["tokens"]), about["failures"], about["time"])
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
-        return None
-
-
-def _read_entry(path: Path) -> pa.Table:
-    try:
-        return read_table(path, HISTOGRAM)
-    except UsageError:
-        path.unlink(missing_ok=True)
-        raise TransientError(path, "is damaged", "run again: it is made anew") from None
-
-
 def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:
     try:
         return merged(tables)
@@ -273,8 +328,5 @@ def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:
         raise UsageError(path, str(error), "delete it: the next run makes it anew") from None
 
 
-def _holds_data(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
+def _hashed(path: Path) -> File:
+    return File(path, digest(read_bytes(path)))

@@ -1,4 +1,4 @@
-"""What class weights rest on: how the similarity D is distributed in each class over artifact-free pairs."""
+"""The distribution of the similarity D in each class over artifact-free pairs, and the weights that follow from it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,9 @@ _BITS_OF_FLOAT32 = 24
 class ClassHistogram(NamedTuple):
     """How many pixels of each class have a D in each of 10,000 equal bins of 0..1; D = 1 counts to the last one.
 
-    Of one image, or of many: histograms of parts of a corpus add up to that of the whole (`merged`).
-
-    Attributes
-    ----------
-    counts
-        ``(K, 10000)`` int64; K is 150, or 1 for all classes taken together.
-    images
-        ``(K,)`` int64, images with a pixel of the class.
-    seen, excluded
-        Number of images, and of pixels that were left out.
+    Histograms of parts of a corpus add up to that of the whole (`merged`). ``counts`` is ``(K, 10000)`` int64, where K
+    is 150, or 1 for all classes together; ``images`` is ``(K,)`` int64, the images with a pixel of the class; ``seen``
+    and ``excluded`` are the numbers of images, and of pixels that were left out.
     """
 
     counts: npt.NDArray[np.int64]
@@ -65,13 +58,7 @@ class ClassHistogram(NamedTuple):
 
 
 def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
-    """The sum of the histograms that were made into tables.
-
-    Raises
-    ------
-    ValueError
-        A table is none of those.
-    """
+    """Add up histograms that were made into tables (raises `ValueError` for other tables)."""
     counts, images = np.zeros((CLASS_COUNT, BINS), np.int64), np.zeros(CLASS_COUNT, np.int64)
     seen = excluded = 0
     for table in tables:
@@ -89,27 +76,14 @@ def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
 def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
     """Count the pixels of an image.
 
-    ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is ``floor(20 * D)`` of the published rule,
-    which is a 500th of it, rounded down.
+    Of the same ``(h, w)`` pixels, ``similarity`` is float32 D in 0..1, ``labels`` the uint8 class index 0..149, and
+    ``exclude`` bool, True where not to count. ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is
+    ``floor(20 * D)`` of the published rule, which is a 500th of it, rounded down.
 
-    Parameters
-    ----------
-    similarity
-        ``(h, w)`` float32 D, 0..1.
-    labels
-        ``(h, w)`` uint8 class index 0..149, of the same pixels.
-    exclude
-        ``(h, w)`` bool, True where not to count.
-
-    Raises
-    ------
-    ValueError
-        D is no float32 or not finite.
+    Raises `ValueError`: D is no float32 or not finite.
     """
     if np.finfo(similarity.dtype).nmant >= _BITS_OF_FLOAT32:
-        raise ValueError(
-            f"similarity of dtype {similarity.dtype} falls between the bins by its last bits; give float32"
-        )
+        raise ValueError(f"similarity of dtype {similarity.dtype} has more bits than the bins separate; give float32")
     flat = np.zeros(CLASS_COUNT * BINS, np.int64)
     for rows in row_strips(similarity.shape):
         values = similarity[rows].astype(np.float64)
@@ -125,7 +99,7 @@ def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = N
 
 
 def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.int64]:
-    """The ``interval_k`` of Eq. 9 as the authors' comment tells it, -1 for classes without pixels.
+    """Derive the ``interval_k`` of Eq. 9 by the authors' comment; -1 for classes without pixels.
 
     D is cut into 20 bins; from the top, bins are counted until they hold more than ``percentile`` % of the pixels of
     the class, strictly. The interval is that count less one.
@@ -135,7 +109,7 @@ def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTIL
 
 
 def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.float64]:
-    """``1 / q``, the weight that lifts the quantile q of D to 1, NaN for classes without pixels.
+    """Derive ``1 / q``, the weight that lifts the quantile q of D to 1; NaN for classes without pixels.
 
     q is the lower edge of the bin at which the bins from the top hold more than ``percentile`` % of the pixels of the
     class. So more than that share really is lifted to 1, and q lies at most 0.0001 below the exact quantile.
@@ -148,21 +122,12 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
 def false_alarm_threshold(
     histogram: ClassHistogram, weights: npt.NDArray[np.float64], rate: float = RATE
 ) -> float | None:
-    """The highest threshold that at most this share of artifact-free pixels falls below, before any morphology.
+    """Find the highest threshold that at most a share of artifact-free pixels falls below, before any morphology.
 
-    Parameters
-    ----------
-    histogram
-        Of artifact-free pairs.
-    weights
-        ``(K,)`` by class.
-    rate
-        Share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below the threshold.
-
-    Returns
-    -------
-    0..1, rounded down to four decimals, at most a bin's width times the weight below the exact one: a bin counts as
-    below as soon as its lower edge is. None without pixels, or where there is no threshold above 0.
+    ``rate`` is the share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below, with the
+    ``(K,)`` weights by class. The threshold, 0..1, is rounded down to four decimals and at most a bin's width times the
+    weight below the exact one: a bin counts as below as soon as its lower edge is. None without pixels, or if there is
+    no threshold above 0.
     """
     if not histogram.pixels.any():
         return None
@@ -177,7 +142,7 @@ def false_alarm_threshold(
 
 
 def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64], threshold: float) -> float | None:
-    """The share of artifact-free pixels whose adjusted similarity may be below a threshold, before any morphology.
+    """Bound the share of artifact-free pixels whose adjusted similarity is below a threshold, before any morphology.
 
     At most what the bins that straddle the threshold hold above the exact share; None without pixels.
     """

@@ -10,24 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from desra_core.benchmarking import benchmark_files, synthetic_files
-from desra_core.benchmarking.benchmark import Benchmark, plan_benchmark
-from desra_core.benchmarking.benchmark_files import Results, told_labels
-from desra_core.benchmarking.benchmark_table import (
-    PUBLISHED_TITLE,
-    Point,
-    Row,
-    told_paper,
-    told_published_rows,
-    told_rows,
-)
-from desra_core.benchmarking.entries import Entry
+from desra_core.benchmarking import labelled_tables, synthetic_tables
+from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.judged import Record
-from desra_core.benchmarking.markdown_blocks import blocks_of, for_terminal
-from desra_core.benchmarking.stage import mask_path, read_ground_truth
-from desra_core.benchmarking.synthetic_benchmark import SyntheticBenchmark, plan_synthetic
-from desra_core.benchmarking.synthetic_table import Summary, curves, summarise
+from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, plan_labelled, read_ground_truth
+from desra_core.benchmarking.labelled_tables import Curve, LabelledResults, MethodRow
+from desra_core.benchmarking.methods import OperatingPoint
+from desra_core.benchmarking.synthetic import SyntheticJob, plan_synthetic, read_trials
+from desra_core.benchmarking.synthetic_summary import SyntheticSummary, summarise
 from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.table import fixed
@@ -41,7 +31,7 @@ from desra_core.settings.benchmark import Benchmarking
 from desra_core.stages.sources import read_photo
 from desra_core.workspace.manifest import File
 
-AnyBenchmark = Benchmark | SyntheticBenchmark
+AnyBenchmark = Benchmark[Any]
 
 WORST = 6
 # Of the page's 20 MB.
@@ -62,25 +52,24 @@ class PublishedBenchmark(NamedTuple):
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
     """Find out what there is to do (raises `desra_core.errors.UsageError`). Writes nothing."""
-    return plan_synthetic(settings) if settings.synthetic else plan_benchmark(settings)
+    return plan_synthetic(settings) if settings.synthetic else plan_labelled(settings)
 
 
 def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
     make: Callable[[], str]
-    if isinstance(benchmark, SyntheticBenchmark):
-        trials, failures = benchmark.trials(), benchmark.failed()
-        summary, judged = summarise(trials), len(trials)
-        tables = synthetic_files.as_files(benchmark, summary, failures)
-        markdown = synthetic_files.told_summary(benchmark, summary)
-        text, stem = for_terminal(markdown), synthetic_files.STEM
+    if benchmark.settings.synthetic:
+        trials, failures = read_trials(benchmark), benchmark.failed()
+        summary, judged, stem = summarise(trials), len(trials), synthetic_tables.STEM
+        tables = synthetic_tables.as_files(benchmark, summary, failures)
+        title, sections = synthetic_tables.title_of(benchmark), synthetic_tables.sections_of(summary)
+        text = synthetic_tables.as_console_text(title, sections)
         make = partial(render_synthetic, benchmark, summary, failures)
     else:
-        results = benchmark_files.results_of(benchmark)
-        failures, judged = results.failures, len(results.records)
-        tables = benchmark_files.as_files(benchmark, results)
-        markdown = benchmark_files.as_markdown(benchmark, results)
-        text, stem = benchmark_files.as_console_text(results), benchmark_files.STEM
+        results = labelled_tables.results_of(benchmark)
+        failures, judged, stem = results.failures, len(results.records), labelled_tables.STEM
+        tables = labelled_tables.as_files(benchmark, results)
+        text = labelled_tables.as_console_text(results)
         make = partial(render, benchmark, results)
     workspace = benchmark.workspace
     contents = {workspace.root / name: table.encode() for name, table in tables.items()}
@@ -90,59 +79,61 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         workspace.publish(page, make().encode())
         for path, data in contents.items():
             workspace.publish(path, data)
-    return PublishedBenchmark([*contents, page], markdown, text, judged, failures)
+    return PublishedBenchmark([*contents, page], tables[f"{stem}.md"], text, judged, failures)
 
 
-def render(benchmark: Benchmark, results: Results) -> str:
+def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
     """Render the page of a benchmark on labelled images; the same results give the same text."""
     return render_page("benchmark.html.j2", **_content(benchmark, results))
 
 
-def worst_records(benchmark: Benchmark, records: Sequence[Record], count: int = WORST) -> list[Record]:
-    """Choose the images on which the first contender's IoU is lowest, of equal ones those with the larger masks first.
+def worst_records(
+    benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
+) -> list[ImageRecord]:
+    """Choose the images on which the first method's IoU is lowest, of equal ones those with the larger masks first.
 
     Left out are images that it has not judged, and those where neither mask marks anything.
     """
-    contender = benchmark.contenders[0]
-    entry = contender.entries[0].name
+    method = benchmark.methods[0]
+    point = method.points[0].name
     found = [
         (agreement.iou, -agreement.union, record.title, record)
         for record in records
-        if contender.name in record.runs
-        and (agreement := record.runs[contender.name].agreements[entry]).iou is not None
+        if method.name in record.runs
+        and (agreement := record.runs[method.name].agreements[point]).iou is not None
         and agreement.iou < 1
     ]
     return [record for *_, record in sorted(found, key=lambda row: row[:3])[:count]]
 
 
-def _content(benchmark: Benchmark, results: Results) -> dict[str, Any]:
+def _content(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, Any]:
     settings = benchmark.settings
     summed = [row for row in results.rows if row.part == results.rows[-1].part]
     return {
         "name": Path(settings.dataset).name,
         "dataset": settings.dataset,
         "images": len(results.records),
-        "methods": len(benchmark.contenders),
+        "methods": len(benchmark.methods),
         "min_area": settings.min_area,
-        "rows": told_rows(results.rows),
+        "rows": labelled_tables.row_cells(results.rows),
         "best": max(summed, key=lambda row: row.scores.iou or 0, default=None),
-        "labels": told_labels(results),
-        "desra_masks": told_published_rows(results.published),
-        "paper_title": PUBLISHED_TITLE,
-        "paper": told_paper(),
+        "labels": labelled_tables.times_note(results),
+        "desra_masks": labelled_tables.published_cells(results.published),
+        "paper_title": labelled_tables.PUBLISHED_TITLE,
+        "paper": labelled_tables.paper_cells(),
         "curves": _curves(results.curves, summed),
         "bars": _bars(summed) if summed else [],
         "worst": [
             {
                 "name": record.title,
-                "facts": " · ".join(f"{entry.name}: {fixed(iou)}" for entry, iou in _entries(benchmark, record)),
+                "facts": " · ".join(f"{point.name}: {fixed(iou)}" for point, iou in _points(benchmark, record)),
                 "cells": cells,
             }
             for record, cells in cells_within(
                 PICTURE_CHARACTERS, worst_records(benchmark, results.records), _drawing(benchmark)
             )
         ],
-        "first": benchmark.contenders[0].entries[0].name,
+        "first": benchmark.methods[0].points[0].name,
         "unjudged": len(benchmark.unjudged),
         "lossy": len(benchmark.lossy),
         "failures": results.failures[:_FAILURES],
@@ -150,7 +141,7 @@ def _content(benchmark: Benchmark, results: Results) -> dict[str, Any]:
     }
 
 
-def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | None:
+def _curves(curves: dict[str, Curve], rows: Sequence[MethodRow]) -> Markup | None:
     """Precision over recall, and the points at which methods stand in the table; None without any curve."""
     drawn = {
         name: [(recall, precision) for _, agreement in points
@@ -160,18 +151,18 @@ def _curves(curves: dict[str, list[Point]], rows: Sequence[Row]) -> Markup | Non
     if not any(drawn.values()):
         return None
     marks = {
-        row.entry.name: (row.scores.recall, row.scores.precision)
+        row.point.name: (row.scores.recall, row.scores.precision)
         for row in rows
-        if row.contender.name in drawn and row.scores.recall is not None and row.scores.precision is not None
+        if row.method.name in drawn and row.scores.recall is not None and row.scores.precision is not None
     }
     return inline(line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks), "Precision by recall")
 
 
-def _bars(rows: Sequence[Row]) -> list[Markup]:
+def _bars(rows: Sequence[MethodRow]) -> list[Markup]:
     """Draw IoU and computing time by method."""
-    iou = {row.entry.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
-    intervals = {row.entry.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
-    seconds = {row.entry.name: row.seconds for row in rows}
+    iou = {row.point.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
+    intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
+    seconds = {row.point.name: row.seconds for row in rows}
     return [
         inline(bar_chart(iou, xlabel="IoU, and its 95 % interval", intervals=intervals), "IoU by method"),
         inline(
@@ -181,15 +172,15 @@ def _bars(rows: Sequence[Row]) -> list[Markup]:
     ]
 
 
-def _drawing(benchmark: Benchmark) -> Callable[[Record], list[Cell]]:
-    """Give a function that draws an image: its results, and the mask of each entry against the ground truth.
+def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[Cell]]:
+    """Give a function that draws an image: its results, and its mask at each operating point against the ground truth.
 
     Where a file has gone or changed since, a cell says so.
     """
-    work = {judging[:2]: (image, judging) for image, judging in benchmark.work}
+    work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
 
-    def draw(record: Record) -> list[Cell]:
-        image, judging = work[record.part, record.name]
+    def draw(record: ImageRecord) -> list[Cell]:
+        image, job = work[record.part, record.name]
         shape = record.height, record.width
 
         @cache
@@ -199,37 +190,38 @@ def _drawing(benchmark: Benchmark) -> Callable[[Record], list[Cell]]:
 
         @cache
         def truth() -> Mask:
-            return np.pad(read_ground_truth(judging.ground_truth, shape, image.path), FRAME)
+            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
 
-        def against(entry: Entry) -> RGB:
-            path = mask_path(benchmark.workspace, entry, record.part, record.name)
+        def against(point: OperatingPoint) -> RGB:
+            path = job.mask_path(benchmark.workspace, point)
             mask = on_valid_region(read_mask(path), shape, path)
             return drawn_agreement(np.pad(mask, FRAME), truth(), result(image.gan_sr))
 
         return [
             make_cell("GAN-SR", lambda: fitted(result(image.gan_sr), AGREEMENT_SIDE)),
             make_cell("MSE-SR", lambda: fitted(result(image.mse_sr), AGREEMENT_SIDE)),
-            *(make_cell(entry.name, partial(against, entry)) for entry, _ in _entries(benchmark, record)),
+            *(make_cell(point.name, partial(against, point)) for point, _ in _points(benchmark, record)),
         ]
 
     return draw
 
 
-def _entries(benchmark: Benchmark, record: Record) -> Iterator[tuple[Entry, float | None]]:
-    """Give the entries that have judged an image, each with its IoU."""
-    for contender in benchmark.contenders:
-        if contender.name in record.runs:
-            for entry in contender.entries:
-                yield entry, record.runs[contender.name].agreements[entry.name].iou
+def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[tuple[OperatingPoint, float | None]]:
+    """Give the operating points of the methods that were run on an image, each with its IoU."""
+    for method in benchmark.methods:
+        if method.name in record.runs:
+            for point in method.points:
+                yield point, record.runs[method.name].agreements[point.name].iou
 
 
-def render_synthetic(benchmark: SyntheticBenchmark, summary: Summary, failures: Sequence[ImageError]) -> str:
+def render_synthetic(
+    benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
+) -> str:
     """Render the page of a synthetic benchmark; the same results give the same text."""
-    title, *blocks = blocks_of(synthetic_files.told_summary(benchmark, summary))
     return render_page(
         "synthetic.html.j2",
-        title=title.text,
-        blocks=blocks,
+        title=synthetic_tables.title_of(benchmark),
+        sections=synthetic_tables.sections_of(summary),
         charts=_synthetic_charts(summary) if summary.injected else [],
         mse_sr=benchmark.settings.mse_sr,
         gan_sr=benchmark.settings.gan_sr,
@@ -238,9 +230,9 @@ def render_synthetic(benchmark: SyntheticBenchmark, summary: Summary, failures: 
     )
 
 
-def _synthetic_charts(summary: Summary) -> list[Markup]:
+def _synthetic_charts(summary: SyntheticSummary) -> list[Markup]:
     """Draw recall by false alarms, and by method and kind."""
-    drawn: dict[str, Any] = dict(list(curves(summary).items())[:_CURVES])
+    drawn: dict[str, Any] = dict(list(synthetic_tables.curves(summary).items())[:_CURVES])
     figure = line_chart(drawn, xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
     recall = [
         [np.nan if (share := method.recall(kind=kind).share) is None else share for kind in KINDS]

@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.calibration.calibrated_weights import CalibratedWeights, Suggestion, write_weights
-from desra_core.calibration.weight_table import ClassWeight, largest_differences
+from desra_core.calibration.results import (
+    CalibratedWeights,
+    ClassWeight,
+    Suggestion,
+    largest_differences,
+    write_weights,
+)
 from desra_core.detection.mask import THRESHOLD
 from desra_core.evaluation.table import as_markdown
 from desra_core.files.atomic import replace_file

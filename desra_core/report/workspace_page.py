@@ -206,10 +206,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "versions": results.document.get("versions") or {},
         "keys": results.document.get("target") or {},
         "plots": _histograms(results, measure),
-        "class_chart": _class_chart(classes),
-        "distribution_chart": _distribution_chart(distribution, measure) if distribution else "",
-        "people_chart": _people_chart(people) if people and people.points else "",
-        "time_bars": _time_bars(times) if times else "",
+        **_charts(classes, distribution, people, times, measure),
     }
 
 
@@ -258,24 +255,30 @@ def _histograms(results: WorkspaceResults, measure: AppliedDetector) -> list[Mar
     return [inline(figure, f"Histogram of {values}") for values, figure in drawn.items()]
 
 
-def _class_chart(classes: list[dict[str, Any]]) -> Markup:
-    shown = {count["name"] or "no label": float(count["regions"]) for count in classes[:_CLASSES_AT_ONCE]}
-    return inline(charts.bar_chart(shown, xlabel="artifact regions"), "Artifact regions by class")
-
-
-def _distribution_chart(found: Distributions, measure: AppliedDetector) -> Markup:
-    figure = charts.distributions(found.histograms, edges=found.edges, xlabel=measure.axis, marks=found.marks)
-    return inline(figure, f"Distribution of {measure.axis} by class")
-
-
-def _people_chart(people: SeverityCurve) -> Markup:
-    figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
-                               marks={"all regions": people.points[-1]})  # fmt: skip
-    figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
-    return inline(figure, "Precision and recall over the severity of the regions")
-
-
-def _time_bars(times: list[StageTime]) -> Markup:
-    bars = {wording.stage_name(time.stage): (time.mean, time.median) for time in times}
-    parts = frozenset(wording.stage_name(time.stage) for time in times if time.part)
-    return inline(charts.stage_bars(bars, parts), "Seconds per image by stage")
+def _charts(
+    classes: list[dict[str, Any]],
+    distribution: Distributions | None,
+    people: SeverityCurve | None,
+    times: list[StageTime],
+    measure: AppliedDetector,
+) -> dict[str, Markup | str]:
+    """Draw the charts that a page has once, by their names in the template; empty where there is nothing to draw."""
+    drawn: dict[str, Markup | str] = dict.fromkeys(("distribution_chart", "people_chart", "time_bars"), "")
+    counts = {count["name"] or "no label": float(count["regions"]) for count in classes[:_CLASSES_AT_ONCE]}
+    bars = charts.bar_chart(counts, xlabel="artifact regions")
+    drawn["class_chart"] = inline(bars, "Artifact regions by class")
+    if distribution:
+        figure = charts.distributions(
+            distribution.histograms, edges=distribution.edges, xlabel=measure.axis, marks=distribution.marks
+        )
+        drawn["distribution_chart"] = inline(figure, f"Distribution of {measure.axis} by class")
+    if people and people.points:
+        figure = charts.line_chart({"regions by severity": people.points}, xlabel="recall", ylabel="precision",
+                                   marks={"all regions": people.points[-1]})  # fmt: skip
+        figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
+        drawn["people_chart"] = inline(figure, "Precision and recall over the severity of the regions")
+    if times:
+        seconds = {wording.stage_name(time.stage): (time.mean, time.median) for time in times}
+        parts = frozenset(wording.stage_name(time.stage) for time in times if time.part)
+        drawn["time_bars"] = inline(charts.stage_bars(seconds, parts), "Seconds per image by stage")
+    return drawn

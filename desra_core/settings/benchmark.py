@@ -14,14 +14,14 @@ SYNTHETIC = "synthetic"
 
 
 class Benchmarking(BaseModel):
-    """Pairs of results with masks by people, or clean pairs to be spoilt, and the detectors that are to be measured."""
+    """Pairs with human masks, or clean pairs to inject artifacts into, and the detectors that are to be measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     verb: ClassVar[str] = "benchmark"
 
     dataset: str = Field(
         description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
-        "word synthetic: clean results of --mse-sr and --gan-sr are spoilt, and need no masks."
+        "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
     )
     output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
     methods: str = Field(
@@ -44,9 +44,9 @@ class Benchmarking(BaseModel):
         description="Class weights of desra: published, none, or a file. By default published when there are labels.",
     )
     exclude: Path | None = Field(
-        None, description="With synthetic: folder of masks by people, whose artifacts are no false alarms."
+        None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
     )
-    seed: int = Field(0, ge=0, description="With synthetic: of the artifacts that are injected.")
+    seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
 
     @field_validator("dataset")
     @classmethod

@@ -12,10 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.calibration.calibrated_weights import conclude, corpus_of
-from desra_core.calibration.counting import plan_counting
-from desra_core.calibration.exclusion import Exclusion
-from desra_core.calibration.weight_table import weight_values
+from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
+from desra_core.calibration.results import derive_calibration, weight_values
 from desra_core.detection import variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.settings import Detection, Mining
@@ -180,7 +178,7 @@ def test_shares_and_thresholds_are_those_of_all_counted_pixels(counted, pairs) -
     settings = Calibrating(workspace=counted, output=Path("a.toml"), rule="quantile", percentile=99, min_pixels=100,
                            false_alarm_rate=0.02)  # fmt: skip
     corpus = corpus_of(settings)
-    found = conclude(settings, corpus, plan_counting(corpus, Exclusion(None)))
+    found = derive_calibration(settings, corpus, plan_counting(corpus, Exclusion(None)))
     read = [[cv2.imread(str(pairs.root / f"{role}/{name}.png")) for role in ROLES] for name in pairs.names]
     maps = [(variance_similarity(mse_sr, gan_sr), labels[5:-5, 5:-5, 0]) for mse_sr, gan_sr, labels in read]
     ours, published = weight_values(found.rows), load_weights("published").values

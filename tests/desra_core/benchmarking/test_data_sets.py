@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from desra_core.benchmarking.data_layouts import find_parts
 from desra_core.benchmarking.data_sets import read_data_set, read_pairs
 from desra_core.errors import UsageError
 
@@ -175,7 +174,7 @@ def test_a_set_without_any_usable_image_is_told_by_the_first(tmp_path) -> None:
 def test_a_folder_of_labels_has_one_for_each_part(tmp_path) -> None:
     touch(tmp_path, "LDL/MSE-SR/a.png", "LDL/GAN-SR/a.png", "LDL/GT-Mask/a.png", "labels/other/a.png")
     with pytest.raises(UsageError, match=r"--labels: .* has no folder LDL"):
-        find_parts(tmp_path, {"labels": tmp_path / "labels"})
+        read_data_set(tmp_path, {"labels": tmp_path / "labels"}, tmp_path / "out")
 
 
 def test_results_inside_the_data_set_are_not_read(tmp_path) -> None:

@@ -24,7 +24,7 @@ from desra_core.calibration.histogram import (
     published_intervals,
     quantile_weights,
 )
-from desra_core.calibration.weight_table import derive_weights, largest_differences, to_csv, to_toml, weight_values
+from desra_core.calibration.results import derive_weights, largest_differences, to_csv, to_toml, weight_values
 from desra_core.detection.class_weights import CLASS_COUNT, class_names, load_weights
 from desra_core.errors import UsageError
 

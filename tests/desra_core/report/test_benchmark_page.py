@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.benchmark import Benchmark
-from desra_core.benchmarking.benchmark_files import results_of
-from desra_core.report.benchmark_page import plan, publish_results, render, worst_records
+from desra_core.benchmarking.labelled import read_records
+from desra_core.benchmarking.labelled_tables import results_of
+from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results, render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 
@@ -19,7 +19,7 @@ HOSTILE = "<b>x<b> | 'y'"
 
 
 @pytest.fixture(scope="module")
-def judged(make_pairs, tmp_path_factory) -> Benchmark:
+def judged(make_pairs, tmp_path_factory) -> AnyBenchmark:
     """Two parts, one under a hostile name, with a mask that cannot be read."""
     root = tmp_path_factory.mktemp("page")
     names = make_plain(root / "plain", make_pairs, 6)
@@ -35,7 +35,7 @@ def text_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def page_of(benchmark: Benchmark) -> Path:
+def page_of(benchmark: AnyBenchmark) -> Path:
     return benchmark.workspace.root / "benchmark.html"
 
 
@@ -64,7 +64,7 @@ def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
 
 
 def test_the_worst_come_first(judged) -> None:
-    records = judged.records()
+    records = read_records(judged)
     chosen = worst_records(judged, records)
     ious = [record.runs["desra"].agreements["desra"].iou for record in chosen]
     assert len(chosen) == 3
@@ -75,7 +75,7 @@ def test_the_worst_come_first(judged) -> None:
 def test_a_picture_that_has_gone(judged, tmp_path) -> None:
     root = Path(shutil.copytree(Path(judged.settings.dataset), tmp_path / "set"))
     benchmark, _ = judge(root, tmp_path / "out")
-    worst = worst_records(benchmark, benchmark.records())[0]
+    worst = worst_records(benchmark, read_records(benchmark))[0]
     (root / worst.part / "GAN-SR" / f"{worst.name}_GAN-SR.png").unlink()
     page = render(benchmark, results_of(benchmark))
     assert "the file has vanished" in text_of(page)

@@ -1,0 +1,253 @@
+"""A trial of one clean pair: inject artifacts, see which of them detectors find, and what they mark without any."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.benchmarking.injection import contrast, inject, texture
+from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
+from desra_core.detection.detectors import Detector, DetectorInputs, Scores
+from desra_core.detection.mask import MIN_AREA, score_mask
+from desra_core.detection.regions import Components
+from desra_core.images.codec import Mask, Pixels
+
+MIN_AREAS = (400, 1000, 2000, 4000, 8000)
+# Multiples of a detector's own threshold: from a quarter to four times, and on to where hardly anything is marked.
+GRID = (*(2 ** (step / 3) for step in range(-6, 7)), 8.0, 16.0, 32.0)
+# An injection that changes less, in grey levels of 255, is hardly visible as an artifact.
+FAINT = 5.0
+
+# By threshold (outer) and minimal area (inner).
+Bits = tuple[tuple[bool, ...], ...]
+Counts = tuple[tuple[int, ...], ...]
+
+
+class Design(NamedTuple):
+    """The artifacts to inject, and the thresholds and minimal areas at which masks are judged.
+
+    ``factors`` are multiples of a detector's own threshold; ``min_area`` is the default among ``min_areas``, in pixels.
+    """
+
+    strengths: tuple[float, ...] = STRENGTHS
+    sizes: tuple[int, ...] = SIZES
+    seed: int = 0
+    factors: tuple[float, ...] = GRID
+    min_areas: tuple[int, ...] = MIN_AREAS
+    min_area: int = MIN_AREA
+
+
+class Response(NamedTuple):
+    """The response of one method to one injected artifact.
+
+    ``found`` says by threshold and minimal area whether at least half of the place is marked, ``already`` the same of
+    the pair without artifacts: a place that is marked anyway is no find. ``iou`` is that of the place and the region
+    that fits it best at the default point. `desra_core.benchmarking.injection` defines ``contrast`` and ``texture``.
+    """
+
+    case: Case
+    contrast: float
+    texture: float
+    method: str
+    found: Bits
+    already: Bits
+    iou: float
+
+
+class FalseAlarms(NamedTuple):
+    """The marks of one method in the pair without artifacts, outside of ``exclude``, by threshold and minimal area.
+
+    A region counts when less than half of it is excluded; pixels count when they are not excluded.
+    """
+
+    method: str
+    regions: Counts
+    pixels: Counts
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pair under all methods.
+
+    ``clean_pixels`` are those that are not excluded; ``faint`` counts the cases that were left out because their
+    contrast in this image is below `FAINT`. ``thresholds`` (ascending) and ``default``, the detector's own, are by
+    method; ``min_areas`` (ascending) and the default ``min_area`` are in pixels. ``seconds`` is the time to score the
+    injected images, by method, and ``scored_pixels`` their total size.
+    """
+
+    image: str
+    clean_pixels: int
+    faint: int
+    thresholds: dict[str, tuple[float, ...]]
+    default: dict[str, float]
+    min_areas: tuple[int, ...]
+    min_area: int
+    responses: tuple[Response, ...]
+    false_alarms: tuple[FalseAlarms, ...]
+    seconds: dict[str, float]
+    scored_pixels: int
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """Thresholds and minimal areas, each ascending, for images of ``(H, W)``; the default is one of each.
+
+    The regions at the smallest minimal area include those at all others, so that a threshold costs one mask.
+    """
+
+    shape: tuple[int, int]
+    thresholds: tuple[float, ...]
+    min_areas: tuple[int, ...]
+    threshold: float
+    min_area: int
+
+    def find(self, scores: Scores, places: Sequence[npt.NDArray[np.intp]]) -> list[tuple[Bits, float]]:
+        """Look for places in the scores of a `Detector`; returns `Response.found` and `Response.iou` of each place.
+
+        ``places`` has the pixels of each, as indices of the flattened image.
+        """
+        found: list[list[tuple[bool, ...]]] = [[] for _ in places]
+        ious = [0.0] * len(places)
+        for threshold, regions in self._regions(scores):
+            for index, pixels in enumerate(places):
+                inside = np.bincount(regions.numbers.ravel()[pixels], minlength=len(regions) + 1)[1:]
+                shares = [2 * inside[regions.areas > area].sum() >= pixels.size for area in self.min_areas]
+                found[index].append(tuple(map(bool, shares)))
+                if threshold == self.threshold:
+                    kept = regions.areas > self.min_area
+                    union = regions.areas[kept] + pixels.size - inside[kept]
+                    ious[index] = float(np.max(inside[kept] / union, initial=0.0))
+        return [(tuple(bits), iou) for bits, iou in zip(found, ious, strict=True)]
+
+    def false_alarms(self, scores: Scores, excluded: Mask) -> tuple[Counts, Counts]:
+        """Count the regions and pixels of `FalseAlarms`; ``excluded`` is ``(H, W)`` bool, True at known artifacts."""
+        counted, marked = [], []
+        for _, regions in self._regions(scores):
+            known = regions.overlap(excluded)
+            large = [regions.areas > area for area in self.min_areas]
+            counted.append(tuple(int((kept & (2 * known < regions.areas)).sum()) for kept in large))
+            marked.append(tuple(int((regions.areas - known)[kept].sum()) for kept in large))
+        return tuple(counted), tuple(marked)
+
+    def _regions(self, scores: Scores) -> Iterator[tuple[float, Components]]:
+        """The regions at each threshold and the smallest minimal area."""
+        highest = float(scores.max())
+        for threshold in self.thresholds:
+            mask = np.zeros(self.shape, np.bool_)
+            if threshold < highest:
+                mask = score_mask(scores, self.shape, threshold=threshold, min_area=self.min_areas[0])
+            yield threshold, Components(mask)
+
+
+def run_trial(
+    name: str, pair: DetectorInputs, detectors: Mapping[str, Detector], design: Design, exclude: Mask | None = None
+) -> Trial:
+    """Inject artifacts into a pair of results, clean or nearly so, and see which detectors find them.
+
+    Parameters
+    ----------
+    name
+        Of the image: with the seed it determines what is injected.
+    pair
+        The results, with the labels of the clean one.
+    detectors
+        By method. One that needs a lacking input or a larger image is left out. Nothing is injected near what the first
+        of the others marks in the clean pair at its own threshold and the smallest area.
+    design
+        Each detector's own threshold and ``min_area`` are added to its grid.
+    exclude
+        ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
+
+    Raises
+    ------
+    ValueError
+        The images differ in size, or a strength is out of range.
+    """
+    shape: tuple[int, int] = pair.gan_sr.shape[:2]
+    if pair.mse_sr.shape[:2] != shape:
+        raise ValueError(f"results of the shapes {pair.mse_sr.shape} and {pair.gan_sr.shape} are no pair")
+    there = {role for role in ("lr", "labels") if getattr(pair, role) is not None}
+    usable = {
+        key: detector
+        for key, detector in detectors.items()
+        if there.issuperset(detector.inputs) and min(shape) >= detector.smallest
+    }
+    areas = tuple(sorted({*design.min_areas, design.min_area}))
+    grids = {}
+    for key, detector in usable.items():
+        own = float(detector.threshold)
+        thresholds = tuple(sorted({own, *(own * factor for factor in design.factors)}))
+        grids[key] = ScoreGrid(shape, thresholds, areas, own, design.min_area)
+    clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
+    known = np.zeros(shape, np.bool_) if exclude is None else exclude
+    drawn: list[Case] = []
+    for key in list(usable)[:1]:
+        marked = score_mask(clean[key], shape, threshold=grids[key].threshold, min_area=areas[0])
+        drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
+                      exclude=known | marked)  # fmt: skip
+
+    injected: list[_Injected] = []
+    found: dict[str, list[tuple[Bits, float]]] = {key: [] for key in usable}
+    seconds, scored_pixels = dict.fromkeys(usable, 0.0), 0
+    for sheet, artifacts in _sheets(pair, drawn):
+        injected += artifacts
+        scored_pixels += known.size
+        for key, detector in usable.items():
+            start = time.thread_time()
+            scores = _score(detector, pair, sheet)
+            seconds[key] += time.thread_time() - start
+            found[key] += grids[key].find(scores, [artifact.pixels for artifact in artifacts])
+    responses: list[Response] = []
+    for key, grid in grids.items():
+        already = grid.find(clean[key], [artifact.pixels for artifact in injected])
+        responses += [
+            Response(artifact.case, artifact.contrast, artifact.texture, key, after, before, iou)
+            for artifact, (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
+        ]
+    return Trial(
+        image=name,
+        clean_pixels=int(np.count_nonzero(~known)),
+        faint=len(drawn) - len(injected),
+        thresholds={key: grid.thresholds for key, grid in grids.items()},
+        default={key: grid.threshold for key, grid in grids.items()},
+        min_areas=areas,
+        min_area=design.min_area,
+        responses=tuple(responses),
+        false_alarms=tuple(FalseAlarms(key, *grid.false_alarms(clean[key], known)) for key, grid in grids.items()),
+        seconds=seconds,
+        scored_pixels=scored_pixels,
+    )
+
+
+class _Injected(NamedTuple):
+    case: Case
+    contrast: float
+    texture: float
+    pixels: npt.NDArray[np.intp]
+
+
+def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[_Injected]]]:
+    """The injected images, with those of their artifacts that can be seen."""
+    by_sheet = sorted(drawn, key=lambda case: case.sheet)
+    for _, group in groupby(by_sheet, key=lambda case: case.sheet):
+        sheet, artifacts = pair.gan_sr, []
+        for case in group:
+            place = case.place(pair.gan_sr.shape)
+            after = inject(sheet, case.kind, place, strength=case.strength, rng=np.random.default_rng(case.seed))
+            change = contrast(sheet, after, place)
+            if change >= FAINT:
+                sheet = after
+                artifacts.append(_Injected(case, change, texture(pair.mse_sr, place), np.flatnonzero(place)))
+        if artifacts:
+            yield sheet, artifacts
+
+
+def _score(detector: Detector, pair: DetectorInputs, gan_sr: Pixels) -> Scores:
+    lr, labels = (getattr(pair, role) if role in detector.inputs else None for role in ("lr", "labels"))
+    return detector(pair.mse_sr, gan_sr, lr, labels)
