@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect.runtime import flow_run
 
-from desra_core.gate.comparison import plan_comparison
+from desra_core.gate.comparison import Comparison, plan_comparison
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
@@ -14,6 +14,7 @@ from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
 from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
+from tasks.handover import handed_over
 from tasks.overview import tag_run
 
 
@@ -32,13 +33,13 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     tag_run("compare", corpus_name(comparing))
     load_settings(workspace)  # a workspace that has vanished is told as such
     with workspace.locked():
-        comparison = plan_comparison(comparing)
+        comparison = handed_over(comparing, Comparison) or plan_comparison(comparing)
         refresh = bool(comparison.missing())
         failures = judge_images.with_options(refresh_cache=refresh)(comparison.key, comparison, machine)
         verdict = decide_verdict(comparison)
         promoted: Path | None = None
         if comparing.promote and verdict.passed:
             promoted = promote_best(comparison, verdict)
-        compared = Compared(str(flow_run.id), 3 + bool(promoted), verdict, failures, promoted)
+        compared = Compared(str(flow_run.id), 3 + bool(promoted), comparison, verdict, failures, promoted)
         publish_report(workspace, compared.told)
     return compared

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from tasks.dask_cluster import USUAL_PIXELS
 from tasks.dask_map import open_dask
+from tasks.handover import handed_over
 from tasks.overview import show_corpus, tag_run
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.retry_policy import runs_by_itself
@@ -30,7 +28,6 @@ from tasks.summary import Summary, publish_results
 _LARGEST_SCALE = 16
 # While the last images of one shard finish, the next one keeps the workers busy.
 _SHARDS_IN_FLIGHT = 3
-_PLANNED: ContextVar[tuple[CorpusSettings, Prepared] | None] = ContextVar("planned", default=None)
 
 
 def shard_runner() -> TaskRunner[Any]:
@@ -54,25 +51,6 @@ def opened_workspace(root: Path) -> Workspace:
     return workspace
 
 
-@contextmanager
-def planned(settings: CorpusSettings, prepared: Prepared) -> Iterator[None]:
-    """Let a flow that is called within go by this plan, for as long as the caller holds the lock of the workspace."""
-    token = _PLANNED.set((settings, prepared))
-    try:
-        yield
-    finally:
-        _PLANNED.reset(token)
-
-
-def _prepared(settings: CorpusSettings, *, rescan: bool) -> Prepared:
-    """Take the plan of the caller, which counts once; otherwise make one."""
-    planned_settings, prepared = _PLANNED.get() or (None, None)
-    _PLANNED.set(None)
-    if prepared is not None and planned_settings == settings and not rescan:
-        return prepared
-    return prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
-
-
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
     """Find out what there is to do, do it shard by shard and publish the results. For the body of a flow.
 
@@ -88,7 +66,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
-        prepared = _prepared(settings, rescan=rescan)
+        prepared = None if rescan else handed_over(settings, Prepared)
+        prepared = prepared or prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
         plan = prepared.plan
         if not plan.pending:
             show_corpus(settings, prepared)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from prefect.runtime import flow_run
 
-from desra_core.gate.comparison import plan_comparison
 from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.settings import Machine
 from desra_core.settings.models import Cycling
+from desra_core.training.plan import FinetunePlan, plan_finetune
 from flows.compare import compare
 from flows.corpus import opened_workspace
 from flows.finetune import finetune
@@ -19,6 +19,7 @@ from flows.names import corpus_name
 from flows.options import corpus_flow
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
+from tasks.handover import handed_over, handing_over
 from tasks.overview import tag_run
 from tasks.retry_policy import runs_by_itself
 from tasks.summary import Summary
@@ -68,15 +69,17 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
             check_training(cycling, mining)
         mined = mine(mining, machine, rescan)
         finetuning = finetuning_of(cycling, mining)
-        if finetuning is None:
+        plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)
+        if plan.empty:
             cycled = Cycled(str(flow_run.id), 1, mined, None, None, None)
             publish_report(workspace, cycled.told)
             return cycled
-        finetuned = finetune(finetuning, machine)
-        comparing = comparing_of(cycling, mining, finetuning)
-        compared = compare(comparing, machine)
+        finetuning = finetuning.model_copy(update={"output": plan.run.root})
+        with handing_over(finetuning, plan):
+            finetuned = finetune(finetuning, machine)
+        compared = compare(comparing_of(cycling, mining, plan.run.root), machine)
         promoted: Path | None = None
-        comparison = plan_comparison(comparing)
+        comparison = compared.comparison
         if is_to_promote(cycling, comparison, compared.verdict):
             promoted = promote_best(comparison, compared.verdict)
         cycled = Cycled(str(flow_run.id), 1 + bool(promoted), mined, finetuned, compared, promoted)

@@ -8,12 +8,13 @@ from desra_core.gate.cycle import finetuning_with_current
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Finetuning
-from desra_core.training.new_artifacts import note_gathered
-from desra_core.training.plan import plan_finetune
+from desra_core.training.plan import FinetunePlan, plan_finetune
+from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
 from flows.names import corpus_name
 from flows.options import corpus_flow
 from tasks.finetuning import Finetuned, freeze_images, show_losses, train
+from tasks.handover import handed_over
 from tasks.overview import tag_run
 
 
@@ -40,10 +41,10 @@ def finetune(
     if current_model:
         finetuning = finetuning_with_current(finetuning)
     with workspace.locked():
-        plan = plan_finetune(finetuning)
-        if not plan.begun and not plan.samples:
+        plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)
+        if plan.empty:
             return Finetuned(str(flow_run.id), 0, images=0, iteration=0, early=False)
         images = freeze_images(plan)
         finetuned = show_losses(plan, images, train(plan, machine), workspace)
-        note_gathered(workspace, plan.training.group_by)  # now: one that dies is to be started again
+        note_trained(workspace, plan.training.group_by)  # now: one that dies is to be started again
     return finetuned

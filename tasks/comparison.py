@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.errors import ImageError
-from desra_core.gate.comparison import Comparison, best_of, conclude, judge_settings
+from desra_core.gate.comparison import Comparison, decide_and_publish, judge_settings
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage
 from desra_core.gate.model_registry import promote
-from desra_core.gate.verdict import Verdict
 from desra_core.networks.checkpoints import load_model
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
@@ -31,10 +32,11 @@ from tasks.shards import explicit_key
 
 
 class Compared(NamedTuple):
-    """How a gate run ended: its Prefect ids, the verdict, images not judged, and the entry of a promoted model."""
+    """How a gate run ended: its Prefect ids, its plan, the verdict, images not judged, a promoted model's entry."""
 
     flow_run: str
     task_runs: int
+    comparison: Comparison
     verdict: Verdict
     failures: int
     promoted: Path | None
@@ -70,7 +72,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
         facts = [
-            f"{len(comparison.saved)} saved models, judged on {len(comparison.images)} held-out images",
+            f"{len(comparison.candidates) - 1} saved models, judged on {len(comparison.images)} held-out images",
             f"{len(missing)} images to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and what became of it"
@@ -89,7 +91,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 @task(task_run_name="verdict", cache_policy=NO_CACHE)
 def decide_verdict(comparison: Comparison) -> Verdict:
     """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
-    verdict = conclude(comparison)
+    verdict = decide_and_publish(comparison)
     told = verdict_markdown(Workspace(comparison.settings.workspace))
     create_markdown_artifact(told, key="verdict", description="What the gate found.")
     return verdict
@@ -99,13 +101,14 @@ def decide_verdict(comparison: Comparison) -> Verdict:
 def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     """Make the best candidate the workspace's current model, by one rename."""
     workspace = Workspace(comparison.settings.workspace)
-    best = best_of(comparison, verdict)
+    best = comparison.best(verdict)
     assert best is not None
-    assert best.candidate.model is not None
-    record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.kind}
-    summary = {"best": verdict.best, "scores": [score for score in verdict.to_json()["scores"]
-                                                if score["candidate"] == verdict.best]}  # fmt: skip
-    return promote(workspace, best.candidate.model, parent=comparison.before, record=record, verdict=summary)
+    assert best.model is not None
+    assert best.source is not None
+    record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.weights}
+    scores = [asdict(score) for score in verdict.scores if score.candidate == verdict.best]
+    summary = {"best": verdict.best, "scores": scores}
+    return promote(workspace, best.model, parent=comparison.before, record=record, verdict=summary)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)

@@ -59,8 +59,8 @@ def freeze_images(plan: FinetunePlan) -> int:
 
     Where no image could judge the run, that is told before it is trained.
     """
-    if plan.undecided:
-        _tell(f"warning: {plan.undecided}")
+    if plan.warning:
+        _tell(f"warning: {plan.warning}")
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
@@ -150,7 +150,7 @@ def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], worksp
     told = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
     create_table_artifact(told, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
     finetuned = Finetuned(str(flow_run.id), 3, images, *ended)
-    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.models}`"])
+    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.root / 'models'}`"])
     return finetuned
 
 

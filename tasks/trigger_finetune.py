@@ -14,7 +14,7 @@ from prefect.runtime import deployment
 
 from desra_core.errors import LockedError
 from desra_core.settings.serving import FinetuneTrigger
-from desra_core.training.new_artifacts import count_gathered
+from desra_core.training.pools import count_new
 from desra_core.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     logger = get_run_logger()
     try:
         with workspace.locked():
-            gathered = count_gathered(workspace, trigger.group_by)
+            gathered = count_new(workspace, trigger.group_by)
     except LockedError as error:  # by hand, since the mining has ended, which is done nevertheless
         logger.info("%s; the next run counts the images that have gathered", error)
         return 0

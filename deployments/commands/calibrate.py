@@ -19,6 +19,7 @@ from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import read_manifest
+from tasks.handover import handing_over
 from tasks.logs import say, say_each
 
 _DIFFERENCES = 5
@@ -40,9 +41,8 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         if prepared.plan.pending or counting.missing():
             with server_for_run(workspace):
                 from flows.calibrate import calibrate
-                from flows.corpus import planned
 
-                with planned(corpus, prepared):
+                with handing_over(corpus, prepared):
                     ended = calibrate(settings, machine, rescan=False)
                 wait_for(ended.found, ended)
             for line in ended.found.broken_shards:

@@ -21,17 +21,17 @@ from deployments.commands.runs import (
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
-from desra_core.gate.comparison import Comparison, conclude, plan_comparison, verdict_of
+from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Verdict
-from desra_core.planning.plan import Prepared
-from desra_core.settings import Machine, Mining
+from desra_core.gate.verdict import score_rows
+from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning
-from desra_core.training.plan import FinetunePlan, check_networks, plan_finetune
-from desra_core.training.run_folder import read_json
+from desra_core.training.plan import check_networks, plan_finetune
+from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
+from tasks.handover import handing_over
 from tasks.logs import say
 
 GATE_FAILED = 3
@@ -40,12 +40,16 @@ _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, a
 
 
 class _Turn(NamedTuple):
-    """How a turn of the cycle ended; ``lost`` is set where all was done but the Prefect server was lost."""
+    """How a turn of the cycle ended; ``lost`` is set where all was done but the Prefect server was lost.
+
+    Without artifacts in the training pool there is no ``comparison``.
+    """
 
     broken: tuple[str, ...] = ()
     failures: int = 0
     promoted: Path | None = None
     lost: ServerLostError | None = None
+    comparison: Comparison | None = None
 
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
@@ -54,19 +58,19 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
     with workspace.locked():
         end_leftover_server(workspace)
         plan = plan_finetune(settings)
-        if not plan.begun and not plan.samples:
+        if plan.empty:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return 0
         if plan.ended:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            with server_for_run(workspace):
+            with server_for_run(workspace), handing_over(settings, plan):
                 from flows.finetune import finetune
 
                 wait_for(finetune(settings, machine))
-        _show_finetune(plan)
-        typer.echo(f"next     {_compare_command(settings.model_copy(update={'output': plan.run.root}))}")
+        _show_finetune(plan.run, settings.iterations)
+        typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
 
 
@@ -79,7 +83,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            with server_for_run(workspace):
+            with server_for_run(workspace), handing_over(settings, comparison):
                 from flows.compare import compare
 
                 compared = compare(settings, machine)
@@ -87,7 +91,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
             verdict, failures, promoted = compared.verdict, compared.failures, compared.promoted
         else:
             typer.echo("nothing to do: all was judged before")
-            verdict = conclude(comparison)
+            verdict = decide_and_publish(comparison)
             renew_report(workspace)
         _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
@@ -103,23 +107,29 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = prepare_corpus(mining)
         turn = _Turn()
-        finetuning = None if prepared.plan.pending else finetuning_of(settings, mining)
-        if prepared.plan.pending or (finetuning is not None and not _is_done(settings, finetuning)):
-            check_training(settings, mining)
-            turn = _turn(workspace, settings, machine, mining, prepared)
-        else:
+        finetuning = finetuning_of(settings, mining)
+        plan = None if prepared.plan.pending else plan_finetune(finetuning)
+        if plan and plan.ended:
+            turn = _Turn(comparison=plan_comparison(comparing_of(settings, mining, plan.run.root)))
+        if plan and (plan.empty or (turn.comparison and _is_done(settings, turn.comparison))):
             renew_results(prepared)
+        else:
+            check_training(settings, mining)
+            with handing_over(mining, prepared), handing_over(finetuning, plan):
+                turn = _turn(workspace, settings, machine)
+        if turn.lost:
+            run = plan_finetune(finetuning).run
+            turn = turn._replace(comparison=plan_comparison(comparing_of(settings, mining, run.root)))
         code = sum_up(prepared, mining, turn.broken)
-        finetuning = finetuning or finetuning_of(settings, mining)
-        if finetuning is None:
+        if turn.comparison is None:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
-        _show_finetune(plan_finetune(finetuning))
-        comparison = plan_comparison(comparing_of(settings, mining, finetuning))
-        verdict = conclude(comparison)
-        _show_verdict(workspace, verdict, turn.promoted, comparison)
+        finetuned = turn.comparison.settings.after
+        _show_finetune(RunFolder(finetuned), settings.iterations)
+        verdict = decide_and_publish(turn.comparison)
+        _show_verdict(workspace, verdict, turn.promoted, turn.comparison)
         if settings.promote and verdict.passed and not turn.promoted:
-            again = f"{_compare_command(finetuning)} --promote"
+            again = f"{_compare_command(finetuning, finetuned)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
     code = max(code, int(turn.failures > 0)) if verdict.passed else GATE_FAILED
@@ -129,60 +139,57 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
     return code
 
 
-def _turn(workspace: Workspace, settings: Cycling, machine: Machine, mining: Mining, prepared: Prepared) -> _Turn:
+def _turn(workspace: Workspace, settings: Cycling, machine: Machine) -> _Turn:
     """Run the flow. A server that is lost after the promotion is none to start anew for: that would turn again."""
     before = current_model(workspace)
     try:
         with server_for_run(workspace):
-            from flows.corpus import planned
             from flows.cycle import cycle
 
-            with planned(mining, prepared):
-                cycled = cycle(settings, machine, rescan=False)
+            cycled = cycle(settings, machine, rescan=False)
             wait_for(cycled.mined, cycled.finetuned, cycled.compared, cycled)
     except ServerLostError as error:
         current = current_model(workspace)
         if current is None or current == before:
             raise
         return _Turn(promoted=current.parent, lost=error)
-    failures = cycled.compared.failures if cycled.compared else 0
-    return _Turn(cycled.mined.broken_shards, failures, cycled.promoted)
+    if cycled.compared is None:
+        return _Turn(cycled.mined.broken_shards)
+    failures, comparison = cycled.compared.failures, cycled.compared.comparison
+    return _Turn(cycled.mined.broken_shards, failures, cycled.promoted, comparison=comparison)
 
 
-def _is_done(settings: Cycling, finetuning: Finetuning) -> bool:
-    """Whether this finetune has ended, been judged, and been promoted as far as it is to be."""
-    if not plan_finetune(finetuning).ended:
-        return False
-    comparison = plan_comparison(comparing_of(settings, mining_of(settings), finetuning))
+def _is_done(settings: Cycling, comparison: Comparison) -> bool:
+    """Whether all was judged, and the best model was promoted as far as it is to be."""
     return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
-def _compare_command(settings: Finetuning) -> str:
+def _compare_command(settings: Finetuning, output: Path) -> str:
     """The command that judges a finetune."""
-    flags = {"workspace": settings.workspace, "after": settings.output, "before": settings.gan_model, "lr": settings.lr,
+    flags = {"workspace": settings.workspace, "after": output, "before": settings.gan_model, "lr": settings.lr,
              "group-by": None if settings.group_by == "duplicates" else settings.group_by}  # fmt: skip
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value]
     return " ".join(["desra compare", *given])
 
 
-def _show_finetune(plan: FinetunePlan) -> None:
-    document, losses = read_json(plan.run.document) or {}, read_json(plan.run.losses) or []
-    models = plan.run.models()
+def _show_finetune(run: RunFolder, iterations: int) -> None:
+    document, losses = read_json(run.document) or {}, read_json(run.losses) or []
+    models = run.models()
     last = int(models[-1].stem.rpartition("_")[2]) if models else 0
-    early = ", and stopped early: the pixel loss had stopped falling" if last < plan.training.iterations else ""
+    early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""
     images = document.get("images", [])
     typer.echo(f"{counted(last, 'iteration')} on {counted(len(images), 'image')}{early}")
     show_people(sum(image.get("mask_by") == "person" for image in images))
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
-    typer.echo(f"models   {plan.run.root / 'models'}\nlosses   tensorboard --logdir {plan.run.tensorboard}")
+    typer.echo(f"models   {run.root / 'models'}\nlosses   tensorboard --logdir {run.tensorboard}")
 
 
 def _show_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None, comparison: Comparison) -> None:
     control = verdict.control
     images, regions = counted(control.images, "held-out image"), counted(control.regions, "artifact region")
     typer.echo(f"judged by {images}, {control.clean_images} of them clean, with {regions}")
-    show_people(comparison.by_people)
+    show_people(comparison.human_masks)
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

@@ -26,6 +26,7 @@ from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import told_resting
 from desra_core.workspace.matching import with_twins_summed_up
+from tasks.handover import handing_over
 from tasks.logs import NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
@@ -45,9 +46,8 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         if prepared.plan.pending:
             with server_for_run(workspace):
                 from flows import FLOWS
-                from flows.corpus import planned
 
-                with planned(settings, prepared):
+                with handing_over(settings, prepared):
                     summary = FLOWS[type(settings)](settings, machine, rescan=False)
                 wait_for(summary)
             broken = summary.broken_shards

@@ -13,9 +13,8 @@ from deployments.commands.runs import existing_workspace, renew_report, show_fai
 from desra_core.errors import LockedError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback
-from desra_core.housekeeping.holdings import UNKNOWN
-from desra_core.housekeeping.leftovers import find_leftovers
-from desra_core.housekeeping.sizes import sizes
+from desra_core.housekeeping.contents import UNKNOWN, sizes
+from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.sweep import sweep
 from desra_core.images.scanning import told_passed_over
 from desra_core.planning.keys import load_settings
@@ -122,7 +121,7 @@ def gc(
     else:
         if owner := place.owner():
             raise LockedError(place.root, f"is in use by {owner}", "wait until it has ended")
-        found = find_leftovers(place, vanished=vanished).table
+        found = find_garbage(place, vanished=vanished).table
     strangers = pc.equal(found["kind"], UNKNOWN)
     going, left = found.filter(pc.invert(strangers)), found.filter(strangers)
     if list_paths:

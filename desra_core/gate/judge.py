@@ -1,7 +1,12 @@
-"""Judge: what candidate models do to a held-out image, each against the old model's result."""
+"""Judge: what a candidate model does to a held-out image, to its artifacts and to everything else.
+
+Each candidate is compared with the old model's result. A candidate is a finetuned model, or the control: the old
+model's result with noise of 2 grey levels, which shows how many regions the measure itself adds.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,14 +15,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
+from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
+from desra_core.detection.class_weights import class_names
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
+from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.gate.judgement import DetectionSettings, Found, Judgement, RegionFate, detect, judge, noisy
-from desra_core.images.codec import Labels, Pixels, bgr8, decode_labels
+from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
+from desra_core.evaluation.perceptual import load_lpips, lpips_distance
+from desra_core.evaluation.removal import LOOSENESS, uncovered
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.tiling import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
-from desra_core.settings import min_area_pixels
+from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.stages.sources import read_content, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
@@ -28,24 +42,31 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 
-# Of an image, for the report.
+# Regions of an image of which there are pictures in the report.
 _PICTURED_REGIONS = 2
+# Grey levels of 255.
+_NOISE = 2
+
+_CODEC = TypeAdapter(Judgement)
+_kept_lpips = lru_cache(maxsize=1)(load_lpips)
 
 
 class Candidate(NamedTuple):
-    """A model to be judged; ``key`` names its judgements, which hold for one old model and one way of detection.
+    """A model to be judged: one kind of ``weights`` of the checkpoint ``source``, alone in the file ``model``.
 
-    Without a model it is the control: the old model's result with noise that nobody sees.
+    ``key`` names its judgements, which hold for one old model and one way of detection. The control has no model.
     """
 
     name: str
     model: Path | None
     key: str
+    source: Path | None = None
+    weights: str = ""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What the judge stage needs.
+    """The models, the detection and the machine of the judge stage.
 
     ``mse_model`` is None where MSE results are files. ``mse_sr_key`` and ``before_key`` name results in the workspace
     that serve again; ``weights`` is ``(150,)`` float64, or None where there are no labels; ``lpips`` is a file of
@@ -53,54 +74,69 @@ class JudgeSettings:
     """
 
     candidates: tuple[Candidate, ...]
-    mse_model: Path | None
-    before: Path
-    mse_sr_key: str | None
-    before_key: str | None
+    corpus: CorpusSettings
     precision: Precision
-    device: str
-    segmenter: str
+    before: Path
+    before_key: str | None
+    mse_model: Path | None
+    mse_sr_key: str | None
     weights: npt.NDArray[np.float64] | None
-    threshold: float
-    min_area: str
-    window: int
     lpips: Path | None
+    device: str
     tile: int
     threads: int
     max_pixels: int
 
 
+@dataclass(frozen=True, eq=False)
+class DetectionSettings:
+    """How artifacts are found in one image: ``min_area`` and ``window`` in pixels, ``weights`` ``(150,)`` by class."""
+
+    threshold: float = THRESHOLD
+    min_area: int = MIN_AREA
+    window: int = WINDOW
+    weights: npt.NDArray[np.float64] | None = None
+
+
+class Artifacts(NamedTuple):
+    """The artifacts of a result ``(H, W, C)``; ``low_area_mask`` is the mask at a quarter of the minimal area."""
+
+    pixels: Pixels
+    mask: Mask
+    low_area_mask: Mask
+    regions: list[Region]
+
+
 def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace, settings: JudgeSettings) -> None:
     """Judge the candidates of some names on an image, and publish each judgement (raises `ImageError`)."""
-    results = Results(image, workspace, settings)
+    results = ResultsOfPhoto(image, workspace, settings)
     try:
-        before = results.found(results.before)
+        before = results.detect(results.before)
         for candidate in settings.candidates:
             if candidate.name not in missing:
                 continue
-            after = before.pixels if candidate.model is None else results.of_model(candidate.model)
             if candidate.model is None:
-                after = noisy(after, image.id)
-            judgement = judge(
-                image.names[0], image.id, candidate.name, before, results.found(after), lpips=_lpips(settings.lpips)
-            )
-            pictures = {"after": after}
-            if candidate.model is None:
+                after = noisy(before.pixels, image.id)
                 pictures = {"lr": results.lr, "mse_sr": results.mse_sr, "before": before.pixels}
+            else:
+                after = results.of_model(candidate.model)
+                pictures = {"after": after}
+            lpips = _kept_lpips(settings.lpips) if settings.lpips else None
+            judgement = judge(image.names[0], image.id, candidate.name, before, results.detect(after), lpips=lpips)
             _publish_crops(judgement, candidate.key, pictures, before.mask.shape, image, workspace)
-            document = judgement.to_json() | {"labels": _labels_hash(image)}
+            document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
 
 
 def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) -> Judgement | None:
-    """What was found of a candidate on an image; None where it has not been judged, or with other labels."""
+    """Read the judgement of a candidate on an image; None where there is none, or one with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
         if document.pop("labels") != _labels_hash(image):
             return None
-        return Judgement.from_json(document | {"candidate": candidate.name, "image": image.names[0]})
+        return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -108,6 +144,12 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
 def _labels_hash(image: ImageRef) -> str | None:
     """The content of the file of labels, where there is one."""
     return image.labels.hash if image.labels else None
+
+
+def worst_regions(judgement: Judgement) -> list[OldRegion]:
+    """List the regions before of which there are pictures, the most severe first; none with a severity below zero."""
+    severe = [region for region in judgement.regions if region.severity >= 0]
+    return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
 
 
 def _publish_crops(
@@ -130,13 +172,7 @@ def _publish_crops(
             workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
 
 
-def worst_regions(judgement: Judgement) -> list[RegionFate]:
-    """The regions before of which there are pictures, the most severe first; none with a severity below zero."""
-    severe = [region for region in judgement.regions if region.severity >= 0]
-    return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
-
-
-class Results:
+class ResultsOfPhoto:
     """The results of one photo by the models in question: from the workspace where they are there, else inferred."""
 
     def __init__(self, image: ImageRef, workspace: Workspace, settings: JudgeSettings) -> None:
@@ -146,22 +182,25 @@ class Results:
         self._settings = settings
         scale = load_model(settings.before, settings.device, settings.precision).scale
         self.lr = read_photo(image.lr, settings.max_pixels // scale**2).pixels
-        self.mse_sr = self._mse_sr()
+        if image.mse_sr is not None:
+            self.mse_sr = read_photo(image.mse_sr, settings.max_pixels).pixels
+        else:
+            assert settings.mse_model is not None
+            self.mse_sr = self._stored("mse_sr", settings.mse_sr_key, settings.mse_model)
         self.before = self._stored("gan_sr", settings.before_key, settings.before)
 
     def of_model(self, path: Path) -> Pixels:
-        """Infer the result of a model."""
+        """Infer the result of a model (raises `ImageError`)."""
         model = load_model(path, self._settings.device, self._settings.precision)
         try:
             return super_resolve(model, self.lr).pixels
         except UsageError as error:
-            raise ImageError(
-                self._image.path, f"cannot be upscaled: {error.subject} {error.reason}", error.remedy
-            ) from None
+            reason = f"cannot be upscaled: {error.subject} {error.reason}"
+            raise ImageError(self._image.path, reason, error.remedy) from None
 
-    def found(self, result: Pixels) -> Found:
-        """The artifacts of a result, found as the workspace's own are."""
-        settings = self._settings
+    def detect(self, result: Pixels) -> Artifacts:
+        """Find the artifacts of a result, as the workspace's own were found (raises `ImageError`)."""
+        settings, corpus = self._settings, self._settings.corpus
         if result.shape != self.mse_sr.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, self.mse_sr))
             raise ImageError(
@@ -169,36 +208,130 @@ class Results:
                 f"becomes {sizes} px by the models that are compared",
                 "give models of one scale, and the photos that the results were made from",
             )
-        detection = DetectionSettings(
-            threshold=settings.threshold,
-            min_area=min_area_pixels(settings.min_area, *result.shape[:2]),
-            window=settings.window,
-            weights=settings.weights,
-        )
-        labels = None if settings.weights is None else self._labels(result)
+        min_area = min_area_pixels(corpus.min_area, *result.shape[:2])
+        detection = DetectionSettings(corpus.threshold, min_area, corpus.window, settings.weights)
+        labels: Labels | None = None
+        if settings.weights is not None:
+            if self._image.labels is not None:
+                content, path = read_content(self._image.labels), self._image.labels.path
+                labels = decode_labels(content, path, max_pixels=settings.max_pixels)
+            elif corpus.segmenter.startswith("mmseg:"):
+                labels = load_segmenter(corpus.segmenter, settings.device)(result)
         return detect(self.mse_sr, result, labels, detection, tile=settings.tile, threads=settings.threads)
-
-    def _mse_sr(self) -> Pixels:
-        if self._image.mse_sr is not None:
-            return read_photo(self._image.mse_sr, self._settings.max_pixels).pixels
-        assert self._settings.mse_model is not None
-        return self._stored("mse_sr", self._settings.mse_sr_key, self._settings.mse_model)
 
     def _stored(self, role: str, key: str | None, model: Path) -> Pixels:
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if key else None
         return self.of_model(model) if stored is None else stored
 
-    def _labels(self, result: Pixels) -> Labels | None:
-        if self._image.labels is not None:
-            path = self._image.labels.path
-            return decode_labels(read_content(self._image.labels), path, max_pixels=self._settings.max_pixels)
-        if self._settings.segmenter.startswith("mmseg:"):
-            return load_segmenter(self._settings.segmenter, self._settings.device)(result)
-        return None
+
+def detect(
+    mse_sr: Pixels,
+    result: Pixels,
+    labels: Labels | None,
+    settings: DetectionSettings,
+    *,
+    tile: int = TILE,
+    threads: int = 1,
+) -> Artifacts:
+    """Find the artifacts of a GAN model's result, as `desra detect` does.
+
+    Parameters
+    ----------
+    mse_sr, result
+        ``(H, W, 1 or 3)`` uint8 or uint16, of one size.
+    labels
+        ``(H, W)`` uint8 ADE20K class of each pixel, or None.
+    tile, threads
+        As for `desra_core.detection.variance_similarity`.
+
+    Raises
+    ------
+    ValueError
+        The images differ in size, or are smaller than the window.
+    """
+    similarity = variance_similarity(mse_sr, result, window=settings.window, tile=tile, threads=threads)
+
+    def mask(min_area: int) -> Mask:
+        return artifact_mask(
+            similarity,
+            threshold=settings.threshold,
+            min_area=min_area,
+            labels=labels,
+            weights=settings.weights,
+            frame=settings.window // 2,
+        )
+
+    strict = mask(settings.min_area)
+    regions = find_regions(strict, similarity, threshold=settings.threshold, labels=labels, weights=settings.weights)
+    return Artifacts(result, strict, mask(settings.min_area // LOOSENESS), regions)
 
 
-@lru_cache(maxsize=1)
-def _lpips(path: Path | None) -> nn.Module | None:
-    from desra_core.evaluation.perceptual import load_lpips
+def judge(
+    image: str, image_id: str, candidate: str, before: Artifacts, after: Artifacts, *, lpips: nn.Module | None = None
+) -> Judgement:
+    """Compare a candidate's result of an image with the old model's.
 
-    return None if path is None else load_lpips(path)
+    Parameters
+    ----------
+    image, image_id, candidate
+        Names for the judgement.
+    before, after
+        What `detect` found in the old model's and in the candidate's result, with the same settings.
+    lpips
+        What `desra_core.evaluation.perceptual.load_lpips` returns, to measure that distance too.
+
+    Raises
+    ------
+    ValueError
+        The results differ in shape, or are smaller than 11 px a side.
+    """
+    outside = ~before.mask
+    names = class_names()
+
+    def fields(region: Region) -> tuple[int, int, int, int, int, str | None, float]:
+        class_name = None if region.dominant_class is None else names[region.dominant_class]
+        return region.x, region.y, region.width, region.height, region.area, class_name, region.severity
+
+    gone = uncovered(before.mask, after.low_area_mask)
+    new = uncovered(after.mask, before.low_area_mask)
+    return Judgement(
+        image=image,
+        id=image_id,
+        candidate=candidate,
+        pixels=outside.size,
+        regions=[
+            OldRegion(*fields(region), gone=bool(is_gone)) for region, is_gone in zip(before.regions, gone, strict=True)
+        ],
+        added=[NewRegion(*fields(region)) for region, is_new in zip(after.regions, new, strict=True) if is_new],
+        artifact_pixels_before=int(np.count_nonzero(before.mask)),
+        artifact_pixels_after=int(np.count_nonzero(after.mask)),
+        outside_pixels=int(np.count_nonzero(outside)),
+        squared_error=squared_error(before.pixels, after.pixels, outside),
+        ssim=structural_similarity(before.pixels, after.pixels, outside),
+        gradient_similarity=gradient_similarity(before.pixels, after.pixels, outside),
+        lpips=None if lpips is None else lpips_distance(lpips, before.pixels, after.pixels),
+        sharpness_before=sharpness(before.pixels),
+        sharpness_after=sharpness(after.pixels),
+    )
+
+
+def noisy(pixels: Pixels, seed_text: str) -> Pixels:
+    """Add the noise of the control, in which nothing was finetuned.
+
+    Every sample changes by a whole number of grey levels of 255 from -2 to 2, each as likely, and is clipped.
+
+    Parameters
+    ----------
+    pixels
+        ``(H, W, C)`` uint8 or uint16.
+    seed_text
+        The same text gives the same noise.
+    """
+    seed = int.from_bytes(hashlib.blake2b(seed_text.encode(), digest_size=16).digest())
+    noise = np.random.default_rng(seed).integers(-_NOISE, _NOISE, pixels.shape, np.int8, endpoint=True)
+    white = np.iinfo(pixels.dtype).max
+    changed = np.empty_like(pixels)
+    for rows in row_strips(pixels.shape):
+        samples = pixels[rows].astype(np.int32) + noise[rows].astype(np.int32) * (white // 255)
+        changed[rows] = np.clip(samples, 0, white)
+    return changed

@@ -10,10 +10,9 @@
     WS/models/0001/     the first promoted one
     WS/models/current   a link to the entry that counts
 
-An entry never changes and is never deleted, so that who has the path of a model may keep to it. Models and their
-history are switched together, by renaming the link. A promotion that was killed before that may leave an entry that no
-history tells of; the next one takes the next number. Replacing such an entry would need somebody to judge that it is
-one, and after the link was lost or set by hand, that would delete models that were in use.
+An entry never changes and is never deleted, so the path of a model stays valid. Models and their history are switched
+together, by renaming the link. A promotion that was killed before that leaves an entry that is in no history; the next
+one takes the next number.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import shutil
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from desra_core.errors import TransientError, UsageError
 from desra_core.files.atomic import storage_errors
@@ -35,18 +34,14 @@ from desra_core.workspace import Workspace
 Event = dict[str, Any]
 
 
-class _Step(NamedTuple):
-    """An entry to be made: its event, still without a number, the model to copy and its record."""
-
-    event: Event
-    model: Path
-    record: Any
+# An entry to be made: its event, still without a number, the model to copy and its record.
+_Step = tuple[Event, Path, Any]
 
 
 def promote(
     workspace: Workspace, model: Path, *, parent: Path, record: dict[str, Any], verdict: dict[str, Any]
 ) -> Path:
-    """Make a model the current one; one with the content of the current one is left as it is.
+    """Make a model the current one, unless it already is; returns the folder of the current entry.
 
     Parameters
     ----------
@@ -55,15 +50,11 @@ def promote(
     model
         The checkpoint that passed the gate.
     parent
-        What it was finetuned from: the current model, or any one as long as none was promoted.
+        The model that it was finetuned from: the current one, or any one as long as none was promoted.
     record
         How the model came about, for ``model.json``; like ``verdict``, JSON values only.
     verdict
-        Summary of what the gate found, for the history.
-
-    Returns
-    -------
-    The folder of the current entry.
+        Summary of the gate's verdict, for the history.
 
     Raises
     ------
@@ -79,34 +70,22 @@ def promote(
     parent_key = content_key(parent)
     if key == parent_key:
         raise UsageError(model, "is the very model that it was to replace", "promote a finetuned one")
-    steps = []
+    steps: list[_Step] = []
     if current is None:
-        steps.append(_Step(_event("origin", parent_key, parent), parent, {"source": str(parent.absolute())}))
+        steps.append((_event("origin", parent_key, parent), parent, {"source": str(parent.absolute())}))
     elif parent_key != past[-1]["model"]:
         reason = f"has another content than the current model, {current}"
         raise UsageError(parent, reason, "finetune that one: another model was promoted or rolled back to")
-    steps.append(_Step(_event("promotion", key, model, verdict=verdict), model, record))
+    steps.append((_event("promotion", key, model, verdict=verdict), model, record))
     return _switch(workspace, past, steps)
 
 
 def rollback(workspace: Workspace) -> Path:
-    """Undo the latest promotion that was not undone yet; the current model need not be readable.
+    """Undo the latest promotion that was not undone yet; returns the folder of the new entry, of the earlier model.
 
-    Parameters
-    ----------
-    workspace
-        Must be locked.
+    The workspace must be locked. The current model need not be readable.
 
-    Returns
-    -------
-    The folder of the new entry, which holds the earlier model.
-
-    Raises
-    ------
-    UsageError
-        There is no earlier model, or it is damaged.
-    TransientError
-        The disk is full or failed. The current model is the one from before.
+    Raises `UsageError` where there is no earlier model or it is damaged; otherwise as `promote`.
     """
     models, past = _models(workspace), history(workspace)
     if not past:
@@ -114,20 +93,17 @@ def rollback(workspace: Workspace) -> Path:
     line = _line(past)
     if len(line) < 2:
         raise UsageError(models, "there is no earlier model", "promote another one")
-    earlier = models / _name(line[-2]["number"])
+    earlier = models / f"{line[-2]['number']:04d}"
     remedy = f"restore it from a backup, or link {models / 'current'} to another folder"
     model = _checked(earlier, line[-2]["model"], remedy)
     event = _event("rollback", line[-2]["model"], model, restores=line[-2]["number"])
-    return _switch(workspace, past, [_Step(event, model, _read(earlier / "model.json"))])
+    return _switch(workspace, past, [(event, model, _read(earlier / "model.json"))])
 
 
 def current_model(workspace: Workspace) -> Path | None:
-    """The current model's file, which stays what it is whatever is promoted next; None where none was promoted.
+    """Return the file of the current model, which never changes; None where none was promoted.
 
-    Raises
-    ------
-    UsageError
-        It is missing or damaged.
+    Raises `UsageError` where it is missing or damaged.
     """
     entry = _current(workspace)
     if entry is None:
@@ -136,12 +112,9 @@ def current_model(workspace: Workspace) -> Path | None:
 
 
 def history(workspace: Workspace) -> list[Event]:
-    """What the current model came from, oldest first: origin, promotions and rollbacks; empty where none was promoted.
+    """List the origin, promotions and rollbacks up to the current model; empty where none was promoted.
 
-    Raises
-    ------
-    UsageError
-        It is missing or damaged.
+    Raises `UsageError` where the history is missing or damaged.
     """
     entry = _current(workspace)
     return [] if entry is None else _events(entry)
@@ -156,10 +129,6 @@ def rolled_back(workspace: Workspace, model: Path) -> bool:
 
 def _models(workspace: Workspace) -> Path:
     return workspace.root / "models"
-
-
-def _name(number: int) -> str:
-    return f"{number:04d}"
 
 
 def _event(kind: str, key: str, source: Path, **more: Any) -> Event:
@@ -205,14 +174,12 @@ def _checked(entry: Path, key: str, remedy: str) -> Path:
 
 
 def _events(entry: Path) -> list[Event]:
+    """The history of an entry, which must be whole."""
     events = _read(entry / "history.json")
-    try:
-        whole = all({"number", "kind", "model"} <= event.keys() for event in events) and bool(_line(events))
-    except (AttributeError, LookupError, TypeError):
-        whole = False
-    if not whole:
-        raise UsageError(entry / "history.json", "is no history", "restore it from a backup")
-    return list(events)
+    with contextlib.suppress(AttributeError, LookupError, TypeError):
+        if all({"number", "kind", "model"} <= event.keys() for event in events) and _line(events):
+            return list(events)
+    raise UsageError(entry / "history.json", "is no history", "restore it from a backup")
 
 
 def _read(path: Path) -> Any:
@@ -232,11 +199,12 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             models.mkdir(exist_ok=True)
             link.unlink(missing_ok=True)
             names = []
-            for number, step in enumerate(steps, _free_number(models)):
-                past = [*past, {"number": number, **step.event}]
-                names.append(_name(number))
-                _write(scratch / names[-1], step, past)
-            link.symlink_to(names[-1])  # first: it takes space on the disk, what follows hardly any
+            taken = (int(path.name) for path in models.iterdir() if path.name.isdecimal())
+            for number, (event, model, record) in enumerate(steps, 1 + max(taken, default=-1)):
+                past = [*past, {"number": number, **event}]
+                names.append(f"{number:04d}")
+                _write_entry(scratch / names[-1], model, {"model.json": record, "history.json": past})
+            link.symlink_to(names[-1])  # first: it takes space on the disk, the renames hardly any
             for name in names:
                 os.rename(scratch / name, models / name)
             _sync(models)
@@ -246,26 +214,21 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 link.unlink()
-    with contextlib.suppress(OSError):  # it is done: whoever saw an error now would roll back twice
+    with contextlib.suppress(OSError):  # the switch is done: an error now would make people roll back twice
         _sync(models)
     return models / names[-1]
 
 
-def _write(folder: Path, step: _Step, events: list[Event]) -> None:
-    """Write an entry, durably."""
+def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
+    """Write an entry, durably; the last event of its history says which content the model must have."""
     folder.mkdir(parents=True)
-    model = folder / "model.pth"
-    shutil.copyfile(step.model, model)
-    if content_key(model) != step.event["model"]:
-        raise TransientError(step.model, "changed while it was copied", "run again")
-    for name, value in (("model.json", step.record), ("history.json", events)):
+    shutil.copyfile(source, folder / "model.pth")
+    if content_key(folder / "model.pth") != documents["history.json"][-1]["model"]:
+        raise TransientError(source, "changed while it was copied", "run again")
+    for name, value in documents.items():
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
     for path in (*folder.iterdir(), folder):
         _sync(path)
-
-
-def _free_number(models: Path) -> int:
-    return 1 + max((int(path.name) for path in models.iterdir() if path.name.isdecimal()), default=-1)
 
 
 def _sync(path: Path) -> None:

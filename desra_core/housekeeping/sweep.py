@@ -1,4 +1,4 @@
-"""Drop what no run needs any more. Whatever it is killed in, the workspace stays valid, and the next sweep goes on."""
+"""Delete what no run needs any more. Killed at any moment, it leaves a valid workspace, and the next sweep goes on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import TransientError
-from desra_core.housekeeping.holdings import EMPTY, LEFTOVERS, UNKNOWN, table_of
-from desra_core.housekeeping.leftovers import Leftovers, find_leftovers, unfinished
-from desra_core.housekeeping.stale_records import rewritten
+from desra_core.housekeeping.contents import EMPTY, UNKNOWN, table_of
+from desra_core.housekeeping.garbage import Garbage, find_garbage, rewritten, unfinished
 from desra_core.planning.tables import publish_tables
 from desra_core.workspace import Workspace
 from desra_core.workspace.records import gather_journals
@@ -21,37 +20,35 @@ from desra_core.workspace.records import gather_journals
 
 def sweep(
     workspace: Workspace, *, vanished: bool = False, on_dropped: Callable[[int, int], None] | None = None
-) -> Leftovers:
-    """Drop the leftovers of a workspace.
-
-    First the manifest says what stays, then the records, and what neither of them speaks of goes last.
+) -> Garbage:
+    """Delete the garbage of a workspace: first from the manifest, then from the records, and the files last.
 
     Parameters
     ----------
     workspace
         Of any run that got as far as its manifest.
     vanished
-        As for `desra_core.housekeeping.leftovers.find_leftovers`.
+        As for `desra_core.housekeeping.garbage.find_garbage`.
     on_dropped
-        Called now and then with the number of things dropped and to be dropped.
+        Called with the number of files and folders deleted so far, and of all.
 
     Returns
     -------
-    What was dropped.
+    What was deleted.
 
     Raises
     ------
     LockedError
         A run holds the workspace.
     UsageError
-        As `find_leftovers`.
+        As `find_garbage`.
     TransientError
         Something cannot be deleted.
     """
-    scratch = table_of(unfinished(workspace), LEFTOVERS)  # which goes when the workspace is locked
+    scratch = table_of(unfinished(workspace))  # which goes when the workspace is locked
     with workspace.locked():
         gather_journals(workspace)
-        found = find_leftovers(workspace, vanished=vanished)
+        found = find_garbage(workspace, vanished=vanished)
         workspace.publish_table(workspace.manifest, found.manifest)
         for shard, table in rewritten(workspace, found.stale, found.unmapped, found.unlabelled):
             if table.num_rows:

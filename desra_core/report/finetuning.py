@@ -13,17 +13,16 @@ from markupsafe import Markup
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown
 from desra_core.files.hashing import read_bytes
+from desra_core.gate.criteria import Score, Verdict
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Score, Verdict
+from desra_core.gate.verdict import PicturedRegion, VerdictDocument, read_verdict, score_rows
 from desra_core.images.codec import decode
 from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
-from desra_core.report.verdict import Document, Picture, read_document
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.score_table.COLUMNS`.
+# A line for each of `desra_core.gate.verdict.COLUMNS`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
@@ -57,7 +56,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
     ``mask_key`` is that of the latest run: the page notes a verdict under other settings. Raises a `UsageError` where
     the verdict is damaged.
     """
-    read = read_document(workspace)
+    read = read_verdict(workspace)
     if read is None:
         return None
     document, judged = read
@@ -121,7 +120,7 @@ def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
     return [row for row in shown[:-_ROWS] if row[0] == "best"] + shown[-_ROWS:]
 
 
-def _cards(workspace: Workspace, document: Document, most: int) -> list[tuple[Picture, list[Cell]]]:
+def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[tuple[PicturedRegion, list[Cell]]]:
     """Read the crops of the first regions, before and after, which lie below the gate's folder."""
     return [
         (picture, [_crop(workspace.gate, kind, picture.crops.get(kind)) for kind in KINDS])
@@ -146,7 +145,7 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     return Cell(kind, as_uri(data), width, height)
 
 
-def _plots(document: Document) -> list[Markup]:
+def _plots(document: VerdictDocument) -> list[Markup]:
     """The curves of the losses that were logged, with a line where the best candidate was saved."""
     saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
     drawn = []
@@ -158,7 +157,7 @@ def _plots(document: Document) -> list[Markup]:
     return drawn
 
 
-def _points(document: Document, loss: str) -> list[tuple[float, float]]:
+def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
     return [(row["iteration"], row[loss]) for row in document.losses if {"iteration", loss} <= row.keys()]
 
 
@@ -173,7 +172,7 @@ def _history(workspace: Workspace) -> tuple[list[Event] | None, list[str]]:
     return past, []
 
 
-def _current(past: list[Event] | None, document: Document) -> str:
+def _current(past: list[Event] | None, document: VerdictDocument) -> str:
     """Name the current model by the two that were compared."""
     if past is None:
         return "unknown"
@@ -201,7 +200,7 @@ def verdict_markdown(workspace: Workspace) -> str:
 
     Raises a `UsageError` where the verdict is damaged.
     """
-    read = read_document(workspace)
+    read = read_verdict(workspace)
     if read is None:
         return "There is no verdict yet.\n"
     document, verdict = read[0], read[0].verdict

@@ -19,20 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """A super-resolution network in training.
+    """A super-resolution network in training: spandrel's module, float32.
 
-    Attributes
-    ----------
-    network
-        spandrel's module, float32.
-    scale
-        SR pixels per LR pixel and side.
-    architecture
-        Its name.
-    weights
-        All tensors of the parent checkpoint, by their names there.
-    names
-        The name in ``network`` of each of them that the network holds.
+    ``scale`` is SR pixels per LR pixel and side; ``weights`` are all tensors of the parent checkpoint by their names
+    there, and ``names`` the name in ``network`` of each of them that the network holds.
     """
 
     network: nn.Module
@@ -42,7 +32,7 @@ class Generator:
     names: dict[str, str]
 
     def checkpoint_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict of the network under the parent checkpoint's names, so that the usual tools load it."""
+        """Rename a state dict of the network to the parent checkpoint's names, so that the usual tools load it."""
         return {
             name: state[self.names[name]].detach().cpu().clone() if name in self.names else value
             for name, value in self.weights.items()
@@ -52,10 +42,7 @@ class Generator:
 def load_generator(path: Path) -> Generator:
     """Load a network to be finetuned, on the CPU.
 
-    Raises
-    ------
-    UsageError
-        As `desra_core.networks.load_model`, or the architecture cannot be finetuned.
+    Raises `UsageError` as `desra_core.networks.load_model` does, and where the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
     entry = ARCHITECTURES.get(str(descriptor.architecture.id))
@@ -74,7 +61,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
-    """What spandrel calls each tensor of a checkpoint: it loads numbers in their place, and we look where they went."""
+    """What spandrel calls each tensor of a checkpoint: it loads numbers in their place, and we see where they are."""
     import torch
     from spandrel import ModelLoader
 

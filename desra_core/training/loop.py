@@ -1,7 +1,7 @@
-"""The finetune, top to bottom: what is loaded, what moves, what is saved.
+"""The finetune, top to bottom: load, warm up, step, save.
 
-All that a run needs to go on is in ``state``; the patches of a step depend on the seed and the step alone. A run that
-is killed at any moment and started again ends, on a CPU, with the very same weights.
+All that a run needs to go on is in its state, and the patches of a step depend on the seed and the step alone. On a
+CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,27 +20,21 @@ from torch import nn
 from desra_core.errors import UsageError
 from desra_core.gpu import lacks_memory
 from desra_core.settings.models import Training
-from desra_core.third_party import mend_basicsr
-from desra_core.training.board import Board
-from desra_core.training.generator import Generator, load_generator
-from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
+from desra_core.training.generator import load_generator
+from desra_core.training.losses import PerceptualLoss, gan_loss, keep_loss, load_discriminator, pixel_loss
 from desra_core.training.patches import draw_batch, open_frozen
 from desra_core.training.plan import settle_precision
-from desra_core.training.run_folder import RunFolder, load_state, read_json, save_torch, write_json
-
-mend_basicsr()
-
-from basicsr.losses.gan_loss import GANLoss  # noqa: E402
+from desra_core.training.run_folder import Board, RunFolder, load_state, read_json, save_torch, write_json
 
 BETAS = (0.9, 0.99)
+SAVE_SECONDS = 60.0
+PROGRESS_SECONDS = 1.0
 
-# Losses are told as means of so many steps.
+# Losses are logged as means of so many steps.
 _LOG_EVERY = 10
-_SAVE_SECONDS = 60.0
-_TELL_SECONDS = 1.0
 # Early stop: a checkpoint is no better unless its mean pixel loss is this much below that of the best one so far.
 _IMPROVEMENT = 0.01
-# A mean absolute error above this, of a range of 1, is no image any more.
+# A result with a larger mean absolute error, of a range of 1, is no image.
 _DIVERGED = 0.2
 
 State = dict[str, Any]
@@ -68,7 +62,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
     device
         ``cpu`` or a CUDA device.
     threads
-        CPU threads of a run that starts; one that goes on keeps to its number, on which the last bits depend.
+        CPU threads of a run that starts. One that goes on keeps its number, because the last bits depend on it.
 
     Raises
     ------
@@ -78,17 +72,9 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
     TransientError
         The disk is full or failed.
     """
-    with run.locked(), _memory_told(training):
-        torch.manual_seed(training.seed)
-        nets = _load(gan_model, training, device, settle_precision(run, training, device))
-        state = load_state(run.state)
-        if state is None:
-            state = {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {}, "losses": [],
-                     "best": None, "worse": 0}  # fmt: skip
-        else:
-            _restore(nets, state)
-            if state["iteration"]:  # with more iterations, or fewer, nothing is warmed up again
-                nets = nets._replace(warmup=state["warmed"])
+    with run.locked(), _memory_explained(training):
+        trainer = Trainer(run, gan_model, training, device, threads)
+        state = trainer.state
         torch.set_num_threads(state["threads"])
         pairs = open_frozen(run.data)
 
@@ -98,198 +84,217 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
                 size=training.batch,
                 patch=training.patch,
                 mask_share=training.mask_share,
-                scale=nets.generator.scale,
+                scale=trainer.generator.scale,
                 seed=(training.seed, purpose, step),
             )
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
-        saved = told = time.monotonic()
+        saved = written = time.monotonic()
         board = Board(run.tensorboard, state["iteration"])
-        while state["warmed"] < nets.warmup:
-            _warm_up(nets, batch(1, state["warmed"]), training)
+        while state["warmed"] < trainer.warmup:
+            trainer.warm_up(batch(1, state["warmed"]))
             state["warmed"] += 1
-            told = _tell(run, state, nets, training, told)
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                saved = _save_state(run, nets, state)
+            written = trainer.write_progress(written)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                saved = trainer.save_state()
 
         while state["iteration"] < training.iterations and state["worse"] < training.patience:
-            losses = _step(nets, batch(0, state["iteration"]), training, run)
+            losses = trainer.step(batch(0, state["iteration"]))
             state["iteration"] += 1
-            _account(state, losses, board)
+            _log(state, losses, board)
             checkpoint = state["iteration"] % training.checkpoint_every == 0
             checkpoint = checkpoint or state["iteration"] == training.iterations
             if checkpoint:
-                _show(nets, batch(2, 0), board, state, run)
-                _compare_with_best(state)
-                _save_model(run, nets, state)
-            if checkpoint or time.monotonic() - saved > _SAVE_SECONDS:
-                saved = _save_state(run, nets, state)
-            told = _tell(run, state, nets, training, told)
-        _tell(run, state, nets, training, 0.0)
+                board.pictures(*trainer.enlarge(batch(2, 0)), state["iteration"])
+                compare_with_best(state)
+                trainer.save_model()
+            if checkpoint or time.monotonic() - saved > SAVE_SECONDS:
+                saved = trainer.save_state()
+            written = trainer.write_progress(written)
+        trainer.write_progress(0.0)
         return Ended(state["iteration"], early=state["iteration"] < training.iterations)
 
 
-class _Nets(NamedTuple):
-    """All that moves, or judges what moves. Without a GAN loss there is no discriminator."""
+class Trainer:
+    """Networks, optimisers and AMP state of a run, and its counters (``state``), as they were left or new.
 
-    generator: Generator
-    network: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
-    discriminator: nn.Module | None
-    optimizer_d: torch.optim.Optimizer | None
-    warmup: int
-    perceptual: nn.Module | None
-    scaler: torch.amp.GradScaler
-    amp: torch.dtype
-    device: str
+    The discriminator is None where ``gan_weight`` is 0. Raises as `finetune`.
+    """
+
+    def __init__(self, run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> None:
+        precision = settle_precision(run, training, device)
+        if precision == "float16" and not device.startswith("cuda"):
+            remedy = "go on with it on a GPU, or name another --output and use bfloat16 or float32"
+            raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only", remedy)
+        torch.manual_seed(training.seed)
+        self._run, self._training, self._device = run, training, device
+        self._amp: torch.dtype = getattr(torch, precision)
+        self.generator = load_generator(gan_model)
+        self._network = _placed(self.generator.network, device)
+        self._ema = copy.deepcopy(self._network).requires_grad_(False)
+        self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS)
+        self._discriminator: nn.Module | None = None
+        self._optimizer_d: torch.optim.Optimizer | None = None
+        if training.gan_weight:
+            discriminator = load_discriminator(training.discriminator, training.discriminator_features).train()
+            self._discriminator = _placed(discriminator, device)
+            self._optimizer_d = torch.optim.Adam(self._discriminator.parameters(), training.learning_rate, BETAS)
+        self._perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
+        self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=precision == "float16")
+        self.state = self._resumed() or {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {},
+                                         "losses": [], "best": None, "worse": 0}  # fmt: skip
+        # With more iterations, or fewer, nothing is warmed up again.
+        self.warmup: int = self.state["warmed"] if self.state["iteration"] else training.warmup_steps
+
+    def step(self, batch: list[torch.Tensor]) -> Losses:
+        """Move the generator, then the discriminator; returns the losses before."""
+        training, losses, results = self._training, Losses(), []
+        parts = self._parts(batch)
+
+        def add(name: str, value: torch.Tensor) -> torch.Tensor:
+            losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
+            return value / training.accumulate
+
+        self._optimizer.zero_grad()
+        for lr, pseudo_gt, mask in parts:
+            with self._autocast():
+                sr = self._network(lr)
+            sr = sr.float()
+            loss = training.pixel_weight * add("pixel", pixel_loss(sr, pseudo_gt, mask, training))
+            if training.keep_weight:
+                loss = loss + training.keep_weight * add("keep", keep_loss(sr, pseudo_gt, mask))
+            if self._perceptual is not None:
+                with self._autocast():
+                    loss = loss + training.perceptual_weight * add("perceptual", self._perceptual(sr, pseudo_gt))
+            if self._discriminator is not None:
+                self._discriminator.requires_grad_(False)
+                with self._autocast():
+                    logits = self._discriminator(sr)
+                loss = loss + training.gan_weight * add("gan", gan_loss(logits.float(), real=True))
+            self._check(losses, sr, pseudo_gt)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            results.append(sr.detach())
+        self._scaler.step(self._optimizer)
+        if self._discriminator is not None:
+            pairs = [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)]
+            self._move_discriminator(pairs, add)
+        self._scaler.update()
+        with torch.no_grad():
+            for mean, current in zip(self._ema.parameters(), self._network.parameters(), strict=True):
+                mean.lerp_(current, 1 - training.ema)
+        return losses
+
+    def warm_up(self, batch: list[torch.Tensor]) -> None:
+        """Move the discriminator alone: a new one cannot guide the generator yet."""
+        with torch.no_grad(), self._autocast():
+            pairs = [(pseudo_gt, self._network(lr).float()) for lr, pseudo_gt, _ in self._parts(batch)]
+        self._move_discriminator(pairs, lambda _, value: value / self._training.accumulate)
+        self._scaler.update()
+
+    def enlarge(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return LR patches, the network's results of them and the pseudo-GT; the results must be images."""
+        lr, pseudo_gt, _ = batch
+        self._network.eval()
+        with torch.no_grad(), self._autocast():
+            sr = self._network(lr).float()
+        self._network.train()
+        self._check({}, sr, pseudo_gt)
+        return lr, sr, pseudo_gt
+
+    def save_model(self) -> None:
+        """Save both kinds of weights for the usual tools, with a record of where they come from beside."""
+        path = self._run.model(self.state["iteration"])
+        document = read_json(self._run.document) or {}
+        write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"]})
+        if self._discriminator is not None:
+            save_torch(path.with_suffix(".discriminator.pth"), {"params": self._discriminator.state_dict()})
+        weights = {"params": self._network, "params_ema": self._ema}
+        save_torch(path, {name: self.generator.checkpoint_weights(net.state_dict()) for name, net in weights.items()})
+
+    def save_state(self) -> float:
+        """Save all that it takes to go on; returns when."""
+        random = {"rng": torch.get_rng_state()}
+        if self._device.startswith("cuda"):
+            random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
+        moving = {name: part.state_dict() for name, part in self._moving().items()}
+        save_torch(self._run.state, self.state | random | moving)
+        write_json(self._run.losses, self.state["losses"])
+        return time.monotonic()
+
+    def write_progress(self, written: float) -> float:
+        """Write progress.json at most once a second; returns the time of the last write."""
+        if time.monotonic() - written < PROGRESS_SECONDS:
+            return written
+        state = self.state
+        write_json(self._run.progress, {"iteration": state["iteration"], "iterations": self._training.iterations,
+                                        "warmed": state["warmed"], "warmup": self.warmup, "worse": state["worse"],
+                                        "losses": state["losses"][-1] if state["losses"] else {}})  # fmt: skip
+        return time.monotonic()
+
+    def _resumed(self) -> State | None:
+        """Put everything back where `save_state` found it; returns the counters."""
+        state = load_state(self._run.state)
+        if state is None:
+            return None
+        for name, part in self._moving().items():
+            part.load_state_dict(state.pop(name))
+        torch.set_rng_state(state.pop("rng"))
+        cuda_rng = state.pop("cuda_rng", None)
+        if cuda_rng is not None and self._device.startswith("cuda"):
+            torch.cuda.set_rng_state(cuda_rng, self._device)
+        return state
+
+    def _moving(self) -> dict[str, Any]:
+        """Everything that has a state dict of its own."""
+        parts = {"generator": self._network, "ema": self._ema, "optimizer": self._optimizer, "scaler": self._scaler,
+                 "discriminator": self._discriminator, "optimizer_d": self._optimizer_d}  # fmt: skip
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], add: Callable[..., Any]) -> None:
+        """Make a step of the discriminator: pseudo-GT is real, results are not."""
+        assert self._discriminator is not None
+        assert self._optimizer_d is not None
+        self._discriminator.requires_grad_(True)
+        self._optimizer_d.zero_grad()
+        for pair in pairs:
+            for name, image, real in (("real", pair[0], True), ("fake", pair[1], False)):
+                with self._autocast():
+                    logits = self._discriminator(image)
+                loss = add(f"discriminator_{name}", gan_loss(logits.float(), real=real))
+                self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer_d)
+
+    def _parts(self, batch: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        """The parts of a batch that are computed one after the other: LR, pseudo-GT and mask each."""
+        return list(zip(*(tensor.chunk(self._training.accumulate) for tensor in batch), strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.partition(":")[0], self._amp, enabled=self._amp != torch.float32)
+
+    def _check(self, losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor) -> None:
+        """Stop before a step that would spoil the weights, and before spoilt ones are saved as a model."""
+        error = (sr - pseudo_gt).detach().abs().mean().item()
+        bad = [name for name, value in (losses | {"pixel": error}).items() if not math.isfinite(value)]
+        if not bad and error <= _DIVERGED:
+            return
+        models = self._run.models()
+        reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.3g}"
+        good = f"the last good model is {models[-1]}" if models else "no model had been saved"
+        raise UsageError(self._run.root, reason, f"{good}; start another run with a lower --learning-rate")
 
 
-def _load(gan_model: Path, training: Training, device: str, precision: str) -> _Nets:
-    generator = load_generator(gan_model)
-    network = _placed(generator.network, device)
-    discriminator = optimizer_d = None
-    if training.gan_weight:
-        discriminator = load_discriminator(training.discriminator, training.discriminator_features).train()
-        discriminator = _placed(discriminator, device)
-        optimizer_d = torch.optim.Adam(discriminator.parameters(), training.learning_rate, BETAS)
-    perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
-    if precision == "float16" and not device.startswith("cuda"):
-        raise UsageError("--amp", "is float16, whose losses are scaled on a GPU only",
-                         "go on with it on a GPU, or name another --output and use bfloat16 or float32")  # fmt: skip
-    return _Nets(
-        generator=generator,
-        network=network,
-        ema=copy.deepcopy(network).requires_grad_(False),
-        optimizer=torch.optim.Adam(network.parameters(), training.learning_rate, BETAS),
-        discriminator=discriminator,
-        optimizer_d=optimizer_d,
-        warmup=training.warmup_steps,
-        perceptual=perceptual,
-        scaler=torch.amp.GradScaler(device.partition(":")[0], enabled=precision == "float16"),
-        amp=getattr(torch, precision),
-        device=device,
-    )
+def compare_with_best(state: State) -> None:
+    """Count the checkpoints in a row that are no better than the best one before."""
+    mean = state["since"]["pixel"] / state["since"]["steps"]
+    state["since"] = {}
+    if state["best"] is None or mean < (1 - _IMPROVEMENT) * state["best"]:
+        state["best"], state["worse"] = mean, 0
+    else:
+        state["worse"] += 1
 
 
-@contextlib.contextmanager
-def _memory_told(training: Training) -> Iterator[None]:
-    """Say of a lack of memory what would mend it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        parts, batch = training.accumulate, training.batch
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        each = f"{batch // parts} patches of {training.patch} px at a time need more memory than there is ({told})"
-        more = next((count for count in range(parts + 1, batch + 1) if batch % count == 0), None)
-        remedy = "begin another run with a smaller --patch" + ("" if batch == 1 else " or --batch")
-        if more:
-            remedy = f"raise --accumulate to {more}, with which the run goes on, or {remedy}"
-        raise UsageError("--batch", each, remedy) from None
-
-
-def _placed(module: nn.Module, device: str) -> nn.Module:
-    """Move a module to a device, its weights in the memory format in which convolutions are fastest."""
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _step(nets: _Nets, batch: list[torch.Tensor], training: Training, run: RunFolder) -> Losses:
-    """Move the generator, then the discriminator; returns the losses before."""
-    parts = list(zip(*(tensor.chunk(training.accumulate) for tensor in batch), strict=True))
-    adversarial = GANLoss("vanilla")
-    results: list[torch.Tensor] = []
-    losses: Losses = {}
-
-    def add(name: str, value: torch.Tensor) -> torch.Tensor:
-        losses[name] = losses.get(name, 0.0) + value.item() / training.accumulate
-        return value / training.accumulate
-
-    nets.optimizer.zero_grad()
-    for lr, pseudo_gt, mask in parts:
-        with _autocast(nets):
-            sr = nets.network(lr)
-        sr = sr.float()
-        loss = training.pixel_weight * add("pixel", pixel_loss(sr, pseudo_gt, mask, training))
-        if training.keep_weight:
-            loss = loss + training.keep_weight * add("keep", keep_loss(sr, pseudo_gt, mask))
-        if nets.perceptual is not None:
-            with _autocast(nets):
-                loss = loss + training.perceptual_weight * add("perceptual", nets.perceptual(sr, pseudo_gt))
-        if nets.discriminator is not None:
-            nets.discriminator.requires_grad_(False)
-            with _autocast(nets):
-                logits = nets.discriminator(sr)
-            loss = loss + training.gan_weight * add("gan", adversarial(logits.float(), True))
-        _check(losses, sr, pseudo_gt, run)
-        nets.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        results.append(sr.detach())
-    nets.scaler.step(nets.optimizer)
-    if nets.discriminator is not None:
-        _move_discriminator(nets, [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)], add)
-    nets.scaler.update()
-    with torch.no_grad():
-        for mean, current in zip(nets.ema.parameters(), nets.network.parameters(), strict=True):
-            mean.lerp_(current, 1 - training.ema)
-    return losses
-
-
-def _warm_up(nets: _Nets, batch: list[torch.Tensor], training: Training) -> None:
-    """Move the discriminator alone: a new one has nothing to say to the generator yet."""
-    parts = list(zip(*(tensor.chunk(training.accumulate) for tensor in batch), strict=True))
-    with torch.no_grad(), _autocast(nets):
-        results = [nets.network(lr).float() for lr, _, _ in parts]
-    pairs = [(pseudo_gt, sr) for (_, pseudo_gt, _), sr in zip(parts, results, strict=True)]
-    _move_discriminator(nets, pairs, lambda _, value: value / training.accumulate)
-    nets.scaler.update()
-
-
-def _move_discriminator(nets: _Nets, pairs: list[tuple[torch.Tensor, torch.Tensor]], add: Any) -> None:
-    """A step of the discriminator: pseudo-GT is real, results are not."""
-    assert nets.discriminator is not None
-    assert nets.optimizer_d is not None
-    adversarial = GANLoss("vanilla")
-    nets.discriminator.requires_grad_(True)
-    nets.optimizer_d.zero_grad()
-    for pair in pairs:
-        for name, image, real in (("real", pair[0], True), ("fake", pair[1], False)):
-            with _autocast(nets):
-                logits = nets.discriminator(image)
-            loss = add(f"discriminator_{name}", adversarial(logits.float(), real, is_disc=True))
-            nets.scaler.scale(loss).backward()
-    nets.scaler.step(nets.optimizer_d)
-
-
-def _autocast(nets: _Nets) -> torch.autocast:
-    return torch.autocast(nets.device.partition(":")[0], nets.amp, enabled=nets.amp != torch.float32)
-
-
-def _show(nets: _Nets, batch: list[torch.Tensor], board: Board, state: State, run: RunFolder) -> None:
-    """Add what the network now makes of some patches to the board, unless that is no image any more."""
-    lr, pseudo_gt, _ = batch
-    nets.network.eval()
-    with torch.no_grad(), _autocast(nets):
-        sr = nets.network(lr).float()
-    nets.network.train()
-    _check({}, sr, pseudo_gt, run)
-    board.pictures(lr, sr, pseudo_gt, state["iteration"])
-
-
-def _check(losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor, run: RunFolder) -> None:
-    """Stop before a step that would spoil the weights, and before spoilt ones are saved as a model."""
-    error = (sr - pseudo_gt).detach().abs().mean().item()
-    bad = [name for name, value in (losses | {"pixel": error}).items() if not math.isfinite(value)]
-    if not bad and error <= _DIVERGED:
-        return
-    models = run.models()
-    reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.3g}"
-    good = f"the last good model is {models[-1]}" if models else "no model had been saved"
-    raise UsageError(run.root, reason, f"{good}; start another run with a lower --learning-rate")
-
-
-def _account(state: State, losses: Losses, board: Board) -> None:
-    """Add up the losses; every so often their means become a row of the log."""
+def _log(state: State, losses: Losses, board: Board) -> None:
+    """Add up the losses; every `_LOG_EVERY` steps their means become a row of the log."""
     for name, value in losses.items():
         state["sums"][name] = state["sums"].get(name, 0.0) + value
     since = state["since"]
@@ -301,59 +306,24 @@ def _account(state: State, losses: Losses, board: Board) -> None:
         board.scalars(row, state["iteration"])
 
 
-def _compare_with_best(state: State) -> None:
-    """Count the checkpoints in a row that are no better than the best one before."""
-    mean = state["since"]["pixel"] / state["since"]["steps"]
-    state["since"] = {}
-    if state["best"] is None or mean < (1 - _IMPROVEMENT) * state["best"]:
-        state["best"], state["worse"] = mean, 0
-    else:
-        state["worse"] += 1
+def _placed(module: nn.Module, device: str) -> nn.Module:
+    """Move a module to a device, its weights in the memory format in which convolutions are fastest."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _save_model(run: RunFolder, nets: _Nets, state: State) -> None:
-    """Save both kinds of weights for the usual tools, with a record of where they come from beside."""
-    path = run.model(state["iteration"])
-    weights = {"params": nets.network, "params_ema": nets.ema}
-    write_json(path.with_suffix(".json"), (read_json(run.document) or {}) | {"iteration": state["iteration"]})
-    if nets.discriminator is not None:
-        save_torch(path.with_suffix(".discriminator.pth"), {"params": nets.discriminator.state_dict()})
-    save_torch(path, {name: nets.generator.checkpoint_weights(net.state_dict()) for name, net in weights.items()})
-
-
-def _save_state(run: RunFolder, nets: _Nets, state: State) -> float:
-    """Save all that it takes to go on; returns when."""
-    random = {"rng": torch.get_rng_state()}
-    if nets.device.startswith("cuda"):
-        random["cuda_rng"] = torch.cuda.get_rng_state(nets.device)
-    save_torch(run.state, state | random | {name: part.state_dict() for name, part in _moving(nets).items()})
-    write_json(run.losses, state["losses"])
-    return time.monotonic()
-
-
-def _restore(nets: _Nets, state: State) -> None:
-    """Put everything back where `_save_state` found it; only what is plain stays in the state."""
-    for name, part in _moving(nets).items():
-        part.load_state_dict(state.pop(name))
-    torch.set_rng_state(state.pop("rng"))
-    cuda_rng = state.pop("cuda_rng", None)
-    if cuda_rng is not None and nets.device.startswith("cuda"):
-        torch.cuda.set_rng_state(cuda_rng, nets.device)
-
-
-def _moving(nets: _Nets) -> dict[str, Any]:
-    """Everything that has a state dict of its own."""
-    parts = {"generator": nets.network, "ema": nets.ema, "optimizer": nets.optimizer, "scaler": nets.scaler,
-             "discriminator": nets.discriminator, "optimizer_d": nets.optimizer_d}  # fmt: skip
-    return {name: part for name, part in parts.items() if part is not None}
-
-
-def _tell(run: RunFolder, state: State, nets: _Nets, training: Training, told: float) -> float:
-    """Write how far the run is, now and then; returns when that was last done."""
-    if time.monotonic() - told < _TELL_SECONDS:
-        return told
-    last = state["losses"][-1] if state["losses"] else {}
-    write_json(run.progress, {"iteration": state["iteration"], "iterations": training.iterations,
-                              "warmed": state["warmed"], "warmup": nets.warmup, "worse": state["worse"],
-                              "losses": last})  # fmt: skip
-    return time.monotonic()
+@contextlib.contextmanager
+def _memory_explained(training: Training) -> Iterator[None]:
+    """Turn a lack of memory into an error that says which flags to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        parts, batch = training.accumulate, training.batch
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"{batch // parts} patches of {training.patch} px at a time need more memory than there is ({why})"
+        more = next((count for count in range(parts + 1, batch + 1) if batch % count == 0), None)
+        remedy = "begin another run with a smaller --patch" + ("" if batch == 1 else " or --batch")
+        if more:
+            remedy = f"raise --accumulate to {more}, with which the run goes on, or {remedy}"
+        raise UsageError("--batch", reason, remedy) from None

@@ -1,10 +1,9 @@
-"""What a finetune minimises beside the GAN loss, which is basicsr's: L1 and VGG19 features."""
+"""The losses of a finetune: pixels, VGG19 features, and a U-Net discriminator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -26,14 +25,19 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pixel_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training) -> torch.Tensor:
-    """Mean difference of ``(N, 3, H, W)`` images, absolute or squared, masked pixels ``(N, 1, H, W)`` weighted."""
+    """Average the absolute or squared difference of ``(N, 3, H, W)`` images, weighted in the mask ``(N, 1, H, W)``."""
     difference = functional.l1_loss if training.pixel == "l1" else functional.mse_loss
     return (difference(sr, target, reduction="none") * (1 + (training.mask_weight - 1) * mask)).mean()
 
 
 def keep_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference outside the mask, where the pseudo-GT is the old model's result."""
+    """Average the absolute difference outside the mask, where the pseudo-GT is the old model's result."""
     return (functional.l1_loss(sr, target, reduction="none") * (1 - mask)).mean()
+
+
+def gan_loss(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
+    """Compute Real-ESRGAN's "vanilla" GAN loss: the cross-entropy of a discriminator's logits to real or fake."""
+    return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
 
 class PerceptualLoss(nn.Module):
@@ -41,14 +45,15 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
-        self.features = _vgg19_features(weights).eval().requires_grad_(False)
+        self.features = _vgg19_features(weights)
+        self.features.eval().requires_grad_(False)
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, sr: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss."""
+        """Compute the loss."""
         with torch.no_grad():
             wanted = self._layers(target)
         pairs = zip(self._layers(sr), wanted, PERCEPTUAL_LAYERS.values(), strict=True)
@@ -65,19 +70,16 @@ class PerceptualLoss(nn.Module):
 
 
 def load_discriminator(path: Path | None, features: int) -> nn.Module:
-    """Real-ESRGAN's U-Net discriminator with spectral norm: from a checkpoint, or new with so many features.
+    """Load Real-ESRGAN's U-Net discriminator with spectral norm, or make one with so many features.
 
-    Raises
-    ------
-    UsageError
-        The file holds something else.
+    Raises `UsageError` where the file holds something else.
     """
     mend_basicsr()
     from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
 
     if path is None:
         return _norms_in_float32(UNetDiscriminatorSN(3, num_feat=features))
-    weights = _read(path)
+    weights = read_weights(path)
     remedy = "give the discriminator that the GAN model was trained with, or none"
     first = weights.get("conv0.weight")
     if first is None or first.ndim != 4:
@@ -110,34 +112,29 @@ def _norms_in_float32(network: nn.Module) -> nn.Module:
     return network
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_weights(path)
-
-
-def _vgg19_features(weights: str) -> Any:
+def _vgg19_features(weights: str) -> nn.Sequential:
+    """The layers of VGG19 up to the deepest one that is used, with torchvision's weights or those of a file."""
     mend_torchvision()
     from torchvision.models import VGG19_Weights, vgg19
 
     deepest = max(index for index, _ in PERCEPTUAL_LAYERS.values())
     # Only what is used is ever built: the classifier would be 500 MB.
     with torch.device("meta"):
-        features = vgg19(weights=None).features[: deepest + 1]
-    found = _downloaded(VGG19_Weights.IMAGENET1K_V1.url) if weights == "vgg19" else _read(Path(weights))
+        features: nn.Sequential = vgg19(weights=None).features[: deepest + 1]
+    if weights == "vgg19":
+        try:
+            found = torch.hub.load_state_dict_from_url(
+                VGG19_Weights.IMAGENET1K_V1.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+        except (URLError, *LOAD_ERRORS) as error:
+            why = " ".join(str(error).split())[:120]
+            reason = f"vgg19, whose weights are not here and cannot be downloaded ({why})"
+            raise UsageError("--perceptual", reason, "give a local vgg19-dcbb9e9d.pth, or --perceptual off") from None
+    else:
+        found = read_weights(Path(weights))
     own = {name.removeprefix("features."): value.float() for name, value in found.items()}
     try:
         features.load_state_dict({name: own[name] for name in features.state_dict()}, assign=True)
     except (KeyError, RuntimeError):
         raise UsageError(weights, "holds no weights of VGG19", "give torchvision's vgg19-dcbb9e9d.pth") from None
     return features
-
-
-def _downloaded(url: str) -> dict[str, torch.Tensor]:
-    """What torchvision offers, from its cache or from the network."""
-    try:
-        weights: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-    except (URLError, *LOAD_ERRORS) as error:
-        reason = f"vgg19, whose weights are not here and cannot be downloaded ({' '.join(str(error).split())[:120]})"
-        raise UsageError("--perceptual", reason, "give a local vgg19-dcbb9e9d.pth, or --perceptual off") from None
-    return weights

@@ -1,4 +1,4 @@
-"""Training pairs, frozen for a run, and the patches of each step: a function of the seed and the step alone."""
+"""Freeze the training images of a run, and draw the patches of each step: a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from desra_core.images.codec import Mask, Pixels, decode
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
-# How often a patch without a mask is looked for in one image before any patch of it will do.
+# Tries to find a patch without a mask in one image; then the last one is taken.
 _TRIES = 20
 _ANEW = "delete the run's folder and start anew"
 
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float32]
 
 
 class Sample(NamedTuple):
-    """Where the files of a training image lie; without ``pseudo_gt`` it is assembled from the two results.
+    """The files of a training image; without ``pseudo_gt`` it is assembled from the two results.
 
-    ``human`` is the content hash of the mask where a person drew it.
+    ``human`` is the content hash of the mask where it is a human mask.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     human: str | None = None
 
 
-class Pair(NamedTuple):
+class TrainingPair(NamedTuple):
     """An image to train on.
 
     ``lr`` is ``(h, w, C)``, ``pseudo_gt`` ``(h * scale, w * scale, C)``, uint8 or uint16; ``mask`` ``(h * scale,
@@ -68,11 +68,11 @@ class Batch(NamedTuple):
 
 
 def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
-    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, where they do not fit together, too)."""
-    lr = _pixels(sample.lr)
-    mask: Mask = _pixels(sample.mask)[:, :, 0] > 0
+    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, also where they do not fit together)."""
+    lr = decode(read_bytes(sample.lr), sample.lr).pixels
+    mask: Mask = decode(read_bytes(sample.mask), sample.mask).pixels[:, :, 0] > 0
     files = [sample.mse_sr, sample.gan_sr] if sample.pseudo_gt is None else [sample.pseudo_gt]
-    results = [_pixels(file) for file in files]
+    results = [decode(read_bytes(file), file).pixels for file in files]
     height, width = lr.shape[:2]
     for part in (mask, *results):
         if part.shape[:2] != (height * scale, width * scale):
@@ -86,38 +86,34 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
 
 
 def least_side(scale: int) -> int:
-    """The smallest side of an LR photo to train on, in pixels."""
+    """Compute the smallest side of an LR photo to train on, in pixels."""
     return _floored(_LEAST_LR_SIDE + _step(scale) - 1, scale)
 
 
 def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
-    """Write an image's arrays so that patches can be read from them without reading the rest.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
-    """
+    """Write an image's arrays, so that patches can be read without the rest (raises `TransientError`)."""
     for name, array in zip(("lr", "pseudo_gt", "mask"), images, strict=True):
         replace_file(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
 
 
-def open_frozen(folder: Path) -> list[Pair]:
-    """Open the images that `freeze` wrote to the folders in a folder, in the order of their names.
-
-    Raises
-    ------
-    UsageError
-        One is damaged, or there is none.
-    """
-    pairs = [_open_pair(part) for part in sorted(folder.glob("*/"))]
+def open_frozen(folder: Path) -> list[TrainingPair]:
+    """Open the images that `freeze` wrote to the folders in a folder, by name (raises `UsageError`)."""
+    pairs = []
+    for part in sorted(folder.glob("*/")):
+        try:
+            lr, pseudo_gt, mask = (np.load(part / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
+            scale = mask.shape[0] // lr.shape[0]
+            cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
+        except (EOFError, OSError, ValueError) as error:
+            raise UsageError(part, f"is damaged ({error})", _ANEW) from None
+        pairs.append(TrainingPair(lr, pseudo_gt, mask, np.flatnonzero(cells)))
     if not pairs:
         raise UsageError(folder, "holds no images", _ANEW)
     return pairs
 
 
 def draw_batch(
-    pairs: Sequence[Pair], *, size: int, patch: int, mask_share: float, scale: int, seed: Sequence[int]
+    pairs: Sequence[TrainingPair], *, size: int, patch: int, mask_share: float, scale: int, seed: Sequence[int]
 ) -> Batch:
     """Cut out the patches of a step: aligned, each mirrored left to right or not.
 
@@ -141,11 +137,12 @@ def draw_batch(
     side = _floored(min(max(patch // scale, _step(scale)), *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
     cuts = [_cut(pair, side, scale, rng, marked=rng.random() < mask_share) for pair in chosen]
     lr, pseudo_gt, mask = (np.stack(parts) for parts in zip(*cuts, strict=True))
-    return Batch(_as_input(lr), _as_input(pseudo_gt), mask[:, np.newaxis].astype(np.float32))
+    lr, pseudo_gt = (np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)) for stacked in (lr, pseudo_gt))
+    return Batch(lr, pseudo_gt, mask[:, np.newaxis].astype(np.float32))
 
 
 def _cut(
-    pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marked: bool
+    pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, *, marked: bool
 ) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
     top, left = _place(pair, side, scale, rng, marked=marked)
     sr = (slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale))
@@ -155,7 +152,7 @@ def _cut(
     return _colour(parts[0]), _colour(parts[1]), parts[2]
 
 
-def _place(pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marked: bool) -> tuple[int, int]:
+def _place(pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, *, marked: bool) -> tuple[int, int]:
     """Top and left of a patch in LR pixels."""
     height, width = pair.lr.shape[:2]
     if marked and pair.marked.size:
@@ -170,28 +167,10 @@ def _place(pair: Pair, side: int, scale: int, rng: np.random.Generator, *, marke
     return top, left
 
 
-def _open_pair(folder: Path) -> Pair:
-    try:
-        lr, pseudo_gt, mask = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("lr", "pseudo_gt", "mask"))
-        scale = mask.shape[0] // lr.shape[0]
-        cells = mask.reshape(lr.shape[0], scale, lr.shape[1], scale).any(axis=(1, 3))
-    except (EOFError, OSError, ValueError) as error:
-        raise UsageError(folder, f"is damaged ({error})", _ANEW) from None
-    return Pair(lr, pseudo_gt, mask, np.flatnonzero(cells))
-
-
-def _pixels(path: Path) -> Pixels:
-    return decode(read_bytes(path), path).pixels
-
-
 def _colour(part: npt.NDArray[Any]) -> Floats:
     """``(s, s, C)`` pixels as ``(s, s, 3)`` in 0..1."""
     values = part.astype(np.float32) / np.float32(np.iinfo(part.dtype).max)
     return np.broadcast_to(values, (*values.shape[:2], 3))
-
-
-def _as_input(stacked: Floats) -> Floats:
-    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def _step(scale: int) -> int:

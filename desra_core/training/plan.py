@@ -1,4 +1,4 @@
-"""What a finetune starts from: its parent and its images, settled once and recorded in the run's document."""
+"""Plan a finetune: its parent, its settings and its images, which are recorded in the run's document for good."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from desra_core.planning.keys import load_settings
 from desra_core.settings import CorpusSettings
 from desra_core.settings.models import Finetuning, Training
 from desra_core.training.patches import Sample, freeze, read_sample
-from desra_core.training.pools import Images, Marked
+from desra_core.training.pools import ArtifactImage, Pools
 from desra_core.training.run_folder import RunFolder, read_json, write_json
 from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
 # With more of them, the same run goes on.
 _OPEN_ENDED = {"preset", "iterations", "patience"}
-# What a run may be given anew when it goes on; the discriminator is told by its content.
+# Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
+# For run.json: who has made a mask, by whether it is a human mask.
+_BY = ("detector", "person")
 # Images in a row, from the first, that cannot be used before the others are not tried.
 _TRIES = 20
 
@@ -32,9 +34,9 @@ _TRIES = 20
 class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
-    ``samples`` are the images of the training pool that have artifacts, the most severe first; none are needed where
-    the run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do. ``undecided`` is what
-    the gate will lack to judge a run that is to begin, for people.
+    ``samples`` are the images of the training pool that have artifacts, the most severe first; there are none where the
+    run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do. ``warning`` says which
+    images the gate will lack to judge a run that is to begin.
     """
 
     run: RunFolder
@@ -44,11 +46,18 @@ class FinetunePlan(NamedTuple):
     samples: list[Sample]
     begun: bool
     ended: bool
-    undecided: str | None
+    warning: str | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no artifact to train on."""
+        return not self.begun and not self.samples
 
 
 def plan_finetune(settings: Finetuning) -> FinetunePlan:
     """Find the parent, the run and the images. The workspace must be locked; nothing is written but pools.
+
+    Without an ``output``, the run's folder is named after its models, its settings and the images it would take now.
 
     Raises
     ------
@@ -56,50 +65,45 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
         No model is known, a network cannot be used, or the run's folder holds another finetune.
     """
     workspace = Workspace(settings.workspace)
-    if settings.output is None:
-        key = run_key(plan_finetune(settings.model_copy(update={"output": workspace.finetune("new")})))
-        return plan_finetune(settings.model_copy(update={"output": workspace.finetune(key)}))
-    run = RunFolder(settings.output)
     corpus, target = load_settings(workspace)
     gan_model: Path | None = settings.gan_model or getattr(corpus, "gan_model", None)
     if gan_model is None:
         raise UsageError(workspace.root, "records no GAN model: it belongs to desra detect", "give --gan-model")
     training = Training(**{name: getattr(settings, name) for name in Training.model_fields})
+
+    def find_samples() -> tuple[Pools, list[Sample]]:
+        pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
+        return pools, [_sample(workspace, corpus, found) for found in pools.with_artifacts("training")]
+
+    found, output = None, settings.output
+    if output is None:
+        found = find_samples()
+        models = [content_key(path) if path else None for path in (gan_model, training.discriminator)]
+        same = training.model_dump(mode="json", exclude=_OPEN_ENDED | {"discriminator"})
+        key = fingerprint(models, same, _data_key(target.mask_key, found[1][: training.images]))
+        output = workspace.finetune(key)
+    run = RunFolder(output)
     identity = _identity(gan_model, training)
     document = read_json(run.document)
     if document is not None:
         _check_same(run, document, identity)
-    elif _is_taken(run):
-        raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
-    ended = document is not None and _has_ended(run, training)
+    elif run.root.exists():
+        # A run that was killed while it began leaves no more than these.
+        names = [path.name for path in run.root.iterdir()]
+        if any(name not in ("data", "lock") and not name.startswith(".") for name in names):
+            raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
+    ended = document is not None and run.reached(training.iterations, training.patience)
     # Of an older run desra gc drops the images: one that is to go on freezes them again.
     begun = ended or (document is not None and run.data.is_dir())
-    samples: list[Sample] = []
-    undecided: str | None = None
-    if not begun:
-        images = Images(workspace, corpus, target, settings.group_by, settings.lr)
-        samples = [_sample(workspace, corpus, marked) for marked in images.marked("training")]
-        undecided = images.undecided() if samples else None
-    return FinetunePlan(
-        run=run,
-        gan_model=gan_model,
-        training=training,
-        made_under=target.mask_key,
-        samples=samples,
-        begun=begun,
-        ended=ended,
-        undecided=undecided,
-    )
+    if begun:
+        return FinetunePlan(run, gan_model, training, target.mask_key, [], begun, ended, None)
+    pools, samples = found or find_samples()
+    warning = pools.lacking() if samples else None
+    return FinetunePlan(run, gan_model, training, target.mask_key, samples, begun, ended, warning)
 
 
 def check_networks(gan_model: Path, training: Training) -> int:
-    """Load what a finetune needs, to fail before anything is started; returns the scale of the parent.
-
-    Raises
-    ------
-    UsageError
-        A network cannot be used.
-    """
+    """Load the networks of a finetune, to raise `UsageError` before anything starts; returns the parent's scale."""
     from desra_core.training.generator import load_generator
     from desra_core.training.losses import PerceptualLoss, load_discriminator
 
@@ -122,7 +126,7 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
     Raises
     ------
     UsageError
-        None can be used, or none of the first ones, as with a model of another scale; the first one's reason is told.
+        None can be used, or none of the first ones, as with a model of another scale: the first one's reason is given.
         Or the run was begun on other images.
     TransientError
         The disk is full or failed.
@@ -152,8 +156,8 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         | {
             "made_under": plan.made_under,
             "images": [
-                {"name": sample.name, "id": sample.id, "severity": sample.severity, "mask_by": _mask_by(sample)}
-                for sample in used
+                {"name": each.name, "id": each.id, "severity": each.severity, "mask_by": _BY[each.human is not None]}
+                for each in used
             ],
             "data": data,
             "versions": {"desra": __version__, "python": platform.python_version()}
@@ -166,21 +170,14 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
 
 
 def usual_precision(device: str) -> str:
-    """What a finetune is computed in where nobody has said so."""
+    """Choose the number format of a finetune for ``--amp auto``."""
     return "bfloat16" if device.startswith("cuda") else "float32"
 
 
 def settle_precision(run: RunFolder, training: Training, device: str) -> str:
-    """Look up what a run is computed in, or settle it when it begins: it stays so on every machine.
+    """Look up the number format of a run, or record it when it begins: it stays the same on every machine.
 
-    Returns
-    -------
-    ``float32``, ``bfloat16`` or ``float16``.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    It is ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.
     """
     document = read_json(run.document)
     if document and "precision" in document:
@@ -191,25 +188,19 @@ def settle_precision(run: RunFolder, training: Training, device: str) -> str:
     return precision
 
 
-def run_key(plan: FinetunePlan) -> str:
-    """Names the finetune of a parent on the images that it would take now, however often it is asked for."""
-    models = [content_key(path) if path else None for path in (plan.gan_model, plan.training.discriminator)]
-    training = plan.training.model_dump(mode="json", exclude=_OPEN_ENDED | {"discriminator"})
-    return fingerprint(models, training, _data_key(plan.made_under, plan.samples[: plan.training.images]))
-
-
 def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
-    """What makes a finetune this one, beside its images."""
+    """The models and settings that a run may not change, for its document."""
     return {
-        "parent": _told(gan_model),
-        "discriminator": _told(training.discriminator),
-        "perceptual": None if training.perceptual in ("vgg19", "off") else _told(Path(training.perceptual)),
+        "parent": _reference(gan_model),
+        "discriminator": _reference(training.discriminator),
+        "perceptual": None if training.perceptual in ("vgg19", "off") else _reference(Path(training.perceptual)),
         "training": training.model_dump(mode="json"),
         "seed": training.seed,
     }
 
 
-def _told(path: Path | None) -> dict[str, str] | None:
+def _reference(path: Path | None) -> dict[str, str] | None:
+    """The path of a model and the key of its content, for a document."""
     return None if path is None else {"path": str(path), "key": content_key(path)}
 
 
@@ -230,43 +221,27 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
             raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
 
 
-def _is_taken(run: RunFolder) -> bool:
-    """Whether the folder of a run that is to begin holds more than one that was killed then would leave."""
-    names = [path.name for path in run.root.iterdir()] if run.root.exists() else []
-    return any(name not in ("data", "lock") and not name.startswith(".") for name in names)
-
-
-def _has_ended(run: RunFolder, training: Training) -> bool:
-    """Whether the last saved model is the last one wanted, or the run stopped early."""
-    progress = read_json(run.progress) or {}
-    return run.model(training.iterations).exists() or progress.get("worse", 0) >= training.patience
-
-
-def _sample(workspace: Workspace, corpus: CorpusSettings, marked: Marked) -> Sample:
+def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) -> Sample:
     """Where the files of an image lie: in the dataset of a mined corpus, else among the sources."""
-    image, name = marked.image, marked.image.names[0]
-    human = None if marked.human is None else digest(read_bytes(marked.human.path))
+    image, name = found.image, found.image.names[0]
+    human = None if found.human is None else digest(read_bytes(found.human.path))
     if corpus.verb == "mine":
         files = {kind: workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt", "mse_sr", "gan_sr")}
-        return Sample(name, image.id, marked.severity, **files, human=human)
+        return Sample(name, image.id, found.severity, **files, human=human)
     assert image.lr is not None
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     return Sample(
         name=name,
         id=image.id,
-        severity=marked.severity,
+        severity=found.severity,
         lr=image.lr.path,
-        mask=workspace.mask(name) if marked.human is None else marked.human.path,
+        mask=workspace.mask(name) if found.human is None else found.human.path,
         pseudo_gt=None,
         mse_sr=image.mse_sr.path,
         gan_sr=image.gan_sr.path,
         human=human,
     )
-
-
-def _mask_by(sample: Sample) -> str:
-    return "detector" if sample.human is None else "person"
 
 
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:

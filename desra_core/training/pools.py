@@ -1,36 +1,57 @@
-"""The images of a workspace as finetuning and the gate see them: marked or clean, to train on or to judge by."""
+"""Divide the images of a workspace into a training and a held-out pool, and choose among them.
+
+An image belongs to a group of images that show the same, and a group to one pool. An image is assigned when it is first
+asked for. ``split.parquet`` keeps the assignment, so that no image that was trained on ever judges.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import UsageError
+from desra_core.errors import ImageError, UsageError
 from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.codec import decode
+from desra_core.images.perceptual_hash import Duplicates, signature
+from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import done_images
-from desra_core.settings import CorpusSettings
-from desra_core.training.split import TRAINING_SHARE, Member, Pool, assign_pools
-from desra_core.workspace import Workspace
+from desra_core.settings import CorpusSettings, Mining
+from desra_core.training.run_folder import read_json
+from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, image_refs, read_manifest
 from desra_core.workspace.matching import Sources, match, spelled_like
 from desra_core.workspace.products import Target
 
+TRAINING_SHARE = 0.7
+
+Pool = Literal["training", "held_out"]
+
+_SCHEMA = pa.schema(
+    [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
+     ("group_by", pa.string())]
+)  # fmt: skip
+# Photos that are decoded at a time.
+_BATCH = 512
 # Clean images whose pools are looked up at a time, until there are enough of a pool.
 _CLEAN_AT_ONCE = 64
 
 
-class Marked(NamedTuple):
-    """An image with artifacts, by a person's word where there is one, else by the detector's.
+class ArtifactImage(NamedTuple):
+    """An image with artifacts, by its human mask where it has one, else by the detector's.
 
-    ``severity`` is the sum over the detector's regions, 0 where it has none and is not ``detected``; ``human`` is the
-    mask by a person.
+    ``severity`` is the sum over the detector's regions; it is 0 where there are none and ``detected`` is False.
     """
 
     image: ImageRef
@@ -39,11 +60,11 @@ class Marked(NamedTuple):
     detected: bool = True
 
 
-class Images:
+class Pools:
     """The images of a workspace that are done under the settings of its latest run, by pool.
 
-    Whether an image is marked is for people to say, and for the detector where nobody has looked. Clean is one that
-    both call so: where the detector marks what a person does not, the image is neither.
+    A human mask decides whether an image has artifacts, else the detector does. Clean is an image in which both find
+    none: one that the detector marks and a person does not is neither.
 
     Parameters
     ----------
@@ -52,7 +73,7 @@ class Images:
     settings, target
         Of the latest run.
     group_by
-        As for `desra_core.training.split.assign_pools`.
+        As for `assign_pools`.
     lr
         Folder of the LR photos, where the latest run had none.
 
@@ -67,52 +88,58 @@ class Images:
     ) -> None:
         self._workspace = workspace
         self._group_by = group_by
+        manifest = read_manifest(workspace)
+        assert manifest is not None
+        self._manifest = manifest.filter(manifest["present"])
         self._lr: dict[str, Path] | None = None
         if settings.sources.lr is None:
             if lr is None:
                 remedy = "give --lr with the folder of the photos that the results were made from"
                 raise UsageError(workspace.root, "records no LR photos", remedy)
-            self._lr = _photos(lr, workspace)
-        manifest = read_manifest(workspace)
-        assert manifest is not None
-        self._manifest = manifest.filter(manifest["present"])
-        if self._lr is not None and self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
-            raise UsageError(lr, "holds no photo of any image of the workspace", "name the folder that mirrors theirs")
+            self._lr = _photos(lr, workspace, manifest)
+            if self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
+                remedy = "name the folder that mirrors theirs"
+                raise UsageError(lr, "holds no photo of any image of the workspace", remedy)
         done = done_images(workspace, target)
         self._marked = done.filter(pc.greater(done["artifact_pixels"], 0)).combine_chunks()
-        # By the hash of their content, which is a fair sample however few are taken.
-        clean_ids = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
         self._human = read_human_masks(workspace, target.gan_sr_key)
-        by_people = {image_id for image_id, human in self._human.items() if human.pixels}
-        self._clean_ids = sorted(clean_ids - by_people)
-        self._overlooked_ids = sorted(
+        undetected = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
+        human_only = undetected & {image_id for image_id, human in self._human.items() if human.pixels}
+        # By the hash of their content, which is a fair sample however few are taken.
+        self._clean_ids = sorted(undetected - human_only)
+        self._human_only = {
             image_id
-            for image_id in clean_ids & by_people
+            for image_id in human_only
             # Of a mined image the next run makes the pictures, if they were not kept.
             if not target.super_resolves or workspace.dataset("mask", self._human[image_id].name).exists()
-        )
+        }
 
-    def marked(self, pool: Pool) -> list[Marked]:
-        """The images of a pool that have artifacts.
+    def with_artifacts(self, pool: Pool) -> list[ArtifactImage]:
+        """List the images of a pool that have artifacts.
 
-        First those with a mask by a person, which is sure; then by severity, where it is equal by the pixels that a
-        person marked.
+        Those with a human mask come first, because they are sure; then the more severe ones, and among equals those
+        with more pixels in the human mask.
         """
-        lists = self._marked["regions"].combine_chunks()
-        severities = pc.struct_field(pc.list_flatten(lists), "severity")
-        sums = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
+        regions = self._marked["regions"].combine_chunks()
+        severities = pc.struct_field(pc.list_flatten(regions), "severity")
+        sums = np.bincount(pc.list_parent_indices(regions), weights=severities, minlength=len(regions))
         severity = dict(zip(self._marked["id"].to_pylist(), sums.tolist(), strict=True))
         severity = {key: value for key, value in severity.items() if key not in self._human or self._human[key].pixels}
-        severity |= dict.fromkeys(self._overlooked_ids, 0.0)
+        severity |= dict.fromkeys(sorted(self._human_only), 0.0)
+
+        def order(found: ArtifactImage) -> tuple[bool, float, int, tuple[str, ...]]:
+            pixels = found.human.pixels if found.human else 0
+            return found.human is None, -found.severity, -pixels, found.image.names
+
         images = self._of_pool(list(severity), pool)
-        overlooked = set(self._overlooked_ids)
         found = [
-            Marked(image, severity[image.id], self._human.get(image.id), image.id not in overlooked) for image in images
+            ArtifactImage(image, severity[image.id], self._human.get(image.id), image.id not in self._human_only)
+            for image in images
         ]
-        return sorted(found, key=_order)
+        return sorted(found, key=order)
 
     def clean(self, pool: Pool, count: int) -> list[ImageRef]:
-        """Some images of a pool that have no artifact."""
+        """List up to ``count`` images of a pool that have no artifact."""
         found: list[ImageRef] = []
         for start in range(0, len(self._clean_ids), _CLEAN_AT_ONCE):
             if len(found) >= count:
@@ -120,11 +147,14 @@ class Images:
             found += self._of_pool(self._clean_ids[start : start + _CLEAN_AT_ONCE], pool)
         return found[:count]
 
-    def undecided(self) -> str | None:
-        """What the gate lacks to judge a finetune by, for people; None where it has images of both kinds."""
-        held_out = self.marked("held_out")
+    def lacking(self) -> str | None:
+        """Say which held-out images the gate lacks to judge a finetune; None where it has images of both kinds."""
+        held_out = self.with_artifacts("held_out")
         counts = {
-            "with artifacts": (len(held_out) + len(self.marked("training")), any(image.detected for image in held_out)),
+            "with artifacts": (
+                len(held_out) + len(self.with_artifacts("training")),
+                any(image.detected for image in held_out),
+            ),
             "without artifacts": (len(self._clean_ids), bool(self.clean("held_out", 1))),
         }
         missing = [
@@ -141,38 +171,138 @@ class Images:
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
-        rows = self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))
-        images = {image.id: image for image in self._with_lr(image_refs(rows))}
-        members = [Member(image.id, image.names[0], _lr(image)) for image in images.values()]
-        pools = assign_pools(self._workspace, members, self._group_by)
+        """The images of some ids that are in a pool and have an LR photo."""
+        images = {}
+        for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))):
+            if self._lr is None:
+                images[image.id] = image
+            elif (path := self._lr.get(image.names[0])) is not None:
+                images[image.id] = dataclasses.replace(image, lr=File(path, digest(read_bytes(path))))
+        pools = assign_pools(self._workspace, list(images.values()), self._group_by)
         return [images[key] for key in ids if key in images and pools.get(key) == pool]
 
-    def _with_lr(self, images: list[ImageRef]) -> Iterator[ImageRef]:
-        """Add the LR photo where it comes from another folder; without one an image is left out."""
-        for image in images:
-            if self._lr is None:
-                yield image
-            elif image.names[0] in self._lr:
-                path = self._lr[image.names[0]]
-                fields = image.__dict__ | {"lr": File(path, digest(read_bytes(path)))}
-                yield ImageRef(**fields)
 
-
-def _photos(folder: Path, workspace: Workspace) -> dict[str, Path]:
+def _photos(folder: Path, workspace: Workspace, manifest: pa.Table) -> dict[str, Path]:
     """The photos of a folder by name, as the images of the workspace are spelled."""
     sources = Sources(lr=folder)
     found = match(sources, workspace.root).images
-    manifest = read_manifest(workspace)
-    assert manifest is not None
     names, paths = spelled_like(found["name"], manifest["name"]).to_pylist(), found["lr_path"].to_pylist()
     return {name: sources.main / path for name, path in zip(names, paths, strict=True)}
 
 
-def _order(marked: Marked) -> tuple[bool, float, int, tuple[str, ...]]:
-    pixels = marked.human.pixels if marked.human else 0
-    return marked.human is None, -marked.severity, -pixels, marked.image.names
+def note_trained(workspace: Workspace, group_by: str) -> None:
+    """Record the artifact images of the training pool when a finetune ends, for `count_new`.
+
+    Of desra detect, whose results come from elsewhere, nothing is recorded. Raises as `count_new`, or `TransientError`.
+    """
+    if isinstance(load_settings(workspace)[0], Mining):
+        workspace.publish(workspace.gathered, json.dumps(_training_ids(workspace, group_by)).encode())
 
 
-def _lr(image: ImageRef) -> Path:
+def count_new(workspace: Workspace, group_by: str) -> int:
+    """Count the artifact images of the training pool that were not there when the last finetune ended.
+
+    The workspace, of desra mine, must be locked; ``group_by`` is as for `assign_pools`. Raises `UsageError` where
+    nothing was mined yet.
+    """
+    known = set(read_json(workspace.gathered) or [])
+    return len(set(_training_ids(workspace, group_by)) - known)
+
+
+def _training_ids(workspace: Workspace, group_by: str) -> list[str]:
+    found = Pools(workspace, *load_settings(workspace), group_by).with_artifacts("training")
+    return sorted(artifact.image.id for artifact in found)
+
+
+def pool_of(group: str) -> Pool:
+    """Choose the pool of a group by the hash of its key: `TRAINING_SHARE` of all groups are for training.
+
+    Examples
+    --------
+    >>> pool_of("kodak/kodim01"), pool_of("kodak/kodim02")
+    ('held_out', 'training')
+    """
+    number = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest())
+    return "training" if number < TRAINING_SHARE * 2**64 else "held_out"
+
+
+def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str) -> dict[str, Pool]:
+    """Look up the pools of images, and assign those that have none yet.
+
+    Parameters
+    ----------
+    workspace
+        Must be locked.
+    images
+        With their LR photos.
+    group_by
+        ``duplicates``: an image joins the group of the nearest known one that shows the same, else founds one;
+        ``folder``: its folder; or a regular expression, of which the first group, or else all that matched, counts
+        (images that it does not match are groups of their own).
+
+    Returns
+    -------
+    Pools by image id. Photos that cannot be decoded have none.
+
+    Raises
+    ------
+    UsageError
+        The pattern is none, or the images of this workspace were grouped in another way before.
+    """
+    known = read_table(workspace.split, _SCHEMA).to_pylist()
+    if known and known[0]["group_by"] != group_by:
+        remedy = "keep to it: with another one, what was trained on could become a judge"
+        raise UsageError("--group-by", f"{group_by}, but this workspace was split by {known[0]['group_by']}", remedy)
+    pools: dict[str, Pool] = {row["id"]: row["pool"] for row in known}
+    unique = {image.id: image for image in images if image.id not in pools}
+    fresh = [unique[key] for key in sorted(unique)]
+    rows = _by_duplicates(fresh, known) if group_by == "duplicates" else _by_name(fresh, group_by)
+    for row in rows:
+        row |= {"pool": pool_of(row["group"]), "group_by": group_by}
+        pools[row["id"]] = row["pool"]
+    if rows:
+        workspace.publish_table(workspace.split, pa.Table.from_pylist(known + rows, _SCHEMA))
+    return {image.id: pools[image.id] for image in images if image.id in pools}
+
+
+def _by_name(fresh: list[ImageRef], group_by: str) -> list[dict[str, Any]]:
+    if group_by == "folder":
+        return [{"id": image.id, "group": str(PurePosixPath(image.names[0]).parent)} for image in fresh]
+    try:
+        pattern = re.compile(group_by)
+    except (re.error, OverflowError, RecursionError) as error:
+        remedy = "give duplicates, folder or a pattern"
+        raise UsageError("--group-by", f"{group_by} is no regular expression ({error})", remedy) from None
+    rows = []
+    for image in fresh:
+        name = image.names[0]
+        found = pattern.search(name)
+        group = name if found is None else found[1] if pattern.groups else found[0]
+        rows.append({"id": image.id, "group": group or name})
+    return rows
+
+
+def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    duplicates = Duplicates()
+    for row in known:
+        duplicates.add(row["signature"], row["group"])
+    rows = []
+    with ThreadPoolExecutor() as executor:
+        for start in range(0, len(fresh), _BATCH):
+            batch = fresh[start : start + _BATCH]
+            for image, found in zip(batch, executor.map(_signature, batch), strict=True):
+                if found is None:
+                    continue
+                group = duplicates.group(found) or image.id
+                duplicates.add(found, group)
+                rows.append({"id": image.id, "group": group, "signature": found})
+    return rows
+
+
+def _signature(image: ImageRef) -> bytes | None:
+    """The signature of an LR photo; None where it cannot be decoded."""
     assert image.lr is not None
-    return image.lr.path
+    try:
+        return signature(decode(read_bytes(image.lr.path), image.lr.path).pixels)
+    except ImageError:
+        return None

@@ -1,4 +1,4 @@
-"""What a finetune keeps in its folder, and how it gets there: whole or not at all.
+"""The folder of a finetune: what is in it, and how it gets there whole or not at all.
 
 ::
 
@@ -9,78 +9,57 @@
       losses.json         means of the losses since the start
       progress.json       how far the run is
       models/iteration_000250.pth, .json   `params` and `params_ema`, and where they come from
-      tensorboard/        scalars and pictures
+      tensorboard/        losses as scalars, and at each checkpoint the same patches as pictures
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from desra_core.errors import LockedError, TransientError, UsageError
 from desra_core.files.atomic import replace_file, storage_errors, sweep
 from desra_core.files.hashing import LOAD_ERRORS
 from desra_core.files.locks import locked
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
+_PICTURES = 4
+
+
+@dataclass
 class RunFolder:
     """The paths below the folder of one finetune."""
 
     root: Path
 
-    @property
-    def document(self) -> Path:
-        """What makes the run this one (JSON)."""
-        return self.root / "run.json"
-
-    @property
-    def data(self) -> Path:
-        """Training images (folders of arrays)."""
-        return self.root / "data"
-
-    @property
-    def state(self) -> Path:
-        """All that it takes to go on."""
-        return self.root / "state.pth"
-
-    @property
-    def losses(self) -> Path:
-        """Means of the losses (JSON)."""
-        return self.root / "losses.json"
-
-    @property
-    def progress(self) -> Path:
-        """How far the run is (JSON)."""
-        return self.root / "progress.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.root / "tensorboard"
+    def __post_init__(self) -> None:
+        self.document = self.root / "run.json"
+        self.data = self.root / "data"
+        self.state = self.root / "state.pth"
+        self.losses = self.root / "losses.json"
+        self.progress = self.root / "progress.json"
+        self.tensorboard = self.root / "tensorboard"
 
     def model(self, iteration: int) -> Path:
-        """The model after so many iterations."""
+        """Name the model after so many iterations."""
         return self.root / "models" / f"iteration_{iteration:06d}.pth"
 
     def models(self) -> list[Path]:
-        """All saved models, the oldest first."""
+        """List all saved models, the oldest first."""
         return sorted((self.root / "models").glob("iteration_??????.pth"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one process.
+        """Hold the folder for one process, and delete what a killed one left half-written.
 
-        Raises
-        ------
-        LockedError
-            Another process holds it.
-        TransientError
-            It cannot be written.
+        Raises `LockedError` where another process holds it, `TransientError` where it cannot be written.
         """
         with contextlib.ExitStack() as stack:
             with storage_errors(self.root):
@@ -92,6 +71,11 @@ class RunFolder:
                 sweep(folder)
             yield
 
+    def reached(self, iterations: int, patience: int) -> bool:
+        """Whether the last model that is wanted is saved, or the run stopped early."""
+        progress = read_json(self.progress) or {}
+        return self.model(iterations).exists() or progress.get("worse", 0) >= patience
+
 
 def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole (raises `TransientError`)."""
@@ -99,7 +83,7 @@ def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none to be read."""
+    """Read a JSON file; None where it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -107,13 +91,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
-    """Save tensors, whole and durably.
-
-    Raises
-    ------
-    TransientError
-        The disk is full or failed; what was there before is left.
-    """
+    """Save tensors, whole and durably, or leave the file as it was (raises `TransientError`)."""
     import torch
 
     try:
@@ -123,13 +101,7 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The state that a run was left in, on the CPU; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        It is damaged.
-    """
+    """Load the state that a run was left in, on the CPU; None where there is none (raises `UsageError`)."""
     if not path.exists():
         return None
     import torch
@@ -139,3 +111,47 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except LOAD_ERRORS:
         raise UsageError(path, "is damaged", "delete it to start this finetune again") from None
     return state
+
+
+class Board:
+    """Writes a TensorBoard event file of a run; events of others beyond the given iteration are purged.
+
+    Not torch's own writer: where the disk is full, its thread dies and loses events. All methods raise `TransientError`
+    then.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+
+        # TensorBoard reads the files of a run in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns():020d}"
+        self._add(0, file_version="brain.Event:2")
+        self._add(iteration + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, losses: dict[str, float], iteration: int) -> None:
+        """Add the means of some losses."""
+        from torch.utils.tensorboard import summary
+
+        for name, value in losses.items():
+            self._add(iteration, summary=summary.scalar(f"loss/{name}", value))  # type: ignore[no-untyped-call]
+
+    def pictures(self, lr: torch.Tensor, sr: torch.Tensor, pseudo_gt: torch.Tensor, iteration: int) -> None:
+        """Add rows of LR, result and pseudo-GT, ``(N, 3, h, w)`` or ``(N, 3, H, W)`` in 0..1."""
+        import torch
+        from torch.utils.tensorboard import summary
+
+        enlarged = torch.nn.functional.interpolate(lr, size=pseudo_gt.shape[-2:], mode="nearest")
+        rows = torch.cat([enlarged, sr.clamp(0, 1), pseudo_gt], dim=3)[:_PICTURES]
+        panel = torch.cat(list(rows), dim=1).cpu()
+        picture = summary.image("lr, result, pseudo-GT", panel, dataformats="CHW")  # type: ignore[no-untyped-call]
+        self._add(iteration, summary=picture)
+
+    def _add(self, iteration: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        event = Event(wall_time=time.time(), step=iteration, **content)
+        with storage_errors(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from photos import make_photos
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import TypeAdapter
 
 from desra_core.evaluation.table import as_markdown
-from desra_core.gate.score_table import score_rows
-from desra_core.gate.verdict import Verdict
+from desra_core.gate.criteria import Verdict
+from desra_core.gate.verdict import score_rows
 
 HERE = Path(__file__).parent
 MODELS = HERE.parents[1] / "deployments" / "demo" / "models"
@@ -97,7 +98,7 @@ def _write(results: Path) -> None:
     documents = {"DeSRA, seed 0": cycle}
     for name in (*FINETUNES, "MSE twin"):
         documents[name] = json.loads((results / f"{name}.json").read_text())
-    verdicts = {name: Verdict.from_json(document["verdict"]) for name, document in documents.items()}
+    verdicts = {name: TypeAdapter(Verdict).validate_python(document["verdict"]) for name, document in documents.items()}
     summary = [_summary(name, verdict) for name, verdict in verdicts.items()]
     tables = [f"### {name}\n\n{as_markdown(score_rows(verdict))}\n" for name, verdict in verdicts.items()]
     text = f"`desra cycle` took {cycle['seconds']} s.\n\n{as_markdown(summary)}\n\n" + "\n".join(tables)

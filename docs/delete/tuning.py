@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from desra_core.evaluation.table import as_markdown
-from desra_core.gate.judgement import DetectionSettings, detect, judge
-from desra_core.gate.verdict import Score, score
+from desra_core.gate.criteria import Score, score
+from desra_core.gate.judge import DetectionSettings, detect, judge
 from desra_core.images.codec import decode
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.weights import read_kinds
@@ -26,7 +26,7 @@ from desra_core.planning.keys import load_settings
 from desra_core.settings.models import Training
 from desra_core.training.loop import finetune
 from desra_core.training.patches import Sample, freeze, read_sample
-from desra_core.training.pools import Images
+from desra_core.training.pools import Pools
 from desra_core.training.run_folder import RunFolder, write_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
@@ -55,8 +55,8 @@ def main(root: Path, runs: Path, only: str | None = None) -> None:
     workspace = Workspace(root.absolute())
     corpus, target = load_settings(workspace)
     with workspace.locked():
-        images = Images(workspace, corpus, target, "folder")
-        marked, clean = images.marked("training"), images.clean("training", 1000)
+        images = Pools(workspace, corpus, target, "folder")
+        marked, clean = images.with_artifacts("training"), images.clean("training", 1000)
     samples = [_sample(workspace, entry.image, entry.severity) for entry in marked if not _judges(entry.image)]
     judges = [image for image in (*(entry.image for entry in marked), *clean) if _judges(image)]
     rows = []

@@ -18,9 +18,9 @@ import torch
 
 from deployments.demo.photos import make_photos as make_demo_photos
 from desra_core.files.hashing import content_key
-from desra_core.gate.comparison import conclude, plan_comparison
+from desra_core.gate.comparison import decide_and_publish, plan_comparison
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history
-from desra_core.gate.verdict import Verdict
 from desra_core.networks import load_model
 from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
@@ -72,7 +72,7 @@ def compare() -> Callable[..., tuple[Verdict, dict[str, Any]]]:
             comparison = plan_comparison(Comparing(workspace=workspace, after=after, **settings))
             judge_all(comparison)
             assert judge_all(comparison) == 0
-            return conclude(comparison), json.loads(place.verdict.read_bytes())
+            return decide_and_publish(comparison), json.loads(place.verdict.read_bytes())
 
     return run
 

@@ -20,12 +20,13 @@ import flows.cycle
 from deployments.commands.models import run_cycle
 from deployments.serving.server import ServerLostError
 from desra_core.files.hashing import content_key
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.cycle import finetuning_of, mining_of
 from desra_core.gate.model_registry import current_model, history
-from desra_core.gate.verdict import Verdict
 from desra_core.networks import load_model
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling
+from desra_core.training.plan import plan_finetune
 from desra_core.workspace import Workspace
 from tests.conftest import client_of, desra_command, keyed, photo, refusal
 from tests.in_process import process
@@ -260,7 +261,7 @@ def test_a_finetune_is_known_by_what_it_is_made_of(place, judged, desra_here, tm
     with Workspace(ws).locked():
         for changes, same in (({"iterations": 9}, True), ({"patience": 9}, True), ({"seed": 9}, False)):
             cycling = Cycling(**(given | changes))
-            assert (finetuning_of(cycling, mining_of(cycling)).output == folder) == same
+            assert (plan_finetune(finetuning_of(cycling, mining_of(cycling))).run.root == folder) == same
 
 
 def test_without_artifacts_nothing_is_trained(place, desra_here, tmp_path) -> None:

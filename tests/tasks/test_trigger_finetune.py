@@ -18,9 +18,8 @@ from desra_core.planning.keys import load_settings
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Finetuning
 from desra_core.settings.serving import FinetuneTrigger, Serving
-from desra_core.training.new_artifacts import count_gathered, note_gathered
 from desra_core.training.plan import plan_finetune
-from desra_core.training.pools import Images
+from desra_core.training.pools import Pools, count_new, note_trained
 from desra_core.workspace import Workspace
 from flows.finetune import finetune
 from tasks.trigger_finetune import start_finetune
@@ -45,12 +44,12 @@ def mining(models, make_photos, tmp_path) -> Mining:
 
 def gathered(workspace: Workspace, group_by: str = GROUP_BY) -> int:
     with workspace.locked():
-        return count_gathered(workspace, group_by)
+        return count_new(workspace, group_by)
 
 
 def training_ids(workspace: Workspace) -> list[str]:
     corpus, target = load_settings(workspace)
-    return [marked.image.id for marked in Images(workspace, corpus, target, GROUP_BY).marked("training")]
+    return [marked.image.id for marked in Pools(workspace, corpus, target, GROUP_BY).with_artifacts("training")]
 
 
 def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
@@ -59,7 +58,7 @@ def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
     assert before
     assert gathered(workspace) == len(before)
     with workspace.locked():
-        note_gathered(workspace, GROUP_BY)
+        note_trained(workspace, GROUP_BY)
     assert gathered(workspace) == 0
     # Photos that come later count, those that were there do not, whatever has become of them.
     make_photos(mining.photos, 12)
@@ -96,7 +95,7 @@ def test_a_finetune_on_results_of_other_tools_counts_nothing(mining, tmp_path) -
     dataset = process(mining).root / "dataset"
     detected = process(Detection(mse_sr=dataset / "mse_sr", gan_sr=dataset / "gan_sr", workspace=tmp_path / "detected"))
     with detected.locked():
-        note_gathered(detected, GROUP_BY)
+        note_trained(detected, GROUP_BY)
     assert not detected.gathered.exists()
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from desra_core.errors import UsageError
 from desra_core.gate import comparison as comparing
-from desra_core.gate.comparison import Comparison, best_of, conclude, plan_comparison, verdict_of
+from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import CONTROL
-from desra_core.gate.verdict import Verdict
+from desra_core.gate.verdict import read_verdict
 from desra_core.networks import checkpoints
 from desra_core.networks.weights import read_kinds
 from desra_core.settings import Mining
@@ -62,10 +64,10 @@ def names(comparison: Comparison) -> list[str]:
 def test_each_checkpoint_has_two_candidates(mined, workspace, plan) -> None:
     comparison = plan()
     assert names(comparison) == ["000250 raw", "000250 ema", "000500 raw", "000500 ema", CONTROL]
-    for saved in comparison.saved:
-        key = {"raw": "params", "ema": "params_ema"}[saved.kind]
+    for saved in comparison.candidates[:-1]:
+        key = {"raw": "params", "ema": "params_ema"}[saved.weights]
         expected = torch.load(saved.source)[key]
-        for weights in torch.load(saved.candidate.model, weights_only=True).values():
+        for weights in torch.load(saved.model, weights_only=True).values():
             assert all(torch.equal(weights[name], expected[name]) for name in expected)
     files = {path: path.stat().st_mtime_ns for path in (workspace.gate / "candidates").iterdir()}
     assert len(files) == 4
@@ -137,16 +139,17 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan, monkeypatch)
     assert comparison.missing() == []
     expected = verdict_of(comparison)
     assert not workspace.verdict.exists(), "to ask what the verdict is writes nothing"
-    verdict = conclude(comparison)
+    verdict = decide_and_publish(comparison)
     assert verdict == expected
     document = json.loads(workspace.verdict.read_bytes())
-    assert Verdict.from_json(document["verdict"]) == verdict
+    assert TypeAdapter(Verdict).validate_python(document["verdict"]) == verdict
+    assert read_verdict(workspace)[0].verdict == verdict
     removed = {score.candidate: (score.gone, score.regions) for score in verdict.scores}
     assert removed == {"000250 raw": (0, 4), "000250 ema": (4, 4), "000500 raw": (4, 4), "000500 ema": (4, 4)}
-    best = best_of(comparison, verdict)
+    best = comparison.best(verdict)
     assert document["best"]["path"] == str(best.source)
-    assert document["best"]["weights"] == best.kind
-    assert document["best"]["file"] == str(best.candidate.model)
+    assert document["best"]["weights"] == best.weights
+    assert document["best"]["file"] == str(best.model)
     assert document["images"] == [image.names[0] for image in comparison.images]
     severities = [picture["region"]["severity"] for picture in document["pictures"]]
     assert len(severities) == 4
@@ -160,16 +163,16 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan, monkeypatch)
     monkeypatch.setattr(
         comparing, "read_judgement", lambda *which: (read.update([(which[1].name, which[2].id)]), reading(*which))[1]
     )
-    assert conclude(comparison) == verdict
+    assert decide_and_publish(comparison) == verdict
     assert max(read.values()) <= 3, "once to see what is missing, once for the scores, and the best once to be shown"
     assert workspace.verdict.stat().st_mtime_ns == written
 
 
 @pytest.fixture
 def many(make_models, tmp_path) -> Path:
-    """The folder of a finetune that saved 21 models, of two kinds of weights each."""
+    """The folder of a finetune that saved 6 models, of two kinds of weights each."""
     (tmp_path / "many/models").mkdir(parents=True)
-    for number in range(21):
+    for number in range(6):
         weights = [
             torch.load(make_models(tmp_path / "m", strength=1 + shift / 100)[1]) for shift in (number, number + 50)
         ]
@@ -178,15 +181,15 @@ def many(make_models, tmp_path) -> Path:
     return tmp_path / "many"
 
 
-@pytest.mark.parametrize("kept", [1000, 12])
+@pytest.mark.parametrize("kept", [1000, 6])
 def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) -> None:
     """However few a process keeps, for all images together."""
     cache = checkpoints._loaded.cache
     cache.clear()
     comparison = plan(many)
-    assert len(comparison.saved) == 42
-    assert len(cache) == 44  # all were tried, but for the control
-    size = comparison.saved[0].candidate.model.stat().st_size
+    assert len(comparison.candidates) == 13
+    assert len(cache) == 14  # all were tried, but for the control
+    size = comparison.candidates[0].model.stat().st_size
     monkeypatch.setattr(checkpoints.Model, "kept_bytes", size)
     monkeypatch.setattr(comparing, "KEPT_BYTES", kept * size)
     cache.clear()
@@ -197,12 +200,12 @@ def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) 
     monkeypatch.setattr(checkpoints, "recognised", lambda path, *more: loaded.append(path) or recognised(path, *more))
     assert judge_all(comparison) == len(comparison.images) == 6
     times = Counter(loaded)
-    assert {times[entry.candidate.model] for entry in comparison.saved} == {1}
-    assert len(loaded) <= 44 + 2 * 4  # of the pair, once for each ten others
-    assert len(cache) == min(kept, 44)
+    assert {times[candidate.model] for candidate in comparison.candidates[:-1]} == {1}
+    assert len(loaded) <= 14 + 2 * 3  # of the pair, once for each four others
+    assert len(cache) == min(kept, 14)
     assert comparison.missing() == []
     plan(many)  # what was judged is not tried again
-    assert {times[entry.candidate.model] for entry in comparison.saved} == {1}
+    assert {times[candidate.model] for candidate in comparison.candidates[:-1]} == {1}
 
 
 def test_an_image_that_lacks_one_judgement_counts_for_nobody(workspace, plan) -> None:
@@ -212,7 +215,7 @@ def test_an_image_that_lacks_one_judgement_counts_for_nobody(workspace, plan) ->
     image, candidate = comparison.images[0], comparison.candidates[1]
     workspace.judgement(candidate.key, image.id).unlink()
     assert comparison.missing() == [(image, (candidate.name,))]
-    verdict = conclude(comparison)
+    verdict = decide_and_publish(comparison)
     assert {score.images for score in (*verdict.scores, verdict.control)} == {5}
     assert {score.regions for score in (*verdict.scores, verdict.control)} == {3}
     assert image.names[0] not in json.loads(workspace.verdict.read_bytes())["images"]
@@ -225,6 +228,6 @@ def test_without_held_out_images_nothing_passes(make_photos, mined, tmp_path) ->
     with Workspace(ws).locked():
         comparison = plan_comparison(Comparing(workspace=ws, after=mined.mse, group_by="no such name"))
         comparison.images.clear()
-        verdict = conclude(comparison)
+        verdict = decide_and_publish(comparison)
     assert not verdict.passed
     assert verdict.reasons[0].startswith("No held-out image has an artifact region")

@@ -15,8 +15,8 @@ import torch
 from desra_core.errors import ImageError, TransientError
 from desra_core.gate import judge as judging
 from desra_core.gate.comparison import Comparison, judge_settings, plan_comparison
+from desra_core.gate.criteria import Judgement
 from desra_core.gate.judge import CONTROL, JudgeSettings, judge_stage, read_judgement
-from desra_core.gate.judgement import Judgement
 from desra_core.planning.keys import target_of
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing

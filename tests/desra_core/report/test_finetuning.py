@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,12 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from desra_core.files.hashing import content_key
-from desra_core.gate.judgement import Added, Judgement, RegionFate
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.gate.score_table import COLUMNS, score_rows
-from desra_core.gate.verdict import Verdict, decide, score
+from desra_core.gate.verdict import COLUMNS, score_rows
 from desra_core.images.crops import encode_webp
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
@@ -43,10 +44,10 @@ def judgements(
     made = []
     for index in range(50):
         regions = [
-            RegionFate(40 + 90 * part, 200, 150, 120, 9000 + 100 * index, CLASSES[index % 4] if labelled else None,
+            OldRegion(40 + 90 * part, 200, 150, 120, 9000 + 100 * index, CLASSES[index % 4] if labelled else None,
                        900.5 - 7 * index - part, 13 * (2 * index + part) % 80 < 80 * gone) for part in range(2)
         ]  # fmt: skip
-        new = [Added(5, 5, 80, 70, 5000, "sky", 80.0)] if index < added else []
+        new = [NewRegion(5, 5, 80, 70, 5000, "sky", 80.0)] if index < added else []
         before = 0 if index >= 40 else sum(region.area for region in regions)
         left = sum(region.area for region in regions if not region.gone) if before else 0
         made.append(
@@ -86,7 +87,7 @@ def pictures(workspace: Workspace, judged: list[Judgement], key: str = "b" * 32)
             path = workspace.judged_crop(key, judgement.id, kind, 0)
             workspace.publish(path, crop(kind, index))
             crops[kind] = str(path.relative_to(workspace.gate))
-        found.append({"image": judgement.image, "region": region._asdict(), "crops": crops})
+        found.append({"image": judgement.image, "region": dataclasses.asdict(region), "crops": crops})
     return found
 
 
@@ -102,7 +103,7 @@ def losses(count: int = 100) -> list[dict[str, float]]:
 
 
 def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **changes: Any) -> dict[str, Any]:
-    """Publish a verdict on four candidates as `desra_core.gate.comparison.conclude` does, with some parts changed."""
+    """Publish a verdict on four candidates as `decide_and_publish` does, with some parts changed."""
     judged = judgements("000500 ema", gone=gone, kept=kept)
     others = [score(name, judgements(name, gone=gone * part, added=2, kept=kept)) for name, part in
               (("000250 raw", 0.6), ("000250 ema", 0.3), ("000500 raw", 0.95))]  # fmt: skip
@@ -110,7 +111,7 @@ def publish(workspace: Workspace, *, gone: float = 0.9, kept: float = 0.97, **ch
     verdict = decide([*others, score("000500 ema", judged)], control, Gate())
     target = json.loads(workspace.settings.read_bytes())["target"]
     document = {
-        "verdict": verdict.to_json(),
+        "verdict": dataclasses.asdict(verdict),
         "before": {"path": "/models/of the team/gan.pth", "key": "0123456789abcdef" * 2},
         "mse_model": {"path": "/models/of the team/mse.pth", "key": "fedcba9876543210" * 2},
         "after": "/runs/first finetune",
@@ -192,7 +193,7 @@ def test_a_passed_verdict(workspace: Workspace) -> None:
         "desra 0.4, torch 2.5.1",
     ):
         assert sentence in text
-    for row in score_rows(Verdict.from_json(document["verdict"])):
+    for row in score_rows(TypeAdapter(Verdict).validate_python(document["verdict"])):
         assert " ".join(row.values()).replace("-", "−").replace("500 ema", "500 ema best") in text
     assert page.count('class="best"') == 1
     assert page.count("data:image/webp") == 32
@@ -213,19 +214,20 @@ def test_a_failed_verdict_says_why(workspace: Workspace) -> None:
 
 def test_no_candidate_no_labels_and_no_run(workspace: Workspace) -> None:
     control = score("control", judgements("control", gone=0))
-    publish(workspace, verdict=decide([], control, Gate()).to_json(), best=None, pictures=[], finetune=None, losses=[])
+    verdict = dataclasses.asdict(decide([], control, Gate()))
+    publish(workspace, verdict=verdict, best=None, pictures=[], finetune=None, losses=[])
     text = text_of(rendered(workspace))
     assert "Not passed. There is no candidate." in text
     assert "Nothing is recorded beside the checkpoint." in text
     assert "Before and after" not in text
     only = score("model", judgements("model", gone=1, kept=1.1, labelled=False))
-    publish(workspace, verdict=decide([only], control, Gate(min_removal=1)).to_json() | {"passed": False})
+    publish(workspace, verdict=dataclasses.asdict(decide([only], control, Gate(min_removal=1))) | {"passed": False})
     text = text_of(rendered(workspace))
     assert "Not passed. model falls short:" in text
     assert "10 % of the sharpness of clean images gained" in text
     assert "Regions by class" not in text
     lone = decide([score("model", judgements("", gone=1)[:1])], score("control", judgements("", gone=0)[:1]), Gate())
-    publish(workspace, verdict=lone.to_json())
+    publish(workspace, verdict=dataclasses.asdict(lone))
     text = text_of(rendered(workspace))
     assert "on 1 held-out image with 2 artifact regions; none of the images is clean asked for" in text
     assert lone.reasons[0] in text
@@ -239,7 +241,7 @@ def test_many_candidates_are_folded(workspace: Workspace) -> None:
     scores = [score(f"{250 * index:06d} raw", some) for index in range(1, 300)]
     best = score("000001 ema", judgements("", gone=1.0)[::5])
     verdict = decide([best, *scores], score("control", some), Gate())
-    publish(workspace, verdict=verdict.to_json())
+    publish(workspace, verdict=dataclasses.asdict(verdict))
     top, more = section(rendered(workspace)).split("All candidates")
     assert (top.count('class="best"'), top.count('class="candidate"'), top.count('class="control"')) == (1, 0, 1)
     assert (more.count('class="best"'), more.count('class="candidate"')) == (1, 199)
@@ -248,8 +250,8 @@ def test_many_candidates_are_folded(workspace: Workspace) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> None:
     judged = [judgement for judgement in judgements("", gone=0.5) if judgement.regions]
-    odd = [RegionFate(*region[:5], name, *region[6:]) for region in judged[0].regions]
-    scored = score(name, [*judged, judged[0].from_json(judged[0].to_json() | {"regions": [r._asdict() for r in odd]})])
+    odd = [dataclasses.replace(region, class_name=name) for region in judged[0].regions]
+    scored = score(name, [*judged, dataclasses.replace(judged[0], regions=odd)])
     told = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
     run = publish(workspace)["finetune"] | {
         "parent": told,
@@ -257,10 +259,10 @@ def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> Non
         "data": name,
         "training": {name: name},
     }
-    publish(workspace, verdict=decide([scored], scored, Gate()).to_json() | {"reasons": [name]}, before=told,
+    publish(workspace, verdict=dataclasses.asdict(decide([scored], scored, Gate())) | {"reasons": [name]}, before=told,
             after=name, mse_model=told, best=told | {"weights": name, "file": name}, losses=[],
             finetune=run | {"versions": {name: name}},
-            pictures=[{"image": name, "region": odd[0]._asdict(), "crops": {}}])  # fmt: skip
+            pictures=[{"image": name, "region": dataclasses.asdict(odd[0]), "crops": {}}])  # fmt: skip
     path = rendered(workspace)
     elements = Elements(section(path))
     assert not {"script", "img"} & {tag for tag, _ in elements.tags}

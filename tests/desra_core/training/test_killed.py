@@ -21,72 +21,12 @@ mend_basicsr()
 
 from basicsr.archs.swinir_arch import SwinIR  # noqa: E402
 
-# It never computes itself, so that what it has forked can.
-SCRIPT = """
-import json, os, random, signal, sys, time, traceback
-from pathlib import Path
-import torch
-from desra_core.settings.models import Training
-from desra_core.training import loop
-from desra_core.training.run_folder import RunFolder
-import tensorboard.summary.writer.record_writer, torch.utils.tensorboard
-
-random.seed(0)
-
-def start(folder, model, settings, save_seconds):
-    pid = os.fork()
-    if not pid:
-        loop._SAVE_SECONDS, loop._TELL_SECONDS = save_seconds, 0.02
-        status = 1
-        try:
-            loop.finetune(RunFolder(Path(folder)), Path(model), Training(**settings), "cpu", 1)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
-
-def saved(state):
-    return state.stat().st_ino if state.exists() else None
-
-def where(state):
-    found = torch.load(state, weights_only=True)
-    return [found["warmed"], found["iteration"]]
-
-def undisturbed(folder, *arguments):
-    assert os.waitpid(start(folder, *arguments, 60), 0)[1] == 0
-
-def killed(folder, *arguments):
-    state, moments = RunFolder(Path(folder)).state, []
-    while True:
-        # The first time as soon as anything is saved.
-        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(20)) if moments else (0, 0)
-        before, pid = saved(state), start(folder, *arguments, save_seconds)
-        while saved(state) == before and not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            time.sleep(0.002)
-        if saved(state) != before:
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            ended = os.waitpid(pid, 0)
-        if os.WIFEXITED(ended[1]):
-            assert ended[1] == 0
-            return moments
-        moments.append(where(state))
-
-found = {}
-for case, (whole, other, *arguments) in json.loads(sys.argv[1]).items():
-    undisturbed(whole, *arguments)
-    found[case] = killed(other, *arguments)
-print(json.dumps(found))
-"""
-
 CASES: dict[str, dict[str, Any]] = {
-    "l1": {"gan_weight": 0, "iterations": 24, "checkpoint_every": 7},
-    "gan": {"warmup": 10, "iterations": 14, "checkpoint_every": 7, "accumulate": 2},
-    "swinir": {"gan_weight": 0, "iterations": 12, "checkpoint_every": 5},
+    "l1": {"gan_weight": 0, "iterations": 14, "checkpoint_every": 5},
+    "gan": {"warmup": 6, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
+    "swinir": {"gan_weight": 0, "iterations": 6, "checkpoint_every": 4},
 }
-MODELS = {"l1": [7, 14, 21, 24], "gan": [7, 14], "swinir": [5, 10, 12]}
+MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [4, 6]}
 
 
 class Runs(NamedTuple):
@@ -124,7 +64,7 @@ def runs(
         found[case] = Runs(prepared(folder / case / "killed"), prepared(folder / case / "whole"), [])
         settings = training(**changes).model_dump(mode="json")
         asked[case] = str(found[case].whole.root), str(found[case].killed.root), str(models[case]), settings
-    command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
+    command = [sys.executable, "-m", "tests.desra_core.training.killing", json.dumps(asked)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     for case, moments in json.loads(result.stdout).items():
@@ -160,8 +100,8 @@ def test_killed_runs_tell_the_same(case: str, runs: dict[str, Runs]) -> None:
 def test_they_really_were_killed_on_their_way(runs: dict[str, Runs]) -> None:
     for case, found in runs.items():
         assert len(set(found.moments)) >= 2
-        assert all(warmed <= 10 and iteration <= CASES[case]["iterations"] for warmed, iteration in found.moments)
-    assert any(0 < warmed < 10 for warmed, _ in runs["gan"].moments)
+        assert all(warmed <= 6 and iteration <= CASES[case]["iterations"] for warmed, iteration in found.moments)
+    assert any(0 < warmed < 6 for warmed, _ in runs["gan"].moments)
     assert any(iteration > 0 for _, iteration in runs["gan"].moments)
 
 

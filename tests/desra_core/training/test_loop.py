@@ -128,8 +128,8 @@ def test_the_generator_waits_for_a_new_discriminator(
         raise KeyboardInterrupt
 
     parent, seen = read_weights(gan_model), []
-    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0)
-    monkeypatch.setattr(loop, "_step", stopped)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(loop.Trainer, "step", stopped)
     for warmup in (2, 5):
         with pytest.raises(KeyboardInterrupt):
             go(run, warmup=warmup)
@@ -210,7 +210,7 @@ def test_checkpoints_that_are_no_better(means: list[float], worse: int) -> None:
     state: dict[str, Any] = {"best": None, "worse": 0}
     for mean in means:
         state["since"] = {"steps": 4, "pixel": 4 * mean}
-        loop._compare_with_best(state)
+        loop.compare_with_best(state)
     assert state["worse"] == worse
     assert state["since"] == {}
 
@@ -304,9 +304,9 @@ def test_a_lack_of_memory_says_what_would_mend_it(
     def failing(*_: object) -> None:
         raise error
 
-    for part in ("_warm_up", "_step"):
+    for part in ("warm_up", "step"):
         with monkeypatch.context() as patched:
-            patched.setattr(loop, part, failing)
+            patched.setattr(loop.Trainer, part, failing)
             with pytest.raises(UsageError) as told:
                 go(run, **changes)
         assert str(told.value).startswith("--batch: ")
@@ -320,7 +320,7 @@ def test_other_errors_of_a_gpu_stay_what_they_are(
     def failing(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(loop, "_step", failing)
+    monkeypatch.setattr(loop.Trainer, "step", failing)
     with pytest.raises(torch.AcceleratorError):
         go(run)
 

@@ -15,8 +15,8 @@ from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.training.patches import (
     Batch,
-    Pair,
     Sample,
+    TrainingPair,
     draw_batch,
     freeze,
     least_side,
@@ -33,11 +33,11 @@ def told(height: int, width: int, image: int) -> np.ndarray:
     return np.dstack([rows, columns, np.full_like(rows, image)]).astype(np.uint16)
 
 
-def pair(height: int, width: int, scale: int, mask: np.ndarray | None = None, image: int = 0) -> Pair:
+def pair(height: int, width: int, scale: int, mask: np.ndarray | None = None, image: int = 0) -> TrainingPair:
     """An image of coordinates; without a mask it has none."""
     mask = np.zeros((height * scale, width * scale), bool) if mask is None else mask
     cells = mask.reshape(height, scale, width, scale).any(axis=(1, 3))
-    return Pair(told(height, width, image), told(*mask.shape, image), mask, np.flatnonzero(cells))
+    return TrainingPair(told(height, width, image), told(*mask.shape, image), mask, np.flatnonzero(cells))
 
 
 def values(part: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def values(part: np.ndarray) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    pairs: list[Pair]
+    pairs: list[TrainingPair]
     scale: int
     patch: int
     mask_share: float
@@ -136,14 +136,14 @@ def test_the_same_seed_gives_the_same_patches(case: Case) -> None:
         np.testing.assert_array_equal(array, again)
 
 
-def large(mask: tuple[slice, slice] | None = None, image: int = 0) -> Pair:
+def large(mask: tuple[slice, slice] | None = None, image: int = 0) -> TrainingPair:
     marked = np.zeros((480, 480), bool)
     if mask:
         marked[mask] = True
     return pair(120, 120, 4, marked, image)
 
 
-def drawn(pairs: list[Pair], mask_share: float, size: int = 300, seed: int = 0) -> Batch:
+def drawn(pairs: list[TrainingPair], mask_share: float, size: int = 300, seed: int = 0) -> Batch:
     return draw_batch(pairs, size=size, patch=64, mask_share=mask_share, scale=4, seed=(seed,))
 
 
@@ -208,7 +208,7 @@ def test_gray_and_deep_pixels(dtype: type, channels: int) -> None:
     top = np.iinfo(dtype).max
     rng = np.random.default_rng(0)
     lr, pseudo_gt = (rng.integers(0, top, (side, side, channels), dtype, endpoint=True) for side in (16, 64))
-    image = Pair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp))
+    image = TrainingPair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp))
     batch = draw_batch([image], size=1, patch=64, mask_share=0.5, scale=4, seed=(0,))
     for array, pixels in ((batch.lr, lr), (batch.pseudo_gt, pseudo_gt)):
         upright = min((array, array[..., ::-1]), key=lambda part: np.abs(part[0, 0] - pixels[:, :, 0] / top).max())
@@ -221,7 +221,7 @@ def test_mixed_kinds_of_images_make_one_batch() -> None:
     images = []
     for dtype, channels in ((np.uint8, 1), (np.uint16, 3)):
         lr, pseudo_gt = (rng.integers(0, 200, (side, side, channels)).astype(dtype) for side in (16, 64))
-        images.append(Pair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp)))
+        images.append(TrainingPair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp)))
     assert draw_batch(images, size=8, patch=64, mask_share=0.5, scale=4, seed=(0,)).lr.shape == (8, 3, 16, 16)
 
 
@@ -304,7 +304,7 @@ def test_a_file_that_has_gone_or_is_no_image(files: Files) -> None:
         read_sample(sample, 4)
 
 
-def frozen(folder: Path, count: int = 3) -> list[Pair]:
+def frozen(folder: Path, count: int = 3) -> list[TrainingPair]:
     pairs = []
     for index in range(count):
         mask = np.zeros((64 + 8 * index, 80), bool)

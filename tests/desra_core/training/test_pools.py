@@ -16,7 +16,7 @@ from desra_core.errors import UsageError
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import prepare
 from desra_core.settings import Detection, Mining
-from desra_core.training.pools import Images
+from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
 from tests.in_process import process
 
@@ -39,14 +39,14 @@ def workspace(mined, tmp_path) -> Workspace:
     return Workspace(Path(shutil.copytree(mined.root / "ws", tmp_path / "ws")))
 
 
-def images_of(workspace: Workspace, **options: Any) -> Images:
+def images_of(workspace: Workspace, **options: Any) -> Pools:
     with workspace.locked():
-        return Images(workspace, *load_settings(workspace), **({"group_by": "duplicates"} | options))
+        return Pools(workspace, *load_settings(workspace), **({"group_by": "duplicates"} | options))
 
 
 def test_each_image_is_in_one_pool(mined, workspace) -> None:
     images = images_of(workspace)
-    training, held_out = images.marked("training"), images.marked("held_out")
+    training, held_out = images.with_artifacts("training"), images.with_artifacts("held_out")
     names = [marked.image.names[0] for marked in (*training, *held_out)]
     assert sorted(names) == sorted(mined.marked)
     assert len(training) > len(held_out) > 0
@@ -60,22 +60,22 @@ def test_each_image_is_in_one_pool(mined, workspace) -> None:
     assert sorted(image.names[0] for pool in clean.values() for image in pool) == sorted(mined.clean)
     assert images.clean("training", 2) == clean["training"][:2]
     again = images_of(workspace)
-    assert (again.marked("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
+    assert (again.with_artifacts("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
 
 
 def test_what_is_missing_to_judge_by(workspace) -> None:
     images = images_of(workspace)
-    assert images.undecided() is None
+    assert images.lacking() is None
     judges = [image.id for image in images.clean("held_out", 99)]
     images._clean_ids = [key for key in images._clean_ids if key not in judges]
     left = len(images._clean_ids)
-    assert images.undecided() == (
+    assert images.lacking() == (
         f"the gate will be undecided: none of the {left} photos without artifacts is held out; at least 1 of them is "
         "missing, so add 4 or more, of which 30 % are held out"
     )
     images._clean_ids = []
     images._marked = images._marked.slice(0, 0)
-    assert images.undecided() == (
+    assert images.lacking() == (
         "the gate will be undecided: there is no photo with artifacts and there is no photo without artifacts; "
         "at least 1 of each is missing, so add 4 or more, of which 30 % are held out"
     )
@@ -85,7 +85,7 @@ def test_only_images_that_are_done_under_the_latest_settings_count(mined, worksp
     mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
     process(mining.model_copy(update={"threshold": 0.69, "limit": 6}))
     images = images_of(workspace)
-    marked = {marked.image.names[0] for pool in ("training", "held_out") for marked in images.marked(pool)}
+    marked = {marked.image.names[0] for pool in ("training", "held_out") for marked in images.with_artifacts(pool)}
     first = set(sorted(mined.marked | mined.clean)[:6])
     assert marked == mined.marked & first
     # A clean image is one for the model that it was found with.
@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_at_its_start_has_no_clean_images(mined, workspace
     assert plan.done == 0
     images = images_of(workspace)
     for pool in ("training", "held_out"):
-        assert images.marked(pool) == images.clean(pool, PHOTOS) == []
+        assert images.with_artifacts(pool) == images.clean(pool, PHOTOS) == []
     assert select_images(workspace, plan.target, everything=True, worst=None) == []
 
 
@@ -114,7 +114,7 @@ def test_vanished_and_failed_images_are_left_out(mined, workspace, tmp_path) -> 
     (photos / f"{broken}.png").write_bytes(b"no photo")
     process(Mining(photos=photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root))
     images = images_of(workspace)
-    marked = {marked.image.names[0] for pool in ("training", "held_out") for marked in images.marked(pool)}
+    marked = {marked.image.names[0] for pool in ("training", "held_out") for marked in images.with_artifacts(pool)}
     assert marked == mined.marked - {gone, broken}
 
 
@@ -129,16 +129,16 @@ def test_photos_of_results_in_files_come_from_another_folder(mined, tmp_path) ->
     missing = sorted(mined.marked)[0]
     (photos / f"{missing}.png").unlink()
     images = images_of(workspace, lr=photos)
-    found = [marked.image for pool in ("training", "held_out") for marked in images.marked(pool)]
+    found = [marked.image for pool in ("training", "held_out") for marked in images.with_artifacts(pool)]
     assert {image.names[0] for image in found} == mined.marked - {missing}
     assert all(image.lr.path == photos / f"{image.names[0]}.png" for image in found)
     assert images.clean("held_out", 9) == []
 
 
 def test_pools_stay_when_the_models_change(mined, workspace, make_models, tmp_path) -> None:
-    before = {marked.image.id for marked in images_of(workspace).marked("held_out")}
+    before = {marked.image.id for marked in images_of(workspace).with_artifacts("held_out")}
     newer = make_models(tmp_path / "newer", strength=1.2)[1]
     process(Mining(photos=mined.photos, mse_model=mined.mse, gan_model=newer, workspace=workspace.root))
-    after = images_of(workspace).marked("held_out")
+    after = images_of(workspace).with_artifacts("held_out")
     assert {marked.image.id for marked in after} == before
     assert all(dataclasses.asdict(marked.image)["lr"] for marked in after)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from desra_core.errors import UsageError
 from desra_core.images.codec import encode_png
-from desra_core.training import split
-from desra_core.training.split import TRAINING_SHARE, Member, assign_pools, pool_of
+from desra_core.training import pools as pools_module
+from desra_core.training.pools import TRAINING_SHARE, assign_pools, pool_of
 from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import File, ImageRef
 
 
 def photo(seed: int) -> np.ndarray:
@@ -30,6 +31,10 @@ def copy(pixels: np.ndarray, number: int) -> np.ndarray:
     return pixels - np.minimum(pixels, 3 * number).astype(np.uint8)
 
 
+def image(image_id: str, name: str, lr: Path) -> ImageRef:
+    return ImageRef(image_id, 0, (name,), None, None, File(lr, ""), None)
+
+
 class Photos:
     """Photos in a folder; `ids` are in no order of names."""
 
@@ -37,11 +42,11 @@ class Photos:
         self.folder = folder
         folder.mkdir()
 
-    def put(self, name: str, pixels: np.ndarray) -> Member:
+    def put(self, name: str, pixels: np.ndarray) -> ImageRef:
         path = self.folder / f"{name.replace('/', '-')}.png"
         path.write_bytes(encode_png(pixels))
         number = random.Random(name).getrandbits(128)
-        return Member(f"{number:032x}", name, path)
+        return image(f"{number:032x}", name, path)
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def test_copies_stay_together_and_other_photos_do_not(photos: Photos, workspace:
     pools = assign_pools(workspace, members, "duplicates")
     assert set(pools) == {member.id for member in members}
     found = groups(workspace)
-    by_scene = [{found[member.id] for member in members if member.name.endswith(f"/{scene}")} for scene in range(8)]
+    by_scene = [{found[member.id] for member in members if member.names[0].endswith(f"/{scene}")} for scene in range(8)]
     assert all(len(names) == 1 for names in by_scene)
     assert len(set.union(*by_scene)) == 8
     assert pools == {key: pool_of(group) for key, group in found.items()}
@@ -110,7 +115,7 @@ def test_the_order_of_calls_does_not_matter_where_nothing_is_alike(photos: Photo
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
     """Six scenes, each as three copies."""
     photos = Photos(tmp_path_factory.mktemp("corpus") / "photos")
     return [photos.put(f"{number}/{scene}", copy(photo(scene), number)) for scene in range(6) for number in range(3)]
@@ -127,7 +132,7 @@ ALIKE: dict[str, Callable[[str], str]] = {
 @given(st.lists(st.lists(st.integers(0, 17), max_size=8), min_size=1, max_size=6), st.sampled_from(list(ALIKE)))
 @settings(deadline=None, max_examples=25)
 def test_pools_never_change(
-    corpus: list[Member], tmp_path_factory: pytest.TempPathFactory, calls: list[list[int]], group_by: str
+    corpus: list[ImageRef], tmp_path_factory: pytest.TempPathFactory, calls: list[list[int]], group_by: str
 ) -> None:
     """Whatever is asked for, in whatever order: what was settled stays, and what is alike is together."""
     workspace = made(tmp_path_factory.mktemp("ws") / "ws")
@@ -141,7 +146,7 @@ def test_pools_never_change(
     together: dict[str, set[str]] = {}
     for member in corpus:
         if member.id in settled:
-            together.setdefault(ALIKE[group_by](member.name), set()).add(settled[member.id])
+            together.setdefault(ALIKE[group_by](member.names[0]), set()).add(settled[member.id])
     assert all(len(pools) == 1 for pools in together.values())
 
 
@@ -149,7 +154,7 @@ def test_photos_that_have_vanished_keep_their_pools(photos: Photos, workspace: W
     members = [photos.put(str(scene), photo(scene)) for scene in range(4)]
     pools = assign_pools(workspace, members, "duplicates")
     for member in members:
-        member.lr.unlink()
+        member.lr.path.unlink()
     table = workspace.split.read_bytes()
     assert assign_pools(workspace, members, "duplicates") == pools
     assert assign_pools(workspace, [], "duplicates") == {}
@@ -160,12 +165,12 @@ def test_photos_that_have_vanished_keep_their_pools(photos: Photos, workspace: W
 
 def test_photos_that_cannot_be_decoded_have_no_pool_yet(photos: Photos, workspace: Workspace) -> None:
     whole, broken, gone = (photos.put(str(scene), photo(scene)) for scene in range(3))
-    content = broken.lr.read_bytes()
-    broken.lr.write_bytes(content[:100])
-    gone.lr.unlink()
+    content = broken.lr.path.read_bytes()
+    broken.lr.path.write_bytes(content[:100])
+    gone.lr.path.unlink()
     pools = assign_pools(workspace, [whole, broken, gone], "duplicates")
     assert list(pools) == [whole.id]
-    broken.lr.write_bytes(content)
+    broken.lr.path.write_bytes(content)
     assert set(assign_pools(workspace, [whole, broken, gone], "duplicates")) == {whole.id, broken.id}
     # Names need no decoding.
     assert set(assign_pools(made(workspace.root.with_name("other")), [whole, gone], "folder")) == {whole.id, gone.id}
@@ -174,7 +179,7 @@ def test_photos_that_cannot_be_decoded_have_no_pool_yet(photos: Photos, workspac
 def test_copies_find_each_other_across_batches(
     photos: Photos, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split, "_BATCH", 2)
+    monkeypatch.setattr(pools_module, "_BATCH", 2)
     members = [photos.put(f"{number}/{scene}", copy(photo(scene), number)) for scene in range(3) for number in range(3)]
     assign_pools(workspace, members, "duplicates")
     assert len(set(groups(workspace).values())) == 3
@@ -192,7 +197,7 @@ NAMES = ["burst/a_1", "burst/a_2", "burst/b_1", "single", "other/c", "other/"]
     (r"x*", NAMES),
 ])  # fmt: skip
 def test_groups_by_name(photos: Photos, workspace: Workspace, group_by: str, expected: list[str]) -> None:
-    members = [Member(f"{index}", name, photos.folder / "nowhere") for index, name in enumerate(NAMES)]
+    members = [image(f"{index}", name, photos.folder / "nowhere") for index, name in enumerate(NAMES)]
     pools = assign_pools(workspace, members, group_by)
     assert groups(workspace) == {str(index): group for index, group in enumerate(expected)}
     assert pools == {str(index): pool_of(group) for index, group in enumerate(expected)}

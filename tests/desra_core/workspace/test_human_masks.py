@@ -22,8 +22,8 @@ from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan
 from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
-from desra_core.training.plan import begin, plan_finetune, run_key
-from desra_core.training.pools import Images
+from desra_core.training.plan import begin, plan_finetune
+from desra_core.training.pools import Pools
 from desra_core.workspace import DATASET, Workspace, human_masks
 from desra_core.workspace.human_masks import read_human_masks
 from tests.in_process import process
@@ -263,9 +263,9 @@ def test_a_damaged_picture_is_made_anew(mined, copy) -> None:
     check_dataset(workspace, {name: mask_with(10, 20, 60, 50)})
 
 
-def images_of(workspace: Workspace) -> Images:
+def images_of(workspace: Workspace) -> Pools:
     with workspace.locked():
-        return Images(workspace, *load_settings(workspace), "folder")
+        return Pools(workspace, *load_settings(workspace), "folder")
 
 
 @pytest.mark.parametrize("kind", ["all", "detected"])
@@ -274,7 +274,7 @@ def test_pools_believe_people(mined, copy, kind: str) -> None:
     drawn, emptied, (overlooked, confirmed) = mined.marked[3], mined.marked[2], mined.clean[:2]
     draw(workspace, {drawn: (10, 20, 60, 50), emptied: (), overlooked: (5, 5, 30, 40), confirmed: ()})
     images = images_of(workspace)
-    marked = [found for pool in ("training", "held_out") for found in images.marked(pool)]
+    marked = [found for pool in ("training", "held_out") for found in images.with_artifacts(pool)]
     names = {found.image.names[0] for found in marked}
     first = {name for name in mined.marked if name != emptied} | {overlooked}
     assert names == first
@@ -285,7 +285,7 @@ def test_pools_believe_people(mined, copy, kind: str) -> None:
     assert by_name[drawn].detected
     assert by_name[drawn].severity > 0
     for pool in ("training", "held_out"):
-        found = images.marked(pool)
+        found = images.with_artifacts(pool)
         by_people = [one.image.names[0] in (drawn, overlooked) for one in found]
         assert by_people == sorted(by_people, reverse=True)
         assert [one.human is not None for one in found] == by_people
@@ -303,10 +303,17 @@ def plan_of(workspace: Workspace, mined: SimpleNamespace) -> Any:
         return plan_finetune(finetuning(workspace, mined))
 
 
+def run_key(workspace: Workspace, mined: SimpleNamespace) -> str:
+    """The name of the run's folder in the workspace."""
+    with workspace.locked():
+        return plan_finetune(finetuning(workspace, mined).model_copy(update={"output": None})).run.root.name
+
+
 @pytest.mark.parametrize("kind", ["all", "detected"])
 def test_a_finetune_trains_on_what_people_marked(mined, copy, kind: str, tmp_path) -> None:
     workspace = copy(kind)
     before = plan_of(workspace, mined)
+    key = run_key(workspace, mined)
     training = [sample.name for sample in before.samples]
     assert all(sample.human is None for sample in before.samples)
     name = training[-1]
@@ -314,7 +321,8 @@ def test_a_finetune_trains_on_what_people_marked(mined, copy, kind: str, tmp_pat
     plan = plan_of(workspace, mined)
     assert [sample.name for sample in plan.samples] == [name, *training[1:-1]]
     assert plan.samples[0].human is not None
-    assert run_key(plan) != run_key(before)
+    keys = {key, run_key(workspace, mined)}
+    assert len(keys) == 2
     begin(plan, 4)
     frozen = np.load(plan.run.data / "0000/mask.npy")
     assert np.array_equal(frozen, mask_with(10, 20, 60, 50))
@@ -326,14 +334,14 @@ def test_a_finetune_trains_on_what_people_marked(mined, copy, kind: str, tmp_pat
     assert [row["mask_by"] for row in told] == ["person"] + ["detector"] * (len(told) - 1)
     shutil.rmtree(plan.run.root)
     draw(workspace, {name: (10, 20, 60, 51)})
-    assert run_key(plan_of(workspace, mined)) not in (run_key(plan), run_key(before))
+    assert run_key(workspace, mined) not in keys
 
 
 def test_a_finetune_leaves_out_what_waits_for_its_pictures(mined, copy) -> None:
     workspace = copy()
     before = plan_of(workspace, mined)
     draw(workspace, dict.fromkeys(mined.clean, (5, 5, 30, 40)))
-    assert plan_of(workspace, mined)._replace(undecided=None) == before
+    assert plan_of(workspace, mined)._replace(warning=None) == before
     again(workspace)
     after = [sample.name for sample in plan_of(workspace, mined).samples]
     assert set(after) - {sample.name for sample in before.samples} <= set(mined.clean)
@@ -342,7 +350,7 @@ def test_a_finetune_leaves_out_what_waits_for_its_pictures(mined, copy) -> None:
 
 def test_the_gate_is_judged_by_what_the_detector_finds(mined, copy) -> None:
     workspace = copy("all")
-    held_out = [found.image.names[0] for found in images_of(workspace).marked("held_out")]
+    held_out = [found.image.names[0] for found in images_of(workspace).with_artifacts("held_out")]
     overlooked = images_of(workspace).clean("held_out", 1)[0].names[0]
     draw(workspace, {overlooked: (5, 5, 30, 40), held_out[0]: ()})
     settings = Comparing(workspace=workspace.root, after=mined.mse, group_by="folder")

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from desra_core.gate.comparison import best_of, conclude, plan_comparison
+from desra_core.gate.comparison import decide_and_publish, plan_comparison
+from desra_core.gate.criteria import Verdict
 from desra_core.gate.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model, promote, rollback
-from desra_core.gate.verdict import Verdict
-from desra_core.housekeeping.leftovers import find_leftovers
-from desra_core.housekeeping.superseded import superseded
+from desra_core.housekeeping.garbage import find_garbage
+from desra_core.housekeeping.old_finetunes import old_finetunes
 from desra_core.housekeeping.sweep import sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
@@ -50,19 +50,20 @@ def turn(cycling: Cycling) -> Turn:
     process(mining)
     with workspace.locked():
         finetuning = finetuning_of(cycling, mining)
-        ended = plan_finetune(finetuning).ended
+        plan = plan_finetune(finetuning)
+        ended = plan.ended
         if not ended:
             train(finetuning)
-        comparison = plan_comparison(comparing_of(cycling, mining, finetuning))
+        comparison = plan_comparison(comparing_of(cycling, mining, plan.run.root))
         judged = judge_all(comparison)
-        verdict = conclude(comparison)
+        verdict = decide_and_publish(comparison)
         to_promote = is_to_promote(cycling, comparison, verdict)
         if to_promote:
-            best = best_of(comparison, verdict)
-            record = {"source": str(best.source), "weights": best.kind}
-            promote(workspace, best.candidate.model, parent=comparison.before, record=record, verdict={})
-        weights = RunFolder(finetuning.output).models()[-1].read_bytes()
-    return Turn(finetuning.output.name, ended, judged, verdict, to_promote, weights)
+            best = comparison.best(verdict)
+            record = {"source": str(best.source), "weights": best.weights}
+            promote(workspace, best.model, parent=comparison.before, record=record, verdict={})
+        weights = plan.run.models()[-1].read_bytes()
+    return Turn(plan.run.root.name, ended, judged, verdict, to_promote, weights)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,9 @@ def test_what_goes_of_three_turns(place, workspace: Workspace) -> None:
     assert (judged, len(made)) == (3 * 2 + 2, 3 * 2)  # the first two have a control in common
     promoted = {Path(event["source"]).name for event in json.loads((workspace.current / "history.json").read_bytes())}
     latest = {each["file"] for each in read_json(workspace.compared(second))["candidates"]} - {None}
-    before = find_leftovers(workspace).table.to_pylist()
+    before = find_garbage(workspace).table.to_pylist()
     sweep(workspace)
-    assert not find_leftovers(workspace).table.num_rows
+    assert not find_garbage(workspace).table.num_rows
     assert not failed.exists()
     assert sorted(path.name for path in first.iterdir()) == sorted(
         {path.name for path in second.iterdir()} - {"data", "state.pth"}
@@ -221,10 +222,10 @@ class Fake:
                 os.utime(path, (self._time, self._time))
 
     def going(self) -> set[str]:
-        return {found.path for found in superseded(self.workspace, self.settings) if found.kind != "unknown"}
+        return {found.path for found in old_finetunes(self.workspace, self.settings) if found.kind != "unknown"}
 
     def strangers(self) -> set[str]:
-        return {found.path for found in superseded(self.workspace, self.settings) if found.kind == "unknown"}
+        return {found.path for found in old_finetunes(self.workspace, self.settings) if found.kind == "unknown"}
 
 
 @pytest.fixture
@@ -372,7 +373,7 @@ def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, mon
     times = 0
     with monkeypatch.context() as patch:
         patch.setattr("desra_core.housekeeping.sweep.shutil.rmtree", killed)
-        while any(row["kind"] == "finetunes" for row in find_leftovers(workspace).table.to_pylist()):
+        while any(row["kind"] == "finetunes" for row in find_garbage(workspace).table.to_pylist()):
             with pytest.raises(KilledError):
                 sweep(workspace)
             times += 1
@@ -384,7 +385,7 @@ def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, mon
             assert data & first in (set(), data)
     assert times > 1
     sweep(workspace)
-    assert not find_leftovers(workspace).table.num_rows
+    assert not find_garbage(workspace).table.num_rows
 
 
 def test_models_stay(place, workspace: Workspace) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.housekeeping.holdings import holdings
-from desra_core.housekeeping.sizes import FOLDERS, Size, entries, size_of, sizes
+from desra_core.housekeeping.contents import FOLDERS, Size, entries, images_contents, size_of, sizes
 from desra_core.workspace import Workspace
 from desra_core.workspace import paths as described
 
@@ -41,7 +40,7 @@ def test_sizes_by_kind_largest_first(tmp_path: Path) -> None:
 
 
 def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
-    """Those that its description names, so that whoever adds one tells `holdings` of it."""
+    """Those that its description names, so that whoever adds one adds it to `FOLDERS`."""
     picture = re.search(r"^ +WS/$(.*?)^\S", str(described.__doc__) + '"', re.DOTALL | re.MULTILINE)
     paths = re.findall(r"^      (\S+)", picture[1], re.MULTILINE)
     assert len(paths) > 20
@@ -53,7 +52,7 @@ def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
         else:
             place.touch()
     assert {path.partition("/")[0] for path in paths if "/" in path} == set(FOLDERS)
-    table = holdings(Workspace(tmp_path / "ws")).to_pylist()
+    table = images_contents(Workspace(tmp_path / "ws")).to_pylist()
     assert [row["path"] for row in table if row["kind"] == "unknown" and "/" not in row["path"]] == []
 
 

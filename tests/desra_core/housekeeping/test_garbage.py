@@ -18,7 +18,7 @@ import pytest
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
 from desra_core.housekeeping import sweep as sweeping
-from desra_core.housekeeping.leftovers import find_leftovers
+from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.sweep import sweep
 from desra_core.images.codec import encode_mask
 from desra_core.planning.keys import load_settings, save_settings
@@ -64,13 +64,13 @@ def pending(workspace: Workspace) -> int:
 
 def going(workspace: Workspace, **options: bool) -> dict[str, str]:
     """What would go, with the reasons."""
-    table = find_leftovers(workspace, **options).table
+    table = find_garbage(workspace, **options).table
     return {row["path"]: row["reason"] for row in table.to_pylist() if row["kind"] != "unknown"}
 
 
 def swept(workspace: Workspace, **options: bool) -> dict[str, str]:
     """Sweep, again and again: what was found goes, and no more; nothing is left to do and no result has changed."""
-    before, found, left = results(workspace), find_leftovers(workspace, **options).table, pending(workspace)
+    before, found, left = results(workspace), find_garbage(workspace, **options).table, pending(workspace)
     dropped = sweep(workspace, **options).table
     assert dropped.sort_by("path").equals(found.sort_by("path"))
     assert not going(workspace, **options)
@@ -228,7 +228,7 @@ def test_replaced_and_restored_photos(corpus: Corpus) -> None:
                 content if isinstance(content, bytes) else cv2.imencode(".png", content)[1].tobytes()
             )
             corpus.run(workspace.root.name, threshold=0.9)
-        assert len(find_leftovers(workspace).stale) == 2
+        assert len(find_garbage(workspace).stale) == 2
         if sweeps:
             reasons = swept(workspace)
             assert {path: reason for path, reason in reasons.items() if reason != "empty folders"} == {
@@ -237,7 +237,7 @@ def test_replaced_and_restored_photos(corpus: Corpus) -> None:
             assert not workspace.shard_records(1).exists()
             assert read_records(workspace).num_rows == 7
         assert results(corpus.run(workspace.root.name, threshold=0.5)) == results(corpus.run("fresh", threshold=0.5))
-        assert (len(find_leftovers(workspace).stale) == 0) == sweeps
+        assert (len(find_garbage(workspace).stale) == 0) == sweeps
 
 
 def test_vanished_photos_go_when_that_is_asked_for(corpus: Corpus) -> None:
@@ -310,7 +310,7 @@ def test_what_is_not_known_is_left_and_links_are_not_followed(corpus: Corpus, tm
     group.touch()  # something is in it that no run has made
     files = tree(workspace.root)
     goes, stays = strew(workspace, tmp_path / "elsewhere")
-    table = find_leftovers(workspace).table
+    table = find_garbage(workspace).table
     found = {row["path"]: row for row in table.to_pylist()}
     assert {path for path, row in found.items() if row["kind"] != "unknown"} == goes
     strangers = {path for path, row in found.items() if row["kind"] == "unknown"}

@@ -1,0 +1,272 @@
+"""What the gate demands of a finetuned model: judgements add up to scores, and scores are held to the gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from desra_core.evaluation.fidelity import psnr
+from desra_core.evaluation.removal import wilson_interval
+from desra_core.settings.models import Gate
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class NewRegion:
+    """A region of the mask after finetuning that was not there before. Lengths and areas are in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    class_name: str | None
+    severity: float
+
+
+@dataclass(frozen=True)
+class OldRegion(NewRegion):
+    """A region of the mask before finetuning, and whether it is gone after."""
+
+    gone: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One held-out image under one candidate, against the old model's result.
+
+    Attributes
+    ----------
+    image, id
+        Its name and the hash of its content.
+    candidate
+        The candidate's name.
+    pixels, outside_pixels
+        All of the result's, and those outside of the mask before.
+    squared_error, ssim, gradient_similarity
+        Outside of the mask before, see `desra_core.evaluation.fidelity`; the first is a sum.
+    lpips
+        Distance of the whole images, where it was asked for.
+    sharpness_before, sharpness_after
+        Of the whole images, in grey levels of 255 per pixel.
+    """
+
+    image: str
+    id: str
+    candidate: str
+    pixels: int
+    regions: list[OldRegion]
+    added: list[NewRegion]
+    artifact_pixels_before: int
+    artifact_pixels_after: int
+    outside_pixels: int
+    squared_error: float
+    ssim: float
+    gradient_similarity: float
+    lpips: float | None
+    sharpness_before: float
+    sharpness_after: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether the old model's result has no artifact."""
+        return not self.regions
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate over all judged images. Shares are in 0..1, areas in pixels, intervals hold 95 %.
+
+    Attributes
+    ----------
+    images, clean_images
+        All judged images, and those without an artifact before.
+    regions, gone, removal, removal_interval
+        Artifact regions before, those of them that are gone, and their share; None where there are none.
+    images_added, addition, addition_interval, regions_added
+        Images with an added region, their share (None without images), and the added regions.
+    area_before, area_after
+        Artifact pixels of all images.
+    psnr, ssim, gradient_similarity
+        Against the old model's results, outside of the masks before: over all pixels together. The first is None where
+        nothing differs, all are without images.
+    lpips
+        The mean over the images that have it; None where none has.
+    detail_loss
+        The share of the clean images' sharpness that is lost, below 0 where they became sharper; None where there is no
+        sharpness to lose.
+    classes
+        Regions and those gone by class name, the most frequent first; under ``""`` where there are no labels.
+    """
+
+    candidate: str
+    images: int
+    clean_images: int
+    regions: int
+    gone: int
+    removal: float | None
+    removal_interval: Interval
+    images_added: int
+    addition: float | None
+    addition_interval: Interval
+    regions_added: int
+    area_before: int
+    area_after: int
+    psnr: float | None
+    ssim: float | None
+    gradient_similarity: float | None
+    lpips: float | None
+    detail_loss: float | None
+    classes: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's decision on the candidates of one finetune.
+
+    Attributes
+    ----------
+    passed, best
+        Whether a candidate passes, and the name of the best one; None where there are none.
+    reasons
+        Why the best one does not pass, a sentence for each criterion; empty where it passes.
+    scores, control
+        Of the candidates as they were given, and of the control.
+    thresholds
+        ``min_removal`` and ``max_detail_loss`` as they were then.
+    undecided
+        Whether the best one misses nothing, but images are missing by which something could be shown.
+    """
+
+    passed: bool
+    best: str | None
+    reasons: tuple[str, ...]
+    scores: tuple[Score, ...]
+    control: Score
+    thresholds: dict[str, float]
+    undecided: bool = False
+
+    @property
+    def outcome(self) -> Literal["passed", "failed", "undecided"]:
+        """The verdict in a word."""
+        return "passed" if self.passed else "undecided" if self.undecided else "failed"
+
+
+def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
+    """Hold candidates to the gate, and choose the best.
+
+    A candidate passes when it meets all three criteria of `unmet`. The best one misses the fewest of them. Of several,
+    it is the one with the most merit, then the one with the highest PSNR to the old model, then the first. Merit is
+    ``removal * (1 - detail_loss / max_detail_loss)``: the last region is not worth the texture of all photos. Where the
+    best one misses nothing but what no image could show, the verdict is undecided.
+    """
+    found = [unmet(candidate, control, gate) for candidate in scores]
+
+    def order(index: int) -> tuple[int, float, float]:
+        candidate, (missed, unshown) = scores[index], found[index]
+        similarity = math.inf if candidate.psnr is None else candidate.psnr
+        merit = -math.inf
+        if candidate.removal is not None and candidate.detail_loss is not None:
+            loss = max(candidate.detail_loss, 0.0)
+            left = 1 - loss / gate.max_detail_loss if gate.max_detail_loss else float(loss == 0)
+            merit = candidate.removal * left
+        return len(missed) + len(unshown), -merit, -similarity
+
+    best = min(range(len(scores)), key=order, default=None)
+    missed, unshown = (("There is no candidate.",), ()) if best is None else found[best]
+    return Verdict(
+        passed=not missed and not unshown,
+        best=None if best is None else scores[best].candidate,
+        reasons=(*missed, *unshown),
+        scores=tuple(scores),
+        control=control,
+        thresholds={"min_removal": gate.min_removal, "max_detail_loss": gate.max_detail_loss},
+        undecided=bool(unshown) and not missed,
+    )
+
+
+def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Say which of the three criteria a candidate misses, and which of them no judged image can show.
+
+    Of the artifact regions, ``gate.min_removal`` must be gone. No more images may gain a region than by the noise of
+    the control. Clean images may lose ``gate.max_detail_loss`` of their sharpness.
+
+    Returns
+    -------
+    A sentence for each criterion that is missed, and for each that cannot be shown.
+    """
+    missed, unshown = [], []
+    if candidate.removal is None:
+        unshown.append("No held-out image has an artifact region, so nothing shows that artifacts are deleted.")
+    elif candidate.removal < gate.min_removal:
+        low, high = (round(100 * bound) for bound in candidate.removal_interval)
+        missed.append(
+            f"{candidate.gone} of {candidate.regions} artifact regions are gone, {_percent(candidate.removal)} (95 % "
+            f"interval: {low} to {high} %), where {_percent(gate.min_removal)} are asked for."
+        )
+    if candidate.images_added > control.images_added:
+        missed.append(
+            f"{candidate.images_added} of {candidate.images} images gained an artifact region; of the control, which "
+            f"is noise of 2 grey levels, {control.images_added} did."
+        )
+    if candidate.detail_loss is None:
+        unshown.append("No clean image with detail was judged, so nothing shows that detail was kept.")
+    elif candidate.detail_loss > gate.max_detail_loss:
+        missed.append(
+            f"Clean images lost {_percent(candidate.detail_loss)} of their sharpness, where "
+            f"{_percent(gate.max_detail_loss)} are tolerated."
+        )
+    return tuple(missed), tuple(unshown)
+
+
+def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
+    """Add up the judgements of one candidate."""
+    judged = list(judgements)
+    clean = [judgement for judgement in judged if judgement.clean]
+    regions = [region for judgement in judged for region in judgement.regions]
+    distances = [judgement.lpips for judgement in judged if judgement.lpips is not None]
+    gone = sum(region.gone for region in regions)
+    images_added = sum(bool(judgement.added) for judgement in judged)
+    outside = sum(judgement.outside_pixels for judgement in judged)
+    error = sum(judgement.squared_error for judgement in judged)
+    ssim = sum(judgement.ssim * judgement.outside_pixels for judgement in judged)
+    gms = sum(judgement.gradient_similarity * judgement.outside_pixels for judgement in judged)
+    sharpness = sum(judgement.sharpness_before for judgement in clean)
+    kept = sum(judgement.sharpness_after for judgement in clean)
+    classes: dict[str, tuple[int, int]] = {}
+    for region in regions:
+        count, removed = classes.get(region.class_name or "", (0, 0))
+        classes[region.class_name or ""] = count + 1, removed + region.gone
+    return Score(
+        candidate=candidate,
+        images=len(judged),
+        clean_images=len(clean),
+        regions=len(regions),
+        gone=gone,
+        removal=_ratio(gone, len(regions)),
+        removal_interval=wilson_interval(gone, len(regions)),
+        images_added=images_added,
+        addition=_ratio(images_added, len(judged)),
+        addition_interval=wilson_interval(images_added, len(judged)),
+        regions_added=sum(len(judgement.added) for judgement in judged),
+        area_before=sum(judgement.artifact_pixels_before for judgement in judged),
+        area_after=sum(judgement.artifact_pixels_after for judgement in judged),
+        psnr=psnr(error, outside) if error else None,
+        ssim=_ratio(ssim, outside),
+        gradient_similarity=_ratio(gms, outside),
+        lpips=_ratio(sum(distances), len(distances)),
+        detail_loss=1 - kept / sharpness if sharpness else None,
+        classes=dict(sorted(classes.items(), key=lambda item: (-item[1][0], item[0]))),
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _percent(share: float) -> str:
+    """Percent to four digits, so that what just misses a threshold does not read like it."""
+    return f"{100 * share:.4g} %"

@@ -1,0 +1,207 @@
+"""List what lies in a workspace, and how much of the disk it takes. No link is followed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from desra_core.errors import UsageError
+from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.inventory import is_text
+from desra_core.workspace.products import ARRAYS
+
+# The folders of a workspace.
+FOLDERS = (
+    "masks", "human", "imports", "exported", "dataset", "maps", "outcomes", "journal", "models", "finetunes", "gate",
+    "calibration", "pages", "prefect", "tmp",
+)  # fmt: skip
+# Kinds of items beside those that are named after their folder.
+UNKNOWN, EMPTY = "unknown", "empty"
+
+_FILES = {
+    "manifest.parquet", "settings.json", "regions.parquet", "split.parquet", "failures.parquet", "report.html",
+    "scan_failures.parquet", "gathered.json", "lock",
+}  # fmt: skip
+_BATCH = 65_536
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+class Item(NamedTuple):
+    """A file or folder of a workspace, and why it may be deleted.
+
+    ``path`` is relative to the workspace. ``owner`` is the name of the image it belongs to, or the image's id where
+    ``kind`` is maps; ``part`` is then the array. Items of the kind `UNKNOWN` are not desra's and never deleted.
+    """
+
+    kind: str
+    path: str
+    files: int
+    bytes: int
+    reason: str | None = None
+    owner: str = ""
+    part: str = ""
+
+
+# A column for each field of `Item`.
+ITEMS = pa.schema([(name, pa.int64() if name in ("files", "bytes") else pa.string()) for name in Item._fields])
+
+
+class Size(NamedTuple):
+    """How many files, and how many bytes they hold."""
+
+    files: int
+    bytes: int
+
+
+def sizes(workspace: Workspace) -> dict[str, Size]:
+    """Measure a workspace by kind, the largest first; kinds without a file are left out.
+
+    Kinds are named after the folders of a workspace; the files beside these folders are ``tables``, and the folders
+    that no run makes are ``other``.
+    """
+    found: dict[str, Size] = {}
+    for entry in entries(workspace.root):
+        kind = "tables"
+        if entry.is_dir(follow_symlinks=False):
+            kind = entry.name if entry.name in FOLDERS else "other"
+        size, before = size_of(entry), found.get(kind, Size(0, 0))
+        found[kind] = Size(before.files + size.files, before.bytes + size.bytes)
+    held = ((kind, size) for kind, size in found.items() if size.files)
+    return dict(sorted(held, key=lambda item: (-item[1].bytes, item[0])))
+
+
+def images_contents(workspace: Workspace) -> pa.Table:
+    """List what belongs to images, empty folders, and what no workspace has (schema `ITEMS`)."""
+    return table_of(_listed(workspace))
+
+
+def table_of(items: Iterable[Item]) -> pa.Table:
+    """Turn items into a table (schema `ITEMS`); only so many of them are Python objects at a time."""
+    rows, batches = iter(items), []
+    while batch := list(islice(rows, _BATCH)):
+        columns = [pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), ITEMS.types, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=ITEMS))
+    return pa.Table.from_batches(batches, ITEMS).combine_chunks()
+
+
+def is_key(name: str) -> bool:
+    """Whether a name may be that of something with a key: 128 bits as hex."""
+    return _KEY.fullmatch(name) is not None
+
+
+def item(
+    workspace: Workspace, path: Path | str, kind: str, reason: str | None = None, *, owner: str = "", part: str = ""
+) -> Item:
+    """Measure a file or folder of a workspace."""
+    place = os.fspath(path).removeprefix(f"{workspace.root}/")
+    # A path can be of any bytes.
+    return Item(kind, place.encode("utf-8", "backslashreplace").decode(), *size_of(path), reason, owner, part)
+
+
+def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """List a folder, sorted by name; nothing where it is none, or gone (raises `UsageError`)."""
+    try:
+        with os.scandir(folder) as found:
+            listed = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UsageError(folder, f"cannot be read ({error.strerror})", "check its permissions") from None
+    yield from listed
+
+
+def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """List a folder, unless it is a link: its target does not belong to the workspace."""
+    return iter(()) if folder.is_symlink() else entries(folder)
+
+
+def size_of(place: os.PathLike[str] | str) -> Size:
+    """Measure a file, or all files below a folder; what is gone or cannot be read is left out."""
+    try:
+        status = os.lstat(place)
+    except FileNotFoundError:  # deleted meanwhile
+        return Size(0, 0)
+    if not stat.S_ISDIR(status.st_mode):
+        return Size(1, status.st_size)
+    files = size = 0
+    folders = [os.fspath(place)]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # of a run that is going on
+                    size += entry.stat(follow_symlinks=False).st_size
+                    files += 1
+    return Size(files, size)
+
+
+def _listed(workspace: Workspace) -> Iterator[Item]:
+    for entry in entries(workspace.root):
+        folder = entry.is_dir(follow_symlinks=False)
+        if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
+            yield item(workspace, entry.path, UNKNOWN)
+    yield from _named(workspace, "masks", workspace.masks, ".png")
+    yield from _named(workspace, "pages", workspace.root / "pages", ".html")
+    for entry in own_entries(workspace.dataset_manifest.parent):
+        if entry.name in DATASET and entry.is_dir(follow_symlinks=False):
+            yield from _named(workspace, "dataset", Path(entry.path), ".png")
+        elif entry.name != workspace.dataset_manifest.name or not _is_file(entry):
+            yield item(workspace, entry.path, UNKNOWN)
+    for outer in own_entries(workspace.maps):
+        yield from _maps(workspace, outer)
+
+
+def _named(workspace: Workspace, kind: str, folder: Path, suffix: str, above: str = "") -> Iterator[Item]:
+    """The files of images in a folder and below, whose paths are the images' names with a suffix."""
+    inside = list(own_entries(folder))
+    if above and not inside:
+        yield item(workspace, folder, EMPTY)
+    for entry in inside:
+        name = above + entry.name
+        if entry.is_dir(follow_symlinks=False) and is_text(entry.name):
+            yield from _named(workspace, kind, Path(entry.path), suffix, f"{name}/")
+        elif _is_file(entry) and name.endswith(suffix):
+            yield item(workspace, entry.path, kind, owner=name.removesuffix(suffix))
+        else:
+            yield item(workspace, entry.path, UNKNOWN)
+
+
+def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
+    """The arrays of the images in one folder of maps/, and the file that makes a zarr group, which has no part."""
+    if not outer.is_dir(follow_symlinks=False):
+        yield item(workspace, outer.path, UNKNOWN)
+        return
+    groups = list(entries(outer.path))
+    if not groups:
+        yield item(workspace, outer.path, EMPTY if is_text(outer.name) else UNKNOWN)
+    for group in groups:
+        image_id = group.name.removesuffix(".zarr")
+        known = group.name == f"{image_id}.zarr" and is_key(image_id) and image_id[:2] == outer.name
+        if not known or not group.is_dir(follow_symlinks=False):
+            yield item(workspace, group.path, UNKNOWN)
+            continue
+        members = list(entries(group.path))
+        if not members:
+            yield item(workspace, group.path, EMPTY, owner=image_id)
+        for entry in members:
+            if entry.name in ARRAYS and entry.is_dir(follow_symlinks=False):
+                yield item(workspace, entry.path, "maps", owner=image_id, part=entry.name)
+            elif entry.name == "zarr.json" and _is_file(entry):
+                yield item(workspace, entry.path, "maps", owner=image_id)
+            else:
+                yield item(workspace, entry.path, UNKNOWN, owner=image_id)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a plain file whose name is text."""
+    return entry.is_file(follow_symlinks=False) and is_text(entry.name)

@@ -1,0 +1,199 @@
+"""Find finetune folders and gate records that gc may delete.
+
+Kept whole: the latest finetune, and unfinished ones of the current model. Kept without training images and state: those
+that a document names, which is the settings of the latest run, the latest verdict, the record of a promoted model, or
+run.json of a finetune that stays. So after a rollback, the finetune of that model is found ended and judged. The others
+are deleted whole: a partly deleted one would look like a run in progress.
+
+Of the gate, judgements stay of the latest comparison and of the finetunes that stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from desra_core.errors import UsageError
+from desra_core.files.atomic import is_unfinished
+from desra_core.files.hashing import content_key
+from desra_core.files.locks import holder
+from desra_core.gate.model_registry import history
+from desra_core.housekeeping.contents import UNKNOWN, Item, entries, is_key, item, own_entries
+from desra_core.settings import CorpusSettings
+from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.workspace import Workspace
+
+UNFINISHED = "left half-written by runs that were cut off"
+
+_PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
+_MODEL = re.compile(r"iteration_\d{6}(\.discriminator)?\.(pth|json)")
+_CANDIDATE = re.compile(r"[0-9a-f]{32}-\w+\.pth")
+# The folders of the gate, and the names in them.
+_GATE = {
+    "judgements": re.compile(r"[0-9a-f]{32}"),
+    "candidates": _CANDIDATE,
+    "compared": re.compile(r"[0-9a-f]{32}\.json"),
+}
+
+
+def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
+    """List what may go of such finetunes and judgements, and unknown files among them. Nothing is changed.
+
+    ``settings`` are those of the latest run. Raises `UsageError` where the history of the models is damaged.
+    """
+    runs: dict[str, RunFolder] = {}
+    for entry in own_entries(workspace.finetune("")):
+        if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
+            runs[entry.name] = RunFolder(Path(entry.path))
+        else:
+            yield item(workspace, entry.path, UNKNOWN)
+    latest = max(runs, key=lambda key: _time(runs[key]), default="")
+    model = _model_in_use(workspace, settings)
+    whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
+    notes, latest_notes = _comparisons(workspace)
+    documents = [workspace.settings, workspace.verdict, *(workspace.root / "models").glob("*/*.json")]
+    texts = [_text(path) for path in (*documents, *(runs[key].document for key in whole))]
+    texts += [notes[name]["after"] for name in latest_notes]
+    used_candidates = set(_CANDIDATE.findall("\n".join(texts)))
+    staying = set(whole)
+    while texts:  # a finetune that stays names others
+        text = texts.pop()
+        named = {key for key in runs if key not in staying and key in text}
+        staying |= named
+        texts += [_text(runs[key].document) for key in named]
+    for key, run in runs.items():
+        if key in staying:
+            yield from _within(workspace, run, whole=key in whole)
+        else:
+            reason = "finetunes that others have replaced" if run.document.exists() else "finetunes that never began"
+            yield item(workspace, run.root, "finetunes", reason)
+    kept = {name for name, note in notes.items() if any(key in note["after"] for key in staying)} | latest_notes
+    # Candidates of the others are split off their checkpoints again when they are asked for.
+    at_hand = {name for name in kept if latest and latest in notes[name]["after"]} | latest_notes
+    needed = {
+        "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
+        "candidates": used_candidates | {each["file"] for name in at_hand for each in notes[name]["candidates"]},
+        "compared": kept,
+    }
+    if notes:
+        yield from _of_gate(workspace, needed)
+
+
+def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[Item]:
+    """What is not needed of a finetune that stays, and unknown files in it."""
+    for entry, known in () if _is_running(run) else _parts(run):
+        if _is_scratch(entry):
+            yield item(workspace, entry.path, "finetunes", UNFINISHED)
+        elif not known:
+            yield item(workspace, entry.path, UNKNOWN)
+    if not whole and _has_ended(run):
+        for path in (run.data, run.state):
+            if path.exists():
+                yield item(workspace, path, "finetunes", "what finetunes that others have replaced could go on with")
+
+
+def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
+    """What is not needed in the gate's folders, and unknown files there."""
+    for entry in own_entries(workspace.gate):
+        if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
+            if entry.name != workspace.verdict.name:
+                yield item(workspace, entry.path, UNKNOWN)
+            continue
+        for part in entries(entry.path):
+            is_kind = part.is_dir(follow_symlinks=False) == (entry.name == "judgements") and not part.is_symlink()
+            if _is_scratch(part):
+                yield item(workspace, part.path, "gate", UNFINISHED)
+            elif not is_kind or not _GATE[entry.name].fullmatch(part.name):
+                yield item(workspace, part.path, UNKNOWN)
+            elif part.name not in needed[entry.name]:
+                yield item(workspace, part.path, "gate", "of earlier comparisons")
+
+
+def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
+    """The notes of the gate on its comparisons, by file name, and the names of the latest ones.
+
+    Latest are that of the latest verdict and those without a verdict yet. There are no notes where one is damaged, or
+    that of the verdict is missing as in earlier versions: then the gate is left alone.
+    """
+    verdict = read_json(workspace.verdict)
+    concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
+    notes, latest = {}, set()
+    for entry in own_entries(workspace.compared(Path()).parent):
+        note = read_json(Path(entry.path))
+        try:
+            after, _ = note["after"], [(each["judgements"], each["file"]) for each in note["candidates"]]
+        except (TypeError, KeyError):
+            return {}, set()
+        notes[entry.name] = note
+        if not verdict or after == verdict["after"] or entry.stat().st_mtime_ns > concluded:
+            latest.add(entry.name)
+    if verdict and all(note["after"] != verdict["after"] for note in notes.values()):
+        return {}, set()
+    return notes, latest
+
+
+def _stays_whole(run: RunFolder, model: str | None) -> bool:
+    """Whether a finetune that is not the latest stays whole: it could go on, is running, or holds unknown files."""
+    if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
+        return True
+    document = read_json(run.document)
+    if document is None or _has_ended(run):
+        return False
+    return model is None or (document.get("parent") or {}).get("key") == model
+
+
+def _has_ended(run: RunFolder) -> bool:
+    """Whether a finetune has done what it was last asked to do."""
+    training = (read_json(run.document) or {}).get("training", {})
+    progress = read_json(run.progress) or {}
+    if progress.get("worse", 0) >= training.get("patience", 1):
+        return True
+    reached = progress.get("iteration", 0)
+    return reached >= progress.get("iterations", training.get("iterations", 1)) and run.model(reached).exists()
+
+
+def _is_running(run: RunFolder) -> bool:
+    """Whether a process holds a finetune's folder, as a worker does whose driver has died."""
+    try:
+        return holder(run.root / "lock") is not None
+    except OSError:
+        return True
+
+
+def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
+    """The key of the model that the next finetune starts from; None where it cannot be known."""
+    past = history(workspace)
+    if past:
+        return str(past[-1]["model"])
+    given: Path | None = getattr(settings, "gan_model", None)
+    with contextlib.suppress(UsageError):
+        return content_key(given) if given else None
+    return None
+
+
+def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """What lies in a finetune's folder and among its models, and whether finetunes make such."""
+    for entry in entries(run.root):
+        yield entry, entry.name in _PARTS and not entry.is_symlink()
+    for entry in own_entries(run.root / "models"):
+        yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
+
+
+def _time(run: RunFolder) -> float:
+    """When a finetune was begun or last went on."""
+    return max((path.stat().st_mtime for path in (run.document, run.progress) if path.exists()), default=0.0)
+
+
+def _is_scratch(entry: os.DirEntry[str]) -> bool:
+    return is_unfinished(entry.name) and entry.is_file(follow_symlinks=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""

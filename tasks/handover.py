@@ -1,0 +1,30 @@
+"""Hand a plan to a flow in the same process: the parameters of a Prefect flow are JSON, and a plan is not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Plan = TypeVar("Plan")
+
+_PLANS: ContextVar[tuple[tuple[BaseModel, object], ...]] = ContextVar("plans", default=())
+
+
+@contextlib.contextmanager
+def handing_over(settings: BaseModel, plan: object) -> Iterator[None]:
+    """Offer a plan to the flows that are called in the block with these settings; None offers nothing."""
+    token = _PLANS.set((*_PLANS.get(), (settings, plan)))
+    try:
+        yield
+    finally:
+        _PLANS.reset(token)
+
+
+def handed_over(settings: BaseModel, kind: type[Plan]) -> Plan | None:
+    """Take the latest plan that the caller made for the same settings; None where it made none."""
+    plans = (plan for given, plan in reversed(_PLANS.get()) if given == settings and isinstance(plan, kind))
+    return next(plans, None)

@@ -1,0 +1,84 @@
+"""Runs finetunes, each once undisturbed and once killed again and again. For a process of its own, which forks.
+
+It takes JSON: by case, the folder of the whole run, that of the killed one, the model and the settings. It prints JSON:
+by case, the steps (warmed up, iterations) that were saved whenever the run was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Imported before forking, so that no child takes time for them.
+import tensorboard.summary.writer.record_writer  # type: ignore[import-untyped]  # noqa: F401
+import torch
+import torch.utils.tensorboard
+
+from desra_core.settings.models import Training
+from desra_core.training import loop
+from desra_core.training.run_folder import RunFolder
+
+
+def start(run: RunFolder, model: Path, training: Training, save_seconds: float) -> int:
+    """Finetune in a fork; returns its process id. This process never computes itself, so that forks can."""
+    pid = os.fork()
+    if pid:
+        return pid
+    loop.SAVE_SECONDS, loop.PROGRESS_SECONDS = save_seconds, 0.02
+    status = 1
+    try:
+        loop.finetune(run, model, training, "cpu", 1)
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        os._exit(status)
+
+
+def saved(run: RunFolder) -> int | None:
+    """Identify the state that is saved now."""
+    return run.state.stat().st_ino if run.state.exists() else None
+
+
+def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> list[tuple[int, int]]:
+    """Kill a finetune a while after each save, until one ends by itself; returns what was saved each time."""
+    moments: list[tuple[int, int]] = []
+    while True:
+        # The first time as soon as anything is saved.
+        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(20)) if moments else (0.0, 0.0)
+        before, pid = saved(run), start(run, model, training, save_seconds)
+        ended = (0, 0)
+        while saved(run) == before and not ended[0]:
+            ended = os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
+        if not ended[0]:
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            ended = os.waitpid(pid, 0)
+        if os.WIFEXITED(ended[1]):
+            assert ended[1] == 0
+            return moments
+        state = torch.load(run.state, weights_only=True)
+        moments.append((state["warmed"], state["iteration"]))
+
+
+def main(cases: dict[str, tuple[str, str, str, dict[str, Any]]]) -> dict[str, list[tuple[int, int]]]:
+    """Run all cases; returns the moments of each."""
+    random.seed(0)
+    found = {}
+    for case, (whole, killed, model, settings) in cases.items():
+        training = Training(**settings)
+        assert os.waitpid(start(RunFolder(Path(whole)), Path(model), training, 60), 0)[1] == 0
+        found[case] = kill_again_and_again(RunFolder(Path(killed)), Path(model), training)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
