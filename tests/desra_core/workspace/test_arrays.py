@@ -59,7 +59,7 @@ READERS: dict[str, Callable[[Workspace], object]] = {
     "find": lambda workspace: find_array(workspace, IMAGE, "similarity", key="k"),
     "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).scores(Rectangle(0, 0, 100, 100)),
     "labels": read_label_window,
-    "evaluate": lambda workspace: image_agreement._read_labels(workspace.group(IMAGE) / "labels"),
+    "evaluate": lambda workspace: image_agreement.read_labels(workspace.group(IMAGE) / "labels"),
 }
 
 
