@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
@@ -210,19 +211,19 @@ def _covered(regions: Sequence[MaskRegion]) -> Flags:
 def _by_class(
     mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion], labels: Labels
 ) -> dict[int, Agreement]:
-    def pixels(part: Mask) -> Iterable[int]:
-        return np.bincount(labels[part], minlength=CLASS_COUNT).tolist()
+    def pixels(part: Mask) -> npt.NDArray[np.intp]:
+        return np.bincount(labels[part], minlength=CLASS_COUNT)
 
-    def regions(chosen: Iterable[MaskRegion]) -> Iterable[int]:
+    def regions(chosen: Iterable[MaskRegion]) -> npt.NDArray[np.intp]:
         classes = [region.dominant_class for region in chosen if region.dominant_class is not None]
-        return np.bincount(np.array(classes, np.int64), minlength=CLASS_COUNT).tolist()
+        return np.bincount(np.array(classes, np.int64), minlength=CLASS_COUNT)
 
     right, found = ([region for region in one if region.covered] for one in (detected, marked))
     rows = zip(
         pixels(mask & truth), pixels(mask | truth), regions(detected), regions(right), regions(marked), regions(found),
         pixels(mask), pixels(truth), strict=True,
     )  # fmt: skip
-    return {index: Agreement(*row) for index, row in enumerate(rows) if any(row)}
+    return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row)}
 
 
 def read_labels(path: Path) -> Labels:
