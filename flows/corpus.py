@@ -1,4 +1,4 @@
-"""What detect and mine have in common: take the shards of a corpus through the stages of a run."""
+"""Take the shards of a corpus through the stages of a run: the body of the flows detect and mine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shard_runner() -> TaskRunner[Any]:
 
 
 def opened_workspace(root: Path) -> Workspace:
-    """The workspace of a run, made where there is none. A run that nobody looks at makes none.
+    """Open the workspace of a run, and make it where there is none, except for a run of a deployment.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     Parameters
     ----------
     settings
-        What is wanted.
+        Settings of the run.
     machine
         Where and how wide to compute.
     rescan

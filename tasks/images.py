@@ -33,7 +33,7 @@ def each_image(
     Parameters
     ----------
     name
-        What is done, in a word.
+        The work in a word, for people.
     prepare
         Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function of an image and of what
         goes with it in ``work``, which workers call: it must be picklable, and so must its small result.

@@ -11,12 +11,12 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from desra_core.annotations.selection import count_resting
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import Prepared
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from tasks.dask_map import Dask
 
 # Where browsers find the report of the workspace that a run is for; an environment variable.
@@ -63,7 +63,7 @@ def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> 
         What else there is to say, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
-    people = told_resting(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
+    people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
     create_markdown_artifact(
         _listed(f"**{told}**", [*facts, people, report]), key="outcome", description="How this run ended."
     )
@@ -90,7 +90,7 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
     if scanned:
         found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
         facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
-        if others := told_passed_over(scanned.passed_over):
+        if others := kinds_in_words(scanned.passed_over):
             facts.append(f"passed over: {others}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
 

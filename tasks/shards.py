@@ -83,13 +83,13 @@ class Shard:
         self.content = sorted(set(run.plan.rows(number)["id"].to_pylist()))
 
     def pending(self, product: str) -> list[tuple[ImageRef, Record]]:
-        """The images that lack a product by now."""
+        """List the images that lack a product by now, each with its record."""
         work = assess(self._rows, to_table(self.records.values()), self._target, self._held)
         ids = dict.fromkeys(self._ids[index] for index in np.flatnonzero(work.lacking[product]))
         return [(self.images[key], self.record_of(key)) for key in ids if key not in self.failed]
 
     def names(self) -> int:
-        """How many names the images have that have not failed."""
+        """Count the names of the images that have not failed."""
         return sum(len(image.names) for key, image in self.images.items() if key not in self.failed)
 
     def record_of(self, image_id: str) -> Record:
@@ -159,7 +159,7 @@ def process_shard(number: int, run: Run) -> Counts:
         )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
-    told = f"{counts['images']} images, {counts['failed']} failed"
-    get_run_logger().info("shard %05d: %s", number, told)
-    record(logging.INFO, told, run=flow_run.name, shard=f"{number:05d}")
+    line = f"{counts['images']} images, {counts['failed']} failed"
+    get_run_logger().info("shard %05d: %s", number, line)
+    record(logging.INFO, line, run=flow_run.name, shard=f"{number:05d}")
     return counts

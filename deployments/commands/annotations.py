@@ -12,7 +12,7 @@ import typer
 
 from desra_core.annotations.corrections import Correction, read_corrections
 from desra_core.annotations.export import Exported, export_workspace
-from desra_core.annotations.publication import Published, Undone, publish_corrections, undo_import
+from desra_core.annotations.publication import ImportSummary, UndoSummary, publish_corrections, undo_import
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.planning.keys import load_settings
@@ -133,7 +133,7 @@ def _show_export(exported: Exported, form: str, workspace: Workspace, output: Pa
         typer.echo(f"next     {tool}; then desra import {form} {_quoted(source)} --workspace {_quoted(workspace.root)}")
 
 
-def _show_masks(published: Published, taken: Sequence[Correction]) -> None:
+def _show_masks(published: ImportSummary, taken: Sequence[Correction]) -> None:
     typer.echo(
         f"{counted(published.images, 'mask')} by people, {published.changed} of them other than the detector's and "
         f"{published.clean} without any artifact"
@@ -157,7 +157,7 @@ def _show_left_out(taken: Sequence[Correction], as_exported: int) -> None:
         typer.echo(f"left out {_shapes(count, noun)} {rest}, in {counted(images, 'image')}")
 
 
-def _show_next(published: Published, workspace: Workspace, verb: str) -> None:
+def _show_next(published: ImportSummary, workspace: Workspace, verb: str) -> None:
     typer.echo(f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
     if published.renewed:
         typer.echo(f"dataset  mask and pseudo-GT of {counted(published.renewed, 'image')} made again")
@@ -169,7 +169,7 @@ def _show_next(published: Published, workspace: Workspace, verb: str) -> None:
         typer.echo(f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN")
 
 
-def _show_undone(undone: Undone, workspace: Workspace) -> None:
+def _show_undone(undone: UndoSummary, workspace: Workspace) -> None:
     images = counted(undone.names, "image")
     typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier one again")
     if undone.renewed:

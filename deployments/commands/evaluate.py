@@ -11,12 +11,10 @@ import typer
 from deployments.commands.runs import show_people
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import UsageError
-from desra_core.evaluation.bootstrap import Interval
 from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks
 from desra_core.evaluation.evaluation_files import write_json, write_tables
 from desra_core.evaluation.mask_pairs import Pairing, pair_folders, pair_workspace
-from desra_core.evaluation.mask_scores import MaskScores
-from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
 from desra_core.evaluation.severity_labels import has_ratings, read_ratings
 from desra_core.evaluation.table import as_text, counted, fixed
 from desra_core.workspace import Workspace
@@ -118,7 +116,7 @@ def _show(evaluation: Evaluation) -> None:
     typer.echo(f"{counted(scores.images, 'image')} judged{failed}")
     _show_scores(scores)
     if scores.empty_pairs:
-        value = _with_interval(scores.iou_with_empty, scores.intervals["iou_with_empty"]).strip()
+        value = _with_interval(scores.values["iou_with_empty"], scores.intervals["iou_with_empty"]).strip()
         where = "in mask and ground truth, left out of this IoU"
         typer.echo(f"{counted(scores.empty_pairs, 'image')} with nothing {where}; as agreement they make it {value}")
     if evaluation.prominent and evaluation.severity:

@@ -19,12 +19,12 @@ from deployments.serving.server import ServerLostError, check_temporary, end_lef
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import told_resting
+from desra_core.workspace.human_masks import resting_in_words
 from desra_core.workspace.matching import with_twins_summed_up
 from tasks.handover import handing_over
 from tasks.logs import NowAndThen, say, say_each
@@ -176,7 +176,7 @@ def renew_report(workspace: Workspace) -> None:
 def show_people(count: int) -> None:
     """Print how many images rest on masks by people, where any do."""
     if count:
-        typer.echo(f"people   {told_resting(count)}")
+        typer.echo(f"people   {resting_in_words(count)}")
 
 
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
@@ -191,7 +191,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
         typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
     else:
         typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
-    if others := told_passed_over(scanned.passed_over):
+    if others := kinds_in_words(scanned.passed_over):
         typer.echo(f"passed over {others}")
     if paged := images_of_several_pages(workspace):
         named = ", ".join(map(printable, paged[:_SHOWN_PAGED]))

@@ -16,7 +16,7 @@ from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
 from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.sweep import sweep
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan
 from desra_core.workspace import Workspace, read_table
@@ -56,7 +56,7 @@ def status(
     typer.echo(f"done       {plan.done}")
     typer.echo(f"pending    {plan.pending}{retried}")
     typer.echo(f"failed     {failed.num_rows}")
-    if others := told_passed_over(read_passed_over(place)):
+    if others := kinds_in_words(read_passed_over(place)):
         typer.echo(f"passed over {others}")
     if sized:
         by_kind = sizes(place)

@@ -1,5 +1,5 @@
-"""Masks on their way to people and back: export to labelling tools, import of what people corrected.
+"""Export masks to labelling tools, and import the corrected ones as human masks.
 
-`desra_core.annotations.export` writes an export of a workspace, `desra_core.annotations.corrections` reads what came of
-it and publishes it as masks by people; see `desra_core.workspace.human_masks` for what prefers them.
+`desra_core.annotations.export` writes an export of a workspace, `desra_core.annotations.corrections` reads corrected
+masks, `desra_core.annotations.publication` publishes them; `desra_core.workspace.human_masks` has the rules for them.
 """

@@ -1,6 +1,6 @@
-"""COCO files of artifact regions: one category, compressed run-length encodings, severities as scores.
+"""Write COCO files of artifact regions: one category, compressed run-length encodings, severities as scores.
 
-What is not COCO's own stands in ``attributes``, which FiftyOne and CVAT show: the ADE20K class, severity and mean
+Fields that COCO does not have are in ``attributes``, which FiftyOne and CVAT show: the ADE20K class, severity and mean
 similarity, and whether a person or the detector drew the mask.
 """
 
@@ -17,12 +17,12 @@ from desra_core.evaluation.coco_masks import CATEGORY
 
 
 def coco_annotations(image: Annotated) -> list[dict[str, Any]]:
-    """The regions of an image as COCO annotations, without ids (raises `desra_core.errors.ImageError`)."""
+    """Describe the regions of an image as COCO annotations, without ids (raises `desra_core.errors.ImageError`)."""
     return [_annotation(annotation, image.shape) for annotation in image.annotations()]
 
 
 def coco_document(images: Iterable[tuple[str, tuple[int, int], list[dict[str, Any]]]]) -> bytes:
-    """Put a COCO file together.
+    """Write a COCO file.
 
     Parameters
     ----------

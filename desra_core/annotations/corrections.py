@@ -1,4 +1,4 @@
-"""Masks that people corrected: read from LabelMe and COCO files, all of them held against the workspace first."""
+"""Read masks that people corrected from LabelMe and COCO files, and check all of them against the workspace."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.codec import encode_mask
-from desra_core.images.names import ImageNames
-from desra_core.images.scanning import normalized
+from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import exported_masks, mask_key, read_human_masks
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import Target
 
 Origin = Literal["labelme", "coco"]
 
@@ -39,12 +37,12 @@ Drawn = LabelMeFile | CocoMask
 
 
 class Correction(NamedTuple):
-    """A mask by a person, ready to be published.
+    """A human mask, ready to be published.
 
     Attributes
     ----------
     source
-        What to name in errors.
+        The file, and for COCO the image in it, for errors.
     name, id
         Of the image.
     png, pixels, regions
@@ -52,10 +50,10 @@ class Correction(NamedTuple):
     changed
         Whether the detector's mask is another one.
     kinds, left_out
-        What each shape was drawn as, and a phrase for each that was not taken.
+        The kind of each shape, and a phrase for each that does not count.
     as_exported
-        Whether the mask is one by the detector that was exported for this image, by this very export where a person's
-        mask counts and the export has the image: nobody has edited it, and nobody has confirmed it before.
+        Whether the mask is still the detector's as it was exported for this image, neither edited nor confirmed by a
+        person. Where a human mask counts and the export has the image, only that export is looked at.
     """
 
     source: str
@@ -71,7 +69,7 @@ class Correction(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The annotations of one image: where they come from, the names it may have, its size and what was drawn."""
+    """The annotations of one image: where they come from, the names it may have, its size and its shapes."""
 
     source: str
     names: Sequence[str]
@@ -82,12 +80,12 @@ class _Source(NamedTuple):
 def read_corrections(
     workspace: Workspace, origin: Origin, path: Path, label: str | None = None, *, unchanged: bool = True
 ) -> tuple[list[Correction], list[DesraError]]:
-    """Read what people made of an export, or drew otherwise; nothing is written.
+    """Read the masks that people corrected in an export, or drew otherwise; nothing is written.
 
     Parameters
     ----------
     workspace
-        Which has the images.
+        The workspace of the images.
     origin
         ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath`` names, or
         else of the image at its own place. ``coco``: a JSON file.
@@ -97,12 +95,12 @@ def read_corrections(
         Only shapes with this label count, if given. By default all LabelMe shapes do; of a COCO file those of the
         category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
     unchanged
-        Whether masks count too that are as they were exported; else they contradict none that were edited.
+        Whether masks that are as they were exported count too; else they contradict none that were edited.
 
     Returns
     -------
-    The masks, those that are as they were exported among them, and what is wrong with the others: where anything is,
-    nothing should be published.
+    The masks, with those that are as they were exported, and the errors of others. If there are any errors, nothing
+    should be published.
 
     Raises
     ------
@@ -114,31 +112,36 @@ def read_corrections(
     assert manifest is not None
     exported = export_document(export_root(path.absolute()) or path) or {}
     ids: dict[str, str] = exported.get("images", {})
-    # What lies in an export goes by the names of then.
+    # Files of an export have the names that images had at that time.
     names = ImageNames(sorted({*ids, *manifest["name"].filter(manifest["present"]).to_pylist()}))
     if origin == "labelme":
         pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
         sources, errors = _labelme(path, label, names, pictures)
     else:
-        sources, errors = _coco(path, label, names), []
+        found, errors = read_coco(path, category=label).items(), []
+        sources = [
+            _Source(f"{path}, {name}", names.find(name), (mask.height, mask.width), mask) for name, mask in found
+        ]
     renamed = _renamed(manifest, ids)
     exported["images"] = {renamed.get(name, name): key for name, key in ids.items()}
-    now = (list(dict.fromkeys(renamed.get(name, name) for name in source.names)) for source in sources)
-    sources = [source._replace(names=new) for source, new in zip(sources, now, strict=True)]
-    rows = _rows_of(workspace, target, sources)
+    sources = [
+        source._replace(names=list(dict.fromkeys(renamed.get(name, name) for name in source.names)))
+        for source in sources
+    ]
+    done = done_images(workspace, target).select(["name", "id", "height", "width"])
+    wanted = pa.array({name for source in sources for name in source.names}, pa.string())
+    rows = {row["name"]: row for row in done.filter(pc.is_in(done["name"], wanted)).to_pylist()}
     images: list[tuple[_Source, dict[str, Any]]] = []
     for source in sources:
-        found = rows.get(source.names[0]) if len(source.names) == 1 else None
-        problem = _problem(source, found, exported, target.gan_sr_key, settings.verb)
-        if problem:
-            errors.append(problem)
-        elif found:
-            images.append((source, found))
+        try:
+            images.append((source, _row_of(source, rows, exported, target.gan_sr_key, settings.verb)))
+        except ImageError as error:
+            errors.append(error)
     given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
-    # A workspace that was made anew knows nothing of the exports before.
+    # A workspace that was made anew has no list of earlier exports.
     known = exported_masks(workspace, (row["id"] for _, row in images)) | given
     human = read_human_masks(workspace, target.gan_sr_key)
-    # A person whose mask counts may go back to the detector's: what this export gave away tells whether anybody did.
+    # A person whose mask counts may go back to the detector's mask: only this export shows whether that was done.
     shown = human.keys() & set(ids.values())
     written = {key for keys in exported.get("files", {}).values() for key in keys}
 
@@ -187,7 +190,7 @@ def _labelme(
 
 
 def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
-    """The images that a LabelMe file may be of: by its imagePath, or where that is of none by its own place.
+    """The images that a LabelMe file may be of: by its imagePath, or where that names none by its own place.
 
     Raises
     ------
@@ -209,7 +212,7 @@ def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[
 def _of_image_path(
     file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool
 ) -> list[str] | None:
-    """The images that the imagePath of a LabelMe file may mean; None where it tells nothing."""
+    """The images that the imagePath of a LabelMe file may mean; None where it does not help."""
     if not file.image_path:
         return None
     if picture := _picture(file):
@@ -235,17 +238,10 @@ def _picture(file: LabelMeFile) -> Path | None:
         return None
 
 
-def _coco(path: Path, label: str | None, names: ImageNames) -> list[_Source]:
-    return [
-        _Source(f"{path}, {file_name}", names.find(file_name), (mask.height, mask.width), mask)
-        for file_name, mask in read_coco(path, category=label).items()
-    ]
-
-
 def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
-    """The names that images have now which went by others when they were exported, by those.
+    """The present names of images by the names at their export, where these differ.
 
-    A name changes when a file of the same name but for the suffix joins the image's, or goes.
+    A name changes when a file with the same name and another suffix appears or vanishes.
     """
     manifest = manifest.filter(
         pc.and_(manifest["present"], pc.is_in(manifest["id"], pa.array(exported.values(), pa.string())))
@@ -260,33 +256,33 @@ def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _rows_of(workspace: Workspace, target: Target, sources: Iterable[_Source]) -> dict[str, dict[str, Any]]:
-    """The images that are done, by name, of those that the sources may mean."""
-    rows = done_images(workspace, target).select(["name", "id", "height", "width"])
-    wanted = pa.array({name for source in sources for name in source.names}, pa.string())
-    return {row["name"]: row for row in rows.filter(pc.is_in(rows["name"], wanted)).to_pylist()}
+def _row_of(
+    source: _Source, rows: dict[str, dict[str, Any]], exported: dict[str, Any], gan_sr_key: str | None, verb: str
+) -> dict[str, Any]:
+    """Find the image of some annotations among those that are done.
 
-
-def _problem(
-    source: _Source, found: dict[str, Any] | None, exported: dict[str, Any], gan_sr_key: str | None, verb: str
-) -> ImageError | None:
-    """What speaks against an image's annotations before they are drawn."""
+    Raises
+    ------
+    ImageError
+        It is ambiguous or not done, has another size, or another result than was exported.
+    """
     if len(source.names) > 1:
         field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"
         reason = f"may be of {' or of '.join(source.names[:2])}"
-        return ImageError(source.source, reason, f"write the path of its picture, folders included, as {field}")
-    if found is None:
+        raise ImageError(source.source, reason, f"write the path of its picture, folders included, as {field}")
+    row = rows.get(source.names[0]) if source.names else None
+    if row is None:
         reason = "matches no finished image of this workspace"
-        return ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
-    height, width = (given or own for given, own in zip(source.size, (found["height"], found["width"]), strict=True))
-    if (height, width) != (found["height"], found["width"]):
-        reason = f"is of {width}x{height} px but the image has {found['width']}x{found['height']}"
-        return ImageError(source.source, reason, "annotate pictures of the size of the GAN results")
-    then = exported.get("images", {}).get(found["name"])
-    if then is not None and (then, exported.get("gan_sr_key")) != (found["id"], gan_sr_key):
+        raise ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
+    height, width = source.size[0] or row["height"], source.size[1] or row["width"]
+    if (height, width) != (row["height"], row["width"]):
+        reason = f"is of {width}x{height} px but the image has {row['width']}x{row['height']}"
+        raise ImageError(source.source, reason, "annotate pictures of the size of the GAN results")
+    then = exported.get("images", {}).get(row["name"])
+    if then is not None and (then, exported.get("gan_sr_key")) != (row["id"], gan_sr_key):
         reason = "was exported from another result than the workspace holds"
-        return ImageError(source.source, reason, "export again, and correct that")
-    return None
+        raise ImageError(source.source, reason, "export again, and correct that")
+    return row
 
 
 def _correction(
@@ -314,7 +310,7 @@ def _correction(
 
 
 def _contradictions(corrections: Iterable[Correction]) -> list[DesraError]:
-    """Images that were corrected twice, under one name or as copies of each other, in different ways."""
+    """Errors for images that were corrected twice: under one name, or as copies with different masks."""
     corrections = list(corrections)
     names = Counter(correction.name for correction in corrections)
     first: dict[str, Correction] = {}
@@ -328,7 +324,7 @@ def _contradictions(corrections: Iterable[Correction]) -> list[DesraError]:
 
 
 def _on_threads(read: Callable[[Any], Read], items: Sequence[Any]) -> tuple[list[Read], list[DesraError]]:
-    """The results of a function of each item, and the errors of those that it raised for."""
+    """Apply a function to items: its results, and the errors that it raised."""
 
     def attempt(item: Any) -> Read | DesraError:
         try:

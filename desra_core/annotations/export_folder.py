@@ -1,4 +1,4 @@
-"""The folder of an export: written whole or not at all, and never over what a person has edited since."""
+"""Write the folder of an export whole or not at all, and never over files that a person has edited since."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _DOCUMENT = ".desra-export.json"
 
 
 class ExportFolder:
-    """Files of an export on their way; `write` may be called by several threads.
+    """An export that is being written; `write` may be called by several threads.
 
-    Beside the files lies a document that tells what was exported from which results, with the hash of each file.
+    A document beside the files names the exported images and results, and has the hash of each file.
     """
 
     def __init__(self, root: Path, stage: Path) -> None:
@@ -40,12 +40,12 @@ class ExportFolder:
             self._digests[path] = digest(data)
 
     def commit(self, document: dict[str, Any], *, overwrite: bool) -> None:
-        """Put all files in place, and take away those of the export before that are not among them.
+        """Put all files in place, and remove those of the export before that are not among them.
 
         Parameters
         ----------
         document
-            What to remember of the export beside its files.
+            Further entries for the document of the export.
         overwrite
             Replace files that were edited since they were exported.
 
@@ -67,7 +67,7 @@ class ExportFolder:
                     self.root.rmdir()
                 self._stage.rename(self.root)
                 return
-            # Until all is in place, either content is the export's: nobody has edited what is half replaced.
+            # While files are being replaced, both the old and the new hash count as unedited.
             both = {path: sorted({*known.get(path, []), *files.get(path, [])}) for path in known.keys() | files.keys()}
             _write_document(self.root, document | {"files": both})
             for path in files:
@@ -76,7 +76,9 @@ class ExportFolder:
             for path in known.keys() - files.keys():
                 (self.root / path).unlink(missing_ok=True)
             _write_document(self.root, document | {"files": files})
-        _prune(self.root)
+            for folder in sorted((path for path in self.root.rglob("*") if path.is_dir()), reverse=True):
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
 
     def _check_edits(self, known: dict[str, list[str]]) -> None:
         edited = []
@@ -122,7 +124,7 @@ def open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
 
 
 def export_document(folder: Path) -> dict[str, Any] | None:
-    """What was exported to a folder; None where nothing was."""
+    """Read the document of an export; None where the folder holds none."""
     try:
         document = json.loads((folder / _DOCUMENT).read_bytes())
     except (OSError, ValueError):
@@ -131,16 +133,9 @@ def export_document(folder: Path) -> dict[str, Any] | None:
 
 
 def export_root(path: Path) -> Path | None:
-    """The folder of the export that a file or folder belongs to; None where it belongs to none."""
+    """Find the folder of the export that a file or folder belongs to, if any."""
     return next((folder for folder in (path, *path.parents) if (folder / _DOCUMENT).is_file()), None)
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:
     replace_file(folder / _DOCUMENT, json.dumps(document, indent=1).encode())
-
-
-def _prune(root: Path) -> None:
-    """Take away folders that nothing is left in."""
-    for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):
-            folder.rmdir()

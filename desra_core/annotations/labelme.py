@@ -1,7 +1,7 @@
-"""LabelMe files of artifact regions, one beside each picture, written so that LabelMe itself would draw them exactly.
+"""Read and write LabelMe files of artifact regions, one beside each picture; LabelMe draws them exactly.
 
-A polygon is what `PIL.ImageDraw` makes of it, outline included: the rule of ``labelme.utils.shape_to_mask``. Regions
-that no polygon gives back (with holes, or thinner than three points) are written as masks.
+Polygons are drawn by `PIL.ImageDraw`, outline included, as in ``labelme.utils.shape_to_mask``. Regions that no polygon
+draws exactly (with holes, or of fewer than three points) are written as masks.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _VERSION = "5.5.0"
 _RECTANGLES = {"rectangle": "rectangle", "oriented_rectangle": "rotated rectangle", "rotation": "rotated rectangle"}
 _POLYGONS = ("polygon", "quadrilateral", "oriented_rectangle", "rotation")
 _SAVE_AGAIN = "save it again with LabelMe, or remove it"
-# Farther away than so many pixels nobody draws, but a damaged file may.
+# Shapes are nearer to the image than this, in pixels; a damaged file may say otherwise.
 _FAR = 2**20
 
 
 class LabelMeFile(NamedTuple):
-    """What a LabelMe file says of its image.
+    """The contents of a LabelMe file.
 
-    ``width`` and ``height`` are None where it does not tell the size, ``image_path`` is empty where it does not tell
-    the picture: a path relative to the file's folder.
+    ``width`` and ``height`` are None where it has no size, and ``image_path``, the picture's path relative to the
+    file's folder, is empty where it names none.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class LabelMeFile(NamedTuple):
 
 
 def labelme_document(image: Annotated) -> bytes:
-    """The LabelMe file of an image whose picture, of the same name, lies beside it (raises `ImageError`)."""
+    """Write the LabelMe file of an image whose picture NAME.png lies beside it (raises `ImageError`)."""
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
@@ -79,7 +79,7 @@ def labelme_document(image: Annotated) -> bytes:
 
 
 def read_labelme(path: Path) -> LabelMeFile:
-    """Read a LabelMe file but for the picture that it may hold.
+    """Read a LabelMe file, without the picture that may be in it.
 
     Raises
     ------
@@ -93,9 +93,9 @@ def read_labelme(path: Path) -> LabelMeFile:
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise ImageError(path, "is no LabelMe file", _SAVE_AGAIN)
-    told = document.get("imageWidth"), document.get("imageHeight")
-    width, height = map(whole_number, told)
-    if any(side is not None and (number or 0) < 1 for side, number in zip(told, (width, height), strict=True)):
+    given = document.get("imageWidth"), document.get("imageHeight")
+    width, height = map(whole_number, given)
+    if any(side is not None and (number or 0) < 1 for side, number in zip(given, (width, height), strict=True)):
         raise ImageError(path, "has no valid size of its image", _SAVE_AGAIN)
     image_path = document.get("imagePath")
     return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "")
@@ -173,13 +173,13 @@ def _shape(annotation: Annotation) -> dict[str, Any]:
 
 
 def _description(annotation: Annotation) -> str:
-    """Class and severity, for the person to see."""
+    """Class and severity, for the annotator."""
     if annotation.region is None:
         return "drawn by a person"
-    said = [annotation.class_name] if annotation.class_name else []
-    said.append(f"severity {annotation.region['severity']:.1f}")
-    said.append(f"mean similarity {annotation.region['mean_similarity']:.3f}")
-    return ", ".join(said)
+    numbers = (
+        f"severity {annotation.region['severity']:.1f}, mean similarity {annotation.region['mean_similarity']:.3f}"
+    )
+    return f"{annotation.class_name}, {numbers}" if annotation.class_name else numbers
 
 
 def _polygon(part: Part) -> list[list[float]]:

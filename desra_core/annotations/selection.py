@@ -1,4 +1,4 @@
-"""The images of a workspace that an export takes, each with its mask: the person's where there is one."""
+"""Choose the images of a workspace for an export, each with its mask: the human mask where there is one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Annotated(NamedTuple):
         return float(sum(region["severity"] for region in self.regions))
 
     def mask(self) -> Mask:
-        """The person's mask, or else the detector's.
+        """Read the human mask, or else the detector's.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Annotated(NamedTuple):
         return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
 
     def annotations(self) -> list[Annotation]:
-        """The parts of the mask, in reading order.
+        """List the parts of the mask, in reading order.
 
         Raises
         ------
@@ -110,7 +110,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
 
 def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
-    """How many of the images that are present have a mask by a person that counts."""
+    """Count the present images with a human mask that counts."""
     manifest = read_manifest(workspace)
     if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
         return 0
@@ -123,11 +123,11 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
     Parameters
     ----------
     workspace, target
-        The workspace, and what its latest run wanted.
+        The workspace, and the cache keys of its latest run.
     everything
-        Take all images that are done, not only those with artifacts or a mask by a person.
+        Take all images that are done, not only those with artifacts or a human mask.
     worst
-        Take only so many, the most severe.
+        Take only this many, the most severe.
     """
     rows = done_images(workspace, target)
     human = read_human_masks(workspace, target.gan_sr_key)

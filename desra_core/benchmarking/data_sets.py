@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
-from desra_core.images.names import ImageNames
-from desra_core.images.scanning import image_files, no_images, root_of
-from desra_core.workspace.matching import spelled_like, without_ambiguity
+from desra_core.images.scanning import ImageNames
+from desra_core.workspace.matching import files_by_name
 
 # The roles of the folders of a data set, and their names in the published one.
 ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR", "desra_mask": "DeSRA-Mask",
@@ -168,7 +167,9 @@ def _not_empty(data_set: DataSet, place: Path) -> DataSet:
 
 def _read_part(part: PartFolders, skip: Path, data_set: DataSet) -> None:
     """Add the images of a part to a data set."""
-    files = _aligned(_listed(part.folders, skip, data_set))
+    found, problems = files_by_name(part.folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
+    data_set.failures.extend(problems)
+    files = _aligned(found)
     coco_masks = _named(read_coco(part.coco), files["gan_sr"], part.coco) if part.coco else {}
     truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
     needs_truth = part.coco is not None or "gt_mask" in part.folders
@@ -184,25 +185,6 @@ def _read_part(part: PartFolders, skip: Path, data_set: DataSet) -> None:
             data_set.failures.append(ImageError(subject, reason, remedy))
         else:
             data_set.examples.append(Example(part.name, name, own, coco_masks.get(name)))
-
-
-def _listed(folders: Mapping[str, Path], skip: Path, data_set: DataSet) -> dict[str, dict[str, Path]]:
-    """The images below each folder, by their relative path without suffix."""
-    tables = {}
-    for role, folder in folders.items():
-        tables[role], problems, others = image_files(folder, skip)
-        if tables[role].num_rows == 0 and not problems:
-            raise no_images(folder, "add them, or remove the folder", others)
-        data_set.failures.extend(problems)
-    tables, unclear = without_ambiguity(tables)
-    for row in unclear.to_pylist():
-        data_set.failures.append(ImageError(row["subject"], row["reason"], row["remedy"]))
-    gan_sr = tables["gan_sr"]["name"]
-    named = {role: table.set_column(0, "name", spelled_like(table["name"], gan_sr)) for role, table in tables.items()}
-    return {
-        role: {row["name"]: root_of(folders[role]) / row["path"] for row in table.to_pylist()}
-        for role, table in named.items()
-    }
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:

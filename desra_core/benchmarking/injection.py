@@ -7,12 +7,12 @@ before the border of the place fade, so that what is measured is the texture and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.images.bit_depth import grey_levels
 from desra_core.images.codec import Mask, Pixels
 
 KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flattening")
@@ -78,7 +78,7 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
     if kind == "colour_shift" and gan_sr.shape[2] == 1:
         raise ValueError("a gray image has no colour to shift")
     box = _box(place)
-    inside, levels = place[box], _levels(gan_sr[box])
+    inside, levels = place[box], grey_levels(gan_sr[box])
     if kind == "flattening":
         change = strength * (_painterly(levels) - levels) * _fade(inside, _FADE)
     elif kind == "colour_shift":
@@ -95,7 +95,7 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
 
 def contrast(before: Pixels, after: Pixels, place: Mask) -> float:
     """Measure an injection: RMS of the change over the pixels and channels of its place, in grey levels of 255."""
-    return _rms(_levels(after[place]) - _levels(before[place]))
+    return _rms(grey_levels(after[place]) - grey_levels(before[place]))
 
 
 def texture(pixels: Pixels, place: Mask) -> float:
@@ -104,7 +104,7 @@ def texture(pixels: Pixels, place: Mask) -> float:
     The window is that of the paper's D: a Gaussian of 11x11 px and sigma 1.5. Channels count alike.
     """
     box = _box(place)
-    levels = _levels(pixels[box])
+    levels = grey_levels(pixels[box])
     mean, mean_square = (cv2.GaussianBlur(x, (11, 11), 1.5).reshape(levels.shape) for x in (levels, levels**2))
     return float(np.sqrt(np.maximum(mean_square - mean**2, 0)[place[box]].mean()))
 
@@ -114,10 +114,6 @@ def _box(place: Mask) -> tuple[slice, slice]:
     rows, columns = (np.flatnonzero(place.any(axis=axis)) for axis in (1, 0))
     top, left = (max(0, int(used[0]) - _HALO) for used in (rows, columns))
     return slice(top, int(rows[-1]) + 1 + _HALO), slice(left, int(columns[-1]) + 1 + _HALO)
-
-
-def _levels(samples: npt.NDArray[Any]) -> Levels:
-    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
 
 
 def _rms(values: Levels) -> float:

@@ -16,11 +16,9 @@ from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, PixelAgreement, read_records
 from desra_core.benchmarking.methods import Method, OperatingPoint
 from desra_core.errors import ImageError, printable
-from desra_core.evaluation import bootstrap
-from desra_core.evaluation.bootstrap import Interval
+from desra_core.evaluation import metrics
 from desra_core.evaluation.evaluation_files import scores_document
-from desra_core.evaluation.mask_scores import MaskScores, score_masks
-from desra_core.evaluation.metrics import Agreement, pooled
+from desra_core.evaluation.metrics import Agreement, Interval, MaskScores, pooled, score_masks
 from desra_core.evaluation.table import as_markdown as as_markdown_table
 from desra_core.evaluation.table import as_text, fixed
 
@@ -187,7 +185,7 @@ def as_markdown(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> 
         f"{count} image{'' if count == 1 else 's'}; regions above {settings.min_area}"
         f"{'' if settings.min_area.endswith('%') else ' px'}; judged on the valid region, without the 5 px frame. "
         "IoU is the mean over images; a region is right, or found, when at least half of it lies in the other mask; "
-        f"in brackets {100 * bootstrap.CONFIDENCE:g} % intervals by the bootstrap over images. {weights}"
+        f"in brackets {100 * metrics.CONFIDENCE:g} % intervals by the bootstrap over images. {weights}"
         "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7.",
     ]
     if results.rows:

@@ -7,6 +7,8 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from desra_core.errors import UsageError
 from desra_core.images.codec import Mask
 
 CATEGORY = "artifact"
+
+Id = int | str | None
 
 _WHOLE = re.compile(r"\s*([+-]?\d{1,40})(?:\.0*)?\s*")
 _FORMAT = "give a COCO file whose images have id, file_name, width and height, and annotations a segmentation or a bbox"
@@ -31,9 +35,9 @@ class CocoMask(NamedTuple):
     counts
         Compressed run-length encoding, column by column.
     kinds
-        What each region was drawn as: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
+        The shape of each region: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
     left_out
-        What was not taken, and why: a phrase for each, which stands after ``region`` or ``outline``.
+        A phrase for each shape that does not count, such as ``region of category text``.
     """
 
     height: int
@@ -43,24 +47,22 @@ class CocoMask(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-class _Found:
-    """What the annotations of an image hold."""
+@dataclass
+class _Image:
+    """An image of the file, and what its annotations hold."""
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.encodings: list[Any] = []
-        self.kinds: list[str] = []
-        self.left_out: list[str] = []
-
-    def add(self, annotation: dict[str, Any]) -> None:
-        """Take the shape of an annotation; raises what Python does for one that has none."""
-        encodings, kind, slivers = _encoded(annotation, self.height, self.width)
-        self.encodings += encodings
-        self.kinds.append(kind)
-        self.left_out += ["outline of fewer than three points"] * slivers
+    name: str
+    height: int
+    width: int
+    encodings: list[Any] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def mask(self) -> CocoMask:
-        return CocoMask(self.height, self.width, _merged(self.encodings), tuple(self.kinds), tuple(self.left_out))
+        from pycocotools import mask as coco
+
+        counts = coco.merge(self.encodings)["counts"].decode() if self.encodings else ""
+        return CocoMask(self.height, self.width, counts, tuple(self.kinds), tuple(self.left_out))
 
 
 def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]:
@@ -83,27 +85,19 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
         image or category, or its shape does not fit the image.
     """
     document = _document(path)
-    images, names = _images(document, path)
+    images = _images(document, path)
     categories = _categories(document, category, path)
     for annotation in _entries(document, "annotations", ("image_id",), path):
-        number = annotation.get("id", "?")
-        where = f"{path}, annotation {number}"
+        where = f"{path}, annotation {annotation.get('id', '?')}"
         image = images.get(_id(annotation["image_id"]))
         if image is None:
             raise UsageError(where, f"is of image {annotation['image_id']}, which is not there", _FORMAT)
         name, counts = _category(annotation, categories, where)
-        if not counts:
+        if counts:
+            _draw(annotation, image, where)
+        else:
             image.left_out.append(f"region of category {name}")
-            continue
-        if not annotation.get("segmentation") and not annotation.get("bbox"):
-            raise UsageError(where, "has no segmentation and no bbox", f"redraw or remove annotation {number}")
-        try:
-            image.add(annotation)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            why = f": {error}" if type(error) is ValueError and str(error) else ""
-            reason = f"holds no mask of an image of {image.width}x{image.height} px{why}"
-            raise UsageError(where, reason, f"redraw or remove annotation {number}") from None
-    return {name: images[key].mask() for name, key in names.items()}
+    return {image.name: image.mask() for image in images.values()}
 
 
 def decode_json(data: bytes) -> Any:
@@ -112,7 +106,7 @@ def decode_json(data: bytes) -> Any:
     Raises
     ------
     ValueError
-        It is none; the message says why.
+        It is no JSON, or text in another encoding.
     """
     try:
         return json.loads(data)
@@ -129,7 +123,7 @@ def decode_json(data: bytes) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-    """The number that JSON may hold as 384, 384.0 or "384"; None for anything else."""
+    """Read a number that JSON may hold as 384, 384.0 or "384"; None for anything else."""
     if isinstance(value, str):
         digits = _WHOLE.fullmatch(value)
         return int(digits[1]) if digits else None
@@ -139,7 +133,8 @@ def whole_number(value: Any) -> int | None:
 
 
 def decode_coco_mask(mask: CocoMask) -> Mask:
-    """Decode to ``(H, W)`` bool."""
+    """Decode a mask to ``(H, W)`` bool."""
+    # Not by pycocotools: its decode makes NumPy 2 warn.
     lengths = _run_lengths(mask.counts) or [mask.height * mask.width]
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.width, mask.height)
     return np.ascontiguousarray(columns.T)
@@ -158,49 +153,46 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _entries(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a list of the file, each of which has the ids, names and sizes that are needed."""
+    """Yield the entries of a list of the file; raises `UsageError` for one without the ids, names and sizes needed."""
     rows = document.get(kind) or ()
     if not isinstance(rows, list | tuple):
         raise UsageError(f"{path}, {kind}", "is no list", _FORMAT)
     for number, row in enumerate(rows):
         for name in needed:
-            if not isinstance(row, dict) or not _fits(name, row.get(name)):
+            value = row.get(name) if isinstance(row, dict) else None
+            if name in ("file_name", "name"):
+                fits = isinstance(value, str) and value != ""
+            elif name in ("width", "height"):
+                fits = (whole_number(value) or 0) >= 1
+            else:
+                fits = _id(value) is not None
+            if not fits:
                 raise UsageError(f"{path}, {kind}, entry {number}", f"has no {name}", _FORMAT)
         yield row
 
 
-def _fits(name: str, value: Any) -> bool:
-    if name in ("file_name", "name"):
-        return isinstance(value, str) and value != ""
-    if name in ("width", "height"):
-        return (whole_number(value) or 0) >= 1
-    return _id(value) is not None
-
-
-def _id(value: Any) -> int | str | None:
+def _id(value: Any) -> Id:
     """An id, which one tool writes as 7 and another as 7.0 or "7"."""
     number = whole_number(value)
     return number if number is not None else value if isinstance(value, str) else None
 
 
-def _images(document: dict[str, Any], path: Path) -> tuple[dict[int | str | None, _Found], dict[str, int | str | None]]:
-    """What is to be found of each image by its id, and the ids by file name."""
-    images: dict[int | str | None, _Found] = {}
-    names: dict[str, int | str | None] = {}
+def _images(document: dict[str, Any], path: Path) -> dict[Id, _Image]:
+    """The images of the file by id."""
+    images: dict[Id, _Image] = {}
+    names: set[str] = set()
     for row in _entries(document, "images", ("id", "file_name", "width", "height"), path):
         key, name = _id(row["id"]), row["file_name"]
         if key in images:
             raise UsageError(path, f"has two images with the id {row['id']}", "keep one of them")
         if name in names:
             raise UsageError(path, f"has two images called {name}", "keep one of them")
-        height, width = whole_number(row["height"]), whole_number(row["width"])
-        assert height is not None
-        assert width is not None
-        images[key], names[name] = _Found(height, width), key
-    return images, names
+        names.add(name)
+        images[key] = _Image(name, whole_number(row["height"]) or 0, whole_number(row["width"]) or 0)
+    return images
 
 
-def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dict[int | str | None, tuple[str, bool]]:
+def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dict[Id, tuple[str, bool]]:
     """The name of each category by its id, and whether its annotations count."""
     names = {_id(row["id"]): row["name"] for row in _entries(document, "categories", ("id", "name"), path)}
     if wanted is not None and wanted not in names.values():
@@ -213,9 +205,7 @@ def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dic
     return {key: (name, every or is_wanted(name)) for key, name in names.items()}
 
 
-def _category(
-    annotation: dict[str, Any], categories: dict[int | str | None, tuple[str, bool]], where: str
-) -> tuple[str, bool]:
+def _category(annotation: dict[str, Any], categories: dict[Id, tuple[str, bool]], where: str) -> tuple[str, bool]:
     """The name of an annotation's category, and whether it counts."""
     if not categories:
         return "", True
@@ -231,33 +221,46 @@ def _category(
     return found
 
 
-def _encoded(annotation: dict[str, Any], height: int, width: int) -> tuple[list[Any], str, int]:
-    """Run-length encodings of an annotation, its kind, and how many of its outlines have fewer than three points.
+def _draw(annotation: dict[str, Any], image: _Image, where: str) -> None:
+    """Add the shape of an annotation to its image."""
+    remedy = f"redraw or remove annotation {annotation.get('id', '?')}"
+    if not annotation.get("segmentation") and not annotation.get("bbox"):
+        raise UsageError(where, "has no segmentation and no bbox", remedy)
+    try:
+        segmentation = annotation.get("segmentation")
+        if segmentation and isinstance(segmentation, dict):
+            image.encodings.append(_run_lengths_of(segmentation, image.height, image.width))
+            image.kinds.append("RLE")
+        else:
+            _draw_outlines(annotation, image)
+    # Of a damaged file any value may have any type.
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        why = f": {error}" if type(error) is ValueError and str(error) else ""
+        reason = f"holds no mask of an image of {image.width}x{image.height} px{why}"
+        raise UsageError(where, reason, remedy) from None
 
-    Raises what Python does for one that has no shape, or a ValueError that says what is wrong.
-    """
+
+def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
+    """Add polygons, or the box where there are none; raises ValueError or whatever Python does for damaged ones."""
     from pycocotools import mask as coco
 
-    segmentation = annotation.get("segmentation")
-    if segmentation and isinstance(segmentation, dict):
-        return [_run_lengths_of(segmentation, height, width)], "RLE", 0
-    outlines, kind, slivers = [outline for outline in segmentation or () if outline], "polygon", 0
-    if not outlines:
-        outlines, kind = _outline_of_box(annotation)
-    else:
-        whole = [outline for outline in outlines if len(outline) >= 6]
-        slivers = len(outlines) - len(whole)
-        if not whole:
+    drawn, kind = [outline for outline in annotation.get("segmentation") or () if outline], "polygon"
+    if drawn:
+        outlines = [outline for outline in drawn if len(outline) >= 6]
+        if not outlines:
             raise ValueError("no outline has three points")
-        outlines = whole
+        image.left_out += ["outline of fewer than three points"] * (len(drawn) - len(outlines))
+    else:
+        outlines, kind = _outline_of_box(annotation)
     # Far away, pycocotools would draw edges without end.
-    far = 4 * (height + width)
+    far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")
-    encodings = list(coco.frPyObjects(outlines, height, width))
+    encodings = coco.frPyObjects(outlines, image.height, image.width)
     if not coco.area(coco.merge(encodings)):
         raise ValueError(f"the {kind} covers none of its pixels")
-    return encodings, kind, slivers
+    image.encodings += encodings
+    image.kinds.append(kind)
 
 
 def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]:
@@ -274,7 +277,7 @@ def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]
         middle = complex(x + width / 2, y + height / 2)
         turned = [(complex(*corner) - middle) * turn + middle for corner in corners]
         corners = [(point.real, point.imag) for point in turned]
-    return [[value for corner in corners for value in corner]], "rotated box" if angle else "box"
+    return [list(chain.from_iterable(corners))], "rotated box" if angle else "box"
 
 
 def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> Any:
@@ -296,7 +299,7 @@ def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> An
 
 
 def _run_lengths(counts: str) -> list[int]:
-    """Undo the compression, as ``rleFrString`` of pycocotools does.
+    """Undo the compression, as ``rleFrString`` of pycocotools does without looking for the end of damaged ones.
 
     Numbers are written to the base 32 from the lowest digit on; from the fourth on, less the one before the last.
     """
@@ -315,9 +318,3 @@ def _run_lengths(counts: str) -> list[int]:
     if shift:
         raise ValueError
     return lengths
-
-
-def _merged(encodings: list[Any]) -> str:
-    from pycocotools import mask as coco
-
-    return str(coco.merge(encodings)["counts"].decode()) if encodings else ""

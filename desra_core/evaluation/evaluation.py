@@ -1,9 +1,9 @@
-"""Masks of a whole set against people's: every pair compared, and what it adds up to."""
+"""Compare a whole set of masks with its ground truth, and add up the measures."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.image_agreement import ImageAgreement, Sizes, compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, Pairing
-from desra_core.evaluation.mask_scores import MaskScores, score_masks
-from desra_core.evaluation.metrics import Agreement, pooled
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks
 from desra_core.evaluation.severity_labels import Ratings, check_ratings
 
 # Each holds two decoded masks and their components.
@@ -23,7 +22,7 @@ _THREADS = 8
 
 
 class SeverityLabels(NamedTuple):
-    """How many viewers noticed each region, where that was read, and from which share on a region is prominent."""
+    """Ratings of ground-truth regions, their file, and the share of viewers from which on a region is prominent."""
 
     ratings: Ratings
     path: Path
@@ -32,18 +31,18 @@ class SeverityLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found of a set of masks.
+    """The result of comparing a set of masks with its ground truth.
 
     Attributes
     ----------
     pairing
-        What was compared, and what has no twin.
+        The pairs, and the files that have no twin.
     images
         The images that could be judged, by name.
     failures
-        Files that could not, and what is unclear about the folders.
+        Files that could not, and names that are ambiguous.
     sizes
-        What masks have that are of one size with their ground truth, where that had to be assumed; else None.
+        The size that masks of one size with their ground truth have, where it had to be assumed; else None.
     scores
         Of all images.
     classes
@@ -86,8 +85,8 @@ def evaluate_masks(
     pairing
         The masks.
     sizes
-        What masks have that are of one size with their ground truth, where nothing else tells: the image's size or
-        that of its valid region. With ``auto`` it is the image's, unless one of these masks marks something in the
+        The size of masks that are as large as their ground truth, where no other file shows the image's: the image's
+        or that of its valid region. With ``auto`` it is the image's, unless one of these masks marks something in the
         outermost 5 px: DeSRA marks nothing in the frame of an image.
     severity
         Severity labels.
@@ -106,13 +105,14 @@ def evaluate_masks(
         taken = "valid"
         results = _judged(pairing.pairs, severity, taken, on_judged) or []
     judged = [result for result in results if isinstance(result, ImageAgreement)]
-    failures = [result for result in results if isinstance(result, ImageError)]
-    failures = pairing.failures + failures
+    failures = pairing.failures + [result for result in results if isinstance(result, ImageError)]
     if not judged:
         raise _nothing_judged(pairing, failures)
     if severity:
-        _check(severity, pairing, judged)
-    labelled = [image.classes for image in judged if image.classes is not None]
+        regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
+        check_ratings(severity.ratings, severity.path, regions | {image.pair.name: image.marked for image in judged})
+    by_class = [image.classes for image in judged if image.classes is not None]
+    classes = sorted({index for image in by_class for index in image})
     prominent = [image.prominent for image in judged if image.prominent is not None]
     return Evaluation(
         pairing=pairing,
@@ -120,7 +120,9 @@ def evaluate_masks(
         failures=failures,
         sizes=taken if any(image.assumed for image in judged) else None,
         scores=score_masks([image.agreement for image in judged]),
-        classes=_by_class(labelled) if labelled else None,
+        classes={index: pooled(image[index] for image in by_class if index in image) for index in classes}
+        if by_class
+        else None,
         severity=severity,
         prominent=score_masks(prominent) if severity else None,
     )
@@ -134,32 +136,27 @@ def _judged(
     *,
     until_framed: bool = False,
 ) -> list[ImageAgreement | ImageError] | None:
-    """Compare all pairs; None as soon as a mask that is to have the image's size marks its frame, if asked for."""
+    """Compare all pairs in their order, a few at a time.
+
+    With ``until_framed`` None, as soon as a mask that is to have the image's size marks its frame.
+    """
     results = []
-    for result in _compared(pairs, severity, sizes):
-        if until_framed and isinstance(result, ImageAgreement) and result.framed:
-            return None
-        results.append(result)
-        if on_judged:
-            on_judged(len(results), len(pairs))
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            for result in pool.map(partial(_compare, severity=severity, sizes=sizes), pairs):
+                if until_framed and isinstance(result, ImageAgreement) and result.framed:
+                    return None
+                results.append(result)
+                if on_judged:
+                    on_judged(len(results), len(pairs))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return results
 
 
-def _compared(
-    pairs: Sequence[MaskPair], severity: SeverityLabels | None, sizes: Sizes
-) -> Iterator[ImageAgreement | ImageError]:
-    """The pairs in their order, a few at a time."""
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            yield from pool.map(partial(_compare, severity=severity, sizes=sizes), pairs)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: Sizes) -> ImageAgreement | ImageError:
-    if severity is None:
-        noticed, least = None, 0.0
-    else:
+    noticed, least = None, 0.0
+    if severity is not None:
         rows = severity.ratings.get(pair.name, {})
         noticed = {number: rating.noticed for number, rating in rows.items() if rating.noticed is not None}
         least = severity.least_noticed
@@ -173,20 +170,9 @@ def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: Sizes) -
 
 def _nothing_judged(pairing: Pairing, failures: Sequence[ImageError]) -> UsageError:
     if failures:
-        first = failures[0]
+        subject, reason, remedy = failures[0].failure
         others = f" ({len(failures) - 1} more files fail)" if len(failures) > 1 else ""
-        return UsageError(first.subject, first.reason + others, first.remedy)
+        return UsageError(subject, reason + others, remedy)
     lacking = next(chain(pairing.without_ground_truth.values(), pairing.without_mask.values()), "the ground truth")
     remedy = "a mask and its ground truth have the same path below their folders, suffix aside"
     return UsageError(lacking, "has no twin, and neither has any other mask", remedy)
-
-
-def _check(severity: SeverityLabels, pairing: Pairing, judged: Iterable[ImageAgreement]) -> None:
-    known = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
-    regions = known | {image.pair.name: image.marked for image in judged}
-    check_ratings(severity.ratings, severity.path, regions)
-
-
-def _by_class(images: Sequence[Mapping[int, Agreement]]) -> dict[int, Agreement]:
-    classes = sorted({index for image in images for index in image})
-    return {index: pooled(image[index] for image in images if index in image) for index in classes}

@@ -5,19 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from desra_core.detection.class_weights import class_names
-from desra_core.evaluation import bootstrap
 from desra_core.evaluation.evaluation import Evaluation
-from desra_core.evaluation.image_agreement import ImageAgreement
-from desra_core.evaluation.mask_regions import MaskRegion
-from desra_core.evaluation.mask_scores import MaskScores
-from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion
+from desra_core.evaluation.metrics import INTERVAL_KIND, Agreement, MaskScores
 from desra_core.files.atomic import replace_file
 
 Row = dict[str, Any]
@@ -31,7 +27,7 @@ _REGION_COLUMNS = ("image", "region", *_BOX, "share_inside", "class")
 
 
 def as_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything but the single regions, as plain values that JSON can hold; what is undefined is None."""
+    """Describe an evaluation but for the single regions, in plain values that JSON can hold; None where undefined."""
     pairing = evaluation.pairing
     document = scores_document(evaluation.scores) | {
         "masks": str(pairing.masks),
@@ -60,12 +56,11 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def scores_document(scores: MaskScores) -> dict[str, Any]:
-    """The measures of a set, their intervals, and why one is undefined."""
+    """Describe the measures of a set, their intervals, and why one is undefined."""
     return {
         **scores.values,
         "intervals": scores.intervals,
-        "interval_kind": f"{100 * bootstrap.CONFIDENCE:g} % percentile bootstrap over images, "
-        f"{bootstrap.RESAMPLES} resamples, seed {bootstrap.SEED}",
+        "interval_kind": INTERVAL_KIND,
         "undefined": scores.undefined,
         "images": scores.images,
         "empty_pairs": scores.empty_pairs,
@@ -74,7 +69,7 @@ def scores_document(scores: MaskScores) -> dict[str, Any]:
 
 
 def rated_regions(evaluation: Evaluation) -> int:
-    """How many of the judged regions viewers were asked about."""
+    """Count the judged regions that viewers were asked about."""
     return sum(row["noticed"] is not None for row in region_rows(evaluation)) if evaluation.severity else 0
 
 
@@ -106,75 +101,69 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
     else:
         (folder / "classes.csv").unlink(missing_ok=True)  # of an earlier evaluation
     for name, (columns, rows) in tables.items():
-        replace_file(folder / name, partial(_write_csv, columns, rows))
+        replace_file(folder / name, _csv(columns, rows))
     return [folder / name for name in tables]
 
 
 def image_rows(evaluation: Evaluation) -> list[Row]:
-    """A row per judged image."""
-    rows = [
-        (image.pair.name, *image.shape, *_measures(image.agreement), *vars(image.agreement).values(),
-         str(image.pair.mask), str(image.pair.ground_truth))
+    """Make a row per judged image."""
+    return [
+        {"image": image.pair.name, "height": image.shape[0], "width": image.shape[1]}
+        | _measures(image.agreement)
+        | vars(image.agreement)
+        | {"mask": str(image.pair.mask), "ground_truth": str(image.pair.ground_truth)}
         for image in evaluation.images
-    ]  # fmt: skip
-    return [dict(zip(_IMAGE_COLUMNS, row, strict=True)) for row in rows]
+    ]
 
 
 def class_rows(evaluation: Evaluation) -> list[Row]:
-    """A row per class that a mask or a ground truth marks: pixels by their own class, regions by their dominant one."""
-    names = class_names()
-    rows = [
-        (index, names[index], *_measures(agreement), agreement.pixel_precision, agreement.pixel_recall,
-         *vars(agreement).values())
+    """Make a row per class of a marked pixel; pixels count by their own class, regions by their dominant one."""
+    return [
+        {"class": index, "name": class_names()[index]}
+        | _measures(agreement)
+        | {"pixel_precision": agreement.pixel_precision, "pixel_recall": agreement.pixel_recall}
+        | vars(agreement)
         for index, agreement in (evaluation.classes or {}).items()
-    ]  # fmt: skip
-    return [dict(zip(_CLASS_COLUMNS, row, strict=True)) for row in rows]
+    ]
 
 
 def region_rows(evaluation: Evaluation) -> list[Row]:
-    """A row per region of the ground truth: whether it was found, and the share of viewers who noticed it, if known."""
+    """Make a row per ground-truth region: whether it was found, and the share of viewers who noticed it, if known."""
     ratings = evaluation.severity.ratings if evaluation.severity else {}
-    return [
-        row
-        | {
-            "found": region.covered,
-            "noticed": rating.noticed if (rating := ratings.get(image.pair.name, {}).get(row["region"])) else None,
-        }
-        for image in evaluation.images
-        for row, region in _numbered(image, image.marked)
-    ]
+    rows = []
+    for image in evaluation.images:
+        rated = ratings.get(image.pair.name, {})
+        for number, region in enumerate(image.marked, 1):
+            noticed = rated[number].noticed if number in rated else None
+            rows.append(_region_row(image, number, region) | {"found": region.covered, "noticed": noticed})
+    return rows
 
 
 def detection_rows(evaluation: Evaluation) -> list[Row]:
-    """A row per detected region: whether it is right."""
+    """Make a row per detected region: whether it is right."""
     return [
-        row | {"right": region.covered}
+        _region_row(image, number, region) | {"right": region.covered}
         for image in evaluation.images
-        for row, region in _numbered(image, image.detected)
+        for number, region in enumerate(image.detected, 1)
     ]
 
 
-def _numbered(image: ImageAgreement, regions: Sequence[MaskRegion]) -> Iterator[tuple[Row, MaskRegion]]:
-    """The columns that regions of both sides share; ``share_inside`` is that of the pixels inside the other mask."""
-    names = class_names()
-    for number, region in enumerate(regions, 1):
-        class_name = None if region.dominant_class is None else names[region.dominant_class]
-        values = (image.pair.name, number, *region[: len(_BOX)], region.inside / region.area, class_name)
-        yield dict(zip(_REGION_COLUMNS, values, strict=True)), region
+def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
+    """The columns for both masks; ``share_inside`` is the share of the region's pixels inside the other mask."""
+    class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
+    values = (image.pair.name, number, *region[: len(_BOX)], region.inside / region.area, class_name)
+    return dict(zip(_REGION_COLUMNS, values, strict=True))
 
 
-def _measures(agreement: Agreement) -> tuple[float | None, ...]:
-    return agreement.iou, agreement.precision, agreement.recall, agreement.f1
+def _measures(agreement: Agreement) -> Row:
+    return {measure: getattr(agreement, measure) for measure in _MEASURES}
 
 
-def _write_csv(columns: Sequence[str], rows: Sequence[Row], file: IO[bytes]) -> None:
+def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    """Format a table; undefined values are empty, flags are true or false."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
-    file.write(text.getvalue().encode())
-
-
-def _cell(value: Any) -> Any:
-    """What a CSV holds of a value; of one that is undefined, nothing."""
-    return str(value).lower() if isinstance(value, bool) else value
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue().encode()

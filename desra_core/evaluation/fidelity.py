@@ -1,4 +1,4 @@
-"""How much two results of one photo differ outside of a mask, and how sharp a result is.
+"""Measure how much two results of one photo differ outside of a mask, and how sharp a result is.
 
 Images are ``(H, W, 1 or 3)`` uint8 or uint16; every measure is taken on values in 0..255 (uint16 / 257), in float64.
 Strips of rows are measured one after the other, so that the extra memory does not grow with the image.
@@ -7,18 +7,17 @@ Strips of rows are measured one after the other, so that the extra memory does n
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.images.bit_depth import grey_levels
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.tiling import row_strips
 
 # SSIM with the Gaussian of Wang et al. (2004) looks so far around a pixel.
 _SSIM_HALO = 5
-_SSIM_SIDE = 2 * _SSIM_HALO + 1
 # Keeps the similarity of gradients defined where there are none; for values in 0..255.
 _GRADIENT_STABILISER = 170.0
 # Bounds the extra memory to some 50 MB; larger strips are not faster.
@@ -52,20 +51,20 @@ def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
     _check_shapes(before, after, outside)
     total = 0.0
     for rows in row_strips(before.shape, _STRIP):
-        difference = _levels(before[rows][outside[rows]]) - _levels(after[rows][outside[rows]])
+        difference = grey_levels(before[rows][outside[rows]]) - grey_levels(after[rows][outside[rows]])
         total += float(np.square(difference, out=difference).sum())
     return total / int(before.shape[2])
 
 
 def psnr(squared_error_sum: float, pixels: int) -> float:
-    """Peak signal-to-noise ratio in dB, of a `squared_error` over so many pixels; infinite where nothing differs."""
+    """Compute the peak signal-to-noise ratio in dB from a `squared_error` over so many pixels; infinite for 0."""
     if squared_error_sum == 0:
         return math.inf
     return 10 * math.log10(255**2 * pixels / squared_error_sum)
 
 
 def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """The mean of the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
+    """Average the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
 
     Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected; parameters as for
     `squared_error`.
@@ -84,7 +83,7 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
     pixels = _check_shapes(before, after, outside)
     total = 0.0
     for rows in row_strips(outside.shape, _STRIP):
-        source, kept = _with_halo(rows, len(outside), _SSIM_HALO, _SSIM_SIDE)
+        source, kept = _with_halo(rows, len(outside), _SSIM_HALO, 2 * _SSIM_HALO + 1)
         x, y = (_luminance(image[source]) for image in (before, after))
         _, similarity = ssim(  # type: ignore[no-untyped-call]
             x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
@@ -94,7 +93,7 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
 
 
 def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
-    """The mean similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
+    """Average the similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
 
     ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike the paper's, the images are
     not averaged and halved first, because the texture that finetuning may cost is finer than that; and the mean is
@@ -119,7 +118,7 @@ def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
 
 
 def sharpness(pixels: Pixels) -> float:
-    """The mean gradient magnitude of luminance, in grey levels of 255 per pixel."""
+    """Average the gradient magnitude of luminance, in grey levels of 255 per pixel."""
     height, width = map(int, pixels.shape[:2])
     total = sum(float(_gradient_magnitude(pixels, rows).sum()) for rows in row_strips((height, width), _STRIP))
     return total / (2 * height * width)  # Prewitt's differences span two pixels
@@ -135,12 +134,8 @@ def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
     return pixels
 
 
-def _levels(samples: npt.NDArray[Any]) -> Levels:
-    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
-
-
 def _luminance(pixels: Pixels) -> Levels:
-    levels = _levels(pixels)
+    levels = grey_levels(pixels)
     return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_RGB_SHARES)
 
 

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
-from desra_core.detection.regions import Components
+from desra_core.detection.regions import Components, Flags
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, is_lossy, on_valid_region, shape_of_image
 from desra_core.evaluation.mask_pairs import MaskPair
-from desra_core.evaluation.mask_regions import MaskRegion, mask_regions
-from desra_core.evaluation.metrics import Agreement
+from desra_core.evaluation.metrics import Agreement, count_agreement
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Mask, decode_labels, image_size
 
-# What masks have that are as large as their ground truth, where nothing else tells: the size of the image or that of
-# its valid region.
+# The size that masks have which are as large as their ground truth: that of the image or that of its valid region.
 Sizes = Literal["image", "valid"]
+
+
+class MaskRegion(NamedTuple):
+    """One 8-connected component of a mask.
+
+    Attributes
+    ----------
+    x, y, width, height
+        Its box, in pixels of the image.
+    area
+        Pixels.
+    inside
+        How many of them lie in the other mask.
+    dominant_class
+        The most frequent ADE20K class; None without labels.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    inside: int
+    dominant_class: int | None
+
+    @property
+    def covered(self) -> bool:
+        """Whether at least half of it lies in the other mask."""
+        return 2 * self.inside >= self.area
 
 
 @dataclass(frozen=True)
 class ImageAgreement:
-    """What was found of one image.
+    """The comparison of one image's masks.
 
     Attributes
     ----------
@@ -45,10 +73,11 @@ class ImageAgreement:
     prominent
         Against the prominent regions alone, see `prominent_agreement`; None without ratings.
     lossy
-        Which of the files are JPEG or lossy WebP.
-    assumed, framed
-        Whether only `Sizes` told that the masks have their size, and whether the mask then marks something in the
-        outermost 5 px.
+        The files that are JPEG or lossy WebP.
+    assumed
+        Whether the size of the image had to be taken from `Sizes`.
+    framed
+        Whether, with such a size, the mask marks something in the outermost 5 px.
     """
 
     pair: MaskPair
@@ -73,7 +102,7 @@ def compare_pair(
     pair
         The masks.
     sizes
-        What they have if they are of one size and nothing else tells.
+        The size that they have if both are of one size and no other file shows the image's.
     noticed
         The share of viewers by number of the ground-truth region, from 1.
     least_noticed
@@ -84,8 +113,10 @@ def compare_pair(
     ImageError
         A file cannot be read, is not binary, or has a size that does not fit.
     """
-    (whole_mask, mask_lossy), (whole_truth, truth_lossy) = map(_read, (pair.mask, pair.ground_truth))
-    labels = _read_labels(pair.labels) if pair.labels else None
+    paths = pair.mask, pair.ground_truth
+    contents = [read_bytes(path) for path in paths]
+    whole_mask, whole_truth = (decode_mask(data, path) for data, path in zip(contents, paths, strict=True))
+    labels = read_labels(pair.labels) if pair.labels else None
     shape = _known_shape(pair, whole_mask, whole_truth, labels)
     assumed = shape is None
     if shape is None:
@@ -104,19 +135,38 @@ def compare_pair(
     return ImageAgreement(
         pair=pair,
         shape=shape,
-        agreement=_agreement(mask, truth, right, found),
+        agreement=count_agreement(mask, truth, _covered(right), _covered(found)),
         marked=found,
         detected=right,
         classes=None if classes is None else _by_class(mask, truth, right, found, classes),
         prominent=prominent,
-        lossy=tuple(compress((pair.mask, pair.ground_truth), (mask_lossy, truth_lossy))),
+        lossy=tuple(compress(paths, map(is_lossy, contents))),
         assumed=assumed,
-        framed=assumed and _marks_frame(whole_mask),
+        framed=assumed and bool(np.count_nonzero(whole_mask) > np.count_nonzero(valid(whole_mask, FRAME))),
     )
 
 
-def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: np.ndarray[Any, np.dtype[np.bool_]]) -> Agreement:
-    """Hold a mask against some regions of a ground truth; the others are neither right nor wrong.
+def mask_regions(components: Components, other: Mask, labels: Labels | None, offset: int) -> list[MaskRegion]:
+    """Measure the components of a mask against another mask, in reading order.
+
+    Parameters
+    ----------
+    components
+        Of an ``(H, W)`` mask.
+    other
+        ``(H, W)`` bool.
+    labels
+        ``(H, W)`` uint8 in 0..149.
+    offset
+        Of the mask's left upper corner in the image, in pixels, to the right and down.
+    """
+    boxes = np.add(components.boxes, (offset, offset, 0, 0)).tolist()
+    measured = components.areas.tolist(), components.overlap(other).tolist(), components.dominant_classes(labels)
+    return [MaskRegion(*box, *rest) for box, *rest in zip(boxes, *measured, strict=True)]
+
+
+def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agreement:
+    """Compare a mask with some regions of a ground truth; the others are neither right nor wrong.
 
     Pixels of the others do not count. A detected region is right when at least half of its pixels outside of them lie
     in a prominent one; one that is right only by all regions of the ground truth is left out; the rest is wrong.
@@ -131,92 +181,65 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: np.ndarray[An
     marked, detected = Components(ground_truth), Components(mask)
     asked = marked.chosen(prominent)
     ignored = ground_truth & ~asked
-    counted = mask & ~ignored
     inside, elsewhere = detected.overlap(asked), detected.overlap(ignored)
     right = (inside > 0) & (2 * inside >= detected.areas - elsewhere)
     left_out = ~right & (2 * (inside + elsewhere) >= detected.areas)
-    found = prominent & marked.covered(mask)
-    return Agreement(
-        intersection=int((counted & asked).sum()),
-        union=int((counted | asked).sum()),
-        detected=int((~left_out).sum()),
-        right=int(right.sum()),
-        marked=int(prominent.sum()),
-        found=int(found.sum()),
-        mask_pixels=int(counted.sum()),
-        ground_truth_pixels=int(asked.sum()),
-    )
-
-
-def _read(path: Path) -> tuple[Mask, bool]:
-    """A mask, and whether its file is lossy."""
-    data = read_bytes(path)
-    return decode_mask(data, path), is_lossy(data)
+    return count_agreement(mask & ~ignored, asked, right[~left_out], marked.covered(mask)[prominent])
 
 
 def _known_shape(pair: MaskPair, mask: Mask, truth: Mask, labels: Labels | None) -> tuple[int, int] | None:
-    """``(H, W)`` of the image, as far as its files tell (raises `ImageError` where they contradict each other)."""
+    """``(H, W)`` of the image, if its files show it (raises `ImageError` where they contradict each other)."""
     shape = shape_of_image(mask, truth, pair.mask, pair.ground_truth)
     if shape is None and pair.whole:
         shape = mask.shape
-    told, path = (labels.shape, pair.labels) if labels is not None else (None, pair.gan_sr)
-    if path is None or (shape is not None and told is None):
+    if labels is not None and pair.labels is not None:
+        shown, path = labels.shape, pair.labels
+    elif pair.gan_sr is not None and shape is None:
+        shown, path = image_size(read_bytes(pair.gan_sr), pair.gan_sr), pair.gan_sr
+    else:
         return shape
-    told = told or image_size(read_bytes(path), path)
-    if told not in ([shape] if shape else [mask.shape, (mask.shape[0] + 2 * FRAME, mask.shape[1] + 2 * FRAME)]):
-        reason = f"is {told[1]}x{told[0]} but {pair.mask} is {mask.shape[1]}x{mask.shape[0]}"
+    if shown not in ([shape] if shape else [mask.shape, (mask.shape[0] + 2 * FRAME, mask.shape[1] + 2 * FRAME)]):
+        reason = f"is {shown[1]}x{shown[0]} but {pair.mask} is {mask.shape[1]}x{mask.shape[0]}"
         raise ImageError(path, reason, "give the file that belongs to these masks")
-    return told
+    return shown
 
 
-def _agreement(mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion]) -> Agreement:
-    return Agreement(
-        intersection=int((mask & truth).sum()),
-        union=int((mask | truth).sum()),
-        detected=len(detected),
-        right=sum(region.covered for region in detected),
-        marked=len(marked),
-        found=sum(region.covered for region in marked),
-        mask_pixels=int(mask.sum()),
-        ground_truth_pixels=int(truth.sum()),
-    )
+def _covered(regions: Sequence[MaskRegion]) -> Flags:
+    return np.array([region.covered for region in regions], np.bool_)
 
 
 def _by_class(
     mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion], labels: Labels
 ) -> dict[int, Agreement]:
-    pixels = [np.bincount(labels[part], minlength=CLASS_COUNT) for part in (mask & truth, mask | truth, mask, truth)]
-    regions = [
-        np.bincount([region.dominant_class for region in chosen if region.dominant_class is not None],
-                    minlength=CLASS_COUNT)
-        for chosen in (detected, [region for region in detected if region.covered],
-                       marked, [region for region in marked if region.covered])
-    ]  # fmt: skip
-    rows = zip(*pixels[:2], *regions, *pixels[2:], strict=True)
+    def pixels(part: Mask) -> npt.NDArray[np.intp]:
+        return np.bincount(labels[part], minlength=CLASS_COUNT)
+
+    def regions(chosen: Iterable[MaskRegion]) -> npt.NDArray[np.intp]:
+        classes = [region.dominant_class for region in chosen if region.dominant_class is not None]
+        return np.bincount(np.array(classes, np.int64), minlength=CLASS_COUNT)
+
+    right, found = ([region for region in one if region.covered] for one in (detected, marked))
+    rows = zip(
+        pixels(mask & truth), pixels(mask | truth), regions(detected), regions(right), regions(marked), regions(found),
+        pixels(mask), pixels(truth), strict=True,
+    )  # fmt: skip
     return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row)}
 
 
-def _read_labels(path: Path) -> Labels:
-    """Labels of a file, or an array as a workspace stores it (raises `ImageError`)."""
-    labels = _read_stored_labels(path) if path.is_dir() else decode_labels(read_bytes(path), path)
+def read_labels(path: Path) -> Labels:
+    """Read class labels from an image file or from an array of a workspace (raises `ImageError`)."""
+    if path.is_dir():
+        from desra_core.workspace.arrays import StoredArray
+
+        damaged = ImageError(path, "is damaged", "run desra detect or mine again, or give --labels")
+        try:
+            labels = StoredArray(path).whole()
+        except LostError:
+            raise damaged from None
+        if labels.dtype != np.uint8 or labels.ndim != 2:
+            raise damaged
+    else:
+        labels = decode_labels(read_bytes(path), path)
     if labels.max(initial=0) >= CLASS_COUNT:
         raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
     return labels
-
-
-def _read_stored_labels(path: Path) -> Labels:
-    from desra_core.workspace.arrays import StoredArray
-
-    damaged = ImageError(path, "is damaged", "run desra detect or mine again, or give --labels")
-    try:
-        labels = StoredArray(path).whole()
-    except LostError:
-        raise damaged from None
-    if labels.dtype != np.uint8 or labels.ndim != 2:
-        raise damaged
-    return labels
-
-
-def _marks_frame(mask: Mask) -> bool:
-    inner = valid(mask, FRAME)
-    return int(np.count_nonzero(mask)) > int(np.count_nonzero(inner))

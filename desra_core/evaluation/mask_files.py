@@ -1,4 +1,4 @@
-"""Masks as people and programs save them: 1-bit, gray, palette or colour, with the 5 px frame or without it."""
+"""Read masks as people and programs save them: 1-bit, gray, palette or colour, with or without the 5 px frame."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from desra_core.images.codec import Mask, Pixels, decode
 # Width of the border in which nothing is detected, in pixels.
 FRAME = 5
 
-# Of a mask that lost its sharpness to a lossy format, only the surroundings of edges are gray.
+# In a mask saved in a lossy format, only the surroundings of edges are gray: at most this share of it.
 _MOST_GRAY = 0.25
-# What JPEG's coarsest quantisation may make of black.
+# JPEG's coarsest quantisation makes at most this of black.
 _NOISE = 31
 _SIZES = f"masks have the size of their image, or {2 * FRAME} px less each way"
 _REMEDY = "save it as PNG with 0 where nothing is and 255 where something is"
@@ -71,7 +71,7 @@ def decode_mask(data: bytes, path: Path) -> Mask:
 
 
 def is_lossy(data: bytes) -> bool:
-    """Whether the content of a file is JPEG or lossy WebP, whatever its suffix says."""
+    """Check whether the content of a file is JPEG or lossy WebP, whatever its suffix says."""
     if data[:3] == b"\xff\xd8\xff":
         return True
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
@@ -86,7 +86,7 @@ def is_lossy(data: bytes) -> bool:
 
 
 def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path: Path) -> tuple[int, int] | None:
-    """``(H, W)`` of the image of two masks of which one lacks the frame; None where they are of one size.
+    """Find ``(H, W)`` of the image of two masks of which one lacks the frame; None where they are of one size.
 
     Raises
     ------
@@ -132,7 +132,11 @@ def _painted(pixels: Pixels, path: Path) -> Mask:
         return marked
     colour = pixels.reshape(-1, pixels.shape[2])[marked.argmax()]
     if (_any_channel(pixels != colour) & marked).any():
-        raise ImageError(path, f"is not binary: it has {_told(pixels)}", _REMEDY)
+        if pixels.shape[2] > 1:
+            raise ImageError(path, "is not binary: it has several colours beside black", _REMEDY)
+        values = np.unique(pixels).tolist()
+        shown = ", ".join(map(str, values[:4])) + (" and more" if len(values) > 4 else "")
+        raise ImageError(path, f"is not binary: it has the values {shown}", _REMEDY)
     return marked
 
 
@@ -148,13 +152,6 @@ def _thresholded(pixels: Pixels, path: Path) -> Mask:
     if not mask.any() and pixels.max() > _NOISE:
         raise ImageError(path, f"is not binary: its largest value is {pixels.max()}", _REMEDY)
     return mask
-
-
-def _told(pixels: Pixels) -> str:
-    if pixels.shape[2] > 1:
-        return "several colours beside black"
-    values = np.unique(pixels).tolist()
-    return f"the values {', '.join(map(str, values[:4]))}" + (" and more" if len(values) > 4 else "")
 
 
 def _any_channel(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

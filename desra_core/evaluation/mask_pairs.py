@@ -1,4 +1,4 @@
-"""Which mask is held against which ground truth: two folders, or a workspace with masks by people."""
+"""Pair masks with their ground truth: the files of two folders, or a workspace with its human masks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from desra_core.planning.keys import settings_document
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import image_refs, read_manifest
-from desra_core.workspace.matching import spelled_like, without_ambiguity
+from desra_core.workspace.matching import files_by_name, spelled_like
 
 _MASK, _GROUND_TRUTH = "mask", "ground-truth"
 
 
 class MaskPair(NamedTuple):
-    """A mask, its ground truth, and what is known of their image.
+    """A mask, its ground truth, and further files of their image.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class MaskPair(NamedTuple):
     gan_sr
         The GAN result.
     whole
-        Whether both masks are known to have the image's size; else that is concluded from what there is.
+        Whether both masks are known to have the image's size; else it is concluded from the files.
     """
 
     name: str
@@ -45,7 +45,7 @@ class MaskPair(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """What two sets of masks have in common, by name.
+    """The pairs of two sets of masks, by name.
 
     Attributes
     ----------
@@ -54,15 +54,15 @@ class Pairing(NamedTuple):
     pairs
         Sorted by name.
     failures
-        Names and folders that are unclear.
+        Ambiguous names and unreadable folders.
     without_ground_truth, without_mask
         Masks and ground truths without a twin, by name.
     not_looked_at
-        Masks of a workspace for which nobody has given a ground truth.
+        The number of masks of a workspace without a ground truth.
     outdated
-        Masks by people that do not count, see `desra_core.workspace.human_masks`.
+        The number of human masks that do not count, see `desra_core.workspace.human_masks`.
     by_people
-        Of a workspace, the pairs whose ground truth is a mask by a person in it.
+        The number of pairs whose ground truth is a human mask of the workspace; None for folders.
     """
 
     masks: Path
@@ -76,11 +76,6 @@ class Pairing(NamedTuple):
     by_people: int | None = None
 
 
-class _Companions(NamedTuple):
-    labels: Mapping[str, Path]
-    gan_sr: Mapping[str, Path]
-
-
 def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: Path | None = None) -> Pairing:
     """Match the masks of two folders by their relative paths, suffix aside.
 
@@ -89,24 +84,21 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     masks, gt
         The masks to judge, and the ground truth.
     labels, gan_sr
-        Folders of what goes with them by name, as far as it is there.
+        Folders whose files go with the masks by name; some may be missing.
 
     Raises
     ------
     UsageError
         A folder does not exist, or one of the first two is empty.
     """
-    files, failures = _scanned({_MASK: masks, _GROUND_TRUTH: gt})
-    for role, folder in ((_MASK, masks), (_GROUND_TRUTH, gt)):
-        if not files[role] and not failures:
-            raise no_images(folder, f"name a folder of {role} files", image_files(folder).passed_over)
+    files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
-    companions = _Companions(_by_name(labels, found), _by_name(gan_sr, found))
+    of_names = _by_name(labels, found) if labels else {}, _by_name(gan_sr, found) if gan_sr else {}
     return Pairing(
         masks=masks,
         ground_truth=(gt,),
-        pairs=_pairs(found, truths, companions, whole=whole),
+        pairs=_pairs(found, truths, *of_names, whole=whole),
         failures=failures,
         without_ground_truth=_lacking(found, truths),
         without_mask=_lacking(truths, found),
@@ -116,79 +108,63 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
 def pair_workspace(
     workspace: Workspace, *, gt: Path | None = None, labels: Path | None = None, gan_sr: Path | None = None
 ) -> Pairing:
-    """Match the masks of a workspace with those by people in it, or else with a folder's.
+    """Match the masks of a workspace with its human masks, and the others with the files of a folder.
 
     Labels and GAN results are the workspace's, where no folder is given and as far as it still has them.
 
     Raises
     ------
     UsageError
-        The folder is no workspace, or nobody has given a ground truth.
+        The folder is no workspace, or there is no ground truth.
     """
-    if not workspace.manifest.exists() or not workspace.masks.is_dir():
+    manifest = read_manifest(workspace)
+    if manifest is None or not workspace.masks.is_dir():
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
-    files, failures = _scanned(folders)
+    files, failures = files_by_name(folders, _MASK)
     found, given = files[_MASK], files.get(_GROUND_TRUTH, {})
-    human, outdated = _by_people(workspace)
+    human, outdated = _human_masks(workspace, manifest)
     truths = given | human
     if not truths and not failures:
         reason = "holds no masks by people" + (f" that count ({outdated} do not)" if outdated else "")
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
-    known = _of_workspace(workspace, found.keys() & truths.keys())
-    companions = _Companions(
-        _by_name(labels, found) if labels else known.labels, _by_name(gan_sr, found) if gan_sr else known.gan_sr
-    )
+    own_labels, own_gan_sr = _stored_files(workspace, manifest, found.keys() & truths.keys())
+    of_names = _by_name(labels, found) if labels else own_labels, _by_name(gan_sr, found) if gan_sr else own_gan_sr
     return Pairing(
         masks=workspace.masks,
         ground_truth=((workspace.human,) if human else ()) + ((gt,) if gt is not None else ()),
-        pairs=_pairs(found, truths, companions, whole=True),
+        pairs=_pairs(found, truths, *of_names, whole=True),
         failures=failures,
         without_ground_truth={},
         without_mask=_lacking(truths, found),
-        not_looked_at=len(_lacking(found, truths)),
+        not_looked_at=len(found.keys() - truths.keys()),
         outdated=outdated,
         by_people=len(found.keys() & human.keys()),
     )
 
 
-def _scanned(folders: Mapping[str, Path]) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
-    """The files of folders by role and name, and what is unclear about them."""
-    tables: dict[str, pa.Table] = {}
-    failures: list[ImageError] = []
-    for role, folder in folders.items():
-        tables[role], problems, _ = image_files(folder)
-        failures += problems
-    tables, ambiguous = without_ambiguity(tables)
-    failures += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in ambiguous.to_pylist()]
-    masks = tables[_MASK]["name"]
-    named = {role: table.set_column(0, "name", spelled_like(table["name"], masks)) for role, table in tables.items()}
-    return {role: _paths(table, root_of(folders[role])) for role, table in named.items()}, failures
-
-
-def _paths(files: pa.Table, folder: Path) -> dict[str, Path]:
-    names, paths = files["name"].to_pylist(), files["path"].to_pylist()
-    return {name: folder / path for name, path in zip(names, paths, strict=True)}
-
-
-def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
-    """The image files of a folder, by the names of masks, but for names that two of them share."""
-    if folder is None:
-        return {}
+def _by_name(folder: Path, masks: Iterable[str]) -> dict[str, Path]:
+    """The image files of a folder by the names of masks, without names that two files share."""
     files, _, others = image_files(folder)
     if not files.num_rows:
         raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
     times = Counter(files["name"].to_pylist())
     files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
-    return {name: path for name, path in _paths(files, root_of(folder)).items() if times[name] == 1}
+    named = zip(files["name"].to_pylist(), files["path"].to_pylist(), strict=True)
+    return {name: root_of(folder) / path for name, path in named if times[name] == 1}
 
 
 def _pairs(
-    masks: Mapping[str, Path], truths: Mapping[str, Path], companions: _Companions, *, whole: bool
+    masks: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    gan_sr: Mapping[str, Path],
+    *,
+    whole: bool,
 ) -> list[MaskPair]:
     return [
-        MaskPair(name, masks[name], truths[name], companions.labels.get(name), companions.gan_sr.get(name), whole)
+        MaskPair(name, masks[name], truths[name], labels.get(name), gan_sr.get(name), whole)
         for name in sorted(masks.keys() & truths.keys())
     ]
 
@@ -197,10 +173,8 @@ def _lacking(files: Mapping[str, Path], twins: Mapping[str, Path]) -> dict[str, 
     return {name: files[name] for name in sorted(files.keys() - twins.keys())}
 
 
-def _by_people(workspace: Workspace) -> tuple[dict[str, Path], int]:
-    """The masks by people that count, by every name of their image, and how many do not."""
-    manifest = read_manifest(workspace)
-    assert manifest is not None
+def _human_masks(workspace: Workspace, manifest: pa.Table) -> tuple[dict[str, Path], int]:
+    """The human masks that count, by every name of their image, and the number of those that do not."""
     key = (settings_document(workspace).get("target") or {}).get("gan_sr_key")
     by_id = read_human_masks(workspace, key)
     rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
@@ -209,21 +183,17 @@ def _by_people(workspace: Workspace) -> tuple[dict[str, Path], int]:
     return human, max(0, there - len(set(human.values())))
 
 
-def _of_workspace(workspace: Workspace, names: Iterable[str]) -> _Companions:
-    """Labels and GAN results of some images, as far as a workspace has them or knows their files."""
-    manifest = read_manifest(workspace)
-    assert manifest is not None
-    rows = manifest.filter(pc.is_in(manifest["name"], pa.array(sorted(names), pa.string())))
+def _stored_files(
+    workspace: Workspace, manifest: pa.Table, names: Iterable[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Labels and GAN results of some images by name, as far as the files exist."""
     labels: dict[str, Path] = {}
     gan_sr: dict[str, Path] = {}
-    for image in image_refs(rows):
-        stored = workspace.group(image.id) / "labels"
+    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], pa.array(sorted(names), pa.string())))):
         for name in image.names:
-            candidates = (
-                (labels, image.labels.path if image.labels else stored),
-                (gan_sr, image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name)),
-            )
-            for found, path in candidates:
-                if path.exists():
-                    found[name] = path
-    return _Companions(labels, gan_sr)
+            labels[name] = image.labels.path if image.labels else workspace.group(image.id) / "labels"
+            gan_sr[name] = image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name)
+    return (
+        {name: path for name, path in labels.items() if path.exists()},
+        {name: path for name, path in gan_sr.items() if path.exists()},
+    )

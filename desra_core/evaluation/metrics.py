@@ -1,4 +1,4 @@
-"""How well masks agree with a person's: the measures of the DeSRA paper, counted per image and pooled over a set.
+"""The mask metrics of the DeSRA paper, counted per image and pooled over a set, with bootstrap intervals.
 
 A region of one mask is *covered* by the other where at least half of its pixels lie in it. Detected regions that the
 ground truth covers are right (precision); ground-truth regions that the mask covers are found (recall).
@@ -6,18 +6,41 @@ ground truth covers are right (precision); ground-truth regions that the mask co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from desra_core.detection.regions import Components
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.detection.regions import Components, Flags
 from desra_core.images.codec import Mask
+
+MEASURES = ("iou", "iou_with_empty", "precision", "recall", "f1")
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SEED = 0
+INTERVAL_KIND = f"{100 * CONFIDENCE:g} % percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
+
+# Draws at a time, so that memory stays small for any number of images.
+_DRAWS = 2**22
+_WHY_UNDEFINED = {
+    "iou": "no mask and no ground truth marks anything",
+    "iou_with_empty": "there is no image",
+    "precision": "no region was detected",
+    "recall": "the ground truth marks no region",
+    "f1": "precision or recall is undefined",
+}
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What two masks of one image have in common, or the sums over several images.
+    """Counts of how far two masks of one image agree, or their sums over several images.
+
+    The fields are also columns of the tables and keys of the JSON files that ``desra evaluate`` writes.
 
     Attributes
     ----------
@@ -73,11 +96,58 @@ class Agreement:
     @property
     def f1(self) -> float | None:
         """Harmonic mean of precision and recall; None where one is undefined, 0 where both are 0."""
-        return harmonic_mean(self.precision, self.recall)
+        precision, recall = self.precision, self.recall
+        if precision is None or recall is None:
+            return None
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """The measures of a set of masks.
+
+    Attributes
+    ----------
+    images, empty_pairs
+        How many images there are, and in how many of them neither mask has a pixel.
+    total
+        The sums over the images, whose precision, recall and F1 are those of the set.
+    values
+        By measure, in the order of `MEASURES`; None where undefined. ``iou`` is the published mean over images, without
+        those whose masks are both empty; in ``iou_with_empty`` these count as 1.
+    intervals
+        Their 95 % intervals, see `bootstrap_intervals`.
+    """
+
+    images: int
+    empty_pairs: int
+    total: Agreement
+    values: dict[str, float | None]
+    intervals: dict[str, Interval | None]
+
+    @property
+    def iou(self) -> float | None:
+        """The published mean IoU."""
+        return self.values["iou"]
+
+    @property
+    def precision(self) -> float | None:
+        """The precision of the set."""
+        return self.total.precision
+
+    @property
+    def recall(self) -> float | None:
+        """The recall of the set."""
+        return self.total.recall
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why a measure has no value, by its name."""
+        return {measure: _WHY_UNDEFINED[measure] for measure, value in self.values.items() if value is None}
 
 
 def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
-    """Count what a mask and a ground truth have in common.
+    """Count how far a mask and a ground truth agree.
 
     Parameters
     ----------
@@ -90,35 +160,40 @@ def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
     ValueError
         The shapes differ.
     """
-    detected, marked = Components(mask).covered(ground_truth), Components(ground_truth).covered(mask)
+    right, found = Components(mask).covered(ground_truth), Components(ground_truth).covered(mask)
+    return count_agreement(mask, ground_truth, right, found)
+
+
+def count_agreement(mask: Mask, ground_truth: Mask, right: Flags, found: Flags) -> Agreement:
+    """Count the pixels of two masks, and their regions by a flag for each: ``(N,)`` right, ``(M,)`` found."""
     return Agreement(
         intersection=int((mask & ground_truth).sum()),
         union=int((mask | ground_truth).sum()),
-        detected=len(detected),
-        right=int(detected.sum()),
-        marked=len(marked),
-        found=int(marked.sum()),
+        detected=len(right),
+        right=int(right.sum()),
+        marked=len(found),
+        found=int(found.sum()),
         mask_pixels=int(mask.sum()),
         ground_truth_pixels=int(ground_truth.sum()),
     )
 
 
 def pooled(agreements: Iterable[Agreement]) -> Agreement:
-    """The sums over several images, whose precision and recall are the published ones of a set."""
-    rows = [tuple(agreement.__dict__.values()) for agreement in agreements]
+    """Add up several images; precision and recall of the sums are the published ones of a set."""
+    rows = [tuple(vars(agreement).values()) for agreement in agreements]
     return Agreement(*(sum(column) for column in zip(*rows, strict=True)))
 
 
 def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> float | None:
-    """The mean IoU over images; None without any.
+    """Average the IoU over images; None without any.
 
     Parameters
     ----------
     agreements
         One per image.
     empty
-        What counts for an image in which both masks are empty. The published mean is undefined with such images, so
-        by default they are left out; 1 counts them as agreement.
+        The IoU of an image in which both masks are empty. The published mean is undefined with such images, so by
+        default they are left out; 1 counts them as agreement.
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
@@ -126,11 +201,85 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
     return reduce(add, defined) / len(defined) if defined else None
 
 
-def harmonic_mean(precision: float | None, recall: float | None) -> float | None:
-    """F1 of a precision and a recall; None where one is undefined, 0 where both are 0."""
-    if precision is None or recall is None:
+def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
+    """Measure a set of images, in the order in which the mean IoU is to be summed."""
+    total = pooled(agreements)
+    values = mean_iou(agreements), mean_iou(agreements, empty=1.0), total.precision, total.recall, total.f1
+    return MaskScores(
+        images=len(agreements),
+        empty_pairs=sum(agreement.empty for agreement in agreements),
+        total=total,
+        values=dict(zip(MEASURES, values, strict=True)),
+        intervals=bootstrap_intervals(agreements),
+    )
+
+
+def bootstrap_intervals(
+    agreements: Sequence[Agreement], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
+) -> dict[str, Interval | None]:
+    """Bound the measures of a set of images by the percentile bootstrap over images (Efron 1979).
+
+    Each resample draws as many images with replacement, and is measured like the set. The options are for tests.
+
+    Parameters
+    ----------
+    agreements
+        One per image.
+    resamples
+        The number of resamples.
+    confidence
+        The share of them between the bounds, in 0..1.
+    seed
+        Equal seeds give equal bounds.
+
+    Returns
+    -------
+    Lower and upper bound by measure, within 0..1. None where the measure is undefined or rests on a single image.
+    Resamples in which a measure is undefined are left out.
+    """
+    images = len(agreements)
+    if images < 2:
+        return dict.fromkeys(MEASURES)
+    columns = np.array(
+        [
+            (row.iou or 0, not row.empty, row.empty, row.right, row.detected, row.found, row.marked)
+            for row in agreements
+        ],
+        np.float64,
+    )
+    draws = np.random.default_rng(seed)
+    size = max(1, _DRAWS // images)
+    batches = [min(size, resamples - start) for start in range(0, resamples, size)]
+    values = np.concatenate([_resampled(draws, columns, count) for count in batches], axis=1)
+    tail = (1 - confidence) / 2
+    defined, detected, marked = np.count_nonzero(columns[:, [1, 4, 6]], axis=0)
+    rests_on = (defined, images, detected, marked, min(detected, marked))
+    return {
+        measure: _bounds(row[np.isfinite(row)], tail) if support > 1 else None
+        for measure, row, support in zip(MEASURES, values, rests_on, strict=True)
+    }
+
+
+def _resampled(draws: np.random.Generator, columns: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Draw sets of images, and measure each: ``(5, count)`` in the order of `MEASURES`, NaN where undefined."""
+    images = len(columns)
+    chosen = draws.integers(images, size=(count, images)) + images * np.arange(count)[:, np.newaxis]
+    times = np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
+    _, defined, empty, right, detected, found, marked = (times @ columns).T
+    # The others are whole numbers; this sum a matrix product would round by the size of the batch.
+    iou = (times * columns[:, 0]).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = right / detected, found / marked
+        # 2 / (1/p + 1/r) is 0 where one of them is 0; so is F1 where both are.
+        f1 = 2 / (1 / precision + 1 / recall)
+        return np.stack([iou / defined, (iou + empty) / (defined + empty), precision, recall, f1])
+
+
+def _bounds(values: npt.NDArray[np.float64], tail: float) -> Interval | None:
+    if not values.size:
         return None
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _ratio(part: int, whole: int) -> float | None:

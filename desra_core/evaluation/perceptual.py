@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018): the distance of two images in the features of AlexNet, as people were found to judge it.
+"""Measure LPIPS (Zhang et al. 2018): a distance of two images in the features of AlexNet, close to people's judgement.
 
 The heads come with the package ``lpips``; the weights of AlexNet are a file that the user gives. Nothing is
 downloaded. torch and lpips are imported where they are used.
@@ -15,7 +15,7 @@ import numpy as np
 from desra_core import third_party
 from desra_core.errors import UsageError
 from desra_core.images.codec import Pixels
-from desra_core.images.tiling import Tile, windows
+from desra_core.images.tiling import Rectangle, windows
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,8 @@ def load_lpips(path: Path) -> nn.Module:
     Parameters
     ----------
     path
-        The state dict of torchvision's AlexNet, as torch or safetensors saves it; of its classifier nothing is read.
-        Cannot run code.
+        The state dict of torchvision's AlexNet, as torch or safetensors saves it; the classifier is not read.
+        The file cannot run code.
 
     Raises
     ------
@@ -60,12 +60,12 @@ def load_lpips(path: Path) -> nn.Module:
 
 
 def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
-    """The perceptual distance of two images.
+    """Measure the perceptual distance of two images.
 
     Parameters
     ----------
     model
-        What `load_lpips` returns.
+        Of `load_lpips`.
     before, after
         ``(H, W, 1 or 3)`` uint8 or uint16, of one shape. Gray counts as three equal channels.
 
@@ -103,7 +103,7 @@ def _fill_backbone(backbone: nn.Module, weights: dict[str, Any], path: Path) -> 
     backbone.load_state_dict(state)
 
 
-def _batch(pixels: Pixels, part: Tile) -> torch.Tensor:
+def _batch(pixels: Pixels, part: Rectangle) -> torch.Tensor:
     """A part of an image as ``(1, 3, h, w)`` float32 in -1..1."""
     import torch
 

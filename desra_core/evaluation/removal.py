@@ -1,4 +1,4 @@
-"""Which artifact regions are gone and which were added, with the hysteresis that keeps noise out of the count.
+"""Find the artifact regions that are gone or were added, with a hysteresis that keeps noise out of the count.
 
 A region counts as present in the other result where half of its pixels lie in the mask of that result taken at a
 quarter of the minimal area. Without this, a region next to the minimal area or the threshold comes and goes with
@@ -22,8 +22,8 @@ _Z = 1.959963984540054
 def uncovered(mask: Mask, other: Mask) -> list[bool]:
     """Find the regions of a mask that have less than half of their pixels in another mask.
 
-    With the mask before and the loose mask after finetuning, these regions are gone; with the mask after and the
-    loose mask before, they were added.
+    With the mask before and the low-area mask after finetuning, these regions are gone; with the mask after and the
+    low-area mask before, they were added.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def uncovered(mask: Mask, other: Mask) -> list[bool]:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share after so many successes in so many independent trials (Wilson 1927).
+    """Compute the 95 % interval of a share after so many successes in so many independent trials (Wilson 1927).
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""How many viewers noticed each region of a ground truth: a CSV that people fill in.
+"""Read the share of viewers who noticed each region of a ground truth from a CSV that people fill in.
 
 Its columns are ``image`` (the name: relative path without suffix), ``region`` (the number of a ground-truth region of
 that image, 1 for the one that begins first in reading order) and ``noticed`` (the share of viewers, 0..1; empty where
-nobody was asked). The ``regions.csv`` that ``desra evaluate --output`` writes is one to fill in; where its columns
+no viewer was asked). The ``regions.csv`` that ``desra evaluate --output`` writes is one to fill in; where its columns
 ``x``, ``y``, ``width`` and ``height`` are there, they must still be true.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.mask_regions import MaskRegion
+from desra_core.evaluation.image_agreement import MaskRegion
 
 _COLUMNS = ("image", "region", "noticed")
 _BOX = ("x", "y", "width", "height")
@@ -23,7 +23,7 @@ _FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --o
 
 
 class Rating(NamedTuple):
-    """A row: the share of viewers, if any were asked; the box, if it is told; and the line of the file."""
+    """A row: the share of viewers, if any were asked; the box, if it is given; and the line of the file."""
 
     noticed: float | None
     box: tuple[str, ...] | None
@@ -35,7 +35,7 @@ Ratings = dict[str, dict[int, Rating]]
 
 
 def has_ratings(path: Path) -> bool:
-    """Whether a file is a CSV in whose column ``noticed`` somebody has filled in anything."""
+    """Check whether a file is a CSV with anything in its column ``noticed``."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return any((row.get("noticed") or "").strip() for row in csv.DictReader(file))
@@ -73,12 +73,12 @@ def read_ratings(path: Path) -> Ratings:
 
 
 def check_ratings(ratings: Ratings, path: Path, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
-    """Hold ratings to the ground truth.
+    """Check that ratings belong to the ground truth.
 
     Parameters
     ----------
     ratings, path
-        What was read, and from where.
+        Ratings and their file.
     regions
         The ground-truth regions by image; None for images that could not be judged.
 

@@ -1,20 +1,22 @@
-"""What a file holds, as a key: for checkpoints and configs, on which every result depends."""
+"""Content of files as keys, and reading checkpoints without running code in them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
 import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
 
-# What torch.load and safetensors raise for files that are no checkpoint, or only a part of one.
+# Raised by torch.load and safetensors for files that are no checkpoint, or only a part of one.
 LOAD_ERRORS = (
     AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError, struct.error,
@@ -41,8 +43,7 @@ def content_key(path: Path) -> str:
 def load_checkpoint(path: Path) -> Any:
     """Read a file of ``torch.save`` onto the CPU, without running code in it.
 
-    The training log that mmengine saves beside weights needs its classes and NumPy's: it is read as nothing, and the
-    rest as it is.
+    The training log that mmengine saves beside weights, which needs mmengine's classes and NumPy's, is left out.
 
     Raises
     ------
@@ -57,17 +58,7 @@ def load_checkpoint(path: Path) -> Any:
 
 
 def load_failure(path: Path, error: Exception, way: str) -> UsageError:
-    """Say why `load_checkpoint` raised one of `LOAD_ERRORS`.
-
-    Parameters
-    ----------
-    path
-        The file.
-    error
-        What was raised.
-    way
-        What to do with a file that is trusted, to save of it what is needed.
-    """
+    """Return the error to show for one of `LOAD_ERRORS`; ``way`` says how to save the weights of a trusted file."""
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused is None:
         return UsageError(path, "is not a checkpoint, or only a part of one", "download or copy the checkpoint again")
@@ -76,14 +67,14 @@ def load_failure(path: Path, error: Exception, way: str) -> UsageError:
 
 
 class _TrainingLog:
-    """Stands where a checkpoint has mmengine's HistoryBuffer; holds nothing."""
+    """In place of mmengine's HistoryBuffer; holds nothing."""
 
     def __setstate__(self, state: object) -> None:
         """Called by the unpickler."""
 
 
 def _nothing(*_: object) -> None:
-    """Stands where a HistoryBuffer looks up its methods by ``getattr``."""
+    """In place of ``getattr``, by which a HistoryBuffer looks up its methods."""
 
 
 def _stand_ins() -> list[tuple[Any, str]]:
@@ -92,7 +83,7 @@ def _stand_ins() -> list[tuple[Any, str]]:
 
 
 def _numpy_classes() -> list[Any]:
-    """What plain NumPy arrays and numbers are pickled by, under the names of NumPy 1 and 2."""
+    """The functions and classes in pickles of NumPy arrays and numbers, under the names of NumPy 1 and 2."""
     import numpy as np
 
     rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -105,33 +96,48 @@ def _numpy_classes() -> list[Any]:
 @lru_cache(maxsize=64)
 def _hashed(path: Path, *_status: int) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, _hasher).hexdigest()
+
+
+def _hasher(data: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=16)
 
 
 def fingerprint(*parts: Any) -> str:
-    """A key for JSON-like values: equal values give equal keys, on any machine."""
-    encoded = json.dumps(parts, sort_keys=True).encode()
-    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+    """Return a key for JSON-like values: equal values give equal keys, on any machine."""
+    return digest(json.dumps(parts, sort_keys=True).encode())
+
+
+def digest(data: bytes) -> str:
+    """Hash content, 128 bits of BLAKE2b as hex: by it, a workspace identifies files and images."""
+    return _hasher(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the `digest` of a file (raises as `read_bytes`)."""
+    with _unread(path), path.open("rb") as file:
+        return hashlib.file_digest(file, _hasher).hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Read a whole file.
 
     Raises
     ------
     TransientError
         The file is gone or may not be read, or the storage failed.
     """
-    try:
+    with _unread(path):
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _unread(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise TransientError(path, "the file has vanished", "put it back, or run again without it") from None
     except PermissionError:
         raise TransientError(path, "may not be read (permission denied)", "give read permission to it") from None
     except OSError as error:
         raise TransientError(path, f"cannot be read ({error.strerror})", "check the disk and run again") from None
-
-
-def digest(data: bytes) -> str:
-    """The content hash that identifies a file in a workspace: 128 bits of BLAKE2b, as hex."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -26,7 +26,8 @@ from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squar
 from desra_core.evaluation.perceptual import load_lpips, lpips_distance
 from desra_core.evaluation.removal import LOOSENESS, uncovered
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.bit_depth import bgr8
+from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
 from desra_core.images.tiling import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
@@ -167,7 +168,7 @@ def _publish_crops(
         window = window_around(region.x, region.y, region.width, region.height, shape)
         for kind, pixels in pictures.items():
             scale = shape[0] // pixels.shape[0]
-            rows, columns = (np.arange(part.start, part.stop) // scale for part in (window.rows, window.columns))
+            rows, columns = (np.arange(part.start, part.stop) // scale for part in window.slices)
             crop = fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1])
             workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
 

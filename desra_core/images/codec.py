@@ -1,9 +1,8 @@
-"""Decode and encode image files: the only module that knows BGR, bit depth, alpha and EXIF.
+"""Decode and encode image files: the only module that knows BGR, alpha and EXIF.
 
 PNG is read by `desra_core.images.png`, TIFF by `desra_core.images.tiff`, all else by `desra_core.images.pillow`.
-
-Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16.
-ICC profiles are not applied; their presence is recorded.
+Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16: 16 bits
+are kept, see `desra_core.images.bit_depth`. ICC profiles are not applied; their presence is recorded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import imagecodecs
@@ -32,7 +31,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
-# Deflate stops near 1000 samples a byte; a large header that promises far more is a truncated file or a bomb.
+# Deflate stops near 1000 samples a byte: a large file whose header promises far more is truncated or a bomb.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning to the end of its size
@@ -44,8 +43,8 @@ class Photo(NamedTuple):
     """A decoded image file.
 
     ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
-    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read;
-    of 256 pages and more, the first 256 are looked at.
+    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read, among its
+    first 256 pages.
     """
 
     pixels: Pixels
@@ -82,14 +81,14 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
-    """``(H, W)`` of an image file, upright, without decoding it (raises `ImageError`)."""
+    """Return ``(H, W)`` of an image file, upright, without decoding it (raises `ImageError`)."""
     picture = _opened(data, path)
     height, width = picture.size
     return (width, height) if picture.orientation in _TRANSPOSED else (height, width)
 
 
 def most_pixels(files: Iterable[Path]) -> int:
-    """The pixels of the largest of some images; 0 where none can be told. Little more than their headers is read."""
+    """Return the pixel count of the largest of some images by their headers; 0 where none can be read."""
     most = 0
     with ThreadPoolExecutor() as pool:
         remaining = iter(files)
@@ -118,12 +117,12 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
 
 
 def encode_mask(mask: Mask) -> bytes:
-    """Encode a ``(H, W)`` bool mask as a 1-bit PNG, 0 and 255 to whoever reads it."""
+    """Encode a ``(H, W)`` bool mask as a 1-bit PNG, which decodes to 0 and 255."""
     return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def decode_mask(data: bytes, path: Path) -> Mask:
-    """Decode what `encode_mask` wrote to ``(H, W)`` bool (raises `ImageError`, which names ``path``)."""
+    """Decode a file of `encode_mask` to ``(H, W)`` bool (raises `ImageError`, which names ``path``)."""
     return np.asarray(decode(data, path).pixels[:, :, 0] > 0)
 
 
@@ -144,13 +143,6 @@ def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     return _encode(ordered, [])
 
 
-def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """``(H, W, 3)`` uint8 BGR of any pixels, gray replicated, 16 bits rounded: what MMSegmentation expects."""
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
-
-
 def _pixel_count(path: Path) -> int:
     try:
         with path.open("rb") as file:
@@ -161,7 +153,7 @@ def _pixel_count(path: Path) -> int:
             if start.startswith(tiff.SIGNATURES):
                 return math.prod(tiff.stored_size(file))
             return math.prod(pillow.stored_size(file))
-    except Exception:  # noqa: BLE001 whatever a damaged file makes libraries raise: the stage that reads it tells
+    except Exception:  # noqa: BLE001 of a damaged file, which the stage that reads it reports
         return 0
 
 
@@ -176,19 +168,8 @@ def _encode(array: Pixels, options: list[int]) -> bytes:
     return encoded.tobytes()
 
 
-class _Picture(Protocol):
-    """An image file whose header has been read: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
-
-    size: tuple[int, int]
-    orientation: int
-    has_icc_profile: bool
-    further_pages: int
-
-    def channels(self, *, indices: bool) -> Pixels:
-        """All channels as ``(H, W, C)``, alpha last, palettes expanded unless ``indices`` are asked for."""
-
-
-def _opened(data: bytes, path: Path) -> _Picture:
+def _opened(data: bytes, path: Path) -> png.PngPicture | tiff.TiffPicture | pillow.PillowPicture:
+    """Read the header of an image file: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     if data.startswith(png.SIGNATURE):
@@ -211,7 +192,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """Apply an EXIF orientation (1..8; others mean 1) to ``(H, W, C)`` pixels."""
     if orientation in _TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
-    # In terms of the upright image: 2, 3, 6, 7 run right to left, 3, 4, 7, 8 bottom to top.
+    # Seen in the upright image, 2, 3, 6, 7 are stored from right to left, 3, 4, 7, 8 from bottom to top.
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):

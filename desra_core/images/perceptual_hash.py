@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from desra_core.images.codec import Pixels, bgr8
+from desra_core.images.bit_depth import bgr8
+from desra_core.images.codec import Pixels
 
 # Of 256 bits. Pictures with other content differ in about half of them.
 MAX_DISTANCE = 24

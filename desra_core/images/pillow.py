@@ -1,4 +1,4 @@
-"""Read image files with Pillow: JPEG, WebP, BMP, and what else is given one of their suffixes.
+"""Read image files with Pillow: JPEG, WebP, BMP, and other files that have one of their suffixes.
 
 Only `desra_core.images.codec` uses this.
 """
@@ -62,7 +62,18 @@ class PillowPicture:
         ImageError
             The file is truncated or damaged.
         """
-        image = self._loaded()
+        image = self._image
+        try:
+            with _quiet():
+                image.load()
+        except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
+            reason, whole = str(error), None
+            if image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
+                reason, whole = "it stops without an end marker", _whole_without_end(image, self._data)
+            if whole is None:
+                remedy = "copy it again, or remove it"
+                raise ImageError(self._path, f"is truncated or damaged ({reason})", remedy) from None
+            image = whole
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode in ("P", "PA") and not indices:
@@ -72,24 +83,9 @@ class PillowPicture:
         pixels: Pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    def _loaded(self) -> Image.Image:
-        try:
-            with _quiet():
-                self._image.load()
-        except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
-            reason = str(error)
-        else:
-            return self._image
-        if self._image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
-            whole = _whole_without_end(self._image, self._data)
-            if whole is not None:
-                return whole
-            reason = "it stops without an end marker"
-        raise ImageError(self._path, f"is truncated or damaged ({reason})", "copy it again, or remove it")
-
 
 def stored_size(file: BinaryIO) -> tuple[int, int]:
-    """``(H, W)`` of the picture as stored (raises what Pillow raises of a file that it does not read)."""
+    """Return ``(H, W)`` of the picture as stored (raises as ``PIL.Image.open``)."""
     with _quiet(), Image.open(file) as image:
         return image.height, image.width
 
@@ -99,14 +95,10 @@ def _identified(data: bytes, path: Path) -> Image.Image:
         with _quiet():
             return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise _unread(data, path) from None
+        pass
     except (OSError, SyntaxError, ValueError) as error:
-        reason = f"is truncated, damaged or of a kind that is not read ({error})"
-        raise ImageError(path, reason, _SAVE_AGAIN) from None
-
-
-def _unread(data: bytes, path: Path) -> ImageError:
-    """What keeps Pillow from opening a file, if it begins like one of a usual kind."""
+        raise ImageError(path, f"is truncated, damaged or of a kind that is not read ({error})", _SAVE_AGAIN) from None
+    # Where a file begins like one of a usual kind, the reader of that kind knows what is wrong with it.
     for kind in _NAMED:
         factory, accepts = Image.OPEN[kind]
         if accepts is not None and accepts(data[:16]):
@@ -114,15 +106,15 @@ def _unread(data: bytes, path: Path) -> ImageError:
                 with _quiet():
                     factory(io.BytesIO(data), "")
             except (OSError, SyntaxError, ValueError) as error:
-                return ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN)
-    return ImageError(path, "is not an image", "remove it, or give it the suffix of what it is")
+                raise ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN) from None
+    raise ImageError(path, "is not an image", "remove it, or give it the suffix of its kind")
 
 
 def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
-    """The picture of a JPEG that lacks nothing but its end marker, and None if more is missing.
+    """Return the picture of a JPEG that lacks nothing but its end marker, and None if more is missing.
 
-    Nothing is missing where the pixels do not depend on what is put in its place. That proves it for one scan alone,
-    without restarts.
+    Nothing is missing if the pixels stay the same whatever bytes are appended. That holds for a single scan without
+    restart markers only.
     """
     start = data.rfind(b"\xff\xda")
     layers = len(opened.getbands())
@@ -139,7 +131,7 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow warns about damaged metadata, of sound images too; what matters comes as an error."""
+    """Silence Pillow's warnings about damaged metadata, which sound images have too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

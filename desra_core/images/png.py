@@ -1,4 +1,4 @@
-"""Read PNG files with libpng, after their chunks have been found whole.
+"""Read PNG files with libpng, once the checksums of their chunks have been checked.
 
 Only `desra_core.images.codec` uses this.
 """
@@ -26,7 +26,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PICTURE = _INDICES | {b"tRNS"}
-# Where programs have put EXIF.
+# Programs write EXIF into texts of these names.
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pixel
@@ -62,27 +62,28 @@ class PngPicture:
         ImageError
             The file is truncated or damaged.
         """
+        pixels: Pixels
         try:
-            pixels: Pixels = self._indices() if indices else imagecodecs.png_decode(self._reduced(_PICTURE))
+            if indices:
+                with Image.open(io.BytesIO(self._reduced(_INDICES))) as image:
+                    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+            else:
+                pixels = imagecodecs.png_decode(self._reduced(_PICTURE))
         except (ValueError, RuntimeError, OSError, SyntaxError) as error:
-            told = error if self._chunks[-1][0] == b"IEND" else "it ends before its last row"
-            reason = f"is truncated or damaged ({told})"
+            cause = error if self._chunks[-1][0] == b"IEND" else "it ends before its last row"
+            reason = f"is truncated or damaged ({cause})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    def _indices(self) -> Pixels:
-        with Image.open(io.BytesIO(self._reduced(_INDICES))) as image:
-            return np.asarray(image.convert("L") if image.mode == "1" else image)
-
     def _reduced(self, kinds: frozenset[bytes]) -> bytes:
-        """The file without what makes decoders complain and is not needed: texts, profiles, times."""
+        """Return the file with chunks of these kinds only: decoders refuse some texts, profiles and times."""
         if all(kind in kinds for kind, _ in self._chunks):
             return self._data
         return b"".join([memoryview(SIGNATURE), *(whole for kind, whole in self._chunks if kind in kinds)])
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, memoryview]]:
-    """The chunks that are there as a whole, by their kinds."""
+    """Yield kind and bytes of the chunks that are complete; raise `ImageError` for a broken checksum."""
     view = memoryview(data)
     start = len(SIGNATURE)
     while start + _EMPTY <= len(data):
@@ -104,7 +105,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _orientation(chunks: list[tuple[bytes, memoryview]]) -> int:
-    """As Pillow finds it in the chunks that may tell it, which are given to it without the picture."""
+    """Return the EXIF orientation as Pillow reads it, from a file of the chunks with EXIF and a single pixel."""
     found = [
         bytes(whole)
         for kind, whole in chunks

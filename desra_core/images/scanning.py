@@ -1,4 +1,4 @@
-"""The image files below a folder, and what else is there."""
+"""The image files below a folder, and the images that a path of another tool may mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,8 @@ import pyarrow as pa
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.images.codec import SUFFIXES
 
-# What machines put beside photos: thumbnails, deleted files, the other half of a Mac's files. In lower case; folders
-# whose names begin with a dot are left out anyway.
+# Folders that machines put beside photos, in lower case: thumbnails, deleted files, the other half of a Mac's files.
+# Folders whose names begin with a dot are left out anyway.
 LEFT_OUT = frozenset(
     {
         "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "__macosx",
@@ -29,9 +29,11 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 
+# The prefix that Label Studio gives to the names of files.
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 _BATCH = 65_536
-# Kinds of files that are told apart where other files are counted.
-_KINDS = 12
+_KINDS = 12  # so many kinds of other files are counted apart
+_WORKSPACE = ("lock", "settings.json", "manifest.parquet")  # the pictures of a folder with these are no photos
 _NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "excluded by --exclude"
 FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 
@@ -40,9 +42,8 @@ class Found(NamedTuple):
     """The image files of a place.
 
     ``files`` has a row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes)
-    and ``mtime`` (ns); ``problems`` are those that could not be looked at; ``passed_over`` counts files of other kinds
-    and what was left out, by what `told_passed_over` says of them; what each glob of ``exclude`` left out, also if that
-    is nothing.
+    and ``mtime`` (ns); ``problems`` are files that could not be looked at; ``passed_over`` counts the other files by
+    kind, see `kinds_in_words`, and those left out by each glob of ``exclude``, 0 included.
     """
 
     files: pa.Table
@@ -51,7 +52,7 @@ class Found(NamedTuple):
 
 
 def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = ()) -> Found:
-    """All image files below a folder, but for hidden ones, those in ``skip``, in workspaces and in `LEFT_OUT` folders.
+    """List the image files below a folder, but for hidden ones, those in ``skip``, workspaces and `LEFT_OUT` folders.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
     skip
         A folder to leave out.
     exclude
-        Globs of what else to leave out, files and folders: of their names, or with a slash of their relative paths.
+        Globs of files and folders to leave out: of their names, or with a slash of their relative paths.
 
     Raises
     ------
@@ -74,9 +75,8 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
         raise UsageError(ascii(str(place)), "has a name that is not printable UTF-8", "rename the folder")
     globs = _exclusion(exclude)
     search = _Search(root, skip, globs, Counter(dict.fromkeys(globs, 0)))
-    paths = search.walk(root) if place == root else search.chosen(place)
-    batches, rows = [FILES.empty_table()], []
-    for path in paths:
+    batches, rows = [], []
+    for path in search.walk(root) if place == root else search.chosen(place):
         relative = search.relative(path)
         try:
             relative.encode()
@@ -97,13 +97,15 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
             batches.append(pa.Table.from_pylist(rows, FILES))
             rows.clear()
     batches.append(pa.Table.from_pylist(rows, FILES))
-    files = pa.concat_tables(batches).combine_chunks()
-    return Found(files, search.problems, Counter(dict(_fewer_kinds(search.passed_over)) | search.excluded))
+    most = dict(search.passed_over.most_common(_KINDS))
+    if rest := search.passed_over.total() - sum(most.values()):
+        most[_OTHERS] = rest
+    return Found(pa.concat_tables(batches).combine_chunks(), search.problems, Counter(most | search.excluded))
 
 
 @dataclass
 class _Search:
-    """A look for image files below a folder, with what it could not look at and what it has passed over."""
+    """A search for image files below a folder."""
 
     root: Path
     skip: Path | None
@@ -113,17 +115,11 @@ class _Search:
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def relative(self, path: str) -> str:
-        """The path below the root."""
+        """Return the path below the root."""
         return path[len(os.path.join(self.root, "")) :]
 
     def chosen(self, place: Path) -> Iterator[str]:
-        """A single file, or the images that a glob matches and those in folders that it matches.
-
-        Raises
-        ------
-        UsageError
-            It is a file of another kind, or nothing matches.
-        """
+        """Yield a single file, or the images that a glob matches and those in folders that it matches."""
         if place.exists():
             if place.suffix.lower() not in SUFFIXES:
                 raise UsageError(place, "is no image", "name a PNG, JPEG, WebP, TIFF or BMP file, or a folder of them")
@@ -157,7 +153,7 @@ class _Search:
                 yield from self._entry(path, is_folder, over)
 
     def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-        """Image files below a folder, following links, but not in circles; not those in other workspaces."""
+        """Yield the image files below a folder, following links, but not in circles nor into workspaces."""
         try:
             within = self._within(folder, above)
             if within is None:
@@ -171,11 +167,12 @@ class _Search:
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
 
     def _within(self, folder: Path | str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
-        """The folders above and this one; None where it is one of them, or a workspace."""
+        """Add a folder to those above it; None where it is one of them already, a workspace, or to be skipped."""
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         skipped = self.skip is not None and self.skip.exists() and os.path.samefile(folder, self.skip)
-        return None if here in above or skipped or _is_workspace(folder) else above | {here}
+        workspace = all(os.path.isfile(os.path.join(folder, name)) for name in _WORKSPACE)
+        return None if here in above or skipped or workspace else above | {here}
 
     def _entry(self, path: str, is_folder: bool, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         if self._left_out(self.relative(path), is_folder=is_folder):
@@ -188,7 +185,7 @@ class _Search:
             self.passed_over[suffix or _NO_SUFFIX] += 1
 
     def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
-        """Whether a folder or file is left out, which is counted then."""
+        """Check whether a folder or file is left out, and count it then."""
         name = os.path.basename(relative)
         if is_folder and name.lower() in LEFT_OUT:
             self.passed_over[f"{name}/"] += 1
@@ -196,11 +193,6 @@ class _Search:
         excluding = [kind for kind, matches in self.globs.items() if matches(normalized(relative))]
         self.excluded.update(excluding)
         return bool(excluding)
-
-
-def _is_workspace(folder: Path | str) -> bool:
-    """Whether another workspace lies there, whose pictures are no photos."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in ("lock", "settings.json", "manifest.parquet"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -211,7 +203,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def root_of(place: Path) -> Path:
-    """The folder below which the files of a place lie, which their names are relative to."""
+    """Return the folder of a place: names of its files are relative to it."""
     if place.is_dir():
         return place
     if _is_glob(place):
@@ -226,22 +218,22 @@ def _is_glob(place: Path) -> bool:
 
 
 def is_selection(place: Path) -> bool:
-    """Whether only some files of a folder are asked for."""
+    """Check whether a place is only some files of a folder."""
     return place.is_file() or _is_glob(place)
 
 
 def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
-    """The error of a place without an image, which tells what there is instead."""
-    told = told_passed_over(passed_over)
-    return UsageError(place, "holds no images" + (f", but {told}" if told else ""), remedy)
+    """Return the error of a place without an image, which says what is there instead."""
+    others = kinds_in_words(passed_over)
+    return UsageError(place, "holds no images" + (f", but {others}" if others else ""), remedy)
 
 
-def told_passed_over(passed_over: Mapping[str, int]) -> str | None:
-    """What was passed over, for people; None where nothing was.
+def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
+    """Describe for people what was passed over; None where nothing was.
 
     Examples
     --------
-    >>> told_passed_over({".txt": 1, ".heic": 3, "@eaDir/": 2})
+    >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
     '3 .heic, 2 @eaDir/, 1 .txt'
     """
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
@@ -249,7 +241,7 @@ def told_passed_over(passed_over: Mapping[str, int]) -> str | None:
 
 
 def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
-    """Whether a relative path (NFC) matches a glob, by what is told of that; ``*`` matches slashes too."""
+    """Return a matcher of relative paths (NFC) for each glob, by its kind of ``passed_over``; ``*`` matches slashes."""
 
     def matcher(one: str) -> Callable[[str], bool]:
         pattern = re.compile(fnmatch.translate(normalized(one))).match
@@ -261,12 +253,66 @@ def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
 
 
 def normalized(text: str) -> str:
-    """The form (NFC) in which equal text is equal: a Mac writes an umlaut as a letter and a mark (NFD)."""
+    """Return the NFC form of text: a Mac writes an umlaut as a letter and a mark (NFD)."""
     return unicodedata.normalize("NFC", text)
 
 
-def _fewer_kinds(counts: Counter[str]) -> Counter[str]:
-    """The counts of the most frequent kinds, the others taken together."""
-    most = counts.most_common(_KINDS)
-    rest = counts.total() - sum(count for _, count in most)
-    return Counter(dict(most) | ({_OTHERS: rest} if rest else {}))
+class ImageNames:
+    """Names of images, found by the paths that other tools write of their files.
+
+    Parameters
+    ----------
+    names
+        Relative paths with ``/`` and without suffix, or with it where two images would else share one.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_path: dict[str, list[str]] = {}
+        self._by_last: dict[str, list[str]] = {}
+        for name in names:
+            plain = normalized(name)
+            self._by_path.setdefault(plain, []).append(name)
+            self._by_last.setdefault(plain.rpartition("/")[2], []).append(name)
+
+    def exact(self, path: str) -> list[str]:
+        """Return the images at this path, with a suffix or without; several where names differ in NFC and NFD."""
+        for name in _with_and_without_suffix(path):
+            if found := self._by_path.get(normalized(name)):
+                return [name] if name in found else found
+        return []
+
+    def ending_like(self, path: str) -> list[str]:
+        """Return the images whose path ends like this, with a suffix or without."""
+        for plain in _with_and_without_suffix(normalized(path)):
+            found = self._by_last.get(plain.rpartition("/")[2], ())
+            if ending := [name for name in found if f"/{normalized(name)}".endswith(f"/{plain}")]:
+                return sorted(ending)
+        return []
+
+    def find(self, path: str) -> list[str]:
+        r"""Find the images that a path may mean: none, one, or several where the path fits them equally well.
+
+        It may be relative to another folder, absolute, or of Windows: the image counts whose name is the longest end of
+        the path, else one whose name ends with the path.
+
+        Examples
+        --------
+        >>> names = ImageNames(["x", "s1/x", "s1/y", "s2/y"])
+        >>> names.find("../exp3/s1/x.png"), names.find(r"C:\exp3\s2\y.jpg"), names.find("y.png")
+        (['s1/x'], ['s2/y'], ['s1/y', 's2/y'])
+        """
+        if found := self.exact(path):
+            return found
+        parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        for last in dict.fromkeys((parts[-1], _UPLOADED.sub("", parts[-1]))) if parts else ():
+            whole = [*parts[:-1], last]
+            ends = ["/".join(whole[start:]) for start in range(len(whole))]
+            if found := next(filter(None, map(self.exact, ends)), []) or self.ending_like(ends[0]):
+                return found
+        return []
+
+
+def _with_and_without_suffix(path: str) -> tuple[str, str]:
+    """Return a path without its suffix and as it is, the likelier first: ``a.b`` may be a name without suffix."""
+    stem, suffix = os.path.splitext(path)
+    return (stem, path) if suffix.lower() in SUFFIXES else (path, stem)

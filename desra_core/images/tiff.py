@@ -1,4 +1,4 @@
-"""Read TIFF files: the one picture that a file holds, every sample of it, or one line that says why not.
+"""Read TIFF files with tifffile: the first full picture of a file, or an error that says why it is not read.
 
 Only `desra_core.images.codec` uses this.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# What a damaged file makes tifffile and imagecodecs raise.
+# Raised by tifffile and imagecodecs for damaged files.
 _DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, OSError, struct.error)
 _REDUCED, _MASK = 1, 4
 _MODELS = {
@@ -47,12 +47,12 @@ _PREDICTED = frozenset({
 })  # fmt: skip
 _MOST_SAMPLES = 16
 _MOST_PAGES = 256
-_LARGEST_TILE = 2**24  # in pixels, of an image that is smaller
-_BUFFER = 2**22  # bytes of the file that are taken at a time
+_LARGEST_TILE = 2**24  # pixels of a tile, in an image that is smaller
+_BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
-_ROWS = 64  # which are divided by alpha at a time
+_ROWS = 64  # that are divided by alpha at a time
 
-# tifffile logs what it works around. What matters is an error here.
+# tifffile logs what it works around; what matters is an error here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
@@ -72,7 +72,8 @@ class TiffPicture:
             self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             self.further_pages = len(further)
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
-            self.orientation = _orientation(self._page)
+            orientation = self._page.tags.valueof(274)
+            self.orientation = orientation if isinstance(orientation, int) else 1
             self.has_icc_profile = 34675 in self._page.tags
             if self._page.compression not in _PREDICTED:
                 self._page.predictor = 1  # which means nothing there
@@ -94,25 +95,21 @@ class TiffPicture:
         try:
             overruns = self._check_segments()
             stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
-            samples = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
-            return self._interpreted(samples, indices=indices)
+            samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
+            alpha = self._alpha()
+            if alpha is None or indices:
+                return self._colours(samples, indices=indices)
+            index, associated = alpha
+            whole = samples[:, :, :4]
+            if self._model != "RGB" or index != 3:
+                stored_alpha = _full_range(samples[:, :, index : index + 1], page.bitspersample)
+                whole = np.concatenate([self._colours(samples, indices=False), stored_alpha], axis=2)
+            if associated:
+                _divide_by_alpha(whole)
+            return whole
         except _DAMAGE as error:
             reason = f"is truncated or damaged ({_OVERRUN if overruns else error})"
             raise ImageError(self._path, reason, "copy it again, or remove it") from None
-
-    def _interpreted(self, samples: Pixels, *, indices: bool) -> Pixels:
-        alpha = self._alpha()
-        if alpha is None or indices:
-            return self._colours(samples, indices=indices)
-        index, associated = alpha
-        whole = samples[:, :, :4]
-        if self._model != "RGB" or index != 3:
-            stored = samples[:, :, index : index + 1]
-            parts = [self._colours(samples, indices=False), _full_range(stored, self._page.bitspersample)]
-            whole = np.concatenate(parts, axis=2)  # type: ignore[assignment]
-        if associated:
-            _divide_by_alpha(whole)
-        return whole
 
     @property
     def _model(self) -> str:
@@ -127,7 +124,17 @@ class TiffPicture:
             raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
         if page.imagedepth != 1:
             raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
-        self._check_samples(model, page.bitspersample)
+        kind, bits = page.sampleformat, page.bitspersample
+        if kind not in (1, 4):
+            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
+            reason = f"has the colour model {short} ({bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')})"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits without sign")
+        if model not in _BITS:
+            raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
+        if bits not in _BITS[model]:
+            short = "I" if bits == 32 and model == "gray" else model
+            reason = f"has the colour model {short} of {bits} bits per sample"
+            raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
         if page.compression not in _COMPRESSIONS:
             name = getattr(page.compression, "name", str(page.compression))
             raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
@@ -142,24 +149,11 @@ class TiffPicture:
             reason = f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha"
             raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
 
-    def _check_samples(self, model: str, bits: object) -> None:
-        kind = self._page.sampleformat
-        if kind not in (1, 4):
-            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
-            reason = f"has the colour model {short} ({bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')})"
-            raise ImageError(self._path, reason, "convert it to 8 or 16 bits without sign")
-        if model not in _BITS:
-            raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
-        if bits not in _BITS[model]:
-            short = "I" if bits == 32 and model == "gray" else model
-            reason = f"has the colour model {short} of {bits} bits per sample"
-            raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
-
     def _check_segments(self) -> bool:
-        """See that every strip or tile begins in the file: tifffile takes absent ones for black.
+        """Check that every strip or tile begins in the file, as tifffile reads absent ones as black.
 
-        Returns whether one is said to reach beyond its end. Some programs say so although nothing is missing; where
-        something is, decoders tell, but for fax.
+        Returns whether one reaches beyond the end of the file by its header. Some programs write such headers although
+        nothing is missing; where something is, decoders fail, but for fax.
         """
         page = self._page
         wanted = math.prod(page.chunked)
@@ -178,7 +172,7 @@ class TiffPicture:
         return overruns
 
     def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
-        """See that each strip or tile is there to its end, and that none decodes to more than it may, before it is."""
+        """Check, before decoding, that each strip or tile is whole and none decodes to more pixels than it may have."""
         page = self._page
         width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         for offset, count in parts:
@@ -201,10 +195,10 @@ class TiffPicture:
         return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
 
     def _alpha(self) -> tuple[int, bool] | None:
-        """Which sample is alpha, and whether colours are multiplied by it.
+        """Return which sample is alpha, and whether colours are multiplied by it.
 
-        Samples of no stated meaning are none. The only extra one of a file that states nothing at all is, as in what
-        older programs write.
+        A sample without a stated meaning is not, unless it is the only extra one of a file that states none at all, as
+        older programs write them.
         """
         page = self._page
         colours = 3 if self._model == "RGB" else 1
@@ -218,21 +212,15 @@ class TiffPicture:
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int]:
-    """``(H, W)`` of the picture as stored, by the headers of its pages.
-
-    Raises
-    ------
-    ValueError
-        And what else a damaged file makes tifffile raise.
-    """
+    """Return ``(H, W)`` of the picture as stored (raises as tifffile does for damaged files)."""
     page = _full_pages(TiffFile(file))[0]
     return int(page.imagelength), int(page.imagewidth)
 
 
 def _full_pages(file: TiffFile) -> list[TiffPage]:
-    """The pages that are pictures of their own: no masks, nor copies in a reduced size unless there is nothing else.
+    """Return the pages that are pictures: no masks, and copies of reduced size only where there is nothing else.
 
-    A damaged file can name pages without end: the first 256 are looked at.
+    A damaged file can name pages without end: only the first 256 are looked at.
     """
     found = list(islice(_pages(file), _MOST_PAGES))
     pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
@@ -243,7 +231,7 @@ def _full_pages(file: TiffFile) -> list[TiffPage]:
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:
-    """All pages, with those that lie below one, as the full picture does below the small one of some cameras."""
+    """Yield all pages; some cameras store the full picture below the page of a small one."""
     for page in file.pages:
         assert isinstance(page, TiffPage)
         yield page
@@ -253,18 +241,13 @@ def _pages(file: TiffFile) -> Iterator[TiffPage]:
                 yield below
 
 
-def _orientation(page: TiffPage) -> int:
-    value = page.tags.valueof(274)
-    return value if isinstance(value, int) else 1
-
-
 def _full_range(samples: Pixels, bits: int) -> Pixels:
-    """Samples of 1, 2 or 4 bits, spread over those of 8."""
+    """Spread samples of 1, 2 or 4 bits over the range of 8 bits."""
     return samples if bits >= 8 else samples.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
 
 
 def _palette(page: TiffPage) -> Pixels:
-    """``(256, 3)`` colours of 8 bits. Some programs write them so, instead of with 16."""
+    """Return ``(256, 3)`` colours of 8 bits, which some programs write with 8 bits instead of 16."""
     stored = np.asarray(page.colormap).T
     colours: Pixels = np.zeros((256, 3), np.uint8)
     colours[: len(stored)] = (stored if stored.max() < 256 else stored >> 8)[:256]

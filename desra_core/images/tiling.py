@@ -1,4 +1,4 @@
-"""Tile grids and halos: geometry only."""
+"""Rectangles of an image: tile grids, and overlapping windows for networks. Geometry only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
-class Tile(NamedTuple):
-    """A rectangle of an image, in pixels."""
+class Rectangle(NamedTuple):
+    """A part of an image, in pixels: its upper left corner and its size."""
 
     y: int
     x: int
@@ -17,21 +17,21 @@ class Tile(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """The rows and columns, to index an array with."""
+        """Rows and columns, to index an array with."""
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
-    def source(self, halo: int) -> Tile:
-        """Return what a filter that keeps the valid region only reads of its input to fill this tile."""
-        return Tile(self.y, self.x, self.height + 2 * halo, self.width + 2 * halo)
+    def source(self, halo: int) -> Rectangle:
+        """Return the part of its input that a filter reads to fill this one, if it keeps the valid region only."""
+        return Rectangle(self.y, self.x, self.height + 2 * halo, self.width + 2 * halo)
 
 
 def row_strips(shape: tuple[int, ...], pixels: int = 2**20) -> Iterator[slice]:
-    """Row ranges of about so many pixels, from top to bottom: wide copies of them stay small for any image size."""
+    """Yield ranges of rows of about so many pixels, from top to bottom, to bound the memory of copies."""
     step = max(1, pixels // shape[1])
     return (slice(row, row + step) for row in range(0, shape[0], step))
 
 
-def grid(height: int, width: int, size: int) -> Iterator[Tile]:
+def grid(height: int, width: int, size: int) -> Iterator[Rectangle]:
     """Yield tiles of ``size`` x ``size`` that cover an image exactly once, row by row; smaller at its end.
 
     >>> [tile.x for tile in grid(2, 5, 2)], [tile.width for tile in grid(2, 5, 2)]
@@ -39,14 +39,14 @@ def grid(height: int, width: int, size: int) -> Iterator[Tile]:
     """
     for y in range(0, height, size):
         for x in range(0, width, size):
-            yield Tile(y, x, min(size, height - y), min(size, width - x))
+            yield Rectangle(y, x, min(size, height - y), min(size, width - x))
 
 
 class Window(NamedTuple):
-    """One of the overlapping windows of an image that a network sees, and the part of the image it answers for."""
+    """A part of an image that a network sees, and the part of it whose results are kept."""
 
-    source: Tile
-    kept: Tile
+    source: Rectangle
+    kept: Rectangle
 
 
 def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1) -> list[Window]:
@@ -59,10 +59,10 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
     side
         The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
     halo
-        So far from the border of its window a kept pixel lies at least, unless it is the border of the image
-        as well. A multiple of ``multiple``.
+        Least distance in pixels of a kept pixel from the border of its window, but where that is the border of the
+        image; a multiple of ``multiple``.
     multiple
-        Windows start at multiples of it and have sizes that are.
+        Windows start at multiples of it, and so are their sizes.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
     rows = _spans(height, side, halo, multiple)
     columns = _spans(width, side, halo, multiple)
     return [
-        Window(Tile(y, x, high, wide), Tile(top, left, bottom - top, right - left))
+        Window(Rectangle(y, x, high, wide), Rectangle(top, left, bottom - top, right - left))
         for y, high, top, bottom in rows
         for x, wide, left, right in columns
     ]

@@ -14,7 +14,8 @@ import numpy as np
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.gpu import exact_on
-from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.bit_depth import bgr8
+from desra_core.images.codec import Labels, Pixels
 from desra_core.networks.mmseg import load_mmseg, mmseg_key
 
 if TYPE_CHECKING:

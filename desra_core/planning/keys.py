@@ -1,4 +1,4 @@
-"""What a run wants of every image: its settings, resolved to keys that can be compared with the records."""
+"""Resolve the settings of a run to cache keys, which are compared with those in the records."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def result_key(model: Path, precision: str) -> str:
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Record what the latest run wanted, and with which versions."""
+    """Record the settings and keys of a run, and the versions of packages that results depend on."""
     document = {
         "verb": settings.verb,
         "settings": settings.model_dump(mode="json"),
@@ -113,7 +113,7 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
-    """See that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
+    """Check that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
 
 
 def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """See that models can be used, unless the latest run has used them, before anything of it is touched.
+    """Check that models can be used, unless the latest run has used them, before anything is changed.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
 
 
 def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
-    """What the latest run wanted.
+    """Read the settings and keys of the latest run.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """What `save_settings` wrote: verb, settings, target and versions; empty where there is nothing to be read."""
+    """Read what `save_settings` wrote: verb, settings, target and versions; empty where nothing can be read."""
     try:
         document = json.loads(workspace.settings.read_bytes())
     except (OSError, ValueError):

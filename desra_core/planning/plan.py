@@ -31,7 +31,7 @@ _COLUMNS = [
 
 
 class Work(NamedTuple):
-    """What is left to do, as flags per manifest row.
+    """The work that is left, as flags per manifest row.
 
     Attributes
     ----------
@@ -118,9 +118,9 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     records
         Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
     target
-        What is wanted.
+        The keys of the run.
     held
-        What the workspace holds of these rows; a record whose files are gone does not count.
+        The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(_COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
@@ -178,7 +178,7 @@ class Plan:
     Attributes
     ----------
     target
-        What is wanted.
+        The keys of the run.
     images, failed, pending, dropped
         Names in the run; those that failed for good before; those with anything to do; those among them that are
         computed again only because a looser setting needs maps that ``--keep`` dropped.
@@ -211,7 +211,7 @@ class Plan:
 
     @property
     def idle_shards(self) -> list[int]:
-        """The shards without anything to do, sorted."""
+        """List the shards without anything to do, sorted."""
         every: list[int] = np.unique(self._rows["shard"].to_numpy()).tolist()
         return [number for number in every if number not in self.shards]
 
@@ -225,16 +225,16 @@ class Plan:
         return most_pixels(role_files(self._pending.select([f"{self._role}_path"]), self._role))
 
     def rows(self, shard: int) -> pa.Table:
-        """The manifest rows of one shard that are part of the run, finished ones included."""
+        """Get the manifest rows of one shard that are part of the run, finished ones included."""
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
 
     def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
-        """The manifest rows of one shard with anything to do, and what the workspace held of them."""
+        """Get the manifest rows of one shard with anything to do, and what the workspace held of them."""
         flags = pc.equal(self._pending["shard"], shard).combine_chunks()
         return self._pending.filter(flags), self._held.filter(flags_of(flags))
 
     def image_refs(self, shard: int) -> list[ImageRef]:
-        """The images of a shard with anything to do, each at every name that it ever had."""
+        """Get the images of a shard with anything to do, each at every name that it ever had."""
         rows, _ = self.pending_rows(shard)
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
@@ -250,7 +250,7 @@ class Plan:
 
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
-    """Find out what a run has to do; nothing is computed or written."""
+    """Plan a run over a manifest; nothing is computed or written."""
     rows = asked_for(manifest)
     rows = rows.slice(0, rows.num_rows if limit is None else limit)
     held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
@@ -274,7 +274,7 @@ def prepare(
     Parameters
     ----------
     settings
-        What is wanted.
+        Settings of the run.
     rescan
         Look for new and changed files first; otherwise trust the manifest.
     on_hashed
@@ -307,7 +307,7 @@ def prepare(
 
 
 def failure_table(manifest: pa.Table, records: pa.Table) -> pa.Table:
-    """Failed records as rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
+    """Turn failed records into rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
     failed = records.filter(records["failed_stage"].is_valid())
     index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
     rows = manifest.filter(index.is_valid())

@@ -12,9 +12,10 @@ from desra_core.detection.class_weights import class_names
 from desra_core.planning.plan import failure_table
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
+from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import Target
+from desra_core.workspace.products import Target, kept_whole
 from desra_core.workspace.records import REGION_FIELDS, read_records
 
 REGIONS = pa.schema(
@@ -74,13 +75,11 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
 def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
     """One row per image of the dataset, sorted by name."""
     human = read_human_masks(workspace, target.gan_sr_key)
-    wanted = pc.is_valid(records["mask_key"])
-    if target.keep != "all":
-        # What only a person has marked may still wait for its pictures.
-        pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
-        by_people = pc.is_in(records["id"], pa.array(pictured, pa.string()))
-        wanted = pc.and_(wanted, pc.or_kleene(pc.greater(records["artifact_pixels"], 0), by_people))
-    records = records.filter(wanted)
+    # An image that only a person has marked may still wait for its pictures.
+    pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
+    marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
+    whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
+    records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
     index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
     names = manifest["name"].combine_chunks().filter(index.is_valid())
     records = records.take(index.drop_null()).combine_chunks()

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle, grid
 from desra_core.report.maps import StoredImage
 from desra_core.report.results import WorkspaceResults, firsts
 
@@ -101,13 +101,8 @@ def _counted(image: StoredImage) -> Counts:
     return counts.reshape(CLASS_COUNT, BINS)
 
 
-def _tiles(shape: tuple[int, int]) -> list[Window]:
-    """Choose some tiles of an image, evenly spread; all of it where it is small."""
-    height, width = shape
-    tiles = [
-        Window(left, top, min(_TILE, width - left), min(_TILE, height - top))
-        for top in range(0, height, _TILE)
-        for left in range(0, width, _TILE)
-    ]
+def _tiles(shape: tuple[int, int]) -> list[Rectangle]:
+    """Some tiles of an image, evenly spread; all of it where it is small."""
+    tiles = list(grid(*shape, _TILE))
     chosen = np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles))).astype(int)
     return [tiles[index] for index in chosen]

@@ -16,7 +16,8 @@ from desra_core.detection.detectors import DetectorInputs
 from desra_core.detection.detectors.applied import TIMES
 from desra_core.errors import ImageError
 from desra_core.images.codec import Labels
-from desra_core.images.crops import RGB, Window
+from desra_core.images.crops import RGB
+from desra_core.images.tiling import Rectangle
 from desra_core.report.document import Cell, hex_colour, make_cell, render_page
 from desra_core.report.maps import StoredImage
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, class_shares, label_picture
@@ -120,7 +121,7 @@ def _score_maps(
 
 def _labels(image: StoredImage) -> Labels:
     """Read the classes of the whole image (raises `ImageError`)."""
-    return image.label_reader()(Window(0, 0, image.shape[1], image.shape[0]))
+    return image.label_reader()(Rectangle(0, 0, *image.shape))
 
 
 def _or_none(read: Callable[[], Read]) -> Read | None:

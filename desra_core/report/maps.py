@@ -15,7 +15,7 @@ from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Pixels, decode, decode_labels
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle
 from desra_core.workspace.arrays import StoredArray
 
 # A larger picture is not decoded for a part of it; 800 MB as RGB.
@@ -45,12 +45,12 @@ class StoredImage:
             raise ImageError(path, _another_size(pixels.shape, self.shape), "run again")
         return pixels
 
-    def scores(self, window: Window) -> npt.NDArray[np.float32]:
+    def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
         """Read a window of the scores, NaN in the frame; other chunks are not read."""
         stored = np.full((window.height, window.width), np.nan, np.float32)
         return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
 
-    def label_reader(self) -> Callable[[Window], Labels]:
+    def label_reader(self) -> Callable[[Rectangle], Labels]:
         """Give a function that reads the classes of a window, from the label file if there is one, else as stored.
 
         Both may raise an `ImageError`.
@@ -61,13 +61,15 @@ class StoredImage:
         labels = _checked(decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS), file)
         if labels.shape != self.shape:
             raise ImageError(file, _another_size(labels.shape, self.shape), "run again")
-        return lambda window: labels[window.rows, window.columns]
+        return lambda window: labels[window.slices]
 
-    def _stored_labels(self, window: Window) -> Labels:
+    def _stored_labels(self, window: Rectangle) -> Labels:
         labels = np.zeros((window.height, window.width), np.uint8)
         return _checked(self._read("labels", "label map", window, labels, -1), "label map")
 
-    def _read(self, array: str, name: str, window: Window, values: npt.NDArray[Any], lowest: float) -> npt.NDArray[Any]:
+    def _read(
+        self, array: str, name: str, window: Rectangle, values: npt.NDArray[Any], lowest: float
+    ) -> npt.NDArray[Any]:
         """Fill ``values`` with the part of a window that is not in the frame; all of it must lie above ``lowest``."""
         path, shape = self.group / array, self.shape
         if not path.exists():
@@ -77,10 +79,10 @@ class StoredImage:
             frame = (shape[0] - stored.shape[0]) // 2
             if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != shape:
                 raise ImageError(name, "is of an image of another size", "run again")
-            left, top = max(window.left, frame), max(window.top, frame)
-            right = min(window.left + window.width, shape[1] - frame)
-            bottom = min(window.top + window.height, shape[0] - frame)
-            inside = (slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left))
+            left, top = max(window.x, frame), max(window.y, frame)
+            right = min(window.x + window.width, shape[1] - frame)
+            bottom = min(window.y + window.height, shape[0] - frame)
+            inside = (slice(top - window.y, bottom - window.y), slice(left - window.x, right - window.x))
             values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
         except (LostError, ValueError, IndexError):
             raise ImageError(name, "is damaged", "run again") from None

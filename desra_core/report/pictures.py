@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from desra_core.detection.class_weights import class_names
 from desra_core.images.codec import Labels, Mask
-from desra_core.images.crops import LARGEST, RGB, Window, fitted, rgb8, window_around
+from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
+from desra_core.images.tiling import Rectangle
 from desra_core.report.maps import StoredImage
 
 # Kinds of picture of a region, with their captions.
@@ -68,7 +69,7 @@ class Crops:
     ) -> None:
         self._image = image
         self._box = box
-        self._window = window_around(*box, image.shape) if box else Window(0, 0, image.shape[1], image.shape[0])
+        self._window = window_around(*box, image.shape) if box else Rectangle(0, 0, *image.shape)
         self._largest = largest
         self._cut: dict[str, RGB] = {}
 
@@ -97,7 +98,7 @@ class Crops:
         """Cut the window out of a picture that has the size of the results."""
         if kind not in self._cut:
             pixels = rgb8(self._image.picture(kind))
-            self._cut[kind] = pixels[self._window.rows, self._window.columns].copy()
+            self._cut[kind] = pixels[self._window.slices].copy()
         return self._cut[kind]
 
     def _mask(self, kind: str) -> Mask:
@@ -108,8 +109,8 @@ class Crops:
         pixels = rgb8(self._image.picture("lr"))
         # The LR pixel under each row and column of the window.
         height, width = self._image.shape
-        rows = np.arange(height)[self._window.rows] * pixels.shape[0] // height
-        columns = np.arange(width)[self._window.columns] * pixels.shape[1] // width
+        rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
+        columns = np.arange(width)[self._window.slices[1]] * pixels.shape[1] // width
         return self._fitted(pixels[rows[:, np.newaxis], columns])
 
     def _overlay(self, mask: Mask, region: Mask, colour: tuple[int, int, int]) -> RGB:
@@ -127,7 +128,7 @@ class Crops:
             return mask
         _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         left, top, width, height = self._box
-        box = (left - self._window.left, top - self._window.top, width, height)
+        box = (left - self._window.x, top - self._window.y, width, height)
         found = np.flatnonzero((stats[:, : cv2.CC_STAT_AREA] == box).all(axis=1) & (np.arange(len(stats)) > 0))
         return np.asarray(np.isin(components, found)) if found.size else mask
 

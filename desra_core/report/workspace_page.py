@@ -15,7 +15,7 @@ from markupsafe import Markup
 from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names, replace_file
-from desra_core.images.scanning import told_passed_over
+from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, wording
 from desra_core.report.charts import inline
 from desra_core.report.distribution import Distributions, class_distributions
@@ -224,7 +224,7 @@ def _notes(results: WorkspaceResults, summary: CorpusSummary) -> list[str]:
         notes.append("The region table is missing: the run was cut off before it wrote one. Run it again.")
     if results.vanished:
         notes.append(f"{results.vanished:,} images that are no longer in the folders are left out.")
-    if others := told_passed_over(results.passed_over):
+    if others := kinds_in_words(results.passed_over):
         notes.append(f"In the folders, these were passed over: {others}.")
     return notes
 

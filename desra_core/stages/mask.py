@@ -19,16 +19,16 @@ from desra_core.stages.run import StageJob
 from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
-from desra_core.workspace.dataset import publish_pseudo_gt
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.pictures import publish_pseudo_gt
 from desra_core.workspace.products import kept_whole
 from desra_core.workspace.records import Record, write_journal
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What the mask stage needs.
+    """Settings of the mask stage.
 
     ``threshold`` is minus the score above which a pixel is suspect, as in the records. ``weights`` is ``(150,)``
     float64, or None where none apply; ``mse_sr_key`` and ``gan_sr_key`` are set where the results were inferred.

@@ -17,7 +17,7 @@ from desra_core.workspace.records import Record
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """What the segmentation stage needs; ``gan_sr_key`` where the GAN result is no file."""
+    """Settings of the segmentation stage; ``gan_sr_key`` where the GAN result is no file."""
 
     key: str
     gan_sr_key: str | None

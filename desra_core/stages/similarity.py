@@ -22,7 +22,7 @@ from desra_core.workspace.records import Record
 
 @dataclass(frozen=True)
 class SimilaritySettings:
-    """What the similarity stage needs.
+    """Settings of the similarity stage.
 
     The threshold of the ``detector``, ``min_area`` and ``min_weight`` (the smallest class weight) bound the mask from
     above: where even that bound is empty the map is not stored, unless ``keep_all``, and the image is never segmented.

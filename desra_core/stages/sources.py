@@ -13,7 +13,7 @@ from desra_core.workspace.records import Record
 
 
 def read_content(file: File) -> bytes:
-    """The bytes of a file that still are what was scanned (raises `TransientError`)."""
+    """Read a file, and check that its bytes are those that were scanned (raises `TransientError`)."""
     data = read_bytes(file.path)
     if digest(data) != file.hash:
         raise TransientError(file.path, CHANGED, "run again")
@@ -26,7 +26,7 @@ def read_photo(file: File, max_pixels: int) -> Photo:
 
 
 def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixels: int) -> Pixels:
-    """The GAN result: a file, or what was inferred under the key (raises `desra_core.errors.ImageError`)."""
+    """Read the GAN result: a file, or the array inferred under the key (raises `desra_core.errors.ImageError`)."""
     if image.gan_sr is not None:
         return read_photo(image.gan_sr, max_pixels).pixels
     stored: Pixels = read_array(workspace, image.id, "gan_sr", key=key)
@@ -36,7 +36,7 @@ def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixe
 def read_labels(
     image: ImageRef, record: Record, workspace: Workspace, segmentation_key: str | None, max_pixels: int
 ) -> Labels | None:
-    """Labels of the image's size with values below 150; None where none were asked for or none are needed.
+    """Read labels of the image's size with values below 150; None where none were asked for or none are needed.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def read_labels(
 
 
 def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:
-    """Labels of ``(H, W)`` with values below 150.
+    """Read a label file of ``(H, W)`` with values below 150.
 
     Raises
     ------

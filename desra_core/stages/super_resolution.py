@@ -27,7 +27,7 @@ from desra_core.workspace.records import Record
 
 @dataclass(frozen=True)
 class SuperResolutionSettings:
-    """What the super-resolution stage needs; the keys identify a result by its model and precision.
+    """Settings of the super-resolution stage; the keys identify a result by its model and precision.
 
     ``segmentation_key`` and ``further`` (keys by product) are set where even clean images get labels and further
     products; ``keep_mse`` and ``keep_pair`` where the MSE result or both are to stay.

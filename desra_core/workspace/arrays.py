@@ -40,7 +40,7 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             shape=array.shape,
             dtype=array.dtype,
             chunks=(_CHUNK, _CHUNK, *array.shape[2:]),
-            shards=_shards(array.shape),
+            shards=(*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in array.shape[:2]), *array.shape[2:]),
             compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
             attributes={"key": key, "crc32": _crc32(array)},
             zarr_format=3,
@@ -48,15 +48,17 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
         try:
             stored[:] = array
             drop_array(workspace, image_id, name)
-            # Where Dask runs an image twice, both write the same bytes: whoever comes second changes nothing.
-            with contextlib.suppress(FileExistsError):
-                _move(scratch, group / name)
+            try:
+                scratch.rename(group / name)
+            except OSError:  # where Dask runs an image twice, the other one has written the same bytes
+                if not (group / name).exists():
+                    raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 class StoredArray:
-    """An array of a workspace, opened to be read. Reading never changes or deletes anything.
+    """An array of a workspace, opened to be read; reading never changes or deletes anything.
 
     Attributes
     ----------
@@ -70,7 +72,7 @@ class StoredArray:
     LostError
         It is missing or damaged.
     TransientError
-        The disk or the system refuses to read it, for now: nothing is known about the array.
+        The disk or the system refuses to read it for now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,16 +83,15 @@ class StoredArray:
             self.key: Any = self._array.attrs.get("key")
 
     def whole(self) -> npt.NDArray[Any]:
-        """Read all of it and check it (raises as the class does)."""
+        """Read all of it and check its CRC, as zarr reads a lost chunk as zeros (raises as the class does)."""
         with _reading(self._path):
             array: npt.NDArray[Any] = self._array[:]
-            # A chunk that is not there would be read as zeros.
             if self._array.attrs.get("crc32") != _crc32(array):
                 raise _lost(self._path)
         return array
 
     def window(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
-        """Read the chunks under a window, unchecked: a chunk that is not there is zeros (raises as the class does)."""
+        """Read the chunks under a window, unchecked: a lost chunk is zeros (raises as the class does)."""
         with _reading(self._path):
             array: npt.NDArray[Any] = self._array[rows, columns]
         return array
@@ -106,18 +107,18 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
     TransientError
         It cannot be read now.
     """
-    stored = StoredArray(workspace.group(image_id) / name)
+    path = workspace.group(image_id) / name
+    stored = StoredArray(path)
     if stored.key != key:
-        raise _lost(workspace.group(image_id) / name)
+        raise _lost(path)
     return stored.whole()
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """As `read_array`, but None for what is lost: the caller makes it anew, and `write_array` replaces it."""
-    try:
+    """As `read_array`, but return None for a lost array: the caller makes it anew, and `write_array` replaces it."""
+    with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
-    except LostError:
-        return None
+    return None
 
 
 def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
@@ -127,7 +128,7 @@ def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Tell what is not there or not whole from what cannot be read now."""
+    """Tell lost arrays from those that cannot be read now."""
     try:
         with reading_errors(path):
             yield
@@ -143,17 +144,3 @@ def _lost(path: Path) -> LostError:
 
 def _crc32(array: npt.NDArray[Any]) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
-
-
-def _shards(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Whole chunks that cover the array in one zarr shard, or in a few where it is large."""
-    return (*(min(-(-side // _CHUNK) * _CHUNK, _SHARD) for side in shape[:2]), *shape[2:])
-
-
-def _move(scratch: Any, target: Any) -> None:
-    try:
-        scratch.rename(target)
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not target.exists():
-            raise

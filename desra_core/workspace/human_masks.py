@@ -1,10 +1,9 @@
-"""Masks by people: which images have one, and on which results they were drawn.
+"""Human masks: which images have one, and on which results they were drawn.
 
-A mask counts for the image whose content it was drawn on, at whatever names the image goes by, and for the results of
-the GAN model that it was drawn on: another model is wrong in other places. Masks that do not count stay where they are,
-and count again when photo and model are those again.
+A mask counts for the image content and for the GAN model whose result it was drawn on: another model is wrong in other
+places. Masks that do not count stay where they are, and count again when photo and model are those again.
 
-A mask by the detector that was exported is none by a person, wherever it comes back from: a workspace remembers them.
+A workspace remembers the masks by the detector that were exported: one that comes back unchanged is no human mask.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from desra_core.files.hashing import digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, read_table
 
-# ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content the id tells.
+# ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content is part of the id.
 HUMAN_MASKS = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
      ("regions", pa.int32())]
 )  # fmt: skip
-# Masks by the detector that people were given: the image's id, and the key of `mask_key`.
+# Masks by the detector that were exported: the image's id, and the key of `mask_key`.
 EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
 
 
@@ -41,35 +40,26 @@ class HumanMask(NamedTuple):
     regions: int
 
     def read(self) -> Mask:
-        """The mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
+        """Read the mask, ``(H, W)`` bool (raises `desra_core.errors.ImageError`)."""
         return decode_mask(read_bytes(self.path), self.path)
 
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:
-    """The masks by people in a workspace, those included that do not count (schema `HUMAN_MASKS`)."""
+    """Read which human masks a workspace has, those included that do not count (schema `HUMAN_MASKS`)."""
     remedy = "bring it back from a copy, or delete it and import the masks again"
     table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
-    return table.filter(
-        pa.array([workspace.human_mask(name).exists() for name in table["name"].to_pylist()], pa.bool_())
-    )
+    there = [workspace.human_mask(name).exists() for name in table["name"].to_pylist()]
+    return table.filter(pa.array(there, pa.bool_()))
 
 
 def that_count(rows: pa.Table, gan_sr_key: str | None) -> pa.Table:
-    """Those rows of the schema `HUMAN_MASKS` that were drawn on results of this model, or on files where it is None."""
+    """Filter rows of the schema `HUMAN_MASKS` by the model whose results they were drawn on, None for files."""
     keys = rows["gan_sr_key"]
     return rows.filter(pc.is_null(keys) if gan_sr_key is None else pc.fill_null(pc.equal(keys, gan_sr_key), False))
 
 
 def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, HumanMask]:
-    """The masks by people that count, by image id.
-
-    Parameters
-    ----------
-    workspace
-        The workspace.
-    gan_sr_key
-        Of its `desra_core.planning.keys.Target`.
-    """
+    """Return the human masks that count for results of a model, by image id."""
     rows = that_count(human_mask_rows(workspace), gan_sr_key).to_pylist()
     return {
         row["id"]: HumanMask(row["name"], workspace.human_mask(row["name"]), row["pixels"], row["regions"])
@@ -77,12 +67,12 @@ def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, 
     }
 
 
-def told_resting(count: int) -> str:
+def resting_in_words(count: int) -> str:
     """Say how many images of something rest on masks by people.
 
     Examples
     --------
-    >>> told_resting(1), told_resting(20)
+    >>> resting_in_words(1), resting_in_words(20)
     ("1 image rests on a person's mask", "20 images rest on people's masks")
     """
     return "1 image rests on a person's mask" if count == 1 else f"{count} images rest on people's masks"
@@ -91,17 +81,16 @@ def told_resting(count: int) -> str:
 def find_human_mask(
     workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
 ) -> HumanMask | None:
-    """The mask by a person that counts for an image; for most images a look for a file tells that there is none."""
+    """Return the human mask that counts for an image; most images have no file of one, which is quick to see."""
     if not any(workspace.human_mask(name).exists() for name in names):
         return None
     return read_human_masks(workspace, gan_sr_key).get(image_id)
 
 
 def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None:
-    """Move people's masks to their images' new names (by old ones), where there are any.
+    """Move human masks to the new names of their images, given by old ones; no new name may be another's old one.
 
-    Where a new name has one already, of another image, both stay as they are: that counts as long as its image is
-    there. No new name is another's old one.
+    Where another image's mask has the new name already, both stay as they are.
     """
     table = read_table(workspace.human_manifest, HUMAN_MASKS)
     names = table["name"].to_pylist()
@@ -118,16 +107,16 @@ def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None
 
 
 def mask_key(mask: Mask) -> str:
-    """Identify the pixels of an ``(H, W)`` mask."""
+    """Return a key for the pixels of an ``(H, W)`` mask."""
     return digest(repr(mask.shape).encode() + np.packbits(mask).tobytes())
 
 
 def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[str, str]]:
-    """The masks by the detector that were ever exported of some images: image id and `mask_key` of each."""
+    """Read the masks by the detector that were ever exported of some images: image id and `mask_key` of each."""
     wanted = pa.array(set(ids), pa.string())
     found: set[tuple[str, str]] = set()
     for path in sorted(workspace.exported.glob("*.parquet")):
-        table = read_table(path, EXPORTED, remedy="delete it: the folder of its export still tells its masks")
+        table = read_table(path, EXPORTED, remedy="delete it: the folder of its export still has its masks")
         table = table.filter(pc.is_in(table["id"], wanted))
         found.update(zip(table["id"].to_pylist(), table["mask"].to_pylist(), strict=True))
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""What a workspace holds, as columns: masks, stored arrays, dataset pictures and masks by people."""
+"""List the files of a workspace as columns: masks, stored arrays, dataset pictures and masks by people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Held(NamedTuple):
-    """What a workspace holds of some manifest rows, by row.
+    """The files of a workspace for some manifest rows, by row.
 
     ``pictures`` counts those of the dataset, up to ``len(DATASET)``; ``arrays`` are flags by the name of the array;
     ``marked`` are images in which a person has marked an artifact.

@@ -5,7 +5,6 @@ Everything is columns of an Arrow table; no Python object per image outlives its
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.hashing import digest, read_bytes
+from desra_core.files.hashing import digest, hash_file
 from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
@@ -27,15 +26,12 @@ from desra_core.workspace.records import read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
-# Among the metadata of the table of scan failures.
-_PASSED_OVER = b"passed_over"
+_PASSED_OVER = b"passed_over"  # metadata of the table of scan failures
 _ROLE_FIELDS = (("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("hash", pa.string()))
 MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
-
-
 # Why a run could not use a file that is not what the manifest says.
 CHANGED = "changed after the run had started"
 
@@ -61,7 +57,7 @@ class ImageRef:
 
     @property
     def path(self) -> Path:
-        """The file that stands for the image in messages."""
+        """The file by which messages name the image."""
         file = self.gan_sr or self.lr
         assert file is not None
         return file.path
@@ -70,7 +66,7 @@ class ImageRef:
 class Corpus(NamedTuple):
     """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
 
-    ``passed_over`` counts what else there is, see `desra_core.images.scanning.told_passed_over`.
+    ``passed_over`` counts the other files, see `desra_core.images.scanning.kinds_in_words`.
     """
 
     manifest: pa.Table
@@ -91,10 +87,10 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash. A file is hashed again where a run found other
-    content in it, and where its image's id would change though no file has. A new image enters a new shard and stays
-    there; a changed file is a new image at the same name, and the outputs of the old one go; a vanished file keeps its
-    row and outputs. Nothing in the source folders is ever written.
+    Files of unchanged size and modification time keep their hash, unless a run found other content in one, or an
+    image's id would change though no file has. A new image enters a new shard and stays there; a changed file is a new
+    image at the same name, and the outputs of the old one go; a vanished file keeps its row and outputs. Nothing in the
+    source folders is ever written.
 
     Parameters
     ----------
@@ -138,34 +134,34 @@ def scan(
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
     workspace.publish_table(workspace.manifest, manifest)
-    told = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
-    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(told))
+    metadata = {_PASSED_OVER: json.dumps(passed_over)} if passed_over else None
+    workspace.publish_table(workspace.scan_failures, failures.replace_schema_metadata(metadata))
     return Corpus(manifest, failures, dict(passed_over), added, len(replaced), vanished)
 
 
 def read_passed_over(workspace: Workspace) -> dict[str, int]:
-    """What the latest scan passed over, see `desra_core.images.scanning.told_passed_over`."""
+    """Read the counts of the files that the latest scan passed over, see `images.scanning.kinds_in_words`."""
     stored = read_table(workspace.scan_failures, FAILURES).schema.metadata or {}
     passed_over: dict[str, int] = json.loads(stored.get(_PASSED_OVER, b"{}"))
     return passed_over
 
 
 def read_manifest(workspace: Workspace) -> pa.Table | None:
-    """The manifest of a workspace, sorted by name; None when it has none yet."""
+    """Read the manifest of a workspace, sorted by name; None when it has none yet."""
     if not workspace.manifest.exists():
         return None
     return read_table(workspace.manifest, MANIFEST)
 
 
 def asked_for(manifest: pa.Table) -> pa.Table:
-    """The rows of the images that the latest scan was to look for and has found, those beyond a limit included."""
+    """Return the rows of images that the latest scan was asked for and has found, those beyond a limit included."""
     return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
-    """The images of some rows of a manifest, rows of equal content taken together, in the order of the rows.
+    """Return the images of some rows of a manifest, in their order; rows of equal content are one image.
 
-    With a ``manifest``, an image goes by all names that it has there, vanished ones too: its record is theirs as well.
+    With a ``manifest``, an image has all its names there, vanished ones too: they share its record.
     """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
@@ -192,7 +188,7 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
 
 
 def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
-    """The files of a role in some rows of a manifest."""
+    """Return the files of a role in some rows of a manifest."""
     root = Path(_stored_roots(rows)[role].decode())
     return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
 
@@ -200,10 +196,10 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
 def _under_new_names(
     workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
 ) -> pa.Table | None:
-    """The manifest with the names that files have now, and all that goes by a name moved along.
+    """Return the manifest with the names that files have now; outputs and human masks are moved along.
 
     A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
-    ``a.jpg`` and back. It is no vanished image beside a new one then.
+    ``a.jpg`` and back.
     """
     if previous is None:
         return None
@@ -221,8 +217,8 @@ def _under_new_names(
         workspace.withdraw(name)
     previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
-    # A name that is another's old one is taken after that is free. What has moved is written down before that, or a run
-    # after one that was cut off would move another image's outputs.
+    # A name that is another's old one is taken once it is free. Each round of moves is written down before the next, or
+    # a run after one that was cut off would move another image's outputs.
     while renamed:
         free = {old: new for old, new in renamed.items() if new not in renamed}
         rename_human_masks(workspace, free)
@@ -248,35 +244,31 @@ def _identified(
     found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
     """Add ``ROLE_hash``, ``content`` (an id by that alone) and ``id``, hashing only files that may have changed."""
-    columns = {name: found[name].combine_chunks() for name in found.column_names}
-    hashes = {role: _known_hashes(columns, previous, sources, role) for role in ROLES}
-    unknown = {role: columns[f"{role}_path"].is_valid().to_numpy(False) for role in sources.used()}
-    for role, flags in unknown.items():
-        flags &= hashes[role].is_null().to_numpy(False)
-    total = sum(int(flags.sum()) for flags in unknown.values())
-    done = 0
+    hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
+    unknown = {
+        role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
+        for role in sources.used()
+    }
+    total, done = sum(int(flags.sum()) for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for role, flags in unknown.items():
-            folder = sources.folder(role)
+        for role in sources.used():
+            folder, rows = sources.folder(role), np.flatnonzero(unknown[role])
             assert folder is not None
-            rows = np.flatnonzero(flags)
-            found_hashes = [pa.array([], pa.string())]
+            new = [pa.array([], pa.string())]
             for start in range(0, rows.size, _HASH_BATCH):
-                batch = pa.array(rows[start : start + _HASH_BATCH])
-                names = columns["name"].take(batch).to_pylist()
-                paths = [folder / path for path in columns[f"{role}_path"].take(batch).to_pylist()]
-                results = list(pool.map(_hashed, paths))
+                batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
+                results = list(pool.map(_hashed, (folder / path for path in batch[f"{role}_path"].to_pylist())))
                 failed += [
                     scan_failure(*result.failure) | {"name": name}
-                    for name, result in zip(names, results, strict=True)
+                    for name, result in zip(batch["name"].to_pylist(), results, strict=True)
                     if isinstance(result, ImageError)
                 ]
-                found_hashes.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
-                done += len(batch)
+                new.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                done += len(results)
                 if on_hashed:
                     on_hashed(done, total)
-            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(flags), pa.concat_arrays(found_hashes))
+            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(unknown[role]), pa.concat_arrays(new))
     table = found
     for role in ROLES:
         table = table.append_column(f"{role}_hash", hashes[role])
@@ -288,11 +280,31 @@ def _identified(
         ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
     contents, labels = pa.concat_arrays(ids), table["labels_hash"].combine_chunks()
     table = table.append_column("content", contents)
-    return table.append_column("id", _told_apart_by_labels(contents, labels)), problems
+    return table.append_column("id", _ids_with_labels(contents, labels)), problems
+
+
+def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
+    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
+    if previous is None or _stored_roots(previous).get(role) != str(sources.folder(role)).encode():
+        return pa.nulls(found.num_rows, pa.string())
+    rows = pc.index_in(found["name"].combine_chunks(), previous["name"].combine_chunks())
+    same = rows.is_valid()
+    for field in ("path", "size", "mtime"):
+        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
+        same = pc.and_(same, pc.fill_null(pc.equal(found[f"{role}_{field}"].combine_chunks(), before), False))
+    known = previous[f"{role}_hash"].combine_chunks().take(rows)
+    return pc.if_else(same, known, pa.scalar(None, pa.string()))
+
+
+def _hashed(path: Path) -> str | ImageError:
+    try:
+        return hash_file(path)
+    except ImageError as error:
+        return error
 
 
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """The manifest without the images of which a run has found that a file is not what the manifest says."""
+    """The manifest without the images whose file a run has found to be other than the manifest says."""
     if previous is None:
         return None
     records = read_records(workspace, ["id", "reason"])
@@ -303,7 +315,7 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
     """Names whose id would change though every stored hash is as before; with all names of the same image.
 
-    So it is when the manifest is damaged, and when an image was told apart from another one that has gone.
+    The cause is a damaged manifest, or labels that once differed from those of an equal image that has gone.
     """
     rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
     before = previous["id"].combine_chunks().take(rows)
@@ -318,7 +330,7 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """The manifest with the right ids of images whose files are what it says, whatever id it has for them."""
+    """The manifest with the ids corrected of images whose files are as it says."""
     now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
     ids = previous["id"].to_pylist()
     for index, name in enumerate(previous["name"].to_pylist()):
@@ -336,8 +348,8 @@ def _id_by_labels(image_id: str, labels: str | None) -> str:
     return digest(f"{image_id} {labels}".encode())
 
 
-def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Ids of images: of equal ones but other labels than the first of them each has its own, as their masks differ."""
+def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
+    """Ids of images: equal ones share one, but for those whose labels, and so masks, differ from the first one's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
@@ -347,37 +359,8 @@ def _told_apart_by_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
     return pc.replace_with_mask(contents, other, own)
 
 
-def _known_hashes(columns: dict[str, pa.Array], previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
-    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
-    names = columns["name"]
-    folder = sources.folder(role)
-    if previous is None or folder is None or _stored_roots(previous).get(role) != str(folder).encode():
-        return pa.nulls(len(names), pa.string())
-    rows = pc.index_in(names, previous["name"].combine_chunks())
-    same = rows.is_valid()
-    for field in ("path", "size", "mtime"):
-        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
-        same = pc.and_(same, pc.fill_null(pc.equal(columns[f"{role}_{field}"], before), False))
-    known = previous[f"{role}_hash"].combine_chunks().take(rows)
-    return pc.if_else(same, known, pa.scalar(None, pa.string()))
-
-
-def _hashed(path: Path) -> str | ImageError:
-    hasher = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                hasher.update(chunk)
-    except OSError:
-        try:
-            return digest(read_bytes(path))
-        except ImageError as error:
-            return error
-    return hasher.hexdigest()
-
-
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
-    """Names of images whose files lie in the main folder as before, where only some others of it are asked for."""
+    """Names of images whose files are still in the main folder, but are not among those asked for."""
     role = sources.identity[-1]
     selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
@@ -391,19 +374,19 @@ def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, works
 def _with_shards(
     current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
-    """The new manifest: current rows with their shards, then what is known but not current, sorted by name."""
-    ids = current["id"].combine_chunks()
-    names = current["name"].combine_chunks()
+    """Return the manifest sorted by name, how many images are new, and the names of replaced ones.
+
+    Its rows are the current ones with their shards, then those that are known but not current.
+    """
+    ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
     known = MANIFEST.empty_table() if previous is None else previous
-    rows = pc.index_in(ids, known["id"].combine_chunks())
-    shards = known["shard"].combine_chunks().take(rows)
+    shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))
     fresh = ids.filter(shards.is_null()).unique()
     first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
-    columns = {"shard": shards, **dict.fromkeys(("present", "asked"), pa.array(np.ones(len(ids), bool)))}
-    table = pa.table([columns.get(field) if field in columns else current[field] for field in MANIFEST.names],
-                     schema=MANIFEST)  # fmt: skip
+    here = pa.array(np.ones(len(ids), bool))
+    table = current.append_column("shard", shards).append_column("present", here).append_column("asked", here)
     before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
     replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
     other = known.filter(pc.invert(pc.is_in(known["name"], names)))
@@ -411,5 +394,5 @@ def _with_shards(
     still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
     for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
         other = other.set_column(other.schema.get_field_index(field), field, flags)
-    merged = pa.concat_tables([table.cast(MANIFEST), other.cast(MANIFEST)]).sort_by("name").combine_chunks()
-    return merged, len(fresh), replaced
+    tables = [table.select(MANIFEST.names).cast(MANIFEST), other.cast(MANIFEST)]
+    return pa.concat_tables(tables).sort_by("name").combine_chunks(), len(fresh), replaced

@@ -1,10 +1,10 @@
-"""Which files of some folders belong together: match twins by their relative path."""
+"""Match the files of some folders: twins have the same relative path, suffix aside."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.errors import DesraError, Failure, UsageError
+from desra_core.errors import DesraError, Failure, ImageError, UsageError
 from desra_core.files.atomic import takes_name
 from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
 from desra_core.workspace import Workspace
@@ -23,8 +23,7 @@ ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", *Failure._fields)])
 
 _NO_TWIN = "has no twin"
-# In bytes: names of files and whole paths up to here fit wherever their workspace lies, so that a million of them cost
-# no look each.
+# In bytes: shorter names of files and shorter paths fit wherever their workspace lies, and the disk is not asked.
 _SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
 
 
@@ -44,23 +43,23 @@ class Sources:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The roles whose content makes an image what it is; each image has them all."""
+        """The roles by whose content an image is identified; each image has them all."""
         return ("mse_sr", "gan_sr") if self.gan_sr is not None else ("lr",)
 
     @property
     def main(self) -> Path:
-        """The folder whose files give the images their names."""
+        """The folder by whose files the images are named."""
         folder = self.folder(self.identity[-1])
         assert folder is not None
         return folder
 
     def place(self, role: str) -> Path | None:
-        """What was given for a role, if anything was: a folder, a file or a glob."""
+        """Return the folder, file or glob that was given for a role, if any was."""
         place: Path | None = getattr(self, role)
         return place
 
     def folder(self, role: str) -> Path | None:
-        """The folder of a role, if there is one."""
+        """Return the folder of a role, if there is one."""
         place = self.place(role)
         return None if place is None else root_of(place)
 
@@ -71,12 +70,20 @@ class Sources:
         return bool(self.exclude) or (place is not None and is_selection(place))
 
     def exclusion(self) -> list[str]:
-        """The globs of ``exclude`` as they are below the folders, also where they lead there from elsewhere."""
+        """Return the globs of ``exclude`` relative to the folders; they may be absolute or relative to elsewhere."""
         folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
-        return [_below(pattern, folders) for pattern in self.exclude]
+
+        def below(pattern: str) -> str:
+            if not pattern.startswith(("/", "./", "../")):
+                return pattern
+            path = os.path.abspath(pattern)
+            relative = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
+            return next(relative, pattern.removeprefix("./"))
+
+        return list(map(below, self.exclude))
 
     def used(self) -> list[str]:
-        """The roles that have a folder."""
+        """Return the roles that have a folder."""
         return [role for role in ROLES if self.place(role) is not None]
 
 
@@ -84,8 +91,9 @@ class Matched(NamedTuple):
     """The images of some folders.
 
     ``images`` has one row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
-    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as for
-    `Found`. A name is a relative path without its suffix, or with it where two images would else share it.
+    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as in
+    `desra_core.images.scanning.Found`. A name is a relative path without its suffix, or with it where two images would
+    else share it.
     """
 
     images: pa.Table
@@ -96,8 +104,8 @@ class Matched(NamedTuple):
 def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
 
-    Where only some files of a folder are asked for, by a single file or a glob, those of the others that are no twins
-    of them do not count as lacking one. Two single files are twins whatever their names are.
+    Where a single file or a glob asks for some files of a folder, files of the other folders that are no twins of them
+    do not count as lacking one. Two single files are twins whatever their names are.
 
     Parameters
     ----------
@@ -134,14 +142,6 @@ def match(sources: Sources, skip: Path) -> Matched:
     return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
 
 
-def _below(pattern: str, folders: Sequence[str]) -> str:
-    if not pattern.startswith(("/", "./", "../")):
-        return pattern
-    path = os.path.abspath(pattern)
-    below = (f"/{path[len(folder) :]}" for folder in folders if path.startswith(folder))
-    return next(below, pattern.removeprefix("./"))
-
-
 def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
     """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
     main = sources.identity[-1]
@@ -155,14 +155,23 @@ def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, 
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
-    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others."""
+    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others.
+
+    Raises
+    ------
+    UsageError
+        No file of a folder is a twin of one in the main folder.
+    """
     *others, main = sources.identity
     selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
     joined = _renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
         table = _renamed(tables.get(role, FILES.empty_table()), role)
-        if role in tables and table.num_rows and joined.num_rows:
-            _check_common(joined["name"], table["name"], sources, role)
+        here, there = joined["name"], table["name"]
+        if len(here) and len(there) and not pc.any(pc.is_in(there, here.combine_chunks())).as_py():
+            names = f"{pc.min(there)}, but {pc.min(here)}"
+            reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
+            raise UsageError(sources.folder(role), reason, "name folders of the same images")
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(table, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
@@ -172,30 +181,29 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
         if role not in selective or twin in selective:  # else the twin was not asked for
-            failures.append(_missing(lacking, sources, role, twin))
+            subjects = pc.binary_join_element_wise(
+                f"{sources.folder(twin)}", lacking[f"{twin}_path"].combine_chunks(), "/"
+            )
+            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
+            texts = (
+                pa.array([text] * len(subjects), pa.string()) for text in ("scan", reason, "add the twin, or remove it")
+            )
+            stage, reasons, remedies = texts
+            columns = [lacking["name"].combine_chunks(), stage, subjects, reasons, remedies]
+            failures.append(pa.table(columns, schema=FAILURES))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
     return joined, failures
 
 
-def _check_common(names: pa.ChunkedArray, twins: pa.ChunkedArray, sources: Sources, role: str) -> None:
-    """See that a folder is that of the same images as the main one.
-
-    Raises
-    ------
-    UsageError
-        None of its files is a twin.
-    """
-    if not pc.any(pc.is_in(twins, names.combine_chunks())).as_py():
-        here, there = pc.min(names).as_py(), pc.min(twins).as_py()
-        reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({there}, but {here})"
-        raise UsageError(sources.folder(role), reason, "name folders of the same images")
+def _renamed(files: pa.Table, role: str) -> pa.Table:
+    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
 
 
 def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names as they are spelled among known ones that are the same text.
+    """Spell names as they are spelled among known ones that are the same text.
 
-    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Names that are known as they
-    are stay so, and so do those of which the known spelling is another name already.
+    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Known names stay, and so do
+    those whose known spelling is another of the names.
     """
     other = pc.invert(pc.is_in(names, known.combine_chunks()))
     if not pc.any(other).as_py():
@@ -207,26 +215,17 @@ def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedAr
 
 
 def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
-    """A row of the schema `FAILURES` about something that is named by itself."""
+    """Return a row of the schema `FAILURES` whose name is its subject."""
     return {"name": subject, "stage": "scan", "subject": subject, "reason": reason, "remedy": remedy}
 
 
 def failure_rows(errors: Sequence[DesraError]) -> pa.Table:
-    """Rows of the schema `FAILURES` about things that are named by themselves."""
+    """Return errors as rows of the schema `FAILURES`."""
     return pa.Table.from_pylist([scan_failure(*error.failure) for error in errors], FAILURES)
 
 
-def _failure_rows(names: pa.Array, stage: str, subjects: pa.Array, reason: str, remedy: str) -> pa.Table:
-    """Rows of the schema `FAILURES` that share a reason."""
-    constant = [pa.array([text] * len(names), pa.string()) for text in (stage, reason, remedy)]
-    return pa.table([names, constant[0], subjects, *constant[1:]], schema=FAILURES)
-
-
 def with_twins_summed_up(failures: pa.Table) -> pa.Table:
-    """Failures (schema `FAILURES`) with one row, the first, for all files that lack a twin in the same folder.
-
-    Where folders do not belong together, or one is half full, there are as many as files.
-    """
+    """Sum up failures (schema `FAILURES`): one row, the first, for all files that lack a twin in the same folder."""
     lacking = pc.starts_with(failures["reason"], _NO_TWIN)
     rows = failures.filter(lacking)
     summed_up = []
@@ -238,15 +237,47 @@ def with_twins_summed_up(failures: pa.Table) -> pa.Table:
     return pa.concat_tables([pa.Table.from_pylist(summed_up, FAILURES), failures.filter(pc.invert(lacking))])
 
 
-def _missing(lacking: pa.Table, sources: Sources, role: str, twin: str) -> pa.Table:
-    paths = lacking[f"{twin}_path"].combine_chunks()
-    subjects = pc.binary_join_element_wise(f"{sources.folder(twin)}", paths, "/")
-    reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
-    return _failure_rows(lacking["name"].combine_chunks(), "scan", subjects, reason, "add the twin, or remove it")
+def files_by_name(
+    folders: Mapping[str, Path], main: str, *, skip: Path | None = None, empty: str | None = None
+) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
+    """Find the image files of some folders, by role and name; names are spelled as in the folder of the ``main`` role.
 
+    Parameters
+    ----------
+    folders
+        By role.
+    main
+        One of the roles.
+    skip
+        A folder to leave out.
+    empty
+        The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be so.
 
-def _renamed(files: pa.Table, role: str) -> pa.Table:
-    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
+    Returns
+    -------
+    The files, and an error for each that cannot be read and each name that several files share, see
+    `without_ambiguity`.
+
+    Raises
+    ------
+    UsageError
+        A folder does not exist, or is empty and may not be.
+    """
+    tables: dict[str, pa.Table] = {}
+    problems: list[ImageError] = []
+    for role, folder in folders.items():
+        tables[role], own, others = image_files(folder, skip)
+        if empty is not None and tables[role].num_rows == 0 and not own:
+            raise no_images(folder, empty.format(role=role), others)
+        problems += own
+    tables, unclear = without_ambiguity(tables)
+    problems += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in unclear.to_pylist()]
+    files = {}
+    for role, table in tables.items():
+        names = spelled_like(table["name"], tables[main]["name"]).to_pylist()
+        paths = (root_of(folders[role]) / path for path in table["path"].to_pylist())
+        files[role] = dict(zip(names, paths, strict=True))
+    return files, problems
 
 
 def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
@@ -272,7 +303,7 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
     kept = {}
     for role, table in tables.items():
         rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
-        suffixed = table.filter(pc.is_in(table["name"], pa.array(sorted(clear), pa.string())))
+        suffixed = table.filter(pc.is_in(table["name"], _texts(clear)))
         suffixed = suffixed.set_column(0, "name", suffixed["path"])
         kept[role] = pa.concat_tables([rest, suffixed])
         for name in _doubled(kept[role]).column("name").to_pylist():
@@ -286,31 +317,37 @@ def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], 
     folders: set[str] = set()
     for table in tables.values():
         for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
-            folders.update(
-                str(folder)[: -len(".png")] for folder in PurePosixPath(name).parents if folder.suffix == ".png"
-            )
-    taken = pa.array(sorted(folders), pa.string())
-    clashing = pa.concat_tables([table.filter(pc.is_in(table["name"], taken)) for table in tables.values()])
-    problems = [
-        scan_failure(name, f"has the mask {name}.png, but so is a folder called", "rename one of them")
-        for name in sorted(set(clashing["name"].to_pylist()))
-    ]
-    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], taken))) for role, table in tables.items()}
-    return kept, pa.Table.from_pylist(problems, FAILURES)
+            folders |= {str(folder)[:-4] for folder in PurePosixPath(name).parents if folder.suffix == ".png"}
+    clashing: set[str] = set()
+    for table in tables.values():
+        clashing.update(table["name"].filter(pc.is_in(table["name"], _texts(folders))).to_pylist())
+    return _without(
+        tables, clashing, lambda name: f"has the mask {name}.png, but so is a folder called", "rename one of them"
+    )
 
 
 def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
     """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
-    kept, long = {}, set[str]()
-    for role, table in tables.items():
+    long = set[str]()
+    for table in tables.values():
         names = table["name"]
         long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
         suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
-        too_long = [name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))]
-        kept[role] = table.filter(pc.invert(pc.is_in(table["name"], pa.array(too_long, pa.string()))))
-        long.update(too_long)
-    problems = [scan_failure(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(long)]
+        long |= {name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))}
+    return _without(tables, long, lambda _: "has too long a name for its mask, NAME.png", "shorten it")
+
+
+def _without(
+    tables: dict[str, pa.Table], names: set[str], reason: Callable[[str], str], remedy: str
+) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Drop names from tables of `image_files`; returns them, and rows of the schema `FAILURES` about the names."""
+    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], _texts(names)))) for role, table in tables.items()}
+    problems = [scan_failure(name, reason(name), remedy) for name in sorted(names)]
     return kept, pa.Table.from_pylist(problems, FAILURES)
+
+
+def _texts(names: Iterable[str]) -> pa.Array:
+    return pa.array(sorted(names), pa.string())
 
 
 def _doubled(table: pa.Table) -> pa.Table:

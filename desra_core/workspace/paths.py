@@ -1,34 +1,36 @@
-"""Where everything of a corpus lies, how it is committed, and who may write.
+"""The files of a workspace: where each lies, how it is written, and which run may write.
 
 ::
 
     WS/
       manifest.parquet          every image: name, files, sizes, content hashes, id, shard
       settings.json             the settings of the latest run
-      outcomes/00000003.parquet what was done with each image of shard 3, and under which settings
-      journal/00000003/ID.json  the same of images whose shard is in flight
+      outcomes/00000003.parquet the records of the images of shard 3: what was done, under which settings
+      journal/00000003/ID.json  records of images whose shard is in flight
       maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
       masks/NAME.png            1-bit artifact masks
       human/NAME.png            1-bit masks drawn or corrected by people (desra import)
-      human/manifest.parquet    which image and GAN model each was drawn for
-      imports/000001.parquet    what the first import of masks took the place of, until it is taken back
-      exported/KEY.parquet      masks by the detector that people were given (desra export)
+      human/manifest.parquet    which image and GAN model each was drawn for (`workspace.human_masks`)
+      imports/000001.parquet    the masks that the first import replaced, until it is taken back
+      exported/KEY.parquet      which masks by the detector people were given (desra export)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
-      split.parquet             the pool of images that were asked for: training or held-out, for ever
+      split.parquet             the pool of each image that was ever asked for: training or held-out
       models/0001/              promoted models, each with its origin and history; `current` is a link to one
       finetunes/KEY/            the finetunes of desra cycle, and those without an --output
       gathered.json             the images with artifacts that the latest finetune could choose from
-      gate/verdict.json         the latest verdict on finetuned models; beside it what it rests on
+      gate/verdict.json         the latest verdict on finetuned models
+      gate/judgements/KEY/      what was found of each candidate on each image
+      gate/compared/KEY.json    which of them the latest comparison of a finetune rests on
       calibration/KEY/          histograms of similarity by class, one per shard (desra calibrate)
       failures.parquet          one row per image that could not be processed
       report.html               the page to forward
       pages/NAME.html           pages about single images (desra report --pages)
-      scan_failures.parquet     those of them that did not get past the latest scan
+      scan_failures.parquet     files that the latest scan could not make an image of
       prefect/                  the embedded Prefect server's database
       tmp/                      unfinished files; emptied at the start of a run
-      lock                      the run that holds the workspace
+      lock                      the run that holds the workspace (JSON); there from the beginning
 """
 
 from __future__ import annotations
@@ -54,177 +56,105 @@ from desra_core.files.atomic import reading_errors, replace_file, storage_errors
 from desra_core.files.hashing import fingerprint
 from desra_core.files.locks import holder, locked
 
-# What the dataset holds of an image.
+# The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
 
-# Tells this process from another one of the same number, in another container or after a restart.
+# Distinguishes this process from another one of the same number, in another container or after a restart.
 _PROCESS = uuid.uuid4().hex
+
+
+class _Below:
+    """A path below the root of a workspace."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, workspace: Workspace, _: object) -> Path:
+        return workspace.root / self._name
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths below one workspace directory, and the only way to write there: `publish`."""
+    """The paths below one workspace directory, drawn above, and the only way to write there: `publish`."""
 
     root: Path
 
-    @property
-    def manifest(self) -> Path:
-        """Every image of the corpus (Parquet)."""
-        return self.root / "manifest.parquet"
-
-    @property
-    def settings(self) -> Path:
-        """The settings of the latest run (JSON)."""
-        return self.root / "settings.json"
-
-    @property
-    def records(self) -> Path:
-        """Finished shards (a folder of Parquet files)."""
-        return self.root / "outcomes"
-
-    @property
-    def journal(self) -> Path:
-        """Images of unfinished shards (a folder of JSON files per shard)."""
-        return self.root / "journal"
-
-    @property
-    def maps(self) -> Path:
-        """Kept arrays (a folder of zarr groups)."""
-        return self.root / "maps"
-
-    @property
-    def masks(self) -> Path:
-        """Artifact masks (a folder of PNG files)."""
-        return self.root / "masks"
-
-    @property
-    def regions(self) -> Path:
-        """Every artifact region (Parquet)."""
-        return self.root / "regions.parquet"
-
-    @property
-    def failures(self) -> Path:
-        """Every image that could not be processed (Parquet)."""
-        return self.root / "failures.parquet"
-
-    @property
-    def report(self) -> Path:
-        """The report (HTML)."""
-        return self.root / "report.html"
-
-    @property
-    def dataset_manifest(self) -> Path:
-        """The images of the dataset (Parquet)."""
-        return self.root / "dataset" / "manifest.parquet"
-
-    @property
-    def split(self) -> Path:
-        """The pools of images (Parquet)."""
-        return self.root / "split.parquet"
-
-    @property
-    def current(self) -> Path:
-        """The entry of the current model (a link to a folder); see `desra_core.gate.model_registry`."""
-        return self.root / "models" / "current"
-
-    def finetune(self, key: str) -> Path:
-        """The folder of one of the finetunes that nobody gave another one."""
-        return self.root / "finetunes" / key
-
-    @property
-    def gathered(self) -> Path:
-        """The images with artifacts that the latest finetune could choose from (JSON: ids)."""
-        return self.root / "gathered.json"
-
-    @property
-    def gate(self) -> Path:
-        """What the gate found (a folder)."""
-        return self.root / "gate"
-
-    def judged_crop(self, key: str, image_id: str, kind: str, rank: int) -> Path:
-        """A picture of one of the worst regions of a judged image (WebP)."""
-        return self.gate / "judgements" / key / f"{image_id}-{rank}-{kind}.webp"
-
-    @property
-    def verdict(self) -> Path:
-        """The latest verdict of the gate (JSON)."""
-        return self.gate / "verdict.json"
-
-    def compared(self, after: Path) -> Path:
-        """Which judgements and candidates the latest comparison of a finetune rests on (JSON)."""
-        return self.gate / "compared" / f"{fingerprint(str(after))}.json"
-
-    def judgement(self, key: str, image_id: str) -> Path:
-        """What was found of a candidate on an image (JSON)."""
-        return self.gate / "judgements" / key / f"{image_id}.json"
-
-    def calibration(self, key: str) -> Path:
-        """Histograms of similarity by class that were counted alike (a folder)."""
-        return self.root / "calibration" / key
-
-    @property
-    def scan_failures(self) -> Path:
-        """Every file that the latest scan could not make an image of (Parquet)."""
-        return self.root / "scan_failures.parquet"
-
-    @property
-    def lock(self) -> Path:
-        """Whoever holds the workspace (JSON); it is there from the beginning."""
-        return self.root / "lock"
-
-    @property
-    def prefect_home(self) -> Path:
-        """Home of the embedded Prefect server."""
-        return self.root / "prefect"
+    manifest = _Below("manifest.parquet")
+    settings = _Below("settings.json")
+    records = _Below("outcomes")
+    journal = _Below("journal")
+    maps = _Below("maps")
+    masks = _Below("masks")
+    human = _Below("human")
+    human_manifest = _Below("human/manifest.parquet")
+    imports = _Below("imports")
+    exported = _Below("exported")
+    dataset_manifest = _Below("dataset/manifest.parquet")
+    regions = _Below("regions.parquet")
+    split = _Below("split.parquet")
+    current = _Below("models/current")
+    gathered = _Below("gathered.json")
+    gate = _Below("gate")
+    verdict = _Below("gate/verdict.json")
+    failures = _Below("failures.parquet")
+    report = _Below("report.html")
+    scan_failures = _Below("scan_failures.parquet")
+    prefect_home = _Below("prefect")
+    lock = _Below("lock")
 
     def shard_records(self, shard: int) -> Path:
-        """The table of a finished shard."""
+        """Return the table of a finished shard."""
         return self.records / f"{shard:08d}.parquet"
 
     def shard_journal(self, shard: int) -> Path:
-        """The folder of a shard in flight."""
+        """Return the folder of a shard in flight."""
         return self.journal / f"{shard:08d}"
 
     def group(self, image_id: str) -> Path:
-        """The zarr group of an image."""
+        """Return the zarr group of an image."""
         return self.maps / image_id[:2] / f"{image_id}.zarr"
 
     def mask(self, name: str) -> Path:
-        """The mask of an image."""
+        """Return the mask of an image."""
         return self.masks / f"{name}.png"
 
-    @property
-    def human(self) -> Path:
-        """Masks by people (a folder of PNG files)."""
-        return self.root / "human"
-
     def human_mask(self, name: str) -> Path:
-        """The mask of an image by a person, an empty one too; there is none where nobody has looked."""
+        """Return the mask of an image by a person; it is empty where a person found no artifact."""
         return self.human / f"{name}.png"
 
-    @property
-    def human_manifest(self) -> Path:
-        """What the masks by people were drawn on (Parquet); see `desra_core.workspace.human_masks`."""
-        return self.human / "manifest.parquet"
-
-    @property
-    def imports(self) -> Path:
-        """What imports of masks by people took the place of (a folder of Parquet files)."""
-        return self.root / "imports"
-
-    @property
-    def exported(self) -> Path:
-        """Which masks by the detector were exported (a folder of Parquet files); see `workspace.human_masks`."""
-        return self.root / "exported"
-
     def dataset(self, kind: str, name: str) -> Path:
-        """A picture of an image in the dataset; ``kind`` is one of `DATASET`."""
+        """Return a picture of an image in the dataset; ``kind`` is one of `DATASET`."""
         return self.root / "dataset" / kind / f"{name}.png"
+
+    def finetune(self, key: str) -> Path:
+        """Return the folder of a finetune that was given no --output."""
+        return self.root / "finetunes" / key
+
+    def judgement(self, key: str, image_id: str) -> Path:
+        """Return what the gate found of a candidate on an image (JSON)."""
+        return self.gate / "judgements" / key / f"{image_id}.json"
+
+    def judged_crop(self, key: str, image_id: str, kind: str, rank: int) -> Path:
+        """Return a picture of one of the worst regions of a judged image (WebP)."""
+        return self.gate / "judgements" / key / f"{image_id}-{rank}-{kind}.webp"
+
+    def compared(self, after: Path) -> Path:
+        """Return the judgements and candidates that the latest comparison of a finetune rests on (JSON)."""
+        return self.gate / "compared" / f"{fingerprint(str(after))}.json"
+
+    def calibration(self, key: str) -> Path:
+        """Return the folder of histograms that were counted alike."""
+        return self.root / "calibration" / key
 
     def withdraw(self, name: str) -> None:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""
         self.mask(name).unlink(missing_ok=True)
         self.withdraw_dataset(name)
+
+    def withdraw_dataset(self, name: str) -> None:
+        """Delete the dataset pictures of an image, as far as they are there."""
+        for kind in DATASET:
+            self.dataset(kind, name).unlink(missing_ok=True)
 
     def rename(self, old: str, new: str) -> None:
         """Give the mask and the dataset pictures of an image another name, as far as they are there."""
@@ -232,11 +162,6 @@ class Workspace:
         for before, after in ((self.mask(old), self.mask(new)), *pictures):
             with contextlib.suppress(FileNotFoundError):
                 before.replace(after)
-
-    def withdraw_dataset(self, name: str) -> None:
-        """Delete the dataset pictures of an image, as far as they are there."""
-        for kind in DATASET:
-            self.dataset(kind, name).unlink(missing_ok=True)
 
     def drop_group(self, image_id: str, *, spared: Collection[str] = ()) -> None:
         """Delete the arrays of an image but for those of some names, if there are any."""
@@ -249,13 +174,13 @@ class Workspace:
                 shutil.rmtree(array, ignore_errors=True)
 
     def scratch(self) -> Path:
-        """A path for an unfinished file or folder, on the workspace's own disk."""
+        """Return a new path for an unfinished file or folder, on the workspace's own disk."""
         folder = self.root / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
 
     def exists(self) -> bool:
-        """Whether the folder is a workspace; one that is merely empty is not."""
+        """Check whether the folder is a workspace; an empty folder is none."""
         return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # also if a disk fails
 
     def create(self) -> None:
@@ -277,7 +202,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the workspace where there is none, and hold it; a command that is refused leaves no new one behind.
+        """Make the workspace where there is none, and hold it; a command that fails leaves no new one behind.
 
         Raises
         ------
@@ -293,14 +218,14 @@ class Workspace:
             except BaseException:
                 if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
                     shutil.rmtree(self.root / "tmp", ignore_errors=True)
-                    with contextlib.suppress(OSError):  # somebody else uses a folder by now
+                    with contextlib.suppress(OSError):  # another process uses a folder by now
                         self.lock.unlink()
                         for folder in new_folders:
                             folder.rmdir()
                 raise
 
     def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
-        """Write a file so that nobody ever sees half of it; a file that holds the data already is not touched.
+        """Write a file whole or not at all; a file that holds the data already is not touched.
 
         Parameters
         ----------
@@ -309,7 +234,7 @@ class Workspace:
         data
             The whole content.
         durable
-            Wait until the disk has it: for what a power cut must not take.
+            Wait until the disk has it: for files that a power cut must not take.
 
         Raises
         ------
@@ -330,7 +255,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the workspace for one run, once per process however often it is asked.
+        """Hold the workspace for one run; in a process that holds it already, do nothing.
 
         The system frees the lock of a process that dies, however it dies.
 
@@ -372,14 +297,14 @@ def read_table(
     *,
     remedy: str = "delete it: the next run makes it anew",
 ) -> pa.Table:
-    """Read a Parquet table of a workspace; an empty one where it does not exist. ``remedy`` is for a damaged one.
+    """Read a Parquet table of a workspace; an empty one where there is no file. ``remedy`` says what to do if damaged.
 
     Raises
     ------
     UsageError
         The file is damaged or of another version.
     TransientError
-        The disk or the system refuses to read it, for now: nothing is known about the table.
+        The disk or the system refuses to read it for now.
     """
     if not path.exists():
         return schema.empty_table().select(columns or schema.names)

@@ -1,4 +1,4 @@
-"""What became of each image: a small record that workers journal and the driver gathers into tables.
+"""The record of each image: small, journaled by workers and gathered into tables by the driver.
 
 A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files; when a shard is
 through, its records become one Parquet file and the journal goes. A journaled record is always the newer one.
@@ -152,7 +152,7 @@ def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
 
 
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
-    """All records of a shard by image id, the journal's over the table's.
+    """Read all records of a shard by image id, the journal's over the table's.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def gather_journals(workspace: Workspace) -> None:
 
 
 def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
-    """The newest record of every image, as one table with the given columns of `SCHEMA`.
+    """Read the newest record of every image, as one table with the given columns of `SCHEMA`.
 
     Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
     records; the one in the later shard is the newer one.
@@ -202,7 +202,7 @@ def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.T
 
 
 def finished_shards(workspace: Workspace) -> list[int]:
-    """The shards that have a table, sorted."""
+    """List the shards that have a table, sorted."""
     return sorted(int(path.stem) for path in workspace.records.glob(f"{_NUMBER}.parquet"))
 
 

@@ -178,7 +178,8 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra, desra
     assert run.returncode == 1
     assert "Traceback" not in run.stderr + run.stdout
     troubles = {
-        "small1": "is 1x1", "small10": "is 10x10", "cmyk": "CMYK", "empty": "is empty", "text": "is not an image",
+        "small1": "results of 1x1", "small10": "results of 10x10", "cmyk": "CMYK", "empty": "is empty",
+        "text": "is not an image",
         "truncated": "truncated", "gigapixel": "40000x40000", "sizes": "is 240x100", "lonely": "no twin",
         "double": "two candidates", "labelsize": "is 20x20", "label150": "the label 150",
     }  # fmt: skip

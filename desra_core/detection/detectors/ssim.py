@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from desra_core.images.bit_depth import grey_levels
 from desra_core.images.codec import Labels, Pixels
 from desra_core.images.tiling import row_strips
 
@@ -37,7 +38,7 @@ class SSIM:
 def _similarity(mse_sr: Pixels, gan_sr: Pixels) -> npt.NDArray[np.float64]:
     from skimage.metrics import structural_similarity
 
-    x, y = (image / 257 if image.dtype == np.uint16 else image.astype(np.float64) for image in (mse_sr, gan_sr))
+    x, y = grey_levels(mse_sr), grey_levels(gan_sr)
     if x.shape[2] != y.shape[2]:
         x, y = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in (x, y))
     _, similarity = structural_similarity(  # type: ignore[no-untyped-call]

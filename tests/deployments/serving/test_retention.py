@@ -17,15 +17,7 @@ from prefect.settings import Settings
 
 from deployments.serving.retention import compact, forget_results, server_settings
 from deployments.serving.server import Server
-from desra_core.workspace import Workspace
 from tests.conftest import keyed
-
-
-@pytest.fixture
-def workspace(tmp_path) -> Workspace:
-    workspace = Workspace(tmp_path / "ws")
-    workspace.create()
-    return workspace
 
 
 def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:

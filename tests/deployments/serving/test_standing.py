@@ -35,13 +35,6 @@ with standing(Workspace(Path(sys.argv[1]))) as own:
 """
 
 
-@pytest.fixture
-def workspace(tmp_path) -> Workspace:
-    workspace = Workspace(tmp_path / "ws")
-    workspace.create()
-    return workspace
-
-
 def end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()

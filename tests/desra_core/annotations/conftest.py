@@ -78,8 +78,3 @@ def maker_below(folder: Path) -> MakeWorkspace:
         return workspace
 
     return make
-
-
-def drawing(*rows: str) -> np.ndarray:
-    """A mask as a picture of characters: # is marked."""
-    return np.array([[character == "#" for character in row] for row in rows])

@@ -16,7 +16,7 @@ from scipy import ndimage
 from desra_core.annotations.export import export_workspace
 from desra_core.evaluation.coco_masks import decode_coco_mask, read_coco
 from desra_core.workspace import Workspace
-from tests.desra_core.annotations.test_labelme import MASKS
+from tests.desra_core.annotations.drawn_masks import MASKS
 
 NAMES = ["set 1/a.v2", "set 1/ünï/b", "c", "d.png.x", "e", "f", "g", "h", "i"]
 

@@ -18,7 +18,7 @@ from desra_core.annotations.publication import publish_corrections
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.workspace import Workspace
-from tests.desra_core.annotations.conftest import drawing
+from tests.desra_core.annotations.drawn_masks import drawing
 
 SMALL, LARGE = (np.kron(drawing(*rows), np.ones((8, 8), bool)) for rows in (("#...", "...."), ("###.", "###.")))
 CLEAN = np.zeros((16, 32), bool)

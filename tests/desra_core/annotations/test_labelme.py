@@ -21,21 +21,10 @@ from desra_core.annotations.selection import Annotated
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask
 from desra_core.workspace.human_masks import HumanMask
-from tests.desra_core.annotations.conftest import drawing
+from tests.desra_core.annotations.drawn_masks import MASKS
 
 SHAPE = (40, 50)
 EIGHT = np.ones((3, 3), bool)
-MASKS = {
-    "nothing": drawing("....", "...."),
-    "a pixel and a line": drawing("#....", "..###", "....."),
-    "diagonal neighbours": drawing("#....", ".#...", "..##.", "..##."),
-    "concave": drawing("#####", "#....", "#.###", "#...#", "#####"),
-    "a hole": drawing("#####", "#...#", "#...#", "#####"),
-    "a region in a hole": drawing("#######", "#.....#", "#..##.#", "#.....#", "#######"),
-    "a hole that touches the outside": drawing("####.", "#..#.", "#...#", "#####"),
-    "two": drawing("##...##", "##...##", "##...##"),
-    "all": drawing("####", "####", "####"),
-}
 
 
 def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> Annotated:

@@ -51,8 +51,8 @@ def test_numbers_of_a_set(folders: tuple[Path, Path]) -> None:
     assert [image.shape for image in evaluation.images] == [(60, 90), (40, 50), (50, 50)]
     scores = evaluation.scores
     assert (scores.images, scores.empty_pairs) == (3, 1)
-    assert (scores.iou, scores.iou_with_empty) == ((2 / 3 + 0) / 2, (2 / 3 + 0 + 1) / 3)
-    assert (scores.precision, scores.recall) == (2 / 3, 2 / 3)
+    assert (scores.iou, scores.values["iou_with_empty"]) == ((2 / 3 + 0) / 2, (2 / 3 + 0 + 1) / 3)
+    assert (scores.total.precision, scores.total.recall) == (2 / 3, 2 / 3)
     assert evaluation.classes is None
     assert evaluation.prominent is None
     assert evaluation.sizes == "image"
@@ -186,7 +186,7 @@ def test_jpeg_masks(folders: tuple[Path, Path]) -> None:
     lossy = evaluated(masks, gt)
     assert lossy.lossy == [masks / "a.jpg"]
     assert as_document(lossy)["lossy"] == [str(masks / "a.jpg")]
-    assert lossy.scores.precision == exact.scores.precision
+    assert lossy.scores.total.precision == exact.scores.total.precision
     assert lossy.scores.iou == pytest.approx(exact.scores.iou, abs=0.05)
 
 

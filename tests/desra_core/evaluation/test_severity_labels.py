@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.mask_regions import MaskRegion
+from desra_core.evaluation.image_agreement import MaskRegion
 from desra_core.evaluation.severity_labels import Rating, check_ratings, read_ratings
 
 

@@ -18,10 +18,10 @@ from PIL import Image, ImageOps
 
 from desra_core.errors import DesraError, ImageError, LockedError, TransientError, UsageError, printable
 from desra_core.files.hashing import digest, read_bytes
+from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import (
     SUFFIXES,
     Photo,
-    bgr8,
     decode,
     decode_labels,
     encode_mask,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.images.scanning import LEFT_OUT, image_files, told_passed_over
+from desra_core.images.scanning import LEFT_OUT, ImageNames, image_files, kinds_in_words
 
 
 def put(root: Path, *paths: str) -> Path:
@@ -26,8 +26,8 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.HEIC", "c/d.heic", "e.txt", "README", ".hidden.cr2", "c/.DS_Store")
     found = image_files(tmp_path)
     assert found.passed_over == {".heic": 2, ".txt": 1, "without a suffix": 1}
-    assert told_passed_over(found.passed_over) == "2 .heic, 1 .txt, 1 without a suffix"
-    assert told_passed_over({}) is None
+    assert kinds_in_words(found.passed_over) == "2 .heic, 1 .txt, 1 without a suffix"
+    assert kinds_in_words({}) is None
 
 
 def test_of_many_kinds_the_most_frequent_are_told_apart(tmp_path: Path) -> None:
@@ -132,6 +132,56 @@ def test_a_glob_finds_what_the_folder_does(tmp_path: Path, pattern: str) -> None
         (tmp_path / name).symlink_to(target)
     found = image_files(tmp_path / pattern, tmp_path / "s1/mine", ["old", "new"])
     assert sorted(found.files["path"].to_pylist()) == ["s0/a.png", "s1/b.png"]
-    assert told_passed_over(found.passed_over) == (
+    assert kinds_in_words(found.passed_over) == (
         "1 @eaDir/, 1 excluded by --exclude old, nothing excluded by --exclude new"
     )
+
+
+NAMES = ["x", "s1/x", "s1/y", "s2/y", "a.v2", "same.jpg", "same.png", "h\\i", "images/g", "Köln/früh", "b", "b.v2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("x.png", ["x"]),
+        ("./x.png", ["x"]),
+        ("s1/x.jpg", ["s1/x"]),
+        ("images/s1/x.jpg", ["s1/x"]),
+        ("data/images/images/x.png", ["x"]),
+        ("../exp3/s1/x.png", ["s1/x"]),
+        ("/home/me/exp3/s1/x.png", ["s1/x"]),
+        ("C:\\exp3\\s1\\x.png", ["s1/x"]),
+        ("..\\s1\\x.png", ["s1/x"]),
+        ("y.png", ["s1/y", "s2/y"]),
+        ("s2/y.png", ["s2/y"]),
+        ("s3/y.png", []),
+        ("früh.png", ["Köln/früh"]),
+        (unicodedata.normalize("NFD", "Köln/früh.png"), ["Köln/früh"]),
+        (unicodedata.normalize("NFD", "/home/Köln/früh.png"), ["Köln/früh"]),
+        ("h\\i.png", ["h\\i"]),
+        ("images/g.png", ["images/g"]),
+        ("g.png", ["images/g"]),
+        ("a.v2.png", ["a.v2"]),
+        ("a.v2", ["a.v2"]),
+        ("b.v2", ["b.v2"]),
+        ("same.jpg", ["same.jpg"]),
+        ("same.png.png", ["same.png"]),
+        ("images/0123abcd-s2/y.png", []),
+        ("../upload/1/0123abcd-x.png", ["x"]),
+        ("images\\0123abcd-früh.png", []),
+        ("0123abcd-früh.png", ["Köln/früh"]),
+        ("z.png", []),
+        ("", []),
+        ("/", []),
+    ],
+)
+def test_a_path_means(path: str, found: list[str]) -> None:
+    assert ImageNames(NAMES).find(path) == found
+
+
+def test_names_that_differ_in_composed_letters_alone() -> None:
+    composed, decomposed = "ü/x", unicodedata.normalize("NFD", "ü/x")
+    names = ImageNames([composed, decomposed])
+    assert names.find(f"{decomposed}.png") == [decomposed]
+    assert names.find(f"{composed}.png") == [composed]
+    assert names.find("x.png") == sorted([composed, decomposed])

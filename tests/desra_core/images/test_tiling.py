@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from desra_core.images.tiling import Tile, grid, windows
+from desra_core.images.tiling import Rectangle, grid, windows
 
 SIDES = st.integers(1, 40)
 
@@ -32,8 +32,8 @@ def test_the_source_of_a_tile_yields_the_tile_when_its_halo_is_cut_off(
 
 
 def test_tiles_come_row_by_row() -> None:
-    assert list(grid(3, 5, 3)) == [Tile(0, 0, 3, 3), Tile(0, 3, 3, 2)]
-    assert list(grid(3, 2, 2)) == [Tile(0, 0, 2, 2), Tile(2, 0, 1, 2)]
+    assert list(grid(3, 5, 3)) == [Rectangle(0, 0, 3, 3), Rectangle(0, 3, 3, 2)]
+    assert list(grid(3, 2, 2)) == [Rectangle(0, 0, 2, 2), Rectangle(2, 0, 1, 2)]
 
 
 def test_an_empty_image_has_no_tiles() -> None:
@@ -93,5 +93,5 @@ def test_windows_have_one_size_and_are_few_and_small(request: tuple[int, int, in
 
 def test_windows_come_row_by_row() -> None:
     found = windows(10, 20, side=10, halo=1)
-    assert [kept for _, kept in found] == [Tile(0, 0, 10, 7), Tile(0, 7, 10, 6), Tile(0, 13, 10, 7)]
-    assert [source for source, _ in found] == [Tile(0, 0, 10, 8), Tile(0, 6, 10, 8), Tile(0, 12, 10, 8)]
+    assert [kept for _, kept in found] == [Rectangle(0, 0, 10, 7), Rectangle(0, 7, 10, 6), Rectangle(0, 13, 10, 7)]
+    assert [source for source, _ in found] == [Rectangle(0, 0, 10, 8), Rectangle(0, 6, 10, 8), Rectangle(0, 12, 10, 8)]

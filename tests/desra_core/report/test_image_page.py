@@ -27,7 +27,7 @@ from desra_core.report import scores as scores_module
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash
 from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, heat_map, label_picture
-from desra_core.report.scores import ScoreMap, score_kinds, score_picture
+from desra_core.report.scores import score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from tests.browser import opened
@@ -144,7 +144,7 @@ def test_scores_are_those_of_the_detectors_on_one_scale(labelled: Path, exact: d
     assert "each score is divided by the threshold of its detector" in text
 
 
-def test_a_score_at_its_threshold_has_the_middle_colour() -> None:
+def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
     flat = np.zeros((64, 64, 3), np.uint8)
     kinds = {kind.kind: kind for kind in score_kinds(applied())}
     assert list(kinds) == SCORES
@@ -155,27 +155,23 @@ def test_a_score_at_its_threshold_has_the_middle_colour() -> None:
     assert score_kinds(applied("desra", 0.5))[0].threshold == 0.5
     assert {kind.kind: kind.threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
     assert [kind.kind for kind in score_kinds(applied("/a/mine.py", 3.0))] == [*SCORES, "own"]
-    for times, brightness in ((1.0, 0.5), (2.0, 1.0), (9.0, 1.0), (0.0, 0.0)):
-        kind = ScoreMap("flat", "flat score", 4.0)
-        scores_module.METHODS["flat"] = 1
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(scores_module, "load_detector", lambda _, times=times: Flat(4.0 * times))
-                picture = score_picture(kind, DetectorInputs(flat, flat, None, None), {}, largest=900)
-        finally:
-            del scores_module.METHODS["flat"]
+    for index, (score, brightness) in enumerate([(4.0, 0.5), (8.0, 1.0), (36.0, 1.0), (0.0, 0.0)]):
+        file = tmp_path / f"flat{index}.py"
+        file.write_text(FLAT.format(score=score))
+        kind = score_kinds(applied(str(file), 4.0))[-1]
+        picture = score_picture(kind, DetectorInputs(flat, flat, None, None), {}, largest=900)
         assert (picture[2:-2, 2:-2] == heat_map(np.full((1, 1), brightness))).all()
         assert (picture[:2] == 128).all()
 
 
+FLAT = """
+import numpy as np
 class Flat:
     threshold, smallest, inputs = 4.0, 1, ()
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
     def __call__(self, mse_sr, gan_sr, lr, labels):
-        return np.full((gan_sr.shape[0] - 4, gan_sr.shape[1] - 4), self._value)
+        return np.full((gan_sr.shape[0] - 4, gan_sr.shape[1] - 4), {score})
+detector = Flat()
+"""
 
 
 def test_the_table_and_the_legend(labelled: Path) -> None:
@@ -291,8 +287,8 @@ def test_images_too_small_or_too_large_for_a_detector() -> None:
             score_picture(chosen, DetectorInputs(image, image, None, None), {}, largest=900)
         return str(error.value)
 
-    assert "the image is 95x200, and 96 px are needed" in reason(200, 95, "niqe")
-    assert "the image is 10x200, and 11 px are needed" in reason(200, 10, "difference")
+    assert "is 95x200, smaller than the 96 px that niqe needs" in reason(200, 95, "niqe")
+    assert "has results of 10x200, smaller than the 11 px window" in reason(200, 10, "difference")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores_module, "_MOST_PIXELS", 9999)
         assert "not computed for 100x100 pixels" in reason(100, 100, "ldl")
@@ -328,7 +324,7 @@ def test_a_detector_gets_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     image, lr = np.zeros((64, 64, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
     labels = np.zeros((64, 64), np.uint8)
     score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, lr, labels), {}, largest=900)
-    with pytest.raises(ImageError, match="needs the LR photo"):
+    with pytest.raises(ImageError, match="has no LR photos"):
         score_picture(score_kinds(measure)[-1], DetectorInputs(image, image, None, labels), {}, largest=900)
 
 

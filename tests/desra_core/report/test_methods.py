@@ -13,7 +13,7 @@ import pytest
 from desra_core.detection.detectors.applied import AppliedDetector, applied
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle
 from desra_core.report import write_report
 from desra_core.report.maps import StoredImage
 from desra_core.report.pictures import heat_map
@@ -84,7 +84,7 @@ def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None
     workspace = Workspace(own / "ws")
     paths = sorted(workspace.maps.rglob("similarity"))
     assert len(paths) == 3
-    window = Window(10, 20, 30, 40)
+    window = Rectangle(20, 10, 40, 30)
     for path in paths:
         assert StoredImage({}, path.parent, (200, 240), applied("own", 0.25)).scores(window).shape == (40, 30)
         with pytest.raises(ImageError, match="D: is damaged"):

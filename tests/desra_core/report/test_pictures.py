@@ -61,7 +61,7 @@ def crops_of(
 
 
 def cut(image: np.ndarray) -> np.ndarray:
-    return image[WINDOW.rows, WINDOW.columns]
+    return image[WINDOW.slices]
 
 
 @given(
@@ -76,10 +76,10 @@ def test_a_window_holds_its_region_and_lies_in_the_image(
     shape, x, y = (rows[0], columns[0]), columns[1], rows[1]
     width, height = min(width, shape[1] - x), min(height, shape[0] - y)
     window = window_around(x, y, width, height, shape)
-    assert 0 <= window.left <= x
-    assert x + width <= window.left + window.width <= shape[1]
-    assert 0 <= window.top <= y
-    assert y + height <= window.top + window.height <= shape[0]
+    assert 0 <= window.x <= x
+    assert x + width <= window.x + window.width <= shape[1]
+    assert 0 <= window.y <= y
+    assert y + height <= window.y + window.height <= shape[0]
 
 
 def test_results_and_their_composition(crops: Crops) -> None:
@@ -97,8 +97,8 @@ def test_the_region_is_told_from_its_neighbours(crops: Crops) -> None:
     overlay, gan_sr = crops.make("mask"), cut(GAN_SR)
     marked = cut(mask())
     assert np.array_equal(overlay[~marked], gan_sr[~marked])
-    assert tuple(overlay[120 - WINDOW.top, 220 - WINDOW.left]) == OUTLINE
-    neighbour = (100 - WINDOW.top, 155 - WINDOW.left)
+    assert tuple(overlay[120 - WINDOW.y, 220 - WINDOW.x]) == OUTLINE
+    neighbour = (100 - WINDOW.y, 155 - WINDOW.x)
     assert tuple(overlay[neighbour]) not in (OUTLINE, tuple(gan_sr[neighbour]))
 
 
@@ -114,8 +114,8 @@ def test_lr_pixels_lie_under_the_result(files: dict[str, Path], similarity: Path
     crop = crops_of(files | {"lr": tmp_path / "lr.png"}, similarity).make("lr")
     assert crop.shape == (WINDOW.height, WINDOW.width, 3)
     for y, x in RNG.integers(0, 192, (50, 2)):
-        row = (WINDOW.top + y) * low.shape[0] // SHAPE[0]
-        column = (WINDOW.left + x) * low.shape[1] // SHAPE[1]
+        row = (WINDOW.y + y) * low.shape[0] // SHAPE[0]
+        column = (WINDOW.x + x) * low.shape[1] // SHAPE[1]
         assert np.array_equal(crop[y, x], low[row, column])
 
 

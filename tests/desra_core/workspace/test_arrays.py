@@ -14,7 +14,7 @@ import pytest
 
 from desra_core.errors import LostError, TransientError
 from desra_core.evaluation import image_agreement
-from desra_core.images.crops import Window
+from desra_core.images.tiling import Rectangle
 from desra_core.report.maps import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
@@ -51,15 +51,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read_label_window(workspace: Workspace) -> object:
-    return StoredImage({}, workspace.group(IMAGE), (60, 80)).label_reader()(Window(0, 0, 80, 60))
+    return StoredImage({}, workspace.group(IMAGE), (60, 80)).label_reader()(Rectangle(0, 0, 60, 80))
 
 
 READERS: dict[str, Callable[[Workspace], object]] = {
     "read": lambda workspace: read_array(workspace, IMAGE, "similarity", key="k"),
     "find": lambda workspace: find_array(workspace, IMAGE, "similarity", key="k"),
-    "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).values(Window(0, 0, 100, 100)),
+    "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).scores(Rectangle(0, 0, 100, 100)),
     "labels": read_label_window,
-    "evaluate": lambda workspace: image_agreement._read_labels(workspace.group(IMAGE) / "labels"),
+    "evaluate": lambda workspace: image_agreement.read_labels(workspace.group(IMAGE) / "labels"),
 }
 
 

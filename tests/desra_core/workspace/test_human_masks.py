@@ -16,7 +16,7 @@ import pytest
 
 from desra_core.annotations.corrections import read_corrections
 from desra_core.annotations.export import export_workspace
-from desra_core.annotations.publication import Published, publish_corrections
+from desra_core.annotations.publication import ImportSummary, publish_corrections
 from desra_core.gate.comparison import plan_comparison
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan
@@ -69,7 +69,7 @@ def mask_with(*box: int, shape: tuple[int, int] = (200, 240)) -> np.ndarray:
     return mask
 
 
-def draw(workspace: Workspace, boxes: dict[str, tuple[int, ...]]) -> Published:
+def draw(workspace: Workspace, boxes: dict[str, tuple[int, ...]]) -> ImportSummary:
     """Import rectangles, or empty masks, as a person has drawn them."""
     folder = workspace.root.with_name("drawn")
     shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def test_pseudo_gt_is_made_again_at_once(mined, copy) -> None:
     detected = {name: workspace.mask(name).read_bytes() for name in mined.names}
     published = draw(workspace, {changed: (10, 20, 60, 50), emptied: (), mined.clean[0]: ()})
     human = {changed: mask_with(10, 20, 60, 50), "twin": mask_with(10, 20, 60, 50), emptied: mask_with()}
-    assert published == Published(images=3, changed=2, clean=2, renewed=2, waiting=0)
+    assert published == ImportSummary(images=3, changed=2, clean=2, renewed=2, waiting=0)
     check_dataset(workspace, human)
     assert {name: workspace.mask(name).read_bytes() for name in mined.names} == detected
     assert pending(workspace) == 0
@@ -177,7 +177,7 @@ def test_what_the_detector_overlooked_waits_for_its_pictures(mined, copy) -> Non
 def test_it_does_not_wait_where_all_is_kept(mined, copy) -> None:
     workspace = copy("all")
     clean = mined.clean[0]
-    assert draw(workspace, {clean: (5, 5, 30, 40)}) == Published(1, 1, 0, 1, 0)
+    assert draw(workspace, {clean: (5, 5, 30, 40)}) == ImportSummary(1, 1, 0, 1, 0)
     check_dataset(workspace, {clean: mask_with(5, 5, 30, 40)})
     assert pending(workspace) == 0
     again(workspace, keep="artifacts")

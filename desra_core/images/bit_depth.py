@@ -1,0 +1,25 @@
+"""Samples of 8 and of 16 bits: what a 16-bit photo is where 8 bits or values in 0..255 are asked for.
+
+`desra_core.images.codec` keeps 16 bits when it decodes, and an SR result has the depth of its photo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from desra_core.images.codec import Pixels
+
+
+def grey_levels(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Convert samples of any depth to float64 in 0..255: uint16 is divided by 257."""
+    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
+
+
+def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Convert pixels to ``(H, W, 3)`` uint8 BGR, 16 bits rounded and gray replicated: the input of MMSegmentation."""
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
