@@ -74,7 +74,7 @@ class TransientError(ImageError):
 
 
 class LostError(TransientError):
-    """What the workspace stored of one image is missing, damaged or of other settings: to be made anew."""
+    """Stored data of one image is missing, damaged or of other settings, and has to be computed again."""
 
 
 class TooLargeError(TransientError):
@@ -82,5 +82,5 @@ class TooLargeError(TransientError):
 
 
 def printable(text: object) -> str:
-    """One line of text, with the control characters of file names made visible."""
+    """Return one line of text, with the control characters of file names made visible."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))

@@ -1,4 +1,4 @@
-"""``desra evaluate``: hold masks against people's."""
+"""``desra evaluate``: compare masks with human masks."""
 
 from __future__ import annotations
 

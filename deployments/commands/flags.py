@@ -53,7 +53,7 @@ def with_flags(
             given = {name: value for name, value in values.items() if name not in defaults}
 
             def named(name: str) -> str:
-                """Where the value of a setting comes from, for messages."""
+                """Say where the value of a setting comes from, for messages."""
                 if _source(context, name) == "DEFAULT_MAP":
                     return f"{_key(name)} in {config}"
                 return name.upper() if name == argument else f"--{_key(name)}"

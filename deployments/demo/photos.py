@@ -1,4 +1,4 @@
-"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and spoilt as real ones are.
+"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and degraded like real ones.
 
 None of them shows what the demo's models were trained on (``PHOTOS`` of docs/demo_models.py). A name begins with the
 scene, so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was,

@@ -93,7 +93,7 @@ def _is_readable(host: str) -> bool:
 
 
 def check_server(url: str) -> None:
-    """See that a configured server answers.
+    """Check that a configured server answers.
 
     Raises
     ------

@@ -93,7 +93,7 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
 
 
 def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> int:
-    """Of each deployment's runs that a clock should have started some time ago and that wait, keep the latest.
+    """Keep only the latest of each deployment's scheduled runs that are overdue and still wait.
 
     One takes in all that has come since, be it after a week without desra serve or at the end of a long cycle. Returns
     how many were deleted; those that have not waited for as long as ``settled`` are left out.

@@ -1,4 +1,4 @@
-"""Prefect's own server for the one who has its key, and a page by which a browser gets that key.
+"""Prefect's own server, open only to holders of its key, and a page by which a browser gets that key.
 
 `deployments.serving.server` has uvicorn start it.
 """

@@ -1,4 +1,4 @@
-"""The report of a workspace at an address: a page from the net, as that of a run on Prefect, may not open files."""
+"""Serve the report of a workspace at an address, because a page of the Prefect UI may not open files."""
 
 from __future__ import annotations
 

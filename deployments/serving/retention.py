@@ -1,4 +1,4 @@
-"""How long the embedded Prefect server keeps runs, events and cached results. The workspace forgets nothing.
+"""How long the embedded Prefect server keeps runs, events and cached results; the workspace keeps everything.
 
 The numbers behind these settings are in docs/schedule.md.
 """

@@ -85,7 +85,7 @@ def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     common: dict[str, Any] = {"machine": where} if where else {}
 
     def given(fields: Iterable[str]) -> dict[str, Any]:
-        """The settings that were given, as JSON values: defaults are for the flow to know, which may be newer."""
+        """Return the given settings as JSON values, without defaults, which the flow fills in and which may be newer there."""
         return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
 
     mine = {"mining": given(Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}
@@ -139,7 +139,7 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
 
 
 def check_alone(pool: str, client: SyncPrefectClient) -> None:
-    """See that no other machine takes runs of the pool: each would think that the runs of the other one are dead."""
+    """Check that no other machine takes runs of the pool: each would take the runs of the other one for dead."""
     from prefect.exceptions import ObjectNotFound
 
     with contextlib.suppress(ObjectNotFound):

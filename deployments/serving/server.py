@@ -282,7 +282,7 @@ def _mark_killed(workspace: Workspace, url: str) -> None:
 
 
 def check_temporary() -> None:
-    """See that temporary files find room: databases and workers need them.
+    """Check that there is room for temporary files, which databases and workers need.
 
     Raises
     ------

@@ -54,12 +54,12 @@ class LabelMeFile(NamedTuple):
         return {str(shape.get("label")) for shape in self.shapes}
 
     def kinds(self, label: str | None = None) -> tuple[str, ...]:
-        """The kind of each shape with a label, or of all."""
+        """List the kind of each shape with a label, or of all."""
         kinds = [_kind(shape) for shape in self.shapes if label is None or shape.get("label") == label]
         return tuple(_RECTANGLES.get(kind, kind) for kind in kinds)
 
     def left_out(self, label: str | None = None) -> tuple[str, ...]:
-        """A phrase for each shape that has another label."""
+        """Describe each shape that has another label, in a phrase."""
         others = [shape.get("label") for shape in self.shapes if label is not None and shape.get("label") != label]
         return tuple(f"region labelled {other}" for other in others)
 

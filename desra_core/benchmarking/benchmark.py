@@ -62,15 +62,15 @@ class Job(ABC):
 
     @abstractmethod
     def path(self, workspace: Workspace) -> Path:
-        """The file of its result."""
+        """Return the file of its result."""
 
     @abstractmethod
     def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
-        """The job with the methods that its file lacks as ``missing``; None if it is done, or would fail again."""
+        """Return the job with the methods that its file lacks as ``missing``; None if it is done, or would fail again."""
 
     @abstractmethod
     def failure(self, workspace: Workspace) -> ImageError | None:
-        """The error in its file, if it would come again."""
+        """Return the error in its file, if it would come again."""
 
     @abstractmethod
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
@@ -78,7 +78,7 @@ class Job(ABC):
 
     @abstractmethod
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:
-        """The content of the file of an image that cannot be judged."""
+        """Return the content of the file of an image that cannot be judged."""
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -104,7 +104,7 @@ class Benchmark(Generic[AnyJob]):
     weights: npt.NDArray[np.float64] | None
 
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
-        """The images that are left to judge; those that would fail again are none of them."""
+        """List the images that are left to judge, without those that would fail again."""
         left = ((image, job.left(self.workspace, self.methods)) for image, job in self.work)
         return [(image, job) for image, job in left if job]
 

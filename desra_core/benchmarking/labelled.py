@@ -101,7 +101,7 @@ class LabelledJob(Job):
         return workspace.root / "records" / self.part / f"{self.name}.json"
 
     def mask_path(self, workspace: Workspace, point: OperatingPoint) -> Path:
-        """The file of its mask at an operating point."""
+        """Return the file of its mask at an operating point."""
         return workspace.root / "masks" / point.folder / self.part / f"{self.name}.png"
 
     def record(self, workspace: Workspace) -> ImageRecord | None:

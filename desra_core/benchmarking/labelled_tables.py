@@ -114,7 +114,7 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
 
 
 def row_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
-    """The rows as text; measures with their 95 % intervals."""
+    """Format the rows as text, measures with their 95 % intervals."""
     several = len({row.part for row in rows}) > 1
     measures = {"IoU": "iou"}
     if any(row.scores.empty_pairs for row in rows):
@@ -130,7 +130,7 @@ def row_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
 
 
 def published_cells(rows: Sequence[PublishedRow]) -> list[dict[str, str]]:
-    """The agreement with published masks as text."""
+    """Format the agreement with published masks as text."""
     several = len({row.part for row in rows}) > 1
     return [
         ({"part": row.part} if several else {})
@@ -156,7 +156,7 @@ def paper_cells() -> list[dict[str, str]]:
 
 
 def times_note(results: LabelledResults) -> str:
-    """A sentence about what the times cover."""
+    """Say in a sentence what the times cover."""
     note = "s/MP: computing time in one thread for score map and mask, seconds per megapixel, the median over images"
     if results.labels_seconds is None:
         return f"{note}."
@@ -174,7 +174,7 @@ def as_files(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dic
 
 
 def as_markdown(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
-    """The tables, and what a reader has to know about them."""
+    """Format the tables and their explanations as Markdown."""
     settings = benchmark.settings
     count = len(results.records)
     weights = ""
@@ -202,7 +202,7 @@ def as_markdown(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> 
 
 
 def as_console_text(results: LabelledResults) -> str:
-    """The tables for a terminal."""
+    """Format the tables for a terminal."""
     parts = []
     if results.rows:
         parts += [as_text(row_cells(results.rows)), times_note(results)]

@@ -114,7 +114,7 @@ def cases(
 
 
 def blob(size: int, seed: int) -> Mask:
-    """An irregular region without holes, of about so many pixels, in its box; the same for the same seed."""
+    """Draw an irregular region without holes, of about so many pixels, in its box; the same for the same seed."""
     rng = np.random.default_rng(seed)
     radius = math.sqrt(size / math.pi)
     half = math.ceil(2 * radius)

@@ -91,7 +91,7 @@ class MethodSummary:
         return Rate(sum(rate.found for rate in rates), sum(rate.trials for rate in rates))
 
     def best(self, pixel_share: float) -> GridPoint | None:
-        """The point that finds most while it marks no more than this share of the clean pixels; None without any."""
+        """Choose the point that finds most and marks no more than this share of the clean pixels; None without any."""
         allowed = [point for point in self.curve if point.rate.trials and (point.pixel_share or 0) <= pixel_share]
         return max(allowed, key=lambda point: (point.rate.share or 0, -point.false_pixels), default=None)
 

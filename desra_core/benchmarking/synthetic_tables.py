@@ -54,13 +54,13 @@ class Section(NamedTuple):
 
 
 def title_of(benchmark: Benchmark[SyntheticJob]) -> str:
-    """The title of the results."""
+    """Return the title of the results."""
     gan_sr = benchmark.settings.gan_sr
     return f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}"
 
 
 def sections_of(summary: SyntheticSummary) -> list[Section]:
-    """All tables, below a list of what the first method does not see."""
+    """List all tables, below the artifacts that the first method misses."""
     methods = summary.methods
     if not methods or not summary.injected:
         nothing = "Nothing could be injected: the images are too small, or all of them is marked or excluded."
@@ -68,7 +68,7 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     preface = (
         f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
         f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
-        "contrast. False alarms are what is marked in the pairs as they are: also artifacts that nobody has excluded."
+        "contrast. False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded."
     )
     desra = [method for method in methods if method.method.startswith(DEFAULT)]
     unseen = [

@@ -101,7 +101,7 @@ class Exclusion:
             self._files[name] = _hashed(folder / path)
 
     def of_image(self, image: ImageRef) -> list[File]:
-        """The masks of an image, under all its names."""
+        """List the masks of an image, under all its names."""
         return [self._files[name] for name in map(normalized, image.names) if name in self._files]
 
     def unused(self, names: Iterable[str]) -> list[Path]:
@@ -163,7 +163,7 @@ class Counting:
         return len(self._human.keys() & set(self._rows["id"].to_pylist()))
 
     def suspect(self) -> tuple[int, int]:
-        """How many images have detected artifacts but no mask to exclude them, and how many pixels these have."""
+        """Count the images with detected artifacts but no mask to exclude them, and the pixels of these artifacts."""
         records = read_records(self.workspace, _MARKED)
         marked = pc.and_(pc.equal(records["mask_key"], self.target.mask_key), records["failed_stage"].is_null())
         marked = pc.and_(marked, pc.greater(records["artifact_pixels"], 0))
@@ -189,12 +189,12 @@ class Counting:
         return replace(shard, tokens=tokens, failed=failed, time=time) if tokens <= wanted.keys() else shard
 
     def missing(self) -> dict[int, int]:
-        """The number of images that are not counted, by shard."""
+        """Count the images that are not counted yet, by shard."""
         counts = {number: len(self.shard(number).missing) for number in self.shards}
         return {number: count for number, count in counts.items() if count}
 
     def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, HistogramJob]]:
-        """The images of a shard that are not counted, by token, each with its job for `count_stored`."""
+        """List the images of a shard that are not counted yet, by token, each with its job for `count_stored`."""
         records = read_shard(self.workspace, shard.number)
         work = {}
         for token in shard.missing:
@@ -204,7 +204,7 @@ class Counting:
         return work
 
     def most_pixels(self) -> int:
-        """The pixels of the largest image that can be counted."""
+        """Return the pixels of the largest image that can be counted."""
         records = read_records(self.workspace, ["id", "height", "width"])
         sizes = records.filter(pc.is_in(records["id"], self._rows["id"].combine_chunks()))
         return int(pc.max(pc.multiply(sizes["height"].cast("int64"), sizes["width"])).as_py() or 0)
@@ -240,7 +240,7 @@ class Counting:
         shutil.rmtree(shard.file.with_suffix(""), ignore_errors=True)  # left by a killed run of an older desra
 
     def counted(self) -> Iterator[ShardCount]:
-        """The shards that have a file."""
+        """List the shards that have a file."""
         return (shard for number in self.shards if (shard := self.shard(number)).time)
 
     def histogram(self) -> ClassHistogram:

@@ -46,11 +46,11 @@ class ClassHistogram(NamedTuple):
         return np.asarray(self.counts.sum(axis=1))
 
     def pooled(self) -> ClassHistogram:
-        """All classes as one."""
+        """Add up all classes to one."""
         return ClassHistogram(self.counts.sum(axis=0, keepdims=True), np.array([self.seen]), self.seen, self.excluded)
 
     def to_table(self) -> pa.Table:
-        """The bins that are not empty, as rows of the schema `HISTOGRAM`."""
+        """Return the bins that are not empty, as rows of the schema `HISTOGRAM`."""
         classes, bins = np.nonzero(self.counts)
         about = {"images": self.images.tolist(), "seen": self.seen, "excluded": self.excluded}
         schema = HISTOGRAM.with_metadata({_ABOUT: json.dumps(about)})

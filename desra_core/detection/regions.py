@@ -89,7 +89,7 @@ class Components:
         return found[1:]
 
     def covered(self, other: Mask) -> Flags:
-        """See which have at least half of their pixels in another mask: ``(N,)``; raises as `overlap`."""
+        """Find the components with at least half of their pixels in another mask: ``(N,)``; raises as `overlap`."""
         return np.asarray(2 * self.overlap(other) >= self.areas)
 
     def chosen(self, flags: Flags) -> Mask:

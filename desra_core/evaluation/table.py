@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
-    """A table of aligned columns."""
+    """Format rows as a table of aligned columns."""
     table = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join(
@@ -15,7 +15,7 @@ def as_text(rows: Sequence[dict[str, str]]) -> str:
 
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A Markdown table."""
+    """Format rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

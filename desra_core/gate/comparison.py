@@ -39,7 +39,7 @@ _PICTURES = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be judged; the control is the last of ``candidates``."""
+    """A comparison of finetuned models with the old one on held-out images; the control is the last candidate."""
 
     settings: Comparing
     corpus: CorpusSettings

@@ -1,4 +1,4 @@
-"""What the gate demands of a finetuned model: judgements add up to scores, and scores are held to the gate."""
+"""The criteria of the gate: judgements add up to scores, and scores are held against the gate's limits."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
 
 
 def check_training(cycling: Cycling, mining: Mining) -> None:
-    """See that all networks can be used before hours of mining, not after them (raises `UsageError`)."""
+    """Check before hours of mining that all networks can be used (raises `UsageError`)."""
     check_networks(mining.gan_model, finetuning_of(cycling, mining))
     if cycling.lpips:
         load_lpips(cycling.lpips)

@@ -121,7 +121,7 @@ def history(workspace: Workspace) -> list[Event]:
 
 
 def rolled_back(workspace: Workspace, model: Path) -> bool:
-    """Whether a model was promoted once and is no longer the current one."""
+    """Say whether a model was promoted once and is no longer the current one."""
     past, key = history(workspace), content_key(model)
     promoted = {event["model"] for event in past if event["kind"] == "promotion"}
     return key in promoted and key != past[-1]["model"]

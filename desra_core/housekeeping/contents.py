@@ -93,7 +93,7 @@ def table_of(items: Iterable[Item]) -> pa.Table:
 
 
 def is_key(name: str) -> bool:
-    """Whether a name may be that of something with a key: 128 bits as hex."""
+    """Say whether a name is a key: 128 bits as hex."""
     return _KEY.fullmatch(name) is not None
 
 

@@ -43,12 +43,12 @@ _STAYS = pa.scalar(None, pa.string())
 
 
 class Garbage(NamedTuple):
-    """What may go, and what the workspace holds then.
+    """The items that may be deleted, and the sizes that remain.
 
     Attributes
     ----------
     table
-        What no run needs, and what is unknown and stays (schema `desra_core.housekeeping.contents.ITEMS`).
+        Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
     manifest
         The manifest without what goes.
     target
@@ -221,7 +221,7 @@ def rewritten(
 
 
 def _shrunk_tables(workspace: Workspace, stale: pa.Table, unmapped: pa.Array, unlabelled: pa.Array) -> Iterator[Item]:
-    """What the tables of shards lose, file by file; those that would be empty go."""
+    """List the tables of shards that become smaller, with the bytes freed; empty ones are deleted whole."""
     affected = set(stale["shard"].to_pylist())
     for shard, table in rewritten(workspace, stale, unmapped, unlabelled):
         if shard in affected:

@@ -84,7 +84,7 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
 
 
 def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[Item]:
-    """What is not needed of a finetune that stays, and unknown files in it."""
+    """List files of a kept finetune that are not needed, and unknown ones."""
     for entry, known in () if _is_running(run) else _parts(run):
         if _is_scratch(entry):
             yield item(workspace, entry.path, "finetunes", UNFINISHED)
@@ -93,11 +93,11 @@ def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[It
     if not whole and _has_ended(run):
         for path in (run.data, run.state):
             if path.exists():
-                yield item(workspace, path, "finetunes", "what finetunes that others have replaced could go on with")
+                yield item(workspace, path, "finetunes", "states of superseded finetunes")
 
 
 def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
-    """What is not needed in the gate's folders, and unknown files there."""
+    """List files of the gate that are not needed, and unknown ones."""
     for entry in own_entries(workspace.gate):
         if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
             if entry.name != workspace.verdict.name:
@@ -176,7 +176,7 @@ def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
 
 
 def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """What lies in a finetune's folder and among its models, and whether finetunes make such."""
+    """List the entries of a finetune's folder and of its models, each with whether a finetune makes such entries."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
     for entry in own_entries(run.root / "models"):

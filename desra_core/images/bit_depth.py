@@ -1,4 +1,4 @@
-"""Samples of 8 and of 16 bits: what a 16-bit photo is where 8 bits or values in 0..255 are asked for.
+"""Samples of 8 and of 16 bits: a 16-bit photo as 8 bits, or as values in 0..255.
 
 `desra_core.images.codec` keeps 16 bits when it decodes, and an SR result has the depth of its photo.
 """

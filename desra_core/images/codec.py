@@ -1,4 +1,4 @@
-"""Decode and encode image files: the only module that knows BGR, alpha and EXIF.
+"""Decode and encode image files; BGR, alpha and EXIF are handled only here.
 
 PNG is read by `desra_core.images.png`, TIFF by `desra_core.images.tiff`, all else by `desra_core.images.pillow`.
 Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16: 16 bits

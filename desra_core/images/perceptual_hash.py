@@ -52,7 +52,7 @@ class Duplicates:
         self._groups.append(group)
 
     def group(self, wanted: Signature) -> str | None:
-        """The group of the nearest photo within `MAX_DISTANCE`; of the first one, where several are as near."""
+        """Return the group of the nearest photo within `MAX_DISTANCE`; of the first one, where several are as near."""
         if not self._groups:
             return None
         differing = self._signatures[:, : len(self._groups)] ^ np.frombuffer(wanted, np.uint64)[:, np.newaxis]

@@ -1,4 +1,4 @@
-"""The SR architectures that we have measured: what a window needs around it, and which can be finetuned.
+"""The measured SR architectures: the halo that a window needs, and which can be finetuned.
 
 A new one is an entry in `ARCHITECTURES`, by spandrel's id. Its function of the loaded network may put that into an
 equivalent, faster form first. spandrel's other architectures run with a generous halo, and cannot be finetuned.

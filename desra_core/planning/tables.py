@@ -1,4 +1,4 @@
-"""The tables a person reads, of a whole corpus: regions, failures and dataset, made from the records of its images."""
+"""The tables of a whole corpus for people: regions, failures and dataset, made from the records of its images."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def images_of_several_pages(workspace: Workspace) -> list[str]:
 
 
 def worst_regions(workspace: Workspace, count: int) -> pa.Table:
-    """The most severe regions of a workspace, worst first (schema `REGIONS`); none with a severity below zero."""
+    """List the most severe regions of a workspace, worst first (schema `REGIONS`), none with a severity below zero."""
     regions = read_table(workspace.regions, REGIONS)
     regions = regions.filter(pc.greater_equal(regions["severity"], 0))
     return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))

@@ -1,4 +1,4 @@
-"""Publish what comes of a benchmark of either kind: tables, and a page about them, in its folder."""
+"""Publish the results of a benchmark of either kind: tables, and a page about them, in its folder."""
 
 from __future__ import annotations
 

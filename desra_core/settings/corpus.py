@@ -174,7 +174,7 @@ def detector_of(settings: CorpusSettings) -> AppliedDetector:
 
 
 def min_area_pixels(min_area: str, height: int, width: int) -> int:
-    """The minimal area in pixels of an image of the given size; a percentage is rounded down."""
+    """Compute the minimal area in pixels for an image of the given size; a percentage is rounded down."""
     if min_area.endswith("%"):
         return int(Decimal(min_area[:-1]) * height * width / 100)
     return int(min_area)

@@ -1,4 +1,4 @@
-"""Run a stage on an image: what became of it is journaled, a permanent failure too."""
+"""Run a stage on an image, and journal the new record, of a permanent failure too."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run_stage(
 
 
 def failure(image: ImageRef, record: Record, stage: str, mask_key: str, error: ImageError) -> Record:
-    """The record of an image whose stage raised."""
+    """Return the record of an image whose stage raised."""
     return replace(
         without_arrays(record) if isinstance(error, LostError) else record,
         mask_key=None,

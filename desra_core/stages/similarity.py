@@ -134,7 +134,7 @@ def is_suspect(scores: Scores, settings: SimilaritySettings, height: int, width:
 
 
 def proven_clean(record: Record, settings: SimilaritySettings) -> Record:
-    """The record of an image that is not suspect."""
+    """Return the record of an image that is not suspect."""
     assert record.height is not None
     assert record.width is not None
     return replace(

@@ -110,7 +110,7 @@ class _Pair:
         self._inferred: dict[str, Pixels] = {}
 
     def result(self, role: Literal["mse_sr", "gan_sr"], key: str) -> Pixels:
-        """The stored result, or a new one."""
+        """Return the stored result, or a new one."""
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key)
         if stored is not None:
             self._note_tile(self._stored_tile)

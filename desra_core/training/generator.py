@@ -61,7 +61,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
-    """What spandrel calls each tensor of a checkpoint: it loads numbers in their place, and we see where they are."""
+    """Map the names of a checkpoint's tensors to spandrel's, by loading numbered tensors in their place."""
     import torch
     from spandrel import ModelLoader
 

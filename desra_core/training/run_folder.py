@@ -72,7 +72,7 @@ class RunFolder:
             yield
 
     def reached(self, iterations: int, patience: int) -> bool:
-        """Whether the last model that is wanted is saved, or the run stopped early."""
+        """Say whether the last wanted model is saved, or the run stopped early."""
         progress = read_json(self.progress) or {}
         return self.model(iterations).exists() or progress.get("worse", 0) >= patience
 

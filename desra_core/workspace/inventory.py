@@ -87,18 +87,18 @@ class OnDisk:
         )
 
     def marked_by_people(self, ids: pa.Array, gan_sr_key: str | None) -> Flags:
-        """Whether a person has marked an artifact in these images, in the results of this model."""
+        """Say for each image whether a person marked an artifact in its results of this model."""
         masks = that_count(self._human_masks, gan_sr_key)
         marked = masks.filter(pc.greater(masks["pixels"], 0))
         return flags_of(pc.is_in(ids, marked["id"].combine_chunks()))
 
     def has_array(self, ids: pa.Array, name: str) -> Flags:
-        """Whether these images have a stored array of that name."""
+        """Say for each image whether it has a stored array of that name."""
         return flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
 
 
 def is_text(name: str) -> bool:
-    """Whether the name of a file is text; no image has another one."""
+    """Say whether the name of a file is text; no image has another one."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 

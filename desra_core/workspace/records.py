@@ -141,7 +141,7 @@ class Record:
 
 
 def without_arrays(record: Record) -> Record:
-    """The record of an image whose stored arrays are lost: none is of any settings, so all are made anew."""
+    """Return the record of an image whose stored arrays are lost: no key is left, so all are computed again."""
     return dataclasses.replace(record, similarity_key=None, segmentation_key=None, further={})
 
 
