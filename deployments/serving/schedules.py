@@ -85,7 +85,7 @@ def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     common: dict[str, Any] = {"machine": where} if where else {}
 
     def given(fields: Iterable[str]) -> dict[str, Any]:
-        """Return the given settings as JSON values, without defaults, which the flow fills in and which may be newer there."""
+        """Return the given settings as JSON values, without defaults: the flow fills these in."""
         return serving.model_dump(mode="json", include=serving.model_fields_set & set(fields))
 
     mine = {"mining": given(Mining.model_fields) | {"keep_mse": serving.keep_mse}, "current_model": True}

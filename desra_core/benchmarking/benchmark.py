@@ -66,7 +66,7 @@ class Job(ABC):
 
     @abstractmethod
     def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
-        """Return the job with the methods that its file lacks as ``missing``; None if it is done, or would fail again."""
+        """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do."""
 
     @abstractmethod
     def failure(self, workspace: Workspace) -> ImageError | None:
