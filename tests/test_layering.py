@@ -119,6 +119,15 @@ def test_the_floor_plan_is_the_code() -> None:
         assert arrows.replace("–", "") == ARROWS[package].replace(" ", ", ")
 
 
+def test_public_classes_have_names_of_their_own() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_every_package_is_looked_at() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in modules()} == set(PACKAGES)
     assert set().union(*(imported(ROOT / path) for path in TALK_TO_DASK)) >= DASK

@@ -25,7 +25,7 @@ _SEED = 2023
 Floats = npt.NDArray[np.float32]
 
 
-class Photo(NamedTuple):
+class Cutout(NamedTuple):
     """A photo to make: ``box`` (left, top, width, height) of a file in ``skimage/data``, brought to ``width``.
 
     Then it is blurred (a Gaussian, in pixels: out of focus), sharpened (the share of an unsharp mask, which overshoots
@@ -44,25 +44,25 @@ class Photo(NamedTuple):
 
 
 PHOTOS = (
-    Photo("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
-    Photo("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
-    Photo("cat_fur.jpg", "chelsea.png", (250, 120, 200, 170), 200, noise=3.0, quality=60),
-    Photo("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
-    Photo("coins_tray.jpg", "coins.png", (150, 100, 200, 160), 200, quality=45),
-    Photo("hubble.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
-    Photo("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
-    Photo("moon_rim.png", "moon.png", (180, 150, 200, 160), 160),
-    Photo("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
-    Photo("motorcycle_engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
-    Photo("motorcycle_shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
-    Photo("motorcycle_wheel.png", "motorcycle_right.png", (0, 250, 240, 200), 200),
-    Photo("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
-    Photo("page_line.jpg", "page.png", (150, 60, 200, 120), 220, quality=40),
-    Photo("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
-    Photo("slide.png", "cell.png", (250, 200, 300, 240), 200),
-    Photo("text.jpg", "text.png", (0, 0, 448, 172), 270, quality=35),
-    Photo("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
-    Photo("tissue_edge.jpg", "ihc.png", (0, 0, 250, 200), 230, quality=35),
+    Cutout("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
+    Cutout("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
+    Cutout("cat_fur.jpg", "chelsea.png", (250, 120, 200, 170), 200, noise=3.0, quality=60),
+    Cutout("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
+    Cutout("coins_tray.jpg", "coins.png", (150, 100, 200, 160), 200, quality=45),
+    Cutout("hubble.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
+    Cutout("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
+    Cutout("moon_rim.png", "moon.png", (180, 150, 200, 160), 160),
+    Cutout("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
+    Cutout("motorcycle_engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
+    Cutout("motorcycle_shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Cutout("motorcycle_wheel.png", "motorcycle_right.png", (0, 250, 240, 200), 200),
+    Cutout("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
+    Cutout("page_line.jpg", "page.png", (150, 60, 200, 120), 220, quality=40),
+    Cutout("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
+    Cutout("slide.png", "cell.png", (250, 200, 300, 240), 200),
+    Cutout("text.jpg", "text.png", (0, 0, 448, 172), 270, quality=35),
+    Cutout("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
+    Cutout("tissue_edge.jpg", "ihc.png", (0, 0, 250, 200), 230, quality=35),
 )
 
 
@@ -83,7 +83,7 @@ def make_photos(folder: Path) -> None:
             replace_file(path, data.getvalue())
 
 
-def _cut_out(photo: Photo) -> Floats:
+def _cut_out(photo: Cutout) -> Floats:
     """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
     file = resources.files("skimage") / "data" / photo.source
     pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
@@ -94,7 +94,7 @@ def _cut_out(photo: Photo) -> Floats:
     return _with_channels(cv2.resize(part, size, interpolation=kind))
 
 
-def _spoilt(image: Floats, photo: Photo, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _spoilt(image: Floats, photo: Cutout, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Blur, sharpen and add grain, as far as the photo asks for it."""
     if photo.blur:
         image = _blurred(image, photo.blur)

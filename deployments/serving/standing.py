@@ -23,7 +23,7 @@ class Served(NamedTuple):
     own: bool
 
 
-class Standing:
+class Service:
     """Says that this process serves a workspace; ``mark`` is the environment of the processes that it starts."""
 
     def __init__(self, file: Path) -> None:
@@ -39,7 +39,7 @@ class Standing:
 
 
 @contextlib.contextmanager
-def standing(workspace: Workspace) -> Iterator[Standing]:
+def standing(workspace: Workspace) -> Iterator[Service]:
     """Be the one that serves a workspace; processes that a killed one has left are ended first.
 
     Raises
@@ -54,7 +54,7 @@ def standing(workspace: Workspace) -> Iterator[Standing]:
             reason = f"is served by process {other.get('pid', '?')} already"
             raise LockedError(workspace.root, reason, "stop that one first")
         _end_those_of(read_note(file))
-        own = Standing(file)
+        own = Service(file)
         try:
             yield own
         finally:
