@@ -23,7 +23,7 @@ from tasks.summary import Summary
 
 
 class Calibrated(NamedTuple):
-    """How a calibration ended: its Prefect ids, what the run before it found, and the weights."""
+    """The end of a calibration: its Prefect ids, the result of the run before it, and the weights."""
 
     flow_run: str
     task_runs: int
@@ -31,19 +31,19 @@ class Calibrated(NamedTuple):
     weights: CalibratedWeights
 
     @property
-    def told(self) -> str:
-        """A line for people."""
+    def in_one_line(self) -> str:
+        """Say in a line how it ended."""
         calibrated = sum(row.state == "calibrated" for row in self.weights.rows)
-        return f"{calibrated} classes calibrated from {self.weights.histogram.seen} images; {self.found.told}"
+        return f"{calibrated} classes calibrated from {self.weights.histogram.seen} images; {self.found.in_one_line}"
 
     @property
     def lacking(self) -> bool:
-        """Whether a person should look at how it ended."""
+        """Say whether a person should look at how it ended."""
         return self.found.lacking
 
     @property
     def problem(self) -> TransientError | None:
-        """Why the run is not whole, though it ended."""
+        """Give the reason why a run that ended is not complete, or None."""
         return self.found.problem
 
 

@@ -31,7 +31,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
     """
     workspace = Workspace(comparing.workspace)
     tag_run("compare", corpus_name(comparing))
-    load_settings(workspace)  # a workspace that has vanished is told as such
+    load_settings(workspace)  # raises where the workspace has vanished
     with workspace.locked():
         comparison = handed_over(comparing, Comparison) or plan_comparison(comparing)
         refresh = bool(comparison.missing())
@@ -41,5 +41,5 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
         if comparing.promote and verdict.passed:
             promoted = promote_best(comparison, verdict)
         compared = Compared(str(flow_run.id), 3 + bool(promoted), comparison, verdict, failures, promoted)
-        publish_report(workspace, compared.told)
+        publish_report(workspace, compared.in_one_line)
     return compared

@@ -24,7 +24,7 @@ from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
 from tasks.summary import Summary, publish_results
 
-# That a network enlarges by.
+# The largest factor by which a network enlarges.
 _LARGEST_SCALE = 16
 # While the last images of one shard finish, the next one keeps the workers busy.
 _SHARDS_IN_FLIGHT = 3
@@ -36,7 +36,7 @@ def shard_runner() -> TaskRunner[Any]:
 
 
 def opened_workspace(root: Path) -> Workspace:
-    """Open the workspace of a run, and make it where there is none, except for a run of a deployment.
+    """Open the workspace of a run; create a missing one, except for a run of a deployment.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def opened_workspace(root: Path) -> Workspace:
 
 
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
-    """Find out what there is to do, do it shard by shard and publish the results. For the body of a flow.
+    """Plan a run, take its shards through the stages and publish the results. For the body of a flow.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
 
 
 def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
-    """The pixels of the largest result to come."""
+    """Return the pixels of the largest result to come."""
     pixels = plan.most_pixels()
     if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
-        return pixels  # the scale, which takes PyTorch to tell, would change nothing
+        return pixels  # any scale would fit, so none is read, which would import PyTorch
     _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
     return pixels * model.scale**2

@@ -26,7 +26,7 @@ from tasks.summary import Summary
 
 
 class Cycled(NamedTuple):
-    """How a cycle ended; without artifacts in the training pool it ends with mining."""
+    """The end of a cycle; without artifacts in the training pool it ends with mining."""
 
     flow_run: str
     task_runs: int
@@ -37,15 +37,15 @@ class Cycled(NamedTuple):
 
     @property
     def lacking(self) -> bool:
-        """Whether a person should look at how it ended."""
+        """Say whether a person should look at how it ended."""
         return self.mined.lacking or (self.compared is not None and self.compared.lacking)
 
     @property
-    def told(self) -> str:
-        """A line for people."""
+    def in_one_line(self) -> str:
+        """Say in a line how it ended."""
         if self.compared is None:
-            return f"{self.mined.told}; no artifact in the training pool: nothing was trained"
-        return f"{self.compared.told}" + (f", promoted as {self.promoted.name}" if self.promoted else "")
+            return f"{self.mined.in_one_line}; no artifact in the training pool: nothing was trained"
+        return f"{self.compared.in_one_line}" + (f", promoted as {self.promoted.name}" if self.promoted else "")
 
 
 @corpus_flow("cycle")
@@ -72,7 +72,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)
         if plan.empty:
             cycled = Cycled(str(flow_run.id), 1, mined, None, None, None)
-            publish_report(workspace, cycled.told)
+            publish_report(workspace, cycled.in_one_line)
             return cycled
         finetuning = finetuning.model_copy(update={"output": plan.run.root})
         with handing_over(finetuning, plan):
@@ -83,5 +83,5 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         if is_to_promote(cycling, comparison, compared.verdict):
             promoted = promote_best(comparison, compared.verdict)
         cycled = Cycled(str(flow_run.id), 1 + bool(promoted), mined, finetuned, compared, promoted)
-        publish_report(workspace, cycled.told)
+        publish_report(workspace, cycled.in_one_line)
     return cycled

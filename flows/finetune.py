@@ -37,7 +37,7 @@ def finetune(
     """
     workspace = Workspace(finetuning.workspace)
     tag_run("finetune", corpus_name(finetuning))
-    load_settings(workspace)  # a workspace that has vanished is told as such
+    load_settings(workspace)  # raises where the workspace has vanished
     if current_model:
         finetuning = finetuning_with_current(finetuning)
     with workspace.locked():

@@ -1,4 +1,4 @@
-"""What a flow run is called in the UI: what it does, to which corpus, and when."""
+"""Name a flow run in the UI: the flow, the corpus and the time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prefect.runtime import flow_run
 
 
 def run_name() -> str:
-    """For instance ``mine holidays 2026-11-20 02:00``; for ``flow_run_name`` of a flow with one settings model."""
+    """Return, for instance, ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
     settings = next(iter(flow_run.parameters.values()), None)
     return f"{flow_run.flow_name} {corpus_name(settings)} {_start().astimezone():%Y-%m-%d %H:%M}"
 
 
 def _start() -> datetime:
-    """When the run has started or will: Prefect asks some seconds before, and again when it goes on after a cut."""
+    """Return the time the run starts: Prefect names a run seconds before, and again when it resumes."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     now = datetime.now(UTC)
@@ -25,7 +25,7 @@ def _start() -> datetime:
 
 
 def corpus_name(settings: Any) -> str:
-    """The folder of photos or of results, or the workspace where none is given."""
+    """Return the name of the folder of photos or of results, or of the workspace where none is given."""
     for field in ("photos", "gan_sr", "workspace"):
         value = getattr(settings, field, None) if not isinstance(settings, dict) else settings.get(field)
         if value:

@@ -1,4 +1,4 @@
-"""What all flows have in common: a name by corpus and date, an ending told in one line, retries, an alarm."""
+"""Make the flows: a name by corpus and date, an end in one line, retries, and a report of failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.settings import Machine, folder_of
 from flows.names import run_name
-from flows.webhook import tell_cancelled, tell_failure
+from flows.webhook import report_cancelled, report_failure
 from tasks.logs import carry, configure, say
 from tasks.retry_policy import PAUSES, may_pass, runs_by_itself
 
@@ -33,26 +33,26 @@ R = TypeVar("R")
 _REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
 
 
-class _ToldBefore(logging.Filter):
-    """Drops Prefect's traceback of an error that the state of the run tells in one line."""
+class _ReportedBefore(logging.Filter):
+    """Drop Prefect's traceback of an error that is the message of the run's state."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], DesraError))
 
 
-logging.getLogger("prefect.flow_runs").addFilter(_ToldBefore())
+logging.getLogger("prefect.flow_runs").addFilter(_ReportedBefore())
 
 
 class CorpusFlow(Flow[P, R]):
     """A Prefect flow that refuses parameters in one line."""
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """As Prefect's, for instance those of a deployment of an earlier version.
+        """Validate as Prefect does, but fail in one line, for instance for a deployment of an earlier version.
 
         Raises
         ------
         UsageError
-            They are not what this version takes.
+            This version does not take them.
         """
         try:
             validated = super().validate_parameters(parameters)
@@ -77,8 +77,8 @@ def corpus_flow(
 ) -> Callable[[Callable[P, R]], CorpusFlow[P, R]]:
     """Turn a function into a flow.
 
-    Its final state says in one line how it ended: what its result says of itself (``told``), or the error. A run that
-    comes from a deployment tries again what may pass, and fails where its result has a ``problem``.
+    The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
+    repeats itself after errors worth a retry, and fails where its result has a ``problem``.
 
     Parameters
     ----------
@@ -98,23 +98,23 @@ def corpus_flow(
             description=description,
             flow_run_name=run_name,
             task_runner=task_runner,
-            on_failure=[tell_failure],
-            on_crashed=[tell_failure],
-            on_cancellation=[tell_cancelled],
+            on_failure=[report_failure],
+            on_crashed=[report_failure],
+            on_cancellation=[report_cancelled],
         )
 
     return decorate
 
 
 def _refusal(first: ErrorDetails) -> UsageError:
-    """The line for a parameter that is not accepted."""
+    """Name the parameter that is not accepted, and why."""
     why = printable(first["msg"].removeprefix("Value error, "))
     reason = f"{printable(first['input'])} is not accepted ({why})" if first["type"] != "missing" else "is missing"
     return UsageError(".".join(map(str, first["loc"])), reason, _REMEDY)
 
 
 def _documented(function: Callable[..., Any]) -> tuple[str, list[tuple[str, str]]]:
-    """What a docstring says of a function and of each parameter; Prefect's forms know another style than ours.
+    """Read the description of a function and of each parameter from its docstring.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _say_for(*parameters: Any) -> None:
-    """Let the lines of this process look as a run wants them, and say what they are about."""
+    """Set format and ids of the lines of this process by the parameters of a run."""
     for given in parameters:
         if isinstance(given, Machine):
             configure(given.log_level, given.log_format)
@@ -160,12 +160,12 @@ def _say_for(*parameters: Any) -> None:
 
 
 def _ended(result: Any) -> Any:
-    """The final state of a run that got through, or its bare result where that says nothing of itself."""
+    """Make the final state of a run from its result; a result without ``in_one_line`` is returned as it is."""
     problem: DesraError | None = getattr(result, "problem", None)
     if problem is not None and runs_by_itself():
         raise problem
-    told = getattr(result, "told", None)
+    line = getattr(result, "in_one_line", None)
     if runs_by_itself() and not flow_run.parent_flow_run_id:
         level = "warning: " if getattr(result, "lacking", False) else ""
-        say(f"{level}{flow_run.name} completed" + (f": {told}" if told else ""))
-    return Completed(message=told, data=result) if told else result
+        say(f"{level}{flow_run.name} completed" + (f": {line}" if line else ""))
+    return Completed(message=line, data=result) if line else result

@@ -1,4 +1,4 @@
-"""What happens when a run ends: a line on stderr where nobody looks at it; if it fails, a message to the webhook."""
+"""Report the end of a run: a line on stderr where it came from a deployment, a message to the webhook if it failed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ WEBHOOK = "DESRA_WEBHOOK"
 _SECONDS = 5
 
 
-def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
+def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write to log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
 
     Parameters
     ----------
@@ -35,17 +35,17 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     """
     logger = flow_run_logger(flow_run, flow)
     logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
-    if flow_run.parent_task_run_id:  # the run that called this one tells it
+    if flow_run.parent_task_run_id:  # the run that called this one reports it
         return
     message = failure_message(flow, flow_run, state)
-    if flow_run.deployment_id:  # who starts a run by hand is told by the command
+    if flow_run.deployment_id:  # a run by hand ends with a message of the command
         _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
-    if (webhook := os.environ.get(WEBHOOK)) and (trouble := tell_webhook(webhook, message)):
+    if (webhook := os.environ.get(WEBHOOK)) and (trouble := post_to_webhook(webhook, message)):
         logger.warning(trouble)
         _say(f"warning: {message['run']}: {trouble}", flow_run, message)
 
 
-def tell_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Say on stderr that a run was cancelled; for ``on_cancellation``.
 
     Parameters
@@ -59,34 +59,34 @@ def tell_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 
 def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
-    """Print a line as the run itself would: where one has died, its worker tells, which knows no settings."""
+    """Print a line in the format of the run: the Prefect worker, which reports crashed runs, has not configured it."""
     with contextlib.suppress(ValidationError):
         machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
         configure(machine.log_level, machine.log_format)
     say(line, run=message["run"], workspace=message["workspace"])
 
 
-def tell_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
-    """Send a message to a webhook. Never fails; returns a line about why it was not told, without the secret address.
+def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
+    """Send a message to a webhook. Never fails; returns the reason if it was not reached, without the secret address.
 
     Parameters
     ----------
     address
-        Of the webhook.
+        URL of the webhook.
     message
-        As JSON.
+        The fields of a JSON object.
     """
     try:
         httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
     except httpx.HTTPStatusError as error:
-        return f"the webhook was not told: it answers {error.response.status_code}"
+        return f"the webhook was not reached: HTTP {error.response.status_code}"
     except Exception as error:  # noqa: BLE001 - whatever is wrong there, something else has failed for its own reason
-        return f"the webhook was not told: {type(error).__name__}"
+        return f"the webhook was not reached: {type(error).__name__}"
     return None
 
 
 def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
-    """What the webhook gets, as JSON; ``text`` is what Slack and Mattermost show.
+    """Make the JSON message of a failed run for the webhook; Slack and Mattermost show its ``text``.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
-    """Why a run failed; one whose parameters the flow does not know dies before it can say so."""
+    """Say why a run failed; one with parameters that the flow does not take crashes without a reason of its own."""
     if state.is_crashed():
         try:
             flow.validate_parameters(flow_run.parameters)
@@ -121,9 +121,9 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
 
 
 def _names(flow_run: FlowRun) -> tuple[str, str | None]:
-    """The names of a run and of its deployment.
+    """Return the names of a run and of its deployment.
 
-    The server is asked where the environment does not tell: of a run that died, its worker tells, which knows neither.
+    They come from the environment of the run, or else, in the worker that reports a crashed run, from the server.
     """
     deployment = os.environ.get("PREFECT__DEPLOYMENT_NAME")
     if deployment or flow_run.deployment_id is None:

@@ -1,4 +1,4 @@
-"""Workers that others have started get work of a run only while they have its desra and see the folder it writes to."""
+"""Give work only to workers that have the desra of the run and see the folder that it writes to."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tasks.logs import say
 # A function, and the arguments of each of its calls.
 Calls = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]
 
-# Evaluated on a worker: not even the function that asks may be taken from its desra.
+# Evaluated on a worker without its own desra, which may be another version.
 _SOURCE = Path(question.__file__).read_text("utf-8")
 _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
 
 
 class Admission:
-    """The question to the workers of a cluster, at the beginning and before each piece of work.
+    """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Admission:
     Attributes
     ----------
     refused
-        Addresses of the workers that have failed it last, each told in a line.
+        Addresses of the workers that failed it last; a warning was printed for each.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
@@ -50,7 +50,7 @@ class Admission:
         self._lock = threading.Lock()
 
     def ask(self) -> None:
-        """Ask all workers that there are.
+        """Ask all present workers.
 
         Raises
         ------
@@ -71,12 +71,12 @@ class Admission:
             self._refuse(address, reason, remedy)
 
     def before(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Put the question before calls of a function; what comes back then is for `others`."""
+        """Put the question before calls of a function; their results are answers, to be given to `others`."""
         asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
     def others(self, answer: question.Answer, resources: dict[str, float]) -> dict[str, Any] | None:
-        """See whether a worker has passed its work on, as one may that has joined later.
+        """Say where to resubmit a call that a worker has refused, as one may that joined later.
 
         Returns
         -------
@@ -87,23 +87,23 @@ class Admission:
             return None
         self._refuse(*refused)
         able = self.able(resources)
-        # Where Dask may take others, it takes those without the resource, too, and fails over that.
+        # Work with resources must stay on these: among others Dask would also choose workers without the resource.
         return {"workers": able or None, "allow_other_workers": bool(able) and not resources}
 
     def able(self, resources: dict[str, float]) -> list[str]:
-        """Addresses of the workers that get work which needs these resources."""
+        """List the addresses of the workers that may do work which needs these resources."""
         there = self._client.nthreads().keys() - self.refused
         known = self._client.scheduler_info(n_workers=-1)["workers"]
         return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
 
     def ask_again(self) -> None:
-        """Ask those that have failed: a folder may be back, or a new worker have the address of an old one."""
+        """Ask the refused workers again: a folder may be back, or a new worker may have the address of an old one."""
         answers = self._answers([*self._client.nthreads().keys() & self.refused])
         with self._lock:
             self.refused -= {address for address, answer in answers.items() if answer is None}
 
     def close(self) -> None:
-        """Ask no more."""
+        """Delete the file in the folder by which workers were asked."""
         if self._sign:
             self._sign.unlink(missing_ok=True)
 

@@ -32,7 +32,7 @@ from tasks.shards import explicit_key
 
 
 class Compared(NamedTuple):
-    """How a gate run ended: its Prefect ids, its plan, the verdict, images not judged, a promoted model's entry."""
+    """The end of a gate run: its Prefect ids, its plan, the verdict, images not judged, a promoted model's entry."""
 
     flow_run: str
     task_runs: int
@@ -43,12 +43,12 @@ class Compared(NamedTuple):
 
     @property
     def lacking(self) -> bool:
-        """Whether a person should look at how it ended."""
+        """Say whether a person should look at how it ended."""
         return bool(self.failures) or not self.verdict.passed
 
     @property
-    def told(self) -> str:
-        """A line for people."""
+    def in_one_line(self) -> str:
+        """Say in a line how it ended."""
         if not self.verdict.passed:
             outcome = "the gate is undecided" if self.verdict.undecided else "no model passes the gate"
             return f"{outcome}: {'; '.join(self.verdict.reasons)}"
@@ -59,7 +59,7 @@ class Compared(NamedTuple):
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
     """Judge every candidate on every image that lacks it.
 
-    Whether a cached state counts is for the workspace to say, as for the stages of a shard.
+    The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
 
     Returns
     -------
@@ -92,8 +92,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 def decide_verdict(comparison: Comparison) -> Verdict:
     """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
     verdict = decide_and_publish(comparison)
-    told = verdict_markdown(Workspace(comparison.settings.workspace))
-    create_markdown_artifact(told, key="verdict", description="What the gate found.")
+    text = verdict_markdown(Workspace(comparison.settings.workspace))
+    create_markdown_artifact(text, key="verdict", description="What the gate found.")
     return verdict
 
 
@@ -112,7 +112,7 @@ def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
-def publish_report(workspace: Workspace, told: str) -> None:
+def publish_report(workspace: Workspace, line: str) -> None:
     """Write the report of the workspace, with the latest verdict in it, and say in the UI how the run ended."""
     write_report(workspace)
-    show_outcome(workspace, told)
+    show_outcome(workspace, line)

@@ -24,9 +24,9 @@ from desra_core.files.atomic import write_secret
 from desra_core.settings import Machine
 from tasks import question
 
-# The most that any stage was seen to hold per pixel of a 16-bit colour pair, with a margin; see `make bench`.
+# The largest memory of any stage per pixel of a 16-bit colour pair, measured by `make bench`, with a margin.
 BYTES_PER_PIXEL = 40
-# What a worker holds without an image, and one that runs networks: PyTorch, weights, and a batch of windows.
+# The memory of a worker without an image, and of one that runs networks: PyTorch, weights, a batch of windows.
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
@@ -36,24 +36,24 @@ GPU_THREADS = 3
 # The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
 # that cluster, unlike the parameters of a deployment.
 EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
-# And how many GPUs that has: a run waits for a worker that is starting again, or a night would be on the CPU.
+# The number of its GPUs: a run waits for a GPU worker that is restarting, instead of computing on the CPU.
 EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
-# What somebody has said of its workers and their memory: it bounds those that a run starts instead of them, too.
+# The --workers and --memory of desra serve: they also bound the workers that a run starts in place of these.
 EMBEDDED_MACHINE = "DESRA_SCHEDULER_MACHINE"
-# The file with the key of that cluster, and where browsers see it.
+# The file with the key of that cluster, and the address of its dashboard.
 EMBEDDED_KEY = "DESRA_SCHEDULER_KEY"
 EMBEDDED_DASHBOARD = "DESRA_SCHEDULER_DASHBOARD"
 
 _MEMORY_SHARE = 0.8
 # Of a worker's limit: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
-# Images that fit where nobody says how many workers there are to be, nor how large images are.
+# The image size that workers get memory for where neither their number nor the size of images is known.
 USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
 
 class Share(NamedTuple):
-    """What of this machine goes to each of its workers.
+    """The share of this machine that each of its workers gets.
 
     Attributes
     ----------
@@ -79,9 +79,9 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
     Parameters
     ----------
     machine
-        How many and how large, as far as somebody has said so.
+        Number and memory of the workers, where given.
     own
-        What each holds without an image, in bytes.
+        Bytes that each holds without an image.
     gpus
         Number of additional workers with a GPU.
     pixels
@@ -103,14 +103,14 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
 
 
 def image_bytes(memory: int, own: int) -> int:
-    """What a worker's share of memory leaves for an image, in bytes.
+    """Return the bytes of a worker's memory that are left for an image.
 
     Parameters
     ----------
     memory
         Of a worker, or of one of its threads.
     own
-        What it holds without an image.
+        Bytes that it holds without an image.
 
     Raises
     ------
@@ -125,14 +125,14 @@ def image_bytes(memory: int, own: int) -> int:
 
 
 def threads_of(workers: int) -> int:
-    """Threads that each of so many workers on this machine may use."""
+    """Return the threads that each of so many workers on this machine may use."""
     return max(1, _cores() // max(1, workers))
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them, as far as it leaves any; without it, by number.
+    """List the GPUs of this machine as ``CUDA_VISIBLE_DEVICES`` names them; without it, the numbers 0 to 63.
 
-    There may be fewer: the list is long enough for any machine.
+    The machine may have fewer.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
@@ -140,14 +140,14 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
-    """Have workers on this machine; yields the cluster and a connection to it.
+    """Start workers on this machine for the block; yields the cluster and a connection to it.
 
-    Others who use this machine get neither in, since a scheduler runs whatever code it is given, nor to the dashboard.
+    Other users of this machine reach neither the scheduler, which would run any code, nor the dashboard.
 
     Parameters
     ----------
     share
-        What each gets.
+        The share of each.
     gpus
         Those that get a worker of their own, which declares the resource ``GPU: 1`` per thread; of `visible_gpus`.
     dashboard_port
@@ -200,7 +200,7 @@ class StandingCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the environment of a run tells it of these workers."""
+        """Return the environment variables by which a run finds these workers."""
         return {
             EMBEDDED_SCHEDULER: self.address,
             EMBEDDED_GPUS: str(self.gpus),
@@ -210,13 +210,13 @@ class StandingCluster:
         }
 
     def keep_up(self) -> None:
-        """Start anew workers that have ended for good; those that have died are by Dask itself, at once."""
+        """Start workers again whose nanny has ended too; Dask itself restarts those that died."""
         self._cluster.scale(len(self._cluster.worker_spec))
 
 
 @contextlib.contextmanager
 def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: int = 0) -> Iterator[StandingCluster]:
-    """Start workers on this machine that outlive single runs, which find them by what `StandingCluster` tells them.
+    """Start workers on this machine that outlive single runs; runs find them by `StandingCluster.environment`.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[s
 
 
 class _Nothing(RequestHandler):
-    """What is not there."""
+    """Answers 404."""
 
     def prepare(self) -> None:
         """Called by Tornado before any method."""
@@ -279,7 +279,7 @@ class _Nothing(RequestHandler):
 
 
 class _Prepared(WorkerPlugin):
-    """A worker leaves a Ctrl-C in the terminal to the driver, and notes its code before that is updated."""
+    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before that is updated."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
         """Called by Dask when the worker starts."""

@@ -57,10 +57,10 @@ _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
 _LOST_SECONDS = 20
 _END_SECONDS = 10
-# A worker's word of a task that has ended reaches the scheduler within it.
-_TOLD_SECONDS = 0.2
+# A worker's message about an ended task reaches the scheduler within this time.
+_MESSAGE_SECONDS = 0.2
 
-# What a job made of an image, or an `ImageError` that names it.
+# An image, with its result or the `ImageError` that it failed by.
 Result = tuple[ImageRef, Any]
 
 
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 class Records(NamedTuple):
-    """What workers log, and how: level, format and the name of the run."""
+    """The settings of the log of workers: level, format and the name of the run."""
 
     level: str
     form: str
@@ -94,7 +94,7 @@ class Dask:
     gpus
         Number of those with a GPU of their own.
     gpu_slots
-        What such a worker has of the resource ``GPU``: who takes as many has it for himself.
+        The resource ``GPU`` of such a worker: a task that takes all of it runs there alone.
     dashboard
         Address of Dask's own page about the cluster.
     """
@@ -122,17 +122,17 @@ class Dask:
         self.dashboard: str = client.dashboard_link
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        # The thread that waits for them, and the futures.
+        # The thread that waits, and the futures that it waits for.
         self._live: list[tuple[int, list[Future[Any]]]] = []
 
     def end(self) -> None:
-        """Stop what is going on: the run is over, perhaps before its time, and lost images are no failures."""
+        """Cancel the work in progress; its images do not count as failures."""
         with self._lock:
             self._ended.set()
             live = list(self._live)
         for _, futures in live:
             self._client.cancel(futures)
-        # It is the client that tells waiting threads: it must not close before they know.
+        # The client wakes the waiting threads, so it must not close before they have ended.
         deadline = time.monotonic() + _END_SECONDS
         while any(waiting != threading.get_ident() for waiting, _ in self._live) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -169,7 +169,7 @@ class Dask:
                 image = work[places[future.key]][0]
                 failed = future.status != "finished" or isinstance(result, DesraError)
                 ended = _error(image.path, result) if failed else result
-                future.release()  # or what a worker has done would be done again where it ends
+                future.release()  # or finished work would be repeated when its worker ends
                 yield image, ended
 
     def _done(
@@ -204,7 +204,7 @@ class Dask:
 
     @contextlib.contextmanager
     def _watched(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
-        """Cancel futures when the run ends, or all workers have been gone for a while: else they wait for ever."""
+        """Cancel futures when the run ends, or when all workers have been gone for 20 s: Dask waits without end."""
         with self._lock:
             if self._ended.is_set():
                 raise CancelledError
@@ -218,7 +218,7 @@ class Dask:
                 with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
                     alone = -1 if self._any_able(resources) else alone
                 alone += 1
-                if alone >= 2:  # again at each look, for what a worker has passed on meanwhile is a new future
+                if alone >= 2:  # at each look, for work passed on to another worker is a new future
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -231,7 +231,7 @@ class Dask:
             watcher.join()
 
     def _any_able(self, resources: dict[str, float]) -> bool:
-        """Tell whether there are workers for what needs these resources; those that get no work are asked again."""
+        """Say whether there are workers for what needs these resources; those that get no work are asked again."""
         if self._admission is None:
             return bool(self._client.nthreads())
         if not self._admission.able(resources):
@@ -246,7 +246,7 @@ class Dask:
     def follow(
         self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
     ) -> Any:
-        """Call a function on one worker, say that time passes while it runs, and return its small result.
+        """Call a function on one worker, call ``on_second`` each second meanwhile, and return its small result.
 
         A worker that dies is replaced, and the function called again.
 
@@ -306,9 +306,9 @@ def open_dask(
     alone
         Start workers for this alone even where desra serve has a cluster.
     most_pixels
-        Tells those of the largest image to come; it is not asked where a scheduler runs elsewhere. This machine's
-        workers are fewer and larger if need be, and if the image does not fit into those of desra serve, these give
-        back what they hold, and others do the work.
+        Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For large images
+        this machine gets fewer and larger workers. If the image does not fit into those of desra serve, these are
+        restarted to free their memory, and workers of the run's own do the work.
 
     Raises
     ------
@@ -357,7 +357,7 @@ def open_dask(
 
 
 def _as_served(machine: Machine) -> Machine:
-    """What a run does not say of its workers is as desra serve was told."""
+    """Fill in the workers and the memory that a run leaves open with those of desra serve."""
     said = Machine.model_validate_json(os.environ.get(EMBEDDED_MACHINE, "{}"))
     own = {"workers": machine.workers or said.workers, "memory": machine.memory or said.memory}
     return machine.model_copy(update=own)
@@ -371,7 +371,7 @@ def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
 def _elsewhere(
     address: str, client: Client, machine: Machine, own: int, admission: Admission, *, embedded: bool
 ) -> Dask:
-    """The workers of a cluster that somebody else has started, or desra serve; raises as `open_dask`."""
+    """Use the workers of a cluster that others, or desra serve, have started; raises as `open_dask`."""
     workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
     if not workers:
         raise AbsentError(address, "has no workers", "start some with dask worker")
@@ -393,20 +393,20 @@ def _elsewhere(
 
 
 def release_embedded() -> None:
-    """Make the workers of desra serve, if there are any, give back the memory that they hold, on GPUs too."""
+    """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
     if address := os.environ.get(EMBEDDED_SCHEDULER):
         with _connected(address, os.environ.get(EMBEDDED_KEY)) as client:
             _restart(client)
 
 
 def _stop_leftovers(client: Client) -> None:
-    """Stop what a run that was killed has left on the workers of desra serve, which serve one run at a time."""
+    """Stop the tasks of a killed run on the workers of desra serve, which serve one run at a time."""
     if any(client.run(_executing).values()):
         _restart(client)
 
 
 def _await_workers(client: Client, gpus: int) -> None:
-    """Wait for any worker and so many with a GPU: one that has died is being started again."""
+    """Wait up to a minute for any worker and so many with a GPU: one that died is being restarted."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
         there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
@@ -414,14 +414,14 @@ def _await_workers(client: Client, gpus: int) -> None:
             return
         if time.monotonic() >= deadline:
             if not there:
-                return  # which is told for any cluster
+                return  # `_elsewhere` raises for any cluster
             reason = f"are {sum(there)}, where desra serve has started {gpus}"
             raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
         time.sleep(1)
 
 
 def _workers(client: Client) -> dict[str, dict[str, Any]]:
-    """What the scheduler knows of each worker, by its address."""
+    """Return the scheduler's record of each worker, by its address."""
     return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -445,7 +445,7 @@ def _ending(dask: Dask) -> Iterator[Dask]:
 
 
 def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; what it raises is freed of what led to it, which Dask would pickle too, and often cannot."""
+    """Call a function; drop the causes of what it raises, which Dask would pickle too, and often cannot."""
     try:
         return function(*arguments)
     except DesraError as error:
@@ -458,18 +458,18 @@ def _picklable(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _leave() -> None:
-    """End this worker, whose GPU computes nothing right any more; its nanny starts another one in its place."""
+    """End this worker, whose GPU is broken for this process; its nanny starts another one."""
     worker = get_worker()
 
     async def leave() -> None:
         if worker.status != Status.running:
             return
-        worker.status = Status.closing_gracefully  # it gets nothing more to do, not even what has failed here
+        worker.status = Status.closing_gracefully  # so it gets no more tasks, nor a retry of the failed one
         deadline = time.monotonic() + _END_SECONDS
         while worker.state.executing and time.monotonic() < deadline:
-            await asyncio.sleep(_TOLD_SECONDS)
-        await asyncio.sleep(_TOLD_SECONDS)
-        # By its own wish, or the scheduler would hold what was waiting here for a killer of workers.
+            await asyncio.sleep(_MESSAGE_SECONDS)
+        await asyncio.sleep(_MESSAGE_SECONDS)
+        # As an expected end: else the scheduler would blame the tasks that waited here for the death of the worker.
         await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
         await worker.close(nanny=False)
 
@@ -484,16 +484,16 @@ def _recorded(
     A failure that would repeat is returned: what is raised, Dask tries again.
     """
     configure(records.level, records.form)
-    told = partial(record, logging.DEBUG, run=records.run, shard=f"{image.shard:05d}", image=image.id, stage=name)
+    log = partial(record, logging.DEBUG, run=records.run, shard=f"{image.shard:05d}", image=image.id, stage=name)
     started = time.perf_counter()
     try:
         result = _picklable(function, image, about)
     except DesraError as error:
-        told(f"failed: {printable(error)}")
+        log(f"failed: {printable(error)}")
         if isinstance(error, TransientError) and not isinstance(error, TooLargeError):
             raise
         return error
-    told(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
+    log(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
     return result
 
 
@@ -502,9 +502,9 @@ def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _connected(address: str, key: str | None = None) -> Client:
-    """Connect to a scheduler: by what Dask's own settings say of it, or by the file with the key of one of ours.
+    """Connect to a scheduler, by Dask's own settings, or by the key file of a cluster of desra serve.
 
-    It must answer first: a client that never got a connection would complain when Python ends.
+    It is asked once before: a client that never got a connection prints errors when Python ends.
     """
     security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
     runner = LoopRunner()
@@ -527,7 +527,7 @@ async def _try_connection(address: str, security: Security) -> None:
 
 
 def _unanswered(address: str, error: Exception) -> UsageError:
-    """What keeps the scheduler of an address from answering; TLS on one side alone has many faces."""
+    """Say why a scheduler does not answer; TLS on one side alone raises several kinds of errors."""
     tls = address.startswith("tls://")
     if tls and isinstance(error, TypeError):
         remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"

@@ -1,4 +1,4 @@
-"""The tasks of a finetune: freeze its images, train on one worker, tell how it went."""
+"""The tasks of a finetune: freeze its images, train on one worker, show how it went."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHOWN_LOSSES = 20
 
 
 class Finetuned(NamedTuple):
-    """How a finetune ended: its Prefect ids, images and iterations, and whether it stopped early.
+    """The end of a finetune: its Prefect ids, images and iterations, and whether it stopped early.
 
     Without images nothing was trained: there is no artifact in the training pool.
     """
@@ -45,8 +45,8 @@ class Finetuned(NamedTuple):
     early: bool
 
     @property
-    def told(self) -> str:
-        """A line for people."""
+    def in_one_line(self) -> str:
+        """Say in a line how it ended."""
         if not self.images:
             return "no artifact in the training pool: nothing was trained"
         steps, images = counted(self.iteration, "iteration"), counted(self.images, "image")
@@ -55,12 +55,12 @@ class Finetuned(NamedTuple):
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan) -> int:
-    """Check the networks, and write the images of a run that begins to its folder; returns how many there are.
+    """Check the networks, and write the images of a run that begins to its folder; return their number.
 
-    Where no image could judge the run, that is told before it is trained.
+    Warns, before any training, where no held-out image could judge the result.
     """
     if plan.warning:
-        _tell(f"warning: {plan.warning}")
+        _announce(f"warning: {plan.warning}")
     scale = check_networks(plan.gan_model, plan.training)
     if plan.begun:
         return len(read_json(plan.run.document)["images"])
@@ -72,7 +72,7 @@ def freeze_images(plan: FinetunePlan) -> int:
 
 
 def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
-    """A lost worker or a full disk may pass; a model that cannot be used, or a loss that is no number, will not."""
+    """Retry a lost worker or a full disk, but not a model that cannot be used or a loss that is no number."""
     return may_pass(state.result(raise_on_failure=False))
 
 
@@ -97,7 +97,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
         device, where = ("cuda", "a GPU") if on_gpu else ("cpu", "the CPU")
         precision = settle_precision(plan.run, plan.training, device)
         if plan.training.amp == "auto" and precision != usual_precision(device):
-            _tell(f"this finetune was begun in {precision} and goes on in it, on {where} too")
+            _announce(f"this finetune was begun in {precision} and goes on in it, on {where} too")
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
@@ -114,28 +114,20 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     return ended.iteration, ended.early
 
 
-def _tell(line: str) -> None:
+def _announce(line: str) -> None:
     say(line)
     get_run_logger().info(line)
 
 
 @contextlib.contextmanager
 def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
-    """A worker with a GPU or all cores of this machine, where no other finetune is on, or workers elsewhere.
-
-    Parameters
-    ----------
-    machine
-        Where to compute.
-    folder
-        Where the worker writes.
-    """
+    """Start a worker with a GPU, or with all cores, of which no other finetune has hold; or connect to a scheduler."""
     if machine.scheduler:
         with open_dask(machine, folder=folder, networks=True) as dask:
             yield dask
         return
     gpus = visible_gpus()[: gpus_wanted(True, machine)]
-    with training_slot(gpus or ["cpu"], _tell) as device:
+    with training_slot(gpus or ["cpu"], _announce) as device:
         release_embedded()
         one = machine.model_copy(update={"workers": 1})
         with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:
@@ -147,18 +139,18 @@ def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], worksp
     """Show the losses in the UI, and how the run ended."""
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
-    told = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
-    create_table_artifact(told, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
+    shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
+    create_table_artifact(shown, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
     finetuned = Finetuned(str(flow_run.id), 3, images, *ended)
-    show_outcome(workspace, finetuned.told, [f"models: `{plan.run.root / 'models'}`"])
+    show_outcome(workspace, finetuned.in_one_line, [f"models: `{plan.run.root / 'models'}`"])
     return finetuned
 
 
 def _count(progress: RunProgress, plan: FinetunePlan) -> None:
-    """Count the iterations that are done by the run's own word, or the steps before them."""
-    told = read_json(plan.run.progress) or {}
-    if told.get("warmed", 0) < told.get("warmup", 0):
-        progress.preparing("discriminator warmed up", told["warmed"], told["warmup"])
+    """Show the iterations, or the warm-up steps before them, from the progress file of the run."""
+    state = read_json(plan.run.progress) or {}
+    if state.get("warmed", 0) < state.get("warmup", 0):
+        progress.preparing("discriminator warmed up", state["warmed"], state["warmup"])
         return
-    losses = told.get("losses", {})
-    progress.reached(told.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+    losses = state.get("losses", {})
+    progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")

@@ -1,4 +1,4 @@
-"""One function over many images, for tasks that need no shards: what is done is for their own results to say."""
+"""Run one function on many images, for tasks without shards, whose results say what is done."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def each_image(
     Parameters
     ----------
     name
-        The work in a word, for people.
+        The work in a word, shown to people.
     prepare
-        Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function of an image and of what
-        goes with it in ``work``, which workers call: it must be picklable, and so must its small result.
+        Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers call with
+        an image and the other part of its entry in ``work``. It must be picklable, and so must its small result.
     work
         The images, each with something small for the function; one that comes several times counts once.
     machine
@@ -44,13 +44,13 @@ def each_image(
     networks
         Whether the function runs networks.
     scale
-        By which those enlarge photos.
+        The factor by which networks enlarge photos.
     folder
-        Where it writes.
+        The folder that it writes to.
 
     Yields
     ------
-    Each image with its result, or with the `ImageError` that it failed by, as they come.
+    Each image with its result, or with the `ImageError` that it failed by, in the order of completion.
     """
     gpus = gpus_wanted(networks, machine)
     turns = Counter(image.id for image, _ in work)

@@ -1,6 +1,6 @@
-"""What a run says on stderr: lines for people, and records of shards and images for whoever gathers logs.
+"""Print to stderr: lines for people, and records of shards and images for log collectors.
 
-Plain lines are what a person at a terminal reads, errors and warnings among them. Records are of the levels of Python's
+Lines are what a person at a terminal reads, errors and warnings among them. Records are of the levels of Python's
 logging: one per shard at info, one per image at debug, each with run, shard and image. With the format ``json`` all of
 it is one JSON object per line.
 """
@@ -30,9 +30,9 @@ def say(line: str, **ids: Any) -> None:
     Parameters
     ----------
     line
-        Where it begins with ``error:`` or ``warning:``, that is its level.
+        Its level is that of a leading ``error:`` or ``warning:``, else info.
     ids
-        What it is about, as for `record`; shown where lines are JSON.
+        The run, workspace and so on, as for `record`; shown where lines are JSON.
     """
     _handled()
     level, _, message = line.partition(": ")
@@ -52,7 +52,7 @@ def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
 
 
 class NowAndThen:
-    """Prints how far something is, at most every five seconds, by a line like ``reading new files: {} of {}``."""
+    """Print how far something is, at most every five seconds, by a line like ``reading new files: {} of {}``."""
 
     def __init__(self, line: str) -> None:
         self._line = line
@@ -66,12 +66,12 @@ class NowAndThen:
 
 
 def carry(**ids: Any) -> None:
-    """Let all lines of this process carry what they are about, a run or a workspace, where lines are JSON."""
+    """Add ids, of a run or a workspace, to all lines of this process where lines are JSON."""
     _handled().about.update(ids)
 
 
 def record(level: int, message: str, **ids: Any) -> None:
-    """Log what became of a shard or an image.
+    """Log the result of a shard or an image.
 
     Parameters
     ----------
@@ -80,31 +80,31 @@ def record(level: int, message: str, **ids: Any) -> None:
     message
         A line.
     ids
-        What it is about: run, shard, image and so on.
+        Ids of the run, shard, image and so on.
     """
     _handled()
     _RECORDS.log(level, message, extra={"ids": ids})
 
 
 def configure(level: str, form: str) -> None:
-    """Choose what is told in this process, and how; see `desra_core.settings.corpus.Machine`."""
+    """Set level and format of the log of this process; see `desra_core.settings.corpus.Machine`."""
     handler = _handled()
     handler.setFormatter(_Json() if form == "json" else _Text())
     _RECORDS.setLevel(_level(level))
 
 
 def is_json() -> bool:
-    """Whether stderr is one JSON object per line."""
+    """Say whether stderr gets one JSON object per line."""
     return isinstance(_handled().formatter, _Json)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time.
+    """A handler that writes to the current ``sys.stderr``.
 
     Attributes
     ----------
     about
-        What all lines are about.
+        Ids that all lines carry.
     """
 
     def __init__(self) -> None:
@@ -135,8 +135,8 @@ class _Text(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-        return json.dumps(told | _ids(record, "about", "ids") | {"message": record.getMessage()})
+        fields = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+        return json.dumps(fields | _ids(record, "about", "ids") | {"message": record.getMessage()})
 
 
 def _level(name: str) -> int:

@@ -1,4 +1,4 @@
-"""What the UI tells of a run: what there is to do and where to watch, from its first second; at last, how it ended."""
+"""Show in the UI what a run has to do and where to watch it, and how it ended."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) ->
     Parameters
     ----------
     title
-        What does what to what, as Markdown.
+        Command, input and output, as Markdown.
     facts
-        How much there is to do, as Markdown.
+        The amount of work, a line each, as Markdown.
     dask
-        Who does it, if the run needs a cluster.
+        The cluster, if the run needs one.
     """
     who = []
     if dask:
@@ -50,22 +50,22 @@ def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) ->
     create_markdown_artifact(_listed(title, [*facts, *who]), key="overview", description="What this run has to do.")
 
 
-def show_outcome(workspace: Workspace, told: str, facts: Sequence[str] = ()) -> None:
+def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> None:
     """Publish how a run ended as an artifact, with a link to the report.
 
     Parameters
     ----------
     workspace
-        Its report is written already.
-    told
-        How it ended, in a line.
+        The workspace, whose report is written.
+    line
+        How it ended.
     facts
-        What else there is to say, as Markdown.
+        More lines, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
     people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
     create_markdown_artifact(
-        _listed(f"**{told}**", [*facts, people, report]), key="outcome", description="How this run ended."
+        _listed(f"**{line}**", [*facts, people, report]), key="outcome", description="How this run ended."
     )
 
 
@@ -75,9 +75,9 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
     Parameters
     ----------
     settings
-        What is wanted.
+        Settings of the run.
     prepared
-        What there is to do.
+        Its plan.
     dask
         As for `show_overview`.
     """
@@ -96,7 +96,7 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
 
 
 def ranges(shards: Sequence[int]) -> str:
-    """How many shards there are, and which, by their sorted numbers.
+    """Count and list shards by their sorted numbers.
 
     Examples
     --------
@@ -106,8 +106,8 @@ def ranges(shards: Sequence[int]) -> str:
     'none'
     """
     runs = [[number for _, number in run] for _, run in groupby(enumerate(shards), key=lambda pair: pair[1] - pair[0])]
-    told = ", ".join(f"{run[0]:05d}–{run[-1]:05d}" if len(run) > 1 else f"{run[0]:05d}" for run in runs)
-    return f"{len(shards)} ({told})" if shards else "none"
+    listed = ", ".join(f"{run[0]:05d}–{run[-1]:05d}" if len(run) > 1 else f"{run[0]:05d}" for run in runs)
+    return f"{len(shards)} ({listed})" if shards else "none"
 
 
 def _listed(title: str, facts: Sequence[str]) -> str:

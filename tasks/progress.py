@@ -1,4 +1,4 @@
-"""How far a run is: a bar for a terminal, plain lines for a log file, an artifact for the Prefect UI."""
+"""Show how far a run is: a bar for a terminal, plain lines for a log file, an artifact for the Prefect UI."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 from tasks.retry_policy import may_pass
 
 _REFRESH_SECONDS = 1.0
-# Between attempts to reach a server that does not answer: each of them takes a minute, as Prefect's client tries it.
+# Between attempts to reach a server that does not answer: Prefect's client takes a minute for each.
 _SILENT_SECONDS = 60.0
 
 
 @cache
 def _usual_retries() -> int:
-    """How often Prefect's client tries again, as it was before anything here changed that."""
+    """Return how often Prefect's client tries again by its settings, read before `_Artifact.show` changes them."""
     return get_current_settings().client.max_retries
 
 
 class _Artifact:
-    """A progress artifact of the run. The work does not need a server: without one it goes on."""
+    """A progress artifact of the run. Work goes on where the server does not answer."""
 
     def __init__(self, key: str, line: str) -> None:
         self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
@@ -56,14 +56,14 @@ class _Artifact:
 
 
 class ReadingProgress:
-    """Shows in the UI how many new files were read to tell their content, if that takes a while; for `prepare`."""
+    """Show in the UI how many new files were hashed, if that takes more than a second; for `prepare`."""
 
     def __init__(self) -> None:
         self._artifact: _Artifact | None = None
         self._shown = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """So many of so many files were read."""
+        """Show that ``done`` of ``total`` files were read."""
         at_once = self._artifact is None and done == total
         if at_once or (done < total and time.monotonic() - self._shown < _REFRESH_SECONDS):
             return
@@ -75,14 +75,14 @@ class ReadingProgress:
 
 
 class _Pace:
-    """How fast steps pass, told by those that have passed since a first word; between two, nothing is learnt."""
+    """The speed of the steps done since the first call of `reached`, and the time left."""
 
     def __init__(self, done: int = 0) -> None:
         self._before = self._done = done
         self._started = self._latest = time.monotonic()
 
     def reached(self, done: int) -> None:
-        """So many steps are done in all; with fewer than before, only those from now on count."""
+        """Note that ``done`` steps are done in all; a number below the last one starts the measurement anew."""
         if done < self._done:
             self._before, self._done = done, done
             self._started = self._latest = time.monotonic()
@@ -90,14 +90,14 @@ class _Pace:
             self._done, self._latest = done, time.monotonic()
 
     def rate(self) -> float | None:
-        """Steps per second; None before the first one."""
+        """Return the steps per second; None before the first one."""
         steps = self._done - self._before
         return steps / max(self._latest - self._started, 1e-9) if steps else None
 
     def left(self, total: int) -> str | None:
-        """The time until all are done, such as ``0:00:29``; None before the first one.
+        """Return the time until all are done, such as ``0:00:29``; None before the first step.
 
-        While a step takes its time, that of the others stays: it never grows for lack of a step that is done.
+        It does not grow while a step takes longer than usual.
         """
         rate = self.rate()
         if rate is None:
@@ -109,18 +109,18 @@ class _Pace:
 
 
 class RunProgress:
-    """Counts images as they pass their stages, and shows it. Shards report from threads of their own.
+    """Count images as they pass their stages, and show it. Safe to call from the threads of several shards.
 
     Parameters
     ----------
     verb
-        What the run does, in a word.
+        The run in a word, such as ``mine``.
     images
         Number of images to be computed.
     stages
-        Number of stages that each has to pass.
+        Number of stages of each image.
     unit
-        What is counted, where it is not images.
+        The thing that is counted, in the plural.
     """
 
     def __init__(self, verb: str, images: int, stages: int, unit: str = "images") -> None:
@@ -158,14 +158,14 @@ class RunProgress:
         self._bar.stop()
 
     def passed(self, images: int, *, last: bool = False) -> None:
-        """Some images have passed a stage, perhaps their last one."""
+        """Add images that have passed a stage; ``last`` if it was their last one."""
         with self._lock:
             self._steps_done += images
             self._finished += images if last else 0
             self._pace.reached(self._steps_done)
 
     def reached(self, count: int, note: str) -> None:
-        """So many have passed their only stage, by the word of the work itself; what was done before has no speed."""
+        """Set the number that have passed their only stage; those of the first call do not count for the speed."""
         with self._lock:
             if not self._finished:
                 self._pace = _Pace(count)
@@ -174,7 +174,7 @@ class RunProgress:
             self._note = note
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """So many steps are done of what comes before the first that counts."""
+        """Show the steps done of a preparation, which comes before the first step that counts."""
         with self._lock:
             self._preparing = self._preparing or _Pace(done)
             self._preparing.reached(done)
@@ -182,7 +182,7 @@ class RunProgress:
             self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
-        """An image of so many names has failed and passes over the stages left."""
+        """Count an image with so many names as failed: it skips the stages left."""
         with self._lock:
             self._failed += names
             if isinstance(error, TransientError) and may_pass(error):
@@ -192,13 +192,13 @@ class RunProgress:
             self._failure_lines += 1
             lines = self._failure_lines
         if lines <= SHOWN_FAILURES:
-            self._tell(f"failed: {printable(error)}", style="red")
+            self._print(f"failed: {printable(error)}", style="red")
         elif lines == SHOWN_FAILURES + 1:
-            self._tell("more failures: see desra status --failures", style="red")
+            self._print("more failures: see desra status --failures", style="red")
 
     @property
     def failures(self) -> tuple[int, list[TransientError]]:
-        """How many images have failed, and the errors of those whose failure may pass."""
+        """Return the number of failed images, and the errors of those worth a retry."""
         with self._lock:
             return self._failed, list(self._passing)
 
@@ -216,13 +216,13 @@ class RunProgress:
         line = self.line()
         self._bar.update(self._task, completed=self._steps_done, description=line)
         if warning := self._artifact.show(self._share(), line):
-            self._tell(warning)
+            self._print(warning)
         now = time.monotonic()
         if not self._drawn and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
-            self._tell(line)
+            self._print(line)
 
-    def _tell(self, line: str, style: str | None = None) -> None:
+    def _print(self, line: str, style: str | None = None) -> None:
         """Print a line, above the bar where there is one."""
         if self._drawn:
             self._console.print(escape(line), style=style)
@@ -230,7 +230,7 @@ class RunProgress:
             say(line)
 
     def line(self) -> str:
-        """For instance ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
+        """Say how far the run is: ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
         parts = [f"{self._finished} of {self._images} {self._unit}"]
         parts += [f"{self._failed} failed"] if self._unit == "images" else []
         parts += [self._note] if self._note else []

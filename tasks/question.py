@@ -1,7 +1,7 @@
-"""What a worker is asked before each piece of work: whether it has our desra, and sees the folder of the results.
+"""Check on a worker, before each call, that it has the desra of the run and sees the folder of the results.
 
-This file travels as source, for a worker may have another desra, another Python or no desra at all: it may import
-nothing but what each of them has. `tasks.admission` asks.
+This file is sent as source, for a worker may have another desra, another Python or no desra at all: it may import only
+the standard library and Dask. `tasks.admission` sends it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from distributed import get_worker
 
-# The fingerprint of the run, and a file with its content that shows whose folder a worker sees, if there is one.
+# The fingerprint of the run's code; a file in the folder of the results, if there is one, and its content.
 Question = tuple[str, str | None, str]
-# Address, reason and remedy of a worker that gets no work, or what the work has come to.
+# Address, reason and remedy of a worker that refused, or None; and the result of the call.
 Answer = tuple[tuple[str, str, str] | None, Any]
 
 _PACKAGES = ("desra_core", "tasks")
@@ -27,7 +27,7 @@ _PAUSE_SECONDS = 1
 
 
 def fingerprint() -> str:
-    """Tell the version of desra on this machine, and of its code: both change what masks come out."""
+    """Return the version of desra on this machine and a hash of its code; both change masks."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         spec = util.find_spec(package)
@@ -44,7 +44,7 @@ def fingerprint() -> str:
 
 
 def own() -> str:
-    """The fingerprint of the code that this process runs: taken once, whatever is installed later."""
+    """Return the fingerprint of the code that this process runs, taken once, whatever is installed later."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
     if "own" not in known:
         known["own"] = fingerprint()
@@ -52,7 +52,7 @@ def own() -> str:
 
 
 def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None:
-    """Say why this worker gets no work, and what to do about that; None where nothing is wrong."""
+    """Return the reason why this worker gets no work, and the remedy; None where it may work."""
     if (theirs := own()) != ours:
         return (
             f"this worker has {theirs}, this run {ours}",
@@ -72,6 +72,6 @@ def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None
 def work(question: Question, function: bytes, arguments: bytes) -> Answer:
     """Call a pickled function with pickled arguments, if this worker gets work."""
     if refused := refusal(*question):
-        time.sleep(_PAUSE_SECONDS)  # or it would take all that others have no time for
+        time.sleep(_PAUSE_SECONDS)  # or it would take and refuse all the work while others are busy
         return (str(get_worker().contact_address), *refused), None
     return None, pickle.loads(function)(*pickle.loads(arguments))  # noqa: S301 - from the run itself

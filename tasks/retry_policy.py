@@ -6,12 +6,12 @@ from prefect.runtime import deployment
 
 from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError
 
-# Seconds before each retry: for a hiccup, for a server that starts again, for a disk that somebody clears.
+# Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
 PAUSES = (2, 15, 60)
 
 
 def may_pass(error: object) -> bool:
-    """Whether a failure may be gone a minute later: all but what is known to need a person.
+    """Say whether an error is worth an automatic retry.
 
     Examples
     --------
@@ -30,5 +30,5 @@ def may_pass(error: object) -> bool:
 
 
 def runs_by_itself() -> bool:
-    """Whether the run comes from a deployment. Who starts one by hand is told at once, and decides."""
+    """Say whether the run comes from a deployment: one started by hand fails at once, and the person decides."""
     return bool(deployment.id)

@@ -63,8 +63,8 @@ class Run:
 class Shard:
     """The images of a shard that have something to do, and their records so far.
 
-    The plan says what the workspace held; from then on the records that come back say what was made, for the lock keeps
-    others from changing it. ``content`` are the ids of all its images, those included that are done; ``work`` are the
+    The plan lists the products in the workspace; records that come back add to it, for the lock keeps others from
+    changing the workspace. ``content`` are the ids of all its images, those included that are done; ``work`` are the
     images of the stage that runs, each with its record.
     """
 
@@ -106,7 +106,7 @@ class Shard:
 
 
 def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """The cache key of a task that names it itself."""
+    """Return the cache key that is an argument of the task."""
     return str(parameters["cache_key"])
 
 
@@ -114,8 +114,8 @@ def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
     """Run one stage on the images of a shard that need it, ``shard.work``.
 
-    The cache key names the stage, its settings and the content of the images. Whether a cached state counts is for
-    the workspace to say: with anything left to do the cache is refreshed, not read.
+    The cache key hashes the stage, its settings and the content of the images. `process_shard` refreshes the cache
+    where the workspace lacks a product of any image.
     """
     spec = run.stages[stage]
     target = run.plan.target
@@ -132,7 +132,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     logger = get_run_logger()
     for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
         error: ImageError | None
-        if isinstance(result, ImageError):  # raised, for another try may succeed
+        if isinstance(result, ImageError):  # a transient one, raised so that Dask tries again
             record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
         else:
             record, error = result, result.error if result.failed else None
@@ -147,7 +147,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
 
 @task(task_run_name="shard-{number:05d}", cache_policy=NO_CACHE)
 def process_shard(number: int, run: Run) -> Counts:
-    """Take a shard through all stages, then gather its records. What is done already is left alone."""
+    """Take a shard through all stages, then gather its records. Products that exist are kept."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
         shard.work = pending = shard.pending(spec.product)

@@ -14,7 +14,7 @@ from tasks.shards import StageSpec
 
 
 def gpus_wanted(networks: bool, machine: Machine) -> int:
-    """How many GPUs of this machine a run uses: all there are, if it runs networks and may use them.
+    """Return the number of GPUs that a run uses: all of this machine, if it runs networks and may use them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a run leaves for people: the tables of the workspace and their artifacts in the Prefect UI."""
+"""Publish the results of a run: the tables of the workspace and their artifacts in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FAILURES = 50
 
 
 class Summary(NamedTuple):
-    """How a run ended: its Prefect ids, regions and failures in the workspace, and why shards could not finish.
+    """The end of a run: its Prefect ids, regions and failures in the workspace, and errors of unfinished shards.
 
-    ``images`` is how many there were, ``computed`` for how many of them there was anything to do and it was done, and
-    ``failed`` for how many it was not. Of those, the failure of ``passing`` may pass: ``trouble`` is the first.
+    Of ``images`` names in the corpus this run computed ``computed`` and failed at ``failed``; the others were done
+    before. ``passing`` of the failures are worth a retry, and ``trouble`` is the first of these.
     """
 
     flow_run: str
@@ -43,20 +43,20 @@ class Summary(NamedTuple):
     trouble: TransientError | None
 
     @property
-    def told(self) -> str:
-        """A line for people."""
+    def in_one_line(self) -> str:
+        """Say in a line how it ended."""
         anything = self.computed or self.failed
         done = f"{self.computed} of {self.images} images computed" if anything else "nothing new"
         return f"{done}: {self.regions} artifact regions in all, {_counted(self.failures)} failed"
 
     @property
     def lacking(self) -> bool:
-        """Whether a person should look at how it ended."""
+        """Say whether a person should look at how it ended."""
         return bool(self.failed or self.broken_shards)
 
     @property
     def problem(self) -> TransientError | None:
-        """Why the run is not whole, though it ended."""
+        """Give the reason why a run that ended is not complete, or None."""
         if self.broken_shards:
             count = f"{len(self.broken_shards)} shards could not finish"
             return TransientError(count, self.broken_shards[0], "run again")
@@ -67,7 +67,7 @@ class Summary(NamedTuple):
 
 
 def _show_worst(workspace: Workspace) -> None:
-    """The worst regions of the corpus, as far as a table on a screen has room for them."""
+    """Show the 20 worst regions of the corpus."""
     rows = [_shown(region) for region in worst_regions(workspace, _WORST).to_pylist()]
     if not any(row["class"] for row in rows):
         rows = [{name: value for name, value in row.items() if name != "class"} for row in rows]
@@ -89,9 +89,9 @@ def _shown(region: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_failures(workspace: Workspace) -> None:
-    """What is wrong with which image, and what to do; the stage and the file are what a screen may cut off."""
+    """Show the failed images with reason and remedy; stage and file come last, where a narrow screen cuts off."""
     failures = pq.read_table(workspace.failures)
-    told = f"{_counted(failures.num_rows)} could not be processed" + (
+    title = f"{_counted(failures.num_rows)} could not be processed" + (
         f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
     )
     rows = [
@@ -104,7 +104,7 @@ def _show_failures(workspace: Workspace) -> None:
         }
         for row in failures.slice(0, _FAILURES).to_pylist()
     ]
-    create_table_artifact(rows, key="failures", description=told)
+    create_table_artifact(rows, key="failures", description=title)
 
 
 def _counted(images: int) -> str:
@@ -112,7 +112,7 @@ def _counted(images: int) -> str:
 
 
 def _show_throughput(workspace: Workspace) -> None:
-    """Computing times by stage, of one worker."""
+    """Show the computing time of one worker by stage."""
     rows = [
         {
             "stage": stage_name(time.stage),
@@ -155,5 +155,5 @@ def publish_results(
         trouble=passing[0] if passing else None,
     )
     broken = [f"{len(broken_shards)} shards could not finish: the next run goes on with them"] if broken_shards else []
-    show_outcome(workspace, summary.told, broken)
+    show_outcome(workspace, summary.in_one_line, broken)
     return summary

@@ -1,4 +1,4 @@
-"""One finetune per GPU: who trains on which, and waits for which, on one machine."""
+"""Hold one GPU, or the CPU, per finetune on a machine."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     ------
     The device.
     """
-    told = False
+    announced = False
     while True:
         for device in devices:
             with contextlib.ExitStack() as held:
                 if held.enter_context(locked(_lock_file(device), read_only=True)) is None:
                     yield device
                     return
-        if not told:
+        if not announced:
             on_wait(f"another finetune is on {', '.join(devices)}: waiting until it has ended")
-            told = True
+            announced = True
         time.sleep(_POLL_SECONDS)
 
 

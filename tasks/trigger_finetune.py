@@ -1,4 +1,4 @@
-"""What a mining run sets going when it is through."""
+"""Start a finetune at the end of a mining run, if enough new artifacts have gathered."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
     Returns
     -------
-    The number of images with artifacts that have gathered since the last finetune; 0 if somebody else has the
-    workspace by now.
+    The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
+    the workspace meanwhile.
     """
     logger = get_run_logger()
     try:
         with workspace.locked():
             gathered = count_new(workspace, trigger.group_by)
-    except LockedError as error:  # by hand, since the mining has ended, which is done nevertheless
+    except LockedError as error:  # by a command that began after the mining, which is done nevertheless
         logger.info("%s; the next run counts the images that have gathered", error)
         return 0
     since = f"{gathered} images with artifacts have gathered since the last finetune"
@@ -49,7 +49,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
 
 def _is_waiting(name: str) -> bool:
-    """Whether a run of the deployment is to come."""
+    """Say whether a run of the deployment is scheduled."""
     flow_name, _, deployment_name = name.partition("/")
     with get_client(sync_client=True) as client:
         waiting = client.read_flow_runs(

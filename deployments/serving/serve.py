@@ -145,7 +145,7 @@ def look_after(
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
     """Post to the webhook if desra serve ends by an error, be it a mistake of its own: from then on no run would."""
-    from flows.webhook import WEBHOOK, tell_webhook
+    from flows.webhook import WEBHOOK, post_to_webhook
 
     try:
         yield
@@ -154,7 +154,7 @@ def alarm_at_the_end(serving: Serving) -> Iterator[None]:
         message = {"text": f"{serving.title}: {line}", "deployment": serving.title, "message": line,
                    "workspace": str(serving.workspace)}  # fmt: skip
         address = serving.webhook or os.environ.get(WEBHOOK)
-        if address and (trouble := tell_webhook(address, message)):
+        if address and (trouble := post_to_webhook(address, message)):
             say(f"warning: {trouble}")
         raise
 

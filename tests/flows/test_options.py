@@ -31,7 +31,7 @@ from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
 from flows.options import corpus_flow
-from flows.webhook import tell_cancelled, tell_failure
+from flows.webhook import report_cancelled, report_failure
 from tasks.logs import say
 from tests.conftest import client_of, keyed
 
@@ -39,7 +39,7 @@ PATHS = {name: f"/data/{name}" for name in ("photos", "workspace", "mse_model", 
 
 
 class Ended(NamedTuple):
-    told: str
+    in_one_line: str
     problem: TransientError | None = None
     lacking: bool = False
 
@@ -243,10 +243,10 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
     assert time.monotonic() - started < 30
     run = latest(url, "unheard")
     assert run["state"]["message"] == "--x: is bad; mend it"
-    told = logs(url, run, wait_for="not told")
-    assert "the webhook was not told" in told
+    told = logs(url, run, wait_for="not reached")
+    assert "the webhook was not reached" in told
     stderr = capsys.readouterr().err
-    assert f"warning: {run['name']}: the webhook was not told: " in stderr
+    assert f"warning: {run['name']}: the webhook was not reached: " in stderr
     assert "/hook" not in told + stderr  # the address is a secret
 
 
@@ -271,10 +271,10 @@ def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook, capsys) -> No
         deployment = client.read_deployment_by_name("mine/killed")
         run = client.create_flow_run_from_deployment(deployment.id)
         client.update_flow_run(run.id, name="mine photos")  # as a run calls itself when it begins
-        tell_failure(mine, run, Crashed(message="Process exited with status code: -9"))
-        tell_cancelled(mine, run, Cancelled(message="by somebody"))
+        report_failure(mine, run, Crashed(message="Process exited with status code: -9"))
+        report_cancelled(mine, run, Cancelled(message="by somebody"))
         run.parameters["curent_model"] = True
-        tell_failure(mine, run, Crashed(message="Process exited with status code: 1"))
+        report_failure(mine, run, Crashed(message="Process exited with status code: 1"))
     about = ("mine photos", "/data/workspace")
     assert said(capsys.readouterr().err)[:2] == [
         ("error", *about, "mine photos crashed: Process exited with status code: -9"),
@@ -331,8 +331,8 @@ def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make
     shutil.rmtree(in_the_way)
     summary = detect(settings, machine)
     assert summary.problem is None
-    assert summary.told.startswith("1 of 3 images computed: ")
-    assert summary.told.endswith(", 1 image failed")
+    assert summary.in_one_line.startswith("1 of 3 images computed: ")
+    assert summary.in_one_line.endswith(", 1 image failed")
 
 
 def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path) -> None:

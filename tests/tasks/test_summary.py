@@ -17,15 +17,15 @@ def summary(**given: object) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "line"),
     [
         ({"computed": 5}, "5 of 20 images computed: 31 artifact regions in all, 0 images failed"),
         ({"failures": 1}, "nothing new: 31 artifact regions in all, 1 image failed"),
         ({"failed": 3, "failures": 4}, "0 of 20 images computed: 31 artifact regions in all, 4 images failed"),
     ],
 )
-def test_what_it_says(given, told) -> None:
-    assert summary(**given).told == told
+def test_what_it_says(given, line) -> None:
+    assert summary(**given).in_one_line == line
     assert summary(**given).problem is None
 
 

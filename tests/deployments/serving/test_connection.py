@@ -17,7 +17,7 @@ from deployments.serving import connection
 from deployments.serving.connection import AGAIN, check_server, configure, connected
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
-from flows.webhook import tell_webhook
+from flows.webhook import post_to_webhook
 from tests.served import DEAD, HttpProxy
 
 PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",
@@ -97,7 +97,7 @@ def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, envi
         threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()
         monkeypatch.setenv(name, f"{scheme}://127.0.0.1:{proxy.server_port}")
         check_server("http://prefect.example/api")
-        assert tell_webhook("http://hook.example/x", {"text": "hello"}) is None
+        assert post_to_webhook("http://hook.example/x", {"text": "hello"}) is None
         proxy.shutdown()
     assert proxy.asked == ["http://prefect.example/api/health", "http://hook.example/x"]
 

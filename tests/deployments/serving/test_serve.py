@@ -334,7 +334,7 @@ def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypat
 def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
     """Before anything that is started again makes another one at that place."""
     told = []
-    monkeypatch.setattr(webhooks, "tell_webhook", lambda address, message: told.append((address, message)))
+    monkeypatch.setattr(webhooks, "post_to_webhook", lambda address, message: told.append((address, message)))
     paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
     serving = Serving(**paths, webhook="http://hook.example/x")
     line = f"{paths['workspace']}: is no workspace any more; bring it back and start desra serve again"
