@@ -24,9 +24,9 @@ from basicsr.archs.swinir_arch import SwinIR  # noqa: E402
 CASES: dict[str, dict[str, Any]] = {
     "l1": {"gan_weight": 0, "iterations": 14, "checkpoint_every": 5},
     "gan": {"warmup": 6, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
-    "swinir": {"gan_weight": 0, "iterations": 6, "checkpoint_every": 4},
+    "swinir": {"gan_weight": 0, "iterations": 11, "checkpoint_every": 5},
 }
-MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [4, 6]}
+MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11]}
 
 
 class Runs(NamedTuple):
@@ -64,7 +64,7 @@ def runs(
         found[case] = Runs(prepared(folder / case / "killed"), prepared(folder / case / "whole"), [])
         settings = training(**changes).model_dump(mode="json")
         asked[case] = str(found[case].whole.root), str(found[case].killed.root), str(models[case]), settings
-    command = [sys.executable, "-m", "tests.desra_core.training.killing", json.dumps(asked)]
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), json.dumps(asked)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     for case, moments in json.loads(result.stdout).items():
