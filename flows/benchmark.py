@@ -8,21 +8,18 @@ from desra_core.report.benchmark_page import plan
 from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
-from flows.options import corpus_flow
+from flows.corpus_flow import corpus_flow
+from tasks.artifacts import tag_run
 from tasks.benchmark import Benchmarked, publish_tables, run_detectors
-from tasks.overview import tag_run
 
 
 @corpus_flow("benchmark")
 def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
     """Run detectors on a data set with a ground truth, or on clean pairs with injected artifacts, and publish tables.
 
-    Parameters
-    ----------
-    benchmarking
-        The data set and the detectors.
-    machine
-        Where and how wide to compute.
+    Args:
+        benchmarking: The data set and the detectors.
+        machine: Where and how wide to compute.
     """
     workspace = Workspace(benchmarking.output)
     tag_run("benchmark")

@@ -13,13 +13,11 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Calibrating
 from flows import FLOWS
 from flows.corpus import opened_workspace
-from flows.names import corpus_name
-from flows.options import corpus_flow
+from flows.corpus_flow import corpus_flow, corpus_name
+from tasks.artifacts import Summary, tag_run
 from tasks.calibration import count_shard, publish_weights
 from tasks.dask_map import open_dask
-from tasks.overview import tag_run
 from tasks.progress import RunProgress
-from tasks.summary import Summary
 
 
 class Calibrated(NamedTuple):
@@ -51,14 +49,10 @@ class Calibrated(NamedTuple):
 def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
     """Compare all pairs, count their similarity by class, and derive weights and thresholds from that.
 
-    Parameters
-    ----------
-    calibrating
-        The pairs, and how weights are derived.
-    machine
-        Where and how wide to compute.
-    rescan
-        Look for new and changed files first.
+    Args:
+        calibrating: The pairs, and how weights are derived.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed files first.
     """
     corpus = corpus_of(calibrating)
     workspace = opened_workspace(corpus.workspace)

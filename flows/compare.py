@@ -11,23 +11,19 @@ from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
-from flows.names import corpus_name
-from flows.options import corpus_flow
+from flows.corpus_flow import corpus_flow, corpus_name
+from tasks.artifacts import tag_run
 from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
 from tasks.handover import handed_over
-from tasks.overview import tag_run
 
 
 @corpus_flow("compare")
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best if that was asked for and it passes.
 
-    Parameters
-    ----------
-    comparing
-        What to compare, and what a model has to show.
-    machine
-        Where and how wide to compute.
+    Args:
+        comparing: What to compare, and what a model has to show.
+        machine: Where and how wide to compute.
     """
     workspace = Workspace(comparing.workspace)
     tag_run("compare", corpus_name(comparing))

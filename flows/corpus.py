@@ -13,16 +13,15 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
-from flows.names import corpus_name
+from flows.corpus_flow import corpus_name
+from tasks.artifacts import Summary, publish_results, show_corpus, tag_run
 from tasks.dask_cluster import USUAL_PIXELS
 from tasks.dask_map import open_dask
 from tasks.handover import handed_over
-from tasks.overview import show_corpus, tag_run
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.retry_policy import runs_by_itself
 from tasks.shards import Run, process_shard
 from tasks.stages import gpus_wanted, stages_of
-from tasks.summary import Summary, publish_results
 
 # The largest factor by which a network enlarges.
 _LARGEST_SCALE = 16

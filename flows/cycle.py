@@ -13,16 +13,14 @@ from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune
 from flows.compare import compare
 from flows.corpus import opened_workspace
+from flows.corpus_flow import corpus_flow, corpus_name
 from flows.finetune import finetune
 from flows.mine import mine
-from flows.names import corpus_name
-from flows.options import corpus_flow
+from tasks.artifacts import Summary, tag_run
 from tasks.comparison import Compared, promote_best, publish_report
 from tasks.finetuning import Finetuned
 from tasks.handover import handed_over, handing_over
-from tasks.overview import tag_run
 from tasks.retry_policy import runs_by_itself
-from tasks.summary import Summary
 
 
 class Cycled(NamedTuple):
@@ -52,14 +50,10 @@ class Cycled(NamedTuple):
 def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 
-    Parameters
-    ----------
-    cycling
-        Photos, models, and how.
-    machine
-        Where and how wide to compute.
-    rescan
-        Look for new and changed photos first.
+    Args:
+        cycling: Photos, models, and how.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed photos first.
     """
     workspace = opened_workspace(cycling.workspace)
     tag_run("cycle", corpus_name(cycling), workspace.root.name)

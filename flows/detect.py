@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from desra_core.settings import Detection, Machine
 from flows.corpus import process_corpus, shard_runner
-from flows.options import corpus_flow
-from tasks.summary import Summary
+from flows.corpus_flow import corpus_flow
+from tasks.artifacts import Summary
 
 
 @corpus_flow("detect", task_runner=shard_runner())
 def detect(detection: Detection, machine: Machine = Machine(), rescan: bool = True) -> Summary:  # noqa: B008
     """Find the artifacts in every pair of two folders.
 
-    Parameters
-    ----------
-    detection
-        What to compare and how.
-    machine
-        Where and how wide to compute.
-    rescan
-        Look for new and changed files first.
+    Args:
+        detection: What to compare and how.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed files first.
     """
     return process_corpus(detection, machine, rescan=rescan)

@@ -11,11 +11,10 @@ from desra_core.settings.models import Finetuning
 from desra_core.training.plan import FinetunePlan, plan_finetune
 from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
-from flows.names import corpus_name
-from flows.options import corpus_flow
+from flows.corpus_flow import corpus_flow, corpus_name
+from tasks.artifacts import tag_run
 from tasks.finetuning import Finetuned, freeze_images, show_losses, train
 from tasks.handover import handed_over
-from tasks.overview import tag_run
 
 
 @corpus_flow("finetune")
@@ -26,14 +25,10 @@ def finetune(
 ) -> Finetuned:
     """Train a GAN model on the pseudo ground truths of its worst images; what was begun goes on.
 
-    Parameters
-    ----------
-    finetuning
-        On what to train, and how.
-    machine
-        Where to compute: one GPU, or all cores of the CPU.
-    current_model
-        Start from the workspace's current GAN model, where one was promoted, instead of the given one.
+    Args:
+        finetuning: On what to train, and how.
+        machine: Where to compute: one GPU, or all cores of the CPU.
+        current_model: Start from the workspace's current GAN model, where one was promoted, instead of the given one.
     """
     workspace = Workspace(finetuning.workspace)
     tag_run("finetune", corpus_name(finetuning))

@@ -7,8 +7,8 @@ from desra_core.settings import Machine, Mining
 from desra_core.settings.serving import FinetuneTrigger
 from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
-from flows.options import corpus_flow
-from tasks.summary import Summary
+from flows.corpus_flow import corpus_flow
+from tasks.artifacts import Summary
 from tasks.trigger_finetune import start_finetune
 
 
@@ -22,18 +22,12 @@ def mine(
 ) -> Summary:
     """Upscale every photo of a folder with both models, find the artifacts and gather them as a dataset.
 
-    Parameters
-    ----------
-    mining
-        What to upscale and compare, and how.
-    machine
-        Where and how wide to compute.
-    rescan
-        Look for new and changed files first.
-    current_model
-        Take the workspace's current GAN model, where one was promoted, instead of the given one.
-    trigger
-        When to start the finetune deployment of the same name.
+    Args:
+        mining: What to upscale and compare, and how.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed files first.
+        current_model: Take the workspace's current GAN model, where one was promoted, instead of the given one.
+        trigger: When to start the finetune deployment of the same name.
     """
     if current_model:
         mining = mining_with_current(mining)

@@ -14,7 +14,7 @@ from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.results import CalibratedWeights
 from desra_core.errors import ImageError
 from desra_core.report.calibration_page import calibration_markdown, write_calibration
-from tasks.dask_map import Dask, Job
+from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 
 # A killed run loses the histograms of at most so many images, and of those that the workers have in hand.
@@ -35,7 +35,7 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     results: dict[str, pa.Table | ImageError] = {}
     failures = 0
     try:
-        for image, result in dask.map(Job("histogram", function, {}), list(work.values())):
+        for image, result in dask.map(ImageJob("histogram", function, {}), list(work.values())):
             results[tokens[image.id]] = result
             if isinstance(result, ImageError):
                 failures += 1

@@ -25,9 +25,9 @@ from desra_core.settings import Machine
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
+from tasks.artifacts import show_outcome, show_overview
 from tasks.dask_map import Dask
 from tasks.images import each_image
-from tasks.overview import show_outcome, show_overview
 from tasks.shards import explicit_key
 
 

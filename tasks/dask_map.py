@@ -64,7 +64,7 @@ _MESSAGE_SECONDS = 0.2
 Result = tuple[ImageRef, Any]
 
 
-class Job(NamedTuple):
+class ImageJob(NamedTuple):
     """A function of an image and something small about it, and the Dask resources that it needs."""
 
     name: str
@@ -137,7 +137,7 @@ class Dask:
         while any(waiting != threading.get_ident() for waiting, _ in self._live) and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def map(self, job: Job, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
+    def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
         """Run a job on every image, in this order; results come as they are ready, failures as errors that name theirs.
 
         Raises

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +18,22 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from desra_core.evaluation.table import counted
+from desra_core.files.locks import locked
 from desra_core.settings import Machine
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
+from tasks.artifacts import show_outcome, show_overview
 from tasks.dask_cluster import visible_gpus
 from tasks.dask_map import Dask, open_dask, release_embedded
 from tasks.logs import say, say_each
-from tasks.overview import show_outcome, show_overview
 from tasks.progress import RunProgress
 from tasks.retry_policy import may_pass
 from tasks.stages import gpus_wanted
-from tasks.training_slots import training_slot
 
 _RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
+_POLL_SECONDS = 1.0
 
 
 class Finetuned(NamedTuple):
@@ -132,6 +136,46 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
         one = machine.model_copy(update={"workers": 1})
         with open_dask(one, networks=True, gpus=len(gpus[:1]), device=device if gpus else None, alone=True) as dask:
             yield dask
+
+
+@contextlib.contextmanager
+def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Iterator[str]:
+    """Hold one of several devices for a finetune; wait while there is a finetune on each of them.
+
+    The system frees what a process held, however it dies.
+
+    Parameters
+    ----------
+    devices
+        Names of GPUs, or ``cpu``.
+    on_wait
+        Called with a line for people, once, when all of them are taken.
+
+    Yields
+    ------
+    The device.
+    """
+    announced = False
+    while True:
+        for device in devices:
+            with contextlib.ExitStack() as held:
+                if held.enter_context(locked(_lock_file(device), read_only=True)) is None:
+                    yield device
+                    return
+        if not announced:
+            on_wait(f"another finetune is on {', '.join(devices)}: waiting until it has ended")
+            announced = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _lock_file(device: str) -> Path:
+    """Return the lock file of a device, the same for all users; it is never deleted, or two could hold it."""
+    path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
+    with contextlib.suppress(FileExistsError):
+        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
+        os.fchmod(file, 0o644)  # whatever the umask
+        os.close(file)
+    return path
 
 
 @task(task_run_name="losses", cache_policy=NO_CACHE)

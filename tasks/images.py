@@ -11,7 +11,7 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import most_pixels
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from tasks.dask_map import Dask, Job, open_dask
+from tasks.dask_map import Dask, ImageJob, open_dask
 from tasks.progress import RunProgress
 from tasks.stages import gpus_wanted
 
@@ -67,7 +67,7 @@ def each_image(
     ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
-        for image, result in dask.map(Job(name, function, gpu), work):
+        for image, result in dask.map(ImageJob(name, function, gpu), work):
             left[image.id] -= 1
             last = not left[image.id]
             if isinstance(result, ImageError) and image.id not in failed:

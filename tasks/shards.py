@@ -20,7 +20,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import PRODUCTS, spared_arrays
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
-from tasks.dask_map import Dask, Job
+from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
 from tasks.progress import RunProgress
 
@@ -130,7 +130,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
-    for image, result in run.dask.map(Job(spec.name, function, spec.resources), work):
+    for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # a transient one, raised so that Dask tries again
             record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result

@@ -219,7 +219,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
     """The environment of runs: all that ends with desra serve, and so is none of their parameters."""
     from flows.webhook import WEBHOOK
-    from tasks.overview import REPORT
+    from tasks.artifacts import REPORT
 
     # Cached results go where they are forgotten in time, whatever server it is.
     storage = Workspace(serving.workspace).prefect_home / "storage"

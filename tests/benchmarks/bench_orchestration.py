@@ -84,7 +84,7 @@ def run() -> None:
 
 def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
-    from tasks.dask_map import Job, open_dask
+    from tasks.dask_map import ImageJob, open_dask
     from tasks.shards import StageSpec
 
     work = [(image, Record(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]
@@ -106,7 +106,7 @@ def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     with ExitStack() as stack:
         started = time.perf_counter()
         dask = stack.enter_context(open_dask(Machine(workers=WORKERS)))
-        job = Job("no-op", no_op, {})
+        job = ImageJob("no-op", no_op, {})
         list(dask.map(job, work[:100]))
         seconds["cluster"] = time.perf_counter() - started
         seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))

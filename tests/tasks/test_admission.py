@@ -20,7 +20,7 @@ import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import dask_map
-from tasks.dask_map import Job, open_dask
+from tasks.dask_map import ImageJob, open_dask
 from tests.conftest import refusal
 from tests.served import until
 from tests.tasks.test_dask_map import images
@@ -97,8 +97,8 @@ def who(image, about) -> str:
     return get_worker().name
 
 
-def job(function: Callable = who) -> Job:
-    return Job("who", lambda image, about: function(image, about), {})
+def job(function: Callable = who) -> ImageJob:
+    return ImageJob("who", lambda image, about: function(image, about), {})
 
 
 def names(count: int) -> list:

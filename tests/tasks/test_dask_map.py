@@ -26,15 +26,15 @@ from desra_core.workspace.manifest import File, ImageRef
 from desra_core.workspace.records import Record
 from tasks import dask_map
 from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS
-from tasks.dask_map import Dask, Job, open_dask
+from tasks.dask_map import Dask, ImageJob, open_dask
 from tasks.logs import configure
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def job(function: Callable[[ImageRef, Record], Record]) -> Job:
+def job(function: Callable[[ImageRef, Record], Record]) -> ImageJob:
     """Workers cannot import a test module; what only cloudpickle can pickle travels by value."""
-    return Job(function.__name__, lambda image, outcome: function(image, outcome), {})
+    return ImageJob(function.__name__, lambda image, outcome: function(image, outcome), {})
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Pa
             file.write("x")
         raise error
 
-    [(_, result)] = dask.map(Job("fails", fails, {}), images("photo"))
+    [(_, result)] = dask.map(ImageJob("fails", fails, {}), images("photo"))
     assert isinstance(result, ImageError)
     assert isinstance(result, TransientError) == (failure != "an image that cannot be")
     assert str(result) == str(error)

@@ -6,7 +6,9 @@ import json
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ import httpx
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Crashed
 
 from deployments.serving.schedules import deployments_of, register
@@ -23,14 +27,14 @@ from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from flows import options
+from flows import corpus_flow as module
 from flows import webhook as webhook_module
 from flows.compare import compare
+from flows.corpus_flow import corpus_flow, run_name
 from flows.cycle import cycle
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
-from flows.options import corpus_flow
 from flows.webhook import report_cancelled, report_failure
 from tasks.logs import say
 from tests.conftest import client_of, keyed
@@ -54,7 +58,7 @@ def url(prefect_environment) -> Iterator[str]:
 def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a deployment had started the run."""
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "3f1ba9c2-0000-4000-8000-000000000000")
-    monkeypatch.setattr(options, "PAUSES", (0, 0))
+    monkeypatch.setattr(module, "PAUSES", (0, 0))
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -109,10 +113,8 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
     def flow(machine: Machine = Machine()) -> Ended:  # noqa: B008
         """Fails.
 
-        Parameters
-        ----------
-        machine
-            Where.
+        Args:
+            machine: Where.
         """
         tries.append(len(tries))
         if left:
@@ -378,3 +380,22 @@ def test_parameters_of_an_earlier_version_are_refused_in_one_line(url) -> None:
         with pytest.raises(UsageError) as refused:
             mine.validate_parameters({"mining": PATHS | given} if given else {})
         assert str(refused.value).startswith(told)
+
+
+def test_a_run_is_named_by_the_minute_in_which_it_starts() -> None:
+    """Also when it is asked for its name again, as a run is that goes on after it was cut off."""
+    started = datetime.now(UTC) - timedelta(hours=3)
+    run = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), start_time=started)
+    parameters = {"finetuning": {"workspace": "/data/holidays"}}
+    with FlowRunContext.model_construct(flow=finetune, flow_run=run, parameters=parameters):
+        assert run_name() == f"finetune holidays {started.astimezone():%Y-%m-%d %H:%M}"
+    soon = datetime.now(UTC) + timedelta(minutes=2)  # of the clock: Prefect prepares it some seconds before
+    waiting = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), expected_start_time=soon)
+    with FlowRunContext.model_construct(flow=finetune, flow_run=waiting, parameters=parameters):
+        assert run_name() == f"finetune holidays {soon.astimezone():%Y-%m-%d %H:%M}"
+    new = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4())
+    with FlowRunContext.model_construct(flow=finetune, flow_run=new, parameters=parameters):
+        before = datetime.now().astimezone()
+        name = run_name()
+        assert name.removeprefix("finetune holidays ") in {f"{now:%Y-%m-%d %H:%M}" for now in
+                                                           (before, datetime.now().astimezone())}  # fmt: skip

@@ -10,11 +10,11 @@ import tempfile
 
 import pytest
 
-from tasks import training_slots
+from tasks.finetuning import training_slot
 
 HOLD = """
 import functools, sys
-from tasks.training_slots import training_slot
+from tasks.finetuning import training_slot
 with training_slot(sys.argv[1:], on_wait=functools.partial(print, flush=True)) as device:
     print(device, flush=True)
     sys.stdin.read()
@@ -56,14 +56,14 @@ def test_each_gets_a_device_of_its_own_and_the_next_one_waits() -> None:
 
 def test_what_fails_while_it_holds_a_device_frees_it() -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), training_slots.training_slot(["cpu"], print):
+        with pytest.raises(ZeroDivisionError), training_slot(["cpu"], print):
             raise ZeroDivisionError
 
 
 def test_other_users_can_wait_too(tmp_path) -> None:
     before = os.umask(0o077)
     try:
-        with training_slots.training_slot(["cpu"], print):
+        with training_slot(["cpu"], print):
             [file] = tmp_path.iterdir()
     finally:
         os.umask(before)

@@ -1,32 +1,34 @@
-"""What a run over a corpus says of itself."""
+"""The end of a run over a corpus in a line, and shard numbers in few words."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from desra_core.errors import TransientError
-from tasks.summary import Summary
+from tasks.artifacts import Summary, ranges
 
 FULL = TransientError("/ws/masks", "the disk is full", "free some space")
 
 
-def summary(**given: object) -> Summary:
+def summary(**fields: object) -> Summary:
     ended = {"flow_run": "", "task_runs": 5, "regions": 31, "failures": 0, "broken_shards": (), "images": 20,
              "computed": 0, "failed": 0, "passing": 0, "trouble": None}  # fmt: skip
-    return Summary(**(ended | given))
+    return Summary(**(ended | fields))
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("fields", "line"),
     [
         ({"computed": 5}, "5 of 20 images computed: 31 artifact regions in all, 0 images failed"),
         ({"failures": 1}, "nothing new: 31 artifact regions in all, 1 image failed"),
         ({"failed": 3, "failures": 4}, "0 of 20 images computed: 31 artifact regions in all, 4 images failed"),
     ],
 )
-def test_what_it_says(given, line) -> None:
-    assert summary(**given).in_one_line == line
-    assert summary(**given).problem is None
+def test_what_it_says(fields, line) -> None:
+    assert summary(**fields).in_one_line == line
+    assert summary(**fields).problem is None
 
 
 def test_what_may_pass_is_a_problem_and_a_broken_photo_is_none() -> None:
@@ -35,3 +37,15 @@ def test_what_may_pass_is_a_problem_and_a_broken_photo_is_none() -> None:
     assert str(summary(failed=3, passing=2, trouble=FULL).problem) == f"2 images: {reason}"
     broken = summary(broken_shards=("worker gone", "again"), failed=3, passing=2, trouble=FULL).problem
     assert str(broken) == "2 shards could not finish: worker gone; run again"
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_name_each_number_once(numbers: set[int]) -> None:
+    line = ranges(sorted(numbers))
+    count, _, named = line.removesuffix(")").partition(" (")
+    found: list[int] = []
+    for part in named.split(", ") if numbers else []:
+        first, _, last = part.partition("–")
+        found += range(int(first), int(last or first) + 1)
+    assert found == sorted(numbers)
+    assert count == (str(len(numbers)) if numbers else "none")

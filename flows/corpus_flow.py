@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger
+from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterBindError, SignatureMismatchError
 from prefect.flows import Flow
 from prefect.runtime import flow_run
@@ -22,7 +23,6 @@ from pydantic_core import ErrorDetails
 
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.settings import Machine, folder_of
-from flows.names import run_name
 from flows.webhook import report_cancelled, report_failure
 from tasks.logs import carry, configure, say
 from tasks.retry_policy import PAUSES, may_pass, runs_by_itself
@@ -89,13 +89,10 @@ def corpus_flow(
     """
 
     def decorate(function: Callable[P, R]) -> CorpusFlow[P, R]:
-        description, parameters = _documented(function)
-        body = _ending_in_a_line(function)
-        body.__doc__ = "\n".join([description, "", "Args:", *(f"    {name}: {text}" for name, text in parameters)])
         return CorpusFlow(
-            body,
+            _ending_in_a_line(function),
             name=name,
-            description=description,
+            description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
             flow_run_name=run_name,
             task_runner=task_runner,
             on_failure=[report_failure],
@@ -106,24 +103,34 @@ def corpus_flow(
     return decorate
 
 
+def run_name() -> str:
+    """Return, for instance, ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
+    settings = next(iter(flow_run.parameters.values()), None)
+    return f"{flow_run.flow_name} {corpus_name(settings)} {_start().astimezone():%Y-%m-%d %H:%M}"
+
+
+def _start() -> datetime:
+    """Return the time the run starts: Prefect names a run seconds before, and again when it resumes."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    now = datetime.now(UTC)
+    return (run and (run.start_time or max(now, run.expected_start_time or now))) or now
+
+
+def corpus_name(settings: Any) -> str:
+    """Return the name of the folder of photos or of results, or of the workspace where none is given."""
+    for field in ("photos", "gan_sr", "workspace"):
+        value = getattr(settings, field, None) if not isinstance(settings, dict) else settings.get(field)
+        if value:
+            return Path(value).name
+    return "corpus"
+
+
 def _refusal(first: ErrorDetails) -> UsageError:
     """Name the parameter that is not accepted, and why."""
     why = printable(first["msg"].removeprefix("Value error, "))
     reason = f"{printable(first['input'])} is not accepted ({why})" if first["type"] != "missing" else "is missing"
     return UsageError(".".join(map(str, first["loc"])), reason, _REMEDY)
-
-
-def _documented(function: Callable[..., Any]) -> tuple[str, list[tuple[str, str]]]:
-    """Read the description of a function and of each parameter from its docstring.
-
-    Examples
-    --------
-    >>> _documented(corpus_flow)[1][0]
-    ('name', 'Of the flow.')
-    """
-    description, _, rest = (inspect.getdoc(function) or "").partition("\n\nParameters\n----------\n")
-    entries = re.findall(r"^(\w+)\n((?:    .*\n?)+)", rest, re.MULTILINE)
-    return description, [(name, " ".join(text.split())) for name, text in entries]
 
 
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
@@ -144,9 +151,8 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
-    # Prefect looks the names of annotations up where it finds the code of a function, which is here.
+    # Prefect would look the names of annotations up in this module, not in that of the function.
     body.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    body.__annotations__ = get_type_hints(function)
     return body
 
 
