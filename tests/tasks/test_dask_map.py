@@ -51,6 +51,25 @@ def test_images_are_computed_in_the_order_of_the_work() -> None:
     assert "".join(image.id for image, _ in results) == "hgfedcbahgfedcba"
 
 
+def troubled(image: ImageRef, outcome: Record) -> Record:
+    if image.id == "surprise":
+        raise ZeroDivisionError("a\nbug")
+    if image.id == "full":
+        raise TransientError("disk", "the disk is full", "free some space and run again")
+    return done(image, outcome)
+
+
+def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
+    work = images("surprise", "full", *(f"photo{index}" for index in range(10)))
+    results = {image.id: result for image, result in dask.map(job(troubled), work)}
+    surprise, full = results.pop("surprise"), results.pop("full")
+    assert str(surprise).startswith("gan/surprise: failed unexpectedly with ZeroDivisionError (a bug)")
+    assert str(full) == "disk: the disk is full; free some space and run again"
+    assert isinstance(surprise, TransientError)
+    assert isinstance(full, TransientError)
+    assert results == {image.id: done(image, Record(image.id)) for image, _ in work[2:]}
+
+
 REPEATED = {
     "an image that cannot be": ImageError("photo", "is no image", "remove it"),
     "an image that is too large": TooLargeError("photo", "needs more memory", "raise --memory"),

@@ -21,27 +21,21 @@ from tests.tasks.jobs import done, follow, images, job, leaves
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def troubled(image: ImageRef, outcome: Record) -> Record:
+def killer(image: ImageRef, outcome: Record) -> Record:
     if image.id == "killer":
         os.kill(os.getpid(), signal.SIGKILL)
-    if image.id == "surprise":
-        raise ZeroDivisionError("a\nbug")
-    if image.id == "full":
-        raise TransientError("disk", "the disk is full", "free some space and run again")
     return done(image, outcome)
 
 
-def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
-    work = images("killer", "surprise", "full", *(f"photo{index}" for index in range(10)))
-    results = {image.id: result for image, result in dask.map(job(troubled), work)}
+def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
+    """Others that wait on these workers may be given up with it, since Dask cannot tell them apart."""
+    work = images("killer", *(f"photo{index}" for index in range(10)))
+    results = {image.id: result for image, result in dask.map(job(killer), work)}
     assert len(results) == len(work)
-    errors = {name: result for name, result in results.items() if isinstance(result, ImageError)}
-    assert set(errors) >= {"killer", "surprise", "full"}
-    assert "--memory" in str(errors["killer"])
-    assert str(errors["surprise"]).startswith("gan/surprise: failed unexpectedly with ZeroDivisionError (a bug)")
-    assert str(errors["full"]) == "disk: the disk is full; free some space and run again"
-    assert all(isinstance(error, TransientError) for error in errors.values())
-    assert all("took its worker down" in error.reason for name, error in errors.items() if name.startswith("photo"))
+    assert "--memory" in str(results["killer"])
+    errors = [result for result in results.values() if isinstance(result, ImageError)]
+    assert all(isinstance(error, TransientError) for error in errors)
+    assert all("took its worker down" in error.reason for error in errors)
 
 
 def test_a_run_whose_workers_have_gone_does_not_wait_for_ever() -> None:
