@@ -61,7 +61,7 @@ def open_dask(
     machine
         How many workers and how large; ignored by a scheduler that runs elsewhere.
     folder
-        Where workers write, if they do.
+        The folder that workers write to, if they do.
     networks
         Whether workers will run networks, and need memory for that beside their images.
     gpus
@@ -69,7 +69,7 @@ def open_dask(
     device
         The one GPU to use, of `visible_gpus`.
     alone
-        Start workers for this alone even where desra serve has a cluster.
+        Start workers for this run even where desra serve has a cluster.
     most_pixels
         Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For large images
         this machine gets fewer and larger workers. If the image does not fit into those of desra serve, these are
@@ -174,14 +174,14 @@ def _await_workers(client: Client, gpus: int) -> None:
             return
         if time.monotonic() >= deadline:
             if not there:
-                return  # `_elsewhere` raises for any cluster
+                return  # `_elsewhere` raises where there are no workers
             reason = f"are {sum(there)}, where desra serve has started {gpus}"
             raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
         time.sleep(1)
 
 
 def _workers(client: Client) -> dict[str, dict[str, Any]]:
-    """Return the scheduler's record of each worker, by its address."""
+    """Return what the scheduler knows of each worker, by its address."""
     return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -232,9 +232,11 @@ def _unanswered(address: str, error: Exception) -> UsageError:
         return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
     if isinstance(error, CommClosedError):
         remedy = "give its tls:// address, with certificates in Dask's configuration"
-        return AbsentError(address, "what is there closes the connection, as a scheduler with TLS does", remedy)
+        return AbsentError(address, "the server there closes the connection, as a scheduler with TLS does", remedy)
     if isinstance(error, RuntimeError):
-        return AbsentError(address, f"is not asked ({error})", "give its tls:// address, or change that configuration")
+        return AbsentError(
+            address, f"no connection is allowed ({error})", "give its tls:// address, or change that configuration"
+        )
     if isinstance(error, ValueError):
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
     reason = f"no Dask scheduler answers ({type(error).__name__})"

@@ -100,7 +100,7 @@ class Dask:
         futures = self._client.map(
             function,
             *([call[index] for call in calls] for index in range(2)),
-            # Dask computes in the order of the keys what nothing else puts in order.
+            # Dask computes tasks of equal priority in the order of their keys.
             key=[f"{job.name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
             retries=_RETRIES,
             resources=job.resources or None,

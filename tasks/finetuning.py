@@ -95,7 +95,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     -------
     The iterations done, and whether they ended early.
     """
-    from desra_core.training.loop import finetune  # its torch is for the worker
+    from desra_core.training.loop import finetune  # here, for only workers need PyTorch
 
     with _open_worker(machine, plan.run.root) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"

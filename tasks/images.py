@@ -76,6 +76,6 @@ def each_image(
                 progress.failed(result, len(image.names), 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
-                progress.passed(stages - turns[image.id])  # the turns that it did not need
+                progress.passed(stages - turns[image.id])  # the work that other images have and this one has not
             progress.show()
             yield image, result

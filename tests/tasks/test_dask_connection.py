@@ -106,13 +106,17 @@ def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
             (f"tls://{plain}", config, r"no connection by TLS \(.*; give its tcp:// address if it has no TLS"),
             (f"tls://{encrypted}", config, "has no workers"),
             (f"tcp://{plain}", {}, "has no workers"),
-            (f"tcp://{plain}", {"distributed.comm.require-encryption": True}, r"is not asked \(encryption required by"),
+            (
+                f"tcp://{plain}",
+                {"distributed.comm.require-encryption": True},
+                r"is refused \(encryption required by",
+            ),
             ("tcp://127.0.0.1", {}, r"is no address of a scheduler \(missing port number .*; give one such as tcp://"),
         ]
         for address, client, reason in cases:
             with (
                 dask_config.set(client),
-                pytest.raises(UsageError, match=f"^{address}: (what is there )?{reason}"),
+                pytest.raises(UsageError, match=f"^{address}: (the server there )?{reason}"),
                 open_dask(Machine(scheduler=address)),
             ):
                 pass
