@@ -234,9 +234,7 @@ def _unanswered(address: str, error: Exception) -> UsageError:
         remedy = "give its tls:// address, with certificates in Dask's configuration"
         return AbsentError(address, "the server there closes the connection, as a scheduler with TLS does", remedy)
     if isinstance(error, RuntimeError):
-        return AbsentError(
-            address, f"no connection is allowed ({error})", "give its tls:// address, or change that configuration"
-        )
+        return AbsentError(address, f"is refused ({error})", "give its tls:// address, or change that configuration")
     if isinstance(error, ValueError):
         return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
     reason = f"no Dask scheduler answers ({type(error).__name__})"
