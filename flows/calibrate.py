@@ -16,7 +16,7 @@ from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow, corpus_name
 from tasks.artifacts import Summary, tag_run
 from tasks.calibration import count_shard, publish_weights
-from tasks.dask_map import open_dask
+from tasks.dask_connection import open_dask
 from tasks.progress import RunProgress
 
 

@@ -1,4 +1,4 @@
-"""Compare: an old model and what became of it in, a verdict by held-out images out."""
+"""Compare: a model and its finetuned models in, a verdict on held-out images out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.handover import handed_over
 
 @corpus_flow("compare")
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
-    """Judge finetuned models on held-out images, and promote the best if that was asked for and it passes.
+    """Judge finetuned models on held-out images, and promote the best if it passes and that was asked for.
 
     Args:
         comparing: What to compare, and what a model has to show.

@@ -16,7 +16,7 @@ from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_name
 from tasks.artifacts import Summary, publish_results, show_corpus, tag_run
 from tasks.dask_cluster import USUAL_PIXELS
-from tasks.dask_map import open_dask
+from tasks.dask_connection import open_dask
 from tasks.handover import handed_over
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.retry_policy import runs_by_itself

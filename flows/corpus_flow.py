@@ -66,7 +66,7 @@ class CorpusFlow(Flow[P, R]):
         for name, settings in validated.items():
             for field, value in settings if isinstance(settings, BaseModel) else ():
                 if isinstance(value, Path) and not value.is_absolute():
-                    # A run has a folder of its own, which is gone when it has ended.
+                    # A relative path would lie in the folder of the run, which is deleted at its end.
                     reason = f"{printable(value)} is not accepted (a run needs the whole path)"
                     raise UsageError(f"{name}.{field}", reason, "begin it with /")
         return validated
@@ -83,7 +83,7 @@ def corpus_flow(
     Parameters
     ----------
     name
-        Of the flow.
+        Name of the flow.
     task_runner
         Prefect's own by default.
     """
@@ -137,7 +137,7 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
         _say_for(*arguments, *named.values())
-        # A run within a run is tried again with the one around it.
+        # A run inside another run is repeated with that one only.
         pauses = PAUSES if runs_by_itself() and not flow_run.parent_flow_run_id else ()
         for pause in (*pauses, None):
             try:

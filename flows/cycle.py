@@ -51,7 +51,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 
     Args:
-        cycling: Photos, models, and how.
+        cycling: Photos, models, and settings of all steps.
         machine: Where and how wide to compute.
         rescan: Look for new and changed photos first.
     """

@@ -23,7 +23,7 @@ def finetune(
     machine: Machine = Machine(),  # noqa: B008
     current_model: bool = False,
 ) -> Finetuned:
-    """Train a GAN model on the pseudo ground truths of its worst images; what was begun goes on.
+    """Train a GAN model on the pseudo ground truths of its worst images; an interrupted finetune goes on.
 
     Args:
         finetuning: On what to train, and how.
@@ -41,5 +41,5 @@ def finetune(
             return Finetuned(str(flow_run.id), 0, images=0, iteration=0, early=False)
         images = freeze_images(plan)
         finetuned = show_losses(plan, images, train(plan, machine), workspace)
-        note_trained(workspace, plan.training.group_by)  # now: one that dies is to be started again
+        note_trained(workspace, plan.training.group_by)  # at the end, so that a finetune that dies is started again
     return finetuned

@@ -28,7 +28,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import resting_in_words
 from tasks.dask_map import Dask
 
-# Where browsers find the report of the workspace that a run is for; an environment variable.
+# The environment variable with the address of the workspace's report for browsers.
 REPORT = "DESRA_REPORT"
 
 _WORST = 20
@@ -59,7 +59,7 @@ def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) ->
             f"workers: {dask.workers - dask.gpus} on CPUs, {dask.gpus} on GPUs",
             f"[Dask dashboard]({dask.dashboard}), while the run lasts",
         ]
-    create_markdown_artifact(_listed(title, [*facts, *who]), key="overview", description="What this run has to do.")
+    create_markdown_artifact(_listed(title, [*facts, *who]), key="overview", description="Work of this run.")
 
 
 def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> None:
@@ -77,7 +77,7 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
     people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
     create_markdown_artifact(
-        _listed(f"**{line}**", [*facts, people, report]), key="outcome", description="How this run ended."
+        _listed(f"**{line}**", [*facts, people, report]), key="outcome", description="End of this run."
     )
 
 
@@ -163,7 +163,7 @@ class Summary(NamedTuple):
             count = f"{len(self.broken_shards)} shards could not finish"
             return TransientError(count, self.broken_shards[0], "run again")
         if self.trouble:
-            reason = f"failed for what may pass, the first: {self.trouble.subject}: {self.trouble.reason}"
+            reason = f"failed for a reason that may pass, the first: {self.trouble.subject}: {self.trouble.reason}"
             return TransientError(_counted(self.passing), reason, self.trouble.remedy)
         return None
 

@@ -31,7 +31,7 @@ class Benchmarked(NamedTuple):
 
 @task(task_run_name="detectors", cache_policy=NO_CACHE)
 def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
-    """Run what is missing of a benchmark.
+    """Run the detectors on the images that lack results.
 
     Returns
     -------
@@ -58,5 +58,5 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
 def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
     """Write the tables and the page; show the tables in the UI."""
     published = publish_results(benchmark)
-    create_markdown_artifact(published.markdown, key="benchmark", description="How well detectors do.")
+    create_markdown_artifact(published.markdown, key="benchmark", description="Scores of the detectors.")
     return published

@@ -23,7 +23,7 @@ _AT_A_TIME = 50
 
 @task(task_run_name="histogram-{number:05d}", cache_policy=NO_CACHE)
 def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgress) -> int:
-    """Count the images of a shard that are not counted, and add them to its file.
+    """Add the histograms of the images of a shard that lack them to its file.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The tasks of the gate: judge candidates on held-out images, hold them against the gate, promote the best."""
+"""The tasks of the gate: judge candidates on held-out images, apply the gate, promote the best."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Compared(NamedTuple):
 
 @task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
-    """Judge every candidate on every image that lacks it.
+    """Judge every candidate on every held-out image that lacks a result of it.
 
     The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
 
@@ -75,7 +75,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
             f"{len(comparison.candidates) - 1} saved models, judged on {len(comparison.images)} held-out images",
             f"{len(missing)} images to judge; the others are judged already",
         ]
-        title = f"**desra compare** of `{comparison.before}` and what became of it"
+        title = f"**desra compare** of `{comparison.before}` and its finetuned models"
         show_overview(title, facts, dask)
         settings = judge_settings(
             comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
@@ -90,10 +90,10 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 
 @task(task_run_name="verdict", cache_policy=NO_CACHE)
 def decide_verdict(comparison: Comparison) -> Verdict:
-    """Hold the scores against the gate; publish the verdict, in the workspace and in the UI."""
+    """Decide by the scores whether a candidate passes the gate; publish the verdict, in the workspace and in the UI."""
     verdict = decide_and_publish(comparison)
     text = verdict_markdown(Workspace(comparison.settings.workspace))
-    create_markdown_artifact(text, key="verdict", description="What the gate found.")
+    create_markdown_artifact(text, key="verdict", description="Verdict of the gate.")
     return verdict
 
 

@@ -221,7 +221,7 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
     Parameters
     ----------
     machine
-        How many workers and how large.
+        Number and memory of the workers.
     gpus
         As for `open_dask`.
     key
@@ -274,7 +274,7 @@ class _Nothing(RequestHandler):
     """Answers 404."""
 
     def prepare(self) -> None:
-        """Called by Tornado before any method."""
+        """Raise 404; Tornado calls this before any method."""
         raise HTTPError(404)
 
 
@@ -282,6 +282,6 @@ class _Prepared(WorkerPlugin):
     """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before that is updated."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Called by Dask when the worker starts."""
+        """Do so; Dask calls this when the worker starts."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         question.own()

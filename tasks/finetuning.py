@@ -25,7 +25,8 @@ from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.artifacts import show_outcome, show_overview
 from tasks.dask_cluster import visible_gpus
-from tasks.dask_map import Dask, open_dask, release_embedded
+from tasks.dask_connection import open_dask, release_embedded
+from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
 from tasks.retry_policy import may_pass
@@ -94,7 +95,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     -------
     The iterations done, and whether they ended early.
     """
-    from desra_core.training.loop import finetune  # its torch is for the worker
+    from desra_core.training.loop import finetune  # here, for only workers need PyTorch
 
     with _open_worker(machine, plan.run.root) as dask:
         on_gpu = bool(dask.gpus) and machine.device != "cpu"

@@ -11,7 +11,8 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import most_pixels
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from tasks.dask_map import Dask, ImageJob, open_dask
+from tasks.dask_connection import open_dask
+from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 from tasks.stages import gpus_wanted
 
@@ -75,6 +76,6 @@ def each_image(
                 progress.failed(result, len(image.names), 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
-                progress.passed(stages - turns[image.id])  # the turns that it did not need
+                progress.passed(stages - turns[image.id])  # the work that other images have and this one has not
             progress.show()
             yield image, result

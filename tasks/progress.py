@@ -49,7 +49,7 @@ class _Artifact:
             update_progress_artifact(self._id, 100.0 * share, line)
         except httpx.HTTPError:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
-            client.max_retries = 0  # nothing else of this run is to wait another minute for it
+            client.max_retries = 0  # so that no other call of this run waits a minute for it
             return "warning: the Prefect server does not answer; the work goes on"
         client.max_retries = _usual_retries()
         return None
@@ -235,7 +235,7 @@ class RunProgress:
         parts += [f"{self._failed} failed"] if self._unit == "images" else []
         parts += [self._note] if self._note else []
         if self._images < self._steps and 0 < self._steps_done < self._steps:
-            parts.append(f"{self._share():.0%} of the work")  # images are done at the end of the last stage
+            parts.append(f"{self._share():.0%} of the work")  # images count as done only after the last stage
         with self._lock:
             steps_a_second, left = self._pace.rate(), self._pace.left(self._steps)
         if steps_a_second:

@@ -132,7 +132,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     logger = get_run_logger()
     for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
         error: ImageError | None
-        if isinstance(result, ImageError):  # a transient one, raised so that Dask tries again
+        if isinstance(result, ImageError):  # transient, so Dask has tried again
             record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
         else:
             record, error = result, result.error if result.failed else None

@@ -39,8 +39,8 @@ def stages_of(
     Raises
     ------
     UsageError
-        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for (`AbsentError`). It is
-        raised here once, so that not every image fails by it.
+        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for (`AbsentError`). Raised
+        here once, instead of as a failure of every image.
     """
     if machine.device == "cuda" and not dask.gpus and target.runs_networks:
         raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")

@@ -201,7 +201,7 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Have a Dask cluster on this machine, where none elsewhere is given."""
     from tasks.dask_cluster import standing_cluster
-    from tasks.dask_map import open_dask
+    from tasks.dask_connection import open_dask
     from tasks.stages import gpus_wanted
 
     if machine.scheduler:

@@ -84,7 +84,8 @@ def run() -> None:
 
 def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
-    from tasks.dask_map import ImageJob, open_dask
+    from tasks.dask_connection import open_dask
+    from tasks.dask_map import ImageJob
     from tasks.shards import StageSpec
 
     work = [(image, Record(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]

@@ -327,7 +327,7 @@ def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make
         detect(settings, machine)
     run = latest(url, "detect")
     assert run["state"]["type"] == "FAILED"
-    told = f"1 image: failed for what may pass, the first: {in_the_way}: cannot be written (Is a directory); check the "
+    told = f"1 image: failed for a reason that may pass, the first: {in_the_way}: cannot be written (Is a "
     assert run["state"]["message"].startswith(told)
     assert logs(url, run, wait_for="finished running").count("tried again in 0 s") == 2
     shutil.rmtree(in_the_way)

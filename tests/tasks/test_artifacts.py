@@ -33,7 +33,7 @@ def test_what_it_says(fields, line) -> None:
 
 def test_what_may_pass_is_a_problem_and_a_broken_photo_is_none() -> None:
     assert summary(computed=2, failed=3, failures=3).problem is None
-    reason = "failed for what may pass, the first: /ws/masks: the disk is full; free some space"
+    reason = "failed for a reason that may pass, the first: /ws/masks: the disk is full; free some space"
     assert str(summary(failed=3, passing=2, trouble=FULL).problem) == f"2 images: {reason}"
     broken = summary(broken_shards=("worker gone", "again"), failed=3, passing=2, trouble=FULL).problem
     assert str(broken) == "2 shards could not finish: worker gone; run again"

@@ -20,7 +20,7 @@ import desra_core
 import tasks
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
-from tasks import dask_map
+from tasks import dask_connection
 from tasks.dask_cluster import (
     EMBEDDED_DASHBOARD,
     EMBEDDED_GPUS,
@@ -31,7 +31,7 @@ from tasks.dask_cluster import (
     standing_cluster,
     visible_gpus,
 )
-from tasks.dask_map import _connected, open_dask, release_embedded
+from tasks.dask_connection import connected, open_dask, release_embedded
 from tests.browser import opened
 
 SMALL = Machine(workers=1, memory="3GB")
@@ -51,7 +51,7 @@ def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
 def embedded(cluster, monkeypatch) -> None:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dask_map, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_connection, "_CONNECT_SECONDS", 1)
 
 
 def worker_of(machine: Machine, **options: Any) -> int:
@@ -82,7 +82,7 @@ def test_nobody_else_on_the_machine_gets_in(cluster, monkeypatch) -> None:
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
                     Client(plain, security=stranger, timeout=1)
-    with _connected(cluster.address, str(key)) as owner:
+    with connected(cluster.address, str(key)) as owner:
         assert owner.submit(os.getpid).result() != os.getpid()
 
 
@@ -106,7 +106,7 @@ def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
 
 def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
     first = worker_of(Machine())
-    with _connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as killed:
+    with connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as killed:
         left = killed.submit(time.sleep, 60)
         while not any(killed.processing().values()):
             time.sleep(0.05)
@@ -117,7 +117,7 @@ def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
 
 def test_a_run_waits_for_the_gpus_that_there_are_to_be(monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
-    monkeypatch.setattr(dask_map, "_AWAIT_SECONDS", 1)
+    monkeypatch.setattr(dask_connection, "_AWAIT_SECONDS", 1)
     monkeypatch.setenv(EMBEDDED_GPUS, "1")
     with (
         pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),
@@ -171,7 +171,7 @@ def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path)
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
     key = cluster.environment[EMBEDDED_KEY]
-    with dask_config.set({LOST: "2s"}), _connected(cluster.address, key) as client:
+    with dask_config.set({LOST: "2s"}), connected(cluster.address, key) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
         for _ in range(600):
             cluster.keep_up()

@@ -1,0 +1,241 @@
+"""Connect a run to Dask: to the scheduler of others, to the workers of desra serve, or to workers of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from ssl import SSLError
+from typing import Any
+
+from distributed import Client, Worker
+from distributed.comm.core import CommClosedError, connect
+from distributed.core import send_recv
+from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import LoopRunner
+
+from desra_core.errors import AbsentError, TransientError, UsageError
+from desra_core.settings import Machine
+from tasks.admission import Admission
+from tasks.dask_cluster import (
+    BYTES_PER_PIXEL,
+    EMBEDDED_DASHBOARD,
+    EMBEDDED_GPUS,
+    EMBEDDED_KEY,
+    EMBEDDED_MACHINE,
+    EMBEDDED_SCHEDULER,
+    NETWORK_WORKER_BYTES,
+    WORKER_BYTES,
+    image_bytes,
+    local_cluster,
+    share_of,
+    threads_of,
+    visible_gpus,
+)
+from tasks.dask_map import Dask
+from tasks.logs import configure, say
+
+_CONNECT_SECONDS = 10
+_RESTART_SECONDS = 60
+_AWAIT_SECONDS = 60
+
+
+@contextlib.contextmanager
+def open_dask(
+    machine: Machine,
+    *,
+    folder: Path | None = None,
+    networks: bool = False,
+    gpus: int = 0,
+    device: str | None = None,
+    alone: bool = False,
+    most_pixels: Callable[[], int] = lambda: 0,
+) -> Iterator[Dask]:
+    """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
+
+    Parameters
+    ----------
+    machine
+        How many workers and how large; ignored by a scheduler that runs elsewhere.
+    folder
+        The folder that workers write to, if they do.
+    networks
+        Whether workers will run networks, and need memory for that beside their images.
+    gpus
+        Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
+    device
+        The one GPU to use, of `visible_gpus`.
+    alone
+        Start workers for this run even where desra serve has a cluster.
+    most_pixels
+        Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For large images
+        this machine gets fewer and larger workers. If the image does not fit into those of desra serve, these are
+        restarted to free their memory, and workers of the run's own do the work.
+
+    Raises
+    ------
+    AbsentError
+        The scheduler does not answer, has no workers, none with this version of desra that sees the folder, or fewer
+        GPUs than desra serve has.
+    UsageError
+        Workers have too little memory.
+    """
+    configure(machine.log_level, machine.log_format)
+    own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
+    pixels = 0 if machine.scheduler else most_pixels()
+    embedded = None if machine.scheduler or alone else os.environ.get(EMBEDDED_SCHEDULER)
+    if address := machine.scheduler or embedded:
+        key = os.environ.get(EMBEDDED_KEY) if embedded else None
+        with connected(address, key) as client, contextlib.ExitStack() as stack:
+            admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
+            admission.ask()
+            if embedded:
+                machine = _as_served(machine)
+                if any(client.run(_executing).values()):  # left by a killed run, for they serve one run at a time
+                    _restart(client)
+                _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
+            dask = _elsewhere(address, client, machine, own, admission, embedded=bool(embedded))
+            if machine.scheduler or dask.max_pixels >= min(pixels, _own_pixels(machine, own, gpus, pixels)):
+                with contextlib.closing(dask):
+                    yield dask
+                return
+            _restart(client)
+    share = share_of(machine, own, gpus, pixels)
+    if (usual := share_of(machine, own, gpus)) != share:
+        threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
+        instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
+        say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
+    with local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
+        dask = Dask(
+            client,
+            machine,
+            threads=share.threads,
+            image_bytes=image_bytes(share.memory, own),
+            workers=share.workers + gpus,
+            gpus=gpus,
+            gpu_slots=share.gpu_threads,
+        )
+        with contextlib.closing(dask):
+            yield dask
+
+
+def _as_served(machine: Machine) -> Machine:
+    """Fill in the workers and the memory that a run leaves open with those of desra serve."""
+    said = Machine.model_validate_json(os.environ.get(EMBEDDED_MACHINE, "{}"))
+    own = {"workers": machine.workers or said.workers, "memory": machine.memory or said.memory}
+    return machine.model_copy(update=own)
+
+
+def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
+    """The largest image that workers of a run's own have memory for."""
+    return image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL
+
+
+def _elsewhere(
+    address: str, client: Client, machine: Machine, own: int, admission: Admission, *, embedded: bool
+) -> Dask:
+    """Use the workers of a cluster that others, or desra serve, have started; raises as `open_dask`."""
+    workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
+    if not workers:
+        raise AbsentError(address, "has no workers", "start some with dask worker")
+    memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
+    slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
+    dask = Dask(
+        client,
+        machine,
+        threads=threads_of(len(workers) - len(slots)) if embedded else 1,
+        image_bytes=image_bytes(memory, own),
+        workers=len(workers),
+        gpus=len(slots),
+        gpu_slots=min(slots, default=0),
+        admission=admission,
+    )
+    if embedded:
+        dask.dashboard = os.environ.get(EMBEDDED_DASHBOARD, dask.dashboard)
+    return dask
+
+
+def release_embedded() -> None:
+    """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
+    if address := os.environ.get(EMBEDDED_SCHEDULER):
+        with connected(address, os.environ.get(EMBEDDED_KEY)) as client:
+            _restart(client)
+
+
+def _await_workers(client: Client, gpus: int) -> None:
+    """Wait up to a minute for any worker and so many with a GPU: one that died is being restarted."""
+    deadline = time.monotonic() + _AWAIT_SECONDS
+    while True:
+        there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
+        if there and sum(there) >= gpus:
+            return
+        if time.monotonic() >= deadline:
+            if not there:
+                return  # `_elsewhere` raises where there are no workers
+            reason = f"are {sum(there)}, where desra serve has started {gpus}"
+            raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
+        time.sleep(1)
+
+
+def _workers(client: Client) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows of each worker, by its address."""
+    return dict(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _restart(client: Client) -> None:
+    try:
+        client.restart(timeout=_RESTART_SECONDS)
+    except TimeoutError:
+        raise TransientError("the Dask workers", "do not restart", "run again, or start desra serve again") from None
+
+
+def _executing(dask_worker: Worker) -> int:
+    return len(dask_worker.state.executing)
+
+
+def connected(address: str, key: str | None = None) -> Client:
+    """Connect to a scheduler, by Dask's own settings, or by the key file of a cluster of desra serve.
+
+    It is asked once before: a client that never got a connection prints errors when Python ends.
+    """
+    security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
+    runner = LoopRunner()
+    runner.start()
+    try:
+        runner.run_sync(_try_connection, address, security or Security())
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise _unanswered(address, error) from None
+    finally:
+        runner.stop()
+    return Client(address, timeout=_CONNECT_SECONDS, security=security)
+
+
+async def _try_connection(address: str, security: Security) -> None:
+    comm = await connect(address, timeout=_CONNECT_SECONDS, **security.get_connection_args("client"))
+    there = await send_recv(comm, op="identity", close=True)
+    if "workers" not in there:
+        remedy = "give that of the scheduler that it connects to"
+        raise UsageError(address, f"is the address of a {there['type'].lower()}, not of a scheduler", remedy)
+
+
+def _unanswered(address: str, error: Exception) -> UsageError:
+    """Say why a scheduler does not answer; TLS on one side alone raises several kinds of errors."""
+    tls = address.startswith("tls://")
+    if tls and isinstance(error, TypeError):
+        remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"
+        return AbsentError(address, "asks for TLS, and no certificates are configured here", remedy)
+    if tls and isinstance(error, ValueError | SSLError | CommClosedError):
+        reason = f"no connection by TLS ({type(error).__name__})"
+        return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
+    if isinstance(error, CommClosedError):
+        remedy = "give its tls:// address, with certificates in Dask's configuration"
+        return AbsentError(address, "the server there closes the connection, as a scheduler with TLS does", remedy)
+    if isinstance(error, RuntimeError):
+        return AbsentError(address, f"is refused ({error})", "give its tls:// address, or change that configuration")
+    if isinstance(error, ValueError):
+        return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
+    reason = f"no Dask scheduler answers ({type(error).__name__})"
+    return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
