@@ -8,8 +8,8 @@ import pytest
 
 PLAIN_IMPORTS = {
     "torchvision": "import torchvision",
-    "mmcv": "compat.mend_torchvision(); import mmcv.ops",
-    "basicsr": "compat.mend_torchvision(); import basicsr",
+    "mmcv": "third_party.mend_torchvision(); import mmcv.ops",
+    "basicsr": "third_party.mend_torchvision(); import basicsr",
 }
 MENDED_USES = {
     "torchvision": """
@@ -47,7 +47,7 @@ MENDED_USES = {
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    script = f"from desra_core import compat\n{textwrap.dedent(code)}"
+    script = f"from desra_core import third_party\n{textwrap.dedent(code)}"
     command = [sys.executable, "-W", "error", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -68,7 +68,7 @@ def test_import_fails_without_the_mend(package):
 
 @pytest.mark.parametrize("package", MENDED_USES)
 def test_mended_package_works_without_a_warning(package):
-    result = run(f"compat.mend_{package}(); compat.mend_{package}()\n{textwrap.dedent(MENDED_USES[package])}")
+    result = run(f"third_party.mend_{package}(); third_party.mend_{package}()\n{textwrap.dedent(MENDED_USES[package])}")
     assert result.returncode == 0, result.stderr
 
 
@@ -76,13 +76,13 @@ def test_mend_leaves_working_torchvision_ops_alone():
     if run("import torchvision").returncode != 0:
         pytest.skip("torchvision's compiled ops do not fit this torch")
     result = run("""
-        compat.mend_torchvision()
+        third_party.mend_torchvision()
         import torch, torchvision
         torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
     """)
     assert result.returncode == 0, result.stderr
 
 
-def test_importing_compat_imports_no_heavy_package():
+def test_importing_it_imports_no_heavy_package():
     result = run("import sys; assert not {'torch', 'torchvision', 'mmcv', 'basicsr'} & set(sys.modules)")
     assert result.returncode == 0, result.stderr

@@ -163,7 +163,7 @@ def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatc
     def brightening(model: float, before: np.ndarray, after: np.ndarray) -> float:
         return model * float((after - before).max())
 
-    monkeypatch.setattr("desra_core.gate.judgement.lpips_distance", brightening)
+    monkeypatch.setattr("desra_core.gate.judge.lpips_distance", brightening)
     found = detect(mse_sr(), gan_sr(), None, SETTINGS)
     other = found._replace(pixels=found.pixels + np.uint8(1))
     assert judge("a", "b", "c", found, other, lpips=0.25).lpips == 0.25
