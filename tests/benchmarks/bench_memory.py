@@ -79,7 +79,7 @@ def run() -> None:
     headings = ["", "MB before", "peak growth MB", "bytes a pixel", "decoded pair MB", "x decoded pair"]
     print_table(headings, rows)
     verdict = "holds" if worst <= BYTES_PER_PIXEL else "IS TOO SMALL"
-    print(f"\ntasks.dask_cluster.BYTES_PER_PIXEL, {BYTES_PER_PIXEL} bytes a pixel, {verdict}: the most was {worst:.1f}.")
+    print(f"\ndask_cluster.BYTES_PER_PIXEL, {BYTES_PER_PIXEL} bytes a pixel, {verdict}: the most was {worst:.1f}.")
 
 
 def _write_pairs(folder: Path, case: Case) -> None:
