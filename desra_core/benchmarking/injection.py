@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.bit_depth import grey_levels
+from desra_core.images.bit_depth import LUMINANCE, grey_levels, luminance
 from desra_core.images.codec import Mask, Pixels
 
 KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flattening")
@@ -27,7 +27,6 @@ _HALO = 24
 # A larger gain would amplify the rounding of a flat area instead of edges.
 _MAX_RINGING_GAIN = 12.0
 _PAINTERLY_RADIUS = 5
-_LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 Levels = npt.NDArray[np.float64]
 Pattern = Callable[[Levels, np.random.Generator], Levels]
@@ -120,10 +119,6 @@ def _rms(values: Levels) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _luminance(levels: Levels) -> Levels:
-    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ _LUMINANCE
-
-
 def _fade(inside: Mask, width: int) -> Levels:
     """``(h, w, 1)``: 0 outside, rising to 1 over so many pixels."""
     distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -189,14 +184,14 @@ def _ringing(levels: Levels, rng: np.random.Generator) -> Levels:
     kernel = wave - window * (wave.sum() / window.sum())
     # So that it passes stripes of its wavelength at their own contrast.
     kernel /= float((kernel * np.cos(2 * np.pi * offsets / wavelength)).sum())
-    halo = cv2.filter2D(_luminance(levels), cv2.CV_64F, kernel, borderType=cv2.BORDER_REFLECT_101)
+    halo = cv2.filter2D(luminance(levels), cv2.CV_64F, kernel, borderType=cv2.BORDER_REFLECT_101)
     return np.repeat(halo[:, :, np.newaxis], levels.shape[2], axis=2)
 
 
 def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.Generator) -> Levels:
     """The tint with the most room among eight; the room varies smoothly, so that the shift makes no texture."""
     # Two directions across that of luminance, and across one another.
-    plane = np.linalg.svd(_LUMINANCE[np.newaxis])[2][1:]
+    plane = np.linalg.svd([LUMINANCE])[2][1:]
     fade = _fade(inside, _COLOUR_FADE)
     amplitude = np.sqrt(3) * contrast / max(_rms(fade[inside]), 1e-9)
     best: Levels = np.zeros_like(levels)
@@ -220,13 +215,13 @@ def _room(levels: Levels, tint: Levels) -> Levels:
 def _painterly(levels: Levels) -> Levels:
     """Kuwahara's filter: of the four squares with a corner in the pixel, the mean of the one that varies least."""
     side = _PAINTERLY_RADIUS + 1
-    best, least, luminance = levels, np.full(levels.shape[:2], np.inf), _luminance(levels)
+    best, least, grey = levels, np.full(levels.shape[:2], np.inf), luminance(levels)
     for anchor in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):
 
         def mean(values: Levels, anchor: tuple[int, int] = anchor) -> Levels:
             return np.asarray(cv2.blur(values, (side, side), anchor=anchor, borderType=cv2.BORDER_REFLECT_101))
 
-        variance = mean(luminance**2) - mean(luminance) ** 2
+        variance = mean(grey**2) - mean(grey) ** 2
         chosen = variance < least
         best = np.where(chosen[:, :, np.newaxis], mean(levels).reshape(levels.shape), best)
         least = np.where(chosen, variance, least)

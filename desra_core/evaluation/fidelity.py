@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.bit_depth import grey_levels
+from desra_core.images.bit_depth import grey_levels, luminance
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.tiling import row_strips
 
@@ -22,7 +22,6 @@ _SSIM_HALO = 5
 _GRADIENT_STABILISER = 170.0
 # Bounds the extra memory to some 50 MB; larger strips are not faster.
 _STRIP = 2**18
-_RGB_SHARES = (0.299, 0.587, 0.114)
 _DERIVATIVE = np.array([1.0, 0.0, -1.0])
 _MEAN = np.full(3, 1 / 3)
 
@@ -84,7 +83,7 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
     total = 0.0
     for rows in row_strips(outside.shape, _STRIP):
         source, kept = _with_halo(rows, len(outside), _SSIM_HALO, 2 * _SSIM_HALO + 1)
-        x, y = (_luminance(image[source]) for image in (before, after))
+        x, y = (luminance(grey_levels(image[source])) for image in (before, after))
         _, similarity = ssim(  # type: ignore[no-untyped-call]
             x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
         )
@@ -134,11 +133,6 @@ def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
     return pixels
 
 
-def _luminance(pixels: Pixels) -> Levels:
-    levels = grey_levels(pixels)
-    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(_RGB_SHARES)
-
-
 def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
     """The rows that a filter reads to fill a strip, at least so many, and where in them the strip lies."""
     first = max(0, min(rows.start - halo, height - least))
@@ -149,7 +143,7 @@ def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[sli
 def _gradient_magnitude(pixels: Pixels, rows: slice) -> Levels:
     """``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
     source, kept = _with_halo(rows, len(pixels), 1)
-    luminance = _luminance(pixels[source])
-    across = cv2.sepFilter2D(luminance, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)
-    down = cv2.sepFilter2D(luminance, cv2.CV_64F, _MEAN, _DERIVATIVE, borderType=cv2.BORDER_REPLICATE)
+    grey = luminance(grey_levels(pixels[source]))
+    across = cv2.sepFilter2D(grey, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)
+    down = cv2.sepFilter2D(grey, cv2.CV_64F, _MEAN, _DERIVATIVE, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(np.hypot(across, down)[kept])

@@ -1,4 +1,4 @@
-"""Samples of 8 and of 16 bits: a 16-bit photo as 8 bits, or as values in 0..255.
+"""Samples of 8 and of 16 bits: a 16-bit photo as 8 bits, or as values in 0..255, and their luminance.
 
 `desra_core.images.codec` keeps 16 bits when it decodes, and an SR result has the depth of its photo.
 """
@@ -12,10 +12,18 @@ import numpy.typing as npt
 
 from desra_core.images.codec import Pixels
 
+# The shares of red, green and blue in luminance (BT.601).
+LUMINANCE = (0.299, 0.587, 0.114)
+
 
 def grey_levels(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Convert samples of any depth to float64 in 0..255: uint16 is divided by 257."""
     return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
+
+
+def luminance(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute the luminance ``(H, W)`` of gray or RGB levels ``(H, W, 1 or 3)``."""
+    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(LUMINANCE)
 
 
 def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:

@@ -9,14 +9,13 @@ import numpy as np
 
 from desra_core.errors import UsageError
 from desra_core.gpu import exact_on, lacks_memory
+from desra_core.images.bit_depth import LUMINANCE
 from desra_core.images.codec import Pixels
 from desra_core.images.tiling import Window, windows
 from desra_core.networks.checkpoints import Model
 
 if TYPE_CHECKING:
     import torch
-
-_LUMINANCE = (0.299, 0.587, 0.114)
 
 
 class Result(NamedTuple):
@@ -136,7 +135,7 @@ def _write(sr: Pixels, output: torch.Tensor, scale: int, window: Window) -> None
     target = sr[kept.y * scale : (kept.y + kept.height) * scale, kept.x * scale : (kept.x + kept.width) * scale]
     values = output[:, top : top + target.shape[0], left : left + target.shape[1]].clamp(0, 1)
     if sr.shape[2] == 1:
-        red, green, blue = (share * channel for share, channel in zip(_LUMINANCE, values, strict=True))
+        red, green, blue = (share * channel for share, channel in zip(LUMINANCE, values, strict=True))
         values = (red + green + blue)[None]
     largest = np.iinfo(sr.dtype).max
     rounded = values.mul_(largest).round_().to(torch.uint8 if largest == 255 else torch.int32)
