@@ -56,10 +56,9 @@ def interpreter_problems() -> list[str]:
 def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
     """Load each shared library as the dynamic loader would find it; returns a line for each that cannot be loaded.
 
-    Examples
-    --------
-    >>> library_problems([Library("liba.so.1", "example", "liba1", "liba")])
-    ['liba.so.1, which example needs, is missing: install liba1 (Debian, Ubuntu) or liba (Fedora)']
+    Examples:
+        >>> library_problems([Library("liba.so.1", "example", "liba1", "liba")])
+        ['liba.so.1, which example needs, is missing: install liba1 (Debian, Ubuntu) or liba (Fedora)']
     """
     problems = []
     for library in libraries:

@@ -28,14 +28,10 @@ class Failure(NamedTuple):
 class DesraError(Exception):
     """A problem in one line: ``subject: reason; remedy``.
 
-    Parameters
-    ----------
-    subject
-        The file, folder or setting that is at fault.
-    reason
-        What is wrong with it.
-    remedy
-        What the reader can do about it.
+    Args:
+        subject: The file, folder or setting that is at fault.
+        reason: What is wrong with it.
+        remedy: What the reader can do about it.
     """
 
     def __init__(self, subject: object, reason: str, remedy: str) -> None:

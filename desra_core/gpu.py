@@ -41,12 +41,11 @@ def exact_on(device: str) -> Iterator[None]:
 def lacks_memory(error: BaseException) -> bool:
     """Check whether an error says that there is not enough memory, of the GPU or of the machine.
 
-    Examples
-    --------
-    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    (True, True)
-    >>> lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    False
+    Examples:
+        >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        (True, True)
+        >>> lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+        False
     """
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
@@ -56,10 +55,9 @@ def lacks_memory(error: BaseException) -> bool:
 def is_unusable(error: BaseException) -> bool:
     """Check whether an error says that no process can compute on this GPU at all.
 
-    Examples
-    --------
-    >>> is_unusable(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
-    True
+    Examples:
+        >>> is_unusable(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
+        True
     """
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _UNUSABLE)
 
@@ -67,12 +65,11 @@ def is_unusable(error: BaseException) -> bool:
 def is_broken(error: BaseException) -> bool:
     """Check whether an error says that this process can no longer use its GPU, while another one may.
 
-    Examples
-    --------
-    >>> is_broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    True
-    >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
-    False
+    Examples:
+        >>> is_broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
+        True
+        >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
+        False
     """
     named = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
     return named and not lacks_memory(error) and not is_unusable(error)

@@ -37,10 +37,9 @@ def shard_runner() -> TaskRunner[Any]:
 def opened_workspace(root: Path) -> Workspace:
     """Open the workspace of a run; create a missing one, except for a run of a deployment.
 
-    Raises
-    ------
-    UsageError
-        The workspace of a run that comes from a deployment has vanished, perhaps with the disk that it is on.
+    Raises:
+        UsageError: The workspace of a run that comes from a deployment has vanished, perhaps with the disk that it is
+            on.
     """
     workspace = Workspace(root)
     if runs_by_itself() and not workspace.exists():
@@ -53,14 +52,10 @@ def opened_workspace(root: Path) -> Workspace:
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
     """Plan a run, take its shards through the stages and publish the results. For the body of a flow.
 
-    Parameters
-    ----------
-    settings
-        Settings of the run.
-    machine
-        Where and how wide to compute.
-    rescan
-        Look for new and changed files first.
+    Args:
+        settings: Settings of the run.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed files first.
     """
     workspace = opened_workspace(settings.workspace)
     tag_run(settings.verb, corpus_name(settings), workspace.root.name)

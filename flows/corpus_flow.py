@@ -49,10 +49,8 @@ class CorpusFlow(Flow[P, R]):
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Validate as Prefect does, but fail in one line, for instance for a deployment of an earlier version.
 
-        Raises
-        ------
-        UsageError
-            This version does not take them.
+        Raises:
+            UsageError: This version does not take them.
         """
         try:
             validated = super().validate_parameters(parameters)
@@ -80,12 +78,9 @@ def corpus_flow(
     The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
     repeats itself after errors worth a retry, and fails where its result has a ``problem``.
 
-    Parameters
-    ----------
-    name
-        Name of the flow.
-    task_runner
-        Prefect's own by default.
+    Args:
+        name: Name of the flow.
+        task_runner: Prefect's own by default.
     """
 
     def decorate(function: Callable[P, R]) -> CorpusFlow[P, R]:

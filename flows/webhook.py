@@ -28,10 +28,8 @@ _SECONDS = 5
 def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write to log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
 
-    Parameters
-    ----------
-    flow, flow_run, state
-        As Prefect gives them to a hook.
+    Args:
+        flow, flow_run, state: As Prefect gives them to a hook.
     """
     logger = flow_run_logger(flow_run, flow)
     logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
@@ -48,10 +46,8 @@ def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Say on stderr that a run was cancelled; for ``on_cancellation``.
 
-    Parameters
-    ----------
-    flow, flow_run, state
-        As Prefect gives them to a hook.
+    Args:
+        flow, flow_run, state: As Prefect gives them to a hook.
     """
     if not flow_run.parent_task_run_id:
         message = failure_message(flow, flow_run, state)
@@ -69,12 +65,9 @@ def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> Non
 def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
     """Send a message to a webhook. Never fails; returns the reason if it was not reached, without the secret address.
 
-    Parameters
-    ----------
-    address
-        URL of the webhook.
-    message
-        The fields of a JSON object.
+    Args:
+        address: URL of the webhook.
+        message: The fields of a JSON object.
     """
     try:
         httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
@@ -88,10 +81,8 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
 def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
     """Make the JSON message of a failed run for the webhook; Slack and Mattermost show its ``text``.
 
-    Parameters
-    ----------
-    flow, flow_run, state
-        As Prefect gives them to a hook.
+    Args:
+        flow, flow_run, state: As Prefect gives them to a hook.
     """
     message = _reason(flow, flow_run, state)
     name, deployment = _names(flow_run)

@@ -28,17 +28,12 @@ _WORK = "exec(source) or work(question, function, arguments)"
 class Admission:
     """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
 
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    folder
-        Where workers write, if they do.
+    Args:
+        client: Of the cluster.
+        folder: Where workers write, if they do.
 
-    Attributes
-    ----------
-    refused
-        Addresses of the workers that failed it last; a warning was printed for each.
+    Attributes:
+        refused: Addresses of the workers that failed it last; a warning was printed for each.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
@@ -52,12 +47,9 @@ class Admission:
     def ask(self) -> None:
         """Ask all present workers.
 
-        Raises
-        ------
-        AbsentError
-            All fail.
-        TransientError
-            The folder cannot be written to.
+        Raises:
+            AbsentError: All fail.
+            TransientError: The folder cannot be written to.
         """
         if self._sign:
             with storage_errors(self._sign.parent):
@@ -78,9 +70,8 @@ class Admission:
     def others(self, answer: question.Answer, resources: dict[str, float]) -> dict[str, Any] | None:
         """Say where to resubmit a call that a worker has refused, as one may that joined later.
 
-        Returns
-        -------
-        Options for resubmitting the task, with its resources, to other workers; None if this worker did it.
+        Returns:
+            Options for resubmitting the task, with its resources, to other workers; None if this worker did it.
         """
         refused, _ = answer
         if refused is None:

@@ -44,14 +44,10 @@ def tag_run(*tags: str) -> None:
 def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) -> None:
     """Publish what a run is about to do as an artifact.
 
-    Parameters
-    ----------
-    title
-        Command, input and output, as Markdown.
-    facts
-        The amount of work, a line each, as Markdown.
-    dask
-        The cluster, if the run needs one.
+    Args:
+        title: Command, input and output, as Markdown.
+        facts: The amount of work, a line each, as Markdown.
+        dask: The cluster, if the run needs one.
     """
     who = []
     if dask:
@@ -65,14 +61,10 @@ def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) ->
 def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> None:
     """Publish how a run ended as an artifact, with a link to the report.
 
-    Parameters
-    ----------
-    workspace
-        The workspace, whose report is written.
-    line
-        How it ended.
-    facts
-        More lines, as Markdown.
+    Args:
+        workspace: The workspace, whose report is written.
+        line: How it ended.
+        facts: More lines, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
     people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
@@ -84,14 +76,10 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
 def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
     """Publish what a run over a corpus is about to do as an artifact.
 
-    Parameters
-    ----------
-    settings
-        Settings of the run.
-    prepared
-        Its plan.
-    dask
-        As for `show_overview`.
+    Args:
+        settings: Settings of the run.
+        prepared: Its plan.
+        dask: As for `show_overview`.
     """
     plan, scanned = prepared.plan, prepared.scanned
     facts = [
@@ -110,12 +98,11 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
 def ranges(shards: Sequence[int]) -> str:
     """Count and list shards by their sorted numbers.
 
-    Examples
-    --------
-    >>> ranges([0, 1, 2, 5, 7, 8])
-    '6 (00000–00002, 00005, 00007–00008)'
-    >>> ranges([])
-    'none'
+    Examples:
+        >>> ranges([0, 1, 2, 5, 7, 8])
+        '6 (00000–00002, 00005, 00007–00008)'
+        >>> ranges([])
+        'none'
     """
     runs = [[number for _, number in run] for _, run in groupby(enumerate(shards), key=lambda pair: pair[1] - pair[0])]
     listed = ", ".join(f"{run[0]:05d}–{run[-1]:05d}" if len(run) > 1 else f"{run[0]:05d}" for run in runs)

@@ -33,9 +33,8 @@ class Benchmarked(NamedTuple):
 def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
     """Run the detectors on the images that lack results.
 
-    Returns
-    -------
-    The number of images that failed.
+    Returns:
+        The number of images that failed.
     """
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:

@@ -25,9 +25,8 @@ _AT_A_TIME = 50
 def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgress) -> int:
     """Add the histograms of the images of a shard that lack them to its file.
 
-    Returns
-    -------
-    The number of images that could not be counted.
+    Returns:
+        The number of images that could not be counted.
     """
     work = counting.work(counting.shard(number))
     tokens = {image.id: token for token, (image, _) in work.items()}

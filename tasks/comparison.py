@@ -61,9 +61,8 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 
     The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
 
-    Returns
-    -------
-    The number of images that could not be judged.
+    Returns:
+        The number of images that could not be judged.
     """
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)

@@ -55,16 +55,11 @@ _MOST_GPUS = 64
 class Share(NamedTuple):
     """The share of this machine that each of its workers gets.
 
-    Attributes
-    ----------
-    workers
-        How many there are, beside those with a GPU.
-    threads
-        That the work on one image may use.
-    memory
-        Of a worker, or of one thread on a GPU, in bytes.
-    gpu_threads
-        Of each worker with a GPU.
+    Attributes:
+        workers: How many there are, beside those with a GPU.
+        threads: That the work on one image may use.
+        memory: Of a worker, or of one thread on a GPU, in bytes.
+        gpu_threads: Of each worker with a GPU.
     """
 
     workers: int
@@ -76,21 +71,14 @@ class Share(NamedTuple):
 def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
     """Divide this machine among workers: fewer of them where images are large.
 
-    Parameters
-    ----------
-    machine
-        Number and memory of the workers, where given.
-    own
-        Bytes that each holds without an image.
-    gpus
-        Number of additional workers with a GPU.
-    pixels
-        Of the largest image to come.
+    Args:
+        machine: Number and memory of the workers, where given.
+        own: Bytes that each holds without an image.
+        gpus: Number of additional workers with a GPU.
+        pixels: Of the largest image to come.
 
-    Raises
-    ------
-    UsageError
-        They have too little memory.
+    Raises:
+        UsageError: They have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
     # How many of the largest images there is memory for at a time.
@@ -105,17 +93,12 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
 def image_bytes(memory: int, own: int) -> int:
     """Return the bytes of a worker's memory that are left for an image.
 
-    Parameters
-    ----------
-    memory
-        Of a worker, or of one of its threads.
-    own
-        Bytes that it holds without an image.
+    Args:
+        memory: Of a worker, or of one of its threads.
+        own: Bytes that it holds without an image.
 
-    Raises
-    ------
-    UsageError
-        It leaves nothing.
+    Raises:
+        UsageError: It leaves nothing.
     """
     usable = int(_USABLE_SHARE * memory)
     if usable <= own:
@@ -144,14 +127,11 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
 
     Other users of this machine reach neither the scheduler, which would run any code, nor the dashboard.
 
-    Parameters
-    ----------
-    share
-        The share of each.
-    gpus
-        Those that get a worker of their own, which declares the resource ``GPU: 1`` per thread; of `visible_gpus`.
-    dashboard_port
-        As for `standing_cluster`.
+    Args:
+        share: The share of each.
+        gpus: Those that get a worker of their own, which declares the resource ``GPU: 1`` per thread; of
+            `visible_gpus`.
+        dashboard_port: As for `standing_cluster`.
     """
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
     hidden = secrets.token_urlsafe(32)
@@ -180,14 +160,10 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
 class StandingCluster:
     """Workers on this machine that outlive single runs.
 
-    Attributes
-    ----------
-    address
-        Of the scheduler.
-    workers
-        Number of workers in all.
-    gpus
-        Number of those with a GPU of their own.
+    Attributes:
+        address: Of the scheduler.
+        workers: Number of workers in all.
+        gpus: Number of those with a GPU of their own.
     """
 
     def __init__(self, cluster: SpecCluster, machine: Machine, gpus: int, key: Path) -> None:
@@ -218,16 +194,11 @@ class StandingCluster:
 def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: int = 0) -> Iterator[StandingCluster]:
     """Start workers on this machine that outlive single runs; runs find them by `StandingCluster.environment`.
 
-    Parameters
-    ----------
-    machine
-        Number and memory of the workers.
-    gpus
-        As for `open_dask`.
-    key
-        File to keep the key of the cluster in, for this user alone; gone at the end.
-    dashboard_port
-        Of Dask's own page about them; another one where it is taken, and by default any.
+    Args:
+        machine: Number and memory of the workers.
+        gpus: As for `open_dask`.
+        key: File to keep the key of the cluster in, for this user alone; gone at the end.
+        dashboard_port: Of Dask's own page about them; another one where it is taken, and by default any.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
     with local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):

@@ -56,32 +56,21 @@ def open_dask(
 ) -> Iterator[Dask]:
     """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
-    Parameters
-    ----------
-    machine
-        How many workers and how large; ignored by a scheduler that runs elsewhere.
-    folder
-        The folder that workers write to, if they do.
-    networks
-        Whether workers will run networks, and need memory for that beside their images.
-    gpus
-        Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
-    device
-        The one GPU to use, of `visible_gpus`.
-    alone
-        Start workers for this run even where desra serve has a cluster.
-    most_pixels
-        Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For large images
-        this machine gets fewer and larger workers. If the image does not fit into those of desra serve, these are
-        restarted to free their memory, and workers of the run's own do the work.
+    Args:
+        machine: How many workers and how large; ignored by a scheduler that runs elsewhere.
+        folder: The folder that workers write to, if they do.
+        networks: Whether workers will run networks, and need memory for that beside their images.
+        gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
+        device: The one GPU to use, of `visible_gpus`.
+        alone: Start workers for this run even where desra serve has a cluster.
+        most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
+            large images this machine gets fewer and larger workers. If the image does not fit into those of desra
+            serve, these are restarted to free their memory, and workers of the run's own do the work.
 
-    Raises
-    ------
-    AbsentError
-        The scheduler does not answer, has no workers, none with this version of desra that sees the folder, or fewer
-        GPUs than desra serve has.
-    UsageError
-        Workers have too little memory.
+    Raises:
+        AbsentError: The scheduler does not answer, has no workers, none with this version of desra that sees the
+            folder, or fewer GPUs than desra serve has.
+        UsageError: Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES

@@ -44,20 +44,13 @@ class ImageJob(NamedTuple):
 class Dask:
     """A connected cluster.
 
-    Attributes
-    ----------
-    threads
-        Threads that the work on one image may use.
-    max_pixels
-        The largest image that fits into a worker's share of memory.
-    workers
-        Number of workers in all.
-    gpus
-        Number of those with a GPU of their own.
-    gpu_slots
-        The resource ``GPU`` of such a worker: a task that takes all of it runs there alone.
-    dashboard
-        Address of Dask's own page about the cluster.
+    Attributes:
+        threads: Threads that the work on one image may use.
+        max_pixels: The largest image that fits into a worker's share of memory.
+        workers: Number of workers in all.
+        gpus: Number of those with a GPU of their own.
+        gpu_slots: The resource ``GPU`` of such a worker: a task that takes all of it runs there alone.
+        dashboard: Address of Dask's own page about the cluster.
     """
 
     def __init__(
@@ -90,10 +83,8 @@ class Dask:
     def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
         """Run a job on every image, started in this order; yields results as they are ready, or an `ImageError`.
 
-        Raises
-        ------
-        CancelledError
-            The run has ended meanwhile.
+        Raises:
+            CancelledError: The run has ended meanwhile.
         """
         run = uuid4().hex[:8]
         function, calls = self._admitted(partial(_recorded, job, self._machine, flow_run.name), work)
@@ -171,12 +162,9 @@ class Dask:
 
         A worker that dies is replaced, and the function called again.
 
-        Raises
-        ------
-        TransientError
-            All workers have gone, or it took down several of them.
-        Exception
-            What the function raises.
+        Raises:
+            TransientError: All workers have gone, or it took down several of them.
+            Exception: What the function raises.
         """
         called, [call] = self._admitted(partial(call_on_worker, function), [arguments])
         futures = [self._submit(called, call, resources)]

@@ -91,9 +91,8 @@ def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
 def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
 
-    Returns
-    -------
-    The iterations done, and whether they ended early.
+    Returns:
+        The iterations done, and whether they ended early.
     """
     from desra_core.training.loop import finetune  # here, for only workers need PyTorch
 
@@ -145,16 +144,12 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
 
     The system frees what a process held, however it dies.
 
-    Parameters
-    ----------
-    devices
-        Names of GPUs, or ``cpu``.
-    on_wait
-        Called with a line for people, once, when all of them are taken.
+    Args:
+        devices: Names of GPUs, or ``cpu``.
+        on_wait: Called with a line for people, once, when all of them are taken.
 
-    Yields
-    ------
-    The device.
+    Yields:
+        The device.
     """
     announced = False
     while True:

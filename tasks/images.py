@@ -31,27 +31,19 @@ def each_image(
 ) -> Iterator[tuple[ImageRef, Any]]:
     """Run a function on every image, on all workers; show how far it is.
 
-    Parameters
-    ----------
-    name
-        The work in a word, shown to people.
-    prepare
-        Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers call with
-        an image and the other part of its entry in ``work``. It must be picklable, and so must its small result.
-    work
-        The images, each with something small for the function; one that comes several times counts once.
-    machine
-        Where and how wide to compute.
-    networks
-        Whether the function runs networks.
-    scale
-        The factor by which networks enlarge photos.
-    folder
-        The folder that it writes to.
+    Args:
+        name: The work in a word, shown to people.
+        prepare: Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers
+            call with an image and the other part of its entry in ``work``. It must be picklable, and so must its small
+            result.
+        work: The images, each with something small for the function; one that comes several times counts once.
+        machine: Where and how wide to compute.
+        networks: Whether the function runs networks.
+        scale: The factor by which networks enlarge photos.
+        folder: The folder that it writes to.
 
-    Yields
-    ------
-    Each image with its result, or with the `ImageError` that it failed by, in the order of completion.
+    Yields:
+        Each image with its result, or with the `ImageError` that it failed by, in the order of completion.
     """
     gpus = gpus_wanted(networks, machine)
     turns = Counter(image.id for image, _ in work)

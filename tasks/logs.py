@@ -27,12 +27,9 @@ _RECORDS = logging.getLogger("desra.records")
 def say(line: str, **ids: Any) -> None:
     """Print a line that is not the result.
 
-    Parameters
-    ----------
-    line
-        Its level is that of a leading ``error:`` or ``warning:``, else info.
-    ids
-        The run, workspace and so on, as for `record`; shown where lines are JSON.
+    Args:
+        line: Its level is that of a leading ``error:`` or ``warning:``, else info.
+        ids: The run, workspace and so on, as for `record`; shown where lines are JSON.
     """
     _handled()
     level, _, message = line.partition(": ")
@@ -73,14 +70,10 @@ def carry(**ids: Any) -> None:
 def record(level: int, message: str, **ids: Any) -> None:
     """Log the result of a shard or an image.
 
-    Parameters
-    ----------
-    level
-        Of Python's logging.
-    message
-        A line.
-    ids
-        Ids of the run, shard, image and so on.
+    Args:
+        level: Of Python's logging.
+        message: A line.
+        ids: Ids of the run, shard, image and so on.
     """
     _handled()
     _RECORDS.log(level, message, extra={"ids": ids})
@@ -101,10 +94,8 @@ def is_json() -> bool:
 class _Stderr(logging.StreamHandler[TextIO]):
     """A handler that writes to the current ``sys.stderr``.
 
-    Attributes
-    ----------
-    about
-        Ids that all lines carry.
+    Attributes:
+        about: Ids that all lines carry.
     """
 
     def __init__(self) -> None:

@@ -26,12 +26,9 @@ _MESSAGE_SECONDS = 0.2
 class Watch:
     """Futures in progress: cancelled when the run ends, or when no worker has been able to compute them for 20 s.
 
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    is_any_able
-        Says whether there is a worker with the given resources now.
+    Args:
+        client: Of the cluster.
+        is_any_able: Says whether there is a worker with the given resources now.
     """
 
     def __init__(self, client: Client, is_any_able: Callable[[dict[str, float]], bool]) -> None:
@@ -63,10 +60,8 @@ class Watch:
     def over(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
         """Watch futures, which need these resources, for the block; the list may grow meanwhile.
 
-        Raises
-        ------
-        CancelledError
-            The run has ended.
+        Raises:
+            CancelledError: The run has ended.
         """
         with self._lock:
             self.check()

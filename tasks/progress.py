@@ -111,16 +111,11 @@ class _Pace:
 class RunProgress:
     """Count images as they pass their stages, and show it. Safe to call from the threads of several shards.
 
-    Parameters
-    ----------
-    verb
-        The run in a word, such as ``mine``.
-    images
-        Number of images to be computed.
-    stages
-        Number of stages of each image.
-    unit
-        The thing that is counted, in the plural.
+    Args:
+        verb: The run in a word, such as ``mine``.
+        images: Number of images to be computed.
+        stages: Number of stages of each image.
+        unit: The thing that is counted, in the plural.
     """
 
     def __init__(self, verb: str, images: int, stages: int, unit: str = "images") -> None:

@@ -16,10 +16,8 @@ from tasks.shards import StageSpec
 def gpus_wanted(networks: bool, machine: Machine) -> int:
     """Return the number of GPUs that a run uses: all of this machine, if it runs networks and may use them.
 
-    Raises
-    ------
-    UsageError
-        ``--device cuda`` on a machine where PyTorch sees no GPU.
+    Raises:
+        UsageError: ``--device cuda`` on a machine where PyTorch sees no GPU.
     """
     if not networks or machine.device == "cpu" or machine.scheduler:
         return 0
@@ -36,11 +34,9 @@ def stages_of(
 ) -> list[StageSpec]:
     """Make the stages of a run from the declarations of its products, and try their networks on a worker.
 
-    Raises
-    ------
-    UsageError
-        A model or the segmenter cannot be loaded, or there is no GPU where one was asked for (`AbsentError`). Raised
-        here once, instead of as a failure of every image.
+    Raises:
+        UsageError: A model or the segmenter cannot be loaded, or there is no GPU where one was asked for
+            (`AbsentError`). Raised here once, instead of as a failure of every image.
     """
     if machine.device == "cuda" and not dask.gpus and target.runs_networks:
         raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")

@@ -22,10 +22,9 @@ from desra_core.workspace import Workspace
 def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     """Submit the finetune deployment beside that of this run, if enough has gathered and none is waiting yet.
 
-    Returns
-    -------
-    The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
-    the workspace meanwhile.
+    Returns:
+        The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
+        the workspace meanwhile.
     """
     logger = get_run_logger()
     try:

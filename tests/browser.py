@@ -30,12 +30,9 @@ _FLAGS = (
 class Page:
     """A page that has loaded.
 
-    Attributes
-    ----------
-    requests
-        Addresses that the page asked for, other than itself and data it holds.
-    complaints
-        Errors and warnings of scripts and of the browser.
+    Attributes:
+        requests: Addresses that the page asked for, other than itself and data it holds.
+        complaints: Errors and warnings of scripts and of the browser.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -134,14 +131,10 @@ class Page:
 def opened(address: str, profile: Path, *, width: int = 1400, height: int = 1000) -> Iterator[Page]:
     """Open an address in a browser of its own; skips the test where there is none.
 
-    Parameters
-    ----------
-    address
-        Such as ``path.as_uri()``.
-    profile
-        An empty folder for the browser's files.
-    width, height
-        Of the window, in pixels.
+    Args:
+        address: Such as ``path.as_uri()``.
+        profile: An empty folder for the browser's files.
+        width, height: Of the window, in pixels.
     """
     binary = next(filter(None, map(shutil.which, _NAMES)), None)
     if binary is None:

@@ -112,10 +112,8 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the values of a TOML file the defaults of the command's flags.
 
-    Raises
-    ------
-    UsageError
-        It cannot be read, or has a key that is no flag.
+    Raises:
+        UsageError: It cannot be read, or has a key that is no flag.
     """
     if path is None:
         return None

@@ -59,10 +59,8 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
 def existing_workspace(root: Path) -> Workspace:
     """Open the workspace of an earlier run.
 
-    Raises
-    ------
-    UsageError
-        There is none.
+    Raises:
+        UsageError: There is none.
     """
     workspace = Workspace(root)
     if not workspace.exists():
@@ -96,12 +94,9 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 def server_for_run(workspace: Workspace) -> Iterator[None]:
     """Have a Prefect server for a run, and print where to watch it.
 
-    Raises
-    ------
-    UsageError
-        No server can be had, or it does not take our key.
-    ServerLostError
-        The server is gone.
+    Raises:
+        UsageError: No server can be had, or it does not take our key.
+        ServerLostError: The server is gone.
     """
     check_temporary()
     say("starting Prefect and the workers, which takes some seconds")

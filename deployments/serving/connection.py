@@ -95,12 +95,9 @@ def _is_readable(host: str) -> bool:
 def check_server(url: str) -> None:
     """Check that a configured server answers.
 
-    Raises
-    ------
-    TransientError
-        It does not any more: this command has lost it before.
-    UsageError
-        It does not.
+    Raises:
+        TransientError: It does not any more: this command has lost it before.
+        UsageError: It does not.
     """
     heed_proxies()
     try:
@@ -119,10 +116,8 @@ def key_file(workspace: Workspace) -> Path:
 def read_key(workspace: Workspace) -> str:
     """Read the key of the server that desra serve has started for a workspace.
 
-    Raises
-    ------
-    UsageError
-        It cannot be read: another user has started that server.
+    Raises:
+        UsageError: It cannot be read: another user has started that server.
     """
     try:
         return key_file(workspace).read_text()
@@ -148,10 +143,8 @@ def watch_at(workspace: Workspace, url: str) -> str:
 def connected() -> Iterator[SyncPrefectClient]:
     """Talk to the configured server, with little patience.
 
-    Raises
-    ------
-    UsageError
-        It does not answer, or not as it should.
+    Raises:
+        UsageError: It does not answer, or not as it should.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException

@@ -66,12 +66,9 @@ def start_again(process: Child, starts: list[float], now: float, wait: Callable[
     ``starts`` holds when it was started again before, in seconds of the clock of ``now``, and is kept up to date;
     ``wait`` waits for so many seconds.
 
-    Raises
-    ------
-    RestlessError
-        It ends again and again, and is not started any more.
-    DesraError, OSError
-        What starting it raises.
+    Raises:
+        RestlessError: It ends again and again, and is not started any more.
+        DesraError, OSError: What starting it raises.
     """
     starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
     if len(starts) > _MOST_STARTS:

@@ -28,10 +28,8 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
     Other users of this machine cannot guess the address. It stays the same, for links of older runs. Port 0 is any free
     one.
 
-    Raises
-    ------
-    UsageError
-        Another process listens on the port.
+    Raises:
+        UsageError: Another process listens on the port.
     """
     import uvicorn
 

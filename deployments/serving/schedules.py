@@ -108,10 +108,8 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
     With ``own``, the server is that of the workspace: what this one has left there before it was renamed or moved goes,
     since no worker would ever take those runs.
 
-    Raises
-    ------
-    UsageError
-        The server does not accept one, or has one of that name for another workspace.
+    Raises:
+        UsageError: The server does not accept one, or has one of that name for another workspace.
     """
     from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 
@@ -153,10 +151,8 @@ def check_alone(pool: str, client: SyncPrefectClient) -> None:
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
     """Find when a deployment runs next by itself, in the time zone of its schedule; None where it does not.
 
-    Raises
-    ------
-    UsageError
-        The server cannot plan runs.
+    Raises:
+        UsageError: The server cannot plan runs.
     """
     from prefect.exceptions import PrefectHTTPStatusError
 

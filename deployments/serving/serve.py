@@ -56,10 +56,9 @@ _SETTLED = timedelta(minutes=2)
 def serve(serving: Serving, machine: Machine) -> int:
     """Serve a corpus until a signal comes; returns the exit code.
 
-    Raises
-    ------
-    UsageError
-        A setting, a folder or a model cannot be used; the workspace is in use, or served by another process.
+    Raises:
+        UsageError: A setting, a folder or a model cannot be used; the workspace is in use, or served by another
+            process.
     """
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
@@ -106,11 +105,9 @@ def look_after(
 ) -> None:
     """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
 
-    Raises
-    ------
-    UsageError
-        A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on: a process
-        that is started then would make another one in its place.
+    Raises:
+        UsageError: A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on:
+            a process that is started then would make another one in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]

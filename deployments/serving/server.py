@@ -68,12 +68,10 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
     That is the one that is configured, or that of desra serve for this workspace, or one for the length of this run.
     Sets environment variables that Prefect reads when it is imported; call it before. The workspace must be locked.
 
-    Raises
-    ------
-    TransientError
-        The disk is full, or the configured server does not answer any more.
-    UsageError
-        The configured server does not answer, none can be started, or the key of that of desra serve is not ours.
+    Raises:
+        TransientError: The disk is full, or the configured server does not answer any more.
+        UsageError: The configured server does not answer, none can be started, or the key of that of desra serve is not
+            ours.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         check_server(configured)
@@ -128,12 +126,9 @@ class Server(Child):
     def start(self) -> None:
         """Start it, or start it again, and wait until it answers. One that ends meanwhile is started once more.
 
-        Raises
-        ------
-        TransientError
-            The disk is full.
-        UsageError
-            It does not answer, though it was started twice and given ten minutes.
+        Raises:
+            TransientError: The disk is full.
+            UsageError: It does not answer, though it was started twice and given ten minutes.
         """
         with storage_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
@@ -284,10 +279,8 @@ def _mark_killed(workspace: Workspace, url: str) -> None:
 def check_temporary() -> None:
     """Check that there is room for temporary files, which databases and workers need.
 
-    Raises
-    ------
-    TransientError
-        The disk is full.
+    Raises:
+        TransientError: The disk is full.
     """
     if _is_full(folder := _temporary()):
         reason = "the disk is full, and temporary files find no room there"

@@ -42,10 +42,8 @@ class Service:
 def standing(workspace: Workspace) -> Iterator[Service]:
     """Be the one that serves a workspace; processes that a killed one has left are ended first.
 
-    Raises
-    ------
-    LockedError
-        Another one serves it.
+    Raises:
+        LockedError: Another one serves it.
     """
     file = _file(workspace)
     file.parent.mkdir(parents=True, exist_ok=True)

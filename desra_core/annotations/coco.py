@@ -24,10 +24,8 @@ def coco_annotations(image: Annotated) -> list[dict[str, Any]]:
 def coco_document(images: Iterable[tuple[str, tuple[int, int], list[dict[str, Any]]]]) -> bytes:
     """Write a COCO file.
 
-    Parameters
-    ----------
-    images
-        File name, ``(H, W)`` and annotations of each.
+    Args:
+        images: File name, ``(H, W)`` and annotations of each.
     """
     rows: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

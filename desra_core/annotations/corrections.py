@@ -39,21 +39,15 @@ Drawn = LabelMeFile | CocoMask
 class Correction(NamedTuple):
     """A human mask, ready to be published.
 
-    Attributes
-    ----------
-    source
-        The file, and for COCO the image in it, for errors.
-    name, id
-        Of the image.
-    png, pixels, regions
-        The mask as a 1-bit PNG, its marked pixels and its 8-connected regions.
-    changed
-        Whether the detector's mask is another one.
-    kinds, left_out
-        The kind of each shape, and a phrase for each that does not count.
-    as_exported
-        Whether the mask is still the detector's as it was exported for this image, neither edited nor confirmed by a
-        person. Where a human mask counts and the export has the image, only that export is looked at.
+    Attributes:
+        source: The file, and for COCO the image in it, for errors.
+        name, id: Of the image.
+        png, pixels, regions: The mask as a 1-bit PNG, its marked pixels and its 8-connected regions.
+        changed: Whether the detector's mask is another one.
+        kinds, left_out: The kind of each shape, and a phrase for each that does not count.
+        as_exported: Whether the mask is still the detector's as it was exported for this image, neither edited nor
+            confirmed by a person. Where a human mask counts and the export has the image, only that export is looked
+            at.
     """
 
     source: str
@@ -82,30 +76,21 @@ def read_corrections(
 ) -> tuple[list[Correction], list[DesraError]]:
     """Read the masks that people corrected in an export, or drew otherwise; nothing is written.
 
-    Parameters
-    ----------
-    workspace
-        The workspace of the images.
-    origin
-        ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath`` names, or
-        else of the image at its own place. ``coco``: a JSON file.
-    path
-        The folder or file.
-    label
-        Only shapes with this label count, if given. By default all LabelMe shapes do; of a COCO file those of the
-        category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
-    unchanged
-        Whether masks that are as they were exported count too; else they contradict none that were edited.
+    Args:
+        workspace: The workspace of the images.
+        origin: ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath``
+            names, or else of the image at its own place. ``coco``: a JSON file.
+        path: The folder or file.
+        label: Only shapes with this label count, if given. By default all LabelMe shapes do; of a COCO file those of
+            the category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
+        unchanged: Whether masks that are as they were exported count too; else they contradict none that were edited.
 
-    Returns
-    -------
-    The masks, with those that are as they were exported, and the errors of others. If there are any errors, nothing
-    should be published.
+    Returns:
+        The masks, with those that are as they were exported, and the errors of others. If there are any errors, nothing
+        should be published.
 
-    Raises
-    ------
-    UsageError
-        The path holds no such files, or the workspace no run.
+    Raises:
+        UsageError: The path holds no such files, or the workspace no run.
     """
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
@@ -192,10 +177,8 @@ def _labelme(
 def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
     """The images that a LabelMe file may be of: by its imagePath, or where that names none by its own place.
 
-    Raises
-    ------
-    ImageError
-        Both name an image, but another one.
+    Raises:
+        ImageError: Both name an image, but another one.
     """
     last = place.rpartition("/")[2]
     here = (not flat and names.exact(place)) or names.ending_like(last)
@@ -261,10 +244,8 @@ def _row_of(
 ) -> dict[str, Any]:
     """Find the image of some annotations among those that are done.
 
-    Raises
-    ------
-    ImageError
-        It is ambiguous or not done, has another size, or another result than was exported.
+    Raises:
+        ImageError: It is ambiguous or not done, has another size, or another result than was exported.
     """
     if len(source.names) > 1:
         field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"

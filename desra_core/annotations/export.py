@@ -45,16 +45,11 @@ _THREADS = 4
 class Exported(NamedTuple):
     """The contents of an export.
 
-    Attributes
-    ----------
-    images, regions, by_people
-        Images, the regions of their masks, and how many of the masks are human masks.
-    unpictured
-        Images of a mined corpus that were asked for but whose pictures were not kept.
-    failures
-        Why others were left out.
-    pictures
-        The folder in which a labelling tool finds the pictures.
+    Attributes:
+        images, regions, by_people: Images, the regions of their masks, and how many of the masks are human masks.
+        unpictured: Images of a mined corpus that were asked for but whose pictures were not kept.
+        failures: Why others were left out.
+        pictures: The folder in which a labelling tool finds the pictures.
     """
 
     images: int
@@ -85,28 +80,19 @@ def export_workspace(
 ) -> Exported:
     """Export images with their masks: the human mask where there is one, else the detector's.
 
-    Parameters
-    ----------
-    workspace
-        Of any run.
-    output
-        A new folder, or that of an earlier export, which is brought up to date.
-    form
-        ``coco``: annotations.json, and the GAN results as 8-bit RGB below images; ``labelme``: NAME.json beside the
-        GAN result NAME.png; ``folder``: see above.
-    everything, worst
-        As for `desra_core.annotations.selection.select_images`.
-    pictures
-        Copy the GAN results; else ``coco`` names them as they lie in their own folder.
-    overwrite
-        Replace files that were edited since they were exported.
+    Args:
+        workspace: Of any run.
+        output: A new folder, or that of an earlier export, which is brought up to date.
+        form: ``coco``: annotations.json, and the GAN results as 8-bit RGB below images; ``labelme``: NAME.json beside
+            the GAN result NAME.png; ``folder``: see above.
+        everything, worst: As for `desra_core.annotations.selection.select_images`.
+        pictures: Copy the GAN results; else ``coco`` names them as they lie in their own folder.
+        overwrite: Replace files that were edited since they were exported.
 
-    Raises
-    ------
-    UsageError
-        The workspace has no run in it or no such image, or the folder may not be written; nothing has changed.
-    ImageError
-        None of the images can be read, or the disk is full; nothing has changed.
+    Raises:
+        UsageError: The workspace has no run in it or no such image, or the folder may not be written; nothing has
+            changed.
+        ImageError: None of the images can be read, or the disk is full; nothing has changed.
     """
     settings, target = load_settings(workspace)
     mined = settings.verb == "mine"

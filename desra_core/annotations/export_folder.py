@@ -42,19 +42,13 @@ class ExportFolder:
     def commit(self, document: dict[str, Any], *, overwrite: bool) -> None:
         """Put all files in place, and remove those of the export before that are not among them.
 
-        Parameters
-        ----------
-        document
-            Further entries for the document of the export.
-        overwrite
-            Replace files that were edited since they were exported.
+        Args:
+            document: Further entries for the document of the export.
+            overwrite: Replace files that were edited since they were exported.
 
-        Raises
-        ------
-        UsageError
-            One was edited, and may not be replaced.
-        TransientError
-            The disk is full or failed.
+        Raises:
+            UsageError: One was edited, and may not be replaced.
+            TransientError: The disk is full or failed.
         """
         files = {path: [self._digests[path]] for path in sorted(self._digests)}
         known: dict[str, list[str]] = (export_document(self.root) or {}).get("files", {})
@@ -96,12 +90,9 @@ class ExportFolder:
 def open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
     """Begin an export to a folder; without `ExportFolder.commit` nothing in it changes.
 
-    Raises
-    ------
-    UsageError
-        The folder holds other things than an export of this workspace, or lies inside it.
-    TransientError
-        It cannot be written.
+    Raises:
+        UsageError: The folder holds other things than an export of this workspace, or lies inside it.
+        TransientError: It cannot be written.
     """
     if root.resolve().is_relative_to(workspace.root.resolve()):
         raise UsageError(root, "lies inside the workspace", "name a folder outside of it as --output")

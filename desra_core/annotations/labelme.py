@@ -81,10 +81,8 @@ def labelme_document(image: Annotated) -> bytes:
 def read_labelme(path: Path) -> LabelMeFile:
     """Read a LabelMe file, without the picture that may be in it.
 
-    Raises
-    ------
-    ImageError
-        It cannot be read, is damaged, or is another kind of JSON.
+    Raises:
+        ImageError: It cannot be read, is damaged, or is another kind of JSON.
     """
     try:
         document = decode_json(read_bytes(path))
@@ -104,23 +102,16 @@ def read_labelme(path: Path) -> LabelMeFile:
 def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = None) -> Mask:
     """Draw all shapes of a file, by LabelMe's own rules, on an image of ``(H, W)``.
 
-    Parameters
-    ----------
-    file
-        With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
-    shape
-        Of the image.
-    label
-        Only shapes with this one, if given.
+    Args:
+        file: With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
+        shape: Of the image.
+        label: Only shapes with this one, if given.
 
-    Returns
-    -------
-    ``(H, W)`` bool.
+    Returns:
+        ``(H, W)`` bool.
 
-    Raises
-    ------
-    ImageError
-        A shape has no area, is damaged, or covers no pixel of the image.
+    Raises:
+        ImageError: A shape has no area, is damaged, or covers no pixel of the image.
     """
     canvas = Image.fromarray(np.zeros(shape, np.uint8))
     draw = ImageDraw.Draw(canvas)

@@ -37,14 +37,10 @@ _UNFINISHED = "unfinished.parquet"
 class ImportSummary(NamedTuple):
     """Counts of images of an import.
 
-    Attributes
-    ----------
-    images, changed, clean
-        Those that got a mask, whose mask is not the detector's, and whose mask is empty.
-    renewed
-        Those whose pseudo-GT was made again.
-    waiting
-        Those with artifacts whose pictures the next run has to make.
+    Attributes:
+        images, changed, clean: Those that got a mask, whose mask is not the detector's, and whose mask is empty.
+        renewed: Those whose pseudo-GT was made again.
+        waiting: Those with artifacts whose pictures the next run has to make.
     """
 
     images: int
@@ -57,12 +53,9 @@ class ImportSummary(NamedTuple):
 class UndoSummary(NamedTuple):
     """Counts of names of images of an import that was undone.
 
-    Attributes
-    ----------
-    names, restored
-        Where masks were taken back, and where an older human mask counts again.
-    renewed
-        Where the dataset's pictures were made again or removed.
+    Attributes:
+        names, restored: Where masks were taken back, and where an older human mask counts again.
+        renewed: Where the dataset's pictures were made again or removed.
     """
 
     names: int
@@ -73,10 +66,8 @@ class UndoSummary(NamedTuple):
 def publish_corrections(workspace: Workspace, corrections: Sequence[Correction]) -> ImportSummary:
     """Publish human masks at all names of their images. The workspace must be locked.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed; the same import again goes on.
+    Raises:
+        TransientError: The disk is full or failed; the same import again goes on.
     """
     _, target = load_settings(workspace)
     names = _all_names(workspace, {one.id for one in corrections})
@@ -119,12 +110,9 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
 def undo_import(workspace: Workspace) -> UndoSummary:
     """Undo the latest import that is left: human masks and dataset are as before. The workspace must be locked.
 
-    Raises
-    ------
-    UsageError
-        There is none.
-    TransientError
-        The disk is full or failed; the same again goes on.
+    Raises:
+        UsageError: There is none.
+        TransientError: The disk is full or failed; the same again goes on.
     """
     _, target = load_settings(workspace)
     latest = max(_imports(workspace), default=None)

@@ -67,20 +67,16 @@ class Annotated(NamedTuple):
     def mask(self) -> Mask:
         """Read the human mask, or else the detector's.
 
-        Raises
-        ------
-        ImageError
-            It is of another size than the image.
+        Raises:
+            ImageError: It is of another size than the image.
         """
         return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
 
     def annotations(self) -> list[Annotation]:
         """List the parts of the mask, in reading order.
 
-        Raises
-        ------
-        ImageError
-            The mask is not the one whose regions are recorded.
+        Raises:
+            ImageError: The mask is not the one whose regions are recorded.
         """
         found = Components(self.mask())
         places = zip(found.boxes[:, :2].tolist(), found.areas.tolist(), strict=True)
@@ -97,10 +93,8 @@ class Annotated(NamedTuple):
 def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     """Read a mask of an image of ``(H, W)``.
 
-    Raises
-    ------
-    ImageError
-        It cannot be read, or has another size.
+    Raises:
+        ImageError: It cannot be read, or has another size.
     """
     mask = decode_mask(read_bytes(path), path)
     if mask.shape != shape:
@@ -120,14 +114,10 @@ def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
 def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[Annotated]:
     """Choose images, sorted by name; of copies of one image, the first name.
 
-    Parameters
-    ----------
-    workspace, target
-        The workspace, and the cache keys of its latest run.
-    everything
-        Take all images that are done, not only those with artifacts or a human mask.
-    worst
-        Take only this many, the most severe.
+    Args:
+        workspace, target: The workspace, and the cache keys of its latest run.
+        everything: Take all images that are done, not only those with artifacts or a human mask.
+        worst: Take only this many, the most severe.
     """
     rows = done_images(workspace, target)
     human = read_human_masks(workspace, target.gan_sr_key)

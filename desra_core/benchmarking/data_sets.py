@@ -61,21 +61,16 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
     Files belong together when their relative paths agree without suffix. Where those of a folder agree with no GAN
     result's, an ending that all of them share, such as ``_out`` or ``-mask``, is dropped.
 
-    Parameters
-    ----------
-    root
-        A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
-        perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file beside
-        the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
-    given
-        Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name there.
-    skip
-        The folder of the results, in case it lies inside one of the others.
+    Args:
+        root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
+            perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
+            beside the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
+        given: Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name
+            there.
+        skip: The folder of the results, in case it lies inside one of the others.
 
-    Raises
-    ------
-    UsageError
-        There is no such data set, a folder holds no images, or the COCO file is damaged.
+    Raises:
+        UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
     """
     data_set = DataSet()
     for part in _find_parts(root, given):

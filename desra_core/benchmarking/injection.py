@@ -35,38 +35,29 @@ Pattern = Callable[[Levels, np.random.Generator], Levels]
 def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.random.Generator) -> Pixels:
     """Put an artifact into a result.
 
-    Parameters
-    ----------
-    gan_sr
-        ``(H, W, 1 or 3)`` uint8 or uint16.
-    kind
-        One of `KINDS`:
+    Args:
+        gan_sr: ``(H, W, 1 or 3)`` uint8 or uint16.
+        kind: One of `KINDS`:
 
-        - blotches: patches of some 10 to 20 px with a colour of their own and sharp borders;
-        - checkerboard: the grid that a transposed convolution leaves, with a period of 4 or 8 px;
-        - worms: bent, band-limited stripes 7 to 12 px apart;
-        - colour_shift: another tint at the same luminance (BT.601), fading over 16 px;
-        - ringing: halos that swing along the image's own edges every 5 to 8 px, as of over-sharpening;
-        - flattening: texture brushed away between edges, as of an oil painting (Kuwahara's filter, 11x11 px).
-    place
-        ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
-    strength
-        Above 0, at most 1. What is added has an RMS of ``40 * strength`` grey levels over the pixels and channels of
-        the place, before it is clipped to what a file can hold. Ringing stays weaker where the image has no edges, a
-        colour shift where colours leave no room. For flattening, the share of the difference to the filtered image
-        that is taken away.
-    rng
-        Makes the pattern; the same state gives the same artifact.
+            - blotches: patches of some 10 to 20 px with a colour of their own and sharp borders;
+            - checkerboard: the grid that a transposed convolution leaves, with a period of 4 or 8 px;
+            - worms: bent, band-limited stripes 7 to 12 px apart;
+            - colour_shift: another tint at the same luminance (BT.601), fading over 16 px;
+            - ringing: halos that swing along the image's own edges every 5 to 8 px, as of over-sharpening;
+            - flattening: texture brushed away between edges, as of an oil painting (Kuwahara's filter, 11x11 px).
+        place: ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
+        strength: Above 0, at most 1. What is added has an RMS of ``40 * strength`` grey levels over the pixels and
+            channels of the place, before it is clipped to what a file can hold. Ringing stays weaker where the image
+            has no edges, a colour shift where colours leave no room. For flattening, the share of the difference to the
+            filtered image that is taken away.
+        rng: Makes the pattern; the same state gives the same artifact.
 
-    Returns
-    -------
-    An image of the same shape and dtype.
+    Returns:
+        An image of the same shape and dtype.
 
-    Raises
-    ------
-    ValueError
-        The kind is unknown or cannot be in a gray image, the strength out of range, or the place empty or of another
-        size.
+    Raises:
+        ValueError: The kind is unknown or cannot be in a gray image, the strength out of range, or the place empty or
+            of another size.
     """
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of artifact; there are {', '.join(KINDS)}")

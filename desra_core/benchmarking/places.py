@@ -79,20 +79,14 @@ def cases(
     where the image has detail, a colour shift where its colours have room: to the quarter of the positions that suit
     them best.
 
-    Parameters
-    ----------
-    name, seed
-        Of the image; another name or seed draws other places and patterns.
-    gan_sr
-        ``(H, W, 1 or 3)``. A gray image gets no colour shift.
-    strengths, sizes
-        In 0..1, and areas in pixels.
-    exclude
-        ``(H, W)`` bool, kept free together with 20 px around it.
+    Args:
+        name, seed: Of the image; another name or seed draws other places and patterns.
+        gan_sr: ``(H, W, 1 or 3)``. A gray image gets no colour shift.
+        strengths, sizes: In 0..1, and areas in pixels.
+        exclude: ``(H, W)`` bool, kept free together with 20 px around it.
 
-    Returns
-    -------
-    Cases by size, the largest first; none if nothing has room.
+    Returns:
+        Cases by size, the largest first; none if nothing has room.
     """
     if min(gan_sr.shape[:2]) <= 2 * _FRAME:
         return []

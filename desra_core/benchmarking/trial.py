@@ -150,24 +150,16 @@ def run_trial(
 ) -> Trial:
     """Inject artifacts into a pair of results, clean or nearly so, and see which detectors find them.
 
-    Parameters
-    ----------
-    name
-        Of the image: with the seed it determines what is injected.
-    pair
-        The results, with the labels of the clean one.
-    detectors
-        By method. One that needs a lacking input or a larger image is left out. Nothing is injected near what the first
-        of the others marks in the clean pair at its own threshold and the smallest area.
-    design
-        Each detector's own threshold and ``min_area`` are added to its grid.
-    exclude
-        ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
+    Args:
+        name: Of the image: with the seed it determines what is injected.
+        pair: The results, with the labels of the clean one.
+        detectors: By method. One that needs a lacking input or a larger image is left out. Nothing is injected near
+            what the first of the others marks in the clean pair at its own threshold and the smallest area.
+        design: Each detector's own threshold and ``min_area`` are added to its grid.
+        exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
 
-    Raises
-    ------
-    ValueError
-        The images differ in size, or a strength is out of range.
+    Raises:
+        ValueError: The images differ in size, or a strength is out of range.
     """
     shape: tuple[int, int] = pair.gan_sr.shape[:2]
     if pair.mse_sr.shape[:2] != shape:

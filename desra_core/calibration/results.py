@@ -90,19 +90,13 @@ def derive_weights(
 ) -> list[ClassWeight]:
     """Derive the weight of each class from the distribution of its similarity.
 
-    Parameters
-    ----------
-    histogram
-        Of 150 classes, over artifact-free pairs.
-    rule
-        20 bins as published (`published_intervals`), or the continuous quantile (`quantile_weights`).
-    percentile
-        Share of a class's pixels that its weight is to lift to 1, in percent.
-    min_pixels, min_images
-        A class with fewer is thin.
-    fallback
-        What thin and unseen classes get: the published interval, weight 1 (interval 0), or what the rule gives for
-        all classes taken together, published where there is no pixel at all.
+    Args:
+        histogram: Of 150 classes, over artifact-free pairs.
+        rule: 20 bins as published (`published_intervals`), or the continuous quantile (`quantile_weights`).
+        percentile: Share of a class's pixels that its weight is to lift to 1, in percent.
+        min_pixels, min_images: A class with fewer is thin.
+        fallback: What thin and unseen classes get: the published interval, weight 1 (interval 0), or what the rule
+            gives for all classes taken together, published where there is no pixel at all.
     """
     published = published_table()
     published_weights = interval_weights(published)

@@ -41,18 +41,14 @@ class Weights(NamedTuple):
 def load_weights(source: str) -> Weights:
     """Read class weights.
 
-    Parameters
-    ----------
-    source
-        ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, the path of a ``.toml`` file of
-        desra calibrate, or that of a CSV file with the columns ``ade20k_index``, ``name`` and either ``interval``
-        (0..19, Eq. 9: ``w = 20 / (20 - interval)``) or ``weight`` (positive).
+    Args:
+        source: ``published`` for the authors' intervals, ``none`` for weight 1 everywhere, the path of a ``.toml`` file
+            of desra calibrate, or that of a CSV file with the columns ``ade20k_index``, ``name`` and either
+            ``interval`` (0..19, Eq. 9: ``w = 20 / (20 - interval)``) or ``weight`` (positive).
 
-    Raises
-    ------
-    UsageError
-        The file cannot be read, is of another version, does not hold each of the 150 classes once, or a value is out
-        of range.
+    Raises:
+        UsageError: The file cannot be read, is of another version, does not hold each of the 150 classes once, or a
+            value is out of range.
     """
     if source == "none":
         return Weights(np.ones(CLASS_COUNT), "none")
@@ -80,18 +76,13 @@ def weighted_scores(
 ) -> npt.NDArray[np.floating[Any]]:
     """Weight minus the similarity by class (Eq. 9): ``-clip(w_k D, 0, 1)``.
 
-    Parameters
-    ----------
-    scores
-        ``-D``, floats of any shape.
-    classes
-        The ADE20K class of each, uint8.
-    weights
-        ``(150,)``, ``w_k`` by class.
+    Args:
+        scores: ``-D``, floats of any shape.
+        classes: The ADE20K class of each, uint8.
+        weights: ``(150,)``, ``w_k`` by class.
 
-    Returns
-    -------
-    Float64; without classes or weights the scores as they are.
+    Returns:
+        Float64; without classes or weights the scores as they are.
     """
     if classes is None or weights is None:
         return scores

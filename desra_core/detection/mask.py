@@ -31,10 +31,8 @@ Similarity = npt.NDArray[np.float32]
 class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
     """Similarity that knows the width of the image's border in which it is undefined, as do its slices.
 
-    Attributes
-    ----------
-    frame
-        Width of that border, in pixels.
+    Attributes:
+        frame: Width of that border, in pixels.
     """
 
     frame: int = _FRAME
@@ -65,34 +63,24 @@ def artifact_mask(
 ) -> Mask:
     """Mark the artifacts of an image by the paper's D.
 
-    Parameters
-    ----------
-    similarity
-        ``(H - 2 frame, W - 2 frame)`` float32, as of `variance_similarity`.
-    threshold
-        A pixel is suspect where its adjusted similarity ``clip(w_k D, 0, 1)`` is below this; 0 < threshold <= 1.
-    min_area
-        Components of at most this many pixels are dropped.
-    labels
-        ``(H, W)`` uint8 ADE20K class of each pixel. Without labels every weight is 1.
-    weights
-        ``(150,)`` float64, ``w_k`` by class.
-    frame
-        Width of the border in which the similarity is undefined, in pixels. By default that of a `SimilarityMap`, or
-        as the size of the labels says, or else that of the usual window.
+    Args:
+        similarity: ``(H - 2 frame, W - 2 frame)`` float32, as of `variance_similarity`.
+        threshold: A pixel is suspect where its adjusted similarity ``clip(w_k D, 0, 1)`` is below this; 0 < threshold
+            <= 1.
+        min_area: Components of at most this many pixels are dropped.
+        labels: ``(H, W)`` uint8 ADE20K class of each pixel. Without labels every weight is 1.
+        weights: ``(150,)`` float64, ``w_k`` by class.
+        frame: Width of the border in which the similarity is undefined, in pixels. By default that of a
+            `SimilarityMap`, or as the size of the labels says, or else that of the usual window.
 
-    Returns
-    -------
-    ``(H, W)`` bool. The frame is never marked.
+    Returns:
+        ``(H, W)`` bool. The frame is never marked.
 
-    Raises
-    ------
-    ValueError
-        The labels are not of the image's size.
+    Raises:
+        ValueError: The labels are not of the image's size.
 
-    Notes
-    -----
-    The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
+    Notes:
+        The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
     if frame is None:
         frame = getattr(similarity, "frame", None)
@@ -116,27 +104,18 @@ def score_mask(
 ) -> Mask:
     """Mark the artifacts of an image by the scores of a `desra_core.detection.detectors.Detector`.
 
-    Parameters
-    ----------
-    scores
-        ``(H - 2 f, W - 2 f)``, larger where a pixel looks more like an artifact.
-    shape
-        ``(H, W)`` of the image.
-    threshold
-        A pixel is suspect where its score is above this.
-    min_area
-        Components of at most this many pixels are dropped.
-    labels, weights
-        As for `artifact_mask`, for scores that are minus a similarity.
+    Args:
+        scores: ``(H - 2 f, W - 2 f)``, larger where a pixel looks more like an artifact.
+        shape: ``(H, W)`` of the image.
+        threshold: A pixel is suspect where its score is above this.
+        min_area: Components of at most this many pixels are dropped.
+        labels, weights: As for `artifact_mask`, for scores that are minus a similarity.
 
-    Returns
-    -------
-    ``(H, W)`` bool. The frame of width f is never marked.
+    Returns:
+        ``(H, W)`` bool. The frame of width f is never marked.
 
-    Raises
-    ------
-    ValueError
-        The labels are not of the image's size.
+    Raises:
+        ValueError: The labels are not of the image's size.
     """
     if labels is not None and labels.shape != shape:
         raise ValueError(f"labels are of shape {labels.shape}, but the image of {shape}")

@@ -37,14 +37,10 @@ class Components:
 
     Methods look at one strip of rows at a time: beside the numbers, the memory they take is bounded.
 
-    Attributes
-    ----------
-    numbers
-        ``(H, W)`` int32: 1 to N, and 0 where nothing is marked.
-    boxes
-        ``(N, 4)``: x, y, width and height, in pixels of the mask.
-    areas
-        ``(N,)``, in pixels.
+    Attributes:
+        numbers: ``(H, W)`` int32: 1 to N, and 0 where nothing is marked.
+        boxes: ``(N, 4)``: x, y, width and height, in pixels of the mask.
+        areas: ``(N,)``, in pixels.
     """
 
     def __init__(self, mask: Mask) -> None:
@@ -76,10 +72,8 @@ class Components:
     def overlap(self, other: Mask) -> Counts:
         """Count the pixels of each that lie in another mask: ``(N,)``.
 
-        Raises
-        ------
-        ValueError
-            The masks differ in size.
+        Raises:
+            ValueError: The masks differ in size.
         """
         if self.numbers.shape != other.shape:
             raise ValueError(f"masks of the shapes {self.numbers.shape} and {other.shape} cannot be compared")
@@ -135,22 +129,16 @@ def find_regions(
 ) -> list[Region]:
     """Measure the regions of a mask as records hold them: from top to bottom, and by similarity.
 
-    Parameters
-    ----------
-    mask
-        ``(H, W)`` bool.
-    similarity
-        ``(H - 2 f, W - 2 f)`` float32, the paper's D, or minus the scores of another detector. The frame of width f is
-        empty in the mask.
-    threshold, labels, weights
-        As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant class.
-    severity
-        Ranks regions from area (pixels), mean adjusted similarity (0..1) and threshold.
+    Args:
+        mask: ``(H, W)`` bool.
+        similarity: ``(H - 2 f, W - 2 f)`` float32, the paper's D, or minus the scores of another detector. The frame of
+            width f is empty in the mask.
+        threshold, labels, weights: As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant
+            class.
+        severity: Ranks regions from area (pixels), mean adjusted similarity (0..1) and threshold.
 
-    Raises
-    ------
-    ValueError
-        The mask or the labels are of an image of another size.
+    Raises:
+        ValueError: The mask or the labels are of an image of another size.
     """
     frame = (mask.shape[0] - similarity.shape[0]) // 2
     shape = similarity.shape[0] + 2 * frame, similarity.shape[1] + 2 * frame

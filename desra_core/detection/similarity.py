@@ -42,34 +42,24 @@ def variance_similarity(
 ) -> SimilarityMap:
     """Compute D (Eq. 7): compare the local variances of two images by channel, and average over the channels.
 
-    Parameters
-    ----------
-    mse_sr, gan_sr
-        ``(H, W)`` or ``(H, W, C)``: uint8, uint16 (divided by 257), or floats already in 0..255. Of 2 or 4
-        channels the last is alpha and ignored. Gray is compared with each colour. The dtypes may differ.
-    window, sigma
-        Side and standard deviation of the Gaussian window, in pixels.
-    tile
-        Side of the squares that are computed at a time. Bounds the extra memory; does not change the result.
-    threads
-        How many tiles are computed at the same time; does not change the result.
+    Args:
+        mse_sr, gan_sr: ``(H, W)`` or ``(H, W, C)``: uint8, uint16 (divided by 257), or floats already in 0..255. Of 2
+            or 4 channels the last is alpha and ignored. Gray is compared with each colour. The dtypes may differ.
+        window, sigma: Side and standard deviation of the Gaussian window, in pixels.
+        tile: Side of the squares that are computed at a time. Bounds the extra memory; does not change the result.
+        threads: How many tiles are computed at the same time; does not change the result.
 
-    Returns
-    -------
-    SimilarityMap
-        ``(H - window + 1, W - window + 1)`` in (0, 1]: only where the window lies inside the image.
+    Returns:
+        SimilarityMap: ``(H - window + 1, W - window + 1)`` in (0, 1]: only where the window lies inside the image.
 
-    Raises
-    ------
-    ValueError
-        The images differ in size, are smaller than the window or hold something else than samples in 0..255,
-        or a setting is out of range.
+    Raises:
+        ValueError: The images differ in size, are smaller than the window or hold something else than samples in
+            0..255, or a setting is out of range.
 
-    Examples
-    --------
-    >>> flat = np.zeros((11, 12), np.uint8)
-    >>> variance_similarity(flat, flat)
-    SimilarityMap([[1., 1.]], dtype=float32)
+    Examples:
+        >>> flat = np.zeros((11, 12), np.uint8)
+        >>> variance_similarity(flat, flat)
+        SimilarityMap([[1., 1.]], dtype=float32)
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"the window must be odd and positive, not {window}")

@@ -28,16 +28,11 @@ _FORMAT = "give a COCO file whose images have id, file_name, width and height, a
 class CocoMask(NamedTuple):
     """The artifacts of an image in a COCO file.
 
-    Attributes
-    ----------
-    height, width
-        Of the image in pixels.
-    counts
-        Compressed run-length encoding, column by column.
-    kinds
-        The shape of each region: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
-    left_out
-        A phrase for each shape that does not count, such as ``region of category text``.
+    Attributes:
+        height, width: Of the image in pixels.
+        counts: Compressed run-length encoding, column by column.
+        kinds: The shape of each region: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
+        left_out: A phrase for each shape that does not count, such as ``region of category text``.
     """
 
     height: int
@@ -70,19 +65,16 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
 
     Ids may be numbers or text, sizes 384 or 384.0, and a category may be given by its name.
 
-    Parameters
-    ----------
-    path
-        JSON, see `decode_json`. Segmentations are polygons, or run-length encodings, compressed or not; where there is
-        none, or an empty one, the box counts, turned by the attribute ``rotation`` (degrees) that CVAT writes.
-    category
-        Only annotations of this one count; by default of `CATEGORY`, and where there is none of that name, of all.
+    Args:
+        path: JSON, see `decode_json`. Segmentations are polygons, or run-length encodings, compressed or not; where
+            there is none, or an empty one, the box counts, turned by the attribute ``rotation`` (degrees) that CVAT
+            writes.
+        category: Only annotations of this one count; by default of `CATEGORY`, and where there is none of that name, of
+            all.
 
-    Raises
-    ------
-    UsageError
-        It cannot be read, has no such category, an image or annotation lacks something, an annotation is of no known
-        image or category, or its shape does not fit the image.
+    Raises:
+        UsageError: It cannot be read, has no such category, an image or annotation lacks something, an annotation is of
+            no known image or category, or its shape does not fit the image.
     """
     document = _document(path)
     images = _images(document, path)
@@ -103,10 +95,8 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
 def decode_json(data: bytes) -> Any:
     """Parse a JSON file in UTF-8 (with a byte order mark or without), UTF-16, UTF-32, or GB18030, which holds GBK.
 
-    Raises
-    ------
-    ValueError
-        It is no JSON, or text in another encoding.
+    Raises:
+        ValueError: It is no JSON, or text in another encoding.
     """
     try:
         return json.loads(data)

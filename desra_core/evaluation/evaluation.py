@@ -33,22 +33,14 @@ class SeverityLabels(NamedTuple):
 class Evaluation:
     """The result of comparing a set of masks with its ground truth.
 
-    Attributes
-    ----------
-    pairing
-        The pairs, and the files that have no twin.
-    images
-        The images that could be judged, by name.
-    failures
-        Files that could not, and names that are ambiguous.
-    sizes
-        The size that masks of one size with their ground truth have, where it had to be assumed; else None.
-    scores
-        Of all images.
-    classes
-        The sums over the images with labels, by class; None where none has any.
-    severity, prominent
-        The severity labels, if there are any, and the scores against the prominent regions alone.
+    Attributes:
+        pairing: The pairs, and the files that have no twin.
+        images: The images that could be judged, by name.
+        failures: Files that could not, and names that are ambiguous.
+        sizes: The size that masks of one size with their ground truth have, where it had to be assumed; else None.
+        scores: Of all images.
+        classes: The sums over the images with labels, by class; None where none has any.
+        severity, prominent: The severity labels, if there are any, and the scores against the prominent regions alone.
     """
 
     pairing: Pairing
@@ -80,24 +72,17 @@ def evaluate_masks(
 ) -> Evaluation:
     """Compare all pairs of masks, on the valid region of each image.
 
-    Parameters
-    ----------
-    pairing
-        The masks.
-    sizes
-        The size of masks that are as large as their ground truth, where no other file shows the image's: the image's
-        or that of its valid region. With ``auto`` it is the image's, unless one of these masks marks something in the
-        outermost 5 px: DeSRA marks nothing in the frame of an image.
-    severity
-        Severity labels.
-    on_judged
-        Called with the number of images judged and to be judged.
+    Args:
+        pairing: The masks.
+        sizes: The size of masks that are as large as their ground truth, where no other file shows the image's: the
+            image's or that of its valid region. With ``auto`` it is the image's, unless one of these masks marks
+            something in the outermost 5 px: DeSRA marks nothing in the frame of an image.
+        severity: Severity labels.
+        on_judged: Called with the number of images judged and to be judged.
 
-    Raises
-    ------
-    UsageError
-        Not one image could be judged (the message is that of the first failure, if there are any), or the severity
-        labels do not belong to this ground truth.
+    Raises:
+        UsageError: Not one image could be judged (the message is that of the first failure, if there are any), or the
+            severity labels do not belong to this ground truth.
     """
     taken: Sizes = "image" if sizes == "auto" else sizes
     results = _judged(pairing.pairs, severity, taken, on_judged, until_framed=sizes == "auto")

@@ -82,14 +82,11 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write images.csv, regions.csv, detections.csv and, with labels, classes.csv.
 
-    Returns
-    -------
-    The files.
+    Returns:
+        The files.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises:
+        TransientError: The disk is full or failed.
     """
     tables = {
         "images.csv": (_IMAGE_COLUMNS, image_rows(evaluation)),

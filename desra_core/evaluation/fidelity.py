@@ -31,21 +31,15 @@ Levels = npt.NDArray[np.float64]
 def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
     """Sum up the squared differences over the pixels outside, each the mean over its channels.
 
-    Parameters
-    ----------
-    before, after
-        ``(H, W, 1 or 3)`` uint8 or uint16, of one shape.
-    outside
-        ``(H, W)`` bool, the pixels that count.
+    Args:
+        before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape.
+        outside: ``(H, W)`` bool, the pixels that count.
 
-    Returns
-    -------
-    Squared grey levels of 255. Sums of several images add up, see `psnr`.
+    Returns:
+        Squared grey levels of 255. Sums of several images add up, see `psnr`.
 
-    Raises
-    ------
-    ValueError
-        The shapes differ, or nothing is outside.
+    Raises:
+        ValueError: The shapes differ, or nothing is outside.
     """
     _check_shapes(before, after, outside)
     total = 0.0
@@ -68,14 +62,11 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
     Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected; parameters as for
     `squared_error`.
 
-    Returns
-    -------
-    -1..1, exactly 1 for equal images. The window of a pixel outside may reach inside.
+    Returns:
+        -1..1, exactly 1 for equal images. The window of a pixel outside may reach inside.
 
-    Raises
-    ------
-    ValueError
-        The shapes differ, an image is smaller than 11 px a side, or nothing is outside.
+    Raises:
+        ValueError: The shapes differ, an image is smaller than 11 px a side, or nothing is outside.
     """
     from skimage.metrics import structural_similarity as ssim
 
@@ -98,14 +89,11 @@ def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
     not averaged and halved first, because the texture that finetuning may cost is finer than that; and the mean is
     taken, not the deviation. Parameters as for `squared_error`.
 
-    Returns
-    -------
-    Within 0..1, exactly 1 for equal images.
+    Returns:
+        Within 0..1, exactly 1 for equal images.
 
-    Raises
-    ------
-    ValueError
-        The shapes differ, or nothing is outside.
+    Raises:
+        ValueError: The shapes differ, or nothing is outside.
     """
     pixels = _check_shapes(before, after, outside)
     total = 0.0

@@ -28,16 +28,11 @@ Sizes = Literal["image", "valid"]
 class MaskRegion(NamedTuple):
     """One 8-connected component of a mask.
 
-    Attributes
-    ----------
-    x, y, width, height
-        Its box, in pixels of the image.
-    area
-        Pixels.
-    inside
-        How many of them lie in the other mask.
-    dominant_class
-        The most frequent ADE20K class; None without labels.
+    Attributes:
+        x, y, width, height: Its box, in pixels of the image.
+        area: Pixels.
+        inside: How many of them lie in the other mask.
+        dominant_class: The most frequent ADE20K class; None without labels.
     """
 
     x: int
@@ -58,26 +53,17 @@ class MaskRegion(NamedTuple):
 class ImageAgreement:
     """The comparison of one image's masks.
 
-    Attributes
-    ----------
-    pair
-        The masks.
-    shape
-        ``(H, W)`` of the image.
-    agreement
-        Over the valid region.
-    marked, detected
-        The regions of the ground truth and of the mask, each in reading order.
-    classes
-        The same counts by class: of pixels by their own class, of regions by their dominant one. None without labels.
-    prominent
-        Against the prominent regions alone, see `prominent_agreement`; None without ratings.
-    lossy
-        The files that are JPEG or lossy WebP.
-    assumed
-        Whether the size of the image had to be taken from `Sizes`.
-    framed
-        Whether, with such a size, the mask marks something in the outermost 5 px.
+    Attributes:
+        pair: The masks.
+        shape: ``(H, W)`` of the image.
+        agreement: Over the valid region.
+        marked, detected: The regions of the ground truth and of the mask, each in reading order.
+        classes: The same counts by class: of pixels by their own class, of regions by their dominant one. None without
+            labels.
+        prominent: Against the prominent regions alone, see `prominent_agreement`; None without ratings.
+        lossy: The files that are JPEG or lossy WebP.
+        assumed: Whether the size of the image had to be taken from `Sizes`.
+        framed: Whether, with such a size, the mask marks something in the outermost 5 px.
     """
 
     pair: MaskPair
@@ -97,21 +83,14 @@ def compare_pair(
 ) -> ImageAgreement:
     """Read a mask and its ground truth, and compare them on the valid region.
 
-    Parameters
-    ----------
-    pair
-        The masks.
-    sizes
-        The size that they have if both are of one size and no other file shows the image's.
-    noticed
-        The share of viewers by number of the ground-truth region, from 1.
-    least_noticed
-        Regions noticed by at least this share are prominent.
+    Args:
+        pair: The masks.
+        sizes: The size that they have if both are of one size and no other file shows the image's.
+        noticed: The share of viewers by number of the ground-truth region, from 1.
+        least_noticed: Regions noticed by at least this share are prominent.
 
-    Raises
-    ------
-    ImageError
-        A file cannot be read, is not binary, or has a size that does not fit.
+    Raises:
+        ImageError: A file cannot be read, is not binary, or has a size that does not fit.
     """
     paths = pair.mask, pair.ground_truth
     contents = [read_bytes(path) for path in paths]
@@ -149,16 +128,11 @@ def compare_pair(
 def mask_regions(components: Components, other: Mask, labels: Labels | None, offset: int) -> list[MaskRegion]:
     """Measure the components of a mask against another mask, in reading order.
 
-    Parameters
-    ----------
-    components
-        Of an ``(H, W)`` mask.
-    other
-        ``(H, W)`` bool.
-    labels
-        ``(H, W)`` uint8 in 0..149.
-    offset
-        Of the mask's left upper corner in the image, in pixels, to the right and down.
+    Args:
+        components: Of an ``(H, W)`` mask.
+        other: ``(H, W)`` bool.
+        labels: ``(H, W)`` uint8 in 0..149.
+        offset: Of the mask's left upper corner in the image, in pixels, to the right and down.
     """
     boxes = np.add(components.boxes, (offset, offset, 0, 0)).tolist()
     measured = components.areas.tolist(), components.overlap(other).tolist(), components.dominant_classes(labels)
@@ -171,12 +145,9 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agr
     Pixels of the others do not count. A detected region is right when at least half of its pixels outside of them lie
     in a prominent one; one that is right only by all regions of the ground truth is left out; the rest is wrong.
 
-    Parameters
-    ----------
-    mask, ground_truth
-        ``(H, W)`` bool.
-    prominent
-        ``(N,)`` bool, a flag per region of the ground truth in reading order.
+    Args:
+        mask, ground_truth: ``(H, W)`` bool.
+        prominent: ``(N,)`` bool, a flag per region of the ground truth in reading order.
     """
     marked, detected = Components(ground_truth), Components(mask)
     asked = marked.chosen(prominent)

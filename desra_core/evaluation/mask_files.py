@@ -26,10 +26,8 @@ _REMEDY = "save it as PNG with 0 where nothing is and 255 where something is"
 def read_mask(path: Path) -> Mask:
     """Read a mask; see `decode_mask`.
 
-    Raises
-    ------
-    ImageError
-        As `decode_mask`; a `TransientError` where the file cannot be read.
+    Raises:
+        ImageError: As `decode_mask`; a `TransientError` where the file cannot be read.
     """
     return decode_mask(read_bytes(path), path)
 
@@ -40,21 +38,15 @@ def decode_mask(data: bytes, path: Path) -> Mask:
     Black pixels are not marked, and those of one other colour or value (255, 1, 65535) are. Transparent pixels are not
     marked either. Lossy files (`is_lossy`) are thresholded at half of the range.
 
-    Parameters
-    ----------
-    data
-        The whole file.
-    path
-        Named in errors.
+    Args:
+        data: The whole file.
+        path: Named in errors.
 
-    Returns
-    -------
-    ``(H, W)`` bool.
+    Returns:
+        ``(H, W)`` bool.
 
-    Raises
-    ------
-    ImageError
-        The file is no image, is damaged, or is not binary.
+    Raises:
+        ImageError: The file is no image, is damaged, or is not binary.
     """
     photo = decode(data, path)
     if is_lossy(data):
@@ -88,10 +80,8 @@ def is_lossy(data: bytes) -> bool:
 def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path: Path) -> tuple[int, int] | None:
     """Find ``(H, W)`` of the image of two masks of which one lacks the frame; None where they are of one size.
 
-    Raises
-    ------
-    ImageError
-        Their sizes do not belong together.
+    Raises:
+        ImageError: Their sizes do not belong together.
     """
     if mask.shape == ground_truth.shape:
         return None
@@ -104,10 +94,8 @@ def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path
 def on_valid_region(mask: Mask, shape: tuple[int, int], path: Path) -> Mask:
     """Crop the mask of an image of ``(H, W)`` to ``(H - 10, W - 10)``, unless it has that size.
 
-    Raises
-    ------
-    ImageError
-        It has another size, or nothing is left of the image.
+    Raises:
+        ImageError: It has another size, or nothing is left of the image.
     """
     if mask.shape not in (shape, _without_frame(shape)):
         raise ImageError(path, f"is {_size(mask)} but its image is {shape[1]}x{shape[0]}", _SIZES)

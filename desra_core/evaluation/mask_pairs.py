@@ -24,16 +24,11 @@ _MASK, _GROUND_TRUTH = "mask", "ground-truth"
 class MaskPair(NamedTuple):
     """A mask, its ground truth, and further files of their image.
 
-    Attributes
-    ----------
-    name
-        The relative path without suffix.
-    labels
-        Class labels: an image file, or a zarr array of a workspace.
-    gan_sr
-        The GAN result.
-    whole
-        Whether both masks are known to have the image's size; else it is concluded from the files.
+    Attributes:
+        name: The relative path without suffix.
+        labels: Class labels: an image file, or a zarr array of a workspace.
+        gan_sr: The GAN result.
+        whole: Whether both masks are known to have the image's size; else it is concluded from the files.
     """
 
     name: str
@@ -47,22 +42,14 @@ class MaskPair(NamedTuple):
 class Pairing(NamedTuple):
     """The pairs of two sets of masks, by name.
 
-    Attributes
-    ----------
-    masks, ground_truth
-        The folders; several may hold ground truth.
-    pairs
-        Sorted by name.
-    failures
-        Ambiguous names and unreadable folders.
-    without_ground_truth, without_mask
-        Masks and ground truths without a twin, by name.
-    not_looked_at
-        The number of masks of a workspace without a ground truth.
-    outdated
-        The number of human masks that do not count, see `desra_core.workspace.human_masks`.
-    by_people
-        The number of pairs whose ground truth is a human mask of the workspace; None for folders.
+    Attributes:
+        masks, ground_truth: The folders; several may hold ground truth.
+        pairs: Sorted by name.
+        failures: Ambiguous names and unreadable folders.
+        without_ground_truth, without_mask: Masks and ground truths without a twin, by name.
+        not_looked_at: The number of masks of a workspace without a ground truth.
+        outdated: The number of human masks that do not count, see `desra_core.workspace.human_masks`.
+        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for folders.
     """
 
     masks: Path
@@ -79,17 +66,12 @@ class Pairing(NamedTuple):
 def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: Path | None = None) -> Pairing:
     """Match the masks of two folders by their relative paths, suffix aside.
 
-    Parameters
-    ----------
-    masks, gt
-        The masks to judge, and the ground truth.
-    labels, gan_sr
-        Folders whose files go with the masks by name; some may be missing.
+    Args:
+        masks, gt: The masks to judge, and the ground truth.
+        labels, gan_sr: Folders whose files go with the masks by name; some may be missing.
 
-    Raises
-    ------
-    UsageError
-        A folder does not exist, or one of the first two is empty.
+    Raises:
+        UsageError: A folder does not exist, or one of the first two is empty.
     """
     files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
@@ -112,10 +94,8 @@ def pair_workspace(
 
     Labels and GAN results are the workspace's, where no folder is given and as far as it still has them.
 
-    Raises
-    ------
-    UsageError
-        The folder is no workspace, or there is no ground truth.
+    Raises:
+        UsageError: The folder is no workspace, or there is no ground truth.
     """
     manifest = read_manifest(workspace)
     if manifest is None or not workspace.masks.is_dir():

@@ -42,16 +42,11 @@ class Agreement:
 
     The fields are also columns of the tables and keys of the JSON files that ``desra evaluate`` writes.
 
-    Attributes
-    ----------
-    intersection, union
-        Pixels.
-    detected, right
-        Regions of the mask; those of them that the ground truth covers.
-    marked, found
-        Regions of the ground truth; those of them that the mask covers.
-    mask_pixels, ground_truth_pixels
-        Marked pixels of each.
+    Attributes:
+        intersection, union: Pixels.
+        detected, right: Regions of the mask; those of them that the ground truth covers.
+        marked, found: Regions of the ground truth; those of them that the mask covers.
+        mask_pixels, ground_truth_pixels: Marked pixels of each.
     """
 
     intersection: int = 0
@@ -106,17 +101,12 @@ class Agreement:
 class MaskScores:
     """The measures of a set of masks.
 
-    Attributes
-    ----------
-    images, empty_pairs
-        How many images there are, and in how many of them neither mask has a pixel.
-    total
-        The sums over the images, whose precision, recall and F1 are those of the set.
-    values
-        By measure, in the order of `MEASURES`; None where undefined. ``iou`` is the published mean over images, without
-        those whose masks are both empty; in ``iou_with_empty`` these count as 1.
-    intervals
-        Their 95 % intervals, see `bootstrap_intervals`.
+    Attributes:
+        images, empty_pairs: How many images there are, and in how many of them neither mask has a pixel.
+        total: The sums over the images, whose precision, recall and F1 are those of the set.
+        values: By measure, in the order of `MEASURES`; None where undefined. ``iou`` is the published mean over images,
+            without those whose masks are both empty; in ``iou_with_empty`` these count as 1.
+        intervals: Their 95 % intervals, see `bootstrap_intervals`.
     """
 
     images: int
@@ -149,16 +139,12 @@ class MaskScores:
 def compare_masks(mask: Mask, ground_truth: Mask) -> Agreement:
     """Count how far a mask and a ground truth agree.
 
-    Parameters
-    ----------
-    mask, ground_truth
-        ``(H, W)`` bool, of one shape; 8-connected components are the regions. The published scripts take the valid
-        region only: crop both by 5 px.
+    Args:
+        mask, ground_truth: ``(H, W)`` bool, of one shape; 8-connected components are the regions. The published scripts
+            take the valid region only: crop both by 5 px.
 
-    Raises
-    ------
-    ValueError
-        The shapes differ.
+    Raises:
+        ValueError: The shapes differ.
     """
     right, found = Components(mask).covered(ground_truth), Components(ground_truth).covered(mask)
     return count_agreement(mask, ground_truth, right, found)
@@ -187,13 +173,10 @@ def pooled(agreements: Iterable[Agreement]) -> Agreement:
 def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> float | None:
     """Average the IoU over images; None without any.
 
-    Parameters
-    ----------
-    agreements
-        One per image.
-    empty
-        The IoU of an image in which both masks are empty. The published mean is undefined with such images, so by
-        default they are left out; 1 counts them as agreement.
+    Args:
+        agreements: One per image.
+        empty: The IoU of an image in which both masks are empty. The published mean is undefined with such images, so
+            by default they are left out; 1 counts them as agreement.
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
@@ -221,21 +204,15 @@ def bootstrap_intervals(
 
     Each resample draws as many images with replacement, and is measured like the set. The options are for tests.
 
-    Parameters
-    ----------
-    agreements
-        One per image.
-    resamples
-        The number of resamples.
-    confidence
-        The share of them between the bounds, in 0..1.
-    seed
-        Equal seeds give equal bounds.
+    Args:
+        agreements: One per image.
+        resamples: The number of resamples.
+        confidence: The share of them between the bounds, in 0..1.
+        seed: Equal seeds give equal bounds.
 
-    Returns
-    -------
-    Lower and upper bound by measure, within 0..1. None where the measure is undefined or rests on a single image.
-    Resamples in which a measure is undefined are left out.
+    Returns:
+        Lower and upper bound by measure, within 0..1. None where the measure is undefined or rests on a single image.
+        Resamples in which a measure is undefined are left out.
     """
     images = len(agreements)
     if images < 2:

@@ -31,16 +31,12 @@ _REMEDY = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 def load_lpips(path: Path) -> nn.Module:
     """Build LPIPS (version 0.1, AlexNet) on the CPU.
 
-    Parameters
-    ----------
-    path
-        The state dict of torchvision's AlexNet, as torch or safetensors saves it; the classifier is not read.
-        The file cannot run code.
+    Args:
+        path: The state dict of torchvision's AlexNet, as torch or safetensors saves it; the classifier is not read. The
+            file cannot run code.
 
-    Raises
-    ------
-    UsageError
-        The file cannot be used.
+    Raises:
+        UsageError: The file cannot be used.
     """
     third_party.mend_torchvision()
     from desra_core.networks.weights import read_weights
@@ -62,22 +58,16 @@ def load_lpips(path: Path) -> nn.Module:
 def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
     """Measure the perceptual distance of two images.
 
-    Parameters
-    ----------
-    model
-        Of `load_lpips`.
-    before, after
-        ``(H, W, 1 or 3)`` uint8 or uint16, of one shape. Gray counts as three equal channels.
+    Args:
+        model: Of `load_lpips`.
+        before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape. Gray counts as three equal channels.
 
-    Returns
-    -------
-    0 for equal images, about 1 for unrelated ones. An image larger than 1024 px a side gets the mean over the windows
-    of one size that it is cut into, one smaller than 31 px is extended by its border pixels.
+    Returns:
+        0 for equal images, about 1 for unrelated ones. An image larger than 1024 px a side gets the mean over the
+        windows of one size that it is cut into, one smaller than 31 px is extended by its border pixels.
 
-    Raises
-    ------
-    ValueError
-        The shapes differ.
+    Raises:
+        ValueError: The shapes differ.
     """
     import torch
 

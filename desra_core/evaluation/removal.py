@@ -25,28 +25,21 @@ def uncovered(mask: Mask, other: Mask) -> list[bool]:
     With the mask before and the low-area mask after finetuning, these regions are gone; with the mask after and the
     low-area mask before, they were added.
 
-    Parameters
-    ----------
-    mask
-        ``(H, W)`` bool, whose 8-connected components are the regions.
-    other
-        ``(H, W)`` bool.
+    Args:
+        mask: ``(H, W)`` bool, whose 8-connected components are the regions.
+        other: ``(H, W)`` bool.
 
-    Returns
-    -------
-    One bool per region, in the order of `desra_core.detection.find_regions`. Exactly half is not less than half.
+    Returns:
+        One bool per region, in the order of `desra_core.detection.find_regions`. Exactly half is not less than half.
 
-    Raises
-    ------
-    ValueError
-        The masks differ in size.
+    Raises:
+        ValueError: The masks differ in size.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mask = np.array([[True, True, False, True, True]])
-    >>> uncovered(mask, np.array([[True, False, True, False, False]]))
-    [False, True]
+    Examples:
+        >>> import numpy as np
+        >>> mask = np.array([[True, True, False, True, True]])
+        >>> uncovered(mask, np.array([[True, False, True, False, False]]))
+        [False, True]
     """
     return [not covered for covered in Components(mask).covered(other).tolist()]
 
@@ -54,19 +47,15 @@ def uncovered(mask: Mask, other: Mask) -> list[bool]:
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Compute the 95 % interval of a share after so many successes in so many independent trials (Wilson 1927).
 
-    Returns
-    -------
-    Bounds within 0..1; all of it without trials.
+    Returns:
+        Bounds within 0..1; all of it without trials.
 
-    Raises
-    ------
-    ValueError
-        There are more successes than trials, or fewer than none.
+    Raises:
+        ValueError: There are more successes than trials, or fewer than none.
 
-    Examples
-    --------
-    >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
-    [0.4902, 0.9433]
+    Examples:
+        >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
+        [0.4902, 0.9433]
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")

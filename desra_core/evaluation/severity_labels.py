@@ -46,11 +46,9 @@ def has_ratings(path: Path) -> bool:
 def read_ratings(path: Path) -> Ratings:
     """Read a CSV of severity labels.
 
-    Raises
-    ------
-    UsageError
-        The file cannot be read, lacks a column or any rating, has two rows for a region, or holds a value that is no
-        number of a region or no share.
+    Raises:
+        UsageError: The file cannot be read, lacks a column or any rating, has two rows for a region, or holds a value
+            that is no number of a region or no share.
     """
     try:
         reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
@@ -75,17 +73,13 @@ def read_ratings(path: Path) -> Ratings:
 def check_ratings(ratings: Ratings, path: Path, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
     """Check that ratings belong to the ground truth.
 
-    Parameters
-    ----------
-    ratings, path
-        Ratings and their file.
-    regions
-        The ground-truth regions by image; None for images that could not be judged.
+    Args:
+        ratings, path: Ratings and their file.
+        regions: The ground-truth regions by image; None for images that could not be judged.
 
-    Raises
-    ------
-    UsageError
-        A row names an image without ground truth, a region that the image does not have, or one that lies elsewhere.
+    Raises:
+        UsageError: A row names an image without ground truth, a region that the image does not have, or one that lies
+            elsewhere.
     """
     for image, rows in ratings.items():
         if image not in regions:

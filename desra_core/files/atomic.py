@@ -26,23 +26,15 @@ def replace_file(
 ) -> None:
     """Write a file beside its place and move it there: readers see the old content or the new one, whole.
 
-    Parameters
-    ----------
-    path
-        The file; missing folders are made.
-    content
-        The bytes, or a function that writes them.
-    durable
-        Wait until the disk has it: for files that a power cut must not take.
-    scratch
-        A new name on the same disk for the unfinished file; by default one beside ``path``.
-    mode
-        Rights of the file, less the umask.
+    Args:
+        path: The file; missing folders are made.
+        content: The bytes, or a function that writes them.
+        durable: Wait until the disk has it: for files that a power cut must not take.
+        scratch: A new name on the same disk for the unfinished file; by default one beside ``path``.
+        mode: Rights of the file, less the umask.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed; the file is as it was before.
+    Raises:
+        TransientError: The disk is full or failed; the file is as it was before.
     """
     scratch = scratch or scratch_in(path.parent)
     with storage_errors(path):
@@ -61,10 +53,8 @@ def replace_file(
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner can ever read; it is left alone where it is this very secret already.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises:
+        TransientError: The disk is full or failed.
     """
     with contextlib.suppress(OSError, ValueError):
         there = path.lstat()
@@ -111,12 +101,9 @@ def _too_long(subject: object) -> ImageError:
 def storage_errors(subject: object) -> Iterator[None]:
     """Turn a failure to write into one line about ``subject``.
 
-    Raises
-    ------
-    ImageError
-        The name of the file is too long.
-    TransientError
-        In place of any other OSError.
+    Raises:
+        ImageError: The name of the file is too long.
+        TransientError: In place of any other OSError.
     """
     try:
         yield
@@ -133,10 +120,8 @@ def storage_errors(subject: object) -> Iterator[None]:
 def reading_errors(subject: object) -> Iterator[None]:
     """Turn a failure to read into one line about ``subject``; a file that is not there stays FileNotFoundError.
 
-    Raises
-    ------
-    TransientError
-        In place of any other OSError of the system.
+    Raises:
+        TransientError: In place of any other OSError of the system.
     """
     try:
         yield

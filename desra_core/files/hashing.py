@@ -26,10 +26,8 @@ LOAD_ERRORS = (
 def content_key(path: Path) -> str:
     """Hash the content of a file, 128 bits of BLAKE2b as hex, remembered while the file's status stays the same.
 
-    Raises
-    ------
-    UsageError
-        It is missing, a folder, or unreadable.
+    Raises:
+        UsageError: It is missing, a folder, or unreadable.
     """
     try:
         status = path.stat()
@@ -45,10 +43,8 @@ def load_checkpoint(path: Path) -> Any:
 
     The training log that mmengine saves beside weights, which needs mmengine's classes and NumPy's, is left out.
 
-    Raises
-    ------
-    Exception
-        One of `LOAD_ERRORS`.
+    Raises:
+        Exception: One of `LOAD_ERRORS`.
     """
     import torch
 
@@ -122,10 +118,8 @@ def hash_file(path: Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """Read a whole file.
 
-    Raises
-    ------
-    TransientError
-        The file is gone or may not be read, or the storage failed.
+    Raises:
+        TransientError: The file is gone or may not be read, or the storage failed.
     """
     with _unread(path):
         return path.read_bytes()

@@ -19,25 +19,17 @@ def locked(
 ) -> Iterator[dict[str, Any] | None]:
     """Hold the lock of a file (``flock``), unless another process holds it.
 
-    Parameters
-    ----------
-    path
-        The file; it is made where it is missing, its folder is not.
-    note
-        Written into the file as JSON for as long as the lock is held; None leaves the content as it is.
-    read_only
-        For a file that is there and that this user may not write. Network file systems refuse such locks.
+    Args:
+        path: The file; it is made where it is missing, its folder is not.
+        note: Written into the file as JSON for as long as the lock is held; None leaves the content as it is.
+        read_only: For a file that is there and that this user may not write. Network file systems refuse such locks.
 
-    Yields
-    ------
-    None where this process has the lock now, else what `holder` returns about the one that has it.
+    Yields:
+        None where this process has the lock now, else what `holder` returns about the one that has it.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder is missing, or the file was deleted meanwhile.
-    OSError
-        The file cannot be opened.
+    Raises:
+        FileNotFoundError: The folder is missing, or the file was deleted meanwhile.
+        OSError: The file cannot be opened.
     """
     with path.open("r" if read_only else "a+") as file:
         while not _flocked(file, fcntl.LOCK_EX):
@@ -62,10 +54,8 @@ def locked(
 def holder(path: Path) -> dict[str, Any] | None:
     """Return the note of the process that holds the lock of a file, ``{}`` without one; None where the lock is free.
 
-    Raises
-    ------
-    OSError
-        The file is there but cannot be read.
+    Raises:
+        OSError: The file is there but cannot be read.
     """
     try:
         with path.open() as file:

@@ -101,10 +101,9 @@ def plan_comparison(settings: Comparing) -> Comparison:
 
     The judgement keys and candidate files are recorded, so that desra gc keeps them.
 
-    Raises
-    ------
-    UsageError
-        A model is missing, cannot be used or is of another scale; the workspace has no run in it or no LR photos.
+    Raises:
+        UsageError: A model is missing, cannot be used or is of another scale; the workspace has no run in it or no LR
+            photos.
     """
     workspace = Workspace(settings.workspace)
     corpus, target = load_settings(workspace)
@@ -169,12 +168,9 @@ def verdict_of(comparison: Comparison) -> Verdict:
 def decide_and_publish(comparison: Comparison) -> Verdict:
     """Decide on all candidates, and publish the verdict with the models, the images and the best candidate.
 
-    Raises
-    ------
-    UsageError
-        The document of the finetune cannot be used.
-    TransientError
-        The disk is full or failed.
+    Raises:
+        UsageError: The document of the finetune cannot be used.
+        TransientError: The disk is full or failed.
     """
     workspace = Workspace(comparison.settings.workspace)
     judged = comparison.judged()
@@ -221,9 +217,8 @@ def _verdict(comparison: Comparison, images: Sequence[ImageRef]) -> Verdict:
 def _split_checkpoints(workspace: Workspace, after: Path) -> list[tuple[str, Path, Path, str]]:
     """Save both kinds of weights of each checkpoint alone: what is judged is what is promoted.
 
-    Returns
-    -------
-    The name of each candidate, its file, the checkpoint and the kind of weights.
+    Returns:
+        The name of each candidate, its file, the checkpoint and the kind of weights.
     """
     files = RunFolder(after).models() if after.is_dir() else [after]
     if not files:

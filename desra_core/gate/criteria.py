@@ -38,20 +38,14 @@ class OldRegion(NewRegion):
 class Judgement:
     """One held-out image under one candidate, against the old model's result.
 
-    Attributes
-    ----------
-    image, id
-        Its name and the hash of its content.
-    candidate
-        The candidate's name.
-    pixels, outside_pixels
-        All of the result's, and those outside of the mask before.
-    squared_error, ssim, gradient_similarity
-        Outside of the mask before, see `desra_core.evaluation.fidelity`; the first is a sum.
-    lpips
-        Distance of the whole images, where it was asked for.
-    sharpness_before, sharpness_after
-        Of the whole images, in grey levels of 255 per pixel.
+    Attributes:
+        image, id: Its name and the hash of its content.
+        candidate: The candidate's name.
+        pixels, outside_pixels: All of the result's, and those outside of the mask before.
+        squared_error, ssim, gradient_similarity: Outside of the mask before, see `desra_core.evaluation.fidelity`; the
+            first is a sum.
+        lpips: Distance of the whole images, where it was asked for.
+        sharpness_before, sharpness_after: Of the whole images, in grey levels of 255 per pixel.
     """
 
     image: str
@@ -80,26 +74,19 @@ class Judgement:
 class Score:
     """A candidate over all judged images. Shares are in 0..1, areas in pixels, intervals hold 95 %.
 
-    Attributes
-    ----------
-    images, clean_images
-        All judged images, and those without an artifact before.
-    regions, gone, removal, removal_interval
-        Artifact regions before, those of them that are gone, and their share; None where there are none.
-    images_added, addition, addition_interval, regions_added
-        Images with an added region, their share (None without images), and the added regions.
-    area_before, area_after
-        Artifact pixels of all images.
-    psnr, ssim, gradient_similarity
-        Against the old model's results, outside of the masks before: over all pixels together. The first is None where
-        nothing differs, all are without images.
-    lpips
-        The mean over the images that have it; None where none has.
-    detail_loss
-        The share of the clean images' sharpness that is lost, below 0 where they became sharper; None where there is no
-        sharpness to lose.
-    classes
-        Regions and those gone by class name, the most frequent first; under ``""`` where there are no labels.
+    Attributes:
+        images, clean_images: All judged images, and those without an artifact before.
+        regions, gone, removal, removal_interval: Artifact regions before, those of them that are gone, and their share;
+            None where there are none.
+        images_added, addition, addition_interval, regions_added: Images with an added region, their share (None without
+            images), and the added regions.
+        area_before, area_after: Artifact pixels of all images.
+        psnr, ssim, gradient_similarity: Against the old model's results, outside of the masks before: over all pixels
+            together. The first is None where nothing differs, all are without images.
+        lpips: The mean over the images that have it; None where none has.
+        detail_loss: The share of the clean images' sharpness that is lost, below 0 where they became sharper; None
+            where there is no sharpness to lose.
+        classes: Regions and those gone by class name, the most frequent first; under ``""`` where there are no labels.
     """
 
     candidate: str
@@ -127,18 +114,12 @@ class Score:
 class Verdict:
     """The gate's decision on the candidates of one finetune.
 
-    Attributes
-    ----------
-    passed, best
-        Whether a candidate passes, and the name of the best one; None where there are none.
-    reasons
-        Why the best one does not pass, a sentence for each criterion; empty where it passes.
-    scores, control
-        Of the candidates as they were given, and of the control.
-    thresholds
-        ``min_removal`` and ``max_detail_loss`` as they were then.
-    undecided
-        Whether the best one misses nothing, but images are missing by which something could be shown.
+    Attributes:
+        passed, best: Whether a candidate passes, and the name of the best one; None where there are none.
+        reasons: Why the best one does not pass, a sentence for each criterion; empty where it passes.
+        scores, control: Of the candidates as they were given, and of the control.
+        thresholds: ``min_removal`` and ``max_detail_loss`` as they were then.
+        undecided: Whether the best one misses nothing, but images are missing by which something could be shown.
     """
 
     passed: bool
@@ -194,9 +175,8 @@ def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...]
     Of the artifact regions, ``gate.min_removal`` must be gone. No more images may gain a region than by the noise of
     the control. Clean images may lose ``gate.max_detail_loss`` of their sharpness.
 
-    Returns
-    -------
-    A sentence for each criterion that is missed, and for each that cannot be shown.
+    Returns:
+        A sentence for each criterion that is missed, and for each that cannot be shown.
     """
     missed, unshown = [], []
     if candidate.removal is None:

@@ -236,19 +236,13 @@ def detect(
 ) -> Artifacts:
     """Find the artifacts of a GAN model's result, as `desra detect` does.
 
-    Parameters
-    ----------
-    mse_sr, result
-        ``(H, W, 1 or 3)`` uint8 or uint16, of one size.
-    labels
-        ``(H, W)`` uint8 ADE20K class of each pixel, or None.
-    tile, threads
-        As for `desra_core.detection.variance_similarity`.
+    Args:
+        mse_sr, result: ``(H, W, 1 or 3)`` uint8 or uint16, of one size.
+        labels: ``(H, W)`` uint8 ADE20K class of each pixel, or None.
+        tile, threads: As for `desra_core.detection.variance_similarity`.
 
-    Raises
-    ------
-    ValueError
-        The images differ in size, or are smaller than the window.
+    Raises:
+        ValueError: The images differ in size, or are smaller than the window.
     """
     similarity = variance_similarity(mse_sr, result, window=settings.window, tile=tile, threads=threads)
 
@@ -272,19 +266,13 @@ def judge(
 ) -> Judgement:
     """Compare a candidate's result of an image with the old model's.
 
-    Parameters
-    ----------
-    image, image_id, candidate
-        Names for the judgement.
-    before, after
-        What `detect` found in the old model's and in the candidate's result, with the same settings.
-    lpips
-        What `desra_core.evaluation.perceptual.load_lpips` returns, to measure that distance too.
+    Args:
+        image, image_id, candidate: Names for the judgement.
+        before, after: What `detect` found in the old model's and in the candidate's result, with the same settings.
+        lpips: What `desra_core.evaluation.perceptual.load_lpips` returns, to measure that distance too.
 
-    Raises
-    ------
-    ValueError
-        The results differ in shape, or are smaller than 11 px a side.
+    Raises:
+        ValueError: The results differ in shape, or are smaller than 11 px a side.
     """
     outside = ~before.mask
     names = class_names()
@@ -321,12 +309,9 @@ def noisy(pixels: Pixels, seed_text: str) -> Pixels:
 
     Every sample changes by a whole number of grey levels of 255 from -2 to 2, each as likely, and is clipped.
 
-    Parameters
-    ----------
-    pixels
-        ``(H, W, C)`` uint8 or uint16.
-    seed_text
-        The same text gives the same noise.
+    Args:
+        pixels: ``(H, W, C)`` uint8 or uint16.
+        seed_text: The same text gives the same noise.
     """
     seed = int.from_bytes(hashlib.blake2b(seed_text.encode(), digest_size=16).digest())
     noise = np.random.default_rng(seed).integers(-_NOISE, _NOISE, pixels.shape, np.int8, endpoint=True)

@@ -43,25 +43,16 @@ def promote(
 ) -> Path:
     """Make a model the current one, unless it already is; returns the folder of the current entry.
 
-    Parameters
-    ----------
-    workspace
-        Must be locked.
-    model
-        The checkpoint that passed the gate.
-    parent
-        The model that it was finetuned from: the current one, or any one as long as none was promoted.
-    record
-        How the model came about, for ``model.json``; like ``verdict``, JSON values only.
-    verdict
-        Summary of the gate's verdict, for the history.
+    Args:
+        workspace: Must be locked.
+        model: The checkpoint that passed the gate.
+        parent: The model that it was finetuned from: the current one, or any one as long as none was promoted.
+        record: How the model came about, for ``model.json``; like ``verdict``, JSON values only.
+        verdict: Summary of the gate's verdict, for the history.
 
-    Raises
-    ------
-    UsageError
-        The parent is not the current model, or the first model is its own parent; a model cannot be read.
-    TransientError
-        The disk is full or failed. The current model is the one from before.
+    Raises:
+        UsageError: The parent is not the current model, or the first model is its own parent; a model cannot be read.
+        TransientError: The disk is full or failed. The current model is the one from before.
     """
     current, past = current_model(workspace), history(workspace)
     key = content_key(model)

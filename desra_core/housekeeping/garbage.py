@@ -45,18 +45,12 @@ _STAYS = pa.scalar(None, pa.string())
 class Garbage(NamedTuple):
     """The items that may be deleted, and the sizes that remain.
 
-    Attributes
-    ----------
-    table
-        Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
-    manifest
-        The manifest without what goes.
-    target
-        The keys of the latest run.
-    stale
-        The records that go: columns ``id`` and ``shard``, in whose table they are.
-    unmapped, unlabelled
-        Ids of images whose maps or labels go, while they stay themselves.
+    Attributes:
+        table: Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
+        manifest: The manifest without what goes.
+        target: The keys of the latest run.
+        stale: The records that go: columns ``id`` and ``shard``, in whose table they are.
+        unmapped, unlabelled: Ids of images whose maps or labels go, while they stay themselves.
     """
 
     table: pa.Table
@@ -70,17 +64,12 @@ class Garbage(NamedTuple):
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
     """Find what no run needs any more; nothing is changed. No run may be going on.
 
-    Parameters
-    ----------
-    workspace
-        Of any run that got as far as its manifest.
-    vanished
-        Images go, too, that the latest run did not find and whose files are not there now.
+    Args:
+        workspace: Of any run that got as far as its manifest.
+        vanished: Images go, too, that the latest run did not find and whose files are not there now.
 
-    Raises
-    ------
-    UsageError
-        The folder is no workspace, or a table of it is damaged or missing.
+    Raises:
+        UsageError: The folder is no workspace, or a table of it is damaged or missing.
     """
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)

@@ -23,27 +23,18 @@ def sweep(
 ) -> Garbage:
     """Delete the garbage of a workspace: first from the manifest, then from the records, and the files last.
 
-    Parameters
-    ----------
-    workspace
-        Of any run that got as far as its manifest.
-    vanished
-        As for `desra_core.housekeeping.garbage.find_garbage`.
-    on_dropped
-        Called with the number of files and folders deleted so far, and of all.
+    Args:
+        workspace: Of any run that got as far as its manifest.
+        vanished: As for `desra_core.housekeeping.garbage.find_garbage`.
+        on_dropped: Called with the number of files and folders deleted so far, and of all.
 
-    Returns
-    -------
-    What was deleted.
+    Returns:
+        What was deleted.
 
-    Raises
-    ------
-    LockedError
-        A run holds the workspace.
-    UsageError
-        As `find_garbage`.
-    TransientError
-        Something cannot be deleted.
+    Raises:
+        LockedError: A run holds the workspace.
+        UsageError: As `find_garbage`.
+        TransientError: Something cannot be deleted.
     """
     scratch = table_of(unfinished(workspace))  # which goes when the workspace is locked
     with workspace.locked():

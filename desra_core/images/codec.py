@@ -56,21 +56,14 @@ class Photo(NamedTuple):
 def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     """Decode an image file: EXIF orientation applied, alpha apart, 16 bits kept, palettes expanded.
 
-    Parameters
-    ----------
-    data
-        The whole file.
-    path
-        Named in errors.
-    max_pixels
-        Larger images are refused before anything of their size is allocated.
+    Args:
+        data: The whole file.
+        path: Named in errors.
+        max_pixels: Larger images are refused before anything of their size is allocated.
 
-    Raises
-    ------
-    ImageError
-        The file is empty, no image, of an unsupported colour model, truncated or damaged.
-    TransientError
-        It has more than ``max_pixels``.
+    Raises:
+        ImageError: The file is empty, no image, of an unsupported colour model, truncated or damaged.
+        TransientError: It has more than ``max_pixels``.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
@@ -100,10 +93,8 @@ def most_pixels(files: Iterable[Path]) -> int:
 def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels:
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 
-    Raises
-    ------
-    ImageError
-        As `decode`, or the file has colour channels or values above 255.
+    Raises:
+        ImageError: As `decode`, or the file has colour channels or values above 255.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)

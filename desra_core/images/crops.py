@@ -25,10 +25,9 @@ RGB = npt.NDArray[np.uint8]
 def window_around(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Rectangle:
     """Return a region's box with some context, square where the image of ``(H, W)`` has room.
 
-    Examples
-    --------
-    >>> window_around(0, 500, 100, 300, (1000, 1000))
-    Rectangle(y=440, x=0, height=420, width=420)
+    Examples:
+        >>> window_around(0, 500, 100, 300, (1000, 1000))
+        Rectangle(y=440, x=0, height=420, width=420)
     """
     side = max(_SMALLEST, round(_CONTEXT * max(width, height)))
     wide, high = min(side, shape[1]), min(side, shape[0])

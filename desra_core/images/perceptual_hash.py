@@ -20,14 +20,11 @@ Signature = bytes
 def signature(pixels: Pixels) -> Signature:
     """Hash what a photo shows to 256 bits: whether brightness rises from each cell of a 16x17 grid to the next.
 
-    Parameters
-    ----------
-    pixels
-        ``(H, W, 1 or 3)`` uint8 or uint16.
+    Args:
+        pixels: ``(H, W, 1 or 3)`` uint8 or uint16.
 
-    Returns
-    -------
-    32 bytes. Scale, contrast, gray or colour and compression change few bits.
+    Returns:
+        32 bytes. Scale, contrast, gray or colour and compression change few bits.
     """
     gray = cv2.cvtColor(bgr8(pixels), cv2.COLOR_BGR2GRAY).astype(np.float32)
     cells = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)

@@ -33,10 +33,8 @@ Image.MAX_IMAGE_PIXELS = None
 class PillowPicture:
     """The picture of a file, the first one of an animated file, not turned yet.
 
-    Raises
-    ------
-    ImageError
-        Pillow does not read the file, or it has an unsupported colour model.
+    Raises:
+        ImageError: Pillow does not read the file, or it has an unsupported colour model.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
@@ -57,10 +55,8 @@ class PillowPicture:
     def channels(self, *, indices: bool) -> Pixels:
         """Decode to ``(H, W, C)``, uint8 or uint16, alpha last, palettes expanded unless ``indices`` are asked for.
 
-        Raises
-        ------
-        ImageError
-            The file is truncated or damaged.
+        Raises:
+            ImageError: The file is truncated or damaged.
         """
         image = self._image
         try:

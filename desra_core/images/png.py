@@ -36,10 +36,8 @@ _EMPTY = 12  # bytes of a chunk without content: length, kind, checksum
 class PngPicture:
     """The picture of a PNG file, the first one of an animated file, not turned yet.
 
-    Raises
-    ------
-    ImageError
-        The header is damaged, or a checksum is broken.
+    Raises:
+        ImageError: The header is damaged, or a checksum is broken.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
@@ -57,10 +55,8 @@ class PngPicture:
     def channels(self, *, indices: bool) -> Pixels:
         """Decode to ``(H, W, C)``, uint8 or uint16, with transparency as alpha, or palettes as indices without it.
 
-        Raises
-        ------
-        ImageError
-            The file is truncated or damaged.
+        Raises:
+            ImageError: The file is truncated or damaged.
         """
         pixels: Pixels
         try:

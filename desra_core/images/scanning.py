@@ -54,19 +54,13 @@ class Found(NamedTuple):
 def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = ()) -> Found:
     """List the image files below a folder, but for hidden ones, those in ``skip``, workspaces and `LEFT_OUT` folders.
 
-    Parameters
-    ----------
-    place
-        The folder; or a single file, or a glob, whose folder is `root_of`.
-    skip
-        A folder to leave out.
-    exclude
-        Globs of files and folders to leave out: of their names, or with a slash of their relative paths.
+    Args:
+        place: The folder; or a single file, or a glob, whose folder is `root_of`.
+        skip: A folder to leave out.
+        exclude: Globs of files and folders to leave out: of their names, or with a slash of their relative paths.
 
-    Raises
-    ------
-    UsageError
-        The folder or file does not exist, or nothing matches the glob.
+    Raises:
+        UsageError: The folder or file does not exist, or nothing matches the glob.
     """
     root = root_of(place)
     if root == place and not place.is_dir():
@@ -231,10 +225,9 @@ def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> Usage
 def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
     """Describe for people what was passed over; None where nothing was.
 
-    Examples
-    --------
-    >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
-    '3 .heic, 2 @eaDir/, 1 .txt'
+    Examples:
+        >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
+        '3 .heic, 2 @eaDir/, 1 .txt'
     """
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{f'{count:,}' if count else 'nothing'} {printable(kind)}" for kind, count in kinds) or None
@@ -260,10 +253,8 @@ def normalized(text: str) -> str:
 class ImageNames:
     """Names of images, found by the paths that other tools write of their files.
 
-    Parameters
-    ----------
-    names
-        Relative paths with ``/`` and without suffix, or with it where two images would else share one.
+    Args:
+        names: Relative paths with ``/`` and without suffix, or with it where two images would else share one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -295,11 +286,10 @@ class ImageNames:
         It may be relative to another folder, absolute, or of Windows: the image counts whose name is the longest end of
         the path, else one whose name ends with the path.
 
-        Examples
-        --------
-        >>> names = ImageNames(["x", "s1/x", "s1/y", "s2/y"])
-        >>> names.find("../exp3/s1/x.png"), names.find(r"C:\exp3\s2\y.jpg"), names.find("y.png")
-        (['s1/x'], ['s2/y'], ['s1/y', 's2/y'])
+        Examples:
+            >>> names = ImageNames(["x", "s1/x", "s1/y", "s2/y"])
+            >>> names.find("../exp3/s1/x.png"), names.find(r"C:\exp3\s2\y.jpg"), names.find("y.png")
+            (['s1/x'], ['s2/y'], ['s1/y', 's2/y'])
         """
         if found := self.exact(path):
             return found

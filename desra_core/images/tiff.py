@@ -59,10 +59,8 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 class TiffPicture:
     """The full picture of a TIFF file, not turned yet.
 
-    Raises
-    ------
-    ImageError
-        The file is damaged, or its picture is of a kind that is not read.
+    Raises:
+        ImageError: The file is damaged, or its picture is of a kind that is not read.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
@@ -85,10 +83,8 @@ class TiffPicture:
     def channels(self, *, indices: bool) -> Pixels:
         """Decode to ``(H, W, C)``, uint8 or uint16, alpha last, palettes expanded unless ``indices`` are asked for.
 
-        Raises
-        ------
-        ImageError
-            The file is truncated or damaged.
+        Raises:
+            ImageError: The file is truncated or damaged.
         """
         page = self._page
         overruns = False

@@ -52,24 +52,18 @@ class Window(NamedTuple):
 def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1) -> list[Window]:
     """Cut an image into as few windows of one size as possible, so that they can be run in batches.
 
-    Parameters
-    ----------
-    height, width
-        The size of the image, multiples of ``multiple``.
-    side
-        The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
-    halo
-        Least distance in pixels of a kept pixel from the border of its window, but where that is the border of the
-        image; a multiple of ``multiple``.
-    multiple
-        Windows start at multiples of it, and so are their sizes.
+    Args:
+        height, width: The size of the image, multiples of ``multiple``.
+        side: The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
+        halo: Least distance in pixels of a kept pixel from the border of its window, but where that is the border of
+            the image; a multiple of ``multiple``.
+        multiple: Windows start at multiples of it, and so are their sizes.
 
-    Returns
-    -------
-    The windows row by row. Their kept parts cover the image exactly once.
+    Returns:
+        The windows row by row. Their kept parts cover the image exactly once.
 
-    >>> [(window.source.x, window.kept.x, window.kept.width) for window in windows(4, 10, side=6, halo=1)]
-    [(0, 0, 5), (4, 5, 5)]
+        >>> [(window.source.x, window.kept.x, window.kept.width) for window in windows(4, 10, side=6, halo=1)] [(0, 0,
+        5), (4, 5, 5)]
     """
     rows = _spans(height, side, halo, multiple)
     columns = _spans(width, side, halo, multiple)

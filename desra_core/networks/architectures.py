@@ -41,14 +41,11 @@ class Architecture(NamedTuple):
 def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> Traits:
     """Find how to run a network.
 
-    Parameters
-    ----------
-    architecture
-        spandrel's id of it.
-    network
-        The loaded network, on the CPU, in evaluation mode.
-    multiple, minimum
-        Of the sizes that it takes, as spandrel says, in pixels. For an architecture without an entry here.
+    Args:
+        architecture: spandrel's id of it.
+        network: The loaded network, on the CPU, in evaluation mode.
+        multiple, minimum: Of the sizes that it takes, as spandrel says, in pixels. For an architecture without an entry
+            here.
     """
     if architecture in ARCHITECTURES:
         traits = ARCHITECTURES[architecture].traits(network)

@@ -77,21 +77,17 @@ def load_model(path: Path, device: str = "cpu", precision: Precision = "float32"
 
     The latest ones are kept, as many as fit into `KEPT_BYTES` and at least three: the pair of a run and one more.
 
-    Parameters
-    ----------
-    path
-        Weights of a 3-channel SR network that spandrel knows, as torch or safetensors saves them. Cannot run code.
-    device
-        A torch device, such as ``cpu`` or ``cuda:0``.
-    precision
-        The number format in which it computes. On a CPU with AVX512-BF16, bfloat16 takes about half the time of
-        float32, and the three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of those in
-        float32 (six photos; 12 levels of 255 at most). Casting whole networks took as long and gave 0.3 to 6 dB less.
+    Args:
+        path: Weights of a 3-channel SR network that spandrel knows, as torch or safetensors saves them. Cannot run
+            code.
+        device: A torch device, such as ``cpu`` or ``cuda:0``.
+        precision: The number format in which it computes. On a CPU with AVX512-BF16, bfloat16 takes about half the time
+            of float32, and the three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of
+            those in float32 (six photos; 12 levels of 255 at most). Casting whole networks took as long and gave 0.3 to
+            6 dB less.
 
-    Raises
-    ------
-    UsageError
-        The file or the device cannot be used.
+    Raises:
+        UsageError: The file or the device cannot be used.
     """
     with _LOADING:
         return _loaded(path, content_key(path), device, precision)
@@ -102,10 +98,8 @@ def load_pair(
 ) -> tuple[Model, Model]:
     """Load an MSE-trained network and its GAN-trained twin; parameters as for `load_model`.
 
-    Raises
-    ------
-    UsageError
-        As `load_model`, or their scales differ.
+    Raises:
+        UsageError: As `load_model`, or their scales differ.
     """
     mse, gan = (load_model(path, device, precision) for path in (mse_model, gan_model))
     if mse.scale != gan.scale:
@@ -151,10 +145,8 @@ def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
 def recognised(path: Path, precision: Precision = "float32") -> Any:
     """Recognise the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
-    Raises
-    ------
-    UsageError
-        As `load_model`, but for the device.
+    Raises:
+        UsageError: As `load_model`, but for the device.
     """
     third_party.mend_torchvision()
     with warnings.catch_warnings():

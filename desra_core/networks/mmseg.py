@@ -32,10 +32,8 @@ _CONFIG_ERRORS = (
 def mmseg_key(config: Path, checkpoint: Path) -> str:
     """Hash the content of a config, of the files that it inherits from, and of a checkpoint.
 
-    Raises
-    ------
-    UsageError
-        A file is missing or unreadable, or a config is no Python file.
+    Raises:
+        UsageError: A file is missing or unreadable, or a config is no Python file.
     """
     configs = hashlib.blake2b(digest_size=16)
     for path in _config_chain(config):
@@ -46,21 +44,15 @@ def mmseg_key(config: Path, checkpoint: Path) -> str:
 def load_mmseg(config: Path, checkpoint: Path) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
     """Build the model of a config, load its weights and build its test pipeline.
 
-    Parameters
-    ----------
-    config
-        A config of MMSegmentation 0.x for an ``EncoderDecoder`` that sees the whole image once. It is run.
-    checkpoint
-        Weights for exactly this model; ``meta`` names ADE20K's 150 classes, as 0.x or 1.x writes it.
+    Args:
+        config: A config of MMSegmentation 0.x for an ``EncoderDecoder`` that sees the whole image once. It is run.
+        checkpoint: Weights for exactly this model; ``meta`` names ADE20K's 150 classes, as 0.x or 1.x writes it.
 
-    Returns
-    -------
-    The ``EncoderDecoder`` on the CPU, in evaluation mode, and the pipeline without its loading step.
+    Returns:
+        The ``EncoderDecoder`` on the CPU, in evaluation mode, and the pipeline without its loading step.
 
-    Raises
-    ------
-    UsageError
-        A file is unreadable, they do not fit each other, or they are for other classes.
+    Raises:
+        UsageError: A file is unreadable, they do not fit each other, or they are for other classes.
     """
     third_party.mend_mmcv()
     settings = _read_config(config)

@@ -44,15 +44,11 @@ class Segmenter(Protocol):
 def segmenter_key(spec: str) -> str:
     """Fingerprint a segmenter: the content of its config, of that one's bases and of its checkpoint.
 
-    Parameters
-    ----------
-    spec
-        ``mmseg:CONFIG,CHECKPOINT``.
+    Args:
+        spec: ``mmseg:CONFIG,CHECKPOINT``.
 
-    Raises
-    ------
-    UsageError
-        The spec is malformed, or a file is missing, unreadable or no Python config.
+    Raises:
+        UsageError: The spec is malformed, or a file is missing, unreadable or no Python config.
     """
     return f"mmseg:{mmseg_key(*_mmseg_files(spec))}"
 
@@ -60,17 +56,12 @@ def segmenter_key(spec: str) -> str:
 def load_segmenter(spec: str, device: str) -> Segmenter:
     """Load a segmenter, once per process for the same files and device.
 
-    Parameters
-    ----------
-    spec
-        As for `segmenter_key`.
-    device
-        A torch device, such as ``cpu`` or ``cuda:0``.
+    Args:
+        spec: As for `segmenter_key`.
+        device: A torch device, such as ``cpu`` or ``cuda:0``.
 
-    Raises
-    ------
-    UsageError
-        As `segmenter_key` and `MMSegSegmenter`.
+    Raises:
+        UsageError: As `segmenter_key` and `MMSegSegmenter`.
     """
     config, checkpoint = _mmseg_files(spec)
     with exact_on(device):
@@ -80,10 +71,8 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
 def try_segmenter(spec: str) -> None:
     """Load a segmenter and label a small image on the CPU, to fail before anything is started.
 
-    Raises
-    ------
-    UsageError
-        As `load_segmenter`, or it cannot be run.
+    Raises:
+        UsageError: As `load_segmenter`, or it cannot be run.
     """
     segmenter = load_segmenter(spec, "cpu")
     try:
@@ -102,19 +91,14 @@ class MMSegSegmenter:
     Labels are those of ``mmseg.apis.inference_segmentor``, with less memory: beside the image and its labels,
     nine bytes per pixel instead of about 1200.
 
-    Parameters
-    ----------
-    config
-        A config of MMSegmentation 0.x. It is a Python file, which is run: take it from where you take code.
-    checkpoint
-        Weights that fit the config, with the classes in ``meta`` as 0.x or 1.x writes them. Cannot run code.
-    device
-        A torch device, such as ``cpu`` or ``cuda:0``.
+    Args:
+        config: A config of MMSegmentation 0.x. It is a Python file, which is run: take it from where you take code.
+        checkpoint: Weights that fit the config, with the classes in ``meta`` as 0.x or 1.x writes them. Cannot run
+            code.
+        device: A torch device, such as ``cpu`` or ``cuda:0``.
 
-    Raises
-    ------
-    UsageError
-        One of the files is unreadable, does not fit the other, or is for other classes than ADE20K's.
+    Raises:
+        UsageError: One of the files is unreadable, does not fit the other, or is for other classes than ADE20K's.
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
@@ -127,12 +111,9 @@ class MMSegSegmenter:
     def __call__(self, gan_sr: Pixels) -> Labels:
         """Label ``(H, W, 1 or 3)`` pixels, uint8 or uint16; returns ``(H, W)`` uint8.
 
-        Raises
-        ------
-        ImageError
-            The image is too narrow for the model.
-        UsageError
-            The weights give values that are not finite.
+        Raises:
+            ImageError: The image is too narrow for the model.
+            UsageError: The weights give values that are not finite.
         """
         import torch
 
@@ -193,22 +174,15 @@ def upsampled_argmax(
     One class at a time: each value is the same to the bit as when all are resized at once, which is not so for a band
     of rows. Equal values go to the lower class, as in ``argmax``.
 
-    Parameters
-    ----------
-    logits
-        ``(1, classes, h, w)``, at most 256 classes.
-    network_size
-        The size of the network's input, to which mmseg resizes first.
-    kept_size
-        The part of it that is not padding.
-    size
-        The size of the image.
-    align_corners
-        As the decode head has it.
+    Args:
+        logits: ``(1, classes, h, w)``, at most 256 classes.
+        network_size: The size of the network's input, to which mmseg resizes first.
+        kept_size: The part of it that is not padding.
+        size: The size of the image.
+        align_corners: As the decode head has it.
 
-    Returns
-    -------
-    ``(H, W)`` uint8.
+    Returns:
+        ``(H, W)`` uint8.
     """
     import torch
     from torch.nn.functional import interpolate

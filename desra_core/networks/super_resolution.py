@@ -32,23 +32,16 @@ class Result(NamedTuple):
 def super_resolve(model: Model, pixels: Pixels) -> Result:
     """Enlarge a photo.
 
-    Parameters
-    ----------
-    model
-        From `desra_core.networks.checkpoints.load_model`.
-    pixels
-        ``(H, W, 1 or 3)`` uint8 or uint16. Gray is replicated, and of the result the luminance is taken.
+    Args:
+        model: From `desra_core.networks.checkpoints.load_model`.
+        pixels: ``(H, W, 1 or 3)`` uint8 or uint16. Gray is replicated, and of the result the luminance is taken.
 
-    Returns
-    -------
-    The network's values, clamped to 0..1 and rounded once, half to even.
+    Returns:
+        The network's values, clamped to 0..1 and rounded once, half to even.
 
-    Raises
-    ------
-    UsageError
-        The network gives values that are not finite.
-    MemoryError
-        Not even small windows fit into memory.
+    Raises:
+        UsageError: The network gives values that are not finite.
+        MemoryError: Not even small windows fit into memory.
     """
     height, width, channels = pixels.shape
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)

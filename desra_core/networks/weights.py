@@ -28,18 +28,14 @@ _WRAPPERS = (
 def read_weights(path: Path) -> dict[str, Any]:
     """Read the tensors of a checkpoint by name, onto the CPU.
 
-    Parameters
-    ----------
-    path
-        A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or below the names
-        that other tools, Lightning and torch.compile give them, nested in any order. Those below ``params_ema`` and
-        other names of averaged ones go first.
+    Args:
+        path: A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or below the
+            names that other tools, Lightning and torch.compile give them, nested in any order. Those below
+            ``params_ema`` and other names of averaged ones go first.
 
-    Raises
-    ------
-    UsageError
-        The file is no checkpoint, only a part of one, would run code, holds several networks, or values that are not
-        finite.
+    Raises:
+        UsageError: The file is no checkpoint, only a part of one, would run code, holds several networks, or values
+            that are not finite.
     """
     content = _read(path)
     kinds = _kinds(content, path)
@@ -53,10 +49,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """Read both kinds of weights that a training tool saves, ``raw`` and ``ema``; one of them where they are equal.
 
-    Raises
-    ------
-    UsageError
-        As `read_weights`.
+    Raises:
+        UsageError: As `read_weights`.
     """
     import torch
 

@@ -33,11 +33,9 @@ _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "p
 def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     """Resolve settings to keys and class weights.
 
-    Raises
-    ------
-    UsageError
-        Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable weights,
-        config, checkpoint or detector.
+    Raises:
+        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable
+            weights, config, checkpoint or detector.
     """
     labelled = settings.segmenter != "none"
     detector = detector_of(settings)
@@ -92,10 +90,8 @@ def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
 def result_key(model: Path, precision: str) -> str:
     """Identify what a checkpoint makes of photos.
 
-    Raises
-    ------
-    UsageError
-        The file cannot be read.
+    Raises:
+        UsageError: The file cannot be read.
     """
     return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
 
@@ -115,10 +111,8 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
     """Check that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
 
-    Raises
-    ------
-    UsageError
-        It belongs to another kind.
+    Raises:
+        UsageError: It belongs to another kind.
     """
     kind = settings_document(workspace).get("verb", settings.verb)
     if kind != settings.verb:
@@ -129,10 +123,8 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
 def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
     """Check that models can be used, unless the latest run has used them, before anything is changed.
 
-    Raises
-    ------
-    UsageError
-        One cannot be loaded or run, or the scales of the two that enlarge differ.
+    Raises:
+        UsageError: One cannot be loaded or run, or the scales of the two that enlarge differ.
     """
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
@@ -145,10 +137,8 @@ def check_models(workspace: Workspace, settings: CorpusSettings, target: Target)
 def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
     """Read the settings and keys of the latest run.
 
-    Raises
-    ------
-    UsageError
-        The folder is no workspace, or no run has got that far.
+    Raises:
+        UsageError: The folder is no workspace, or no run has got that far.
     """
     document = settings_document(workspace)
     try:

@@ -33,14 +33,10 @@ _COLUMNS = [
 class Work(NamedTuple):
     """The work that is left, as flags per manifest row.
 
-    Attributes
-    ----------
-    lacking
-        The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
-    failed
-        Images that failed for good under the very same settings.
-    dropped
-        Images that are computed again only because their maps were not kept.
+    Attributes:
+        lacking: The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
+        failed: Images that failed for good under the very same settings.
+        dropped: Images that are computed again only because their maps were not kept.
     """
 
     lacking: dict[str, Flags]
@@ -56,19 +52,13 @@ class Work(NamedTuple):
 class Standing:
     """Predicates of what the records say of manifest rows, held against a target: arrays of one flag per row.
 
-    Attributes
-    ----------
-    same_labels
-        The label file is the one that was read, or none is read.
-    same_similarity
-        The similarity map was computed under these settings.
-    clean
-        The mask is known to be empty, whether it is published or not: by an empty mask under settings that are no
-        stricter, for all class weights from ``proven_weight`` up.
-    current
-        The mask that was published is the one that is wanted.
-    failed, failed_for_good
-        The image failed; it would fail again, since file and settings are the same.
+    Attributes:
+        same_labels: The label file is the one that was read, or none is read.
+        same_similarity: The similarity map was computed under these settings.
+        clean: The mask is known to be empty, whether it is published or not: by an empty mask under settings that are
+            no stricter, for all class weights from ``proven_weight`` up.
+        current: The mask that was published is the one that is wanted.
+        failed, failed_for_good: The image failed; it would fail again, since file and settings are the same.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
@@ -111,16 +101,11 @@ class Standing:
 def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Work:
     """Find out which manifest rows lack which products.
 
-    Parameters
-    ----------
-    rows
-        Rows of a manifest.
-    records
-        Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
-    target
-        The keys of the run.
-    held
-        The files of the workspace for these rows; a record whose files are gone does not count.
+    Args:
+        rows: Rows of a manifest.
+        records: Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
+        target: The keys of the run.
+        held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(_COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
@@ -175,18 +160,14 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
 class Plan:
     """The work of a run, by shard.
 
-    Attributes
-    ----------
-    target
-        The keys of the run.
-    images, failed, pending, dropped
-        Names in the run; those that failed for good before; those with anything to do; those among them that are
-        computed again only because a looser setting needs maps that ``--keep`` dropped.
-    failures, retries
-        Why those failed, and why some of the pending ones did when they were last tried (schema
-        `desra_core.workspace.matching.FAILURES`).
-    shards
-        Number of pending names by shard, of the shards that have any.
+    Attributes:
+        target: The keys of the run.
+        images, failed, pending, dropped: Names in the run; those that failed for good before; those with anything to
+            do; those among them that are computed again only because a looser setting needs maps that ``--keep``
+            dropped.
+        failures, retries: Why those failed, and why some of the pending ones did when they were last tried (schema
+            `desra_core.workspace.matching.FAILURES`).
+        shards: Number of pending names by shard, of the shards that have any.
     """
 
     def __init__(self, manifest: pa.Table, rows: pa.Table, records: pa.Table, target: Target, held: Held) -> None:
@@ -271,19 +252,13 @@ def prepare(
 ) -> Prepared:
     """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
 
-    Parameters
-    ----------
-    settings
-        Settings of the run.
-    rescan
-        Look for new and changed files first; otherwise trust the manifest.
-    on_hashed
-        As for `desra_core.workspace.manifest.scan`.
+    Args:
+        settings: Settings of the run.
+        rescan: Look for new and changed files first; otherwise trust the manifest.
+        on_hashed: As for `desra_core.workspace.manifest.scan`.
 
-    Raises
-    ------
-    UsageError
-        As `target_of`, `check_kind`, `check_models` and `desra_core.workspace.manifest.scan`.
+    Raises:
+        UsageError: As `target_of`, `check_kind`, `check_models` and `desra_core.workspace.manifest.scan`.
     """
     workspace = Workspace(settings.workspace)
     check_kind(workspace, settings)

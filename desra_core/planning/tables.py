@@ -39,10 +39,8 @@ _COLUMNS = [
 def publish_tables(workspace: Workspace, target: Target) -> None:
     """Write the tables of regions, of failures and, of a mined corpus, of the dataset.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises:
+        TransientError: The disk is full or failed.
     """
     manifest = read_manifest(workspace)
     assert manifest is not None

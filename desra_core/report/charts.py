@@ -91,14 +91,10 @@ def line_chart(
 ) -> Figure:
     """Draw up to eight curves by name (raises `ValueError` for more).
 
-    Parameters
-    ----------
-    curves
-        Points ``(x, y)`` in the order in which they are joined; those that are not finite are left out.
-    marks
-        Single points by their names, which are written beside them.
-    log_x
-        Draw a logarithmic x axis, and leave points at 0 and below out.
+    Args:
+        curves: Points ``(x, y)`` in the order in which they are joined; those that are not finite are left out.
+        marks: Single points by their names, which are written beside them.
+        log_x: Draw a logarithmic x axis, and leave points at 0 and below out.
     """
     if len(curves) > len(_LINES):
         raise ValueError(f"{len(curves)} curves cannot be drawn; {len(_LINES)} differ without colour")
@@ -171,14 +167,10 @@ def distributions(
     Each shows shares, so that histograms of many and of few values can be compared. Its highest bin is as high as its
     row, and the share in that bin is written beside it.
 
-    Parameters
-    ----------
-    histograms
-        Counts per bin, by name; the row of one without any count is empty.
-    edges
-        Of the bins, one more than there are counts.
-    marks
-        Where to draw a line, such as a percentile, with its value beside it.
+    Args:
+        histograms: Counts per bin, by name; the row of one without any count is empty.
+        edges: Of the bins, one more than there are counts.
+        marks: Where to draw a line, such as a percentile, with its value beside it.
     """
     figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)))
     for row, (name, counts) in enumerate(histograms.items()):

@@ -78,17 +78,12 @@ def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
     """Hold one mask against a human mask.
 
-    Parameters
-    ----------
-    mask, human
-        ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
-    regions
-        Box (x, y, width, height) and severity of each component of the mask.
+    Args:
+        mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
+        regions: Box (x, y, width, height) and severity of each component of the mask.
 
-    Raises
-    ------
-    ImageError
-        The mask has a component that is none of the regions.
+    Raises:
+        ImageError: The mask has a component that is none of the regions.
     """
     whole = Components(mask)
     by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}

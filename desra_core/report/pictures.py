@@ -53,15 +53,11 @@ class ClassShare(NamedTuple):
 class Crops:
     """Pictures of one window of an image, all at one scale.
 
-    Parameters
-    ----------
-    image
-        The stored image.
-    box
-        Left, top, width and height of a region: the window is the region with its surroundings. Without a box the
-        window is the whole image, and the mask is tinted as a whole.
-    largest
-        Longer sides are scaled down to this, in pixels.
+    Args:
+        image: The stored image.
+        box: Left, top, width and height of a region: the window is the region with its surroundings. Without a box the
+            window is the whole image, and the mask is tinted as a whole.
+        largest: Longer sides are scaled down to this, in pixels.
     """
 
     def __init__(

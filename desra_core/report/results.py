@@ -128,10 +128,8 @@ class StageTime(NamedTuple):
 def read_results(workspace: Workspace) -> WorkspaceResults:
     """Read the tables of a workspace; nothing is written.
 
-    Raises
-    ------
-    UsageError
-        The folder is no workspace, or a table of it is damaged.
+    Raises:
+        UsageError: The folder is no workspace, or a table of it is damaged.
     """
     if not workspace.manifest.exists():
         raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine")

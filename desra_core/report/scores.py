@@ -56,21 +56,14 @@ def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
 def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any], *, largest: int) -> RGB:
     """Draw a heat map of the whole image from 0 to twice the threshold, gray where there is no score.
 
-    Parameters
-    ----------
-    kind
-        One of `score_kinds`.
-    pair
-        The image.
-    settings
-        Of the run: the window and the class weights.
-    largest
-        Longer sides are scaled down to this, in pixels.
+    Args:
+        kind: One of `score_kinds`.
+        pair: The image.
+        settings: Of the run: the window and the class weights.
+        largest: Longer sides are scaled down to this, in pixels.
 
-    Raises
-    ------
-    ImageError
-        It is too small or too large for the detector, lacks an input, or makes it fail.
+    Raises:
+        ImageError: It is too small or too large for the detector, lacks an input, or makes it fail.
     """
     height, width = pair.gan_sr.shape[:2]
     if height * width > _MOST_PIXELS:

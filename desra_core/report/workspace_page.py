@@ -70,31 +70,22 @@ def write_report(
 
     Two reports of the same results are the same bytes.
 
-    Parameters
-    ----------
-    workspace
-        Of any run, a cut off one too. Nothing in it changes but the report.
-    worst
-        Number of regions to show, the most severe ones first, `MOST` at most. Regions that would make the
-        page too large are left out, and the page says so.
-    pages
-        Number of images to write a page of their own about, to ``pages/NAME.html`` beside the report, which links to
-        them; those with the most severe regions.
-    output
-        The HTML file; ``report.html`` in the workspace by default.
-    on_left_out
-        Called with the reason for each page of an image that cannot be written, because its name is too long.
+    Args:
+        workspace: Of any run, a cut off one too. Nothing in it changes but the report.
+        worst: Number of regions to show, the most severe ones first, `MOST` at most. Regions that would make the page
+            too large are left out, and the page says so.
+        pages: Number of images to write a page of their own about, to ``pages/NAME.html`` beside the report, which
+            links to them; those with the most severe regions.
+        output: The HTML file; ``report.html`` in the workspace by default.
+        on_left_out: Called with the reason for each page of an image that cannot be written, because its name is too
+            long.
 
-    Returns
-    -------
-    The file.
+    Returns:
+        The file.
 
-    Raises
-    ------
-    UsageError
-        The folder is no workspace, a table of it is damaged, or ``output`` is no HTML file.
-    TransientError
-        The disk is full or failed.
+    Raises:
+        UsageError: The folder is no workspace, a table of it is damaged, or ``output`` is no HTML file.
+        TransientError: The disk is full or failed.
     """
     path = workspace.root / "report.html" if output is None else output.absolute()
     if path.suffix.lower() not in _SUFFIXES or path.is_dir():

@@ -144,12 +144,11 @@ def parse_span(text: str) -> timedelta:
 def parse_period(text: str) -> Period:
     """Parse when something runs, in words or as a cron expression; ValueError where it is neither.
 
-    Examples
-    --------
-    >>> parse_period("daily at 2:00")
-    Period(cron='0 2 * * *', every=None)
-    >>> parse_period("every 15 minutes").every.seconds
-    900
+    Examples:
+        >>> parse_period("daily at 2:00")
+        Period(cron='0 2 * * *', every=None)
+        >>> parse_period("every 15 minutes").every.seconds
+        900
     """
     words = " ".join(text.lower().split())
     if words == "never":
@@ -187,10 +186,8 @@ def _is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
 def local_timezone() -> str:
     """Find the name of this machine's time zone; UTC where it has none.
 
-    Raises
-    ------
-    UsageError
-        It has one whose name cannot be found, as where a container has a copy of the file.
+    Raises:
+        UsageError: It has one whose name cannot be found, as where a container has a copy of the file.
     """
     name = None
     with contextlib.suppress(LookupError, OSError, ValueError):

@@ -52,10 +52,8 @@ def run_stage(
     which settings. Transient failures are raised, to be tried again. Of an image that is done and clean the arrays go,
     but for those that are ``spared``.
 
-    Raises
-    ------
-    TransientError
-        Storage failed, or a file changed since the scan.
+    Raises:
+        TransientError: Storage failed, or a file changed since the scan.
     """
     name = stage.__name__.removesuffix("_stage")
     started = time.perf_counter()

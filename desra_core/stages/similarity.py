@@ -83,10 +83,8 @@ def compare(
 ) -> Record:
     """Score a pair of results ``(H, W, C)``, see whether it can be clean, and store minus the scores where needed.
 
-    Raises
-    ------
-    ImageError
-        It is too small, lacks an input of the detector, or makes it fail.
+    Raises:
+        ImageError: It is too small, lacks an input of the detector, or makes it fail.
     """
     height, width = gan_sr.shape[:2]
     lr = labels = None

@@ -38,12 +38,9 @@ def read_labels(
 ) -> Labels | None:
     """Read labels of the image's size with values below 150; None where none were asked for or none are needed.
 
-    Raises
-    ------
-    ImageError
-        A label file has another size or other classes, or cannot be read.
-    TransientError
-        The stored labels are gone.
+    Raises:
+        ImageError: A label file has another size or other classes, or cannot be read.
+        TransientError: The stored labels are gone.
     """
     if segmentation_key != "labels" or image.labels is None:
         if record.labels_kept and record.segmentation_key == segmentation_key:
@@ -58,10 +55,8 @@ def read_labels(
 def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:
     """Read a label file of ``(H, W)`` with values below 150.
 
-    Raises
-    ------
-    ImageError
-        The file has another size or other classes, or cannot be read.
+    Raises:
+        ImageError: The file has another size or other classes, or cannot be read.
     """
     labels = decode_labels(read_content(file), file.path, max_pixels=max_pixels)
     if labels.shape != shape:

@@ -51,26 +51,18 @@ class Ended(NamedTuple):
 def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> Ended:
     """Finetune a model on the frozen images of a run, from where the run was left.
 
-    Parameters
-    ----------
-    run
-        Its folder, with its document and its images.
-    gan_model
-        The parent.
-    training
-        How.
-    device
-        ``cpu`` or a CUDA device.
-    threads
-        CPU threads of a run that starts. One that goes on keeps its number, because the last bits depend on it.
+    Args:
+        run: Its folder, with its document and its images.
+        gan_model: The parent.
+        training: How.
+        device: ``cpu`` or a CUDA device.
+        threads: CPU threads of a run that starts. One that goes on keeps its number, because the last bits depend on
+            it.
 
-    Raises
-    ------
-    UsageError
-        A model or a saved state cannot be used, a batch needs more memory than there is, or the losses are not finite
-        or diverge: the last good model is named.
-    TransientError
-        The disk is full or failed.
+    Raises:
+        UsageError: A model or a saved state cannot be used, a batch needs more memory than there is, or the losses are
+            not finite or diverge: the last good model is named.
+        TransientError: The disk is full or failed.
     """
     with run.locked(), _memory_explained(training):
         trainer = Trainer(run, gan_model, training, device, threads)

@@ -117,20 +117,13 @@ def draw_batch(
 ) -> Batch:
     """Cut out the patches of a step: aligned, each mirrored left to right or not.
 
-    Parameters
-    ----------
-    pairs
-        The images; each is as likely as any other.
-    size
-        Number of patches.
-    patch
-        Side in SR pixels; smaller where an image of the batch is, and a multiple of 8 and of ``scale``.
-    mask_share
-        The probability of a patch to overlap a mask; the others overlap none where such a patch is found.
-    scale
-        SR pixels per LR pixel and side.
-    seed
-        The same seed gives the same patches.
+    Args:
+        pairs: The images; each is as likely as any other.
+        size: Number of patches.
+        patch: Side in SR pixels; smaller where an image of the batch is, and a multiple of 8 and of ``scale``.
+        mask_share: The probability of a patch to overlap a mask; the others overlap none where such a patch is found.
+        scale: SR pixels per LR pixel and side.
+        seed: The same seed gives the same patches.
     """
     rng = np.random.default_rng(list(seed))
     chosen = [pairs[index] for index in rng.integers(len(pairs), size=size)]

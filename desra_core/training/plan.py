@@ -59,10 +59,8 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
 
     Without an ``output``, the run's folder is named after its models, its settings and the images it would take now.
 
-    Raises
-    ------
-    UsageError
-        No model is known, a network cannot be used, or the run's folder holds another finetune.
+    Raises:
+        UsageError: No model is known, a network cannot be used, or the run's folder holds another finetune.
     """
     workspace = Workspace(settings.workspace)
     corpus, target = load_settings(workspace)
@@ -119,17 +117,13 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
 
     Images that cannot be used are left out and the next ones taken in their place.
 
-    Returns
-    -------
-    The number of images, and why others were left out.
+    Returns:
+        The number of images, and why others were left out.
 
-    Raises
-    ------
-    UsageError
-        None can be used, or none of the first ones, as with a model of another scale: the first one's reason is given.
-        Or the run was begun on other images.
-    TransientError
-        The disk is full or failed.
+    Raises:
+        UsageError: None can be used, or none of the first ones, as with a model of another scale: the first one's
+            reason is given. Or the run was begun on other images.
+        TransientError: The disk is full or failed.
     """
     shutil.rmtree(plan.run.data, ignore_errors=True)
     used: list[Sample] = []

@@ -66,21 +66,14 @@ class Pools:
     A human mask decides whether an image has artifacts, else the detector does. Clean is an image in which both find
     none: one that the detector marks and a person does not is neither.
 
-    Parameters
-    ----------
-    workspace
-        Must be locked: images are assigned to pools when they are first asked for.
-    settings, target
-        Of the latest run.
-    group_by
-        As for `assign_pools`.
-    lr
-        Folder of the LR photos, where the latest run had none.
+    Args:
+        workspace: Must be locked: images are assigned to pools when they are first asked for.
+        settings, target: Of the latest run.
+        group_by: As for `assign_pools`.
+        lr: Folder of the LR photos, where the latest run had none.
 
-    Raises
-    ------
-    UsageError
-        There is no LR folder, or another one.
+    Raises:
+        UsageError: There is no LR folder, or another one.
     """
 
     def __init__(
@@ -217,10 +210,9 @@ def _training_ids(workspace: Workspace, group_by: str) -> list[str]:
 def pool_of(group: str) -> Pool:
     """Choose the pool of a group by the hash of its key: `TRAINING_SHARE` of all groups are for training.
 
-    Examples
-    --------
-    >>> pool_of("kodak/kodim01"), pool_of("kodak/kodim02")
-    ('held_out', 'training')
+    Examples:
+        >>> pool_of("kodak/kodim01"), pool_of("kodak/kodim02")
+        ('held_out', 'training')
     """
     number = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest())
     return "training" if number < TRAINING_SHARE * 2**64 else "held_out"
@@ -229,25 +221,18 @@ def pool_of(group: str) -> Pool:
 def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str) -> dict[str, Pool]:
     """Look up the pools of images, and assign those that have none yet.
 
-    Parameters
-    ----------
-    workspace
-        Must be locked.
-    images
-        With their LR photos.
-    group_by
-        ``duplicates``: an image joins the group of the nearest known one that shows the same, else founds one;
-        ``folder``: its folder; or a regular expression, of which the first group, or else all that matched, counts
-        (images that it does not match are groups of their own).
+    Args:
+        workspace: Must be locked.
+        images: With their LR photos.
+        group_by: ``duplicates``: an image joins the group of the nearest known one that shows the same, else founds
+            one; ``folder``: its folder; or a regular expression, of which the first group, or else all that matched,
+            counts (images that it does not match are groups of their own).
 
-    Returns
-    -------
-    Pools by image id. Photos that cannot be decoded have none.
+    Returns:
+        Pools by image id. Photos that cannot be decoded have none.
 
-    Raises
-    ------
-    UsageError
-        The pattern is none, or the images of this workspace were grouped in another way before.
+    Raises:
+        UsageError: The pattern is none, or the images of this workspace were grouped in another way before.
     """
     known = read_table(workspace.split, _SCHEMA).to_pylist()
     if known and known[0]["group_by"] != group_by:

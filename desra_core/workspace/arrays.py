@@ -25,10 +25,8 @@ _SHARD = 4096
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
     """Store an ``(H, W)`` or ``(H, W, C)`` array under the key of the settings that made it, in place of any older one.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises:
+        TransientError: The disk is full or failed.
     """
     group = workspace.group(image_id)
     with storage_errors(group / name):
@@ -60,19 +58,13 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
 class StoredArray:
     """An array of a workspace, opened to be read; reading never changes or deletes anything.
 
-    Attributes
-    ----------
-    shape
-        Its shape.
-    key
-        Of the settings that made it.
+    Attributes:
+        shape: Its shape.
+        key: Of the settings that made it.
 
-    Raises
-    ------
-    LostError
-        It is missing or damaged.
-    TransientError
-        The disk or the system refuses to read it for now.
+    Raises:
+        LostError: It is missing or damaged.
+        TransientError: The disk or the system refuses to read it for now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,12 +92,9 @@ class StoredArray:
 def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any]:
     """Read a whole array of an image that was made under the given key.
 
-    Raises
-    ------
-    LostError
-        It is missing, damaged, or was made under another key.
-    TransientError
-        It cannot be read now.
+    Raises:
+        LostError: It is missing, damaged, or was made under another key.
+        TransientError: It cannot be read now.
     """
     path = workspace.group(image_id) / name
     stored = StoredArray(path)

@@ -92,23 +92,15 @@ def scan(
     image at the same name, and the outputs of the old one go; a vanished file keeps its row and outputs. Nothing in the
     source folders is ever written.
 
-    Parameters
-    ----------
-    sources
-        Where to look.
-    workspace
-        Its own folder is left out of the scan, should it lie inside a source folder.
-    shard_size
-        Images per new shard.
-    limit
-        Take only the first so many images, by name.
-    on_hashed
-        Called now and then with the number of files hashed and to be hashed.
+    Args:
+        sources: Where to look.
+        workspace: Its own folder is left out of the scan, should it lie inside a source folder.
+        shard_size: Images per new shard.
+        limit: Take only the first so many images, by name.
+        on_hashed: Called now and then with the number of files hashed and to be hashed.
 
-    Raises
-    ------
-    UsageError
-        A folder does not exist or holds no images, or folders do not belong together.
+    Raises:
+        UsageError: A folder does not exist or holds no images, or folders do not belong together.
     """
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")

@@ -107,17 +107,13 @@ def match(sources: Sources, skip: Path) -> Matched:
     Where a single file or a glob asks for some files of a folder, files of the other folders that are no twins of them
     do not count as lacking one. Two single files are twins whatever their names are.
 
-    Parameters
-    ----------
-    sources
-        The folders.
-    skip
-        The workspace: a folder to leave out, should it lie inside one of them.
+    Args:
+        sources: The folders.
+        skip: The workspace: a folder to leave out, should it lie inside one of them.
 
-    Raises
-    ------
-    UsageError
-        A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with another one.
+    Raises:
+        UsageError: A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with
+            another one.
     """
     tables: dict[str, pa.Table] = {}
     failures = [FAILURES.empty_table()]
@@ -157,10 +153,8 @@ def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
     """One row per image that has all it needs, and rows of the schema `FAILURES` about the others.
 
-    Raises
-    ------
-    UsageError
-        No file of a folder is a twin of one in the main folder.
+    Raises:
+        UsageError: No file of a folder is a twin of one in the main folder.
     """
     *others, main = sources.identity
     selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
@@ -242,26 +236,19 @@ def files_by_name(
 ) -> tuple[dict[str, dict[str, Path]], list[ImageError]]:
     """Find the image files of some folders, by role and name; names are spelled as in the folder of the ``main`` role.
 
-    Parameters
-    ----------
-    folders
-        By role.
-    main
-        One of the roles.
-    skip
-        A folder to leave out.
-    empty
-        The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be so.
+    Args:
+        folders: By role.
+        main: One of the roles.
+        skip: A folder to leave out.
+        empty: The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be
+            so.
 
-    Returns
-    -------
-    The files, and an error for each that cannot be read and each name that several files share, see
-    `without_ambiguity`.
+    Returns:
+        The files, and an error for each that cannot be read and each name that several files share, see
+        `without_ambiguity`.
 
-    Raises
-    ------
-    UsageError
-        A folder does not exist, or is empty and may not be.
+    Raises:
+        UsageError: A folder does not exist, or is empty and may not be.
     """
     tables: dict[str, pa.Table] = {}
     problems: list[ImageError] = []

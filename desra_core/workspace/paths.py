@@ -186,10 +186,8 @@ class Workspace:
     def create(self) -> None:
         """Make the workspace, or check that an existing folder may serve as one.
 
-        Raises
-        ------
-        UsageError
-            The path is a file, a folder of something else, or cannot be written.
+        Raises:
+            UsageError: The path is a file, a folder of something else, or cannot be written.
         """
         try:
             if self.root.is_dir() and not self.exists() and any(self.root.iterdir()):
@@ -204,10 +202,8 @@ class Workspace:
     def opened(self) -> Iterator[None]:
         """Make the workspace where there is none, and hold it; a command that fails leaves no new one behind.
 
-        Raises
-        ------
-        UsageError
-            As `create` and `locked`.
+        Raises:
+            UsageError: As `create` and `locked`.
         """
         new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
         is_new = not os.path.exists(self.lock)
@@ -227,19 +223,13 @@ class Workspace:
     def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
         """Write a file whole or not at all; a file that holds the data already is not touched.
 
-        Parameters
-        ----------
-        path
-            Below the workspace.
-        data
-            The whole content.
-        durable
-            Wait until the disk has it: for files that a power cut must not take.
+        Args:
+            path: Below the workspace.
+            data: The whole content.
+            durable: Wait until the disk has it: for files that a power cut must not take.
 
-        Raises
-        ------
-        TransientError
-            The disk is full or failed.
+        Raises:
+            TransientError: The disk is full or failed.
         """
         with storage_errors(path):
             if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
@@ -259,10 +249,8 @@ class Workspace:
 
         The system frees the lock of a process that dies, however it dies.
 
-        Raises
-        ------
-        LockedError
-            Another process holds it; the message names host, process and start.
+        Raises:
+            LockedError: Another process holds it; the message names host, process and start.
         """
         me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
         started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
@@ -299,12 +287,9 @@ def read_table(
 ) -> pa.Table:
     """Read a Parquet table of a workspace; an empty one where there is no file. ``remedy`` says what to do if damaged.
 
-    Raises
-    ------
-    UsageError
-        The file is damaged or of another version.
-    TransientError
-        The disk or the system refuses to read it for now.
+    Raises:
+        UsageError: The file is damaged or of another version.
+        TransientError: The disk or the system refuses to read it for now.
     """
     if not path.exists():
         return schema.empty_table().select(columns or schema.names)

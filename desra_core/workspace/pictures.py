@@ -16,15 +16,11 @@ from desra_core.workspace.manifest import MANIFEST, image_refs
 def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Return the files of some images by name and kind, the mask included; a file may have gone since.
 
-    Parameters
-    ----------
-    workspace
-        The workspace.
-    verb
-        ``mine`` where it has a dataset with lr, mse_sr, gan_sr and pseudo_gt; else the files are the sources: mse_sr,
-        gan_sr, and lr and labels as far as there are any.
-    names
-        Of images in the manifest.
+    Args:
+        workspace: The workspace.
+        verb: ``mine`` where it has a dataset with lr, mse_sr, gan_sr and pseudo_gt; else the files are the sources:
+            mse_sr, gan_sr, and lr and labels as far as there are any.
+        names: Of images in the manifest.
     """
     files: dict[str, dict[str, Path]] = {}
     if verb == "mine":
@@ -49,19 +45,13 @@ def publish_pseudo_gt(
 
     The mask comes last: where it is there, so is the pseudo-GT that was made with it.
 
-    Parameters
-    ----------
-    workspace, names
-        A mined workspace, and the names of the image.
-    mask, pseudo_gt
-        As of `assemble_pseudo_gt`.
-    alpha
-        ``(H, W)`` of the results, or None.
+    Args:
+        workspace, names: A mined workspace, and the names of the image.
+        mask, pseudo_gt: As of `assemble_pseudo_gt`.
+        alpha: ``(H, W)`` of the results, or None.
 
-    Raises
-    ------
-    TransientError
-        The disk is full or failed.
+    Raises:
+        TransientError: The disk is full or failed.
     """
     for kind, data in (("pseudo_gt", encode_png(pseudo_gt, alpha)), ("mask", encode_mask(mask))):
         for name in names:

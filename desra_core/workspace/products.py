@@ -73,25 +73,16 @@ class Target:
 class Product:
     """Something that a run makes of every image that needs it.
 
-    Attributes
-    ----------
-    name
-        Of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the functions ``NAME_stage``,
-        ``settings_of`` and, where it runs networks, ``network``.
-    title
-        The stage in words for people.
-    key
-        Gives the cache key under a target, or None where the product is not wanted.
-    arrays
-        What the stage stores in the zarr group of the image. The last one is the product itself.
-    needs
-        Gives the arrays that must have been made before, as far as a run makes them.
-    gpu
-        Whether the stage runs networks, on a GPU where there is one.
-    column
-        The column of the record with the key under which the product was made.
-    kept
-        The column that says whether it was stored; None where the record need not say so.
+    Attributes:
+        name: Of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the functions ``NAME_stage``,
+            ``settings_of`` and, where it runs networks, ``network``.
+        title: The stage in words for people.
+        key: Gives the cache key under a target, or None where the product is not wanted.
+        arrays: What the stage stores in the zarr group of the image. The last one is the product itself.
+        needs: Gives the arrays that must have been made before, as far as a run makes them.
+        gpu: Whether the stage runs networks, on a GPU where there is one.
+        column: The column of the record with the key under which the product was made.
+        kept: The column that says whether it was stored; None where the record need not say so.
     """
 
     name: str
@@ -156,12 +147,9 @@ def stages_for(target: Target) -> list[Product]:
 def kept_whole(keep: str, artifact: F, marked: F) -> F:
     """Decide whether everything of an image is kept, the pair of a mined photo and its pictures in the dataset too.
 
-    Parameters
-    ----------
-    keep
-        The setting: ``artifacts``, ``maps`` or ``all``.
-    artifact, marked
-        Whether the detector found an artifact, and whether a person marked one.
+    Args:
+        keep: The setting: ``artifacts``, ``maps`` or ``all``.
+        artifact, marked: Whether the detector found an artifact, and whether a person marked one.
     """
     return artifact | marked | (keep == "all")
 

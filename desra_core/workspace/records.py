@@ -72,34 +72,23 @@ _FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 class Record:
     """The state of one image in a workspace.
 
-    Attributes
-    ----------
-    icc_profile
-        Whether the GAN result, or the photo, has a colour profile, which is ignored.
-    further_pages
-        Full pages of that file beside the first, which are not read; None in records from before they were counted.
-    tile
-        Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
-    similarity_key, segmentation_key, mask_key
-        Settings under which each product was made; None where it was not. ``mask_key`` is set once the mask is
-        published.
-    similarity_kept, labels_kept
-        Whether the array lies in the image's zarr group.
-    proven_weight
-        When set, the mask is empty for all class weights from this value up, whatever the labels.
-    threshold, min_area, weighting_key, labels_hash
-        What ``artifact_pixels`` was found with; ``min_area`` in pixels, ``weighting_key`` for class weights and the
-        origin of the labels.
-    artifact_pixels
-        Pixels in the mask; None while unknown.
-    regions
-        One dict per region, fields as in `desra_core.detection.Region`.
-    failed_stage, failed_key, subject, reason, remedy, transient
-        The failure, if the image failed: the stage, the ``mask_key`` that was wanted, and the error's words.
-    seconds
-        Computing time by stage.
-    further
-        Keys of the products beyond these, by name; each is a column of its own on disk.
+    Attributes:
+        icc_profile: Whether the GAN result, or the photo, has a colour profile, which is ignored.
+        further_pages: Full pages of that file beside the first, which are not read; None in records from before they
+            were counted.
+        tile: Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
+        similarity_key, segmentation_key, mask_key: Settings under which each product was made; None where it was not.
+            ``mask_key`` is set once the mask is published.
+        similarity_kept, labels_kept: Whether the array lies in the image's zarr group.
+        proven_weight: When set, the mask is empty for all class weights from this value up, whatever the labels.
+        threshold, min_area, weighting_key, labels_hash: What ``artifact_pixels`` was found with; ``min_area`` in
+            pixels, ``weighting_key`` for class weights and the origin of the labels.
+        artifact_pixels: Pixels in the mask; None while unknown.
+        regions: One dict per region, fields as in `desra_core.detection.Region`.
+        failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
+            ``mask_key`` that was wanted, and the error's words.
+        seconds: Computing time by stage.
+        further: Keys of the products beyond these, by name; each is a column of its own on disk.
     """
 
     id: str
@@ -154,12 +143,9 @@ def write_journal(workspace: Workspace, shard: int, record: Record) -> None:
 def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
     """Read all records of a shard by image id, the journal's over the table's.
 
-    Raises
-    ------
-    UsageError
-        The table is damaged.
-    TransientError
-        Something cannot be read now.
+    Raises:
+        UsageError: The table is damaged.
+        TransientError: Something cannot be read now.
     """
     records = {record.id: record for record in _records(read_table(workspace.shard_records(shard), SCHEMA))}
     journaled = _journaled(workspace.shard_journal(shard))
@@ -221,10 +207,8 @@ def _journaled(folder: Path) -> dict[str, Record | None]:
 
     Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
 
-    Raises
-    ------
-    TransientError
-        A record cannot be read now.
+    Raises:
+        TransientError: A record cannot be read now.
     """
     records: dict[str, Record | None] = {}
     with reading_errors(folder):

@@ -45,14 +45,10 @@ class DetectorInputs(NamedTuple):
 class Detector(Protocol):
     """Scores the pixels of a GAN result by how much they look like an artifact; more is worse.
 
-    Attributes
-    ----------
-    threshold
-        A pixel is suspect where its score is above this, unless the user says otherwise.
-    smallest
-        Images with a shorter side are refused, in pixels.
-    inputs
-        Which of ``lr`` and ``labels`` it cannot do without; it is not given the others.
+    Attributes:
+        threshold: A pixel is suspect where its score is above this, unless the user says otherwise.
+        smallest: Images with a shorter side are refused, in pixels.
+        inputs: Which of ``lr`` and ``labels`` it cannot do without; it is not given the others.
     """
 
     threshold: float
@@ -62,28 +58,21 @@ class Detector(Protocol):
     def __call__(self, mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None, labels: Labels | None, /) -> Scores:
         """Score every pixel of a pair.
 
-        Parameters
-        ----------
-        mse_sr, gan_sr
-            ``(H, W, C)`` RGB (or gray, C = 1), uint8 or uint16.
-        lr
-            ``(h, w, C)``, the photo, where there is one.
-        labels
-            ``(H, W)`` uint8 ADE20K class, where there are any.
+        Args:
+            mse_sr, gan_sr: ``(H, W, C)`` RGB (or gray, C = 1), uint8 or uint16.
+            lr: ``(h, w, C)``, the photo, where there is one.
+            labels: ``(H, W)`` uint8 ADE20K class, where there are any.
 
-        Returns
-        -------
-        ``(H - 2 f, W - 2 f)`` finite floats; in the frame of width f >= 0 nothing is found.
+        Returns:
+            ``(H - 2 f, W - 2 f)`` finite floats; in the frame of width f >= 0 nothing is found.
         """
 
 
 def load_detector(method: str) -> Detector:
     """Load the detector of a name in `METHODS`, or of a file.
 
-    Raises
-    ------
-    UsageError
-        There is none of this name, or the file fails or holds none.
+    Raises:
+        UsageError: There is none of this name, or the file fails or holds none.
     """
     if method in METHODS:
         return cast(Detector, import_module(f"{__name__}.{method}").detector)
@@ -93,10 +82,8 @@ def load_detector(method: str) -> Detector:
 def detector_key(method: str) -> str:
     """Identify the scores of a detector: its name and version, or the content of its file.
 
-    Raises
-    ------
-    UsageError
-        As `load_detector`, but for what running the file would show.
+    Raises:
+        UsageError: As `load_detector`, but for what running the file would show.
     """
     return f"{method} {METHODS[method]}" if method in METHODS else content_key(_checked_path(method))
 
@@ -104,19 +91,14 @@ def detector_key(method: str) -> str:
 def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInputs) -> Scores:
     """Give a detector the inputs that it asks for, and check that it returns a score map.
 
-    Parameters
-    ----------
-    detector, name
-        A detector, which may be a user's own, and what it is called.
-    image
-        The file to name in errors.
-    inputs
-        The pair and what else there is.
+    Args:
+        detector, name: A detector, which may be a user's own, and what it is called.
+        image: The file to name in errors.
+        inputs: The pair and what else there is.
 
-    Raises
-    ------
-    ImageError
-        The image is too small, an input is lacking, or the detector raises or returns anything but a score map.
+    Raises:
+        ImageError: The image is too small, an input is lacking, or the detector raises or returns anything but a score
+            map.
     """
     height, width = inputs.gan_sr.shape[:2]
     if min(height, width) < detector.smallest:

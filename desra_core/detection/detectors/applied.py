@@ -36,20 +36,13 @@ TIMES = 2
 class AppliedDetector:
     """A detector and the threshold of a run. Here is what holds for all but DeSRA, which overrides it.
 
-    Attributes
-    ----------
-    name
-        One of `METHODS`, or the path of a user's file.
-    threshold
-        As people give and read it.
-    weighs_classes
-        Whether class weights (Eq. 9) apply to its scores.
-    usual_threshold
-        As people give it, where that is not the detector's own.
-    highest
-        The largest value that there can be, as people read values.
-    word, worse
-        The name of a value for people, and the side of the threshold on which artifacts lie.
+    Attributes:
+        name: One of `METHODS`, or the path of a user's file.
+        threshold: As people give and read it.
+        weighs_classes: Whether class weights (Eq. 9) apply to its scores.
+        usual_threshold: As people give it, where that is not the detector's own.
+        highest: The largest value that there can be, as people read values.
+        word, worse: The name of a value for people, and the side of the threshold on which artifacts lie.
     """
 
     name: str
@@ -136,17 +129,12 @@ class AppliedDetector:
 def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetector:
     """Find how runs use a detector.
 
-    Parameters
-    ----------
-    name
-        One of `METHODS`, or the path of a user's file, which is not read.
-    threshold
-        As people give it; by default the detector's own.
+    Args:
+        name: One of `METHODS`, or the path of a user's file, which is not read.
+        threshold: As people give it; by default the detector's own.
 
-    Raises
-    ------
-    UsageError
-        It has to be loaded for its own threshold, and cannot be.
+    Raises:
+        UsageError: It has to be loaded for its own threshold, and cannot be.
     """
     kind: type[AppliedDetector] = AppliedDetector
     if name in METHODS:

@@ -23,10 +23,8 @@ class Desra:
     For thresholds T of the similarity of 0.5 and above the subtraction is exact where it matters: just the pixels
     whose adjusted similarity is below T have a score above 1 - T. Runs leave out the 1, and are exact for every T.
 
-    Parameters
-    ----------
-    weights
-        ``(150,)`` float64, ``w_k`` by class, which need labels; without them every weight is 1.
+    Args:
+        weights: ``(150,)`` float64, ``w_k`` by class, which need labels; without them every weight is 1.
     """
 
     weights: npt.NDArray[np.float64] | None = None
