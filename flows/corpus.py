@@ -15,13 +15,12 @@ from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_name
 from tasks.artifacts import Summary, publish_results, show_corpus, tag_run
-from tasks.dask_cluster import USUAL_PIXELS
+from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.handover import handed_over
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.retry_policy import runs_by_itself
-from tasks.shards import Run, process_shard
-from tasks.stages import gpus_wanted, stages_of
+from tasks.shards import Run, process_shard, stages_of
 
 # The largest factor by which a network enlarges.
 _LARGEST_SCALE = 16

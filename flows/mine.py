@@ -9,7 +9,7 @@ from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import Summary
-from tasks.trigger_finetune import start_finetune
+from tasks.finetuning import start_finetune
 
 
 @corpus_flow("mine", task_runner=shard_runner())

@@ -121,6 +121,22 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
 
 
+def gpus_wanted(networks: bool, machine: Machine) -> int:
+    """Return the number of GPUs that a run uses: all of this machine, if it runs networks and may use them.
+
+    Raises:
+        UsageError: ``--device cuda`` on a machine where PyTorch sees no GPU.
+    """
+    if not networks or machine.device == "cpu" or machine.scheduler:
+        return 0
+    import torch
+
+    count = torch.cuda.device_count()
+    if machine.device == "cuda" and not count:
+        raise UsageError("--device", "cuda, but PyTorch sees no GPU here", "use --device auto or cpu")
+    return count
+
+
 @contextlib.contextmanager
 def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
     """Start workers on this machine for the block; yields the cluster and a connection to it.

@@ -8,29 +8,34 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.deployments import run_deployment
+from prefect.runtime import deployment, flow_run
 from prefect.tasks import Task
 
+from desra_core.errors import LockedError
 from desra_core.evaluation.table import counted
 from desra_core.files.locks import locked
 from desra_core.settings import Machine
+from desra_core.settings.serving import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
+from desra_core.training.pools import count_new
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.artifacts import show_outcome, show_overview
-from tasks.dask_cluster import visible_gpus
+from tasks.dask_cluster import gpus_wanted, visible_gpus
 from tasks.dask_connection import open_dask, release_embedded
 from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
 from tasks.retry_policy import may_pass
-from tasks.stages import gpus_wanted
 
 _RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
@@ -194,3 +199,45 @@ def _count(progress: RunProgress, plan: FinetunePlan) -> None:
         return
     losses = state.get("losses", {})
     progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+
+
+@task(task_run_name="start-finetune", cache_policy=NO_CACHE)
+def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
+    """Submit the finetune deployment beside that of this run, if enough has gathered and none is waiting yet.
+
+    Returns:
+        The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
+        the workspace meanwhile.
+    """
+    logger = get_run_logger()
+    try:
+        with workspace.locked():
+            gathered = count_new(workspace, trigger.group_by)
+    except LockedError as error:  # by a command that began after the mining, which is done nevertheless
+        logger.info("%s; the next run counts the images that have gathered", error)
+        return 0
+    since = f"{gathered} images with artifacts have gathered since the last finetune"
+    if gathered < trigger.artifacts:
+        logger.info("%s; the next begins at %d", since, trigger.artifacts)
+    elif not deployment.id:
+        logger.info("%s, but this run has no deployment whose finetune could be started", since)
+    elif _is_waiting(name := f"finetune/{deployment.name}"):
+        logger.info("%s; a finetune is waiting already", since)
+    else:
+        # Not as a run within this one, which ends now.
+        run = cast(FlowRun, run_deployment(name, timeout=0, as_subflow=False, tags=["gathered"]))
+        logger.info("%s: started %s", since, run.name)
+    return gathered
+
+
+def _is_waiting(name: str) -> bool:
+    """Say whether a run of the deployment is scheduled."""
+    flow_name, _, deployment_name = name.partition("/")
+    with get_client(sync_client=True) as client:
+        waiting = client.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
+            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [deployment_name]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}}),
+            limit=1,
+        )
+    return bool(waiting)

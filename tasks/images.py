@@ -11,10 +11,10 @@ from desra_core.errors import ImageError
 from desra_core.images.codec import most_pixels
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
+from tasks.dask_cluster import gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
-from tasks.stages import gpus_wanted
 
 Work = Sequence[tuple[ImageRef, Any]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from desra_core.errors import ImageError
+from desra_core.detection.class_weights import Weights
+from desra_core.errors import AbsentError, ImageError
 from desra_core.files.hashing import fingerprint
 from desra_core.planning.plan import Plan, assess
-from desra_core.stages import Stage, failure, run_stage
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import PRODUCTS, spared_arrays
+from desra_core.workspace.products import PRODUCTS, Target, spared_arrays, stages_for
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
@@ -163,3 +166,30 @@ def process_shard(number: int, run: Run) -> Counts:
     get_run_logger().info("shard %05d: %s", number, line)
     record(logging.INFO, line, run=flow_run.name, shard=f"{number:05d}")
     return counts
+
+
+def stages_of(
+    settings: CorpusSettings, target: Target, weights: Weights, machine: Machine, dask: Dask
+) -> list[StageSpec]:
+    """Make the stages of a run from the declarations of its products, and try their networks on a worker.
+
+    Raises:
+        UsageError: A model or the segmenter cannot be loaded, or there is no GPU where one was asked for
+            (`AbsentError`). Raised here once, instead of as a failure of every image.
+    """
+    if machine.device == "cuda" and not dask.gpus and target.runs_networks:
+        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+    device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
+    stages = []
+    for product in stages_for(target):
+        module = import_module(f"desra_core.stages.{product.name}")
+        key = product.key(target) or ""
+        job = StageJob(settings, target, key, weights, device, machine.tile, dask.threads, dask.max_pixels)
+        of_stage = module.settings_of(job)
+        resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
+        if product.gpu:
+            function, *arguments = module.network(of_stage)
+            dask.call(function, *arguments, resources=resources)
+        function = getattr(module, f"{product.name}_stage")
+        stages.append(StageSpec(product.name, product.name, function, of_stage, key, resources))
+    return stages

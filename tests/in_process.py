@@ -25,8 +25,7 @@ from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import spared_arrays
 from desra_core.workspace.records import gather_shard
-from tasks.shards import Run, Shard
-from tasks.stages import stages_of
+from tasks.shards import Run, Shard, stages_of
 
 
 class InProcess:

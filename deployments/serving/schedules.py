@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from deployments.serving.worker import NAME
 from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling, Finetuning
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 # "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
 # first start another process for each run, to prepare a folder for it.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
+
+# The name of a worker on the server, up to that of the machine.
+WORKER = "desra serve on "
 
 # Of the machine, what enters a run's parameters; the rest is for the cluster that desra serve starts.
 _OF_A_RUN = {"scheduler", "device", "tile", "log_level", "log_format"}
@@ -143,7 +145,7 @@ def check_alone(pool: str, client: SyncPrefectClient) -> None:
     with contextlib.suppress(ObjectNotFound):
         for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
             online = worker.status is not None and worker.status.value == "ONLINE"
-            if online and worker.name != NAME + socket.gethostname():
+            if online and worker.name != WORKER + socket.gethostname():
                 remedy = "stop that one, which the server notices after two minutes, or give another --name"
                 raise UsageError(f"the work pool {pool}", f"has another worker already ({worker.name})", remedy)
 

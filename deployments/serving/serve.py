@@ -17,21 +17,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
-from deployments.serving.processes import Child, RestlessError, start_again
+from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
 from deployments.serving.report_server import report_server
-from deployments.serving.retention import forget_results
-from deployments.serving.schedules import Deployed, check_alone, deployments_of, next_run, register
-from deployments.serving.server import Server, check_temporary, end_leftover_server
-from deployments.serving.standing import Served, standing
-from deployments.serving.worker import Worker, prefect_worker
+from deployments.serving.schedules import WORKER, Deployed, check_alone, deployments_of, next_run, register
+from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.cycle import check_training, mining_of
 from desra_core.planning.keys import check_kind, check_models, target_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tasks.dask_cluster import StandingCluster
 
 _POLL_SECONDS = 1.0
+_END_SECONDS = 10
 _SAY_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
@@ -197,9 +199,8 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 @contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Have a Dask cluster on this machine, where none elsewhere is given."""
-    from tasks.dask_cluster import standing_cluster
+    from tasks.dask_cluster import gpus_wanted, standing_cluster
     from tasks.dask_connection import open_dask
-    from tasks.stages import gpus_wanted
 
     if machine.scheduler:
         with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
@@ -301,3 +302,49 @@ def _replace_dead(
         mark_killed(workspace.root, client, settled=settled)
     for line in resume_interrupted(pool, client):
         say(line)
+
+
+class Worker(Child):
+    """A Prefect worker that takes the runs of a pool, one at a time.
+
+    ``environment`` holds what the runs find in theirs beside that of this process; ``mark`` is that of desra serve;
+    ``log`` takes the lines of worker and runs.
+    """
+
+    name = "the Prefect worker"
+
+    def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
+        super().__init__(log)
+        root, moved = str(Path(__file__).resolve().parents[2]), elsewhere()
+        self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
+                         "--limit", "1", "--name", WORKER + socket.gethostname()]  # fmt: skip
+        self._mark = mark | {"DESRA_SERVE_PART": "runs"}
+        self._environment = {CONSOLE: "INFO"} | environment | moved | {
+            "PREFECT_WORKER_QUERY_SECONDS": "5",
+            # Runs have folders of their own, and are to find this very desra with this very Python.
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Start it; runs that an earlier one has started go on."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._spawn(self._command, os.environ | self._environment | self._mark)
+
+    def stop(self) -> None:
+        """Kill it with all runs."""
+        end_marked(self._mark)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
+
+
+@contextlib.contextmanager
+def prefect_worker(pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> Iterator[Worker]:
+    """Have a worker, as `Worker` says."""
+    worker = Worker(pool, environment, mark, log)
+    try:
+        worker.start()
+        yield worker
+    finally:
+        worker.stop()

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -31,13 +32,14 @@ from deployments.serving.processes import (
     MARK,
     Child,
     elsewhere,
+    end_leftovers,
     end_marked,
     end_process,
+    history_of,
     new_mark,
+    served_at,
     start_again,
 )
-from deployments.serving.retention import HISTORY, compact, forget_results, server_settings
-from deployments.serving.standing import end_leftovers, history_of, served_at
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.files.atomic import storage_errors, write_secret
 from desra_core.workspace import Workspace
@@ -299,3 +301,54 @@ def _is_full(folder: Path) -> bool:
         room = disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks  # some disks do not say how many
         return not room or (disk.f_files > 0 and disk.f_favail == 0)
     return False
+
+
+HISTORY = timedelta(days=90)
+
+# Of events, where they are stored after all.
+_EVENTS = timedelta(days=3)
+# Of the database, above which it is written anew. Freed space is used again, so this is rare.
+_FREE_SHARE = 0.5
+_LOG_BYTES = 10_000_000
+
+
+def server_settings(history: timedelta) -> dict[str, str]:
+    """Give the environment by which Prefect's server keeps runs for ``history``, with tasks, logs and artifacts.
+
+    Events are not stored: they are three quarters of what a task run costs, each second of progress is one, and only
+    the event feed of the UI shows them. Automations and live updates see them nevertheless.
+    """
+    return {
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs,orphans",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(history.total_seconds())),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{int(min(history, _EVENTS).total_seconds())}S",
+    }
+
+
+def forget_results(home: Path, history: timedelta) -> int:
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs; returns how many."""
+    oldest = time.time() - history.total_seconds()
+    deleted = 0
+    for path in (home / "storage").glob("*"):
+        with contextlib.suppress(OSError):  # another process has deleted it, or writes it
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
+                deleted += 1
+    for path in home.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > _LOG_BYTES:
+                os.truncate(path, 0)  # who writes it appends
+    return deleted
+
+
+def compact(home: Path) -> None:
+    """Give back the space of deleted rows of the server's database, where most of it is free. No server may run."""
+    database = home / "prefect.db"
+    if not database.exists():
+        return
+    # The server itself reports a damaged or locked database.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+        free, pages = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+        if free > _FREE_SHARE * pages:
+            connection.execute("VACUUM")

@@ -17,9 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from deployments.serving.connection import watch_at
-from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, prefect_server
-from deployments.serving.standing import Served, standing
+from deployments.serving.processes import Served, standing
+from deployments.serving.server import HISTORY, Server, prefect_server
 from desra_core.errors import UsageError
 from desra_core.files.atomic import write_secret
 from desra_core.workspace import Workspace

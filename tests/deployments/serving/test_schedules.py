@@ -26,8 +26,7 @@ from rich.console import Console
 
 from deployments.serving import schedules
 from deployments.serving.connection import connected
-from deployments.serving.schedules import check_alone, deployments_of, next_run, register
-from deployments.serving.worker import NAME
+from deployments.serving.schedules import WORKER, check_alone, deployments_of, next_run, register
 from desra_core.errors import UsageError
 from desra_core.gate.cycle import mining_of
 from desra_core.settings import Machine, Mining
@@ -316,13 +315,13 @@ _FILL_IN = """(() => {
 
 
 def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
-    own = NAME + socket.gethostname()
+    own = WORKER + socket.gethostname()
     with client_of(prefect_environment), connected() as client:
         check_alone("desra-alone", client)  # there is no such pool yet
         client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
         client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)
         check_alone("desra-alone", client)
-        client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
+        client.send_worker_heartbeat("desra-alone", f"{WORKER}elsewhere", heartbeat_interval_seconds=30)
         told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
         with pytest.raises(UsageError, match=told):
             check_alone("desra-alone", client)

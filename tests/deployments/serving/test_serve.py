@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from distributed import Client
 
 from deployments.serving import serve
 from deployments.serving.flow_runs import Endings
-from deployments.serving.serve import alarm_at_the_end, look_after, stoppable
-from deployments.serving.standing import standing
+from deployments.serving.processes import new_mark, standing
+from deployments.serving.serve import alarm_at_the_end, look_after, prefect_worker, stoppable
+from deployments.serving.server import HISTORY, Server
 from desra_core.errors import UsageError
 from desra_core.settings import Mining
 from desra_core.settings.serving import Serving
@@ -346,3 +349,46 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
     assert message["text"] == f"workspace: desra serve has ended: {line}"
     assert message["workspace"] == str(paths["workspace"])
     assert not paths["workspace"].exists()
+
+
+def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
+    mark = new_mark()
+    beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | mark)
+    with prefect_worker("pool", {}, mark, tmp_path / "ws" / "worker.log") as worker:
+        environment = worker._environment | worker._mark
+        run = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | environment)
+        assert worker.exit_code is None
+    assert worker.exit_code is not None
+    assert run.wait(timeout=10) is not None
+    assert beside.poll() is None
+    beside.communicate(b"\n")
+    run.stdin.close()
+
+
+def test_relative_paths_of_the_environment_stay_what_they_are(tmp_path, monkeypatch) -> None:
+    """Worker and server have folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib:/abs")
+    monkeypatch.setenv("TMPDIR", "scratch")
+    workspace = Workspace(tmp_path / "ws")
+    workspace.prefect_home.mkdir(parents=True)
+    server = Server(workspace, history=HISTORY)
+    with prefect_worker("pool", {}, new_mark(), workspace.prefect_home / "worker.log") as worker:
+        server._launch()
+        for process in (worker._process, server._process):
+            told = psutil.Process(process.pid).environ()
+            assert told["PYTHONPATH"].endswith(f"{tmp_path / 'lib'}:/abs")
+            assert told["TMPDIR"] == str(tmp_path / "scratch")
+            assert told["PYTHONSAFEPATH"] == "1"
+    server.stop()
+
+
+def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
+    with prefect_worker("pool", {}, new_mark(), tmp_path / "worker.log") as worker:
+        found = subprocess.run(
+            ["python", "-c", "import sys, deployments; print(sys.executable, deployments.__file__)"],
+            cwd=tmp_path, env=os.environ | worker._environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    python, module = found.stdout.split()
+    assert Path(python).parent == Path(sys.executable).parent
+    assert Path(module) == Path(serve.__file__).parents[1] / "__init__.py"

@@ -11,7 +11,7 @@ import pytest
 from desra_core.errors import UsageError
 from desra_core.planning.keys import target_of
 from desra_core.settings import Detection, Machine, Mining
-from tasks.stages import StageSpec, stages_of
+from tasks.shards import StageSpec, stages_of
 
 
 def specs(settings: Detection | Mining, *, gpus: int, device: str) -> tuple[list[StageSpec], list[Any]]:
