@@ -13,13 +13,12 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_name
-from tasks.artifacts import Summary, publish_results, show_corpus, tag_run
+from flows.corpus_flow import runs_by_itself
+from tasks.artifacts import Summary, publish_results, show_corpus
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.handover import handed_over
 from tasks.progress import ReadingProgress, RunProgress
-from tasks.retry_policy import runs_by_itself
 from tasks.shards import Run, process_shard, stages_of
 
 # The largest factor by which a network enlarges.
@@ -57,7 +56,6 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         rescan: Look for new and changed files first.
     """
     workspace = opened_workspace(settings.workspace)
-    tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
         prepared = None if rescan else handed_over(settings, Prepared)
         prepared = prepared or prepare(settings, rescan=rescan, on_hashed=ReadingProgress())

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterBindError, SignatureMismatchError
 from prefect.flows import Flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
-from desra_core.errors import DesraError, UsageError, printable
+from desra_core.errors import DesraError, UsageError, may_pass, printable
 from desra_core.settings import Machine, folder_of
 from flows.webhook import report_cancelled, report_failure
 from tasks.logs import carry, configure, say
-from tasks.retry_policy import PAUSES, may_pass, runs_by_itself
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,24 +32,28 @@ R = TypeVar("R")
 _REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
 
 
-class _ReportedBefore(logging.Filter):
-    """Drop Prefect's traceback of an error that is the message of the run's state."""
+# Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
+PAUSES = (2, 15, 60)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+# An error that is the message of a run's state needs no traceback by Prefect.
+logging.getLogger("prefect.flow_runs").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+)
 
 
-logging.getLogger("prefect.flow_runs").addFilter(_ReportedBefore())
+def runs_by_itself() -> bool:
+    """Say whether a deployment started the run; a run by hand fails at once, and the person decides."""
+    return bool(deployment.id)
 
 
 class CorpusFlow(Flow[P, R]):
     """A Prefect flow that refuses parameters in one line."""
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Validate as Prefect does, but fail in one line, for instance for a deployment of an earlier version.
+        """Validate parameters as Prefect does, but fail in one line, as for a deployment of an earlier version.
 
         Raises:
-            UsageError: This version does not take them.
+            UsageError: This version does not take the parameters.
         """
         try:
             validated = super().validate_parameters(parameters)
@@ -60,7 +63,11 @@ class CorpusFlow(Flow[P, R]):
             cause = error if isinstance(error, ValidationError) else error.__cause__ or error.__context__
             if not isinstance(cause, ValidationError):
                 raise
-            raise _refusal(cause.errors()[0]) from None
+            first = cause.errors()[0]
+            why = printable(first["msg"].removeprefix("Value error, "))
+            reason = f"{printable(first['input'])} is not accepted ({why})"
+            reason = "is missing" if first["type"] == "missing" else reason
+            raise UsageError(".".join(map(str, first["loc"])), reason, _REMEDY) from None
         for name, settings in validated.items():
             for field, value in settings if isinstance(settings, BaseModel) else ():
                 if isinstance(value, Path) and not value.is_absolute():
@@ -99,17 +106,14 @@ def corpus_flow(
 
 
 def run_name() -> str:
-    """Return, for instance, ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
+    """Return a name such as ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
     settings = next(iter(flow_run.parameters.values()), None)
-    return f"{flow_run.flow_name} {corpus_name(settings)} {_start().astimezone():%Y-%m-%d %H:%M}"
-
-
-def _start() -> datetime:
-    """Return the time the run starts: Prefect names a run seconds before, and again when it resumes."""
+    # Prefect names a run seconds before it starts, and again when it resumes.
     context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    now = datetime.now(UTC)
-    return (run and (run.start_time or max(now, run.expected_start_time or now))) or now
+    run, start = context.flow_run if context else None, datetime.now(UTC)
+    if run:
+        start = run.start_time or max(start, run.expected_start_time or start)
+    return f"{flow_run.flow_name} {corpus_name(settings)} {start.astimezone():%Y-%m-%d %H:%M}"
 
 
 def corpus_name(settings: Any) -> str:
@@ -121,21 +125,21 @@ def corpus_name(settings: Any) -> str:
     return "corpus"
 
 
-def _refusal(first: ErrorDetails) -> UsageError:
-    """Name the parameter that is not accepted, and why."""
-    why = printable(first["msg"].removeprefix("Value error, "))
-    reason = f"{printable(first['input'])} is not accepted ({why})" if first["type"] != "missing" else "is missing"
-    return UsageError(".".join(map(str, first["loc"])), reason, _REMEDY)
-
-
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
-        _say_for(*arguments, *named.values())
+        given = [value for value in (*arguments, *named.values()) if isinstance(value, BaseModel)]
+        for machine in given:
+            if isinstance(machine, Machine):
+                configure(machine.log_level, machine.log_format)
         # A run inside another run is repeated with that one only.
-        pauses = PAUSES if runs_by_itself() and not flow_run.parent_flow_run_id else ()
-        for pause in (*pauses, None):
+        alone = not flow_run.parent_flow_run_id
+        if given and alone:
+            carry(run=flow_run.name, workspace=str(folder_of(given[0])))
+        for pause in (*(PAUSES if runs_by_itself() and alone else ()), None):
             try:
+                if given:
+                    _tag({flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name})
                 return _ended(function(*arguments, **named))
             except Exception as error:
                 if pause is None or not may_pass(error):
@@ -151,13 +155,10 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     return body
 
 
-def _say_for(*parameters: Any) -> None:
-    """Set format and ids of the lines of this process by the parameters of a run."""
-    for given in parameters:
-        if isinstance(given, Machine):
-            configure(given.log_level, given.log_format)
-        elif isinstance(given, BaseModel) and not flow_run.parent_flow_run_id:
-            carry(run=flow_run.name, workspace=str(folder_of(given)))
+def _tag(tags: set[str]) -> None:
+    """Add tags to the flow run, by which people find it in the UI."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
 def _ended(result: Any) -> Any:

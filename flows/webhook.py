@@ -1,4 +1,4 @@
-"""Report the end of a run: a line on stderr where it came from a deployment, a message to the webhook if it failed."""
+"""Report the end of a run: a line on stderr for a run of a deployment, a message to the webhook for a failure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ _SECONDS = 5
 
 
 def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Write to log, stderr and webhook why a run failed; for ``on_failure`` and ``on_crashed``. Never fails itself.
-
-    Args:
-        flow, flow_run, state: As Prefect gives them to a hook.
-    """
+    """Write to log, stderr and webhook why a run failed: a hook for ``on_failure`` and ``on_crashed``. Never fails."""
     logger = flow_run_logger(flow_run, flow)
     logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
     if flow_run.parent_task_run_id:  # the run that called this one reports it
@@ -44,11 +40,7 @@ def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 
 def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Say on stderr that a run was cancelled; for ``on_cancellation``.
-
-    Args:
-        flow, flow_run, state: As Prefect gives them to a hook.
-    """
+    """Say on stderr that a run was cancelled: a hook for ``on_cancellation``."""
     if not flow_run.parent_task_run_id:
         message = failure_message(flow, flow_run, state)
         _say(f"warning: {message['run']} was cancelled", flow_run, message)
@@ -63,11 +55,14 @@ def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> Non
 
 
 def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
-    """Send a message to a webhook. Never fails; returns the reason if it was not reached, without the secret address.
+    """Send a message to a webhook. Never fails.
 
     Args:
         address: URL of the webhook.
         message: The fields of a JSON object.
+
+    Returns:
+        The reason if the webhook was not reached, without the address, which is secret.
     """
     try:
         httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
@@ -79,13 +74,14 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
 
 
 def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
-    """Make the JSON message of a failed run for the webhook; Slack and Mattermost show its ``text``.
-
-    Args:
-        flow, flow_run, state: As Prefect gives them to a hook.
-    """
+    """Make the JSON message of a failed run for the webhook; Slack and Mattermost show its ``text``."""
     message = _reason(flow, flow_run, state)
-    name, deployment = _names(flow_run)
+    name, deployment = flow_run.name, os.environ.get("PREFECT__DEPLOYMENT_NAME")
+    if deployment is None and flow_run.deployment_id:  # in the Prefect worker, which reports a crashed run
+        deployment = str(flow_run.deployment_id)
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # or the message goes without
+            name = client.read_flow_run(flow_run.id).name
+            deployment = client.read_deployment(flow_run.deployment_id).name
     page = get_current_settings().ui_url
     url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
     return {
@@ -109,18 +105,3 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
             return printable(error)
     return printable(state.message or "no reason is known")
-
-
-def _names(flow_run: FlowRun) -> tuple[str, str | None]:
-    """Return the names of a run and of its deployment.
-
-    They come from the environment of the run, or else, in the worker that reports a crashed run, from the server.
-    """
-    deployment = os.environ.get("PREFECT__DEPLOYMENT_NAME")
-    if deployment or flow_run.deployment_id is None:
-        return flow_run.name, deployment
-    try:
-        with get_client(sync_client=True) as client:
-            return client.read_flow_run(flow_run.id).name, client.read_deployment(flow_run.deployment_id).name
-    except Exception:  # noqa: BLE001 - a message without them is better than none
-        return flow_run.name, str(flow_run.deployment_id)

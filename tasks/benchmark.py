@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
-from desra_core.errors import AbsentError, ImageError
+from desra_core.errors import AbsentError
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
 from desra_core.settings import Machine
@@ -20,22 +20,9 @@ from tasks.dask_map import Dask
 from tasks.images import each_image
 
 
-class Benchmarked(NamedTuple):
-    """The end of a benchmark: its Prefect ids, the number of images that failed this time, and its results."""
-
-    flow_run: str
-    task_runs: int
-    failures: int
-    published: PublishedBenchmark
-
-
 @task(task_run_name="detectors", cache_policy=NO_CACHE)
-def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
-    """Run the detectors on the images that lack results.
-
-    Returns:
-        The number of images that failed.
-    """
+def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
+    """Run the detectors on the images that lack results."""
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
         if benchmark.runs_networks:
@@ -46,11 +33,9 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> int:
         settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, device, dask.max_pixels)
         return partial(judge_image, workspace=benchmark.workspace, settings=settings)
 
-    results = each_image(
-        "benchmark", judging, benchmark.missing(), machine,
-        networks=benchmark.runs_networks, folder=benchmark.workspace.root,
-    )  # fmt: skip
-    return sum(isinstance(result, ImageError) for _, result in results)
+    folder, networks = benchmark.workspace.root, benchmark.runs_networks
+    for _ in each_image("benchmark", judging, benchmark.missing(), machine, networks=networks, folder=folder):
+        pass  # workers store the results
 
 
 @task(task_run_name="tables", cache_policy=NO_CACHE)

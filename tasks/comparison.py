@@ -1,4 +1,4 @@
-"""The tasks of the gate: judge candidates on held-out images, apply the gate, promote the best."""
+"""The tasks of the gate: judge candidates on held-out images, apply the gate, promote the best model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.errors import ImageError
+from desra_core.evaluation.table import counted
 from desra_core.gate.comparison import Comparison, decide_and_publish, judge_settings
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage
@@ -31,33 +32,9 @@ from tasks.images import each_image
 from tasks.shards import explicit_key
 
 
-class Compared(NamedTuple):
-    """The end of a gate run: its Prefect ids, its plan, the verdict, images not judged, a promoted model's entry."""
-
-    flow_run: str
-    task_runs: int
-    comparison: Comparison
-    verdict: Verdict
-    failures: int
-    promoted: Path | None
-
-    @property
-    def lacking(self) -> bool:
-        """Say whether a person should look at how it ended."""
-        return bool(self.failures) or not self.verdict.passed
-
-    @property
-    def in_one_line(self) -> str:
-        """Say in a line how it ended."""
-        if not self.verdict.passed:
-            outcome = "the gate is undecided" if self.verdict.undecided else "no model passes the gate"
-            return f"{outcome}: {'; '.join(self.verdict.reasons)}"
-        return f"{self.verdict.best} passes the gate" + (" and was promoted" if self.promoted else "")
-
-
 @task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
-    """Judge every candidate on every held-out image that lacks a result of it.
+    """Judge every candidate on every held-out image that lacks its result.
 
     The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
 
@@ -66,13 +43,13 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     """
     workspace = Workspace(comparison.settings.workspace)
     _, weights = target_of(comparison.corpus)
-
-    missing = comparison.missing()
+    missing = counted(len(comparison.missing()), "image")
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+        models = counted(len(comparison.candidates) - 1, "saved model")
         facts = [
-            f"{len(comparison.candidates) - 1} saved models, judged on {len(comparison.images)} held-out images",
-            f"{len(missing)} images to judge; the others are judged already",
+            f"{models}, judged on {counted(len(comparison.images), 'held-out image')}",
+            f"{missing} to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"
         show_overview(title, facts, dask)
@@ -89,7 +66,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
 
 @task(task_run_name="verdict", cache_policy=NO_CACHE)
 def decide_verdict(comparison: Comparison) -> Verdict:
-    """Decide by the scores whether a candidate passes the gate; publish the verdict, in the workspace and in the UI."""
+    """Decide by the scores whether a candidate passes the gate; publish the verdict in the workspace and in the UI."""
     verdict = decide_and_publish(comparison)
     text = verdict_markdown(Workspace(comparison.settings.workspace))
     create_markdown_artifact(text, key="verdict", description="Verdict of the gate.")
@@ -98,8 +75,7 @@ def decide_verdict(comparison: Comparison) -> Verdict:
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
 def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
-    """Make the best candidate the workspace's current model, by one rename."""
-    workspace = Workspace(comparison.settings.workspace)
+    """Make the best candidate the workspace's current model, by one rename; return its entry in the registry."""
     best = comparison.best(verdict)
     assert best is not None
     assert best.model is not None
@@ -107,11 +83,12 @@ def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
     record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.weights}
     scores = [asdict(score) for score in verdict.scores if score.candidate == verdict.best]
     summary = {"best": verdict.best, "scores": scores}
+    workspace = Workspace(comparison.settings.workspace)
     return promote(workspace, best.model, parent=comparison.before, record=record, verdict=summary)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
 def publish_report(workspace: Workspace, line: str) -> None:
-    """Write the report of the workspace, with the latest verdict in it, and say in the UI how the run ended."""
+    """Write the report of the workspace, with the latest verdict, and show in the UI how the run ended."""
     write_report(workspace)
     show_outcome(workspace, line)

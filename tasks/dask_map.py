@@ -1,7 +1,7 @@
 """Spread images over the workers of a Dask cluster, or follow one long call on one of them.
 
 Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_cluster` (workers on this machine),
-`tasks.dask_map`, `tasks.admission` and `tasks.question` (workers of others) know Dask.
+`tasks.admission` and `tasks.question` (workers of others) know Dask.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Watch:
     """Futures in progress: cancelled when the run ends, or when no worker has been able to compute them for 20 s.
 
     Args:
-        client: Of the cluster.
-        is_any_able: Says whether there is a worker with the given resources now.
+        client: The client of the cluster.
+        is_any_able: Returns whether a worker has the given resources now.
     """
 
     def __init__(self, client: Client, is_any_able: Callable[[dict[str, float]], bool]) -> None:
@@ -49,8 +49,7 @@ class Watch:
         self._is_any_able = is_any_able
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        # The thread that waits, and the futures that it waits for.
-        self._live: list[tuple[int, list[Future[Any]]]] = []
+        self._live: list[tuple[int, list[Future[Any]]]] = []  # threads, and the futures that each waits for
 
     def end(self) -> None:
         """Cancel all futures, and wait up to 10 s for the threads that wait for them."""
@@ -76,19 +75,20 @@ class Watch:
         Raises:
             CancelledError: The run has ended.
         """
+        entry = (threading.get_ident(), futures)
         with self._lock:
             self.check()
-            entry = (threading.get_ident(), futures)
             self._live.append(entry)
         ended = threading.Event()
 
         def watch() -> None:
             alone = 0
             while not ended.wait(LOST_SECONDS / 2):
+                able = False
                 with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
-                    alone = -1 if self._is_any_able(resources) else alone
-                alone += 1
-                if alone >= 2:  # at each look, for work passed on to another worker is a new future
+                    able = self._is_any_able(resources)
+                alone = 0 if able else alone + 1
+                if alone >= 2:  # at each look, for a call that is resubmitted is a new future
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -102,9 +102,9 @@ class Watch:
 
 
 def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on a worker, which ends afterwards where the function has found its GPU broken.
+    """Call a function on this worker, and end the worker if its GPU is broken.
 
-    The causes of what it raises are dropped: Dask would pickle them too, and often cannot.
+    The causes of errors are dropped: Dask would pickle them too, and often cannot.
     """
     try:
         return function(*arguments)
@@ -118,13 +118,13 @@ def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _leave() -> None:
-    """End this worker, whose GPU is broken for this process; its nanny starts another one."""
+    """End this worker, whose GPU is broken for its process; the nanny starts another worker."""
     worker = get_worker()
 
     async def leave() -> None:
         if worker.status != Status.running:
             return
-        worker.status = Status.closing_gracefully  # so it gets no more tasks, nor a retry of the failed one
+        worker.status = Status.closing_gracefully  # it gets no more tasks, nor a retry of the failed task
         deadline = time.monotonic() + _END_SECONDS
         while worker.state.executing and time.monotonic() < deadline:
             await asyncio.sleep(_MESSAGE_SECONDS)
@@ -137,7 +137,7 @@ def _leave() -> None:
 
 
 def error_of(name: object, error: Any) -> ImageError:
-    """Make an error about ``name``, a path or a computation, from what Dask or a worker has raised."""
+    """Make an error about ``name``, a path or a computation, from an error that Dask or a worker has raised."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, DesraError):  # no fault of the image
@@ -160,7 +160,7 @@ Result = tuple[ImageRef, Any]
 
 
 class ImageJob(NamedTuple):
-    """A function of an image and something small about it, and the Dask resources that it needs."""
+    """A function of an image and something small about the image, and the Dask resources of each call."""
 
     name: str
     function: Callable[[ImageRef, Any], Any]
@@ -175,7 +175,7 @@ class Dask:
         max_pixels: The largest image that fits into a worker's share of memory.
         workers: Number of workers in all.
         gpus: Number of those with a GPU of their own.
-        gpu_slots: The resource ``GPU`` of such a worker: a task that takes all of it runs there alone.
+        gpu_slots: The resource ``GPU`` of such a worker; a task that takes all of it runs alone on the worker.
         dashboard: Address of Dask's own page about the cluster.
     """
 
@@ -207,7 +207,7 @@ class Dask:
         self._watch.end()
 
     def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
-        """Run a job on every image, started in this order; yields results as they are ready, or an `ImageError`.
+        """Run a job on every image, in this order; yield each result or `ImageError` as soon as it is there.
 
         Raises:
             CancelledError: The run has ended meanwhile.
@@ -246,7 +246,7 @@ class Dask:
         resources: dict[str, float],
         pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]],
     ) -> Iterator[tuple[Future[Any], Any]]:
-        """Yield futures as they are done, with results or errors; resubmit to others what a worker refused."""
+        """Yield futures as they are done, with results or errors; resubmit the calls that a worker refused."""
         coming = as_completed(futures, with_results=True, raise_errors=False)
         for batch in coming.batches():
             for future, result in batch:
@@ -261,7 +261,7 @@ class Dask:
                     yield future, result[1]
 
     def _admitted(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Wrap a function and the arguments of its calls in the question to workers of others, if there is one."""
+        """Put the question to workers of others, if any, before the calls of a function."""
         return self._admission.before(function, calls) if self._admission else (function, calls)
 
     def _submit(
@@ -270,7 +270,7 @@ class Dask:
         return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
 
     def _is_any_able(self, resources: dict[str, float]) -> bool:
-        """Say whether there are workers for what needs these resources; those that get no work are asked again."""
+        """Say whether a worker has these resources; ask refused workers again if none has."""
         if self._admission is None:
             return bool(self._client.nthreads())
         if not self._admission.able(resources):
@@ -278,7 +278,7 @@ class Dask:
         return bool(self._admission.able(resources))
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
-        """Call a function on one worker, leave its result there, and raise what it raises."""
+        """Call a function on one worker, leave its result there, and raise what the function raises."""
         self.follow(partial(_without_result, function), *arguments, resources=resources, on_second=lambda: None)
 
     def follow(
@@ -286,10 +286,10 @@ class Dask:
     ) -> Any:
         """Call a function on one worker, call ``on_second`` each second meanwhile, and return its small result.
 
-        A worker that dies is replaced, and the function called again.
+        When the worker dies, another worker calls the function again.
 
         Raises:
-            TransientError: All workers have gone, or it took down several of them.
+            TransientError: All workers have gone, or the function took down several of them.
             Exception: What the function raises.
         """
         called, [call] = self._admitted(partial(call_on_worker, function), [arguments])
@@ -314,9 +314,9 @@ class Dask:
 
 
 def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef, about: Any) -> Any:
-    """Call a job's function on an image, and log how that went.
+    """Call a job's function on an image, and log the outcome; return a failure that would repeat, else raise it.
 
-    A failure that would repeat is returned: what is raised, Dask tries again.
+    Dask tries again after an error that is raised.
     """
     configure(machine.log_level, machine.log_format)
     log = partial(record, logging.DEBUG, run=run, shard=f"{image.shard:05d}", image=image.id, stage=job.name)

@@ -1,4 +1,4 @@
-"""Run one function on many images, for tasks without shards, whose results say what is done."""
+"""Run one function on many images, for tasks without shards."""
 
 from __future__ import annotations
 
@@ -16,46 +16,45 @@ from tasks.dask_connection import open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 
-Work = Sequence[tuple[ImageRef, Any]]
-
 
 def each_image(
     name: str,
     prepare: Callable[[Dask, str], Callable[[ImageRef, Any], Any]],
-    work: Work,
+    work: Sequence[tuple[ImageRef, Any]],
     machine: Machine,
     *,
     networks: bool,
     scale: int = 1,
     folder: Path,
 ) -> Iterator[tuple[ImageRef, Any]]:
-    """Run a function on every image, on all workers; show how far it is.
+    """Run a function on every image, on all workers, and show the progress.
 
     Args:
         name: The work in a word, shown to people.
         prepare: Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers
-            call with an image and the other part of its entry in ``work``. It must be picklable, and so must its small
-            result.
-        work: The images, each with something small for the function; one that comes several times counts once.
+            call with the two parts of an entry of ``work``. Function and result must be small and picklable.
+        work: The images, each with something small for the function; an image may come several times.
         machine: Where and how wide to compute.
         networks: Whether the function runs networks.
         scale: The factor by which networks enlarge photos.
-        folder: The folder that it writes to.
+        folder: The folder that the function writes to.
 
     Yields:
-        Each image with its result, or with the `ImageError` that it failed by, in the order of completion.
+        Each image with its result or its `ImageError`, in the order of completion.
     """
     gpus = gpus_wanted(networks, machine)
     turns = Counter(image.id for image, _ in work)
     stages = max(turns.values(), default=1)
     left, failed = turns.copy(), set[str]()
     files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
-
-    def largest() -> int:
-        return most_pixels(files) * scale**2
-
     with (
-        open_dask(machine, folder=folder, networks=networks, gpus=gpus, most_pixels=largest) as dask,
+        open_dask(
+            machine,
+            folder=folder,
+            networks=networks,
+            gpus=gpus,
+            most_pixels=lambda: most_pixels(files) * scale**2,
+        ) as dask,
         RunProgress(name, len(turns), stages) as progress,
     ):
         gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}

@@ -57,7 +57,7 @@ def process(settings: CorpusSettings) -> Workspace:
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:
-                for image, record in shard.pending(spec.product):
+                for image, record in shard.pending(spec.name):
                     key = plan.target.run_key
                     try:
                         made = run_stage(spec.function, image, record, workspace, spec.settings, key,

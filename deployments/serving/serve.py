@@ -210,7 +210,8 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     dashboard = serving.port and serving.port + 2
     key = Workspace(serving.workspace).prefect_home / "dask.pem"
     with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
-        say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
+        gpus = cluster.embedded.gpus
+        say(f"workers: {len(cluster.cluster.worker_spec) - gpus} on CPUs, {gpus} on GPUs")
         yield cluster
 
 

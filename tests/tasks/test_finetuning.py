@@ -139,7 +139,7 @@ def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, ma
     make_photos(mining.photos, 12)
     process(mining)
     assert gathered(workspace) >= 1
-    assert finetune(finetuning, Machine(workers=1)).iteration == 2
+    assert finetune(finetuning, Machine(workers=1)).in_one_line.startswith("2 iterations on ")
     assert gathered(workspace) == 0
 
 
