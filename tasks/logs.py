@@ -38,13 +38,13 @@ def say(line: str, **ids: Any) -> None:
     _LINES.log(_level(level), message, extra={"ids": ids})
 
 
-def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
-    """Print a line ``kind: trouble`` for each of the first 20 troubles, and the number of the others."""
+def say_each(kind: str, troubles: Iterable[object], rest: str = "", *, most: int | None = SHOWN_FAILURES) -> None:
+    """Print a line ``kind: trouble`` for each of the first troubles (None: all), and the number of the others."""
     lines = list(troubles)
-    for line in lines[:SHOWN_FAILURES]:
+    for line in lines[:most]:
         say(f"{kind}: {printable(line)}")
-    if len(lines) > SHOWN_FAILURES:
-        say(f"and {len(lines) - SHOWN_FAILURES} more{rest}")
+    if most is not None and len(lines) > most:
+        say(f"and {len(lines) - most} more{rest}")
 
 
 class NowAndThen:

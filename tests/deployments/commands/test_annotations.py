@@ -51,7 +51,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
-        "1 mask by people, 1 of them other than the detector's and 1 without any artifact",
+        "1 human mask, 1 of them other than the detector's and 1 without any artifact",
         "regions  0 in 0 images",
         "left out 1 image, whose mask is as exported: it keeps what counts now; --unchanged takes such masks too",
         f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer",
@@ -63,7 +63,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert not workspace.human_mask(mined.names[2]).exists()
     run = desra_here("import", "labelme", out, "--workspace", workspace.root, "--unchanged")
     assert run.stdout.splitlines()[:2] == [
-        "2 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "2 human masks, 1 of them other than the detector's and 1 without any artifact",
         "regions  1 in 1 image: 1 polygon",
     ]
     assert np.array_equal(mask(workspace.human_mask(mined.names[2])), mask(workspace.mask(mined.names[2])))
@@ -75,11 +75,11 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert f"{mined.names[1]}.json: was edited since it was exported" in refusal(coco)
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images",
                       "--overwrite", "--all")  # fmt: skip
-    assert "2 images with 1 region exported, 2 of the masks by people" in coco.stdout
+    assert "2 images with 1 region exported, 2 of them with a human mask" in coco.stdout
     assert "1 clean image left out: desra mine --keep all keeps their pictures" in coco.stderr
     assert f"pictures {workspace.root}/dataset/gan_sr" in coco.stdout
     run = desra_here("import", "coco", out / "annotations.json", "--workspace", workspace.root)
-    assert "2 masks by people, 1 of them other" in run.stdout
+    assert "2 human masks, 1 of them other" in run.stdout
 
 
 def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_path) -> None:
@@ -99,7 +99,7 @@ def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_
     document = json.loads(edited.read_bytes())
     edited.write_text(json.dumps(document | {"shapes": [*document["shapes"], rectangle, rectangle]}))
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
-    assert "1 mask by people" in run.stdout
+    assert "1 human mask" in run.stdout
     assert "regions  3 in 1 image: 2 rectangles, 1 polygon" in run.stdout
     assert workspace.dataset("mask", names[0]).read_bytes() != (tmp_path / f"dataset/mask/{names[0]}.png").read_bytes()
     run = desra_here("import", "--undo", "--workspace", workspace.root)

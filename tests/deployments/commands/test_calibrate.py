@@ -93,7 +93,7 @@ def test_weights_of_ones_own_models(pairs, desra, desra_here, tmp_path) -> None:
     exclude = ("--exclude", tmp_path / "exclude")
     run = desra("calibrate", *pairs.flags, *flags, *exclude, "--workers", 1)
     assert run.returncode == 0, run.stderr
-    assert f"warning: 1 masks of --exclude belong to no image, the first is {tmp_path / 'exclude/nothing.png'}" in (
+    assert f"warning: 1 mask of --exclude belongs to no image, the first is {tmp_path / 'exclude/nothing.png'}" in (
         run.stderr
     )
     assert "6 of 6 images, 0 failed" in run.stderr
