@@ -73,8 +73,8 @@ def open_dask(
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
     embedded = None if machine.scheduler or alone else Embedded.find()
-    if address := machine.scheduler or (embedded and embedded.address):
-        with connected(address, embedded and embedded.key) as client, contextlib.ExitStack() as stack:
+    if address := machine.scheduler or (embedded.address if embedded else None):
+        with connected(address, embedded.key if embedded else None) as client, contextlib.ExitStack() as stack:
             admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
             admission.ask()
             if embedded:

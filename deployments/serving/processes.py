@@ -1,4 +1,7 @@
-"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain."""
+"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain.
+
+A locked file in the workspace names the process of desra serve, its mark, and its Prefect server.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from desra_core.files.locks import holder, locked, read_note
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
-# The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
-# may be another program's by now, and when a process began moves with the clock.
+# The environment variable by which the processes of desra are known: a pid may be another program's by now, and the
+# start time of a process moves with the clock.
 MARK = "DESRA_SERVE"
 
-# A process that ends by itself so often within so long is not started again.
+# A process that ends by itself more often within this time is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 _END_SECONDS, _STOP_SECONDS = 10, 15
 
@@ -34,7 +37,7 @@ class RestlessError(UsageError):
 
 
 class Child:
-    """A process with a name for messages and a log, in whose folder it runs: that of the command may vanish."""
+    """A process with a name for messages and a log. It runs in the folder of the log, since others may vanish."""
 
     name: str
 
@@ -44,11 +47,11 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """That of the process, which is below zero where a signal ended it; None while it runs."""
+        """Exit code of the process, below zero where a signal ended it; None while it runs."""
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start the process, or start it again."""
         raise NotImplementedError
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -68,19 +71,22 @@ class Child:
 def start_again(process: Child, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
     """Start a process that has ended by itself, after a pause that grows.
 
-    ``starts`` holds when it was started again before, in seconds of the clock of ``now``, and is kept up to date;
-    ``wait`` waits for so many seconds.
+    Args:
+        process: The process.
+        starts: Times of the earlier restarts, in seconds of the clock of ``now``; this function updates the list.
+        now: The time.
+        wait: Waits for a number of seconds.
 
     Raises:
-        RestlessError: It ends again and again, and is not started any more.
-        DesraError, OSError: What starting it raises.
+        RestlessError: The process ends again and again, and is not started any more.
+        DesraError, OSError: Errors of the start.
     """
     starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
     if len(starts) > _MOST_STARTS:
         raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
     pause = 2 ** len(starts)  # for a cause that passes
-    ended = f"warning: {process.name} has ended (exit code {process.exit_code})"
-    say(f"{ended}, and is started again in {pause} s; its log is {process.log}")
+    ended = f"{process.name} has ended (exit code {process.exit_code})"
+    say(f"warning: {ended}, and is started again in {pause} s; its log is {process.log}")
     wait(pause)
     began = time.monotonic()
     try:
@@ -90,21 +96,21 @@ def start_again(process: Child, starts: list[float], now: float, wait: Callable[
 
 
 def new_mark() -> dict[str, str]:
-    """Make a mark that no process has yet."""
+    """Make a mark that no process has yet, as an environment."""
     return {MARK: uuid.uuid4().hex}
 
 
 def elsewhere() -> dict[str, str]:
-    """Give the environment that Python needs to start in another folder: absolute paths, no modules from there."""
+    """Return the environment for Python in another folder: absolute paths, and no modules from that folder."""
     given = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if os.environ.get(name)}
     absolute = {name: os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))) for name, paths in given.items()}
     return {"PYTHONSAFEPATH": "1"} | absolute
 
 
 def end_marked(mark: dict[str, str]) -> None:
-    """Kill the processes whose environment has a mark, but for this one. Nothing of what they do is lost by that.
+    """Kill the processes whose environment has a mark, except this process; no work is lost by that.
 
-    One that cannot be killed, as it waits for a disk that has gone, is left alone in the end.
+    A process that cannot be killed within 10 s, because it waits for a disk that has gone, is left alone.
     """
 
     def marked() -> list[psutil.Process]:
@@ -116,7 +122,7 @@ def end_marked(mark: dict[str, str]) -> None:
         return found
 
     deadline = time.monotonic() + _END_SECONDS
-    # Again and again: one of them may just have started another one.
+    # Again and again: a process may just have started another one.
     while (found := marked()) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -144,7 +150,7 @@ class Served(NamedTuple):
 
 
 class Service:
-    """Says that this process serves a workspace; ``mark`` is the environment of the processes that it starts."""
+    """This process, as it serves a workspace; ``mark`` is the environment of the processes that it starts."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -153,17 +159,17 @@ class Service:
         self._file.write_text(json.dumps(self._note))
 
     def announce(self, served: Served, history: timedelta) -> None:
-        """Write down which server it is and how long it keeps runs, for runs that are started by hand."""
+        """Write down the server and how long it keeps runs, for runs that are started by hand."""
         self._note |= {**served._asdict(), "history": history.total_seconds()}
         self._file.write_text(json.dumps(self._note))
 
 
 @contextlib.contextmanager
 def standing(workspace: Workspace) -> Iterator[Service]:
-    """Be the one that serves a workspace; processes that a killed one has left are ended first.
+    """Serve a workspace, as the only process; end the processes that a killed desra serve has left first.
 
     Raises:
-        LockedError: Another one serves it.
+        LockedError: Another process serves the workspace.
     """
     file = _file(workspace)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -180,32 +186,32 @@ def standing(workspace: Workspace) -> Iterator[Service]:
 
 
 def served_at(workspace: Workspace) -> Served | None:
-    """Find the server by which a workspace, which must be locked, is served; None when it is not."""
+    """Find the Prefect server of the desra serve of a workspace, which must be locked; None without desra serve."""
     note = _who_serves(workspace) or {}
     return Served(note["url"], bool(note.get("own"))) if "url" in note else None
 
 
 def history_of(workspace: Workspace) -> timedelta | None:
-    """Read how long the latest desra serve wanted runs to be kept; None where there was none."""
+    """Read how long runs are kept by the settings of the latest desra serve; None where there was none."""
     note = read_note(_file(workspace))
     return timedelta(seconds=note["history"]) if "history" in note else None
 
 
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
-    note = read_note(_file(workspace))  # before the look at the lock: who serves from now on has another token
+    note = read_note(_file(workspace))  # before the look at the lock: a new desra serve has another token
     if _who_serves(workspace) is None:
         _end_those_of(note)
 
 
 def _end_those_of(note: dict[str, Any]) -> None:
-    """End the processes of one that served."""
+    """End the processes of a desra serve by its note."""
     if token := note.get("token"):
         end_marked({MARK: token})
 
 
 def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
-    """Return the note of the one that serves a workspace; None where it is not served."""
+    """Return the note of the process that serves a workspace; None where there is none."""
     with contextlib.suppress(OSError):
         return holder(_file(workspace))
     return None

@@ -1,4 +1,4 @@
-"""`desra serve`: what one machine needs for runs that start by themselves.
+"""`desra serve`: the processes on one machine that runs need which start by themselves.
 
 ::
 
@@ -8,8 +8,8 @@
                 └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
                    └─ a process per run
 
-A run may be killed at any moment, and the next one goes on with what it left. So stopping is: kill the runs, let the
-server know. Of these processes, those that end by themselves are started again.
+A run may be killed at any moment, and the next run goes on. So desra serve stops by killing the runs and reporting that
+to the server. Server and Prefect worker are started again when they end by themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     workspace = Workspace(serving.workspace)
     is_new = not workspace.exists()
     if is_new:
-        _check(serving)  # checked first, so that a refused start leaves no new workspace
+        _check(serving)  # first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -105,11 +105,11 @@ def serve(serving: Serving, machine: Machine) -> int:
 def look_after(
     server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: Endings
 ) -> None:
-    """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
+    """Start processes again that end by themselves, find runs that have died, and clean up, until a signal comes.
 
     Raises:
-        UsageError: A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on:
-            a process that is started then would make another one in its place.
+        UsageError: A process ends again and again, or the workspace has vanished, perhaps with its disk: a process that
+            is started then would make a new workspace in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
@@ -143,7 +143,7 @@ def look_after(
 
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
-    """Post to the webhook if desra serve ends by an error, be it a mistake of its own: from then on no run would."""
+    """Post to the webhook if desra serve ends by an error, since no run would report it from then on."""
     from flows.webhook import WEBHOOK, post_to_webhook
 
     try:
@@ -160,7 +160,7 @@ def alarm_at_the_end(serving: Serving) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end what is inside, once: more of them do not disturb the ending."""
+    """Let Ctrl-C, SIGTERM or a closed terminal end the block, once: more signals do not disturb the ending."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
         signals.append(signal.SIGHUP)
@@ -183,7 +183,7 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
-    """Have a Prefect server: the one that is configured, or one in the workspace."""
+    """Check the configured Prefect server, or start a server with its home in the workspace."""
     if configured := os.environ.get("PREFECT_API_URL"):
         check_server(configured)
         yield None
@@ -198,7 +198,7 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
 
 @contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
-    """Have a Dask cluster on this machine, where none elsewhere is given."""
+    """Check the given Dask scheduler, or start a cluster on this machine."""
     from tasks.dask_cluster import gpus_wanted, standing_cluster
     from tasks.dask_connection import open_dask
 
@@ -216,16 +216,16 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 
 
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
-    """The environment of runs: all that ends with desra serve, and so is none of their parameters."""
+    """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
     from flows.webhook import WEBHOOK
     from tasks.artifacts import REPORT
 
-    # Cached results go where they are forgotten in time, whatever server it is.
+    # Cached results go where desra serve deletes old ones, also with a configured server.
     storage = Workspace(serving.workspace).prefect_home / "storage"
     environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
     if cluster:
         environment |= cluster.environment
-    if machine.log_format == "json":  # of which Prefect's lines are none; they are on the server
+    if machine.log_format == "json":  # Prefect's lines are not JSON; they are on the server
         environment[CONSOLE] = "CRITICAL"
     if serving.webhook:
         environment[WEBHOOK] = serving.webhook
@@ -236,7 +236,7 @@ def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | 
 def _open_worker(
     workspace: Workspace, pool: str, environment: dict[str, str], mark: dict[str, str]
 ) -> Iterator[Worker]:
-    """Have a worker that takes runs, and see at the end that the server knows what became of them."""
+    """Start a worker that takes runs, and report the end of its runs to the server at the end."""
     try:
         with prefect_worker(pool, environment, mark, workspace.prefect_home / "worker.log") as worker:
             yield worker
@@ -247,7 +247,7 @@ def _open_worker(
 
 
 def _check(serving: Serving) -> None:
-    """See now, not at two in the night, that models can be used."""
+    """Check now, not at two in the night, that the models can be used."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)
@@ -275,7 +275,7 @@ def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
-    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up."""
+    """Replace runs that have ended without a report to the server; drop the runs that have piled up."""
     try:
         with connected() as client:
             drop_missed(pool, client, settled=_SETTLED)
@@ -286,17 +286,11 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
 
 
 def _replace_dead(
-    pool: str,
-    workspace: Workspace,
-    client: SyncPrefectClient,
-    why: str,
-    *,
-    own: bool,
-    settled: timedelta | None = None,
+    pool: str, workspace: Workspace, client: SyncPrefectClient, why: str, *, own: bool, settled: timedelta | None = None
 ) -> None:
-    """Let the server know which runs are dead, and why, and submit others in the place of those of the pool.
+    """Report dead runs to the server, and submit new runs in the place of those of the pool.
 
-    Without ``own``, the server may know of other workspaces at the same path, on other machines.
+    A server that is not the workspace's ``own`` may know of other workspaces at the same path, on other machines.
     """
     mark_interrupted(pool, client, why, settled=settled)
     if own:
@@ -308,8 +302,11 @@ def _replace_dead(
 class Worker(Child):
     """A Prefect worker that takes the runs of a pool, one at a time.
 
-    ``environment`` holds what the runs find in theirs beside that of this process; ``mark`` is that of desra serve;
-    ``log`` takes the lines of worker and runs.
+    Args:
+        pool: Name of the work pool.
+        environment: Environment variables of the runs, beside those of this process.
+        mark: The mark of desra serve.
+        log: File for the lines of worker and runs.
     """
 
     name = "the Prefect worker"
@@ -322,18 +319,18 @@ class Worker(Child):
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
         self._environment = {CONSOLE: "INFO"} | environment | moved | {
             "PREFECT_WORKER_QUERY_SECONDS": "5",
-            # Runs have folders of their own, and are to find this very desra with this very Python.
+            # Runs have folders of their own, and are to find this desra with this Python.
             "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         }  # fmt: skip
 
     def start(self) -> None:
-        """Start it; runs that an earlier one has started go on."""
+        """Start the worker; the runs of an earlier worker go on."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._spawn(self._command, os.environ | self._environment | self._mark)
 
     def stop(self) -> None:
-        """Kill it with all runs."""
+        """Kill the worker with all runs."""
         end_marked(self._mark)
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -342,7 +339,7 @@ class Worker(Child):
 
 @contextlib.contextmanager
 def prefect_worker(pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> Iterator[Worker]:
-    """Have a worker, as `Worker` says."""
+    """Start a `Worker` for the block."""
     worker = Worker(pool, environment, mark, log)
     try:
         worker.start()

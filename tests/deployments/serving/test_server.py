@@ -66,7 +66,7 @@ def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tm
     server.start()
     killer.join()
     assert said[0].startswith("the Prefect server does not answer yet after ")
-    assert said[0].endswith(" s; its process lives, and is waited for")
+    assert said[0].endswith(" s; its process is still running")
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
@@ -105,7 +105,7 @@ def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> N
 
 
 def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, monkeypatch, capsys) -> None:
-    """The work goes on without it; else a port that is taken would have it started for ever."""
+    """The work goes on without it; else a port that is taken would start the server again without end."""
 
     class Impatient(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
@@ -124,7 +124,8 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
     with servers._kept_up(server):
         assert given_up.wait(60)
     assert server.starts == 5
-    told = "warning: server.log: the Prefect server ends again and again; read that log; the work goes on without it"
+    ended = "the Prefect server ends again and again; read that log"
+    told = f"warning: server.log: {ended}; the work goes on without the server"
     assert capsys.readouterr().err.splitlines()[-1] == told
 
 
@@ -156,7 +157,7 @@ def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environmen
         check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    line = f"error: {small_disk}: the disk is full, and temporary files find no room there; free some space, or name "
+    line = f"error: {small_disk}: the disk is full, and has no room for temporary files; free some space, or name "
     assert refused.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in refused.stderr
 
