@@ -11,7 +11,7 @@ from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import Ended
-from tasks.benchmark import publish_tables, run_detectors
+from tasks.judging import publish_tables, run_detectors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import Ended
-from tasks.comparison import decide_verdict, judge_images, promote_best, publish_report
 from tasks.handover import handed_over
+from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from flows.corpus_flow import corpus_flow, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
 from tasks.artifacts import Ended, Summary
-from tasks.comparison import promote_best, publish_report
 from tasks.handover import handed_over, handing_over
+from tasks.judging import promote_best, publish_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
+from deployments.serving.guarded import report_server
 from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
-from deployments.serving.report_server import report_server
 from deployments.serving.schedules import WORKER, Deployed, check_alone, deployments_of, next_run, register
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
@@ -144,7 +144,7 @@ def look_after(
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
     """Post to the webhook if desra serve ends by an error, since no run would report it from then on."""
-    from flows.webhook import WEBHOOK, post_to_webhook
+    from flows.corpus_flow import WEBHOOK, post_to_webhook
 
     try:
         yield
@@ -217,7 +217,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
     """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
-    from flows.webhook import WEBHOOK
+    from flows.corpus_flow import WEBHOOK
     from tasks.artifacts import REPORT
 
     # Cached results go where desra serve deletes old ones, also with a configured server.

@@ -25,9 +25,18 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deployments.serving.connection import CONSOLE, KEY, check_server, configure, drain, forget, key_file, read_key
+from deployments.serving.connection import (
+    CONSOLE,
+    HOSTS,
+    KEY,
+    check_server,
+    configure,
+    drain,
+    forget,
+    key_file,
+    read_key,
+)
 from deployments.serving.flow_runs import mark_killed
-from deployments.serving.guarded import HOSTS
 from deployments.serving.processes import (
     MARK,
     Child,

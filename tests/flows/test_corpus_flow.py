@@ -28,14 +28,13 @@ from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as module
-from flows import webhook as webhook_module
+from flows import corpus_flow as webhook_module
 from flows.compare import compare
-from flows.corpus_flow import corpus_flow, run_name
+from flows.corpus_flow import corpus_flow, report_cancelled, report_failure, run_name
 from flows.cycle import cycle
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
-from flows.webhook import report_cancelled, report_failure
 from tasks.logs import say
 from tests.conftest import client_of, keyed
 

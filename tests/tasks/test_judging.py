@@ -14,10 +14,10 @@ import pytest
 from desra_core.errors import ImageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import File, ImageRef
-from tasks import images as module
+from tasks import judging as module
 from tasks import progress as progress_module
 from tasks.dask_map import ImageJob
-from tasks.images import each_image
+from tasks.judging import each_image
 
 
 @pytest.fixture
