@@ -28,7 +28,7 @@ class Calibrated(Ended):
 
 @corpus_flow("calibrate")
 def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
-    """Compare all pairs, count their similarity by class, and derive weights and thresholds from that.
+    """Compare all pairs, count their similarity by class, and derive weights and thresholds from the counts.
 
     Args:
         calibrating: The pairs, and how weights are derived.

@@ -33,22 +33,21 @@ def shard_runner() -> TaskRunner[Any]:
 
 
 def opened_workspace(root: Path) -> Workspace:
-    """Open the workspace of a run; create a missing one, except for a run of a deployment.
+    """Open the workspace of a run; create a missing workspace, except for a run of a deployment.
 
     Raises:
-        UsageError: The workspace of a run that comes from a deployment has vanished, perhaps with the disk that it is
-            on.
+        UsageError: The workspace of a run of a deployment has vanished, perhaps with its disk.
     """
     workspace = Workspace(root)
     if runs_by_itself() and not workspace.exists():
         remedy = f"bring it back, or make a new one: desra serve does when it starts, or touch {workspace.lock}"
-        raise UsageError(root, "is no workspace, and with it all that was done before is gone", remedy)
+        raise UsageError(root, "is no workspace: all earlier results are gone with it", remedy)
     workspace.create()
     return workspace
 
 
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
-    """Plan a run, take its shards through the stages and publish the results. For the body of a flow.
+    """Plan a run, take its shards through the stages and publish the results: the body of a flow.
 
     Args:
         settings: Settings of the run.

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psutil
 
@@ -53,6 +53,19 @@ class Child:
     def start(self) -> None:
         """Start the process, or start it again."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop the process."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start the process for the block, and stop it at the end."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.stop()
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:

@@ -91,7 +91,9 @@ def serve(serving: Serving, machine: Machine) -> int:
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
-        worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
+        stack.callback(_mark_stopped, pool)
+        worker = Worker(pool, environment, own.mark, workspace.prefect_home / "worker.log")
+        stack.enter_context(worker.running())
         endings = Endings(pool)
         stack.callback(endings.say_new)  # of runs that end just before it stops
         say(f"watch at {watch_at(workspace, url)}")
@@ -189,11 +191,8 @@ def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -
         yield None
         return
     server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
-    try:
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.stop()
 
 
 @contextlib.contextmanager
@@ -232,18 +231,11 @@ def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | 
     return environment
 
 
-@contextlib.contextmanager
-def _open_worker(
-    workspace: Workspace, pool: str, environment: dict[str, str], mark: dict[str, str]
-) -> Iterator[Worker]:
-    """Start a worker that takes runs, and report the end of its runs to the server at the end."""
-    try:
-        with prefect_worker(pool, environment, mark, workspace.prefect_home / "worker.log") as worker:
-            yield worker
-    finally:
-        with contextlib.suppress(UsageError), connected() as client:
-            for name in mark_interrupted(pool, client, "desra serve was stopped"):
-                say(f"warning: {name} was cut off; the next start goes on with it", run=name)
+def _mark_stopped(pool: str) -> None:
+    """Report to the server that the runs of a pool were stopped."""
+    with contextlib.suppress(UsageError), connected() as client:
+        for name in mark_interrupted(pool, client, "desra serve was stopped"):
+            say(f"warning: {name} was cut off; the next start goes on with it", run=name)
 
 
 def _check(serving: Serving) -> None:
@@ -335,14 +327,3 @@ class Worker(Child):
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_SECONDS)
-
-
-@contextlib.contextmanager
-def prefect_worker(pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> Iterator[Worker]:
-    """Start a `Worker` for the block."""
-    worker = Worker(pool, environment, mark, log)
-    try:
-        worker.start()
-        yield worker
-    finally:
-        worker.stop()

@@ -102,14 +102,10 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         finally:
             forget(key)
     else:
-        server = Server(workspace, history=history_of(workspace) or HISTORY)
-        try:
-            server.start()
+        with Server(workspace, history=history_of(workspace) or HISTORY).running() as server:
             _mark_killed(workspace, server.url)
             with _kept_up(server):
                 yield server.url
-        finally:
-            server.stop()
 
 
 class Server(Child):

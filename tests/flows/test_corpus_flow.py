@@ -348,7 +348,7 @@ def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_pat
     """Where one has vanished, a disk is not mounted: all would be mined anew, to another disk."""
     mse, gan = make_models(tmp_path)
     paths = {"photos": tmp_path, "workspace": tmp_path / "gone", "mse_model": mse, "gan_model": gan}
-    told = "gone: is no workspace, and with it all that was done before is gone; bring it back, or "
+    told = "gone: is no workspace: all earlier results are gone with it; bring it back, or "
     for flow, settings in ((mine, Mining(**paths)), (cycle, Cycling(**paths))):
         with pytest.raises(UsageError, match=told):
             flow(settings)

@@ -22,7 +22,7 @@ from distributed import Client
 from deployments.serving import serve
 from deployments.serving.flow_runs import Endings
 from deployments.serving.processes import new_mark, standing
-from deployments.serving.serve import alarm_at_the_end, look_after, prefect_worker, stoppable
+from deployments.serving.serve import Worker, alarm_at_the_end, look_after, stoppable
 from deployments.serving.server import HISTORY, Server
 from desra_core.errors import UsageError
 from desra_core.settings import Mining
@@ -354,7 +354,7 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
 def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
     mark = new_mark()
     beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | mark)
-    with prefect_worker("pool", {}, mark, tmp_path / "ws" / "worker.log") as worker:
+    with Worker("pool", {}, mark, tmp_path / "ws" / "worker.log").running() as worker:
         environment = worker._environment | worker._mark
         run = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | environment)
         assert worker.exit_code is None
@@ -373,7 +373,7 @@ def test_relative_paths_of_the_environment_stay_what_they_are(tmp_path, monkeypa
     workspace = Workspace(tmp_path / "ws")
     workspace.prefect_home.mkdir(parents=True)
     server = Server(workspace, history=HISTORY)
-    with prefect_worker("pool", {}, new_mark(), workspace.prefect_home / "worker.log") as worker:
+    with Worker("pool", {}, new_mark(), workspace.prefect_home / "worker.log").running() as worker:
         server._launch()
         for process in (worker._process, server._process):
             told = psutil.Process(process.pid).environ()
@@ -384,7 +384,7 @@ def test_relative_paths_of_the_environment_stay_what_they_are(tmp_path, monkeypa
 
 
 def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
-    with prefect_worker("pool", {}, new_mark(), tmp_path / "worker.log") as worker:
+    with Worker("pool", {}, new_mark(), tmp_path / "worker.log").running() as worker:
         found = subprocess.run(
             ["python", "-c", "import sys, deployments; print(sys.executable, deployments.__file__)"],
             cwd=tmp_path, env=os.environ | worker._environment, capture_output=True, text=True, check=True,
