@@ -71,11 +71,7 @@ def each_image(
     files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
     with (
         open_dask(
-            machine,
-            folder=folder,
-            networks=networks,
-            gpus=gpus,
-            most_pixels=lambda: most_pixels(files) * scale**2,
+            machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
         ) as dask,
         RunProgress(name, len(turns), stages) as progress,
     ):

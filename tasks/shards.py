@@ -152,9 +152,7 @@ def process_shard(number: int, run: Run) -> Counts:
         passed = shard.images.keys() - shard.failed - {image.id for image, _ in shard.work}
         run.progress.passed(sum(len(shard.images[key].names) for key in passed))
         stage_of_shard.with_options(
-            name=spec.name,
-            task_run_name=f"{spec.name}-{number:05d}",
-            refresh_cache=bool(shard.work),
+            name=spec.name, task_run_name=f"{spec.name}-{number:05d}", refresh_cache=bool(shard.work)
         )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}

@@ -36,8 +36,7 @@ def export_masks(
     ] = False,
     worst: Annotated[int | None, typer.Option(min=1, help="Only so many images, the most severe.")] = None,
     images: Annotated[
-        bool,
-        typer.Option("--images/--no-images", help="With coco: copy the GAN results, or name them where they lie."),
+        bool, typer.Option("--images/--no-images", help="With coco: copy the GAN results, or name them where they lie.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were edited since.")] = False,
 ) -> None:
@@ -75,8 +74,7 @@ def import_masks(
         typer.Option(help="Take only shapes with this label; by default all, of coco those of `artifact` if there."),
     ] = None,
     unchanged: Annotated[
-        bool,
-        typer.Option("--unchanged", help="Take masks too that are as exported: a person has confirmed them."),
+        bool, typer.Option("--unchanged", help="Take masks too that are as exported: a person has confirmed them.")
     ] = False,
     undo: Annotated[
         bool, typer.Option("--undo", help="Take the latest import back; once more, the one before it.")

@@ -30,8 +30,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the ground truth, masks with the same paths, suffix aside.")
     ] = None,
     workspace: Annotated[
-        Path | None,
-        typer.Option(help="Judge this workspace's masks by its human masks, which win over --gt."),
+        Path | None, typer.Option(help="Judge this workspace's masks by its human masks, which win over --gt.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.")] = None,
     gan_sr: Annotated[Path | None, typer.Option(help="Folder of the GAN results, for the pictures.")] = None,

@@ -32,8 +32,7 @@ def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
     sized: Annotated[
-        bool,
-        typer.Option("--sizes/--no-sizes", help="Measure its size on the disk: seconds for a million files."),
+        bool, typer.Option("--sizes/--no-sizes", help="Measure its size on the disk: seconds for a million files.")
     ] = True,
 ) -> None:
     """Count the images that are done, pending and failed, from the workspace alone."""
@@ -100,8 +99,7 @@ def gc(
     workspace: Annotated[Path, typer.Option(help="The workspace to tidy up.")],
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without this flag, only list.")] = False,
     vanished: Annotated[
-        bool,
-        typer.Option("--vanished", help="Drop images, too, that the latest run did not find and are not back."),
+        bool, typer.Option("--vanished", help="Drop images, too, that the latest run did not find and are not back.")
     ] = False,
     list_paths: Annotated[bool, typer.Option("--list", help="Name every file and folder that goes.")] = False,
 ) -> None:
