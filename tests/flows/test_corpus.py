@@ -16,7 +16,7 @@ from tests.conftest import keyed
     ("verb", "first"),
     [("detect", "similarity"), pytest.param("mine", "super_resolution", marks=pytest.mark.slow)],
 )
-def test_what_the_server_knows_of_a_run(
+def test_the_server_shows_a_run(
     verb, first, make_pairs, make_photos, make_models, desra, prefect_environment, tmp_path
 ) -> None:
     if verb == "detect":

@@ -146,7 +146,7 @@ def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
     assert len(tries) == 1
 
 
-def test_what_went_well_says_so(url, webhook) -> None:
+def test_a_completed_run_prints_a_line(url, webhook) -> None:
     flow, _ = raising("well")
     assert flow() == Ended("all is well")
     run = latest(url, "well")
@@ -185,7 +185,7 @@ def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webho
     assert f"\n{warning}{latest(url, 'night')['name']} completed: all is well\n" in "\n" + capsys.readouterr().err
 
 
-def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
+def test_only_errors_that_may_pass_are_tried_again(url, by_itself) -> None:
     full = TransientError("/ws", "the disk is full", "free some space")
     flow, tries = raising("patient", full, ConnectionError("reset"))
     assert flow() == Ended("all is well")
@@ -205,7 +205,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
         assert len(tries) == 1
 
 
-def test_who_starts_a_run_by_hand_is_told_at_once(url) -> None:
+def test_a_run_by_hand_fails_at_once(url) -> None:
     full = TransientError("/ws", "the disk is full", "free some space")
     flow, tries = raising("impatient", full)
     with pytest.raises(TransientError):
@@ -213,7 +213,7 @@ def test_who_starts_a_run_by_hand_is_told_at_once(url) -> None:
     assert len(tries) == 1
 
 
-def test_a_run_that_is_not_whole_fails_where_nobody_looks(url, by_itself, monkeypatch) -> None:
+def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) -> None:
     broken = TransientError("2 shards could not finish", "the disk is full", "run again")
 
     @corpus_flow("partial")
@@ -264,7 +264,7 @@ def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     assert [message["flow"] for message in webhook.received] == ["outer"]
 
 
-def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook, capsys) -> None:
+def test_the_worker_reports_a_killed_run(url, webhook, capsys) -> None:
     """Which runs the hook in another process, without the environment of the run."""
     with get_client(sync_client=True) as client:
         serving = Serving(**PATHS, name="killed", mine_at="never", cycle_at="never")
@@ -310,7 +310,7 @@ def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> N
     assert latest(url, "mine")["state"]["message"].endswith(told)
 
 
-def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
+def test_images_with_passing_failures_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
     """Until it has passed; what cannot pass in this run is no failure of it."""
     names = make_pairs(tmp_path, 2)
     workspace = Workspace(tmp_path / "ws")
@@ -336,7 +336,7 @@ def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make
     assert summary.in_one_line.endswith(", 1 image failed")
 
 
-def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path) -> None:
+def test_a_vanished_workspace_is_an_error_at_once(url, by_itself, tmp_path) -> None:
     gone = tmp_path / "gone"
     for flow, settings in ((finetune, Finetuning(workspace=gone)), (compare, Comparing(workspace=gone, after=gone))):
         with pytest.raises(UsageError, match="gone: is no workspace with a run in it"):
@@ -359,7 +359,7 @@ def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_pat
     assert not list((tmp_path / "gone").iterdir())
 
 
-def test_what_a_cycle_would_lack_in_the_end_is_told_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
+def test_a_cycle_checks_its_last_inputs_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
     mse, gan = make_models(tmp_path)
     Workspace(tmp_path / "ws").create()
     settings = Cycling(photos=tmp_path, workspace=tmp_path / "ws", mse_model=mse, gan_model=gan, preset="cpu",

@@ -113,7 +113,7 @@ def refuse(*_: object) -> Record:
         raise TransientError("a", "b", "c") from None
 
 
-def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
+def test_the_cause_of_an_error_does_not_garble_it(dask: Dask) -> None:
     with pytest.raises(TransientError, match="a: b; c"):
         dask.call(lambda: refuse(), resources={})
     [(_, result)] = dask.map(job(refuse), images("photo"))
@@ -128,7 +128,7 @@ def test_a_long_computation_is_followed(dask: Dask, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fate", ERRORS)
-def test_what_a_followed_computation_raises_is_raised_at_once(dask: Dask, tmp_path: Path, fate: str) -> None:
+def test_an_error_of_a_followed_computation_is_raised_at_once(dask: Dask, tmp_path: Path, fate: str) -> None:
     with pytest.raises(type(ERRORS[fate]), match=str(ERRORS[fate])):
         follow(dask, tmp_path / "calls", fate)
     assert len(list((tmp_path / "calls").iterdir())) == 1
@@ -160,7 +160,7 @@ def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
     assert all("took its worker down" in error.reason for error in errors)
 
 
-def test_a_run_whose_workers_have_gone_does_not_wait_for_ever() -> None:
+def test_a_run_whose_workers_have_gone_ends() -> None:
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         [(_, result)] = cluster.map(job(leaves), images("photo"))
     assert "the Dask workers have gone" in str(result)
@@ -203,7 +203,7 @@ def assert_on_the_device() -> None:
 
 
 @pytest.mark.slow
-def test_nobody_follows_for_ever_what_has_no_worker(tmp_path: Path) -> None:
+def test_a_followed_computation_without_workers_ends(tmp_path: Path) -> None:
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         list(cluster.map(job(leaves), images("photo")))
         with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):

@@ -57,7 +57,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_each_gets_a_device_of_its_own_and_the_next_one_waits() -> None:
+def test_each_finetune_gets_its_own_device_and_the_next_one_waits() -> None:
     first = holding("0", "1")
     assert line_of(first) == "0"
     second = holding("0", "1")
@@ -73,7 +73,7 @@ def test_each_gets_a_device_of_its_own_and_the_next_one_waits() -> None:
         holder.communicate()
 
 
-def test_what_fails_while_it_holds_a_device_frees_it() -> None:
+def test_a_finetune_that_fails_frees_its_device() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), training_slot(["cpu"], print):
             raise ZeroDivisionError
@@ -115,7 +115,7 @@ def training_ids(workspace: Workspace) -> list[str]:
     return [marked.image.id for marked in Pools(workspace, corpus, target, GROUP_BY).with_artifacts("training")]
 
 
-def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
+def test_the_workspace_counts_the_gathered_images(mining, make_photos) -> None:
     workspace = process(mining)
     before = training_ids(workspace)
     assert before
@@ -131,7 +131,7 @@ def test_the_workspace_counts_what_has_gathered(mining, make_photos) -> None:
     assert gathered(workspace) == len(set(after) - set(before))
 
 
-def test_a_finetune_that_was_done_before_has_seen_what_has_come_since(mining, make_photos, url) -> None:
+def test_a_finetune_that_has_ended_before_resets_the_count(mining, make_photos, url) -> None:
     """Else a finetune that nothing new would change would be started again every night."""
     workspace = process(mining)
     finetuning = Finetuning(workspace=workspace.root, output=workspace.root / "finetunes" / "given", **TINY)
@@ -169,7 +169,7 @@ def test_nothing_to_count_in_a_workspace_of_nothing(tmp_path) -> None:
         gathered(workspace)
 
 
-def test_a_finetune_without_a_folder_gets_one_by_what_goes_into_it(mining, models) -> None:
+def test_the_default_folder_of_a_finetune_is_named_by_its_inputs(mining, models) -> None:
     workspace = process(mining)
     given = Finetuning(workspace=workspace.root, preset="cpu", group_by=GROUP_BY)
     with workspace.locked():
@@ -207,7 +207,7 @@ def url(prefect_environment) -> Iterator[str]:
         yield keyed(prefect_environment)
 
 
-def test_enough_of_it_starts_one_finetune(mining, models, url, monkeypatch) -> None:
+def test_enough_gathered_images_start_one_finetune(mining, models, url, monkeypatch) -> None:
     from prefect.client.orchestration import get_client
 
     workspace = process(mining)

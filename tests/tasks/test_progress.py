@@ -83,7 +83,7 @@ def test_images_are_done_at_the_end_of_their_last_stage(clock: Clock) -> None:
     assert progress.line() == "98 of 100 images, 2 failed, 10.0 images/s, 0:00:00 left"
 
 
-def test_a_run_that_goes_on_has_the_speed_of_what_is_new(clock: Clock) -> None:
+def test_a_resumed_run_shows_the_speed_of_its_new_steps(clock: Clock) -> None:
     progress = RunProgress("train", 1000, 1, unit="iterations")
     clock.now += 30
     progress.reached(900, "")

@@ -68,7 +68,7 @@ def test_runs_share_its_workers_unless_they_want_their_own() -> None:
         pass
 
 
-def test_nobody_else_on_the_machine_gets_in(cluster, monkeypatch) -> None:
+def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
     """To the cluster of desra serve and to that of a single run, whose schedulers take code and run it."""
     key = Path(cluster.embedded.key)
     assert key.stat().st_mode & 0o777 == 0o600
@@ -82,7 +82,7 @@ def test_nobody_else_on_the_machine_gets_in(cluster, monkeypatch) -> None:
         assert owner.submit(os.getpid).result() != os.getpid()
 
 
-def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
+def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
     """It shows what runs and lets nobody do anything; but it would show it to all who use the machine."""
     with open_dask(Machine()) as dask:
         assert dask.dashboard == cluster.embedded.dashboard
@@ -100,7 +100,7 @@ def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
         page.wait_for("Workers")
 
 
-def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
+def test_the_tasks_of_a_killed_run_are_stopped(cluster) -> None:
     first = worker_of(Machine())
     with connected(cluster.embedded.address, cluster.embedded.key) as killed:
         left = killed.submit(time.sleep, 60)

@@ -131,7 +131,7 @@ def test_an_image_that_only_a_person_had_marked_leaves_the_dataset(desra_here: D
     assert "pending    0" in desra_here("status", "--workspace", workspace.root).stdout
 
 
-def test_what_is_left_out_is_told(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_left_out_shapes_are_counted(desra_here: Desra, mined, workspace, tmp_path) -> None:
     size = dict(zip(("height", "width"), mask(workspace.mask(mined.names[0])).shape, strict=True))
     images = [{"id": number, "file_name": f"{name}.png", **size} for number, name in enumerate(mined.names[::2])]
     boxes = [{"bbox": [4, 4, 9, 9], "segmentation": []}, {"segmentation": [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]},
@@ -163,7 +163,7 @@ def test_bad_files_cost_a_line_each_and_nothing_changes(desra_here: Desra, mined
     assert not workspace.human.exists()
 
 
-def test_what_is_waiting_for_a_run(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_images_that_wait_for_a_run_are_counted(desra_here: Desra, mined, workspace, tmp_path) -> None:
     path = tmp_path / f"drawn/{mined.names[0]}.json"
     path.parent.mkdir(parents=True)
     rectangle = {"label": "artifact", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
@@ -190,7 +190,7 @@ def test_commands_that_cannot_be_carried_out(desra_here: Desra, workspace, tmp_p
     )
 
 
-def test_one_image_that_cannot_be_read(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_an_unreadable_image_is_left_out(desra_here: Desra, mined, workspace, tmp_path) -> None:
     workspace.dataset("gan_sr", mined.names[1]).write_bytes(b"")
     run = desra_here("export", "--workspace", workspace.root, "--format", "labelme", "--output", tmp_path / "out")
     assert run.returncode == 1

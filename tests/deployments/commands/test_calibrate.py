@@ -190,7 +190,7 @@ def test_shares_and_thresholds_are_those_of_all_counted_pixels(counted, pairs) -
         assert threshold == pytest.approx(min(1, adjusted[int(0.02 * adjusted.size)]), abs=3e-4)
 
 
-def test_an_image_that_cannot_be_counted_is_told(workspace, pairs, desra_here, tmp_path) -> None:
+def test_an_image_that_cannot_be_counted_is_named(workspace, pairs, desra_here, tmp_path) -> None:
     path = tmp_path / f"exclude/{pairs.names[2]}.png"
     write(path, np.zeros((5, 5), np.uint8))
     exclude = tmp_path / "exclude"

@@ -69,7 +69,7 @@ def test_the_published_numbers(desra_here: Desra, shared_data: Path, tmp_path: P
     assert [path.name for path in numbers.parent.iterdir()] == ["numbers.json"]
 
 
-def test_what_it_prints_and_writes(desra_here: Desra, data: Path) -> None:
+def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path) -> None:
     before = contents(data)
     run = desra_here(*folders(data), "--output", data / "out")
     assert run.returncode == 0
@@ -269,7 +269,7 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     assert contents(workspace.root) == before
 
 
-def test_it_needs_no_server_and_no_networks(data: Path) -> None:
+def test_evaluate_needs_no_server_and_no_networks(data: Path) -> None:
     """A process of its own, from the arguments to the page."""
     arguments = ["desra", *map(str, folders(data)), "--output", str(data / "out")]
     code = f"""

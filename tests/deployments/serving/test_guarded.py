@@ -52,7 +52,7 @@ def test_the_key_is_new_and_for_its_owner_alone(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("key", [None, STALE_KEY, "of:another server"])
-def test_nobody_reads_or_writes_without_it(guarded: Guarded, key: str | None) -> None:
+def test_requests_without_the_key_are_refused(guarded: Guarded, key: str | None) -> None:
     auth = httpx.BasicAuth(*key.split(":")) if key else None
     for method, path in (("POST", "flow_runs/filter"), ("POST", "flows/"), ("GET", "admin/version"), ("GET", "docs")):
         answer = httpx.request(method, f"{guarded.url}/{path}", auth=auth, json={"name": "f"})
@@ -60,7 +60,7 @@ def test_nobody_reads_or_writes_without_it(guarded: Guarded, key: str | None) ->
     assert httpx.post(f"{guarded.keyed}/flows/filter", json={}).status_code == 200
 
 
-def test_nobody_listens_without_it(guarded: Guarded) -> None:
+def test_live_updates_need_the_key(guarded: Guarded) -> None:
     def is_let_in(path: str, key: str | None) -> bool:
         try:
             with connect(f"{guarded.url.replace('http', 'ws')}/{path}", subprotocols=key and ["prefect"]) as socket:
@@ -139,7 +139,7 @@ def test_a_browser_gets_in_by_the_page_that_is_printed(guarded: Guarded, on_a_te
         assert not any(guarded.key.partition(":")[2] in request for request in page.requests)
 
 
-def test_the_key_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_another_user_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -233,7 +233,7 @@ def asked(port: int, path: str, host: str = "localhost") -> int:
             return int(answer.readline().split()[1])
 
 
-def test_it_is_for_who_can_read_the_address_in_the_workspace(workspace: Workspace) -> None:
+def test_the_report_is_at_a_secret_address(workspace: Workspace) -> None:
     """Others have accounts on this machine, or lead a browser here by a name of their own."""
     workspace.report.write_text("report", "utf-8")
     addresses = []

@@ -34,7 +34,7 @@ from desra_core.workspace import Workspace
 from tests.served import Failing, is_gone, sleeping
 
 
-def test_one_that_has_ended_but_is_not_reaped_holds_up_nobody(monkeypatch) -> None:
+def test_a_zombie_does_not_hold_up_the_end(monkeypatch) -> None:
     monkeypatch.setattr(processes, "_END_SECONDS", 1000)
     mark = new_mark()
     parent = subprocess.Popen(
@@ -62,7 +62,7 @@ def test_processes_are_known_by_all_of_their_mark() -> None:
     assert is_gone(server)
 
 
-def test_who_has_the_mark_himself_goes_on() -> None:
+def test_this_process_goes_on_despite_its_mark() -> None:
     mark = new_mark()
     told = subprocess.run(
         [sys.executable, "-c", f"from deployments.serving.processes import *; end_marked({mark}); print('on')"],
@@ -71,7 +71,7 @@ def test_who_has_the_mark_himself_goes_on() -> None:
     assert told.stdout == "on\n"
 
 
-def test_what_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
+def test_a_process_that_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
     process, starts, pauses = Failing(), [], []
     for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
         with contextlib.nullcontext() if moment else pytest.raises(UsageError, match="did not start"):
@@ -124,7 +124,7 @@ def end(process: subprocess.Popen) -> None:
         process.stdout.close()
 
 
-def test_one_serves_and_others_know_where(workspace) -> None:
+def test_one_process_serves_and_others_find_its_server(workspace) -> None:
     assert served_at(workspace) is history_of(workspace) is None
     with standing(workspace) as own:
         assert served_at(workspace) is None  # it has not said where yet
@@ -147,7 +147,7 @@ def test_one_serves_and_others_know_where(workspace) -> None:
         pass
 
 
-def test_who_only_looks_keeps_nobody_from_serving(workspace) -> None:
+def test_a_look_at_the_lock_does_not_keep_others_from_serving(workspace) -> None:
     with standing(workspace):
         pass
     with (workspace.prefect_home / "serve.lock").open() as looking:
@@ -159,7 +159,7 @@ def test_who_only_looks_keeps_nobody_from_serving(workspace) -> None:
         looks_away.join()
 
 
-def test_what_one_leaves_ends_with_it(workspace) -> None:
+def test_the_processes_of_desra_serve_end_with_it(workspace) -> None:
     with contextlib.suppress(KeyboardInterrupt), standing(workspace) as own:
         left = sleeping(own.mark)
         raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def run_by_hand(workspace: Workspace) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("what_comes_then", [serving_again, run_by_hand])
-def test_what_a_killed_one_leaves_is_ended(what_comes_then, workspace) -> None:
+def test_the_processes_of_a_killed_desra_serve_are_ended(what_comes_then, workspace) -> None:
     process = subprocess.Popen([sys.executable, "-c", SERVE, workspace.root], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     token = process.stdout.readline().strip()

@@ -265,12 +265,12 @@ def config(make_models, make_photos, tmp_path) -> Callable[..., Path]:
         ({"mse-model": "/nowhere/mse.pth"}, "/nowhere/mse.pth"),
     ],
 )
-def test_a_bad_setting_is_told_before_anything_starts(given, line, config, desra_here) -> None:
+def test_a_bad_setting_is_an_error_before_anything_starts(given, line, config, desra_here) -> None:
     file = config(**given)
     assert line.replace("FILE", str(file)) in refusal(desra_here("serve", file))
 
 
-def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> None:
+def test_a_workspace_is_served_by_one_process(config, desra_here, tmp_path) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     with standing(workspace):
@@ -279,7 +279,7 @@ def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> Non
         assert f"is in use by process {holder}" in refusal(desra_here("serve", config()))
 
 
-def test_a_server_that_is_down_is_told(config, desra_here) -> None:
+def test_a_server_that_is_down_is_an_error(config, desra_here) -> None:
     """PREFECT_API_URL names one that does not answer."""
     settings = config(**{"cycle-at": "never", "perceptual": "off"})
     told = refusal(desra_here("serve", settings), server=True)
@@ -301,7 +301,7 @@ def hangup() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, capsys) -> None:
+def test_later_signals_do_not_disturb_the_end(number, hangup, capsys) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     ended = False
     with stoppable():
@@ -325,7 +325,7 @@ def test_nohup_outlives_its_terminal(hangup) -> None:
     assert outlived
 
 
-def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
+def test_the_reason_of_a_failed_start_is_printed(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
     paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
     Workspace(paths["workspace"]).create()
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -334,7 +334,7 @@ def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypat
     assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
 
 
-def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
+def test_a_vanished_workspace_ends_desra_serve(tmp_path, monkeypatch) -> None:
     """Before anything that is started again makes another one at that place."""
     told = []
     monkeypatch.setattr(webhooks, "post_to_webhook", lambda address, message: told.append((address, message)))
@@ -351,7 +351,7 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
     assert not paths["workspace"].exists()
 
 
-def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
+def test_a_worker_ends_with_its_runs(tmp_path) -> None:
     mark = new_mark()
     beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | mark)
     with Worker("pool", {}, mark, tmp_path / "ws" / "worker.log").running() as worker:
@@ -365,7 +365,7 @@ def test_a_worker_ends_with_what_it_has_started(tmp_path) -> None:
     run.stdin.close()
 
 
-def test_relative_paths_of_the_environment_stay_what_they_are(tmp_path, monkeypatch) -> None:
+def test_relative_paths_of_the_environment_become_absolute(tmp_path, monkeypatch) -> None:
     """Worker and server have folders of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", "lib:/abs")

@@ -50,7 +50,7 @@ def server(environment, tmp_path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tmp_path, monkeypatch) -> None:
+def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, tmp_path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(servers, "say", said.append)
     monkeypatch.setattr(servers, "_PATIENCE_SECONDS", 0.2)
@@ -70,7 +70,7 @@ def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tm
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
+def test_a_failed_start_names_the_reason(server, monkeypatch) -> None:
     server.log.parent.mkdir()
     server.log.write_text("OlderError: that of an earlier run\n")
     monkeypatch.setenv(CONSOLE, "CRITICAL")  # as desra serve sets it for itself
@@ -84,14 +84,14 @@ def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
     )
 
 
-def test_one_that_never_answers_is_told_as_that(server, monkeypatch) -> None:
+def test_a_server_that_never_answers_is_an_error(server, monkeypatch) -> None:
     """Not by the signal that has ended it for that."""
     monkeypatch.setattr(servers, "_START_SECONDS", 0)
     with pytest.raises(UsageError, match=r"did not start \(it did not answer within 0 minutes, twice\); read that log"):
         server.start()
 
 
-def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> None:
+def test_another_process_at_the_port_does_not_get_the_key(server, monkeypatch) -> None:
     """Another user may have taken it since it was found free, and would get the key."""
     monkeypatch.setattr(servers, "_START_SECONDS", 2)
     with ThreadingHTTPServer(("127.0.0.1", server._port), HttpProxy) as other, subprocess.Popen(["sleep", "60"]) as own:
@@ -130,7 +130,7 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
 
 
 @pytest.mark.parametrize("size", ["700k", "3m"])
-def test_a_disk_too_small_for_the_database_is_told_as_that(size, small_disk, environment) -> None:
+def test_a_disk_too_small_for_the_database_is_named(size, small_disk, environment) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
     workspace = Workspace(small_disk / "ws")
     workspace.create()
@@ -149,7 +149,7 @@ def run_of(corpus: Path, workspace: Path) -> list[str]:
     return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10")
 
 
-def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environment, make_pairs, tmp_path) -> None:
+def test_a_full_folder_of_temporary_files_is_named(small_disk, environment, make_pairs, tmp_path) -> None:
     make_pairs(tmp_path, 1)
     (small_disk / "large").write_bytes(bytes(600_000))
     refused = subprocess.run(
@@ -162,7 +162,7 @@ def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environmen
     assert "Traceback" not in refused.stderr
 
 
-def test_a_working_folder_that_is_gone_is_told_as_that(tmp_path) -> None:
+def test_a_vanished_working_folder_is_named(tmp_path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     command = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, *desra_command("status", "--workspace", "ws")]
@@ -172,9 +172,7 @@ def test_a_working_folder_that_is_gone_is_told_as_that(tmp_path) -> None:
     assert (refused.returncode, refused.stderr) == (2, line)
 
 
-def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
-    prefect_environment, tmp_path, monkeypatch
-) -> None:
+def test_a_server_that_has_gone_before_the_run_is_named(prefect_environment, tmp_path, monkeypatch) -> None:
     """Prefect's own error for that is no one of httpx."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_environment["PREFECT_API_URL"])
 
@@ -200,7 +198,7 @@ def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tmp_path, monkeypatch) -> None:
+def test_a_server_with_another_key_is_named(prefect_environment, tmp_path, monkeypatch) -> None:
     """It has not gone, and to start anew would not help."""
     url = prefect_environment["PREFECT_API_URL"]
     monkeypatch.setenv("PREFECT_API_URL", url)
@@ -302,7 +300,7 @@ def test_old_results_are_forgotten(tmp_path) -> None:
     assert forget_results(tmp_path / "nowhere", timedelta(days=90)) == 0
 
 
-def test_who_writes_a_log_goes_on_at_its_new_beginning(tmp_path) -> None:
+def test_the_writer_of_an_emptied_log_goes_on_at_its_beginning(tmp_path) -> None:
     path = tmp_path / "worker.log"
     with path.open("ab") as log:
         writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
@@ -318,7 +316,7 @@ def test_who_writes_a_log_goes_on_at_its_new_beginning(tmp_path) -> None:
     assert path.read_bytes() == b"after"
 
 
-def test_the_space_of_what_is_deleted_is_given_back(tmp_path) -> None:
+def test_the_space_of_deleted_rows_is_given_back(tmp_path) -> None:
     database = tmp_path / "prefect.db"
     connection = sqlite3.connect(database)
     connection.execute("CREATE TABLE event (data)")
@@ -351,7 +349,7 @@ KEPT = ("flow_run", "flow_run_state", "task_run", "task_run_state", "log", "arti
 
 
 @pytest.mark.slow
-def test_the_server_forgets_old_runs_with_all_that_belongs_to_them(workspace, environment, monkeypatch) -> None:
+def test_the_server_deletes_old_runs_with_their_tasks_and_logs(workspace, environment, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # on this machine, nobody asks it
     monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_ORPHAN_CLEANUP_LOOP_SECONDS", "2")  # not once a day
     server = Server(workspace, history=timedelta(days=30))
