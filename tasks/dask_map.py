@@ -155,9 +155,6 @@ def error_of(name: object, error: Any) -> ImageError:
 
 _RETRIES = 2
 
-# An image, with its result or the `ImageError` that it failed by.
-Result = tuple[ImageRef, Any]
-
 
 class ImageJob(NamedTuple):
     """A function of an image and something small about the image, and the Dask resources of each call."""
@@ -206,7 +203,7 @@ class Dask:
         """Cancel the work in progress; its images do not count as failures."""
         self._watch.end()
 
-    def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[Result]:
+    def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[tuple[ImageRef, Any]]:
         """Run a job on every image, in this order; yield each result or `ImageError` as soon as it is there.
 
         Raises:
@@ -223,42 +220,26 @@ class Dask:
             resources=job.resources or None,
             pure=False,
         )
-        places = {future.key: index for index, future in enumerate(futures)}
-
-        def pass_on(future: Future[Any], others: dict[str, Any]) -> Future[Any]:
-            place = places[future.key]
-            again = self._submit(function, calls[place], job.resources, retries=_RETRIES, **others)
-            places[again.key] = place
-            return again
-
+        waiting = {future.key: (image, call) for future, (image, _), call in zip(futures, work, calls, strict=True)}
         with self._watch.over(futures, job.resources):
-            for future, result in self._done(futures, job.resources, pass_on):
-                image = work[places[future.key]][0]
+            coming = as_completed(futures, with_results=True, raise_errors=False)
+            for future, result in (done for batch in coming.batches() for done in batch):
+                self._watch.check()
+                image, call = waiting.pop(future.key)
+                if self._admission and future.status == "finished":
+                    if others := self._admission.others(result, job.resources):
+                        again = self._submit(function, call, job.resources, retries=_RETRIES, **others)
+                        waiting[again.key] = image, call
+                        futures.append(again)
+                        coming.add(again)
+                        future.release()
+                        continue
+                    result = result[1]
                 if future.status != "finished" or isinstance(result, DesraError):
                     # Of a call that raised there is a tuple: type, error and traceback.
                     result = error_of(image.path, result[1] if isinstance(result, tuple) else result)
                 future.release()  # or finished work would be repeated when its worker ends
                 yield image, result
-
-    def _done(
-        self,
-        futures: list[Future[Any]],
-        resources: dict[str, float],
-        pass_on: Callable[[Future[Any], dict[str, Any]], Future[Any]],
-    ) -> Iterator[tuple[Future[Any], Any]]:
-        """Yield futures as they are done, with results or errors; resubmit the calls that a worker refused."""
-        coming = as_completed(futures, with_results=True, raise_errors=False)
-        for batch in coming.batches():
-            for future, result in batch:
-                self._watch.check()
-                if self._admission is None or future.status != "finished":
-                    yield future, result
-                elif others := self._admission.others(result, resources):
-                    futures.append(pass_on(future, others))
-                    coming.add(futures[-1])
-                    future.release()
-                else:
-                    yield future, result[1]
 
     def _admitted(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
         """Put the question to workers of others, if any, before the calls of a function."""
