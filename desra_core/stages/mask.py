@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.mask import score_mask
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt, score_mask
 from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png

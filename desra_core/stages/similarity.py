@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from desra_core.detection.detectors import DetectorInputs, Scores
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector, DetectorInputs, Scores
 from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels

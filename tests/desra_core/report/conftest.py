@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import applied
 from desra_core.planning.plan import prepare
 from desra_core.planning.tables import publish_tables
 from desra_core.report import write_report

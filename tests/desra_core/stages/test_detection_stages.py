@@ -13,7 +13,7 @@ import pytest
 
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import applied
 from desra_core.errors import ImageError, TransientError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import encode_png

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import applied
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import decode, encode_png
