@@ -22,7 +22,7 @@ from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import PRODUCTS, Target, spared_arrays, stages_for
+from desra_core.workspace.products import PRODUCTS, Target, stages_for
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
@@ -34,14 +34,13 @@ Counts = dict[str, int]
 class StageSpec(NamedTuple):
     """A stage of a run.
 
-    ``name`` is that of its product; ``function`` and its ``settings`` come from `desra_core.stages`; ``key``
-    identifies everything but the images that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
+    ``name`` is that of its product; `desra_core.stages.run_stage` takes ``function`` and ``job``; ``resources`` are
+    Dask's, like ``{"GPU": 1}``.
     """
 
     name: str
     function: Stage
-    settings: Any
-    key: str
+    job: StageJob
     resources: dict[str, float]
 
 
@@ -116,22 +115,14 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     where the workspace lacks a product of any image.
     """
     spec = run.stages[stage]
-    target = run.plan.target
-    function = partial(
-        run_stage,
-        spec.function,
-        workspace=run.workspace,
-        settings=spec.settings,
-        mask_key=target.run_key,
-        spared=spared_arrays(target),
-    )
+    function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # transient, so Dask has tried again
-            record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
+            record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
         else:
             record, error = result, result.error if result.failed else None
         shard.update(record, spec.name)
@@ -153,7 +144,7 @@ def process_shard(number: int, run: Run) -> Counts:
         run.progress.passed(sum(len(shard.images[key].names) for key in passed))
         stage_of_shard.with_options(
             name=spec.name, task_run_name=f"{spec.name}-{number:05d}", refresh_cache=bool(shard.work)
-        )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
+        )(fingerprint(spec.name, spec.job.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     line = f"{counted(counts['images'], 'image')}, {counts['failed']} failed"
@@ -178,12 +169,10 @@ def stages_of(
     for product in stages_for(target):
         module = import_module(f"desra_core.stages.{product.name}")
         key = product.key(target) or ""
-        job = StageJob(settings, target, key, weights, device, machine.tile, dask.threads, dask.max_pixels)
-        of_stage = module.settings_of(job)
+        job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
         resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
         if product.gpu:
-            function, *arguments = module.network(of_stage)
+            function, *arguments = module.network(job)
             dask.call(function, *arguments, resources=resources)
-        function = getattr(module, f"{product.name}_stage")
-        stages.append(StageSpec(product.name, function, of_stage, key, resources))
+        stages.append(StageSpec(product.name, getattr(module, f"{product.name}_stage"), job, resources))
     return stages

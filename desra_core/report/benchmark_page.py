@@ -116,7 +116,7 @@ def _content(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dic
         "methods": len(benchmark.methods),
         "min_area": settings.min_area,
         "rows": labelled_tables.row_cells(results.rows),
-        "best": max(summed, key=lambda row: row.scores.iou or 0, default=None),
+        "best": max(summed, key=lambda row: row.scores.values["iou"] or 0, default=None),
         "labels": labelled_tables.times_note(results),
         "desra_masks": labelled_tables.published_cells(results.published),
         "paper_title": labelled_tables.PUBLISHED_TITLE,
@@ -151,16 +151,16 @@ def _curves(curves: dict[str, Curve], rows: Sequence[MethodRow]) -> Markup | Non
     if not any(drawn.values()):
         return None
     marks = {
-        row.point.name: (row.scores.recall, row.scores.precision)
+        row.point.name: (row.scores.total.recall, row.scores.total.precision)
         for row in rows
-        if row.method.name in drawn and row.scores.recall is not None and row.scores.precision is not None
+        if row.method.name in drawn and row.scores.total.recall is not None and row.scores.total.precision is not None
     }
     return inline(line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks), "Precision by recall")
 
 
 def _bars(rows: Sequence[MethodRow]) -> list[Markup]:
     """Draw IoU and computing time by method."""
-    iou = {row.point.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
+    iou = {row.point.name: np.nan if row.scores.values["iou"] is None else row.scores.values["iou"] for row in rows}
     intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
     seconds = {row.point.name: row.seconds for row in rows}
     return [
