@@ -221,10 +221,12 @@ def corpus_name(settings: Any) -> str:
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
-        given = [value for value in (*arguments, *named.values()) if isinstance(value, BaseModel)]
-        for machine in given:
-            if isinstance(machine, Machine):
-                configure(machine.log_level, machine.log_format)
+        given = []
+        for value in (*arguments, *named.values()):
+            if isinstance(value, Machine):
+                configure(value.log_level, value.log_format)
+            elif isinstance(value, BaseModel):
+                given.append(value)
         # A run inside another run is repeated with that one only.
         alone = not flow_run.parent_flow_run_id
         if given and alone:
