@@ -33,7 +33,7 @@ def mtimes(folder: Path) -> dict[str, int]:
 
 
 def test_every_reference_mask_in_one_workspace(shared_data, desra, tmp_path) -> None:
-    """All six settings one after the other, so that each has to be told from what the others left."""
+    """All six settings one after the other: each run meets the products of the others."""
     pairs, workspace = shared_data / "pairs", tmp_path / "ws"
     for kind, threshold, min_area in SETTINGS:
         labels = ["--labels", pairs / "labels"] if kind == "semantic" else []
@@ -194,7 +194,7 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra, desra
     assert len(read_masks(workspace)) == 3
     assert sources == {role: mtimes(bad_folder / role) for role in sources}
 
-    again = desra_here(*command)  # what failed for good is told again, and not tried again
+    again = desra_here(*command)  # images that failed for good are named again, and not tried again
     assert again.returncode == 1
     assert "nothing to do" in again.stdout
     assert sorted(line for line in again.stderr.splitlines() if line.startswith("failed: ")) == sorted(lines)

@@ -63,7 +63,7 @@ def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
 
 
 def trained(mined: SimpleNamespace, output: Path, **changes: object) -> RunFolder:
-    """What comes out without servers and workers, on all training images there are."""
+    """Train without servers and workers, on all training images."""
     threads = len(os.sched_getaffinity(0))  # as many as the one worker has: last bits depend on it
     settings = TINY | {"images": 50} | changes
     return train(Finetuning(workspace=mined.ws, output=output, **settings), threads=threads)

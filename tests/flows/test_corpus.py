@@ -1,4 +1,4 @@
-"""What runs of detect and mine look like on the Prefect server."""
+"""Runs of detect and mine on the Prefect server."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def latest(url: str, name: str) -> dict[str, Any]:
 
 
 def logs(url: str, run: dict[str, Any], *, wait_for: str) -> str:
-    """What a run has logged, once it holds some words: logs arrive a little later."""
+    """Return the log of a run once it holds some words: logs arrive a little later."""
     query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
     for _ in range(100):
         told = "\n".join(log["message"] for log in httpx.post(f"{url}/logs/filter", json=query).json())
@@ -162,7 +162,7 @@ def said(stderr: str) -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.parametrize(("flawed", "level"), [(False, "info"), (True, "warning")])
 def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webhook, capsys) -> None:
-    """Where nobody looks at it; once, also where the run has called others."""
+    """A failed run of a deployment sends one message, also where the run has called others."""
 
     @corpus_flow("inner")
     def inner() -> Ended:

@@ -150,7 +150,7 @@ def killer(image: ImageRef, outcome: Record) -> Record:
 
 
 def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
-    """Others that wait on these workers may be given up with it, since Dask cannot tell them apart."""
+    """Images that wait on these workers may be given up with it, since Dask cannot distinguish them."""
     work = images("killer", *(f"photo{index}" for index in range(10)))
     results = {image.id: result for image, result in dask.map(job(killer), work)}
     assert len(results) == len(work)

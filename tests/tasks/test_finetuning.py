@@ -144,7 +144,7 @@ def test_a_finetune_that_has_ended_before_resets_the_count(mining, make_photos, 
 
 
 def test_a_finetune_that_dies_is_started_again(mining, url, tmp_path) -> None:
-    """What it would have learned from has still gathered."""
+    """Its images still count as gathered."""
     workspace = process(mining)
     count = gathered(workspace)
     diverging = Finetuning(workspace=workspace.root, learning_rate=1e30, output=tmp_path / "run", **TINY)

@@ -22,7 +22,7 @@ from tasks.judging import each_image
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the UI shows, after each turn; the cluster is this process, and there is no Prefect server."""
+    """The lines of the UI after each turn; the cluster is this process, and there is no Prefect server."""
     shown: list[str] = []
     monkeypatch.setattr(progress_module, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(progress_module, "update_progress_artifact", lambda _, share, line: shown.append(line))

@@ -1,4 +1,4 @@
-"""What a run says on stderr: lines, records of shards and images, and both as JSON."""
+"""Lines of a run on stderr, records of shards and images, and both as JSON."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
 
 
 def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
-    """It shows what runs and lets nobody do anything; but it would show it to all who use the machine."""
+    """The dashboard is read-only, but shows the tasks to every user who knows its address."""
     with open_dask(Machine()) as dask:
         assert dask.dashboard == cluster.embedded.dashboard
     base, _, hidden = dask.dashboard.removesuffix("/status").rpartition("/")

@@ -83,7 +83,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
 
 
 def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_path) -> None:
-    """Nobody has looked at the others: they follow the detector, to the last byte of the dataset."""
+    """Images without a human mask follow the detector, to the last byte of the dataset."""
     names = [name for name in mined.names if workspace.dataset("mask", name).exists()]
     shutil.copytree(workspace.root / "dataset", tmp_path / "dataset")
     out = tmp_path / "out"

@@ -91,7 +91,7 @@ class SocksProxy(socketserver.StreamRequestHandler):
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize(("scheme", "handler"), [("http", HttpProxy), ("socks5", SocksProxy), ("socks", SocksProxy)])
 def test_other_hosts_are_reached_by_their_proxy(scheme, handler, name, environment, monkeypatch) -> None:
-    """A server that somebody has configured, and the webhook."""
+    """A configured server, and the webhook."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
         proxy.asked = []
         threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()

@@ -1,4 +1,4 @@
-"""Runs that were cut off, on a real server: which are told from those that go on, what of them, and what follows."""
+"""Runs that were cut off, on a real server: found among the runs that go on, marked, and replaced."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ POSTED = (
 
 
 def test_a_posted_run_cannot_choose_its_process(client, prefect_environment) -> None:
-    """Not who starts a run: that is refused. What else somebody writes to a run or a deployment, the worker ignores."""
+    """The server refuses a process in a posted run; the worker ignores one that is written to a run or a deployment."""
     deployed = deployments_of(serving(name="closed", mine_at="never"), Machine())[0]
     _make_open_pool(deployed.work_pool, client)  # as an older version has left it
     register([deployed], client)

@@ -160,7 +160,7 @@ def test_a_server_that_dies_in_mid_run_does_not_disturb_it(serve, make_photos, t
 
 @pytest.mark.slow
 def test_a_run_that_a_person_cancels(serve, make_photos, webhook, tmp_path) -> None:
-    """In the UI: it ends, nobody is alarmed, and it is not started again; the next one goes on with what it left."""
+    """In the UI: the run ends without an alarm and is not started again; the next run goes on with its work."""
     make_photos(tmp_path / "photos", 200)
     served = serve(webhook=webhook[0])
     run_id = served.start("mine")

@@ -350,7 +350,7 @@ KEPT = ("flow_run", "flow_run_state", "task_run", "task_run_state", "log", "arti
 
 @pytest.mark.slow
 def test_the_server_deletes_old_runs_with_their_tasks_and_logs(workspace, environment, monkeypatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # on this machine, nobody asks it
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # not used for this machine
     monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_ORPHAN_CLEANUP_LOOP_SECONDS", "2")  # not once a day
     server = Server(workspace, history=timedelta(days=30))
     database = workspace.prefect_home / "prefect.db"
