@@ -24,6 +24,7 @@ from tasks.dask_cluster import (
     NETWORK_WORKER_BYTES,
     WORKER_BYTES,
     Embedded,
+    Share,
     image_bytes,
     local_cluster,
     share_of,
@@ -98,18 +99,11 @@ def open_dask(
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
-    with local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
-        dask = Dask(
-            client,
-            machine,
-            threads=share.threads,
-            image_bytes=image_bytes(share.memory, own),
-            workers=share.workers + gpus,
-            gpus=gpus,
-            gpu_slots=share.gpu_threads,
-        )
-        with contextlib.closing(dask):
-            yield dask
+    with (
+        local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
+        contextlib.closing(Dask(client, machine, share, own=own, gpus=gpus)) as dask,
+    ):
+        yield dask
 
 
 def _elsewhere(
@@ -121,16 +115,10 @@ def _elsewhere(
         raise AbsentError(address, "has no workers", "start some with dask worker")
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
-    dask = Dask(
-        client,
-        machine,
-        threads=threads_of(len(workers) - len(slots)) if embedded else 1,
-        image_bytes=image_bytes(memory, own),
-        workers=len(workers),
-        gpus=len(slots),
-        gpu_slots=min(slots, default=0),
-        admission=admission,
-    )
+    without_gpu = len(workers) - len(slots)
+    threads = threads_of(without_gpu) if embedded else 1
+    share = Share(without_gpu, threads, memory, min(slots, default=0))
+    dask = Dask(client, machine, share, own=own, gpus=len(slots), admission=admission)
     if embedded:
         dask.dashboard = embedded.dashboard
     return dask

@@ -26,7 +26,7 @@ from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.admission import Admission, Calls
-from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS
+from tasks.dask_cluster import BYTES_PER_PIXEL, Share, image_bytes
 from tasks.logs import configure, record
 
 # Work is given up when no worker could do it at two looks, half of this time apart.
@@ -167,6 +167,14 @@ class ImageJob(NamedTuple):
 class Dask:
     """A connected cluster.
 
+    Args:
+        client: The client of the cluster.
+        machine: For the log of workers.
+        share: The share of each worker in its machine.
+        own: Bytes that a worker holds without an image.
+        gpus: Number of workers with a GPU.
+        admission: The question to workers that were started elsewhere.
+
     Attributes:
         threads: Threads that the work on one image may use.
         max_pixels: The largest image that fits into a worker's share of memory.
@@ -180,22 +188,20 @@ class Dask:
         self,
         client: Client,
         machine: Machine,
+        share: Share,
         *,
-        threads: int,
-        image_bytes: int,
-        workers: int,
+        own: int,
         gpus: int,
-        gpu_slots: float = GPU_THREADS,
         admission: Admission | None = None,
     ) -> None:
         self._client = client
         self._admission = admission
         self._machine = machine
-        self.threads = threads
-        self.max_pixels = image_bytes // BYTES_PER_PIXEL
-        self.workers = workers
+        self.threads = share.threads
+        self.max_pixels = image_bytes(share.memory, own) // BYTES_PER_PIXEL
+        self.workers = share.workers + gpus
         self.gpus = gpus
-        self.gpu_slots = gpu_slots
+        self.gpu_slots = share.gpu_threads
         self.dashboard: str = client.dashboard_link
         self._watch = Watch(client, self._is_any_able)
 
