@@ -149,8 +149,8 @@ def benchmark() -> None:
     """
 
 
-app.command("export")(paths_at_home(export_masks))
-app.command("import")(paths_at_home(import_masks))
+app.command("export")(paths_at_home(export_masks, interrupted="nothing was exported"))
+app.command("import")(paths_at_home(import_masks, interrupted="import again"))
 
 
 @_command(Serving, "serving.serve:serve", config_argument=True)

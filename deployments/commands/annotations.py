@@ -49,13 +49,9 @@ def export_masks(
     if not images and form != "coco":
         raise UsageError("--no-images", f"and --format {form} are both given", "only coco does without pictures")
     place = Workspace(workspace.absolute())
-    try:
-        exported = export_workspace(
-            place, output.absolute(), form, everything=everything, worst=worst, pictures=images, overwrite=overwrite
-        )
-    except KeyboardInterrupt:
-        say("interrupted: nothing was exported")
-        raise typer.Exit(130) from None
+    exported = export_workspace(
+        place, output.absolute(), form, everything=everything, worst=worst, pictures=images, overwrite=overwrite
+    )
     say_each("failed", exported.failures)
     _show_export(exported, form, place, output.absolute())
     raise typer.Exit(int(bool(exported.failures)))
@@ -93,25 +89,21 @@ def import_masks(
         raise UsageError("--undo", "and something to import are both given", "leave one out")
     place = Workspace(workspace.absolute())
     settings, _ = load_settings(place)
-    try:
-        with place.locked():
-            if form is None or path is None:
-                undone = undo_import(place)
-                images = counted(undone.names, "image")
-                typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier mask again")
-                _show_renewed(undone.renewed)
-                typer.echo(f"masks    {place.human}")
-                return
-            corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
-            if errors:
-                say_each("error", errors)
-                say("nothing was imported")
-                raise typer.Exit(2)
-            taken = [correction for correction in corrections if unchanged or not correction.as_exported]
-            published = publish_corrections(place, taken) if taken else None
-    except KeyboardInterrupt:
-        say("interrupted: import again")
-        raise typer.Exit(130) from None
+    with place.locked():
+        if form is None or path is None:
+            undone = undo_import(place)
+            images = counted(undone.names, "image")
+            typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier mask again")
+            _show_renewed(undone.renewed)
+            typer.echo(f"masks    {place.human}")
+            return
+        corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
+        if errors:
+            say_each("error", errors)
+            say("nothing was imported")
+            raise typer.Exit(2)
+        taken = [correction for correction in corrections if unchanged or not correction.as_exported]
+        published = publish_corrections(place, taken) if taken else None
     if published is None:
         typer.echo("nothing to import: every mask is as exported")
     else:

@@ -59,30 +59,26 @@ def evaluate(
     _check_targets(json, output, rated=severity is not None)
     if workspace is not None and masks is not None:
         raise UsageError("--workspace", "and --masks are both given", "leave one out")
-    try:
-        if workspace is not None:
-            pairing = pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
-        elif masks is not None and gt is not None:
-            pairing = pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
-        else:
-            lacking = "--masks" if masks is None else "--gt"
-            raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
-        rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
-        evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
-        _show(evaluation)
-        if json is not None:
-            write_json(evaluation, json)
-            typer.echo(f"numbers  {json}")
-        if output is not None:
-            from desra_core.report.evaluation_page import write_evaluation_page
+    if workspace is not None:
+        pairing = pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
+    elif masks is not None and gt is not None:
+        pairing = pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
+    else:
+        lacking = "--masks" if masks is None else "--gt"
+        raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
+    rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
+    evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
+    _show(evaluation)
+    if json is not None:
+        write_json(evaluation, json)
+        typer.echo(f"numbers  {json}")
+    if output is not None:
+        from desra_core.report.evaluation_page import write_evaluation_page
 
-            write_json(evaluation, output / "evaluation.json")
-            write_tables(evaluation, output)
-            page = write_evaluation_page(evaluation, output / "evaluation.html")
-            typer.echo(f"tables   {output}\npage     {page}")
-    except KeyboardInterrupt:
-        say("interrupted: the same command begins again")
-        raise typer.Exit(130) from None
+        write_json(evaluation, output / "evaluation.json")
+        write_tables(evaluation, output)
+        page = write_evaluation_page(evaluation, output / "evaluation.html")
+        typer.echo(f"tables   {output}\npage     {page}")
     raise typer.Exit(int(bool(evaluation.failures)))
 
 

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
 from desra_core.settings import Machine, at_home, folder_of, whole_path
-from tasks.logs import carry, configure
+from tasks.logs import carry, configure, say
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -87,12 +87,18 @@ def with_flags(
     return decorate
 
 
-def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
-    """Take ``~`` for the home folder in every path that a function gets: for commands whose flags are its own."""
+def paths_at_home(
+    run: Callable[..., None], *, interrupted: str = "the same command begins again"
+) -> Callable[..., None]:
+    """Wrap a command that declares its flags itself: replace ``~`` in paths, and end on Ctrl-C with a line."""
 
     @wraps(run)
     def command(**values: Any) -> None:
-        run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+        try:
+            run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+        except KeyboardInterrupt:
+            say(f"interrupted: {interrupted}")
+            raise typer.Exit(130) from None
 
     return command
 
