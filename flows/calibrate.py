@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
 from desra_core.calibration.results import CalibratedWeights, derive_calibration
 from desra_core.evaluation.table import counted
-from desra_core.settings import Machine
+from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Calibrating
-from flows import FLOWS
 from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow
+from flows.detect import detect
+from flows.mine import mine
 from tasks.artifacts import Ended, Summary
 from tasks.calibration import count_shard, publish_weights
 from tasks.dask_connection import open_dask
@@ -37,8 +39,9 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     """
     corpus = corpus_of(calibrating)
     workspace = opened_workspace(corpus.workspace)
+    flow: Callable[..., Summary] = mine if isinstance(corpus, Mining) else detect
     with workspace.locked():
-        found = FLOWS[type(corpus)](corpus, machine, rescan)
+        found = flow(corpus, machine, rescan)
         counting = plan_counting(corpus, Exclusion(calibrating.exclude))
         missing = counting.missing()
         if missing:

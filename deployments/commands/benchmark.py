@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deployments.commands.runs import server_for_run, wait_for
+from deployments.commands.runs import run_flow
 from deployments.serving.server import end_leftover_server
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
@@ -27,12 +27,7 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
         # Failures that are known before anything is computed; the progress shows the others.
         say_each("failed", planned.failed(), ": the JSON file lists them")
         if planned.missing():
-            with server_for_run(workspace):
-                from flows.benchmark import benchmark
-
-                ended = benchmark(settings, machine)
-                wait_for(ended)
-            published = ended.published
+            published = run_flow(workspace, settings, machine).published
         else:
             typer.echo("nothing to do: all was judged before")
             published = publish_results(planned)

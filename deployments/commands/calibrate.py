@@ -6,7 +6,7 @@ import shlex
 
 import typer
 
-from deployments.commands.runs import prepare_corpus, renew_results, server_for_run, show_people, wait_for
+from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
 from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
 from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
@@ -17,7 +17,6 @@ from desra_core.images.scanning import image_files
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
-from tasks.handover import handing_over
 from tasks.logs import say, say_each
 
 _DIFFERENCES = 5
@@ -41,12 +40,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
         counting = plan_counting(corpus, exclusion)
         say_each("failed", [error for shard in counting.counted() for error in shard.failures])
         if prepared.plan.pending or counting.missing():
-            with server_for_run(workspace):
-                from flows.calibrate import calibrate
-
-                with handing_over(corpus, prepared):
-                    ended = calibrate(settings, machine, rescan=False)
-                wait_for(ended.found, ended)
+            ended = run_flow(workspace, settings, machine, (corpus, prepared), rescan=False)
             for line in ended.found.broken_shards:
                 say(f"error: {line}")
             counting, calibrated = plan_counting(corpus, exclusion), ended.weights

@@ -13,10 +13,9 @@ from deployments.commands.runs import (
     prepare_corpus,
     renew_report,
     renew_results,
-    server_for_run,
+    run_flow,
     show_people,
     sum_up,
-    wait_for,
 )
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
@@ -31,7 +30,6 @@ from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
-from tasks.handover import handing_over
 from tasks.logs import say
 
 if TYPE_CHECKING:
@@ -55,10 +53,7 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            with server_for_run(workspace), handing_over(settings, plan):
-                from flows.finetune import finetune
-
-                wait_for(finetune(settings, machine))
+            run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
         typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
@@ -73,11 +68,7 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            with server_for_run(workspace), handing_over(settings, comparison):
-                from flows.compare import compare
-
-                ended = compare(settings, machine)
-                wait_for(ended)
+            ended = run_flow(workspace, settings, machine, (settings, comparison))
             verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
             typer.echo("nothing to do: all was judged before")
@@ -110,11 +101,8 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             check_training(settings, mining)
             before = current_model(workspace)
             try:
-                with handing_over(mining, prepared), handing_over(finetuning, plan), server_for_run(workspace):
-                    from flows.cycle import cycle
-
-                    cycled = cycle(settings, machine, rescan=False)
-                    wait_for(cycled.mined, cycled.finetuned, cycled.compared, cycled)
+                plans = (mining, prepared), (finetuning, plan)
+                cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
                 comparison, promoted = cycled.compared and cycled.compared.comparison, cycled.promoted
             except ServerLostError as error:
                 current = current_model(workspace)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from pydantic import BaseModel
 
 from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
@@ -44,13 +46,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
-            with server_for_run(workspace):
-                from flows import FLOWS
-
-                with handing_over(settings, prepared):
-                    summary = FLOWS[type(settings)](settings, machine, rescan=False)
-                wait_for(summary)
-            broken = summary.broken_shards
+            broken = run_flow(workspace, settings, machine, (settings, prepared), rescan=False).broken_shards
         else:
             renew_results(prepared)
         return sum_up(prepared, settings, broken)
@@ -130,11 +126,31 @@ def _server_error(error: BaseException | None) -> DesraError | None:
     return ServerLostError("the Prefect server", reason, "run again") if lost else None
 
 
-def wait_for(*ends: Any) -> None:
-    """Wait until the server has recorded the runs that ended so; None stands for no run."""
-    for end in ends:
-        if end is not None and not wait_for_task_runs(end.flow_run, end.task_runs):
-            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+def run_flow(
+    workspace: Workspace, settings: Any, machine: Machine, *plans: tuple[BaseModel, object], **options: bool
+) -> Any:
+    """Run the flow that is named like the verb of its settings, and wait until the server has recorded the run.
+
+    Args:
+        workspace: The workspace, which must be locked.
+        settings, machine, options: Parameters of the flow.
+        plans: Settings and plans to hand over to the flow and to the flows that it calls.
+
+    Returns:
+        The `tasks.artifacts.Ended` of the flow.
+
+    Raises:
+        DesraError: As `server_for_run`, and the errors of the flow.
+    """
+    with server_for_run(workspace), contextlib.ExitStack() as stack:
+        for given, plan in plans:
+            stack.enter_context(handing_over(given, plan))
+        flow = getattr(import_module(f"flows.{settings.verb}"), settings.verb)
+        ended = flow(settings, machine, **options)
+        for run in (*vars(ended).values(), ended):
+            if hasattr(run, "task_runs") and not wait_for_task_runs(run.flow_run, run.task_runs):
+                say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+    return ended
 
 
 def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
