@@ -114,7 +114,7 @@ def finetune() -> None:
 def compare() -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
-    Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
+    Counts the artifact regions that are gone and the new ones, and measures all other changes. Exit code 3
     where no model passes, or where held-out images are missing by which to decide.
     """
 
@@ -144,8 +144,8 @@ def benchmark() -> None:
     """Measure detectors on pairs with human masks, or on clean pairs into which artifacts are injected (synthetic).
 
     Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
-    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes only what
-    is new. Exit code 1 where some images cannot be judged.
+    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
+    images only. Exit code 1 where some images cannot be judged.
     """
 
 
@@ -158,8 +158,8 @@ def serve() -> None:
     """Mine new photos by the clock, finetune when enough artifacts have gathered, and turn the cycle every week.
 
     Starts a Prefect server (unless PREFECT_API_URL is set), workers, and a process that takes runs as their time comes,
-    and prints where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with what was
-    cut off.
+    and prints where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with the
+    runs that were cut off.
     """
 
 
@@ -171,7 +171,7 @@ app.command()(paths_at_home(gc))
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of a run, or with that of the signal that has stopped the run."""
+    """End the process with the exit code of a run, or of the signal that has stopped the run."""
     try:
         code = run()
     except BaseException as error:

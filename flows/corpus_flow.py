@@ -110,7 +110,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
-    """Say why a run failed; one with parameters that the flow does not take crashes without a reason of its own."""
+    """Return why a run failed; a run crashes without a reason where the flow does not take its parameters."""
     if state.is_crashed():
         try:
             flow.validate_parameters(flow_run.parameters)

@@ -1,4 +1,4 @@
-"""Show a run in the Prefect UI: what it has to do, where to watch it, its results, and how it ended."""
+"""Show a run in the Prefect UI: its work, where to watch it, its results, and how it ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FAILURES = 50
 
 
 def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) -> None:
-    """Publish what a run is about to do as an artifact.
+    """Publish the work of a run as an artifact.
 
     Args:
         title: Command, input and output, as Markdown.
@@ -67,7 +67,7 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
 
 
 def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
-    """Publish what a run over a corpus is about to do as an artifact.
+    """Publish the work of a run over a corpus as an artifact.
 
     Args:
         settings: Settings of the run.
@@ -151,7 +151,7 @@ def summarize(
         task_runs: Number of its task runs.
         images: Names in the run.
         pending: Names that the run had to compute.
-        failed: Those of them that failed.
+        failed: Names of these that failed.
         passing: The errors of failed images that are worth a retry.
         broken_shards: Errors of the shards that could not finish.
         regions: Artifact regions in the workspace.

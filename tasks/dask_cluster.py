@@ -1,4 +1,4 @@
-"""Dask workers on this machine: how many, how large, with which GPUs; for one run, or for all of desra serve."""
+"""Dask workers on this machine: number, size and GPUs; for one run, or for all runs of desra serve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks import question
 
 # The largest memory of any stage per pixel of a 16-bit colour pair, measured by `make bench`, with a margin.
 BYTES_PER_PIXEL = 40
-# The memory of a worker without an image, and of one that runs networks: PyTorch, weights, a batch of windows.
+# The memory of a worker without an image; with networks: PyTorch, weights, a batch of windows.
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
@@ -201,7 +201,7 @@ class StandingCluster(NamedTuple):
         return {Embedded.VARIABLE: self.embedded.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
-        """Start workers again whose nanny has ended too; Dask itself restarts those that died."""
+        """Start workers again whose nanny has ended too; Dask itself restarts other dead workers."""
         self.cluster.scale(len(self.cluster.worker_spec))
 
 

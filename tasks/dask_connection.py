@@ -132,7 +132,7 @@ def release_embedded() -> None:
 
 
 def _await_workers(client: Client, gpus: int) -> None:
-    """Wait up to a minute for any worker and so many with a GPU: one that died is being restarted."""
+    """Wait up to a minute for a worker, and for a number of workers with a GPU: dead workers are being restarted."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
         there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
@@ -147,7 +147,7 @@ def _await_workers(client: Client, gpus: int) -> None:
 
 
 def _workers(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler knows of each worker, by its address."""
+    """Return the scheduler's description of each worker, by address."""
     return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -184,7 +184,7 @@ async def _try_connection(address: str, security: Security) -> None:
 
 
 def _unanswered(address: str, error: Exception) -> UsageError:
-    """Say why a scheduler does not answer; TLS on one side alone raises several kinds of errors."""
+    """Make the error for a scheduler that does not answer; TLS on one side alone raises several kinds of errors."""
     tls = address.startswith("tls://")
     if tls and isinstance(error, TypeError):
         remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"

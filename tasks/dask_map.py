@@ -1,4 +1,4 @@
-"""Spread images over the workers of a Dask cluster, or follow one long call on one of them.
+"""Spread images over the workers of a Dask cluster, or follow one long call on a worker.
 
 Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_cluster` (workers on this machine),
 `tasks.admission` and `tasks.question` (workers of others) know Dask.
@@ -179,7 +179,7 @@ class Dask:
         threads: Threads that the work on one image may use.
         max_pixels: The largest image that fits into a worker's share of memory.
         workers: Number of workers in all.
-        gpus: Number of those with a GPU of their own.
+        gpus: Number of workers with a GPU of their own.
         gpu_slots: The resource ``GPU`` of such a worker; a task that takes all of it runs alone on the worker.
         dashboard: Address of Dask's own page about the cluster.
     """
@@ -277,7 +277,7 @@ class Dask:
 
         Raises:
             TransientError: All workers have gone, or the function took down several of them.
-            Exception: What the function raises.
+            Exception: Any error of the function.
         """
         called, [call] = self._admitted(partial(call_on_worker, function), [arguments])
         futures = [self._submit(called, call, resources)]

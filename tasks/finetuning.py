@@ -1,4 +1,4 @@
-"""The tasks of a finetune: freeze its images, train on one worker, show how it went."""
+"""The tasks of a finetune: start it, freeze its images, train on one worker, show the losses."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _count(progress: RunProgress, plan: FinetunePlan) -> None:
 
 @task(task_run_name="start-finetune", cache_policy=NO_CACHE)
 def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
-    """Submit the finetune deployment beside that of this run, if enough has gathered and none is waiting yet.
+    """Submit the finetune deployment beside that of this run, if enough images have gathered and no finetune waits.
 
     Returns:
         The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked

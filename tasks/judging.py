@@ -1,4 +1,4 @@
-"""Run one function on many images, for tasks without shards."""
+"""The tasks of a benchmark and of the gate: judge detectors and models image by image, publish, promote."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def each_image(
                 progress.failed(result, len(image.names), 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
-                progress.passed(stages - turns[image.id])  # the work that other images have and this one has not
+                progress.passed(stages - turns[image.id])  # this image has fewer stages than others
             progress.show()
             yield image, result
 

@@ -1,8 +1,8 @@
 """Print to stderr: lines for people, and records of shards and images for log collectors.
 
-Lines are what a person at a terminal reads, errors and warnings among them. Records are of the levels of Python's
-logging: one per shard at info, one per image at debug, each with run, shard and image. With the format ``json`` all of
-it is one JSON object per line.
+Lines are for a person at a terminal, errors and warnings too. Records have the levels of Python's logging: a record per
+shard at info, a record per image at debug, each with run, shard and image. With the format ``json``, each line and each
+record is a JSON object.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class _Pace:
             self._done, self._latest = done, time.monotonic()
 
     def rate(self) -> float | None:
-        """Return the steps per second; None before the first one."""
+        """Return the steps per second; None before the first step."""
         steps = self._done - self._before
         return steps / max(self._latest - self._started, 1e-9) if steps else None
 

@@ -159,7 +159,7 @@ def stages_of(
     """Make the stages of a run from the declarations of its products, and try their networks on a worker.
 
     Raises:
-        UsageError: A model or the segmenter cannot be loaded, or there is no GPU where one was asked for
+        UsageError: A model or the segmenter cannot be loaded, or there is no GPU for ``--device cuda``
             (`AbsentError`). Raised here once, instead of as a failure of every image.
     """
     if machine.device == "cuda" and not dask.gpus and target.runs_networks:

@@ -79,7 +79,7 @@ def import_masks(
     """Bring masks that people corrected back, as WORKSPACE/human/NAME.png.
 
     A picture without any shape becomes an empty mask: nothing is wrong there. Pictures that are not among the files, or
-    whose mask is as it was exported, keep what they have. Pseudo-GT, finetune, evaluation and calibration prefer these
+    whose mask is as exported, keep their masks. Pseudo-GT, finetune, evaluation and calibration prefer these
     masks to the detector's. All or nothing: with a line for each file that does not fit, nothing changes, and the exit
     code is 2.
     """

@@ -83,7 +83,7 @@ def evaluate(
 
 
 def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
-    """Check before anything is read that results have a place, and that no person's work is lost there."""
+    """Check before anything is read that results can be written, and overwrite no ratings of a person."""
     if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
         raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():

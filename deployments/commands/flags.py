@@ -67,7 +67,7 @@ def with_flags(
             run(settings, where)
 
         own = set(kind.__annotations__) - {"verb"}
-        # Fields without a default come first, and those of the kind itself before the inherited ones.
+        # Fields without a default come first, and the kind's own fields before inherited fields.
         fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
         look = typer.Argument if config_argument else typer.Option
         parameters = [

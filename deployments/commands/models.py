@@ -133,7 +133,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
 
 
 def _is_done(settings: Cycling, comparison: Comparison) -> bool:
-    """Say whether all was judged, and the best model was promoted if it is to be."""
+    """Say whether no judgement is missing, and no promotion."""
     return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 

@@ -100,7 +100,7 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
-        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
         os.environ.setdefault(CONSOLE, "CRITICAL")
         logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
@@ -154,7 +154,7 @@ def run_flow(
 
 
 def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
-    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or the first and one line for all lacking twins."""
+    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or 20, with one line for all lacking twins."""
     rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
     errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
     say_each("failed", errors, ": desra status --failures lists them", most=None if all_of_them else SHOWN_FAILURES)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _END_SECONDS = 2
 
-# Prefect's UI looks there for the key. What is behind the # of an address is never sent.
+# Prefect's UI looks for the key in the local storage. A browser never sends the part of an address behind the #.
 _PAGE = """<!doctype html><title>desra</title>
 <form><label>Key, from the file that desra named: <input type="password"></label> <button>Enter</button></form>
 <script>

@@ -1,4 +1,4 @@
-"""The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
+"""The deployments of desra serve for its corpus, the same as those in `prefect.yaml` for your own server.
 
 `tests/deployments/serving/test_schedules.py` holds the two against each other.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # for each run, to prepare a folder.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
-# The name of a worker on the server, up to that of the machine.
+# The beginning of the name of a worker on the server; the name of the machine follows.
 WORKER = "desra serve on "
 
 # The machine settings that enter a run's parameters; the others are for the cluster that desra serve starts.
@@ -211,7 +211,7 @@ def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
 
 
 def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -> None:
-    """Delete the deployments of this workspace under another name, and those of workspaces that are gone."""
+    """Delete the deployments of this workspace under other names, and the deployments of vanished workspaces."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     kept = {(deployed.name, deployed.workspace) for deployed in deployments}
@@ -226,7 +226,7 @@ def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -
 
 
 def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
-    """Return the deployment that a server knows, or None; refuse to overwrite that of another workspace."""
+    """Return the deployment on the server, or None; raise where it belongs to another workspace."""
     from prefect.exceptions import ObjectNotFound
 
     try:

@@ -1,4 +1,4 @@
-"""`desra serve`: the processes on one machine that runs need which start by themselves.
+"""`desra serve`: the processes on one machine that scheduled runs need.
 
 ::
 
@@ -280,7 +280,7 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
 def _replace_dead(
     pool: str, workspace: Workspace, client: SyncPrefectClient, why: str, *, own: bool, settled: timedelta | None = None
 ) -> None:
-    """Report dead runs to the server, and submit new runs in the place of those of the pool.
+    """Report dead runs to the server, and submit new runs in the place of the pool's dead runs.
 
     A server that is not the workspace's ``own`` may know of other workspaces at the same path, on other machines.
     """

@@ -140,7 +140,7 @@ class Server(Child):
         self._log_start = 0
         self.unwanted = threading.Event()
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
@@ -232,10 +232,10 @@ class Server(Child):
         ours = {
             "PREFECT_SERVER_API_AUTH_STRING": self._key,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
-            CONSOLE: "WARNING",  # into its log, also where this process keeps what Prefect prints from a terminal
+            CONSOLE: "WARNING",  # into the log of the server, even where this process silences Prefect
         }
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        # The user's environment wins over our settings, but not over those of access and of the log.
+        # The user's environment wins over the settings of retention, but not over those of access and of the log.
         environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | ours
         process = self._spawn(command, environment)
         (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[MARK]}))
@@ -318,7 +318,9 @@ def _is_full(folder: Path) -> bool:
     """Say whether an empty database does not fit into a folder; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
-        room = disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks  # some disks do not say how many
+        room = (
+            disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks
+        )  # some disks report no number of blocks
         return not room or (disk.f_files > 0 and disk.f_favail == 0)
     return False
 
@@ -350,7 +352,7 @@ def forget_results(home: Path, history: timedelta) -> int:
     for path in home.glob("*.log"):
         with contextlib.suppress(OSError):
             if path.stat().st_size > _LOG_BYTES:
-                os.truncate(path, 0)  # who writes it appends
+                os.truncate(path, 0)  # the writer appends
     return deleted
 
 
