@@ -104,7 +104,7 @@ def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_
     assert workspace.dataset("mask", names[0]).read_bytes() != (tmp_path / f"dataset/mask/{names[0]}.png").read_bytes()
     run = desra_here("import", "--undo", "--workspace", workspace.root)
     assert run.stdout.splitlines() == [
-        "taken back: the masks of 1 image, of which 0 have an earlier one again",
+        "taken back: the masks of 1 image, of which 0 have an earlier mask again",
         "dataset  mask and pseudo-GT of 1 image made again",
         f"masks    {workspace.human}",
     ]
