@@ -10,12 +10,12 @@ from desra_core.settings import Machine
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import Ended
+from tasks.artifacts import RunEnd
 from tasks.judging import publish_tables, run_detectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmarked(Ended):
+class Benchmarked(RunEnd):
     """How a benchmark ended."""
 
     published: PublishedBenchmark

@@ -12,13 +12,13 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import Ended
+from tasks.artifacts import RunEnd
 from tasks.handover import handed_over
 from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared(Ended):
+class Compared(RunEnd):
     """How a gate run ended: its verdict, the number of images not judged, and the entry of a promoted model."""
 
     comparison: Comparison

@@ -14,17 +14,17 @@ from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
-from tasks.artifacts import Ended, Summary
+from tasks.artifacts import RunEnd, Summary
 from tasks.handover import handed_over, handing_over
 from tasks.judging import promote_best, publish_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cycled(Ended):
+class Cycled(RunEnd):
     """How a cycle and its parts ended; without artifacts in the training pool it ends with mining."""
 
     mined: Summary
-    finetuned: Ended | None = None
+    finetuned: RunEnd | None = None
     compared: Compared | None = None
     promoted: Path | None = None
 

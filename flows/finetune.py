@@ -10,7 +10,7 @@ from desra_core.training.plan import FinetunePlan, plan_finetune
 from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import Ended
+from tasks.artifacts import RunEnd
 from tasks.finetuning import freeze_images, show_losses, train
 from tasks.handover import handed_over
 
@@ -20,7 +20,7 @@ def finetune(
     finetuning: Finetuning,
     machine: Machine = Machine(),  # noqa: B008
     current_model: bool = False,
-) -> Ended:
+) -> RunEnd:
     """Train a GAN model on the pseudo ground truths of its worst images; an interrupted finetune goes on.
 
     Args:
@@ -35,8 +35,8 @@ def finetune(
     with workspace.locked():
         plan = handed_over(finetuning, FinetunePlan) or plan_finetune(finetuning)
         if plan.empty:
-            return Ended(in_one_line="no artifact in the training pool: nothing was trained", task_runs=0)
+            return RunEnd(in_one_line="no artifact in the training pool: nothing was trained", task_runs=0)
         images = freeze_images(plan)
         line = show_losses(plan, images, train(plan, machine), workspace)
         note_trained(workspace, plan.training.group_by)  # at the end, so that a finetune that dies is started again
-    return Ended(in_one_line=line, task_runs=3)
+    return RunEnd(in_one_line=line, task_runs=3)

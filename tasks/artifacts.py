@@ -109,7 +109,7 @@ def _listed(title: str, facts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class RunEnd:
     """How a run ended.
 
     Attributes:
@@ -128,7 +128,7 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(Ended):
+class Summary(RunEnd):
     """How a run over a corpus ended; ``broken_shards`` are the errors of shards that could not finish."""
 
     broken_shards: tuple[str, ...]
