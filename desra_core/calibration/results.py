@@ -35,14 +35,15 @@ from desra_core.files.hashing import content_key
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, Calibrating, Fallback, Rule
 
+_RULE = {"rule", "percentile", "min_pixels", "min_images", "fallback"}
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 
 class ClassWeight(NamedTuple):
-    """The weight of a class; ``interval`` if it follows from one (Eq. 9).
+    """The weight of a class; ``interval`` is that of Eq. 9, or None where the weight does not follow from one.
 
-    ``state`` is ``calibrated``, or for a class with too few pixels or images ``thin``, and without any ``unseen``: the
-    weight is then the fallback's.
+    A class with too few pixels or images is ``thin``, and a class without any is ``unseen``: both have the fallback's
+    weight.
     """
 
     class_index: int
@@ -65,18 +66,14 @@ class Suggestion(NamedTuple):
 
 
 class CalibratedWeights(NamedTuple):
-    """The weight of each class and what it rests on.
-
-    ``suggested`` is for the rate that was asked for, ``suggestions`` for several. ``below`` is the share of the counted
-    pixels below the default threshold with the derived and with the published weights. ``origin`` is for people.
-    """
+    """The weight of each class, with the counts and settings that it follows from."""
 
     rows: list[ClassWeight]
     histogram: ClassHistogram
-    suggested: Suggestion
-    suggestions: list[Suggestion]
-    below: tuple[float, float]
-    origin: dict[str, Any]
+    suggested: Suggestion  # for the rate of the settings
+    suggestions: list[Suggestion]  # for several rates
+    below: tuple[float, float]  # share of the pixels below the default threshold, with these and with published weights
+    origin: dict[str, Any]  # for people
 
 
 def derive_weights(
@@ -95,8 +92,8 @@ def derive_weights(
         rule: 20 bins as published (`published_intervals`), or the continuous quantile (`quantile_weights`).
         percentile: Share of a class's pixels that its weight is to lift to 1, in percent.
         min_pixels, min_images: A class with fewer is thin.
-        fallback: What thin and unseen classes get: the published interval, weight 1 (interval 0), or what the rule
-            gives for all classes taken together, published where there is no pixel at all.
+        fallback: The weight of thin and unseen classes: ``published``; ``one`` (interval 0); or ``pooled``, by the rule
+            from all classes taken together, and published where there is no pixel at all.
     """
     published = published_table()
     published_weights = interval_weights(published)
@@ -128,28 +125,21 @@ def derive_weights(
 def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, counting: Counting) -> CalibratedWeights:
     """Derive weights and thresholds from the counted histograms.
 
-    Raises `UsageError`: nothing was counted, or a file is damaged.
+    Raises:
+        UsageError: No pixel was counted, or a file is damaged.
     """
     histogram = counting.histogram()
     if not histogram.pixels.any():
         reason = "holds no pixel to be counted"
         raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
-    asked = {
-        name: getattr(calibrating, name) for name in ("rule", "percentile", "min_pixels", "min_images", "fallback")
-    }
-    rows = derive_weights(histogram, **asked)
+    rows = derive_weights(histogram, **calibrating.model_dump(include=_RULE))
     ours, published = weight_values(rows), load_weights("published").values
     rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
     suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
-    below = [false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published)]
-    return CalibratedWeights(
-        rows=rows,
-        histogram=histogram,
-        suggested=suggestions[rates.index(calibrating.false_alarm_rate)],
-        suggestions=suggestions,
-        below=(below[0], below[1]),
-        origin=_origin(calibrating, corpus, counting, histogram),
-    )
+    suggested = suggestions[rates.index(calibrating.false_alarm_rate)]
+    below = tuple(false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published))
+    origin = _origin(calibrating, corpus, counting, histogram)
+    return CalibratedWeights(rows, histogram, suggested, suggestions, (below[0], below[1]), origin)
 
 
 def suggest(
@@ -160,7 +150,7 @@ def suggest(
 
 
 def weight_values(rows: Iterable[ClassWeight]) -> npt.NDArray[np.float64]:
-    """Collect the weights, ``(150,)``: what `desra_core.detection.class_weights.load_weights` reads from the file."""
+    """Collect the weights, ``(150,)``, as `load_weights` reads them from the file."""
     return np.array([row.weight for row in rows])
 
 
@@ -172,13 +162,13 @@ def largest_differences(rows: Iterable[ClassWeight], count: int) -> list[ClassWe
 
 def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
     """Write the weights as TOML with their origin, or as CSV, by the suffix (raises `TransientError`)."""
-    if path.suffix.lower() == ".csv":
-        data = to_csv(calibrated.rows)
-    else:
-        alarms = [suggestion._asdict() for suggestion in calibrated.suggestions]
-        suggested = calibrated.suggested._asdict()
-        data = to_toml(calibrated.rows, {"origin": calibrated.origin, "suggestion": suggested, "false_alarms": alarms})
-    replace_file(path, data)
+    about = {
+        "origin": calibrated.origin,
+        "suggestion": calibrated.suggested._asdict(),
+        "false_alarms": [suggestion._asdict() for suggestion in calibrated.suggestions],
+    }
+    csv_file = path.suffix.lower() == ".csv"
+    replace_file(path, to_csv(calibrated.rows) if csv_file else to_toml(calibrated.rows, about))
 
 
 def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
@@ -220,14 +210,17 @@ def _by_rule(
 def _origin(
     calibrating: Calibrating, corpus: CorpusSettings, counting: Counting, histogram: ClassHistogram
 ) -> dict[str, Any]:
-    models: dict[str, Any] = {}
     if isinstance(corpus, Mining):
-        for role in ("mse_model", "gan_model"):
-            path = getattr(corpus, role)
-            models |= {role: str(path), f"{role}_key": content_key(path)}
-        models |= {"photos": str(corpus.photos), "precision": corpus.precision}
+        models = {
+            "mse_model": str(corpus.mse_model),
+            "mse_model_key": content_key(corpus.mse_model),
+            "gan_model": str(corpus.gan_model),
+            "gan_model_key": content_key(corpus.gan_model),
+            "photos": str(corpus.photos),
+            "precision": corpus.precision,
+        }
     else:
-        models |= {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
+        models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
     return {
         "desra": __version__,
         "counted": max(shard.time for shard in counting.counted() if shard.time),
