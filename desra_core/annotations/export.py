@@ -190,13 +190,14 @@ def export_workspace(
         }
         remember_exported(workspace, ((image.id, key) for image, key in detected))
         folder.commit(document, overwrite=overwrite)
+    copied = output / "images" if form == "coco" else output
     return Exported(
         images=len(written),
         regions=sum(image.human.regions if image.human else len(image.regions) for image, *_ in written),
         by_people=sum(image.human is not None for image, *_ in written),
         unpictured=len(chosen) - len(images),
         failures=failures,
-        pictures=source if not pictures else output / "images" if form == "coco" else output,
+        pictures=copied if pictures else source,
     )
 
 

@@ -21,13 +21,7 @@ from desra_core.calibration.histogram import (
     published_intervals,
     quantile_weights,
 )
-from desra_core.detection.class_weights import (
-    WEIGHTS_VERSION,
-    class_names,
-    interval_weights,
-    load_weights,
-    published_table,
-)
+from desra_core.detection import class_weights
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError, printable
 from desra_core.files.atomic import replace_file
@@ -95,8 +89,8 @@ def derive_weights(
         fallback: The weight of thin and unseen classes: ``published``; ``one`` (interval 0); or ``pooled``, by the rule
             from all classes taken together, and published where there is no pixel at all.
     """
-    published = published_table()
-    published_weights = interval_weights(published)
+    published = class_weights.published_table()
+    published_weights = class_weights.interval_weights(published)
     intervals, weights = _by_rule(histogram, rule, percentile)
     spare_intervals, spare_weights = published, published_weights
     if fallback == "one":
@@ -118,7 +112,7 @@ def derive_weights(
             published_interval=int(published[index]),
             published_weight=float(published_weights[index]),
         )
-        for index, name in enumerate(class_names())
+        for index, name in enumerate(class_weights.class_names())
     ]
 
 
@@ -133,7 +127,7 @@ def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, countin
         reason = "holds no pixel to be counted"
         raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
     rows = derive_weights(histogram, **calibrating.model_dump(include=_RULE))
-    ours, published = weight_values(rows), load_weights("published").values
+    ours, published = weight_values(rows), class_weights.load_weights("published").values
     rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
     suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
     suggested = suggestions[rates.index(calibrating.false_alarm_rate)]
@@ -174,7 +168,7 @@ def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
 def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
     """Encode a weights file with its origin: the tables of ``about`` (texts, numbers, lists of tables) come first."""
     lines = ["# Class weights of desra calibrate, for --weights of desra detect and desra mine.",
-             f"version = {WEIGHTS_VERSION}"]  # fmt: skip
+             f"version = {class_weights.WEIGHTS_VERSION}"]  # fmt: skip
     for name, content in about.items():
         tables = content if isinstance(content, list) else [content]
         for table in tables:
@@ -204,7 +198,7 @@ def _by_rule(
     if rule == "quantile":
         return np.full(len(histogram.counts), -1), quantile_weights(histogram, percentile)
     intervals = published_intervals(histogram, percentile)
-    return intervals, interval_weights(intervals)
+    return intervals, class_weights.interval_weights(intervals)
 
 
 def _origin(
