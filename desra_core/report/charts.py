@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 }
 _in_style = matplotlib.rc_context(_STYLE)
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-# An SVG inside a page needs no prologue, no namespaces, of which each is an address, and no font but the page's.
+# An SVG inside a page needs no prologue, no namespaces (each looks like an address), and no font but the page's.
 _NOT_INLINE = re.compile(r'^.*?(?=<svg)| xmlns(:\w+)?="[^"]*"| font-family: [^;"]*;', re.DOTALL)
 
 
@@ -98,7 +98,6 @@ def line_chart(
                   markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
-        axes.update_datalim([(x, y)])
         axes.autoscale_view()
         # The name stands on the side towards the middle, where there is room; only drawing gives the place.
         right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
