@@ -50,12 +50,12 @@ class PublishedBenchmark(NamedTuple):
 
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
-    """Find out what there is to do (raises `desra_core.errors.UsageError`). Writes nothing."""
+    """Plan a benchmark of either kind, and write nothing (raises `desra_core.errors.UsageError`)."""
     return plan_synthetic(settings) if settings.synthetic else plan_labelled(settings)
 
 
 def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
-    """Add up what is there; write tables and page (raises `desra_core.errors.TransientError`)."""
+    """Add up the records of a benchmark; write tables and page (raises `desra_core.errors.TransientError`)."""
     make: Callable[[], str]
     if benchmark.settings.synthetic:
         trials, failures = read_trials(benchmark), benchmark.failed()
@@ -110,9 +110,9 @@ def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
 def worst_records(
     benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
 ) -> list[ImageRecord]:
-    """Choose the images on which the first method's IoU is lowest, of equal ones those with the larger masks first.
+    """Choose the images on which the first method's IoU is lowest, of equal IoU the images with larger masks first.
 
-    Left out are images that it has not judged, and those where neither mask marks anything.
+    Images that the method has not judged are left out, and images where neither mask marks anything.
     """
     method = benchmark.methods[0]
     point = method.points[0].name

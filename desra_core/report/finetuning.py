@@ -53,7 +53,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
 
     Args:
         workspace: The workspace.
-        mask_key: That of the latest run, to note a verdict under other settings.
+        mask_key: The mask key of the latest run, to note a verdict under other settings.
 
     Raises:
         UsageError: The verdict is damaged.

@@ -198,7 +198,7 @@ def _counted(image: StoredImage) -> Counts:
 
 
 def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
-    """For each human region the severity at which half of it is covered, taking the most severe parts first."""
+    """Find for each human region the severity at which half of it is covered, the most severe parts first."""
     marked = Components(human)
     area = [0, *marked.areas.tolist()]
     count, both = len(area), human & (parts > 0)
