@@ -19,8 +19,6 @@ The format ``folder`` holds, for any other tool::
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import shutil
 import threading
@@ -34,9 +32,10 @@ import numpy as np
 
 from desra_core.annotations.labelme import labelme_document
 from desra_core.annotations.selection import Annotation, MaskedImage, class_name, select_images
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
+from desra_core.evaluation.table import as_csv
 from desra_core.files.atomic import check_names, replace_file, storage_errors
 from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.bit_depth import bgr8
@@ -179,7 +178,11 @@ def export_workspace(
                      one.image.files["gan_sr"].relative_to(source).as_posix() for one in written]  # fmt: skip
             folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
-            folder.write("regions.csv", _regions_csv(one.image for one in written))
+            # The detector's regions, with the fields of desra_core.planning.tables.REGIONS.
+            regions = [region | {"image": one.image.name, "class_name": class_name(region)}
+                       for one in written for region in one.image.regions]  # fmt: skip
+            columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
+            folder.write("regions.csv", as_csv(regions, columns).encode())
         detected = [(image, key) for image, _, key in written if key]
         document = {
             "workspace": str(workspace.root.resolve()),
@@ -334,17 +337,6 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
         **score,
         "attributes": attributes,
     }
-
-
-def _regions_csv(images: Iterable[MaskedImage]) -> bytes:
-    """Write the detector's regions, a row for each; fields as in `desra_core.planning.tables.REGIONS`."""
-    text = io.StringIO(newline="")
-    fields = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
-    table = csv.DictWriter(text, fields, lineterminator="\n")
-    table.writeheader()
-    for image in images:
-        table.writerows(region | {"image": image.name, "class_name": class_name(region)} for region in image.regions)
-    return text.getvalue().encode()
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from desra_core.annotations.corrections import Correction
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import storage_errors
 from desra_core.files.hashing import read_bytes

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from desra_core.benchmarking.trial import Trial
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
 
 # Bounds of contrast over texture, between which the recall of artifacts that add something is given.
 RATIOS = (1.0, 2.0, 4.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from desra_core.calibration.histogram import (
 from desra_core.detection import class_weights
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError, printable
+from desra_core.evaluation.table import as_csv
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import content_key
 from desra_core.settings import CorpusSettings, Mining
@@ -184,11 +183,8 @@ def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
 def to_csv(rows: Sequence[ClassWeight]) -> bytes:
     """Encode the table that ``--weights`` reads too: intervals if all classes have one, else weights."""
     column = "weight" if any(row.interval is None for row in rows) else "interval"
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["ade20k_index", "name", column])
-    writer.writerows([row.class_index, row.name, getattr(row, column)] for row in rows)
-    return sink.getvalue().encode()
+    table = ({"ade20k_index": row.class_index, "name": row.name, column: getattr(row, column)} for row in rows)
+    return as_csv(table, ["ade20k_index", "name", column]).encode()
 
 
 def _by_rule(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from desra_core.detection.class_weights import class_names
 from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion
 from desra_core.evaluation.metrics import INTERVAL_KIND, Agreement, MaskScores
+from desra_core.evaluation.table import as_csv, as_json, failure_rows
 from desra_core.files.atomic import replace_file
 
 Row = dict[str, Any]
@@ -27,7 +24,7 @@ _REGION_COLUMNS = ("image", "region", *_BOX, "share_inside", "class")
 
 
 def as_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Describe an evaluation but for the single regions, in plain values that JSON can hold; None where undefined."""
+    """Describe an evaluation without its single regions, in plain values for JSON; undefined ones are None."""
     pairing = evaluation.pairing
     document = scores_document(evaluation.scores) | {
         "masks": str(pairing.masks),
@@ -38,9 +35,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         "not_looked_at": pairing.not_looked_at,
         "outdated_human_masks": pairing.outdated,
         "images_by_people": pairing.by_people,
-        "failures": [
-            {"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in evaluation.failures
-        ],
+        "failures": failure_rows(evaluation.failures),
         "lossy": [str(path) for path in evaluation.lossy],
         "per_image": image_rows(evaluation),
     }
@@ -75,8 +70,7 @@ def rated_regions(evaluation: Evaluation) -> int:
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
     """Write `as_document` (raises `TransientError`)."""
-    text = json.dumps(as_document(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    replace_file(path, f"{text}\n".encode())
+    replace_file(path, as_json(as_document(evaluation)).encode())
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
@@ -91,14 +85,21 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
     tables = {
         "images.csv": (_IMAGE_COLUMNS, image_rows(evaluation)),
         "regions.csv": ((*_REGION_COLUMNS, "found", "noticed"), region_rows(evaluation)),
-        "detections.csv": ((*_REGION_COLUMNS, "right"), detection_rows(evaluation)),
+        "detections.csv": (
+            (*_REGION_COLUMNS, "right"),
+            [
+                _region_row(image, number, region) | {"right": region.covered}
+                for image in evaluation.images
+                for number, region in enumerate(image.detected, 1)
+            ],
+        ),
     }
     if evaluation.classes is not None:
         tables["classes.csv"] = _CLASS_COLUMNS, class_rows(evaluation)
     else:
         (folder / "classes.csv").unlink(missing_ok=True)  # of an earlier evaluation
     for name, (columns, rows) in tables.items():
-        replace_file(folder / name, _csv(columns, rows))
+        replace_file(folder / name, as_csv(rows, columns).encode())
     return [folder / name for name in tables]
 
 
@@ -136,17 +137,8 @@ def region_rows(evaluation: Evaluation) -> list[Row]:
     return rows
 
 
-def detection_rows(evaluation: Evaluation) -> list[Row]:
-    """Make a row per detected region: whether it is right."""
-    return [
-        _region_row(image, number, region) | {"right": region.covered}
-        for image in evaluation.images
-        for number, region in enumerate(image.detected, 1)
-    ]
-
-
 def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
-    """The columns for both masks; ``share_inside`` is the share of the region's pixels inside the other mask."""
+    """Make the columns that both tables of regions have; ``share_inside`` is the share inside the other mask."""
     class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
     values = (image.pair.name, number, *region[: len(_BOX)], region.inside / region.area, class_name)
     return dict(zip(_REGION_COLUMNS, values, strict=True))
@@ -154,13 +146,3 @@ def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
 
 def _measures(agreement: Agreement) -> Row:
     return {measure: getattr(agreement, measure) for measure in _MEASURES}
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
-    """Format a table; undefined values are empty, flags are true or false."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
-    return text.getvalue().encode()

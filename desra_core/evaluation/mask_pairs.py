@@ -28,7 +28,7 @@ class MaskPair(NamedTuple):
         name: The relative path without suffix.
         labels: Class labels: an image file, or a zarr array of a workspace.
         gan_sr: The GAN result.
-        whole: Whether both masks are known to have the image's size; else it is concluded from the files.
+        whole: Whether both masks are known to have the image's size; else the files must show the size.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Pairing(NamedTuple):
         without_ground_truth, without_mask: Masks and ground truths without a twin, by name.
         not_looked_at: The number of masks of a workspace without a ground truth.
         outdated: The number of human masks that do not count, see `desra_core.workspace.human_masks`.
-        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for folders.
+        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for two folders.
     """
 
     masks: Path
@@ -76,11 +76,10 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
-    of_names = _by_name(labels, found) if labels else {}, _by_name(gan_sr, found) if gan_sr else {}
     return Pairing(
         masks=masks,
         ground_truth=(gt,),
-        pairs=_pairs(found, truths, *of_names, whole=whole),
+        pairs=_pairs(found, truths, _by_name(labels, found), _by_name(gan_sr, found), whole=whole),
         failures=failures,
         without_ground_truth=_lacking(found, truths),
         without_mask=_lacking(truths, found),
@@ -92,7 +91,7 @@ def pair_workspace(
 ) -> Pairing:
     """Match the masks of a workspace with its human masks, and the others with the files of a folder.
 
-    Labels and GAN results are the workspace's, where no folder is given and as far as it still has them.
+    Labels and GAN results are the workspace's, where no folder is given and as far as their files exist.
 
     Raises:
         UsageError: The folder is no workspace, or there is no ground truth.
@@ -102,19 +101,31 @@ def pair_workspace(
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
     files, failures = files_by_name(folders, _MASK)
-    found, given = files[_MASK], files.get(_GROUND_TRUTH, {})
+    found = files[_MASK]
     human, outdated = _human_masks(workspace, manifest)
-    truths = given | human
+    truths = files.get(_GROUND_TRUTH, {}) | human
     if not truths and not failures:
-        reason = "holds no masks by people" + (f" that count ({outdated} do not)" if outdated else "")
+        reason = "holds no human masks" + (f" that count ({outdated} do not)" if outdated else "")
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
-    own_labels, own_gan_sr = _stored_files(workspace, manifest, found.keys() & truths.keys())
-    of_names = _by_name(labels, found) if labels else own_labels, _by_name(gan_sr, found) if gan_sr else own_gan_sr
+    further: dict[str, dict[str, Path]] = {
+        "labels": _by_name(labels, found),
+        "gan_sr": _by_name(gan_sr, found),
+    }
+    ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
+    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
+        for name in image.names:
+            own = {
+                "labels": image.labels.path if image.labels else workspace.group(image.id) / "labels",
+                "gan_sr": image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name),
+            }
+            for role, folder in (("labels", labels), ("gan_sr", gan_sr)):
+                if folder is None and own[role].exists():
+                    further[role][name] = own[role]
     return Pairing(
         masks=workspace.masks,
         ground_truth=((workspace.human,) if human else ()) + ((gt,) if gt is not None else ()),
-        pairs=_pairs(found, truths, *of_names, whole=True),
+        pairs=_pairs(found, truths, **further, whole=True),
         failures=failures,
         without_ground_truth={},
         without_mask=_lacking(truths, found),
@@ -124,8 +135,10 @@ def pair_workspace(
     )
 
 
-def _by_name(folder: Path, masks: Iterable[str]) -> dict[str, Path]:
-    """The image files of a folder by the names of masks, without names that two files share."""
+def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
+    """Collect the image files of a folder by the names of masks, without names that two files share."""
+    if folder is None:
+        return {}
     files, _, others = image_files(folder)
     if not files.num_rows:
         raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
@@ -154,26 +167,10 @@ def _lacking(files: Mapping[str, Path], twins: Mapping[str, Path]) -> dict[str, 
 
 
 def _human_masks(workspace: Workspace, manifest: pa.Table) -> tuple[dict[str, Path], int]:
-    """The human masks that count, by every name of their image, and the number of those that do not."""
+    """Find the human masks that count, by every name of their image, and count those that do not."""
     key = (settings_document(workspace).get("target") or {}).get("gan_sr_key")
     by_id = read_human_masks(workspace, key)
     rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
     human = {name: by_id[image_id].path for name, image_id in rows if image_id in by_id}
     there = image_files(workspace.human).files.num_rows if workspace.human.is_dir() else 0
     return human, max(0, there - len(set(human.values())))
-
-
-def _stored_files(
-    workspace: Workspace, manifest: pa.Table, names: Iterable[str]
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Labels and GAN results of some images by name, as far as the files exist."""
-    labels: dict[str, Path] = {}
-    gan_sr: dict[str, Path] = {}
-    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], pa.array(sorted(names), pa.string())))):
-        for name in image.names:
-            labels[name] = image.labels.path if image.labels else workspace.group(image.id) / "labels"
-            gan_sr[name] = image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name)
-    return (
-        {name: path for name, path in labels.items() if path.exists()},
-        {name: path for name, path in gan_sr.items() if path.exists()},
-    )

@@ -1,8 +1,14 @@
-"""Numbers and tables for people: on the command line, in the Prefect UI and in the report."""
+"""Numbers and tables: for people on the command line, in the Prefect UI and in the report, for programs as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from desra_core.errors import ImageError
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
@@ -18,6 +24,26 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Format rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Format rows as CSV; undefined values are empty, flags are true or false."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def as_json(document: Any) -> str:
+    """Format plain values as a JSON file."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def failure_rows(failures: Iterable[ImageError]) -> list[dict[str, str]]:
+    """Describe failures in plain values for JSON."""
+    return [{"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in failures]
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from desra_core.evaluation.fidelity import psnr
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
 from desra_core.settings.models import Gate
 
 Interval = tuple[float, float]

@@ -92,7 +92,7 @@ def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
         results=results,
         name=Path(benchmark.settings.dataset).name,
         rows=labelled_tables.row_cells(results.rows),
-        best=max(summed, key=lambda row: row.scores.iou or 0, default=None),
+        best=max(summed, key=lambda row: row.scores.values["iou"] or 0, default=None),
         times_note=labelled_tables.times_note(results),
         desra_masks=labelled_tables.published_cells(results.published),
         paper_title=labelled_tables.PUBLISHED_TITLE,
@@ -147,16 +147,16 @@ def _curves(results: LabelledResults, rows: Sequence[MethodRow]) -> Markup | Non
     if not any(drawn.values()):
         return None
     marks = {
-        row.point.name: (row.scores.recall, row.scores.precision)
+        row.point.name: (row.scores.total.recall, row.scores.total.precision)
         for row in rows
-        if row.method.name in drawn and row.scores.recall is not None and row.scores.precision is not None
+        if row.method.name in drawn and row.scores.total.recall is not None and row.scores.total.precision is not None
     }
     return inline(line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks), "Precision by recall")
 
 
 def _bars(rows: Sequence[MethodRow]) -> list[Markup]:
     """Draw IoU and computing time by method."""
-    iou = {row.point.name: np.nan if row.scores.iou is None else row.scores.iou for row in rows}
+    iou = {row.point.name: np.nan if row.scores.values["iou"] is None else row.scores.values["iou"] for row in rows}
     intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
     seconds = {row.point.name: row.seconds for row in rows}
     times = bar_chart(seconds, xlabel="computing time in one thread, seconds per megapixel")

@@ -18,8 +18,7 @@ from desra_core.evaluation.evaluation import Evaluation
 from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.metrics import MaskScores
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import MaskScores, wilson_interval
 from desra_core.evaluation.table import counted, fixed
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes

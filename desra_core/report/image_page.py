@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import load_weights, weighted_scores
-from desra_core.detection.detectors import METHODS, DetectorInputs
-from desra_core.detection.detectors.applied import TIMES, AppliedDetector, applied
+from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, applied
 from desra_core.detection.mask import WINDOW, valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError

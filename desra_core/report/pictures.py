@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.detection.regions import Components
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes

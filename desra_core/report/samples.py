@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector
 from desra_core.detection.mask import valid
 from desra_core.detection.regions import Components
 from desra_core.errors import ImageError

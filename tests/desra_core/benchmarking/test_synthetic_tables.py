@@ -25,7 +25,7 @@ from desra_core.benchmarking.synthetic_tables import (
     to_rows,
 )
 from desra_core.benchmarking.trial import FalseAlarms, Response, Trial
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
 
 STRENGTHS, SIZES = (0.25, 1.0), (64**2, 128**2)
 

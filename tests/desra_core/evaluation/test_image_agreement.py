@@ -195,22 +195,16 @@ def test_what_is_not_prominent_is_neither_right_nor_wrong() -> None:
     assert prominent_agreement(mask, truth, np.zeros(2, bool)).recall is None
 
 
-def test_prominent_by_the_share_of_viewers(tmp_path: Path) -> None:
+def test_prominent_regions_by_number(tmp_path: Path) -> None:
     truth = np.zeros((40, 60), bool)
     truth[6:12, 6:12] = truth[20:26, 20:26] = truth[20:26, 40:46] = True
     mask = truth.copy()
     mask[:30, :30] = False
     pair = saved(tmp_path, mask=mask, truth=truth)
     assert compare_pair(pair).prominent is None
-    # The second in reading order, at (20, 20), has half of the viewers; the third nobody was asked about.
-    for noticed, least, marked, found in (
-        ({1: 0.4, 2: 0.5}, 0.5, 1, 0),
-        ({1: 0.4, 2: 0.5}, 0.51, 0, 0),
-        ({1: 0.4, 2: 0.5, 3: 1.0}, 0.4, 3, 1),
-        ({3: 0.0}, 0.0, 1, 1),
-        ({}, 0.0, 0, 0),
-    ):
-        prominent = compare_pair(pair, noticed=noticed, least_noticed=least).prominent
+    # The mask marks the third region in reading order only.
+    for numbers, marked, found in (({2}, 1, 0), ({1, 2, 3}, 3, 1), ({3}, 1, 1), (set(), 0, 0)):
+        prominent = compare_pair(pair, prominent=numbers).prominent
         assert prominent is not None
         assert (prominent.marked, prominent.found) == (marked, found)
 

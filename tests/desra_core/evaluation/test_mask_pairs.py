@@ -1,4 +1,4 @@
-"""Which masks belong together: nested folders, missing twins, doubtful names, and workspaces with masks by people."""
+"""Which masks belong together: nested folders, missing twins, doubtful names, and workspaces with human masks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def look_at(workspace: Workspace, gan_sr_key: str | None = None, **ids: str | None) -> None:
-    """Give some images masks by people; without an id they are of the present image."""
+    """Give some images human masks; without an id they are of the present image."""
     manifest = read_manifest(workspace)
     assert manifest is not None
     known = dict(zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True))
@@ -128,7 +128,7 @@ def test_masks_of_another_model_do_not_count(workspace: Workspace) -> None:
     workspace.settings.write_text(json.dumps({"settings": {}, "target": {"gan_sr_key": "one model"}}))
     assert [pair.name for pair in pair_workspace(workspace).pairs] == ["a"]
     workspace.settings.write_text(json.dumps({"settings": {}, "target": {"gan_sr_key": "another"}}))
-    with pytest.raises(UsageError, match=r"holds no masks by people that count \(1 do not\); bring some"):
+    with pytest.raises(UsageError, match=r"holds no human masks that count \(1 do not\); bring some"):
         pair_workspace(workspace)
 
 
@@ -158,8 +158,8 @@ def test_the_masks_of_a_workspace_by_their_folder(tmp_path: Path, workspace: Wor
 def test_what_is_no_workspace_with_masks(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="elsewhere: has no masks; name the workspace of desra detect or mine"):
         pair_workspace(Workspace(tmp_path / "elsewhere"))
-    with pytest.raises(UsageError, match="ws: holds no masks by people; bring some with desra import"):
+    with pytest.raises(UsageError, match="ws: holds no human masks; bring some with desra import"):
         pair_workspace(workspace)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no masks by people, and .*empty no images"):
+    with pytest.raises(UsageError, match=r"holds no human masks, and .*empty no images"):
         pair_workspace(workspace, gt=tmp_path / "empty")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import read_mask
@@ -21,6 +22,7 @@ from desra_core.evaluation.metrics import (
     mean_iou,
     pooled,
     score_masks,
+    wilson_interval,
 )
 from tests.desra_core.evaluation import published_scripts
 
@@ -223,3 +225,33 @@ def test_why_a_measure_is_undefined() -> None:
         "precision": "no region was detected",
         "f1": "precision or recall is undefined",
     }
+
+
+def test_wilson_at_published_values() -> None:
+    """Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, trials), interval in published.items():
+        assert wilson_interval(successes, trials) == pytest.approx(interval, abs=5e-5)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 5000).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
+def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    low, high = wilson_interval(successes, trials)
+    reference = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+def test_wilson_without_trials_and_out_of_range() -> None:
+    assert wilson_interval(0, 0) == (0, 1)
+    for successes, trials in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="successes in"):
+            wilson_interval(successes, trials)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score
-from desra_core.gate.judge import DetectionSettings, detect, judge, noisy
+from desra_core.gate.judge import detect, judge, noisy
 from desra_core.settings.models import Gate
 
 PLAIN = Judgement(
@@ -244,14 +244,13 @@ def held_out(seed: int, blotch: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def verdict_of(model) -> Verdict:
     """The word on a candidate ``model(mse_sr, gan_sr, mask)``, over four images with an artifact and two without."""
-    detection = DetectionSettings(min_area=1000)
     judgements: dict[str, list[Judgement]] = {"new": [], "control": []}
     for seed in range(6):
         mse_sr, gan_sr = held_out(seed, seed < 4)
-        before = detect(mse_sr, gan_sr, None, detection)
+        before = detect(mse_sr, gan_sr, min_area=1000)
         results = {"new": model(mse_sr, gan_sr, before.mask[:, :, None]), "control": noisy(gan_sr, str(seed))}
         for name, result in results.items():
-            after = detect(mse_sr, result, None, detection)
+            after = detect(mse_sr, result, min_area=1000)
             judgements[name].append(judge(str(seed), str(seed), name, before, after))
     return decide([score("new", judgements["new"])], score("control", judgements["control"]), GATE)
 

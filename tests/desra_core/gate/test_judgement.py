@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.gate.judge import Artifacts, DetectionSettings, detect, judge, noisy
+from desra_core.gate.judge import Artifacts, detect, judge, noisy
 
-SETTINGS = DetectionSettings(min_area=1000)
+MIN_AREA = 1000
 CODEC = TypeAdapter(Judgement)
 BLOTCHES = {"left": np.s_[30:90, 20:80], "right": np.s_[40:110, 140:220]}
 
@@ -39,8 +39,8 @@ def gan_sr(*blotches: str, seed: int = 0, texture: float = 4) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def judged(before: np.ndarray, after: np.ndarray, labels=None, detection=SETTINGS) -> Judgement:
-    found = [detect(mse_sr(), result, labels, detection) for result in (before, after)]
+def judged(before: np.ndarray, after: np.ndarray, labels=None, min_area=MIN_AREA) -> Judgement:
+    found = [detect(mse_sr(), result, labels, min_area=min_area) for result in (before, after)]
     return judge("set/photo.png", "0f", "model", *found)
 
 
@@ -50,24 +50,24 @@ def test_detect_finds_what_detect_finds() -> None:
     labels[:60] = 2
     weights = load_weights("published").values
     result = gan_sr("left", "right")
-    found = detect(mse_sr(), result, labels, DetectionSettings(0.6, 900, 9, weights), tile=64, threads=2)
-    similarity = variance_similarity(mse_sr(), result, window=9)
     weighting = {"threshold": 0.6, "labels": labels, "weights": weights}
+    found = detect(mse_sr(), result, min_area=900, window=9, **weighting, tile=64, threads=2)
+    similarity = variance_similarity(mse_sr(), result, window=9)
     mask = artifact_mask(similarity, min_area=900, frame=4, **weighting)
     assert found.pixels is result
     assert mask.any()
     assert np.array_equal(found.mask, mask)
     assert np.array_equal(found.low_area_mask, artifact_mask(similarity, min_area=225, frame=4, **weighting))
     assert found.regions == find_regions(mask, similarity, **weighting)
-    assert not np.array_equal(mask, detect(mse_sr(), result, None, DetectionSettings(0.6, 900, 9)).mask)
+    assert not np.array_equal(mask, detect(mse_sr(), result, threshold=0.6, min_area=900, window=9).mask)
 
 
 def test_the_loose_mask_is_taken_at_a_quarter_of_the_area() -> None:
     """Rounded down: with 4003 px the least region has 1001."""
-    blotch = detect(mse_sr(), gan_sr("left"), None, SETTINGS)
+    blotch = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA)
     (region,) = blotch.regions
     for quarter, there in ((region.area - 1, True), (region.area, False)):
-        found = detect(mse_sr(), gan_sr("left"), None, DetectionSettings(min_area=4 * quarter + 3))
+        found = detect(mse_sr(), gan_sr("left"), min_area=4 * quarter + 3)
         assert not found.mask.any()
         assert found.low_area_mask.any() == there
 
@@ -91,7 +91,7 @@ def test_one_blotch_deleted_one_kept_one_added() -> None:
 def test_fidelity_is_taken_outside_of_the_mask_before() -> None:
     """What replaces a blotch costs nothing, beyond the halo of the measures."""
     before = gan_sr("left")
-    after = np.where(detect(mse_sr(), before, None, SETTINGS).mask[:, :, None], mse_sr(), before)
+    after = np.where(detect(mse_sr(), before, min_area=MIN_AREA).mask[:, :, None], mse_sr(), before)
     judgement = judged(before, after)
     assert [region.gone for region in judgement.regions] == [True]
     assert judgement.squared_error == 0
@@ -117,14 +117,14 @@ def test_equal_results(blotches: tuple[str, ...]) -> None:
 
 def test_hysteresis_at_the_minimal_area() -> None:
     """A region that falls just below the minimal area is not gone, and one that rises just above it not added."""
-    (region,) = detect(mse_sr(), gan_sr("left"), None, SETTINGS).regions
-    detection = DetectionSettings(min_area=region.area - 1)
+    (region,) = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA).regions
+    min_area = region.area - 1
     smaller = gan_sr("left")
     smaller[:, :30] = gan_sr()[:, :30]
-    fallen = judged(gan_sr("left"), smaller, detection=detection)
+    fallen = judged(gan_sr("left"), smaller, min_area=min_area)
     assert [fate.gone for fate in fallen.regions] == [False]
     assert fallen.artifact_pixels_after == 0
-    risen = judged(smaller, gan_sr("left"), detection=detection)
+    risen = judged(smaller, gan_sr("left"), min_area=min_area)
     assert risen.clean
     assert risen.artifact_pixels_after == region.area
     assert risen.added == []
@@ -164,15 +164,15 @@ def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatc
         return model * float((after - before).max())
 
     monkeypatch.setattr("desra_core.gate.judge.lpips_distance", brightening)
-    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
+    found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
     other = found._replace(pixels=found.pixels + np.uint8(1))
     assert judge("a", "b", "c", found, other, lpips=0.25).lpips == 0.25
     assert judge("a", "b", "c", found, other).lpips is None
 
 
 def test_results_of_two_sizes() -> None:
-    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
-    smaller = detect(mse_sr()[1:], gan_sr()[1:], None, SETTINGS)
+    found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
+    smaller = detect(mse_sr()[1:], gan_sr()[1:], min_area=MIN_AREA)
     with pytest.raises(ValueError, match="cannot be compared"):
         judge("a", "b", "c", found, smaller)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from desra_core.detection import find_regions
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import applied
 from desra_core.errors import ImageError
 from desra_core.evaluation.metrics import compare_masks, pooled
 from desra_core.images.codec import encode_png
