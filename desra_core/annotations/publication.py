@@ -67,7 +67,7 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
             names[image_id].append(name)
     _remember(workspace, names)
     masks: dict[str, bytes | None] = {}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for one in corrections:
         row = {"id": one.id, "gan_sr_key": target.gan_sr_key, "pixels": one.pixels, "regions": one.regions}
         masks |= dict.fromkeys(names[one.id], one.png)
@@ -185,7 +185,7 @@ def _by_present_names(workspace: Workspace, replaced: Sequence[dict[str, Any]]) 
     new: dict[str, list[str]] = {}
     for name in known.keys() - then:
         new.setdefault(known[name]["id"], []).append(name)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row in replaced:
         name, image_id = row["name"], row["image"]
         if new.get(image_id) and (name not in known or known[name]["id"] != image_id):
