@@ -71,7 +71,7 @@ class MaskedImage(NamedTuple):
             ImageError: The components are not the recorded regions.
         """
         found = Components(self.mask())
-        drawn = [Annotation(*box[:2], found.crop(index)) for index, box in enumerate(found.boxes.tolist())]
+        drawn = [Annotation(x, y, found.crop(index)) for index, (x, y, *_) in enumerate(found.boxes.tolist())]
         if self.human:
             return drawn
         boxes = [(*box, area) for box, area in zip(found.boxes.tolist(), found.areas.tolist(), strict=True)]
