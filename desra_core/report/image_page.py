@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -65,11 +64,8 @@ class ScoreMap(NamedTuple):
 def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> Iterator[tuple[Page, str]]:
     """Render pages about images, one after the other; each links back to the file ``report``."""
     images = results.stored_images([page.name for page in pages], [page.id for page in pages])
-    people = results.human_masks()
     for page in pages:
         image = images[page.name]
-        if page.id in people:
-            image = replace(image, files={**image.files, "human": people[page.id].path})
         regions = results.regions.filter(pc.equal(results.regions["image"], page.name)).to_pylist()
         regions.sort(key=lambda region: (-region["severity"], region["y"], region["x"]))
         scores = score_kinds(image.measure)

@@ -74,6 +74,9 @@ class WorkspaceResults:
         rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
         files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
+        human = self.human_masks()
+        for name in [name for name in files if by_name[name] in human]:
+            files[name]["human"] = human[by_name[name]].path
         return {
             name: StoredImage(files.get(name, {}), self.workspace.group(key), shapes.get(key, (0, 0)), measure)
             for name, key in by_name.items()

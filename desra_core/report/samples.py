@@ -118,20 +118,19 @@ def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
 
     Images whose masks cannot be read or are of another size are passed over.
     """
-    masks = results.human_masks()
+    masks = pa.array(results.human_masks(), pa.string())
     images = results.images
     done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
-    rows = firsts(done.filter(pc.is_in(done["id"], pa.array(list(masks), pa.string()))))
+    rows = firsts(done.filter(pc.is_in(done["id"], masks)))
     if rows.num_rows == 0:
         return None
     chosen = _sampled(results, rows, HUMAN_IMAGES)
-    regions = results.regions.filter(pc.is_in(results.regions["image"], pa.array([name for name, _ in chosen])))
+    regions = results.regions.filter(pc.is_in(results.regions["image"], pa.array(chosen)))
     judged = []
-    for (name, key), image in chosen.items():
+    for name, image in chosen.items():
         try:
-            mask, human = image.picture("mask")[:, :, 0] > 0, masks[key].read()
-            if mask.shape == human.shape:
-                judged.append(judge(mask, human, regions.filter(pc.equal(regions["image"], name)).to_pylist()))
+            mask, human = (image.picture(kind)[:, :, 0] > 0 for kind in ("mask", "human"))
+            judged.append(judge(mask, human, regions.filter(pc.equal(regions["image"], name)).to_pylist()))
         except (ImageError, MemoryError):
             continue
     return curve_of(judged, looked_at=rows.num_rows)
@@ -175,12 +174,10 @@ def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
                          int(np.isfinite(found).sum()))  # fmt: skip
 
 
-def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[tuple[str, str], StoredImage]:
-    """Choose some rows of `firsts`: where their images are stored, by name and id."""
+def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, StoredImage]:
+    """Choose the rows of `firsts` with the smallest ids, and find where their images are stored, by name."""
     chosen = rows.take(pc.select_k_unstable(rows, min(most, rows.num_rows), [("id", "ascending")]))
-    names, ids = chosen["name"].to_pylist(), chosen["id"].to_pylist()
-    stored = results.stored_images(names, ids)
-    return {(name, key): stored[name] for name, key in zip(names, ids, strict=True)}
+    return results.stored_images(chosen["name"].to_pylist(), chosen["id"].to_pylist())
 
 
 def _counted(image: StoredImage) -> Counts:
