@@ -59,8 +59,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     """Serve a corpus until a signal comes; returns the exit code.
 
     Raises:
-        UsageError: A setting, a folder or a model cannot be used; the workspace is in use, or served by another
-            process.
+        UsageError: A setting, a folder or a model cannot be used; another process uses or serves the workspace.
     """
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
@@ -72,7 +71,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
     with stoppable(), contextlib.ExitStack() as stack:
-        own = stack.enter_context(standing(workspace))
+        service = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
             if not is_new:
@@ -80,19 +79,25 @@ def serve(serving: Serving, machine: Machine) -> int:
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
-            server = stack.enter_context(_open_server(serving, workspace, own.mark))
+            history, server = parse_span(serving.history), None
+            if configured := os.environ.get("PREFECT_API_URL"):
+                check_server(configured)
+            else:
+                server = Server(workspace, port=serving.port, history=history, mark=service.mark)
+                stack.enter_context(server.running())
+            own = server is not None
             with connected() as client:
                 check_alone(pool, client)
-                register(deployments, client, own=server is not None)
+                register(deployments, client, own=own)
                 drop_missed(pool, client, settled=_SETTLED)
-                _replace_dead(pool, workspace, client, "desra serve was killed", own=server is not None)
+                _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(Served(url, own=server is not None), parse_span(serving.history))
+            service.announce(Served(url, own=own), history)
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
         stack.callback(_mark_stopped, pool)
-        worker = Worker(pool, environment, own.mark, workspace.prefect_home / "worker.log")
+        worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
         stack.enter_context(worker.running())
         endings = Endings(pool)
         stack.callback(endings.say_new)  # of runs that end just before it stops
@@ -181,18 +186,6 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
-    """Check the configured Prefect server, or start a server with its home in the workspace."""
-    if configured := os.environ.get("PREFECT_API_URL"):
-        check_server(configured)
-        yield None
-        return
-    server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
-    with server.running():
-        yield server
 
 
 @contextlib.contextmanager
