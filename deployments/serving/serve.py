@@ -256,7 +256,7 @@ def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
             moment = next_run(deployed, client)
             then = f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" * bool(deployed.schedules)
             say(f"{deployed.full_name}: {when[deployed.flow]}{then}")
-    say("Ctrl-C stops; the next start goes on with what was running")
+    say("Ctrl-C stops; the next start resumes the running runs")
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
