@@ -65,12 +65,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Check whether an error means that no process can compute on this GPU.
-
-    Examples:
-        >>> is_unusable(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
-        True
-    """
+    """Check whether an error means that no process can compute on this GPU, as when torch has no kernels for it."""
     return _has(error, _UNUSABLE)
 
 

@@ -67,8 +67,7 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
 def load_checkpoint(path: Path, way: str) -> Any:
     """Read a file of ``torch.save`` onto the CPU, without running code in it.
 
-    mmengine's training log, which it saves beside weights and which needs the classes of mmengine and NumPy, is left
-    out.
+    The training log that mmengine saves beside weights is left out.
 
     Args:
         path: The file.
@@ -79,7 +78,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
     """
     import torch
 
-    torch.serialization.add_safe_globals([*_stand_ins(), *_numpy_classes()])
+    torch.serialization.add_safe_globals(_safe_globals())
     try:
         with path.open("rb") as file:  # by its path, torch judges a file by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -99,29 +98,24 @@ def _damaged(path: Path) -> UsageError:
 
 
 class _TrainingLog:
-    """In place of mmengine's HistoryBuffer; holds nothing."""
+    """In place of mmengine's HistoryBuffer, and of ``getattr``, by which its pickle finds methods; holds nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
 
     def __setstate__(self, state: object) -> None:
         """Called by the unpickler."""
 
 
-def _nothing(*_: object) -> None:
-    """In place of ``getattr``, by which a HistoryBuffer looks up its methods."""
-
-
-def _stand_ins() -> list[tuple[Any, str]]:
-    methods = [(_nothing, f"{module}.getattr") for module in ("builtins", "__builtin__")]
-    return [(_TrainingLog, "mmengine.logging.history_buffer.HistoryBuffer"), *methods]
-
-
-def _numpy_classes() -> list[Any]:
-    """The functions and classes in pickles of NumPy arrays and numbers, under the names of NumPy 1 and 2."""
+def _safe_globals() -> list[Any]:
+    """The classes and functions of a training log: stand-ins, and NumPy's under the names of NumPy 1 and 2."""
     import numpy as np
 
     rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    named = [(rebuild, f"{module}._reconstruct") for module in modules]
-    named += [(scalar, f"{module}.scalar") for module in modules]
+    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr")
+    named: list[tuple[Any, str]] = [(_TrainingLog, name) for name in names]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        named += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
     return [*named, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}]
 
 
