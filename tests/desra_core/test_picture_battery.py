@@ -206,7 +206,7 @@ def refused_tiffs() -> Iterator[Case]:
         ("volume", odd(1, 1, {32997: (3,)}), "volume of 3 slices"),
         ("no-pixels", odd(1, 1, {256: (0,)}), "damaged header (a picture of 0x21"),
         ("missing-strip", tiff_file(Absent(random_samples(8, 1), 1, 8)), "strips or tiles that are missing: 1 of 5"),
-        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "1 of its 6 strips or tiles"),
+        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "tiles that are missing: 1 of 6"),
         ("no-page", b"II*\0\0\0\0\0", "damaged header"), ("cut-header", b"MM\0*\0", "damaged header"),
     ):  # fmt: skip
         yield Case(f"tiff-refused-{name}", data, refused=reason)
