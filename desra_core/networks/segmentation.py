@@ -25,7 +25,7 @@ from desra_core.gpu import exact_on
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Labels, Pixels
 from desra_core.images.tiling import row_strips
-from desra_core.networks.weights import LOAD_ERRORS, load_checkpoint
+from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
