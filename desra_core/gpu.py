@@ -53,14 +53,7 @@ def exact_on(device: str) -> Iterator[None]:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Check whether an error means that the GPU or the machine has not enough memory.
-
-    Examples:
-        >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-        (True, True)
-        >>> lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-        False
-    """
+    """Check whether an error means that the GPU or the machine has not enough memory."""
     return isinstance(error, MemoryError) or _has(error, _OUT_OF_MEMORY)
 
 
@@ -70,14 +63,7 @@ def is_unusable(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Check whether an error means that this process can no longer use its GPU, while another process may.
-
-    Examples:
-        >>> is_broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
-        True
-        >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
-        False
-    """
+    """Check whether an error means that this process can no longer use its GPU, while another process may."""
     return _has(error, _BROKEN) and not lacks_memory(error) and not is_unusable(error)
 
 

@@ -85,11 +85,8 @@ def variance_similarity(
             rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
             similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
 
-    if threads == 1:
-        fill_share(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill_share, range(threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill_share, range(threads)))
     return SimilarityMap(similarity, halo)
 
 
