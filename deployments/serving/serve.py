@@ -79,7 +79,8 @@ def serve(serving: Serving, machine: Machine) -> int:
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
-            history, server = parse_span(serving.history), None
+            history = parse_span(serving.history)
+            server: Server | None = None
             if configured := os.environ.get("PREFECT_API_URL"):
                 check_server(configured)
             else:
