@@ -78,11 +78,6 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
     return dict(sorted(held, key=lambda item: (-item[1].bytes, item[0])))
 
 
-def images_contents(workspace: Workspace) -> pa.Table:
-    """List what belongs to images, empty folders, and what no workspace has (schema `ITEMS`)."""
-    return table_of(_listed(workspace))
-
-
 def table_of(items: Iterable[Item]) -> pa.Table:
     """Turn items into a table (schema `ITEMS`); only so many of them are Python objects at a time."""
     rows, batches = iter(items), []
@@ -145,7 +140,8 @@ def size_of(place: os.PathLike[str] | str) -> Size:
     return Size(files, size)
 
 
-def _listed(workspace: Workspace) -> Iterator[Item]:
+def images_contents(workspace: Workspace) -> Iterator[Item]:
+    """List what belongs to images, empty folders, and what no workspace has."""
     for entry in entries(workspace.root):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):

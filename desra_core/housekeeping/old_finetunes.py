@@ -1,11 +1,11 @@
 """Find finetune folders and gate records that gc may delete.
 
-Kept whole: the latest finetune, and unfinished ones of the current model. Kept without training images and state: those
-that a document names, which is the settings of the latest run, the latest verdict, the record of a promoted model, or
+Kept whole are the latest finetune, and unfinished ones of the current model. Kept without training images and state are
+those that a document names: the settings of the latest run, the latest verdict, the record of a promoted model, or
 run.json of a finetune that stays. So after a rollback, the finetune of that model is found ended and judged. The others
-are deleted whole: a partly deleted one would look like a run in progress.
+are deleted whole: a partly deleted finetune would look like a run in progress.
 
-Of the gate, judgements stay of the latest comparison and of the finetunes that stay.
+Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ _GATE = {
 
 
 def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
-    """List what may go of such finetunes and judgements, and unknown files among them. Nothing is changed.
+    """List finetunes and judgements, or parts of them, that may go, and unknown files among them; nothing is changed.
 
-    ``settings`` are those of the latest run. Raises `UsageError` where the history of the models is damaged.
+    Args:
+        workspace: Of any run that has ended.
+        settings: Those of the latest run.
+
+    Raises:
+        UsageError: The history of the models is damaged.
     """
     runs: dict[str, RunFolder] = {}
     for entry in own_entries(workspace.finetune("")):
@@ -51,7 +56,8 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
-    latest = max(runs, key=lambda key: _time(runs[key]), default="")
+    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, latest_notes = _comparisons(workspace)
@@ -66,11 +72,18 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
         staying |= named
         texts += [_text(runs[key].document) for key in named]
     for key, run in runs.items():
-        if key in staying:
-            yield from _within(workspace, run, whole=key in whole)
-        else:
+        if key not in staying:
             reason = "finetunes that others have replaced" if run.document.exists() else "finetunes that never began"
             yield item(workspace, run.root, "finetunes", reason)
+            continue
+        for entry, known in () if _is_running(run) else _parts(run):
+            if _is_scratch(entry):
+                yield item(workspace, entry.path, "finetunes", UNFINISHED)
+            elif not known:
+                yield item(workspace, entry.path, UNKNOWN)
+        for path in (run.data, run.state) if key not in whole and _has_ended(run) else ():
+            if path.exists():
+                yield item(workspace, path, "finetunes", "states of superseded finetunes")
     kept = {name for name, note in notes.items() if any(key in note["after"] for key in staying)} | latest_notes
     # Candidates of the others are split off their checkpoints again when they are asked for.
     at_hand = {name for name in kept if latest and latest in notes[name]["after"]} | latest_notes
@@ -81,19 +94,6 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
     }
     if notes:
         yield from _of_gate(workspace, needed)
-
-
-def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[Item]:
-    """List files of a kept finetune that are not needed, and unknown ones."""
-    for entry, known in () if _is_running(run) else _parts(run):
-        if _is_scratch(entry):
-            yield item(workspace, entry.path, "finetunes", UNFINISHED)
-        elif not known:
-            yield item(workspace, entry.path, UNKNOWN)
-    if not whole and _has_ended(run):
-        for path in (run.data, run.state):
-            if path.exists():
-                yield item(workspace, path, "finetunes", "states of superseded finetunes")
 
 
 def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
@@ -114,7 +114,7 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 
 
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
-    """The notes of the gate on its comparisons, by file name, and the names of the latest ones.
+    """Read the notes of the gate on its comparisons, by file name, and name the latest ones.
 
     Latest are that of the latest verdict and those without a verdict yet. There are no notes where one is damaged, or
     that of the verdict is missing as in earlier versions: then the gate is left alone.
@@ -149,11 +149,8 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
 def _has_ended(run: RunFolder) -> bool:
     """Whether a finetune has done what it was last asked to do."""
     training = (read_json(run.document) or {}).get("training", {})
-    progress = read_json(run.progress) or {}
-    if progress.get("worse", 0) >= training.get("patience", 1):
-        return True
-    reached = progress.get("iteration", 0)
-    return reached >= progress.get("iterations", training.get("iterations", 1)) and run.model(reached).exists()
+    asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
+    return run.reached(asked, training.get("patience", 1))
 
 
 def _is_running(run: RunFolder) -> bool:
@@ -181,11 +178,6 @@ def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
         yield entry, entry.name in _PARTS and not entry.is_symlink()
     for entry in own_entries(run.root / "models"):
         yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
-
-
-def _time(run: RunFolder) -> float:
-    """When a finetune was begun or last went on."""
-    return max((path.stat().st_mtime for path in (run.document, run.progress) if path.exists()), default=0.0)
 
 
 def _is_scratch(entry: os.DirEntry[str]) -> bool:

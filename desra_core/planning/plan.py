@@ -19,15 +19,11 @@ from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.inventory import Flags, Held, OnDisk, flags_of
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import FURTHER, Target, kept_whole, stages_for
-from desra_core.workspace.records import gather_journals, read_records
+from desra_core.workspace.products import Target, kept_whole, stages_for
+from desra_core.workspace.records import SCHEMA, gather_journals, read_records
 
-_COLUMNS = [
-    "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
-    "weighting_key", "proven_weight", "threshold", "min_area", "mask_key", "artifact_pixels",
-    "failed_stage", "failed_key", "subject", "reason", "remedy", "transient",
-    *(product.column for product in FURTHER),
-]  # fmt: skip
+# Of the records: all that says whether there is anything to do.
+COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
 
 
 class Work(NamedTuple):
@@ -37,11 +33,13 @@ class Work(NamedTuple):
         lacking: The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
         failed: Images that failed for good under the very same settings.
         dropped: Images that are computed again only because their maps were not kept.
+        whole: Images of which everything is kept, see `kept_whole`.
     """
 
     lacking: dict[str, Flags]
     failed: Flags
     dropped: Flags
+    whole: Flags
 
     @property
     def pending(self) -> Flags:
@@ -107,7 +105,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         target: The keys of the run.
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
-    standing = Standing(rows, records.select(_COLUMNS), target)
+    standing = Standing(rows, records.select(COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
     whole = kept_whole(target.keep, standing.marked, held.marked)
     # All of these is kept under any --keep: training reads what a person has marked, whatever the detector says.
@@ -139,7 +137,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
     lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
     dropped = similarity & standing.same_similarity & ~standing.failed & ~says_mapped
-    return Work(lacking, standing.failed_for_good, dropped)
+    return Work(lacking, standing.failed_for_good, dropped, whole)
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
@@ -151,7 +149,7 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     manifest = read_manifest(workspace)
     assert manifest is not None
     rows = manifest.filter(manifest["present"])
-    standing = Standing(rows, read_records(workspace, [*_COLUMNS, "regions"]), target)
+    standing = Standing(rows, read_records(workspace, [*COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
     columns |= {name: standing.columns[name] for name in ("height", "width", "artifact_pixels", "regions")}
     return pa.table(columns).filter(pa.array(standing.current & ~standing.failed)).combine_chunks()
@@ -224,7 +222,7 @@ class Plan:
         if not self.pending:
             return self
         held = OnDisk.of_rows(workspace, self._pending).held(self._pending, self.target.gan_sr_key)
-        after = Plan(self._manifest, self._pending, read_records(workspace, _COLUMNS), self.target, held)
+        after = Plan(self._manifest, self._pending, read_records(workspace, COLUMNS), self.target, held)
         after.images, after.failed = self.images, self.failed + after.failed
         after._rows, after.failures = self._rows, pa.concat_tables([self.failures, after.failures])
         return after
@@ -232,10 +230,9 @@ class Plan:
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
     """Plan a run over a manifest; nothing is computed or written."""
-    rows = asked_for(manifest)
-    rows = rows.slice(0, rows.num_rows if limit is None else limit)
+    rows = asked_for(manifest).slice(0, limit)
     held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
-    return Plan(manifest, rows, read_records(workspace, _COLUMNS), target, held)
+    return Plan(manifest, rows, read_records(workspace, COLUMNS), target, held)
 
 
 class Prepared(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.housekeeping.contents import FOLDERS, Size, entries, images_contents, size_of, sizes
+from desra_core.housekeeping.contents import FOLDERS, Size, entries, images_contents, size_of, sizes, table_of
 from desra_core.workspace import Workspace
 from desra_core.workspace import paths as described
 

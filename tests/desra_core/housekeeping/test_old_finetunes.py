@@ -18,7 +18,7 @@ from desra_core.gate.cycle import comparing_of, finetuning_of, is_to_promote, mi
 from desra_core.gate.model_registry import current_model, promote, rollback
 from desra_core.housekeeping.garbage import find_garbage
 from desra_core.housekeeping.old_finetunes import old_finetunes
-from desra_core.housekeeping.sweep import sweep
+from desra_core.housekeeping.garbage import sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
@@ -372,7 +372,7 @@ def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, mon
     found = [{path.relative_to(run.root) for path in run.root.rglob("*")} for run in runs]
     times = 0
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.housekeeping.sweep.shutil.rmtree", killed)
+        patch.setattr("desra_core.housekeeping.garbage.shutil.rmtree", killed)
         while any(row["kind"] == "finetunes" for row in find_garbage(workspace).table.to_pylist()):
             with pytest.raises(KilledError):
                 sweep(workspace)
