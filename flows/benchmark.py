@@ -6,7 +6,7 @@ from prefect.runtime import flow_run
 
 from desra_core.report.benchmark_page import plan
 from desra_core.settings import Machine
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import tag_run

@@ -80,7 +80,7 @@ def record(level: int, message: str, **ids: Any) -> None:
 
 
 def configure(level: str, form: str) -> None:
-    """Set level and format of the log of this process; see `desra_core.settings.corpus.Machine`."""
+    """Set level and format of the log of this process; see `desra_core.settings.Machine`."""
     handler = _handled()
     handler.setFormatter(_Json() if form == "json" else _Text())
     _RECORDS.setLevel(_level(level))

@@ -1,13 +1,14 @@
-"""Settings of finetuning, the gate, the cycle and calibration."""
+"""Settings of finetuning, the gate, the cycle, calibration and benchmarks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from desra_core.settings import Mining, whole_path
+from desra_core.detection.detectors import METHODS
+from desra_core.settings import Frozen, MinArea, Mining, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
@@ -17,11 +18,15 @@ MIN_PIXELS, MIN_IMAGES = 100_000, 3
 Rule = Literal["published", "quantile"]
 Fallback = Literal["published", "one", "pooled"]
 
+SYNTHETIC = "synthetic"
 
-class Gate(BaseModel):
+
+_LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+_PHOTOS = "Folder of the LR photos, where the latest run recorded none."
+
+
+class Gate(Frozen):
     """Limits that a finetuned model must keep before it may replace the old one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
     max_detail_loss: float = Field(
@@ -39,15 +44,16 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
-def _left_to_the_preset(schema: dict[str, Any]) -> None:
-    """Keep the default out of forms, which send what they show, and so would overrule the preset."""
-    del schema["default"]
+def _without_preset_defaults(schema: dict[str, Any]) -> None:
+    """Keep these defaults out of forms, which send what they show, and so would overrule the preset."""
+    for name in _PRESETS["cpu"]:
+        schema["properties"][name].pop("default", None)
 
 
-class Training(BaseModel):
+class Training(Frozen):
     """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
 
     preset: Literal["paper", "cpu"] = Field(
         "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
@@ -63,13 +69,11 @@ class Training(BaseModel):
         256,
         ge=32,
         description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
     batch: int = Field(
         12,
         ge=1,
         description="Patches of a step. By default 12, or 8 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
@@ -84,7 +88,6 @@ class Training(BaseModel):
         "vgg19",
         description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
         "vgg19, or off with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
     perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
     gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
@@ -95,14 +98,12 @@ class Training(BaseModel):
         64,
         ge=4,
         description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
     warmup: int | None = Field(
         _WARMUP,
         ge=0,
         description="Steps of a discriminator that starts from nothing before the generator moves. By default 200, or "
         "with preset cpu a fifth of the iterations, at most 200.",
-        json_schema_extra=_left_to_the_preset,
     )
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
     amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -157,7 +158,7 @@ class Finetuning(Training):
     gan_model: Path | None = Field(
         None, description="Checkpoint of the GAN-trained model; by default what the latest desra mine used."
     )
-    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+    lr: Path | None = Field(None, description=_PHOTOS)
 
 
 class Comparing(Gate):
@@ -173,11 +174,9 @@ class Comparing(Gate):
     mse_model: Path | None = Field(
         None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
     )
-    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+    lr: Path | None = Field(None, description=_PHOTOS)
     group_by: str = Field("duplicates", description="As for the finetune.")
-    lpips: Path | None = Field(
-        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
-    )
+    lpips: Path | None = Field(None, description=_LPIPS)
     promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
 
 
@@ -186,19 +185,16 @@ class Cycling(Mining, Training, Gate):
 
     verb: ClassVar[str] = "cycle"
 
-    lpips: Path | None = Field(
-        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
-    )
+    lpips: Path | None = Field(None, description=_LPIPS)
     keep_mse: bool = Field(
         True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
     )
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
 
 
-class Calibrating(BaseModel):
+class Calibrating(Frozen):
     """Artifact-free pairs, and how class weights are derived from them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     verb: ClassVar[str] = "calibrate"
 
     workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
@@ -243,3 +239,65 @@ class Calibrating(BaseModel):
         if output.is_dir():
             raise ValueError("is a folder")
         return output
+
+
+class Benchmarking(Frozen):
+    """Pairs with human masks, or clean pairs to inject artifacts into, and the detectors that are to be measured."""
+
+    verb: ClassVar[str] = "benchmark"
+
+    dataset: str = Field(
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
+        "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
+    )
+    output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
+    methods: str = Field(
+        ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
+    )
+    min_area: MinArea = "4000"
+    mse_sr: Path | None = Field(None, description="Folder of the MSE-trained model's results, where it lies elsewhere.")
+    gan_sr: Path | None = Field(None, description="Folder of the GAN-trained model's results, where it lies elsewhere.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, where it lies elsewhere.")
+    labels: Path | None = Field(None, description="Folder of class-index PNGs by image name, where it lies elsewhere.")
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+)$",
+        description="What computes class labels that are not there: none or mmseg:CONFIG,CHECKPOINT.",
+    )
+    weights: str | None = Field(
+        None,
+        description="Class weights of desra: published, none, or a file. By default published when there are labels.",
+    )
+    exclude: Path | None = Field(
+        None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
+    )
+    seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
+
+    @field_validator("dataset")
+    @classmethod
+    def _place(cls, dataset: str) -> str:
+        return dataset if dataset == SYNTHETIC else str(whole_path(dataset))
+
+    @field_validator("methods")
+    @classmethod
+    def _files(cls, methods: str) -> str:
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        if not names:
+            raise ValueError("names no method")
+        return ",".join(str(whole_path(name)) if name.endswith(".py") else name for name in names)
+
+    @field_validator("segmenter")
+    @classmethod
+    def _models(cls, segmenter: str) -> str:
+        kind, colon, paths = segmenter.partition(":")
+        return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
+
+    @field_validator("weights")
+    @classmethod
+    def _file(cls, weights: str | None) -> str | None:
+        return weights if weights in (None, "published", "none") else str(whole_path(weights))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether artifacts are injected."""
+        return self.dataset == SYNTHETIC

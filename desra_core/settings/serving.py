@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from tzlocal import get_localzone_name
 
 from desra_core.errors import UsageError
+from desra_core.settings import Frozen
 from desra_core.settings.models import Cycling
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -36,10 +37,8 @@ class Period(NamedTuple):
     every: timedelta | None = None
 
 
-class FinetuneTrigger(BaseModel):
+class FinetuneTrigger(Frozen):
     """When a mining run starts a finetune."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifacts: int = Field(
         ge=1,

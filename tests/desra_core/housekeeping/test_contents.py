@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.housekeeping.contents import FOLDERS, Size, entries, images_contents, size_of, sizes, table_of
+from desra_core.housekeeping.contents import FOLDERS, Size, entries, images_contents, size_of, sizes
 from desra_core.workspace import Workspace
 from desra_core.workspace import paths as described
 
@@ -52,7 +52,7 @@ def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
         else:
             place.touch()
     assert {path.partition("/")[0] for path in paths if "/" in path} == set(FOLDERS)
-    table = images_contents(Workspace(tmp_path / "ws")).to_pylist()
+    table = [item._asdict() for item in images_contents(Workspace(tmp_path / "ws"))]
     assert [row["path"] for row in table if row["kind"] == "unknown" and "/" not in row["path"]] == []
 
 

@@ -18,8 +18,7 @@ import pytest
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
 from desra_core.housekeeping import garbage as sweeping
-from desra_core.housekeeping.garbage import find_garbage
-from desra_core.housekeeping.garbage import sweep
+from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.codec import encode_mask
 from desra_core.planning.keys import load_settings, save_settings
 from desra_core.planning.plan import make_plan
