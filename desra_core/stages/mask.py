@@ -19,8 +19,8 @@ from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
+from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.pictures import publish_pseudo_gt
 from desra_core.workspace.products import kept_whole
 from desra_core.workspace.records import Record, write_journal
 

@@ -1,9 +1,9 @@
-"""List the files of a workspace as columns: masks, stored arrays, dataset pictures and masks by people."""
+"""The files of images in a workspace: which there are, as columns, where pictures lie, and the pseudo-GT."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.workspace import DATASET, Workspace
+from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, human_mask_rows, that_count
+from desra_core.workspace.manifest import MANIFEST, image_refs
 from desra_core.workspace.products import ARRAYS
 
 Flags = npt.NDArray[np.bool_]
@@ -79,22 +81,17 @@ class OnDisk:
     def held(self, rows: pa.Table, gan_sr_key: str | None) -> Held:
         """Look up manifest rows; ``gan_sr_key`` is the model in whose results people marked artifacts, if any."""
         names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
+        marked = np.zeros(len(ids), bool)
+        if gan_sr_key:
+            masks = that_count(self._human_masks, gan_sr_key)
+            marked = flags_of(pc.is_in(ids, masks.filter(pc.greater(masks["pixels"], 0))["id"].combine_chunks()))
+        paths = {name: pc.binary_join_element_wise(ids, name, "/") for name in ARRAYS}
         return Held(
             flags_of(pc.is_in(names, self._masks)),
             np.sum([flags_of(pc.is_in(names, pictures)) for pictures in self._pictures], axis=0, dtype=np.int8),
-            {name: self.has_array(ids, name) for name in ARRAYS},
-            self.marked_by_people(ids, gan_sr_key) if gan_sr_key else np.zeros(len(ids), bool),
+            {name: flags_of(pc.is_in(paths[name], self._arrays)) for name in ARRAYS},
+            marked,
         )
-
-    def marked_by_people(self, ids: pa.Array, gan_sr_key: str | None) -> Flags:
-        """Say for each image whether a person marked an artifact in its results of this model."""
-        masks = that_count(self._human_masks, gan_sr_key)
-        marked = masks.filter(pc.greater(masks["pixels"], 0))
-        return flags_of(pc.is_in(ids, marked["id"].combine_chunks()))
-
-    def has_array(self, ids: pa.Array, name: str) -> Flags:
-        """Say for each image whether it has a stored array of that name."""
-        return flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), self._arrays))
 
 
 def is_text(name: str) -> bool:
@@ -124,19 +121,59 @@ def _holds_data(path: Path) -> bool:
         return False
 
 
-def _pngs(folder: Path) -> Iterator[str]:
-    """Names of the pictures below a folder."""
-    return (path.removesuffix(".png") for path in _paths(folder, ""))
-
-
-def _paths(folder: Path, prefix: str) -> Iterator[str]:
-    """Relative paths of the non-empty files below a folder."""
-    if not folder.is_dir():
+def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
+    """Names of the pictures below a folder, if there is one, that no power cut has emptied."""
+    if not os.path.isdir(folder):
         return
     for entry in os.scandir(folder):
         if not is_text(entry.name):
             continue
         if entry.is_dir():
-            yield from _paths(Path(entry.path), f"{prefix}{entry.name}/")
+            yield from _pngs(entry.path, f"{prefix}{entry.name}/")
         elif entry.stat().st_size:
-            yield prefix + entry.name
+            yield prefix + entry.name.removesuffix(".png")
+
+
+def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return the files of some images by name and kind, the mask included; a file may have gone since.
+
+    Args:
+        workspace: The workspace.
+        verb: ``mine`` where it has a dataset with lr, mse_sr, gan_sr and pseudo_gt; else the files are the sources:
+            mse_sr, gan_sr, and lr and labels as far as there are any.
+        names: Of images in the manifest.
+    """
+    files: dict[str, dict[str, Path]] = {}
+    if verb == "mine":
+        kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
+        files = {name: {kind: workspace.dataset(kind, name) for kind in kinds} for name in names}
+    else:
+        manifest = read_table(workspace.manifest, MANIFEST)
+        rows = manifest.filter(pc.is_in(manifest["name"], pa.array(names, pa.string())))
+        for row in range(rows.num_rows):
+            (image,) = image_refs(rows.slice(row, 1))
+            found = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr, "lr": image.lr, "labels": image.labels}
+            files[image.names[0]] = {kind: file.path for kind, file in found.items() if file is not None}
+    for name, kinds_of_image in files.items():
+        kinds_of_image["mask"] = workspace.mask(name)
+    return files
+
+
+def publish_pseudo_gt(
+    workspace: Workspace, names: Iterable[str], mask: Mask, pseudo_gt: Pixels, alpha: Pixels | None
+) -> None:
+    """Write pseudo-GT and mask of an image to the dataset of a mined workspace, at all its names.
+
+    The mask comes last: where it is there, so is the pseudo-GT that was made with it.
+
+    Args:
+        workspace, names: A mined workspace, and the names of the image.
+        mask, pseudo_gt: As of `assemble_pseudo_gt`.
+        alpha: ``(H, W)`` of the results, or None.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    for kind, data in (("pseudo_gt", encode_png(pseudo_gt, alpha)), ("mask", encode_mask(mask))):
+        for name in names:
+            workspace.publish(workspace.dataset(kind, name), data)

@@ -26,46 +26,11 @@ from desra_core.workspace.products import FURTHER
 _NUMBER = "[0-9]" * 8
 
 REGION_FIELDS = [
-    pa.field("x", pa.int32()),
-    pa.field("y", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
+    *(pa.field(name, pa.int32()) for name in ("x", "y", "width", "height")),
     pa.field("area", pa.int64()),
     pa.field("dominant_class", pa.int16()),
-    pa.field("mean_similarity", pa.float64()),
-    pa.field("severity", pa.float64()),
+    *(pa.field(name, pa.float64()) for name in ("mean_similarity", "severity")),
 ]
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("height", pa.int32()),
-        pa.field("width", pa.int32()),
-        pa.field("icc_profile", pa.bool_()),
-        pa.field("further_pages", pa.int32()),
-        pa.field("tile", pa.int32()),
-        pa.field("similarity_key", pa.string()),
-        pa.field("similarity_kept", pa.bool_()),
-        pa.field("segmentation_key", pa.string()),
-        pa.field("labels_kept", pa.bool_()),
-        pa.field("labels_hash", pa.string()),
-        pa.field("weighting_key", pa.string()),
-        pa.field("proven_weight", pa.float64()),
-        pa.field("threshold", pa.float64()),
-        pa.field("min_area", pa.int64()),
-        pa.field("mask_key", pa.string()),
-        pa.field("artifact_pixels", pa.int64()),
-        pa.field("regions", pa.list_(pa.struct(REGION_FIELDS))),
-        pa.field("failed_stage", pa.string()),
-        pa.field("failed_key", pa.string()),
-        pa.field("subject", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("remedy", pa.string()),
-        pa.field("transient", pa.bool_()),
-        pa.field("seconds", pa.map_(pa.string(), pa.float64())),
-        *(pa.field(product.column, pa.string()) for product in FURTHER),
-    ]
-)
-_FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 
 
 @dataclass(frozen=True)
@@ -134,6 +99,29 @@ class Record:
     def error(self) -> ImageError:
         """The failure of a failed image, in the words of the error that was raised."""
         return ImageError(self.subject, self.reason or "", self.remedy or "")
+
+
+# Types of the fields of a record in tables: by name, or else by annotation.
+_TYPES = {
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "bool": pa.bool_(),
+    "int | None": pa.int32(),
+    "float | None": pa.float64(),
+    "min_area": pa.int64(),
+    "artifact_pixels": pa.int64(),
+    "regions": pa.list_(pa.struct(REGION_FIELDS)),
+    "seconds": pa.map_(pa.string(), pa.float64()),
+}
+_FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
+SCHEMA = pa.schema(
+    [
+        pa.field(field.name, _TYPES.get(field.name) or _TYPES[str(field.type)], nullable=field.name != "id")
+        for field in dataclasses.fields(Record)
+        if field.name != "further"
+    ]
+    + [pa.field(column, pa.string()) for column in _FURTHER_COLUMNS]
+)
 
 
 def without_arrays(record: Record) -> Record:
@@ -210,12 +198,9 @@ def _journaled_shards(workspace: Workspace) -> list[int]:
 
 
 def _journaled(folder: Path) -> dict[str, Record | None]:
-    """The records of a journal by image id; None for what is damaged.
+    """Read the records of a journal by image id (raises `TransientError`); None for a record that is damaged.
 
-    Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
-
-    Raises:
-        TransientError: A record cannot be read now.
+    Such an image begins anew: an older record in the table does not count any more, for its files may be newer.
     """
     records: dict[str, Record | None] = {}
     with reading_errors(folder):
