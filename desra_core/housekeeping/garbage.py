@@ -37,7 +37,7 @@ from desra_core.planning.plan import COLUMNS, assess
 from desra_core.planning.tables import publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.inventory import OnDisk, flags_of
+from desra_core.workspace.inventory import flags_of, held_by
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import ARRAYS, Target, kept_arrays
 from desra_core.workspace.records import SCHEMA, finished_shards, gather_journals, read_records
@@ -127,7 +127,7 @@ def _unkept(
 ) -> pa.Array:
     """Why the settings of the latest run do not keep an array; null where they do, or the image is not done."""
     rows = manifest.filter(manifest["present"]).slice(0, settings.limit)
-    on_disk = OnDisk.of(workspace).held(rows, target.gan_sr_key)
+    on_disk = held_by(workspace, rows, target.gan_sr_key)
     work = assess(rows, read_records(workspace, COLUMNS), target, on_disk)
     wanted = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
     wanted["mse_sr"] |= target.keep_mse

@@ -16,7 +16,7 @@ from desra_core.images.codec import most_pixels
 from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import Flags, Held, OnDisk, flags_of
+from desra_core.workspace.inventory import Flags, Held, flags_of, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole, stages_for
@@ -221,7 +221,7 @@ class Plan:
         """Plan again after the run. Only images that had anything to do are looked at: the lock kept the rest."""
         if not self.pending:
             return self
-        held = OnDisk.of_rows(workspace, self._pending).held(self._pending, self.target.gan_sr_key)
+        held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)
         after = Plan(self._manifest, self._pending, read_records(workspace, COLUMNS), self.target, held)
         after.images, after.failed = self.images, self.failed + after.failed
         after._rows, after.failures = self._rows, pa.concat_tables([self.failures, after.failures])
@@ -231,7 +231,7 @@ class Plan:
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
     """Plan a run over a manifest; nothing is computed or written."""
     rows = asked_for(manifest).slice(0, limit)
-    held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
+    held = held_by(workspace, rows, target.gan_sr_key)
     return Plan(manifest, rows, read_records(workspace, COLUMNS), target, held)
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.workspace import DATASET, Workspace, read_table
-from desra_core.workspace.human_masks import HUMAN_MASKS, human_mask_rows, that_count
+from desra_core.workspace.human_masks import human_mask_rows, that_count
 from desra_core.workspace.manifest import MANIFEST, image_refs
 from desra_core.workspace.products import ARRAYS
 
@@ -39,59 +39,41 @@ class Held(NamedTuple):
         return Held(self.masks[flags], self.pictures[flags], arrays, self.marked[flags])
 
 
-class OnDisk:
-    """Which masks, stored arrays, dataset pictures (kind, name) and masks by people a workspace holds."""
+def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, each: bool = False) -> Held:
+    """Look up which files a workspace holds for some manifest rows.
 
-    def __init__(
-        self,
-        masks: Iterable[str],
-        arrays: Iterable[tuple[str, str]],
-        pictures: Iterable[tuple[str, str]] = (),
-        human_masks: pa.Table | None = None,
-    ) -> None:
-        self._masks = pa.array(masks, pa.string())
-        self._arrays = pa.array((f"{image_id}/{name}" for image_id, name in arrays), pa.string())
-        by_kind: dict[str, list[str]] = {kind: [] for kind in DATASET}
-        for kind, name in pictures:
-            by_kind[kind].append(name)
-        self._pictures = [pa.array(names, pa.string()) for names in by_kind.values()]
-        self._human_masks = HUMAN_MASKS.empty_table() if human_masks is None else human_masks
-
-    @classmethod
-    def of(cls, workspace: Workspace) -> OnDisk:
-        """List a workspace."""
-        groups = (entry for folder in _folders(workspace.maps) for entry in _folders(folder))
-        return cls(
-            _pngs(workspace.masks),
-            ((group.name.removesuffix(".zarr"), array.name) for group in groups for array in _folders(group)),
-            ((kind, name) for kind in DATASET for name in _pngs(workspace.dataset(kind, "").parent)),
-            human_mask_rows(workspace),
-        )
-
-    @classmethod
-    def of_rows(cls, workspace: Workspace, rows: pa.Table) -> OnDisk:
-        """Look for what belongs to some manifest rows."""
-        names, ids = rows["name"].to_pylist(), rows["id"].to_pylist()
-        masks = (name for name in names if _holds_data(workspace.mask(name)))
-        arrays = ((key, array.name) for key in ids for array in _folders(workspace.group(key)))
-        kinds = DATASET if workspace.dataset_manifest.parent.is_dir() else ()
-        pictures = ((kind, name) for kind in kinds for name in names if _holds_data(workspace.dataset(kind, name)))
-        return cls(masks, arrays, pictures, human_mask_rows(workspace))
-
-    def held(self, rows: pa.Table, gan_sr_key: str | None) -> Held:
-        """Look up manifest rows; ``gan_sr_key`` is the model in whose results people marked artifacts, if any."""
-        names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
-        marked = np.zeros(len(ids), bool)
-        if gan_sr_key:
-            masks = that_count(self._human_masks, gan_sr_key)
-            marked = flags_of(pc.is_in(ids, masks.filter(pc.greater(masks["pixels"], 0))["id"].combine_chunks()))
-        paths = {name: pc.binary_join_element_wise(ids, name, "/") for name in ARRAYS}
-        return Held(
-            flags_of(pc.is_in(names, self._masks)),
-            np.sum([flags_of(pc.is_in(names, pictures)) for pictures in self._pictures], axis=0, dtype=np.int8),
-            {name: flags_of(pc.is_in(paths[name], self._arrays)) for name in ARRAYS},
-            marked,
-        )
+    Args:
+        workspace: The workspace.
+        rows: The rows.
+        gan_sr_key: The model in whose results people marked artifacts, if any.
+        each: Look for the files of each row, which is faster for few of the rows than to list the whole workspace.
+    """
+    names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
+    kinds = {kind: workspace.dataset(kind, "").parent for kind in DATASET}
+    if each:
+        looked_for = names.to_pylist()
+        groups = (workspace.group(image_id) for image_id in ids.to_pylist())
+        masks = [name for name in looked_for if _holds_data(workspace.mask(name))]
+        pictures = [
+            [name for name in looked_for if _holds_data(workspace.dataset(kind, name))] if folder.is_dir() else []
+            for kind, folder in kinds.items()
+        ]
+    else:
+        groups = (Path(group.path) for folder in _folders(workspace.maps) for group in _folders(folder))
+        masks = list(_pngs(workspace.masks))
+        pictures = [list(_pngs(folder)) for folder in kinds.values()]
+    arrays = pa.array((f"{group.stem}/{array.name}" for group in groups for array in _folders(group)), pa.string())
+    paths = {name: pc.binary_join_element_wise(ids, name, "/") for name in ARRAYS}
+    marked = np.zeros(len(ids), bool)
+    if gan_sr_key:
+        human = that_count(human_mask_rows(workspace), gan_sr_key)
+        marked = flags_of(pc.is_in(ids, human.filter(pc.greater(human["pixels"], 0))["id"].combine_chunks()))
+    return Held(
+        flags_of(pc.is_in(names, pa.array(masks, pa.string()))),
+        np.sum([flags_of(pc.is_in(names, pa.array(kind, pa.string()))) for kind in pictures], axis=0, dtype=np.int8),
+        {name: flags_of(pc.is_in(paths[name], arrays)) for name in ARRAYS},
+        marked,
+    )
 
 
 def is_text(name: str) -> bool:

@@ -41,7 +41,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +73,16 @@ class _Below:
         return workspace.root / self._name
 
 
+class _Named:
+    """A path below the root of a workspace, with the names and numbers in it that a caller gives."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def __get__(self, workspace: Workspace, _: object) -> Callable[..., Path]:
+        return lambda *given: workspace.root / self._pattern.format(*given)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The paths below one workspace directory, drawn above, and the only way to write there: `publish`."""
@@ -102,49 +112,26 @@ class Workspace:
     prefect_home = _Below("prefect")
     lock = _Below("lock")
 
-    def shard_records(self, shard: int) -> Path:
-        """Return the table of a finished shard."""
-        return self.records / f"{shard:08d}.parquet"
-
-    def shard_journal(self, shard: int) -> Path:
-        """Return the folder of a shard in flight."""
-        return self.journal / f"{shard:08d}"
-
-    def group(self, image_id: str) -> Path:
-        """Return the zarr group of an image."""
-        return self.maps / image_id[:2] / f"{image_id}.zarr"
-
-    def mask(self, name: str) -> Path:
-        """Return the mask of an image."""
-        return self.masks / f"{name}.png"
-
-    def human_mask(self, name: str) -> Path:
-        """Return the mask of an image by a person; it is empty where a person found no artifact."""
-        return self.human / f"{name}.png"
-
-    def dataset(self, kind: str, name: str) -> Path:
-        """Return a picture of an image in the dataset; ``kind`` is one of `DATASET`."""
-        return self.root / "dataset" / kind / f"{name}.png"
-
-    def finetune(self, key: str) -> Path:
-        """Return the folder of a finetune that was given no --output."""
-        return self.root / "finetunes" / key
-
-    def judgement(self, key: str, image_id: str) -> Path:
-        """Return what the gate found of a candidate on an image (JSON)."""
-        return self.gate / "judgements" / key / f"{image_id}.json"
-
-    def judged_crop(self, key: str, image_id: str, kind: str, rank: int) -> Path:
-        """Return a picture of one of the worst regions of a judged image (WebP)."""
-        return self.gate / "judgements" / key / f"{image_id}-{rank}-{kind}.webp"
+    # By the number of a shard: the table of a finished shard, and the folder of one in flight.
+    shard_records = _Named("outcomes/{:08d}.parquet")
+    shard_journal = _Named("journal/{:08d}")
+    # By the id of an image.
+    group = _Named("maps/{0:.2}/{0}.zarr")
+    # By the name of an image. A human mask is empty where a person found no artifact.
+    mask = _Named("masks/{}.png")
+    human_mask = _Named("human/{}.png")
+    # By kind, of `DATASET`, and name of an image.
+    dataset = _Named("dataset/{}/{}.png")
+    # By key, and id of an image: what the gate found of a candidate. By kind and rank of a region, too: its picture.
+    judgement = _Named("gate/judgements/{}/{}.json")
+    judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
+    # By key.
+    finetune = _Named("finetunes/{}")
+    calibration = _Named("calibration/{}")
 
     def compared(self, after: Path) -> Path:
         """Return the judgements and candidates that the latest comparison of a finetune rests on (JSON)."""
         return self.gate / "compared" / f"{fingerprint(str(after))}.json"
-
-    def calibration(self, key: str) -> Path:
-        """Return the folder of histograms that were counted alike."""
-        return self.root / "calibration" / key
 
     def withdraw(self, name: str) -> None:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""

@@ -23,7 +23,7 @@ from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.stages.mask import mask_stage
 from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
-from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import image_refs
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 
@@ -79,7 +79,7 @@ class Lab:
             records = read_shard(workspace, shard)
             failures = {}
             for function, job in stages(self.detection(**changes), plan, weights):
-                held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
+                held = held_by(workspace, rows, plan.target.gan_sr_key, each=True)
                 name = function.__name__.removesuffix("_stage")
                 flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
@@ -529,8 +529,8 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
-    for disk in (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)):
-        held = disk.held(rows, None)
+    for each in (False, True):
+        held = held_by(workspace, rows, None, each=each)
         assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
         assert not held.arrays["labels"].any()
 
