@@ -224,7 +224,7 @@ def _under_new_names(
 
 
 def _roots(sources: Sources) -> dict[str, str]:
-    return {role: str(sources.folder(role)) for role in sources.used()}
+    return {role: str(folder) for role, folder in sources.folders.items()}
 
 
 def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
@@ -239,14 +239,13 @@ def _identified(
     hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
     unknown = {
         role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
-        for role in sources.used()
+        for role in sources.places
     }
     total, done = sum(int(flags.sum()) for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for role in sources.used():
-            folder, rows = sources.folder(role), np.flatnonzero(unknown[role])
-            assert folder is not None
+        for role, folder in sources.folders.items():
+            rows = np.flatnonzero(unknown[role])
             new = [pa.array([], pa.string())]
             for start in range(0, rows.size, _HASH_BATCH):
                 batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
@@ -256,7 +255,7 @@ def _identified(
                     for name, result in zip(batch["name"].to_pylist(), results, strict=True)
                     if isinstance(result, ImageError)
                 ]
-                new.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                new.append(pa.array((None if isinstance(r, ImageError) else r for r in results), pa.string()))
                 done += len(results)
                 if on_hashed:
                     on_hashed(done, total)
@@ -277,7 +276,7 @@ def _identified(
 
 def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
     """Hashes of the files whose folder, path, size and time are as before; null for the others."""
-    if previous is None or _stored_roots(previous).get(role) != str(sources.folder(role)).encode():
+    if previous is None or _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
         return pa.nulls(found.num_rows, pa.string())
     rows = pc.index_in(found["name"].combine_chunks(), previous["name"].combine_chunks())
     same = rows.is_valid()
@@ -354,7 +353,7 @@ def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
     """Names of images whose files are still in the main folder, but are not among those asked for."""
     role = sources.identity[-1]
-    selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
+    selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
         return pa.array([], pa.string())
     there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()

@@ -47,31 +47,28 @@ class Sources:
         return ("mse_sr", "gan_sr") if self.gan_sr is not None else ("lr",)
 
     @property
+    def places(self) -> dict[str, Path]:
+        """The folders, files or globs that were given, by role."""
+        return {role: place for role in ROLES if (place := getattr(self, role)) is not None}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of these places, by role."""
+        return {role: root_of(place) for role, place in self.places.items()}
+
+    @property
     def main(self) -> Path:
         """The folder by whose files the images are named."""
-        folder = self.folder(self.identity[-1])
-        assert folder is not None
-        return folder
-
-    def place(self, role: str) -> Path | None:
-        """Return the folder, file or glob that was given for a role, if any was."""
-        place: Path | None = getattr(self, role)
-        return place
-
-    def folder(self, role: str) -> Path | None:
-        """Return the folder of a role, if there is one."""
-        place = self.place(role)
-        return None if place is None else root_of(place)
+        return self.folders[self.identity[-1]]
 
     @property
     def selects(self) -> bool:
         """Whether only some files of the main folder are asked for."""
-        place = self.place(self.identity[-1])
-        return bool(self.exclude) or (place is not None and is_selection(place))
+        return bool(self.exclude) or is_selection(self.places[self.identity[-1]])
 
     def exclusion(self) -> list[str]:
         """Return the globs of ``exclude`` relative to the folders; they may be absolute or relative to elsewhere."""
-        folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
+        folders = [os.path.join(os.path.abspath(folder), "") for folder in self.folders.values()]
 
         def below(pattern: str) -> str:
             if not pattern.startswith(("/", "./", "../")):
@@ -81,10 +78,6 @@ class Sources:
             return next(relative, pattern.removeprefix("./"))
 
         return list(map(below, self.exclude))
-
-    def used(self) -> list[str]:
-        """Return the roles that have a folder."""
-        return [role for role in ROLES if self.place(role) is not None]
 
 
 class Matched(NamedTuple):
@@ -119,10 +112,8 @@ def match(sources: Sources, skip: Path) -> Matched:
     failures = [FAILURES.empty_table()]
     passed_over: Counter[str] = Counter()
     exclude = sources.exclusion()
-    for role in sources.used():
-        place, folder = sources.place(role), sources.folder(role)
-        assert place is not None
-        assert folder is not None
+    for role, place in sources.places.items():
+        folder = root_of(place)
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
         tables[role], problems, others = image_files(place, skip, exclude)
@@ -144,8 +135,7 @@ def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, 
     names = tables[main]["name"]
     named = {}
     for role, table in tables.items():
-        places = [sources.place(one) for one in (role, main)]
-        single = all(place and place.is_file() for place in places) and table.num_rows == len(names) == 1
+        single = all(sources.places[each].is_file() for each in (role, main)) and table.num_rows == len(names) == 1
         named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     return named
 
@@ -157,15 +147,19 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
         UsageError: No file of a folder is a twin of one in the main folder.
     """
     *others, main = sources.identity
-    selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
-    joined = _renamed(tables[main], main)
+    selective = {role for role, place in sources.places.items() if is_selection(place)}
+
+    def renamed(files: pa.Table, role: str) -> pa.Table:
+        return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
+
+    joined = renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
-        table = _renamed(tables.get(role, FILES.empty_table()), role)
+        table = renamed(tables.get(role, FILES.empty_table()), role)
         here, there = joined["name"], table["name"]
         if len(here) and len(there) and not pc.any(pc.is_in(there, here.combine_chunks())).as_py():
             names = f"{pc.min(there)}, but {pc.min(here)}"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
-            raise UsageError(sources.folder(role), reason, "name folders of the same images")
+            raise UsageError(sources.folders[role], reason, "name folders of the same images")
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(table, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
@@ -175,22 +169,15 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
         if role not in selective or twin in selective:  # else the twin was not asked for
-            subjects = pc.binary_join_element_wise(
-                f"{sources.folder(twin)}", lacking[f"{twin}_path"].combine_chunks(), "/"
-            )
-            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
-            texts = (
-                pa.array([text] * len(subjects), pa.string()) for text in ("scan", reason, "add the twin, or remove it")
-            )
-            stage, reasons, remedies = texts
+            paths = lacking[f"{twin}_path"].combine_chunks()
+            subjects = pc.binary_join_element_wise(f"{sources.folders[twin]}", paths, "/")
+            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.places[role]}"
+            texts = ("scan", reason, "add the twin, or remove it")
+            stage, reasons, remedies = (pa.array([text] * len(paths), pa.string()) for text in texts)
             columns = [lacking["name"].combine_chunks(), stage, subjects, reasons, remedies]
             failures.append(pa.table(columns, schema=FAILURES))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
     return joined, failures
-
-
-def _renamed(files: pa.Table, role: str) -> pa.Table:
-    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
 
 
 def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:

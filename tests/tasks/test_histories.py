@@ -20,6 +20,7 @@ from desra_core.errors import UsageError
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Mining
 from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace.inventory import held_by
 from tests.conftest import photo
 from tests.in_process import process
 
