@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import TransientError
+from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import Plan, Prepared
@@ -25,7 +26,6 @@ from desra_core.report.results import read_results, stage_times
 from desra_core.report.wording import stage_name
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import resting_in_words
 from tasks.dask_map import Dask
 
 # The environment variable with the address of the workspace's report for browsers.
@@ -67,9 +67,11 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
         facts: More lines, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
-    people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
+    people = counted(count_resting(workspace, load_settings(workspace)[1].gan_sr_key), "image")
     create_markdown_artifact(
-        _listed(f"**{line}**", [*facts, people, report]), key="outcome", description="End of this run."
+        _listed(f"**{line}**", [*facts, f"{people} with a human mask", report]),
+        key="outcome",
+        description="End of this run.",
     )
 
 

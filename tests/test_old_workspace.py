@@ -228,7 +228,7 @@ def test_masks_by_people_count_and_can_be_taken_back(old: Path, desra_here: Desr
     """What was exported is known as the detector's, and what was drawn as a person's."""
     ws, name = old / "mined", "page"
     run = desra_here(*commands(old)["mined"])
-    assert "people   1 image rests on a person's mask\n" in run.stdout
+    assert "people   1 image with a human mask\n" in run.stdout
     drawn = cv2.imread(str(ws / f"human/{name}.png"), cv2.IMREAD_UNCHANGED)
     assert cv2.imread(str(ws / f"dataset/mask/{name}.png"), cv2.IMREAD_UNCHANGED).tolist() == drawn.tolist()
     undone = desra_here("import", "--undo", "--workspace", ws)

@@ -12,6 +12,7 @@ from typing import Any
 from desra_core import __version__
 from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS
+from desra_core.detection.detectors.applied import AppliedDetector
 from desra_core.errors import UsageError
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.networks.checkpoints import load_pair
@@ -34,24 +35,32 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     """Resolve settings to keys and class weights.
 
     Raises:
-        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable
-            weights, config, checkpoint or detector.
+        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or an unreadable
+            file of weights, config, checkpoint or detector.
     """
     labelled = settings.segmenter != "none"
     detector = detector_of(settings)
-    inputs = _inputs(settings, labelled)
+    _check_inputs(settings, detector, labelled)
     source = settings.weights or ("published" if labelled and detector.weighs_classes else "none")
     if source != "none" and not labelled:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
-    result_keys = _result_keys(settings)
-    mse_sr_key, gan_sr_key = result_keys or (None, None)
+    mse_sr_key = gan_sr_key = None
+    result_keys: tuple[str, ...] = ()  # none where results are files, which are part of an image's id
+    if isinstance(settings, Mining):
+        mse_sr_key, gan_sr_key = result_keys = (
+            result_key(settings.mse_model, settings.precision),
+            result_key(settings.gan_model, settings.precision),
+        )
+        if mse_sr_key == gan_sr_key:
+            reason = f"is the same as {settings.mse_model}"
+            raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
     segmentation_key = settings.segmenter.partition(":")[0]
     if segmentation_key == "mmseg":
-        segmentation_key = segmenter_key(settings.segmenter)
-        # Where results are files, they are part of an image's id.
-        segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key or DECODING_VERSION)}"
-    labels_key = segmentation_key if "labels" in inputs else None
+        segmented = fingerprint(segmenter_key(settings.segmenter), gan_sr_key or DECODING_VERSION)
+        segmentation_key = f"mmseg:{segmented}"
+    labels_first = "labels" in detector.inputs
+    labels_key = segmentation_key if labels_first else None
     similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
     threshold = -detector.score_threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
@@ -69,14 +78,13 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
         method=detector.name,
-        labels_first="labels" in inputs,
+        labels_first=labels_first,
     )
     return target, weights
 
 
-def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
-    """List the inputs that the scores of a run depend on, and see that they are given."""
-    detector = detector_of(settings)
+def _check_inputs(settings: CorpusSettings, detector: AppliedDetector, labelled: bool) -> None:
+    """Check that the inputs of the detector are given, and no class weights that it ignores (raises `UsageError`)."""
     if settings.weights not in (None, "none") and not detector.weighs_classes:
         raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
     given = {"lr": settings.sources.lr is not None, "labels": labelled}
@@ -84,7 +92,6 @@ def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
         if not given[name]:
             needed, remedy = NEEDED_INPUTS[name]
             raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
-    return detector.inputs
 
 
 def result_key(model: Path, precision: str) -> str:
@@ -109,7 +116,7 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
-    """Check that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
+    """Check that a workspace is new or of this kind of run: desra mine would take images of desra detect for replaced.
 
     Raises:
         UsageError: It belongs to another kind.
@@ -146,16 +153,6 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
         return settings, Target(**document["target"])
     except (ValueError, KeyError, TypeError):
         raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine") from None
-
-
-def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
-    """Keys of the MSE and the GAN result; none where they are files."""
-    if not isinstance(settings, Mining):
-        return ()
-    keys = tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
-    if keys[0] == keys[1]:
-        raise UsageError(settings.gan_model, f"is the same as {settings.mse_model}", "give the GAN-trained twin of it")
-    return keys
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:

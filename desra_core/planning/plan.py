@@ -120,8 +120,8 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    further = [flags for name, flags in has.items() if name != "segmentation"]
-    has_further = np.logical_and.reduce(further) if further else np.ones(rows.num_rows, bool)
+    every = np.ones(rows.num_rows, bool)
+    has_further = np.logical_and.reduce([every, *(has[name] for name in has if name != "segmentation")])
     mapped = np.logical_and.reduce([has_similarity, *has.values()])
     intact = has_similarity | ~says_mapped
 
@@ -171,9 +171,8 @@ class Plan:
     def __init__(self, manifest: pa.Table, rows: pa.Table, records: pa.Table, target: Target, held: Held) -> None:
         work = assess(rows, records, target, held)
         self.target = target
-        self.failures, self.retries = (
-            failure_table(rows.filter(pa.array(flags)), records) for flags in (work.failed, work.pending)
-        )
+        self.failures = failure_table(rows.filter(pa.array(work.failed)), records)
+        self.retries = failure_table(rows.filter(pa.array(work.pending)), records)
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
         self.dropped = int(work.dropped.sum())
@@ -265,13 +264,8 @@ def prepare(
     manifest = None if rescan else read_manifest(workspace)
     scanned = None
     if manifest is None:
-        scanned = scan(
-            settings.sources,
-            workspace,
-            shard_size=settings.shard_size,
-            limit=settings.limit,
-            on_hashed=on_hashed,
-        )
+        sizes = {"shard_size": settings.shard_size, "limit": settings.limit}
+        scanned = scan(settings.sources, workspace, on_hashed=on_hashed, **sizes)
         manifest = scanned.manifest
     save_settings(workspace, settings, target)
     plan = make_plan(workspace, manifest, target, limit=settings.limit)
@@ -280,12 +274,15 @@ def prepare(
 
 def failure_table(manifest: pa.Table, records: pa.Table) -> pa.Table:
     """Turn failed records into rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
-    failed = records.filter(records["failed_stage"].is_valid())
-    index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
-    rows = manifest.filter(index.is_valid())
-    record = failed.take(index.drop_null())
-    columns = [rows["name"], record["failed_stage"], *(record[field] for field in Failure._fields)]
+    rows, failed = with_records(manifest, records.filter(records["failed_stage"].is_valid()))
+    columns = [rows["name"], failed["failed_stage"], *(failed[field] for field in Failure._fields)]
     return pa.table(columns, schema=FAILURES)
+
+
+def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of a manifest that have a record, and the record of each row."""
+    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
+    return manifest.filter(index.is_valid()).combine_chunks(), records.take(index.drop_null()).combine_chunks()
 
 
 def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import class_names
-from desra_core.planning.plan import failure_table
+from desra_core.planning.plan import failure_table, with_records
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import flags_of
@@ -78,9 +78,8 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
     marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
     whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
     records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
-    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
-    names = manifest["name"].combine_chunks().filter(index.is_valid())
-    records = records.take(index.drop_null()).combine_chunks()
+    rows, records = with_records(manifest, records)
+    names = rows["name"].combine_chunks()
     files = [pc.binary_join_element_wise(kind, pc.binary_join_element_wise(names, "png", "."), "/") for kind in DATASET]
     lists = records["regions"].combine_chunks()
     severities = pc.struct_field(pc.list_flatten(lists), "severity")
@@ -103,14 +102,10 @@ def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str])
 
 def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
     """One row per region and name, sorted by name, regions of a name from top to bottom."""
-    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
-    names = manifest["name"].combine_chunks().filter(index.is_valid())
-    ids = manifest["id"].combine_chunks().filter(index.is_valid())
-    lists = records["regions"].combine_chunks().take(index.drop_null())
-    parents = pc.list_parent_indices(lists)
-    fields = pc.list_flatten(lists)
-    columns = [names.take(parents), ids.take(parents)]
-    columns += [pc.struct_field(fields, field.name) for field in REGION_FIELDS]
-    classes = pc.struct_field(fields, "dominant_class")
-    columns.append(pa.array(class_names(), pa.string()).take(classes))
-    return pa.table(columns, schema=REGIONS)
+    rows, records = with_records(manifest, records)
+    lists = records["regions"].combine_chunks()
+    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
+    regions = pc.list_flatten(lists)
+    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
+    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
+    return pa.table([*images.columns, *fields, classes], schema=REGIONS)

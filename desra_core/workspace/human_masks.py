@@ -67,16 +67,6 @@ def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, 
     }
 
 
-def resting_in_words(count: int) -> str:
-    """Say how many images of something rest on masks by people.
-
-    Examples:
-        >>> resting_in_words(1), resting_in_words(20)
-        ("1 image rests on a person's mask", "20 images rest on people's masks")
-    """
-    return "1 image rests on a person's mask" if count == 1 else f"{count} images rest on people's masks"
-
-
 def find_human_mask(
     workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
 ) -> HumanMask | None:

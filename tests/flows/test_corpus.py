@@ -56,7 +56,7 @@ def test_what_the_server_knows_of_a_run(
     assert json.loads(artifacts["failures"]["data"]) == []
     outcome = artifacts["outcome"]["data"]
     assert outcome.startswith(f"**{flow_run['state']['message']}**")
-    assert "- 0 images rest on people's masks\n" in outcome
+    assert "- 0 images with a human mask\n" in outcome
     assert f"[Report]({(tmp_path / 'ws/report.html').as_uri()})" in outcome
     overview = artifacts["overview"]["data"]
     assert "7 images: 0 done before, 0 failed for good, 7 to do" in overview
