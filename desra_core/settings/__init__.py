@@ -85,8 +85,7 @@ class CorpusSettings(Frozen):
         description="Where class labels come from: none, mmseg:CONFIG,CHECKPOINT or labels:DIR.",
     )
     weights: str | None = Field(
-        None,
-        description="Class weights: published, none, or a TOML or CSV file. By default published with labels.",
+        None, description="Class weights: published, none, or a TOML or CSV file. By default published with labels."
     )
     threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
     min_area: MinArea = "4000"

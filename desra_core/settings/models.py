@@ -38,7 +38,7 @@ class Gate(Frozen):
 
 # The values of a preset, for fields that were not given.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None},
+    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 }
 # Of a discriminator that starts from nothing: the most steps, and as a share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
@@ -70,11 +70,7 @@ class Training(Frozen):
         ge=32,
         description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
     )
-    batch: int = Field(
-        12,
-        ge=1,
-        description="Patches of a step. By default 12, or 8 with preset cpu.",
-    )
+    batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
     learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
@@ -95,9 +91,7 @@ class Training(Frozen):
         None, description="Checkpoint of the discriminator that the GAN model was trained with."
     )
     discriminator_features: int = Field(
-        64,
-        ge=4,
-        description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
+        64, ge=4, description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu."
     )
     warmup: int | None = Field(
         _WARMUP,
