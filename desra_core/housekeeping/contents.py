@@ -31,14 +31,20 @@ _FILES = {
     "scan_failures.parquet", "gathered.json", "lock",
 }  # fmt: skip
 _BATCH = 65_536
-_KEY = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"[0-9a-f]{32}")  # 128 bits as hex
 
 
 class Item(NamedTuple):
     """A file or folder of a workspace, and why it may be deleted.
 
-    ``path`` is relative to the workspace. ``owner`` is the name of the image it belongs to, or the image's id where
-    ``kind`` is maps; ``part`` is then the array. Items of the kind `UNKNOWN` are not desra's and never deleted.
+    Attributes:
+        kind: The name of its folder; `EMPTY` for empty folders, and `UNKNOWN` for items that are not desra's and are
+            never deleted.
+        path: Relative to the workspace.
+        files, bytes: Its size.
+        reason: Why it may be deleted; None where it stays.
+        owner: The name of the image that it belongs to; where ``kind`` is maps, the id of that image.
+        part: The array, where ``kind`` is maps.
     """
 
     kind: str
@@ -69,13 +75,12 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
     """
     found: dict[str, Size] = {}
     for entry in entries(workspace.root):
-        kind = "tables"
-        if entry.is_dir(follow_symlinks=False):
-            kind = entry.name if entry.name in FOLDERS else "other"
+        folder = entry.name if entry.name in FOLDERS else "other"
+        kind = folder if entry.is_dir(follow_symlinks=False) else "tables"
         size, before = size_of(entry), found.get(kind, Size(0, 0))
         found[kind] = Size(before.files + size.files, before.bytes + size.bytes)
-    held = ((kind, size) for kind, size in found.items() if size.files)
-    return dict(sorted(held, key=lambda item: (-item[1].bytes, item[0])))
+    kinds = sorted((kind for kind in found if found[kind].files), key=lambda kind: (-found[kind].bytes, kind))
+    return {kind: found[kind] for kind in kinds}
 
 
 def table_of(items: Iterable[Item]) -> pa.Table:
@@ -85,11 +90,6 @@ def table_of(items: Iterable[Item]) -> pa.Table:
         columns = [pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), ITEMS.types, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(columns, schema=ITEMS))
     return pa.Table.from_batches(batches, ITEMS).combine_chunks()
-
-
-def is_key(name: str) -> bool:
-    """Say whether a name is a key: 128 bits as hex."""
-    return _KEY.fullmatch(name) is not None
 
 
 def item(
@@ -102,7 +102,7 @@ def item(
 
 
 def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """List a folder, sorted by name; nothing where it is none, or gone (raises `UsageError`)."""
+    """List a folder, sorted by name; nothing where there is no such folder (raises `UsageError`)."""
     try:
         with os.scandir(folder) as found:
             listed = sorted(found, key=lambda entry: entry.name)
@@ -126,8 +126,7 @@ def size_of(place: os.PathLike[str] | str) -> Size:
         return Size(0, 0)
     if not stat.S_ISDIR(status.st_mode):
         return Size(1, status.st_size)
-    files = size = 0
-    folders = [os.fspath(place)]
+    files, size, folders = 0, 0, [os.fspath(place)]
     while folders:
         with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
             for entry in found:
@@ -182,20 +181,18 @@ def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
         yield item(workspace, outer.path, EMPTY if is_text(outer.name) else UNKNOWN)
     for group in groups:
         image_id = group.name.removesuffix(".zarr")
-        known = group.name == f"{image_id}.zarr" and is_key(image_id) and image_id[:2] == outer.name
-        if not known or not group.is_dir(follow_symlinks=False):
+        is_named_so = group.name == f"{image_id}.zarr" and KEY.fullmatch(image_id) and image_id[:2] == outer.name
+        if not is_named_so or not group.is_dir(follow_symlinks=False):
             yield item(workspace, group.path, UNKNOWN)
             continue
         members = list(entries(group.path))
         if not members:
             yield item(workspace, group.path, EMPTY, owner=image_id)
         for entry in members:
-            if entry.name in ARRAYS and entry.is_dir(follow_symlinks=False):
-                yield item(workspace, entry.path, "maps", owner=image_id, part=entry.name)
-            elif entry.name == "zarr.json" and _is_file(entry):
-                yield item(workspace, entry.path, "maps", owner=image_id)
-            else:
-                yield item(workspace, entry.path, UNKNOWN, owner=image_id)
+            is_array = entry.name in ARRAYS and entry.is_dir(follow_symlinks=False)
+            is_known = is_array or (entry.name == "zarr.json" and _is_file(entry))
+            part = entry.name if is_array else ""
+            yield item(workspace, entry.path, "maps" if is_known else UNKNOWN, owner=image_id, part=part)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -23,11 +23,11 @@ from desra_core.errors import TransientError, UsageError
 from desra_core.housekeeping.contents import (
     EMPTY,
     ITEMS,
+    KEY,
     UNKNOWN,
     Item,
     entries,
     images_contents,
-    is_key,
     item,
     table_of,
 )
@@ -156,7 +156,7 @@ def _histograms(workspace: Workspace, target: Target) -> Iterator[Item]:
 
     current = histogram_key(target)
     for entry in entries(workspace.root / "calibration"):
-        if not (is_key(entry.name) and entry.is_dir(follow_symlinks=False)):
+        if not (KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)):
             yield item(workspace, entry.path, UNKNOWN)
         elif entry.name != current:
             yield item(workspace, entry.path, "calibration", "counts under other settings")

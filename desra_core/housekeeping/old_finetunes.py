@@ -22,7 +22,7 @@ from desra_core.files.atomic import is_unfinished
 from desra_core.files.hashing import content_key
 from desra_core.files.locks import holder
 from desra_core.gate.model_registry import history
-from desra_core.housekeeping.contents import UNKNOWN, Item, entries, is_key, item, own_entries
+from desra_core.housekeeping.contents import KEY, UNKNOWN, Item, entries, item, own_entries
 from desra_core.settings import CorpusSettings
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
@@ -33,11 +33,7 @@ _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "mode
 _MODEL = re.compile(r"iteration_\d{6}(\.discriminator)?\.(pth|json)")
 _CANDIDATE = re.compile(r"[0-9a-f]{32}-\w+\.pth")
 # The folders of the gate, and the names in them.
-_GATE = {
-    "judgements": re.compile(r"[0-9a-f]{32}"),
-    "candidates": _CANDIDATE,
-    "compared": re.compile(r"[0-9a-f]{32}\.json"),
-}
+_GATE = {"judgements": KEY, "candidates": _CANDIDATE, "compared": re.compile(r"[0-9a-f]{32}\.json")}
 
 
 def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
@@ -52,7 +48,7 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
     """
     runs: dict[str, RunFolder] = {}
     for entry in own_entries(workspace.finetune("")):
-        if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
+        if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
@@ -154,7 +150,7 @@ def _has_ended(run: RunFolder) -> bool:
 
 
 def _is_running(run: RunFolder) -> bool:
-    """Whether a process holds a finetune's folder, as a worker does whose driver has died."""
+    """Whether a process holds the folder of a finetune; a worker does so even where its driver has died."""
     try:
         return holder(run.root / "lock") is not None
     except OSError:
@@ -163,8 +159,7 @@ def _is_running(run: RunFolder) -> bool:
 
 def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
     """The key of the model that the next finetune starts from; None where it cannot be known."""
-    past = history(workspace)
-    if past:
+    if past := history(workspace):
         return str(past[-1]["model"])
     given: Path | None = getattr(settings, "gan_model", None)
     with contextlib.suppress(UsageError):
