@@ -37,10 +37,10 @@ from desra_core.planning.plan import COLUMNS, assess
 from desra_core.planning.tables import publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.inventory import flags_of, held_by
+from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import ARRAYS, Target, kept_arrays
-from desra_core.workspace.records import SCHEMA, finished_shards, gather_journals, read_records
+from desra_core.workspace.records import SCHEMA, finished_shards, flags_of, gather_journals, read_records
 
 _STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
 _STAYS = pa.scalar(None, pa.string())

@@ -16,11 +16,11 @@ from desra_core.images.codec import most_pixels
 from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import Flags, Held, flags_of, held_by
+from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole, stages_for
-from desra_core.workspace.records import SCHEMA, gather_journals, read_records
+from desra_core.workspace.records import SCHEMA, Flags, flags_of, gather_journals, read_records
 
 # Of the records: all that says whether there is anything to do.
 COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]

@@ -12,11 +12,10 @@ from desra_core.detection.class_weights import class_names
 from desra_core.planning.plan import failure_table, with_records
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
-from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole
-from desra_core.workspace.records import REGION_FIELDS, read_records
+from desra_core.workspace.records import REGION_FIELDS, flags_of, read_records
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]

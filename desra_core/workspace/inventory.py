@@ -17,8 +17,7 @@ from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import human_mask_rows, that_count
 from desra_core.workspace.manifest import MANIFEST, image_refs
 from desra_core.workspace.products import ARRAYS
-
-Flags = npt.NDArray[np.bool_]
+from desra_core.workspace.records import Flags, flags_of
 
 
 class Held(NamedTuple):
@@ -79,11 +78,6 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
 def is_text(name: str) -> bool:
     """Say whether the name of a file is text; no image has another one."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def flags_of(values: pa.Array) -> Flags:
-    """Arrow booleans as NumPy ones; null is false."""
-    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:

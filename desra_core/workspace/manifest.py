@@ -22,7 +22,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import read_records
+from desra_core.workspace.records import flags_of, read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -104,17 +104,17 @@ def scan(
     """
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
-    beyond = found.num_rows if limit is None else min(limit, found.num_rows)
+    asked = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
-    current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
+    current, unreadable = _identified(asked, _trusted(previous, workspace), sources, on_hashed)
     if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
         trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
         trusted = trusted.replace_schema_metadata(_roots(sources))
-        current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
+        current, unreadable = _identified(asked, trusted, sources, on_hashed)
         previous = _mended(previous, current, sources, doubted)
     failures = pa.concat_tables([failures, unreadable])
-    if beyond < found.num_rows:
-        failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
+    if asked.num_rows < found.num_rows:
+        failures = failures.filter(pc.less(failures["name"], found["name"][asked.num_rows]))
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
     unasked = _unasked(previous, found, sources, workspace)
     manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
@@ -274,17 +274,21 @@ def _identified(
     return table.append_column("id", _ids_with_labels(contents, labels)), problems
 
 
+def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
+    """The row of a manifest for each name of a table; nulls where the manifest lacks the name."""
+    index = pc.index_in(table["name"].combine_chunks(), manifest["name"].combine_chunks())
+    return manifest.take(index).combine_chunks()
+
+
 def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
     """Hashes of the files whose folder, path, size and time are as before; null for the others."""
     if previous is None or _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
         return pa.nulls(found.num_rows, pa.string())
-    rows = pc.index_in(found["name"].combine_chunks(), previous["name"].combine_chunks())
-    same = rows.is_valid()
-    for field in ("path", "size", "mtime"):
-        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
-        same = pc.and_(same, pc.fill_null(pc.equal(found[f"{role}_{field}"].combine_chunks(), before), False))
-    known = previous[f"{role}_hash"].combine_chunks().take(rows)
-    return pc.if_else(same, known, pa.scalar(None, pa.string()))
+    before = _aligned(found, previous)
+    fields = [f"{role}_{field}" for field in ("path", "size", "mtime")]
+    same = [flags_of(pc.equal(found[field].combine_chunks(), before[field].combine_chunks())) for field in fields]
+    known = pa.array(np.logical_and.reduce(same))
+    return pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:
@@ -308,29 +312,31 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 
     The cause is a damaged manifest, or labels that once differed from those of an equal image that has gone.
     """
-    rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
-    before = previous["id"].combine_chunks().take(rows)
-    other = pc.fill_null(pc.not_equal(current["id"].combine_chunks(), before), False)
+    before = _aligned(current, previous)
+    changed = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
     for role in ROLES:
-        now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
-        same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
-        other = pc.and_(other, same)
-    alike = pc.is_in(current["content"], current["content"].filter(other).combine_chunks())
+        now, then = (table[f"{role}_hash"].combine_chunks() for table in (current, before))
+        changed &= flags_of(pc.equal(now, then)) | flags_of(pc.and_(now.is_null(), then.is_null()))
+    alike = pc.is_in(current["content"], current["content"].filter(pa.array(changed)).combine_chunks())
     names: list[str] = current["name"].filter(alike).to_pylist()
     return names
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
     """The manifest with the ids corrected of images whose files are as it says."""
-    now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
-    ids = previous["id"].to_pylist()
-    for index, name in enumerate(previous["name"].to_pylist()):
-        if name not in now:
-            continue
-        row, before = now[name], previous.slice(index, 1).to_pylist()[0]
-        same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
-        if same and ids[index] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"])):
-            ids[index] = row["id"]
+    before, now = (
+        {row["name"]: row for row in table.filter(pc.is_in(table["name"], pa.array(doubted))).to_pylist()}
+        for table in (previous, current)
+    )
+    mended = {
+        name: row["id"]
+        for name, row in now.items()
+        if name in before
+        and all(row[f"{role}_hash"] == before[name][f"{role}_hash"] for role in sources.identity)
+        and before[name]["id"] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"]))
+    }
+    names, known = previous["name"].to_pylist(), previous["id"].to_pylist()
+    ids = [mended.get(name, image_id) for name, image_id in zip(names, known, strict=True)]
     return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,6 +23,8 @@ from desra_core.errors import ImageError
 from desra_core.files.atomic import reading_errors
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.products import FURTHER
+
+Flags = npt.NDArray[np.bool_]
 
 _NUMBER = "[0-9]" * 8
 
@@ -191,6 +194,11 @@ def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as rows of `SCHEMA`."""
     rows = [_as_row(record) | {"seconds": list(record.seconds.items())} for record in records]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def flags_of(values: pa.Array) -> Flags:
+    """Return Arrow booleans as NumPy ones; null is false."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _journaled_shards(workspace: Workspace) -> list[int]:
