@@ -46,12 +46,9 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
     mse_sr_key = gan_sr_key = None
-    result_keys: tuple[str, ...] = ()  # none where results are files, which are part of an image's id
     if isinstance(settings, Mining):
-        mse_sr_key, gan_sr_key = result_keys = (
-            result_key(settings.mse_model, settings.precision),
-            result_key(settings.gan_model, settings.precision),
-        )
+        mse_sr_key = result_key(settings.mse_model, settings.precision)
+        gan_sr_key = result_key(settings.gan_model, settings.precision)
         if mse_sr_key == gan_sr_key:
             reason = f"is the same as {settings.mse_model}"
             raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
@@ -61,6 +58,8 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         segmentation_key = f"mmseg:{segmented}"
     labels_first = "labels" in detector.inputs
     labels_key = segmentation_key if labels_first else None
+    # Results that are files are part of an image's id.
+    result_keys = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
     similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
     threshold = -detector.score_threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)

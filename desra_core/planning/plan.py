@@ -30,7 +30,7 @@ class Work(NamedTuple):
     """The work that is left, as flags per manifest row.
 
     Attributes:
-        lacking: The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
+        lacking: The rows for which a stage is to run, by its name. The mask is made last, and whenever another is.
         failed: Images that failed for good under the very same settings.
         dropped: Images that are computed again only because their maps were not kept.
         whole: Images of which everything is kept, see `kept_whole`.
@@ -108,7 +108,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     standing = Standing(rows, records.select(COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
     whole = kept_whole(target.keep, standing.marked, held.marked)
-    # All of these is kept under any --keep: training reads what a person has marked, whatever the detector says.
+    # Images that a person has marked are kept whole under any --keep: training reads them.
     forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
     has_similarity = standing.same_similarity & says_mapped & held.arrays["similarity"]
@@ -131,7 +131,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & kept & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
-    # Nothing but the mask is made of images that are known to be clean, where maps of such images are not kept.
+    # Of images that are known to be clean, only the mask is made where their maps are not kept.
     mask_only = standing.clean & intact & (target.keep == "artifacts") & ~forced
     similarity = pending & ~(has_similarity & has_pair) & ~mask_only
     lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}

@@ -48,7 +48,7 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             drop_array(workspace, image_id, name)
             try:
                 scratch.rename(group / name)
-            except OSError:  # where Dask runs an image twice, the other one has written the same bytes
+            except OSError:  # where Dask runs an image twice, the other run has written the same bytes
                 if not (group / name).exists():
                     raise
         finally:
@@ -104,7 +104,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """As `read_array`, but return None for a lost array: the caller makes it anew, and `write_array` replaces it."""
+    """Read an array as `read_array` does; None where it is lost, for the caller to make it anew."""
     with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
     return None

@@ -23,8 +23,11 @@ from desra_core.workspace.records import Flags, flags_of
 class Held(NamedTuple):
     """The files of a workspace for some manifest rows, by row.
 
-    ``pictures`` counts those of the dataset, up to ``len(DATASET)``; ``arrays`` are flags by the name of the array;
-    ``marked`` are images in which a person has marked an artifact.
+    Attributes:
+        masks: Whether there is a mask.
+        pictures: The number of pictures in the dataset, up to ``len(DATASET)``.
+        arrays: Whether there is an array, by the name of the array.
+        marked: Whether a person has marked an artifact.
     """
 
     masks: Flags
@@ -76,7 +79,7 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
 
 
 def is_text(name: str) -> bool:
-    """Say whether the name of a file is text; no image has another one."""
+    """Say whether the name of a file is text, as the name of each image is."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -90,7 +93,7 @@ def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 
 def _holds_data(path: Path) -> bool:
-    """Whether it is a file that no power cut has emptied."""
+    """Whether there is such a file, and no power cut has emptied it."""
     try:
         return path.stat().st_size > 0
     except OSError:
@@ -111,12 +114,12 @@ def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
 
 def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Return the files of some images by name and kind, the mask included; a file may have gone since.
+    """Return the files of some images by name and kind, the mask included; a file may have vanished.
 
     Args:
         workspace: The workspace.
-        verb: ``mine`` where it has a dataset with lr, mse_sr, gan_sr and pseudo_gt; else the files are the sources:
-            mse_sr, gan_sr, and lr and labels as far as there are any.
+        verb: With ``mine``, the files are in the dataset: lr, mse_sr, gan_sr and pseudo_gt. Otherwise they are the
+            sources: mse_sr and gan_sr, and lr and labels where there are any.
         names: Of images in the manifest.
     """
     files: dict[str, dict[str, Path]] = {}

@@ -1,6 +1,6 @@
-"""The images of a workspace: identify content, assign shards, keep the manifest.
+"""The manifest of a workspace: its images, identified by content, and the shard of each.
 
-Everything is columns of an Arrow table; no Python object per image outlives its batch.
+Images are rows of an Arrow table; no Python object of an image outlives its batch.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+    """The manifest after a scan, and how the scan changed it.
 
-    ``passed_over`` counts the other files, see `desra_core.images.scanning.kinds_in_words`.
+    Attributes:
+        manifest, failures: The images, and the files that could not become images (schema `FAILURES`).
+        passed_over: Counts of the other files, see `desra_core.images.scanning.kinds_in_words`.
+        added, replaced, vanished: Numbers of images.
     """
 
     manifest: pa.Table
@@ -87,14 +90,14 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash, unless a run found other content in one, or an
-    image's id would change though no file has. A new image enters a new shard and stays there; a changed file is a new
-    image at the same name, and the outputs of the old one go; a vanished file keeps its row and outputs. Nothing in the
-    source folders is ever written.
+    Files of unchanged size and modification time keep their hash, unless a run found other content in a file, or the
+    id of an image would change though no file has changed. A new image enters a new shard and stays there. A changed
+    file is a new image of the same name, and the outputs of the old image are deleted. A vanished file keeps its row
+    and outputs. Nothing is ever written into the source folders.
 
     Args:
-        sources: Where to look.
-        workspace: Its own folder is left out of the scan, should it lie inside a source folder.
+        sources: The folders to scan.
+        workspace: Its folder is left out of the scan, where it lies inside a source folder.
         shard_size: Images per new shard.
         limit: Take only the first so many images, by name.
         on_hashed: Called now and then with the number of files hashed and to be hashed.
@@ -146,14 +149,14 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
 
 
 def asked_for(manifest: pa.Table) -> pa.Table:
-    """Return the rows of images that the latest scan was asked for and has found, those beyond a limit included."""
+    """Return the rows of images that the latest scan was asked for and found, also those beyond ``--limit``."""
     return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
     """Return the images of some rows of a manifest, in their order; rows of equal content are one image.
 
-    With a ``manifest``, an image has all its names there, vanished ones too: they share its record.
+    With a ``manifest``, an image has all its names there, also vanished names: they share its record.
     """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
@@ -161,21 +164,16 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
         path, content = row[f"{role}_path"], row[f"{role}_hash"]
         return File(roots[role] / path, content) if path and content else None
 
-    by_id: dict[str, list[dict[str, Any]]] = {}
+    first: dict[str, dict[str, Any]] = {}
     for row in rows.to_pylist():
-        by_id.setdefault(row["id"], []).append(row)
+        first.setdefault(row["id"], row)
     named = rows if manifest is None else manifest.filter(pc.is_in(manifest["id"], rows["id"].combine_chunks()))
     names: dict[str, list[str]] = {}
     for name, image_id in zip(named["name"].to_pylist(), named["id"].to_pylist(), strict=True):
         names.setdefault(image_id, []).append(name)
     return [
-        ImageRef(
-            id=image_id,
-            shard=int(same[0]["shard"]),
-            names=tuple(names[image_id]),
-            **{role: file(same[0], role) for role in ROLES},
-        )
-        for image_id, same in by_id.items()
+        ImageRef(image_id, row["shard"], tuple(names[image_id]), **{role: file(row, role) for role in ROLES})
+        for image_id, row in first.items()
     ]
 
 
@@ -188,10 +186,10 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
 def _under_new_names(
     workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
 ) -> pa.Table | None:
-    """Return the manifest with the names that files have now; outputs and human masks are moved along.
+    """Return the manifest with the names that files have now; outputs and human masks are renamed, too.
 
-    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
-    ``a.jpg`` and back.
+    The name of a file changes when a file that differs by the suffix only appears or vanishes: ``a`` becomes ``a.jpg``
+    and back.
     """
     if previous is None:
         return None
@@ -203,14 +201,14 @@ def _under_new_names(
     renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
     if not renamed:
         return previous
-    # An image that has vanished gives way where its name is that of another file now.
+    # A vanished image loses its outputs where its name is now that of another file.
     taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
     for name in names.filter(taken).to_pylist():
         workspace.withdraw(name)
     previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
-    # A name that is another's old one is taken once it is free. Each round of moves is written down before the next, or
-    # a run after one that was cut off would move another image's outputs.
+    # A new name may be the old name of another image: it is given once it is free. Each round is published before the
+    # next: otherwise a run after a killed run would rename the outputs of another image.
     while renamed:
         free = {old: new for old, new in renamed.items() if new not in renamed}
         rename_human_masks(workspace, free)
@@ -299,7 +297,7 @@ def _hashed(path: Path) -> str | ImageError:
 
 
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """The manifest without the images whose file a run has found to be other than the manifest says."""
+    """The manifest without the images of which a run found a file changed."""
     if previous is None:
         return None
     records = read_records(workspace, ["id", "reason"])
@@ -308,9 +306,9 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 
 
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
-    """Names whose id would change though every stored hash is as before; with all names of the same image.
+    """All names of images whose id would change though every stored hash is as before.
 
-    The cause is a damaged manifest, or labels that once differed from those of an equal image that has gone.
+    The cause is a damaged manifest, or labels that once differed from those of an equal image that has vanished.
     """
     before = _aligned(current, previous)
     changed = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
@@ -323,7 +321,7 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """The manifest with the ids corrected of images whose files are as it says."""
+    """The manifest with corrected ids, for images whose files are as the manifest says."""
     before, now = (
         {row["name"]: row for row in table.filter(pc.is_in(table["name"], pa.array(doubted))).to_pylist()}
         for table in (previous, current)
@@ -341,12 +339,12 @@ def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: li
 
 
 def _id_by_labels(image_id: str, labels: str | None) -> str:
-    """The id of an image that differs from an equal one by its labels."""
+    """The id of an image that differs from an image of equal results by its labels."""
     return digest(f"{image_id} {labels}".encode())
 
 
 def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Ids of images: equal ones share one, but for those whose labels, and so masks, differ from the first one's."""
+    """Ids of images: equal images share an id, unless their labels, and so their masks, differ from the first's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
@@ -357,7 +355,7 @@ def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
 
 
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
-    """Names of images whose files are still in the main folder, but are not among those asked for."""
+    """Names of images whose files are in the main folder, but not asked for."""
     role = sources.identity[-1]
     selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
@@ -371,10 +369,7 @@ def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, works
 def _with_shards(
     current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
-    """Return the manifest sorted by name, how many images are new, and the names of replaced ones.
-
-    Its rows are the current ones with their shards, then those that are known but not current.
-    """
+    """Give images their shards; returns the manifest, the number of new images, and the names of replaced images."""
     ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
     known = MANIFEST.empty_table() if previous is None else previous
     shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))

@@ -32,7 +32,7 @@ class Sources:
     """Where the files of a corpus are: pairs of results, or low-resolution photos.
 
     Each place is a folder, a single file, or a glob. Files belong together when their paths below the folders agree
-    without suffix. What ``exclude`` matches is no part of it, see `image_files`.
+    without suffix. Files that match ``exclude`` are left out, see `image_files`.
     """
 
     mse_sr: Path | None = None
@@ -83,10 +83,12 @@ class Sources:
 class Matched(NamedTuple):
     """The images of some folders.
 
-    ``images`` has one row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
-    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as in
-    `desra_core.images.scanning.Found`. A name is a relative path without its suffix, or with it where two images would
-    else share it.
+    Attributes:
+        images: One row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
+            ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
+            otherwise have the same name.
+        failures: The files that belong to no image (schema `FAILURES`).
+        passed_over: As in `desra_core.images.scanning.Found`.
     """
 
     images: pa.Table
@@ -97,12 +99,12 @@ class Matched(NamedTuple):
 def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
 
-    Where a single file or a glob asks for some files of a folder, files of the other folders that are no twins of them
-    do not count as lacking one. Two single files are twins whatever their names are.
+    Where a single file or a glob asks for some files of a folder, other files of the other folders do not count as
+    lacking a twin. Two single files are twins whatever their names are.
 
     Args:
         sources: The folders.
-        skip: The workspace: a folder to leave out, should it lie inside one of them.
+        skip: The workspace, which is left out where it lies inside a folder.
 
     Raises:
         UsageError: A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with
@@ -130,7 +132,7 @@ def match(sources: Sources, skip: Path) -> Matched:
 
 
 def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
-    """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
+    """Give twins the names of the files in the main folder: they differ in spelling, or where both are single files."""
     main = sources.identity[-1]
     names = tables[main]["name"]
     named = {}
@@ -183,8 +185,8 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
 def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
     """Spell names as they are spelled among known ones that are the same text.
 
-    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Known names stay, and so do
-    those whose known spelling is another of the names.
+    A Mac writes an umlaut as a letter and a mark (NFD), other systems write one character (NFC). Known names stay, and
+    so do names whose known spelling is among the names already.
     """
     other = pc.invert(pc.is_in(names, known.combine_chunks()))
     if not pc.any(other).as_py():
@@ -227,8 +229,8 @@ def files_by_name(
         folders: By role.
         main: One of the roles.
         skip: A folder to leave out.
-        empty: The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be
-            so.
+        empty: The remedy of an error where a folder holds no images, with the role as ``{role}``; None where a folder
+            may be empty.
 
     Returns:
         The files, and an error for each that cannot be read and each name that several files share, see

@@ -1,7 +1,7 @@
 """The record of each image: small, journaled by workers and gathered into tables by the driver.
 
-A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files; when a shard is
-through, its records become one Parquet file and the journal goes. A journaled record is always the newer one.
+A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files. When a shard is
+done, its records become one Parquet file, and its journal is deleted. A journaled record is always the newest.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Record:
         icc_profile: Whether the GAN result, or the photo, has a colour profile, which is ignored.
         further_pages: Full pages of that file beside the first, which are not read; None in records from before they
             were counted.
-        tile: Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
+        tile: Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
         similarity_key, segmentation_key, mask_key: Settings under which each product was made; None where it was not.
             ``mask_key`` is set once the mask is published.
         similarity_kept, labels_kept: Whether the array lies in the image's zarr group.
         proven_weight: When set, the mask is empty for all class weights from this value up, whatever the labels.
-        threshold, min_area, weighting_key, labels_hash: What ``artifact_pixels`` was found with; ``min_area`` in
-            pixels, ``weighting_key`` for class weights and the origin of the labels.
+        threshold, min_area, weighting_key, labels_hash: The settings under which ``artifact_pixels`` was found:
+            ``min_area`` in pixels, ``weighting_key`` for class weights and the origin of the labels.
         artifact_pixels: Pixels in the mask; None while unknown.
         regions: One dict per region, fields as in `desra_core.detection.Region`.
         failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
@@ -166,8 +166,8 @@ def gather_journals(workspace: Workspace) -> None:
 def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """Read the newest record of every image, as one table with the given columns of `SCHEMA`.
 
-    Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
-    records; the one in the later shard is the newer one.
+    Shards in flight are gathered in memory only. An image that came back after it was replaced may have two records;
+    the record in the later shard is newer.
     """
     names = columns or SCHEMA.names
     journaled = set(_journaled_shards(workspace))
@@ -191,7 +191,7 @@ def finished_shards(workspace: Workspace) -> list[int]:
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Records as rows of `SCHEMA`."""
+    """Return records as rows of `SCHEMA`."""
     rows = [_as_row(record) | {"seconds": list(record.seconds.items())} for record in records]
     return pa.Table.from_pylist(rows, SCHEMA)
 
