@@ -122,21 +122,18 @@ def size_of(place: os.PathLike[str] | str) -> Size:
     """Measure a file, or all files below a folder; what is gone or cannot be read is left out."""
     try:
         status = os.lstat(place)
-    except FileNotFoundError:  # deleted meanwhile
+    except FileNotFoundError:
         return Size(0, 0)
     if not stat.S_ISDIR(status.st_mode):
         return Size(1, status.st_size)
-    files, size, folders = 0, 0, [os.fspath(place)]
-    while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # of a run that is going on
-                    size += entry.stat(follow_symlinks=False).st_size
-                    files += 1
-    return Size(files, size)
+    found = []
+    for folder, folders, names in os.walk(place):
+        for name in (*names, *folders):  # links to folders are among the folders
+            with contextlib.suppress(FileNotFoundError):  # deleted by a run that is going on
+                status = os.lstat(os.path.join(folder, name))
+                if not stat.S_ISDIR(status.st_mode):
+                    found.append(status.st_size)
+    return Size(len(found), sum(found))
 
 
 def images_contents(workspace: Workspace) -> Iterator[Item]:

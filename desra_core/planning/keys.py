@@ -94,11 +94,7 @@ def _check_inputs(settings: CorpusSettings, detector: AppliedDetector, labelled:
 
 
 def result_key(model: Path, precision: str) -> str:
-    """Identify what a checkpoint makes of photos.
-
-    Raises:
-        UsageError: The file cannot be read.
-    """
+    """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
     return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
 
 
@@ -115,10 +111,9 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
-    """Check that a workspace is new or of this kind of run: desra mine would take images of desra detect for replaced.
+    """Check that a workspace is new or of this kind of run (raises `UsageError`).
 
-    Raises:
-        UsageError: It belongs to another kind.
+    To another kind of run, all its images would seem to be replaced.
     """
     kind = settings_document(workspace).get("verb", settings.verb)
     if kind != settings.verb:

@@ -160,10 +160,11 @@ class Plan:
 
     Attributes:
         target: The keys of the run.
-        images, failed, pending, dropped: Names in the run; those that failed for good before; those with anything to
-            do; those among them that are computed again only because a looser setting needs maps that ``--keep``
-            dropped.
-        failures, retries: Why those failed, and why some of the pending ones did when they were last tried (schema
+        images: Number of names in the run.
+        failed: Names that failed for good before.
+        pending: Names with anything to do.
+        dropped: Pending names that are computed again only because a looser setting needs maps that ``--keep`` dropped.
+        failures, retries: Why the failed names failed, and why pending names failed when they were last tried (schema
             `desra_core.workspace.matching.FAILURES`).
         shards: Number of pending names by shard, of the shards that have any.
     """
@@ -183,7 +184,6 @@ class Plan:
         self._pending = rows.filter(pa.array(pending))
         self._held = held.filter(pending)
         self.pending = self._pending.num_rows
-        self._role = "lr" if target.super_resolves else "gan_sr"
         shards, counts = np.unique(self._pending["shard"].to_numpy(), return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
@@ -200,14 +200,15 @@ class Plan:
 
     def most_pixels(self) -> int:
         """Read headers for the pixels of the largest photo (GAN result, where that is a file) with anything to do."""
-        return most_pixels(role_files(self._pending.select([f"{self._role}_path"]), self._role))
+        role = "lr" if self.target.super_resolves else "gan_sr"
+        return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
 
     def rows(self, shard: int) -> pa.Table:
         """Get the manifest rows of one shard that are part of the run, finished ones included."""
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
 
     def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
-        """Get the manifest rows of one shard with anything to do, and what the workspace held of them."""
+        """Get the manifest rows of one shard with anything to do, and the files that the workspace held for them."""
         flags = pc.equal(self._pending["shard"], shard).combine_chunks()
         return self._pending.filter(flags), self._held.filter(flags_of(flags))
 
@@ -217,7 +218,7 @@ class Plan:
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
     def after(self, workspace: Workspace) -> Plan:
-        """Plan again after the run. Only images that had anything to do are looked at: the lock kept the rest."""
+        """Plan again after the run, for the images that had anything to do: the lock kept the others as they were."""
         if not self.pending:
             return self
         held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)

@@ -36,11 +36,7 @@ _COLUMNS = [
 
 
 def publish_tables(workspace: Workspace, target: Target) -> None:
-    """Write the tables of regions, of failures and, of a mined corpus, of the dataset.
-
-    Raises:
-        TransientError: The disk is full or failed.
-    """
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
     manifest = read_manifest(workspace)
     assert manifest is not None
     records = read_records(workspace, _COLUMNS)

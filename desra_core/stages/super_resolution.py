@@ -55,31 +55,35 @@ def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Record]:
     """Infer the results that have these keys; the record says how long that took, and the smallest tile of the pair."""
+    if not keys:
+        return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
+    mining = job.settings
+    assert isinstance(mining, Mining)
+    assert image.lr is not None
+    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
+    photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
     results: dict[str, Pixels] = {}
-    # A stored result was made with the recorded tile.
-    tiles = [record.tile] if len(keys) < 2 else []
+    tiles = [] if len(keys) == len(models) else [record.tile]  # that of the result which is stored
     seconds = 0.0
-    if keys:
-        mining = job.settings
-        assert isinstance(mining, Mining)
-        models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
-        assert image.lr is not None
-        photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
-        record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
-        for role, key in keys.items():
-            model = models[role == "gan_sr"]
-            if result_key(model.path, mining.precision) != key:
-                raise TransientError(model.path, "changed after the run had started", "run again")
-            started = time.perf_counter()
-            try:
-                results[role], tile = super_resolve(model, photo.pixels)
-            except UsageError as error:  # weights that overflow on this photo, maybe on no other
-                reason = f"cannot be upscaled: {error.subject} {error.reason}"
-                raise ImageError(image.path, reason, error.remedy) from None
-            seconds += time.perf_counter() - started
-            tiles.append(tile)
-    smallest = min((tile for tile in tiles if tile), default=None)
-    return results, replace(record, tile=smallest, seconds=record.seconds | {"inference": round(seconds, 4)})
+    for role, key in keys.items():
+        model = models[role == "gan_sr"]
+        if result_key(model.path, mining.precision) != key:
+            raise TransientError(model.path, "changed after the run had started", "run again")
+        started = time.perf_counter()
+        try:
+            results[role], tile = super_resolve(model, photo.pixels)
+        except UsageError as error:  # weights that overflow on this photo, maybe on no other
+            reason = f"cannot be upscaled: {error.subject} {error.reason}"
+            raise ImageError(image.path, reason, error.remedy) from None
+        seconds += time.perf_counter() - started
+        tiles.append(tile)
+    return results, replace(
+        record,
+        icc_profile=photo.has_icc_profile,
+        further_pages=photo.further_pages,
+        tile=min((tile for tile in tiles if tile), default=None),
+        seconds=record.seconds | {"inference": round(seconds, 4)},
+    )
 
 
 def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> bool:

@@ -23,11 +23,7 @@ _SHARD = 4096
 
 
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
-    """Store an ``(H, W)`` or ``(H, W, C)`` array under the key of the settings that made it, in place of any older one.
-
-    Raises:
-        TransientError: The disk is full or failed.
-    """
+    """Store an ``(H, W)`` or ``(H, W, C)`` array under its cache key, over any older one (raises `TransientError`)."""
     group = workspace.group(image_id)
     with storage_errors(group / name):
         if not (group / "zarr.json").exists():
@@ -59,8 +55,7 @@ class StoredArray:
     """An array of a workspace, opened to be read; reading never changes or deletes anything.
 
     Attributes:
-        shape: Its shape.
-        key: Of the settings that made it.
+        shape, key: Its shape and its cache key.
 
     Raises:
         LostError: It is missing or damaged.

@@ -143,11 +143,7 @@ def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, 
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
-    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others.
-
-    Raises:
-        UsageError: No file of a folder is a twin of one in the main folder.
-    """
+    """One row per image with all its files, and tables of failures of the others (raises `UsageError`)."""
     *others, main = sources.identity
     selective = {role for role, place in sources.places.items() if is_selection(place)}
 

@@ -187,10 +187,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the workspace where there is none, and hold it; a command that fails leaves no new workspace behind.
+        """Make the workspace where there is none, and hold it (raises as `create` and `locked`).
 
-        Raises:
-            UsageError: As `create` and `locked`.
+        A command that fails leaves no new workspace behind.
         """
         new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
         is_new = not os.path.exists(self.lock)
