@@ -82,10 +82,9 @@ def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None
     Where the mask of another image has the new name already, both stay as they are.
     """
     table = read_table(workspace.human_manifest, HUMAN_MASKS)
-    names = table["name"].to_pylist()
-    moved = {old: renamed[old] for old in names if old in renamed}
-    taken = set(names)
-    moved = {old: new for old, new in moved.items() if new not in taken and workspace.human_mask(old).exists()}
+    names = dict.fromkeys(table["name"].to_pylist())
+    moved = {old: renamed[old] for old in names if old in renamed and renamed[old] not in names}
+    moved = {old: new for old, new in moved.items() if workspace.human_mask(old).exists()}
     for old, new in moved.items():
         workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
     if moved:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -123,23 +122,26 @@ def match(sources: Sources, skip: Path) -> Matched:
             raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", others)
         failures.append(failure_rows(problems))
         passed_over.update(others)
-    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
-        tables, dropped = drop(tables)
-        failures.append(dropped)
-    tables = _twins_by_order(tables, sources)
+    tables, ambiguous = without_ambiguity(tables)
+    failures.append(ambiguous)
+    for find, reason, remedy in (
+        (_clashing, "has the mask {}.png, but so is a folder called", "rename one of them"),
+        (_overlong, "has too long a name for its mask, NAME.png", "shorten it"),
+    ):
+        names = sorted(find(tables, Workspace(skip)))
+        failures.append(
+            pa.Table.from_pylist([scan_failure(name, reason.format(name), remedy) for name in names], FAILURES)
+        )
+        unfit = pa.array(names, pa.string())
+        tables = {role: table.filter(pc.invert(pc.is_in(table["name"], unfit))) for role, table in tables.items()}
+    main = sources.identity[-1]
+    for role, table in tables.items():
+        # Twins get the name of the file in the main folder: spellings may differ, and names of single files.
+        single = all(sources.places[each].is_file() for each in (role, main)) and len(table) == len(tables[main]) == 1
+        names = tables[main]["name"]
+        tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
     return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
-
-
-def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
-    """Give twins the names of the files in the main folder: they differ in spelling, or where both are single files."""
-    main = sources.identity[-1]
-    names = tables[main]["name"]
-    named = {}
-    for role, table in tables.items():
-        single = all(sources.places[each].is_file() for each in (role, main)) and table.num_rows == len(names) == 1
-        named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
-    return named
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
@@ -275,7 +277,7 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
     kept = {}
     for role, table in tables.items():
         rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
-        suffixed = table.filter(pc.is_in(table["name"], _texts(clear)))
+        suffixed = table.filter(pc.is_in(table["name"], pa.array(clear, pa.string())))
         suffixed = suffixed.set_column(0, "name", suffixed["path"])
         kept[role] = pa.concat_tables([rest, suffixed])
         for name in _doubled(kept[role]).column("name").to_pylist():
@@ -284,42 +286,26 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
     return kept, pa.Table.from_pylist(problems, FAILURES)
 
 
-def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
-    folders: set[str] = set()
+def _clashing(tables: dict[str, pa.Table], _: Workspace) -> set[str]:
+    """Names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
+    folders, names = set[str](), set[str]()
     for table in tables.values():
         for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
             folders |= {str(folder)[:-4] for folder in PurePosixPath(name).parents if folder.suffix == ".png"}
-    clashing: set[str] = set()
     for table in tables.values():
-        clashing.update(table["name"].filter(pc.is_in(table["name"], _texts(folders))).to_pylist())
-    return _without(
-        tables, clashing, lambda name: f"has the mask {name}.png, but so is a folder called", "rename one of them"
-    )
+        names.update(table["name"].filter(pc.is_in(table["name"], pa.array(folders, pa.string()))).to_pylist())
+    return names
 
 
-def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
+def _overlong(tables: dict[str, pa.Table], workspace: Workspace) -> set[str]:
+    """Names that no file of a workspace can have: masks and pictures are called NAME.png."""
     long = set[str]()
     for table in tables.values():
         names = table["name"]
         long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
         suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
         long |= {name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))}
-    return _without(tables, long, lambda _: "has too long a name for its mask, NAME.png", "shorten it")
-
-
-def _without(
-    tables: dict[str, pa.Table], names: set[str], reason: Callable[[str], str], remedy: str
-) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names from tables of `image_files`; returns them, and rows of the schema `FAILURES` about the names."""
-    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], _texts(names)))) for role, table in tables.items()}
-    problems = [scan_failure(name, reason(name), remedy) for name in sorted(names)]
-    return kept, pa.Table.from_pylist(problems, FAILURES)
-
-
-def _texts(names: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(names), pa.string())
+    return long
 
 
 def _doubled(table: pa.Table) -> pa.Table:

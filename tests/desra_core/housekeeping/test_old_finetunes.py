@@ -32,7 +32,7 @@ OPEN = {"min_removal": 0.0, "max_detail_loss": 1.0}
 
 
 class Turn(NamedTuple):
-    """A cycle: its settings, and the finetune that it made."""
+    """The outcome of a cycle: the key and the weights of its finetune, and the verdict."""
 
     finetune: str
     was_ended: bool
