@@ -69,7 +69,7 @@ class Machine(Frozen):
         "warning", description="Log each shard (info) and each image (debug) on stderr, from every worker."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="What stderr is for: text to be read, or json, an object per line, to be gathered."
+        "text", description="Form of the log on stderr: text for readers, or json, an object per line, for programs."
     )
 
 
@@ -127,7 +127,7 @@ class Detection(CorpusSettings):
     verb: ClassVar[str] = "detect"
 
     mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
-    gan_sr: Path = Field(description="Folder of the GAN-trained model's results, likewise.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results; or one file, or a glob in quotes.")
     lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
     method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a .py file of your own.")
     threshold: float = Field(
@@ -172,12 +172,12 @@ class Mining(CorpusSettings):
 
 
 def folder_of(settings: BaseModel) -> Path:
-    """Name the folder that a command works in: its workspace, or its output where it has none."""
+    """Return the folder that a command works in: its workspace, or its output where it has no workspace."""
     return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - of some kinds
 
 
 def detector_of(settings: CorpusSettings) -> AppliedDetector:
-    """Name the detector of a run and its threshold."""
+    """Return the detector of a run with its threshold."""
     return applied(settings.method if isinstance(settings, Detection) else DEFAULT, settings.threshold)
 
 

@@ -12,7 +12,7 @@ from desra_core.settings import Frozen, MinArea, Mining, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
-# A class with less gets no weight of its own.
+# A class with fewer pixels or images gets no weight of its own.
 MIN_PIXELS, MIN_IMAGES = 100_000, 3
 
 Rule = Literal["published", "quantile"]
@@ -40,7 +40,7 @@ class Gate(Frozen):
 _PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 }
-# Of a discriminator that starts from nothing: the most steps, and as a share of the iterations.
+# Steps of a discriminator that starts from nothing: at most so many, and so large a share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
@@ -60,8 +60,8 @@ class Training(Frozen):
     )
     group_by: str = Field(
         "duplicates",
-        description="What stays together in the training or in the held-out pool: duplicates, folder, or a regular "
-        "expression on names.",
+        description="Images that stay together in the training or in the held-out pool: duplicates, folder, or a "
+        "regular expression on names.",
     )
     images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
@@ -73,7 +73,7 @@ class Training(Frozen):
     batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, for generator and discriminator.")
     pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
     pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
     mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
@@ -109,7 +109,7 @@ class Training(Frozen):
     patience: int = Field(
         4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
     )
-    seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
+    seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
 
     @property
     def warmup_steps(self) -> int:
@@ -156,7 +156,7 @@ class Finetuning(Training):
 
 
 class Comparing(Gate):
-    """A model, what became of it, and the held-out images of a workspace."""
+    """A model, its finetuned candidates, and the held-out images of a workspace that judge them."""
 
     verb: ClassVar[str] = "compare"
 
@@ -169,13 +169,13 @@ class Comparing(Gate):
         None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
     )
     lr: Path | None = Field(None, description=_PHOTOS)
-    group_by: str = Field("duplicates", description="As for the finetune.")
+    group_by: str = Field("duplicates", description="Images that stay together, as for the finetune.")
     lpips: Path | None = Field(None, description=_LPIPS)
     promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
 
 
 class Cycling(Mining, Training, Gate):
-    """Photos, two models, and all that it takes to make the one of them better."""
+    """Photos, two models, and the settings of mining, finetuning and the gate."""
 
     verb: ClassVar[str] = "cycle"
 
@@ -207,8 +207,8 @@ class Calibrating(Frozen):
     )
     exclude: Path | None = Field(
         None,
-        description="Folder of masks by image name whose pixels are not counted, beside the masks by people that the "
-        "workspace holds.",
+        description="Folder of masks by image name whose pixels are not counted; those of human masks in the "
+        "workspace are not counted either.",
     )
     rule: Rule = Field("published", description="20 bins as published, or the quantile to a ten-thousandth (quantile).")
     percentile: float = Field(
@@ -221,15 +221,15 @@ class Calibrating(Frozen):
     min_images: int = Field(MIN_IMAGES, ge=1, description="A class in fewer images gets the fallback.")
     fallback: Fallback = Field(
         "published",
-        description="Weight of classes of which too little was seen: published, one, or that of all classes taken "
-        "together (pooled).",
+        description="Weight of classes with too few pixels or images: published, one, or that of all classes together "
+        "(pooled).",
     )
 
     @field_validator("output")
     @classmethod
     def _known_format(cls, output: Path) -> Path:
         if output.suffix.lower() not in (".toml", ".csv"):
-            raise ValueError("the suffix says what is written")
+            raise ValueError("has another suffix than .toml or .csv")
         if output.is_dir():
             raise ValueError("is a folder")
         return output
@@ -256,7 +256,7 @@ class Benchmarking(Frozen):
     segmenter: str = Field(
         "none",
         pattern=r"^(none|mmseg:.+,.+)$",
-        description="What computes class labels that are not there: none or mmseg:CONFIG,CHECKPOINT.",
+        description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
     )
     weights: str | None = Field(
         None,

@@ -69,7 +69,7 @@ class Serving(Cycling):
         "finetune; 0 for never.",
     )
     timezone: str | None = Field(
-        None, description="Of the clock times, like Europe/Berlin; by default that of this machine."
+        None, description="Time zone of the clock times, like Europe/Berlin; by default that of this machine."
     )
     webhook: str | None = Field(
         None,
@@ -84,8 +84,8 @@ class Serving(Cycling):
         4200,
         ge=0,
         le=65533,
-        description="Of the Prefect server on this machine; the report and Dask's dashboard are at the next two. 0 for "
-        "any free ones.",
+        description="Port of the Prefect server on this machine; the report and Dask's dashboard are at the next two. "
+        "0 for any free ports.",
     )
 
     @field_validator("mine_at", "cycle_at")
