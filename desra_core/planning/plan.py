@@ -87,11 +87,6 @@ class Standing:
         """Rows whose record has a true flag."""
         return flags_of(self.columns[column])
 
-    @property
-    def marked(self) -> Flags:
-        """Rows of images in which the detector found an artifact."""
-        return flags_of(pc.greater(self.columns["artifact_pixels"], 0))
-
     def _number(self, column: str) -> npt.NDArray[np.float64]:
         return np.asarray(pc.cast(self.columns[column], pa.float64()).to_numpy(zero_copy_only=False))
 
@@ -107,7 +102,8 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     """
     standing = Standing(rows, records.select(COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
-    whole = kept_whole(target.keep, standing.marked, held.marked)
+    artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
+    whole = kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole under any --keep: training reads them.
     forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 

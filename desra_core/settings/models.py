@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from desra_core.detection.detectors import METHODS
 from desra_core.settings import Frozen, MinArea, Mining, whole_path
@@ -23,6 +23,11 @@ SYNTHETIC = "synthetic"
 
 _LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
 _PHOTOS = "Folder of the LR photos, where the latest run recorded none."
+
+
+def _path_unless(*words: str | None) -> AfterValidator:
+    """Make a text an absolute path, unless it is one of these words."""
+    return AfterValidator(lambda text: text if text in words else str(whole_path(text)))
 
 
 class Gate(Frozen):
@@ -80,7 +85,7 @@ class Training(Frozen):
     keep_weight: float = Field(
         0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
     )
-    perceptual: str = Field(
+    perceptual: Annotated[str, _path_unless("vgg19", "off")] = Field(
         "vgg19",
         description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
         "vgg19, or off with preset cpu.",
@@ -123,11 +128,6 @@ class Training(Frozen):
     def _preset(cls, values: Any) -> Any:
         preset = values.get("preset", "paper") if isinstance(values, dict) else None
         return _PRESETS[preset] | values if preset in _PRESETS else values
-
-    @field_validator("perceptual")
-    @classmethod
-    def _absolute(cls, perceptual: str) -> str:
-        return perceptual if perceptual in ("vgg19", "off") else str(whole_path(perceptual))
 
     @field_validator("accumulate")
     @classmethod
@@ -240,7 +240,7 @@ class Benchmarking(Frozen):
 
     verb: ClassVar[str] = "benchmark"
 
-    dataset: str = Field(
+    dataset: Annotated[str, _path_unless(SYNTHETIC)] = Field(
         description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
         "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
     )
@@ -258,7 +258,7 @@ class Benchmarking(Frozen):
         pattern=r"^(none|mmseg:.+,.+)$",
         description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
     )
-    weights: str | None = Field(
+    weights: Annotated[str | None, _path_unless(None, "published", "none")] = Field(
         None,
         description="Class weights of desra: published, none, or a file. By default published when there are labels.",
     )
@@ -266,11 +266,6 @@ class Benchmarking(Frozen):
         None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
     )
     seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
-
-    @field_validator("dataset")
-    @classmethod
-    def _place(cls, dataset: str) -> str:
-        return dataset if dataset == SYNTHETIC else str(whole_path(dataset))
 
     @field_validator("methods")
     @classmethod
@@ -285,11 +280,6 @@ class Benchmarking(Frozen):
     def _models(cls, segmenter: str) -> str:
         kind, colon, paths = segmenter.partition(":")
         return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
-
-    @field_validator("weights")
-    @classmethod
-    def _file(cls, weights: str | None) -> str | None:
-        return weights if weights in (None, "published", "none") else str(whole_path(weights))
 
     @property
     def synthetic(self) -> bool:
