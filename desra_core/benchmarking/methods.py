@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.detectors import Detector, detector_key, load_detector
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import Detector, applied, detector_key, load_detector
 from desra_core.errors import UsageError
 
 # Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.

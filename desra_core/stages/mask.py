@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from desra_core.detection.mask import score_mask
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt, score_mask
 from desra_core.detection.regions import find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import Weights
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
 from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace
