@@ -39,13 +39,15 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     if _is_known_clean(image, record, workspace, job):
         return proven_clean(record, job)
     keys = {"mse_sr": target.mse_sr_key, "gan_sr": target.gan_sr_key}
-    pair = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
-    inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if pair[role] is None})
-    pair |= inferred
+    found = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
+    stored = {role: array for role, array in found.items() if array is not None}
+    inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if role not in stored})
+    pair = stored | inferred
     made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
     needed = made.artifact_pixels is None or target.keep == "all"
-    mapped = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
-    for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or mapped)):
+    # Of clean images too, later stages read the GAN result.
+    read_later = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
+    for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or read_later)):
         if is_needed and role in inferred:
             write_array(workspace, image.id, role, inferred[role], key=keys[role] or "")
     return made
