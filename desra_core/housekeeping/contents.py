@@ -1,4 +1,4 @@
-"""List what lies in a workspace, and how much of the disk it takes. No link is followed."""
+"""List the files of a workspace, and how much of the disk they take. No link is followed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
 
 
 def table_of(items: Iterable[Item]) -> pa.Table:
-    """Turn items into a table (schema `ITEMS`); only so many of them are Python objects at a time."""
+    """Turn items into a table (schema `ITEMS`), in batches, so that few items are Python objects at a time."""
     rows, batches = iter(items), []
     while batch := list(islice(rows, _BATCH)):
         columns = [pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), ITEMS.types, strict=True)]
@@ -95,9 +95,9 @@ def table_of(items: Iterable[Item]) -> pa.Table:
 def item(
     workspace: Workspace, path: Path | str, kind: str, reason: str | None = None, *, owner: str = "", part: str = ""
 ) -> Item:
-    """Measure a file or folder of a workspace."""
+    """Return the item of a file or folder of a workspace, with its size."""
     place = os.fspath(path).removeprefix(f"{workspace.root}/")
-    # A path can be of any bytes.
+    # The bytes of a path need not be text.
     return Item(kind, place.encode("utf-8", "backslashreplace").decode(), *size_of(path), reason, owner, part)
 
 
@@ -119,7 +119,7 @@ def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def size_of(place: os.PathLike[str] | str) -> Size:
-    """Measure a file, or all files below a folder; what is gone or cannot be read is left out."""
+    """Measure a file, or all files below a folder; files that vanish or cannot be read are left out."""
     try:
         status = os.lstat(place)
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def size_of(place: os.PathLike[str] | str) -> Size:
 
 
 def images_contents(workspace: Workspace) -> Iterator[Item]:
-    """List what belongs to images, empty folders, and what no workspace has."""
+    """List the files of images, empty folders, and files that no workspace has (kind `UNKNOWN`)."""
     for entry in entries(workspace.root):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
@@ -193,5 +193,5 @@ def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a plain file whose name is text."""
+    """Whether an entry is a plain file whose name is text."""
     return entry.is_file(follow_symlinks=False) and is_text(entry.name)

@@ -1,7 +1,7 @@
-"""Find and delete what no run needs of a workspace: manifest, records and settings of the latest run decide.
+"""Find and delete files that no run needs: the manifest, the records and the settings of the latest run decide.
 
-Images that are still to be done are left alone: the run that does them replaces what they have. So are those beyond
-``--limit``, and vanished ones unless ``--vanished`` is given. Human masks always stay.
+Files of pending images stay, since the next run replaces them. So do files of images beyond ``--limit``, and of
+vanished images unless ``--vanished`` is given. Human masks always stay.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Garbage(NamedTuple):
 
 
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
-    """Find what no run needs any more; nothing is changed. No run may be going on.
+    """Find files that no run needs any more; nothing is changed. No run may be going on.
 
     Args:
         workspace: Of any run that got as far as its manifest.
-        vanished: Images go, too, that the latest run did not find and whose files are not there now.
+        vanished: Find files of images, too, that the latest run did not find and whose photos are not there now.
 
     Raises:
         UsageError: The folder is no workspace, or a table of it is damaged or missing.
@@ -145,7 +145,7 @@ def _unkept(
 
 
 def _unfinished(workspace: Workspace) -> Iterator[Item]:
-    """List what runs that were cut off have left half-written; locking the workspace deletes it."""
+    """List half-written files of killed runs; locking the workspace deletes them."""
     for entry in entries(workspace.root / "tmp"):
         yield item(workspace, entry.path, "tmp", UNFINISHED)
 
@@ -163,10 +163,7 @@ def _histograms(workspace: Workspace, target: Target) -> Iterator[Item]:
 
 
 def _stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:
-    """Find the records that do not count: of no image of the manifest, or of one with a record in its own shard.
-
-    A photo that was replaced and came back is in another shard than before.
-    """
+    """Find records of images that the manifest lacks, and older records of images that are now in another shard."""
     tables = [_STALE.empty_table()]
     for shard in finished_shards(workspace):
         ids = read_table(workspace.shard_records(shard), SCHEMA, ["id"])["id"]
@@ -180,7 +177,7 @@ def _stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:
 
 
 def _rewritten(workspace: Workspace, found: Garbage) -> Iterator[tuple[int, pa.Table]]:
-    """Give each shard whose table is to change, with the new table: without stale records, maps and labels that go."""
+    """Give each shard whose table changes, with its new table: without the records, maps and labels that go."""
     for shard in finished_shards(workspace):
         path = workspace.shard_records(shard)
         gone = found.stale.filter(pc.equal(found.stale["shard"], shard))["id"].combine_chunks()
@@ -211,7 +208,7 @@ def _shrunk_tables(workspace: Workspace, found: Garbage) -> Iterator[Item]:
 def sweep(
     workspace: Workspace, *, vanished: bool = False, on_dropped: Callable[[int, int], None] | None = None
 ) -> Garbage:
-    """Delete the garbage of a workspace: first from the manifest, then from the records, and the files last.
+    """Delete the garbage of a workspace: rows of the manifest first, then records, then files.
 
     A sweep that is killed at any moment leaves a valid workspace, and the next one goes on.
 
@@ -228,7 +225,7 @@ def sweep(
         UsageError: As `find_garbage`.
         TransientError: Something cannot be deleted.
     """
-    scratch = table_of(_unfinished(workspace))  # which goes when the workspace is locked
+    scratch = table_of(_unfinished(workspace))  # locking the workspace deletes these
     with workspace.locked():
         gather_journals(workspace)
         found = find_garbage(workspace, vanished=vanished)
@@ -259,9 +256,9 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
         if on_dropped:
             on_dropped(number, listed.num_rows)
     for folder in map(PurePosixPath, sorted(folders, key=len, reverse=True)):
-        with contextlib.suppress(OSError):  # a folder that is not empty stays, with all above it
+        with contextlib.suppress(OSError):  # raised by a folder that is not empty: it stays, with all above it
             for each in (folder, *folder.parents):
-                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # a workspace has the others
+                if len(each.parts) > 1 + (each.parts[:1] == ("dataset",)):  # folders above these always stay
                     (workspace.root / each).rmdir()
 
 

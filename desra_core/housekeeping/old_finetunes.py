@@ -37,7 +37,7 @@ _GATE = {"judgements": KEY, "candidates": _CANDIDATE, "compared": re.compile(r"[
 
 
 def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
-    """List finetunes and judgements, or parts of them, that may go, and unknown files among them; nothing is changed.
+    """List finetunes and judgements that may be deleted, whole or in part, and unknown files; nothing is changed.
 
     Args:
         workspace: Of any run that has ended.
@@ -81,7 +81,7 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
             if path.exists():
                 yield item(workspace, path, "finetunes", "states of superseded finetunes")
     kept = {name for name, note in notes.items() if any(key in note["after"] for key in staying)} | latest_notes
-    # Candidates of the others are split off their checkpoints again when they are asked for.
+    # Other candidates are made from their checkpoints again when they are asked for.
     at_hand = {name for name in kept if latest and latest in notes[name]["after"]} | latest_notes
     needed = {
         "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
@@ -112,8 +112,8 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the notes of the gate on its comparisons, by file name, and name the latest ones.
 
-    Latest are that of the latest verdict and those without a verdict yet. There are no notes where one is damaged, or
-    that of the verdict is missing as in earlier versions: then the gate is left alone.
+    The latest are the note of the latest verdict and notes without a verdict yet. No notes are returned, so that the
+    gate is left alone, where a note is damaged or, as in earlier versions, the note of the verdict is missing.
     """
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
@@ -133,7 +133,7 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
 
 
 def _stays_whole(run: RunFolder, model: str | None) -> bool:
-    """Whether a finetune that is not the latest stays whole: it could go on, is running, or holds unknown files."""
+    """Whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
     document = read_json(run.document)
@@ -168,7 +168,7 @@ def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
 
 
 def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """List the entries of a finetune's folder and of its models, each with whether a finetune makes such entries."""
+    """List the entries of a finetune's folder and of its models, and whether a finetune makes an entry of that name."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
     for entry in own_entries(run.root / "models"):

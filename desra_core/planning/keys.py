@@ -1,4 +1,4 @@
-"""Resolve the settings of a run to cache keys, which are compared with those in the records."""
+"""Resolve the settings of a run to cache keys, which are compared with the keys in the records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUPER_RESOLUTION_VERSION = 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
-# Whose numbers results depend on.
+# Packages on whose versions results depend.
 _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
 
 
@@ -98,7 +98,7 @@ def result_key(model: Path, precision: str) -> str:
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Record the settings and keys of a run, and the versions of packages that results depend on."""
+    """Write the settings and keys of a run, and the versions of packages that results depend on."""
     document = {
         "verb": settings.verb,
         "settings": settings.model_dump(mode="json"),
@@ -121,10 +121,10 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
 
 
 def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Check that models can be used, unless the latest run has used them, before anything is changed.
+    """Check that models can be loaded and run, unless the latest run used them.
 
     Raises:
-        UsageError: One cannot be loaded or run, or the scales of the two that enlarge differ.
+        UsageError: A model cannot be loaded or run, or the scales of the MSE and the GAN model differ.
     """
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
@@ -149,7 +149,7 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
 
 
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """Read what `save_settings` wrote: verb, settings, target and versions; empty where nothing can be read."""
+    """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
     try:
         document = json.loads(workspace.settings.read_bytes())
     except (OSError, ValueError):

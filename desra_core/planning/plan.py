@@ -1,4 +1,4 @@
-"""Plan a run: compare the manifest, the records and the files of a workspace with what is wanted."""
+"""Plan a run: compare the manifest, the records and the files of a workspace with the target of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole, stages_for
 from desra_core.workspace.records import SCHEMA, Flags, flags_of, gather_journals, read_records
 
-# Of the records: all that says whether there is anything to do.
+# The columns of the records that decide whether there is anything to do.
 COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
 
 
@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
 
 class Standing:
-    """Predicates of what the records say of manifest rows, held against a target: arrays of one flag per row.
+    """Compare the records of manifest rows with a target: arrays of one flag per row.
 
     Attributes:
         same_labels: The label file is the one that was read, or none is read.
@@ -191,11 +191,11 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Names whose mask is there and up to date."""
+        """Number of names with a current mask."""
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """Read headers for the pixels of the largest photo (GAN result, where that is a file) with anything to do."""
+        """Read the number of pixels of the largest pending photo, or GAN result where that is a file, from headers."""
         role = "lr" if self.target.super_resolves else "gan_sr"
         return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
 
@@ -243,7 +243,7 @@ class Prepared(NamedTuple):
 def prepare(
     settings: CorpusSettings, *, rescan: bool = True, on_hashed: Callable[[int, int], None] | None = None
 ) -> Prepared:
-    """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
+    """Scan the folders, resolve the settings and plan the run. The workspace must be locked.
 
     Args:
         settings: Settings of the run.

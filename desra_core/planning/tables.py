@@ -1,4 +1,4 @@
-"""The tables of a whole corpus for people: regions, failures and dataset, made from the records of its images."""
+"""The tables of a corpus for readers: regions, failures and dataset, made from the records of its images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REGIONS = pa.schema(
 )
 # Paths are relative to the dataset. Rows with one ``made_under`` come from the same models and settings; clean images,
 # which are there with --keep all, have none. Where ``mask_by`` is ``person``, not ``detector``, pixels and regions are
-# those of the person's mask; the severity is the detector's everywhere.
+# those of the human mask; the severity is always that of the detector.
 IMAGES = pa.schema(
     [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
     + [pa.field(name, pa.int32()) for name in ("height", "width")]
@@ -68,7 +68,7 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
 def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
     """One row per image of the dataset, sorted by name."""
     human = read_human_masks(workspace, target.gan_sr_key)
-    # An image that only a person has marked may still wait for its pictures.
+    # An image that only a person has marked may not have its pictures yet.
     pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
     marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
     whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
@@ -90,7 +90,7 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
 
 
 def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str]) -> pa.Array:
-    """A column with the values that some images have by id in place of the others."""
+    """Replace the values of the images that have a value by id."""
     index = pc.index_in(ids, pa.array(by_id, pa.string()))
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
 

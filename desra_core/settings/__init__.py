@@ -42,13 +42,13 @@ MinArea = Annotated[
 
 
 class Frozen(BaseModel):
-    """Settings that do not change, and that refuse fields which they do not know."""
+    """Base of all settings: immutable, and without other fields than those declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Machine(Frozen):
-    """Where and how wide a run computes. Nothing here changes a result or enters a cache key."""
+    """The workers, memory and devices of a run. Nothing here changes a result or enters a cache key."""
 
     workers: int | None = Field(
         None, ge=1, description="Worker processes; by default one per core, fewer for large images."
@@ -73,7 +73,7 @@ class Machine(Frozen):
 
 
 class CorpusSettings(Frozen):
-    """How the artifacts of a corpus are found, wherever its results come from."""
+    """Settings of detection that desra mine and desra detect share."""
 
     verb: ClassVar[str]
 
@@ -121,7 +121,7 @@ class CorpusSettings(Frozen):
 
 
 class Detection(CorpusSettings):
-    """Two folders of super-resolution results to be compared, and how."""
+    """Settings of desra detect, which compares two folders of super-resolution results."""
 
     verb: ClassVar[str] = "detect"
 
@@ -150,7 +150,7 @@ class Detection(CorpusSettings):
 
 
 class Mining(CorpusSettings):
-    """A folder of photos, and the two models whose results are to be compared."""
+    """Settings of desra mine, which compares the results of two models for a folder of photos."""
 
     verb: ClassVar[str] = "mine"
 

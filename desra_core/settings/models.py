@@ -132,7 +132,7 @@ class Training(Frozen):
     @field_validator("accumulate")
     @classmethod
     def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
-        batch = info.data.get("batch", accumulate)  # absent where it is not accepted itself
+        batch = info.data.get("batch", accumulate)  # absent where the batch is invalid
         if batch % accumulate:
             raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
         return accumulate
@@ -187,7 +187,7 @@ class Cycling(Mining, Training, Gate):
 
 
 class Calibrating(Frozen):
-    """Artifact-free pairs, and how class weights are derived from them."""
+    """Settings of desra calibrate, which derives class weights from artifact-free pairs."""
 
     verb: ClassVar[str] = "calibrate"
 
@@ -236,7 +236,7 @@ class Calibrating(Frozen):
 
 
 class Benchmarking(Frozen):
-    """Pairs with human masks, or clean pairs to inject artifacts into, and the detectors that are to be measured."""
+    """Detectors, and pairs to measure them on: with human masks, or clean pairs that get injected artifacts."""
 
     verb: ClassVar[str] = "benchmark"
 

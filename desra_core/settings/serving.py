@@ -1,4 +1,4 @@
-"""Settings of `desra serve`: what runs when, where failures are posted, how long runs are kept."""
+"""Settings of `desra serve`: times of runs, the address for failures, and how long runs are kept."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ class Serving(Cycling):
 
 
 def workspace_of(parameters: Mapping[str, Any]) -> str | None:
-    """Find the workspace in the parameters of a flow, as a server stores them; None where they name none."""
+    """Find the workspace in the parameters of a flow, as a server stores them; None where there is no workspace."""
     given = (each for each in parameters.values() if isinstance(each, dict) and "workspace" in each)
     return next((str(settings["workspace"]) for settings in given), None)
 
 
 def parse_span(text: str) -> timedelta:
-    """Parse a length of time like ``90 days``; ValueError where it is none."""
+    """Parse a length of time like ``90 days``; other texts raise ValueError."""
     found = _SPAN.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("no length of time like 90 days or 12 hours")
@@ -139,7 +139,7 @@ def parse_span(text: str) -> timedelta:
 
 
 def parse_period(text: str) -> Period:
-    """Parse when something runs, in words or as a cron expression; ValueError where it is neither.
+    """Parse times in words or as a cron expression; other texts raise ValueError.
 
     Examples:
         >>> parse_period("daily at 2:00")

@@ -1,4 +1,4 @@
-"""Super-resolution: infer both results of a photo, as far as they are not there yet, and compare them in memory."""
+"""Super-resolution: infer the results of a photo that are not stored yet, and compare the pair in memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Record]:
-    """Infer the results that have these keys; the record says how long that took, and the smallest tile of the pair."""
+    """Infer the results of these keys; the record gets the seconds, and the smallest tile of the pair."""
     if not keys:
         return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
     mining = job.settings
@@ -65,7 +65,7 @@ def _inferred(
     models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
     photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
     results: dict[str, Pixels] = {}
-    tiles = [] if len(keys) == len(models) else [record.tile]  # that of the result which is stored
+    tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
     seconds = 0.0
     for role, key in keys.items():
         model = models[role == "gan_sr"]
