@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,7 +34,7 @@ from desra_core.annotations.selection import Annotation, MaskedImage, class_name
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
-from desra_core.evaluation.table import as_csv
+from desra_core.evaluation.table import as_csv, counted
 from desra_core.files.atomic import check_names, replace_file, storage_errors
 from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.bit_depth import bgr8
@@ -72,15 +71,13 @@ class ExportFolder:
         self.root = root
         self._stage = stage
         self._digests: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file at a relative path (raises `desra_core.errors.TransientError`)."""
         with storage_errors(self.root / path):
             (self._stage / path).parent.mkdir(parents=True, exist_ok=True)
             (self._stage / path).write_bytes(data)
-        with self._lock:
-            self._digests[path] = digest(data)
+        self._digests[path] = digest(data)
 
     def commit(self, document: dict[str, Any], *, overwrite: bool) -> None:
         """Put all files in place, and remove the files of the export before that are not among them.
@@ -100,7 +97,7 @@ class ExportFolder:
         known_files = [] if overwrite else [(self.root / path, both[path]) for path in sorted(both)]
         edited = [file for file, digests in known_files if file.exists() and digest(read_bytes(file)) not in digests]
         if edited:
-            more = f", and so were {len(edited) - 1} more files" if len(edited) > 1 else ""
+            more = f", like {counted(len(edited) - 1, 'other file')}" if len(edited) > 1 else ""
             remedy = "import it first, then export to another folder, or with --overwrite"
             raise UsageError(edited[0], f"was edited since it was exported{more}", remedy)
         with storage_errors(self.root):

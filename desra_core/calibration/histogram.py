@@ -115,7 +115,7 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
     """Derive ``1 / q``, the weight that lifts the quantile q of D to 1; NaN for classes without pixels.
 
     q is the lower edge of the bin at which the bins from the top hold more than ``percentile`` % of the pixels of the
-    class. So more than that share really is lifted to 1, and q lies at most 0.0001 below the exact quantile.
+    class. So more than that share is lifted to 1, and q lies at most 0.0001 below the exact quantile.
     """
     # D of 8 or 16 bits is above 0.003; the first bin would have no finite weight.
     lower = np.maximum(BINS - _bins_held(histogram.counts, percentile), 1)
@@ -152,7 +152,7 @@ def false_alarm_threshold(
 def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64], threshold: float) -> float | None:
     """Bound the share of artifact-free pixels whose adjusted similarity is below a threshold, before any morphology.
 
-    At most what the bins that straddle the threshold hold above the exact share; None without pixels.
+    The bound exceeds the exact share by at most the pixels of the bins around the threshold. None without pixels.
     """
     pixels = int(histogram.pixels.sum())
     below = int(histogram.counts[_lower_edges(weights) < threshold].sum())
@@ -167,10 +167,10 @@ def _bins_held(counts: npt.NDArray[np.int64], percentile: float) -> npt.NDArray[
 
 
 def _share_of(share: float, total: int) -> int:
-    """The largest whole number that is not above a share of the total, by the decimals that were given."""
+    """Round a share of a total down, exactly by the decimals of the share."""
     return int(Fraction(f"{share:.12g}") * total)
 
 
 def _lower_edges(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The least adjusted similarity of a pixel in each bin, ``(K, 10000)``."""
+    """Compute the least adjusted similarity of a pixel in each bin, ``(K, 10000)``."""
     return np.clip(weights[:, np.newaxis] * (np.arange(BINS) / BINS), 0, 1)

@@ -99,19 +99,12 @@ def derive_weights(
         spare_intervals, spare_weights = (np.full(len(published), values[0]) for values in pooled)
     enough = (histogram.pixels >= max(1, min_pixels)) & (histogram.images >= min_images)
     intervals, weights = np.where(enough, intervals, spare_intervals), np.where(enough, weights, spare_weights)
+    states = np.where(enough, "calibrated", np.where(histogram.pixels > 0, "thin", "unseen"))
+    columns = (weights, histogram.pixels, histogram.images, states, published, published_weights)
+    rows = zip(class_weights.class_names(), intervals.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        ClassWeight(
-            class_index=index,
-            name=name,
-            interval=int(intervals[index]) if intervals[index] >= 0 else None,
-            weight=float(weights[index]),
-            pixels=int(histogram.pixels[index]),
-            images=int(histogram.images[index]),
-            state="calibrated" if enough[index] else "thin" if histogram.pixels[index] else "unseen",
-            published_interval=int(published[index]),
-            published_weight=float(published_weights[index]),
-        )
-        for index, name in enumerate(class_weights.class_names())
+        ClassWeight(index, name, interval if interval >= 0 else None, *rest)
+        for index, (name, interval, *rest) in enumerate(rows)
     ]
 
 

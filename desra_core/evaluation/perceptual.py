@@ -39,7 +39,7 @@ def load_lpips(path: Path) -> nn.Module:
         UsageError: The file cannot be used.
     """
     third_party.mend_torchvision()
-    from desra_core.networks.weights import read_weights
+    from desra_core.networks.checkpoints import read_weights
 
     try:
         weights = read_weights(path)

@@ -30,14 +30,9 @@ _FIGURE_BINS = 40
 
 
 def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]:
-    """Write the weights file, and beside it a page and the figure of D by class; the same weights give the same bytes.
+    """Write the weights file, and beside it a page and the figure of D by class; return these files.
 
-    Args:
-        calibrated: The weights.
-        output: The weights file, TOML or CSV.
-
-    Returns:
-        The three files.
+    The same weights give the same bytes.
 
     Raises:
         TransientError: The disk is full or failed.

@@ -40,14 +40,9 @@ _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detec
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
-    """Write the page of an evaluation: one HTML file that needs no other file, the same bytes every time.
+    """Write the page of an evaluation to ``path``, and return that: one HTML file that needs no other file.
 
-    Args:
-        evaluation: The masks with their scores.
-        path: The file to write.
-
-    Returns:
-        The path.
+    The same evaluation gives the same bytes.
 
     Raises:
         TransientError: The disk is full or failed.

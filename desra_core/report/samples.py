@@ -69,15 +69,7 @@ class SeverityCurve(NamedTuple):
 
 
 def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
-    """Sample the stored maps of a workspace, at most 4 MP of each of 32 images.
-
-    Args:
-        results: Of the workspace.
-        measure: The detector of its run.
-
-    Returns:
-        The distributions; None where no map with labels is kept.
-    """
+    """Sample the stored maps of a workspace, at most 4 MP of each of 32 images; None without maps and labels."""
     corpus = results.images
     labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
     kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))

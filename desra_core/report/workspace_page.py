@@ -102,12 +102,7 @@ def write_report(
 def make_gallery(
     results: WorkspaceResults, worst: int, budget: int
 ) -> tuple[list[tuple[dict[str, Any], list[Cell]]], int]:
-    """Cut out and encode the pictures of the most severe regions.
-
-    Args:
-        results: Of the workspace.
-        worst: Number of regions.
-        budget: Characters that all pictures together may take.
+    """Cut out and encode the pictures of the ``worst`` most severe regions, in at most ``budget`` characters.
 
     Returns:
         Regions (rows of the region table) with their pictures, and the number of regions that did not fit.

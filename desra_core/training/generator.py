@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from desra_core.errors import UsageError
 from desra_core.networks.architectures import ARCHITECTURES
-from desra_core.networks.checkpoints import recognised
-from desra_core.networks.weights import read_weights
+from desra_core.networks.checkpoints import read_weights, recognised
 
 if TYPE_CHECKING:
     import torch
