@@ -261,8 +261,9 @@ def prepare(
     manifest = None if rescan else read_manifest(workspace)
     scanned = None
     if manifest is None:
-        sizes = {"shard_size": settings.shard_size, "limit": settings.limit}
-        scanned = scan(settings.sources, workspace, on_hashed=on_hashed, **sizes)
+        scanned = scan(
+            settings.sources, workspace, shard_size=settings.shard_size, limit=settings.limit, on_hashed=on_hashed
+        )
         manifest = scanned.manifest
     save_settings(workspace, settings, target)
     plan = make_plan(workspace, manifest, target, limit=settings.limit)
