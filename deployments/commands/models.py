@@ -103,7 +103,8 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             try:
                 plans = (mining, prepared), (finetuning, plan)
                 cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
-                comparison, promoted = cycled.compared and cycled.compared.comparison, cycled.promoted
+                comparison = cycled.compared.comparison if cycled.compared else None
+                promoted = cycled.promoted
             except ServerLostError as error:
                 current = current_model(workspace)
                 if current is None or current == before:
