@@ -1,4 +1,4 @@
-"""The criteria of the gate: judgements add up to scores, and scores are held against the gate's limits."""
+"""The criteria of the gate: judgements are added up to scores, and scores are compared with the gate's limits."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class OldRegion(NewRegion):
 
 @dataclass(frozen=True)
 class Judgement:
-    """One held-out image under one candidate, against the old model's result.
+    """A candidate's result of one held-out image, compared with the old model's.
 
     Attributes:
-        image, id: Its name and the hash of its content.
-        candidate: The candidate's name.
-        pixels, outside_pixels: All of the result's, and those outside of the mask before.
+        image, id: Name of the image, and the hash of its content.
+        candidate: Name of the candidate.
+        pixels, outside_pixels: Pixels of the result, and those outside of the mask before.
         squared_error, ssim, gradient_similarity: Outside of the mask before, see `desra_core.evaluation.fidelity`; the
-            first is a sum.
-        lpips: Distance of the whole images, where it was asked for.
+            squared error is a sum.
+        lpips: Distance of the whole images, where LPIPS was asked for.
         sharpness_before, sharpness_after: Of the whole images, in grey levels of 255 per pixel.
     """
 
@@ -66,7 +66,7 @@ class Judgement:
 
     @property
     def clean(self) -> bool:
-        """Whether the old model's result has no artifact."""
+        """Check whether the old model's result has no artifact."""
         return not self.regions
 
 
@@ -77,16 +77,17 @@ class Score:
     Attributes:
         images, clean_images: All judged images, and those without an artifact before.
         regions, gone, removal, removal_interval: Artifact regions before, those of them that are gone, and their share;
-            None where there are none.
+            None without regions.
         images_added, addition, addition_interval, regions_added: Images with an added region, their share (None without
             images), and the added regions.
         area_before, area_after: Artifact pixels of all images.
-        psnr, ssim, gradient_similarity: Against the old model's results, outside of the masks before: over all pixels
-            together. The first is None where nothing differs, all are without images.
-        lpips: The mean over the images that have it; None where none has.
+        psnr, ssim, gradient_similarity: Against the old model's results, over all pixels outside of the masks before.
+            All are None without images, ``psnr`` also where nothing differs.
+        lpips: The mean over the images with LPIPS; None without such images.
         detail_loss: The share of the clean images' sharpness that is lost, below 0 where they became sharper; None
             where there is no sharpness to lose.
-        classes: Regions and those gone by class name, the most frequent first; under ``""`` where there are no labels.
+        classes: Regions, and those of them that are gone, by class name (``""`` without labels), the most frequent
+            first.
     """
 
     candidate: str
@@ -115,11 +116,11 @@ class Verdict:
     """The gate's decision on the candidates of one finetune.
 
     Attributes:
-        passed, best: Whether a candidate passes, and the name of the best one; None where there are none.
-        reasons: Why the best one does not pass, a sentence for each criterion; empty where it passes.
-        scores, control: Of the candidates as they were given, and of the control.
-        thresholds: ``min_removal`` and ``max_detail_loss`` as they were then.
-        undecided: Whether the best one misses nothing, but images are missing by which something could be shown.
+        passed, best: Whether a candidate passes, and the name of the best candidate; None without candidates.
+        reasons: A sentence for each criterion that the best candidate does not meet.
+        scores, control: The scores of the candidates in the given order, and of the control.
+        thresholds: ``min_removal`` and ``max_detail_loss`` of the gate.
+        undecided: Whether the best candidate misses no criterion, but no judged image can show one of them.
     """
 
     passed: bool
@@ -132,17 +133,17 @@ class Verdict:
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:
-        """The verdict in a word."""
+        """The verdict in one word."""
         return "passed" if self.passed else "undecided" if self.undecided else "failed"
 
 
 def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
-    """Hold candidates to the gate, and choose the best.
+    """Compare candidates with the gate's limits, and choose the best candidate.
 
-    A candidate passes when it meets all three criteria of `unmet`. The best one misses the fewest of them. Of several,
-    it is the one with the most merit, then the one with the highest PSNR to the old model, then the first. Merit is
-    ``removal * (1 - detail_loss / max_detail_loss)``: the last region is not worth the texture of all photos. Where the
-    best one misses nothing but what no image could show, the verdict is undecided.
+    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; ties are
+    decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
+    max_detail_loss)``: the last region is not worth the texture of all photos. The verdict is undecided where the best
+    candidate misses no criterion, but no judged image can show one of them.
     """
     found = [unmet(candidate, control, gate) for candidate in scores]
 
@@ -170,10 +171,10 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
 
 
 def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Say which of the three criteria a candidate misses, and which of them no judged image can show.
+    """Find the criteria that a candidate misses, and those that no judged image can show.
 
-    Of the artifact regions, ``gate.min_removal`` must be gone. No more images may gain a region than by the noise of
-    the control. Clean images may lose ``gate.max_detail_loss`` of their sharpness.
+    The share ``gate.min_removal`` of the artifact regions must be gone. No more images may gain a region than by the
+    noise of the control. Clean images may lose the share ``gate.max_detail_loss`` of their sharpness.
 
     Returns:
         A sentence for each criterion that is missed, and for each that cannot be shown.
@@ -248,5 +249,5 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _percent(share: float) -> str:
-    """Percent to four digits, so that what just misses a threshold does not read like it."""
+    """Format a share in percent with four digits, so that a near miss does not read like the threshold."""
     return f"{100 * share:.4g} %"

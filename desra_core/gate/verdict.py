@@ -21,14 +21,14 @@ class Checkpoint(BaseModel):
 
 
 class BestCandidate(Checkpoint):
-    """The best candidate: one kind of the weights in a checkpoint, which ``file`` holds alone."""
+    """The best candidate: one kind of weights of a checkpoint, alone in ``file``."""
 
     weights: str
     file: str
 
 
 class PicturedRegion(BaseModel):
-    """A region before finetuning and its crops: paths below the gate's folder by kind."""
+    """A region before finetuning, and the paths of its crops below the gate's folder by kind."""
 
     image: str
     region: OldRegion
@@ -45,7 +45,7 @@ class TrainedImage(BaseModel):
 
 
 class FinetuneRecord(BaseModel):
-    """How the candidates were trained: the run.json of `desra_core.training.run_folder`."""
+    """The training of the candidates: the run.json of `desra_core.training.run_folder`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -59,7 +59,7 @@ class FinetuneRecord(BaseModel):
 
 
 class VerdictDocument(BaseModel):
-    """A verdict with the models, images and pictures that it is about."""
+    """A verdict with its models, images and pictures."""
 
     verdict: Verdict
     before: Checkpoint
@@ -75,7 +75,7 @@ class VerdictDocument(BaseModel):
 
     @property
     def best_score(self) -> Score | None:
-        """The score of the best candidate; None where there are none."""
+        """The score of the best candidate; None without candidates."""
         return next((score for score in self.verdict.scores if score.candidate == self.verdict.best), None)
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ def publish_verdict(workspace: Workspace, document: VerdictDocument) -> None:
 
 
 def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | None:
-    """Read the latest verdict, and when it was published; None where there is none (raises `UsageError`)."""
+    """Read the latest verdict and its time; None where none was published (raises `UsageError`: damaged)."""
     remedy = "run desra compare again"
     try:
         document = VerdictDocument.model_validate_json(workspace.verdict.read_bytes())
@@ -107,34 +107,27 @@ def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | Non
         raise UsageError(workspace.verdict, "is damaged or of another version", remedy) from None
 
 
-COLUMNS = ("candidate", "regions gone", "removal", "images with added", "artifact area", "PSNR", "SSIM", "GMS", "LPIPS",
-           "detail lost")  # fmt: skip
-
-
 def score_rows(verdict: Verdict) -> list[dict[str, str]]:
-    """Format the scores of all candidates and of the control by `COLUMNS`; LPIPS only where it was measured."""
-    scores = (*verdict.scores, verdict.control)
-    rows = [dict(zip(COLUMNS, _texts(score), strict=True)) for score in scores]
-    if all(score.lpips is None for score in scores):
-        for row in rows:
-            del row["LPIPS"]
-    return rows
+    """Format the scores of all candidates and of the control; LPIPS only where it was measured."""
 
-
-def _texts(score: Score) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
-    added = in_percent(score.addition, score.addition_interval)
-    return (
-        score.candidate,
-        f"{score.gone} of {score.regions}",
-        in_percent(score.removal, score.removal_interval),
-        f"{score.images_added} of {score.images}, {added}",
-        in_percent(score.area_after / score.area_before if score.area_before else None),
-        "same" if score.psnr is None else f"{score.psnr:.1f} dB",
-        number(score.ssim),
-        number(score.gradient_similarity),
-        number(score.lpips),
-        in_percent(score.detail_loss),
-    )
+    rows = []
+    scores = (*verdict.scores, verdict.control)
+    measured = any(score.lpips is not None for score in scores)
+    for score in scores:
+        added = in_percent(score.addition, score.addition_interval)
+        rows.append({
+            "candidate": score.candidate,
+            "regions gone": f"{score.gone} of {score.regions}",
+            "removal": in_percent(score.removal, score.removal_interval),
+            "images with added": f"{score.images_added} of {score.images}, {added}",
+            "artifact area": in_percent(score.area_after / score.area_before if score.area_before else None),
+            "PSNR": "same" if score.psnr is None else f"{score.psnr:.1f} dB",
+            "SSIM": number(score.ssim),
+            "GMS": number(score.gradient_similarity),
+            **({"LPIPS": number(score.lpips)} if measured else {}),
+            "detail lost": in_percent(score.detail_loss),
+        })  # fmt: skip
+    return rows

@@ -22,7 +22,7 @@ from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.verdict.COLUMNS`.
+# A line for each column of `desra_core.gate.verdict.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.synthetic import read_trials
-from desra_core.benchmarking.synthetic_summary import summarise
-from desra_core.benchmarking.synthetic_tables import as_markdown, sections_of
+from desra_core.benchmarking.synthetic import read_trials, summarise
+from desra_core.benchmarking.synthetic_tables import sections_of
 from desra_core.benchmarking.trial import Design, run_trial
 from desra_core.detection.detectors import DetectorInputs
+from desra_core.evaluation.table import document_as_markdown
 from desra_core.images.codec import decode
 from desra_core.report.benchmark_page import plan
 from tests.benchmark_sets import make_plain, run_here, spoil, write
@@ -43,7 +43,7 @@ def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None
     # Times differ; all else is what one call says.
     sections = [section for section in sections_of(summarise(expected)) if "s per MP" not in str(section.table)]
     assert len(sections) == 6
-    assert all(as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
+    assert all(document_as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
     assert published.judged == 2
 
 
@@ -60,7 +60,7 @@ def test_its_files(spoiled) -> None:
     assert document["settings"]["seed"] == 0
     assert published.markdown == (root / "synthetic.md").read_text()
     page = (root / "synthetic.html").read_text()
-    assert "What desra, weight 1 does not see" in page
+    assert "Artifacts that desra, weight 1 does not see" in page
     assert page.count("<svg") == 2
 
 

@@ -14,18 +14,11 @@ from hypothesis import strategies as st
 
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.places import Case
-from desra_core.benchmarking.synthetic_summary import RATIOS, Rate, SyntheticSummary, summarise
-from desra_core.benchmarking.synthetic_tables import (
-    Section,
-    as_console_text,
-    as_markdown,
-    curves,
-    sections_of,
-    statements,
-    to_rows,
-)
+from desra_core.benchmarking.synthetic import RATIOS, Rate, SyntheticSummary, summarise
+from desra_core.benchmarking.synthetic_tables import curves, sections_of, statements, to_rows
 from desra_core.benchmarking.trial import FalseAlarms, Response, Trial
 from desra_core.evaluation.metrics import wilson_interval
+from desra_core.evaluation.table import Section, document_as_markdown, document_as_text
 
 STRENGTHS, SIZES = (0.25, 1.0), (64**2, 128**2)
 
@@ -197,23 +190,26 @@ def test_statements() -> None:
 
 
 def markdown(summary: SyntheticSummary) -> str:
-    return as_markdown("Title", sections_of(summary))
+    return document_as_markdown("Title", sections_of(summary))
 
 
 def test_sections_as_text() -> None:
     rows = [{"method": "a", "recall": "10 % (7–13) of 3"}, {"method": "desra, weight 1", "recall": "–"}]
     sections = [Section(note="One."), Section("More", ["one", "two - three"], "Two.", rows)]
     aligned = "method           recall\na                10 % (7–13) of 3\ndesra, weight 1  –"
-    assert as_console_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
+    assert document_as_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
     table = "| method | recall |\n| --- | --- |\n| a | 10 % (7–13) of 3 |\n| desra, weight 1 | – |"
-    assert as_markdown("Title", sections) == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
+    assert (
+        document_as_markdown("Title", sections)
+        == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
+    )
 
 
 def test_markdown() -> None:
     text = markdown(summarise([made("a", 1), made("b", 2)]))
     assert text.startswith("# Title\n\n41 artifacts in 2 pairs (2.0 MP that count as clean); 4 more were left out")
-    assert text.index("## What desra does not see") < text.index("## Methods at their own thresholds")
-    assert "## What ssim does not see" not in text
+    assert text.index("## Artifacts that desra does not see") < text.index("## Methods at their own thresholds")
+    assert "## Artifacts that ssim does not see" not in text
     assert "## ssim: recall by kind, strength and size" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 6

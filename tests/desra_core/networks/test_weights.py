@@ -18,7 +18,7 @@ from desra_core.errors import UsageError
 from desra_core.files.hashing import content_key, load_checkpoint
 from desra_core.networks.checkpoints import load_model
 from desra_core.networks.weights import read_kinds, read_weights
-from desra_core.training.generator import load_generator
+from desra_core.training.networks import load_generator
 
 Weights = dict[str, torch.Tensor]
 

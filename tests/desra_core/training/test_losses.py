@@ -13,7 +13,7 @@ import torch
 from desra_core.errors import UsageError
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr
-from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
+from desra_core.training.networks import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
 
 mend_basicsr()
 
