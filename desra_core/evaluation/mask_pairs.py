@@ -108,10 +108,7 @@ def pair_workspace(
         reason = "holds no human masks" + (f" that count ({outdated} do not)" if outdated else "")
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
-    further: dict[str, dict[str, Path]] = {
-        "labels": _by_name(labels, found),
-        "gan_sr": _by_name(gan_sr, found),
-    }
+    further: dict[str, dict[str, Path]] = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
     ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
     for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
         for name in image.names:
