@@ -63,11 +63,15 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     for method in desra or methods[:1]:
         why = _WHY if method in desra[-1:] else ""
         unseen.append(Section(f"Artifacts that {method.method} does not see", statements(method), why))
+    kinds = [
+        {"kind": _named(kind)} | {method.method: _share(method.recall(kind=kind)) for method in methods}
+        for kind in (*KINDS, None)
+    ]
     return [
         Section(note=preface),
         *unseen,
         Section("Methods at their own thresholds", note=_NOTES[0], table=[_method_row(method) for method in methods]),
-        Section("Recall by kind", table=_kind_rows(methods)),
+        Section("Recall by kind", table=kinds),
         Section("Recall by contrast over texture", note=_NOTES[2], table=_ratio_rows(methods)),
         Section("Recall at a price", note=_NOTES[1], table=[_budget_row(method) for method in methods]),
         *(
@@ -179,13 +183,6 @@ def _method_row(method: MethodSummary) -> dict[str, str]:
         "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
         "s per MP": fixed(method.seconds_per_megapixel, 2),
     }
-
-
-def _kind_rows(methods: Sequence[MethodSummary]) -> list[dict[str, str]]:
-    return [
-        {"kind": _named(kind)} | {method.method: _share(method.recall(kind=kind)) for method in methods}
-        for kind in (*KINDS, None)
-    ]
 
 
 def _ratio_rows(methods: Sequence[MethodSummary]) -> list[dict[str, str]]:

@@ -42,8 +42,6 @@ _SCHEMA = pa.schema(
     [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
      ("group_by", pa.string())]
 )  # fmt: skip
-# Photos that are decoded at a time.
-_BATCH = 512
 # Clean images whose pools are looked up at a time, until enough of a pool are found.
 _CLEAN_AT_ONCE = 64
 
@@ -269,11 +267,8 @@ def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[d
         duplicates.add(row["signature"], row["group"])
     rows = []
     with ThreadPoolExecutor() as executor:
-        for start in range(0, len(fresh), _BATCH):
-            batch = fresh[start : start + _BATCH]
-            for image, found in zip(batch, executor.map(_signature, batch), strict=True):
-                if found is None:
-                    continue
+        for image, found in zip(fresh, executor.map(_signature, fresh), strict=True):
+            if found is not None:
                 group = duplicates.group(found) or image.id
                 duplicates.add(found, group)
                 rows.append({"id": image.id, "group": group, "signature": found})

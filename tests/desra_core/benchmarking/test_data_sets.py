@@ -126,7 +126,7 @@ def test_two_images_of_a_coco_file_cannot_be_one(tmp_path) -> None:
         read_data_set(tmp_path, {}, tmp_path / "out")
 
 
-def test_what_lacks_is_told(tmp_path) -> None:
+def test_missing_files_are_reported(tmp_path) -> None:
     touch(tmp_path, *(f"{role}/{name}.png" for role in ("MSE-SR", "GAN-SR", "GT-Mask") for name in "ab"))
     touch(tmp_path, "GAN-SR/c.png", "GAN-SR/d.png", "GT-Mask/d.png", "GT-Mask/e.png", "GAN-SR/a.jpg")
     data_set = read_data_set(tmp_path, {}, tmp_path / "out")
@@ -149,7 +149,7 @@ def test_pairs_need_no_masks(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_no_data_set_is_refused(tmp_path, name) -> None:
+def test_folders_that_are_no_data_set_are_refused(tmp_path, name) -> None:
     complete = ("MSE-SR/a.png", "GAN-SR/a.png", "GT-Mask/a.png")
     touch(tmp_path, "file.txt", "broken.json", *complete, "empty/x.txt", "no_mse/GAN-SR/a.png", "no_mse/GT-Mask/a.png")
     touch(tmp_path / "no_truth", *complete[:2])
@@ -165,7 +165,7 @@ def test_what_is_no_data_set_is_refused(tmp_path, name) -> None:
     assert name in str(raised.value)
 
 
-def test_a_set_without_any_usable_image_is_told_by_the_first(tmp_path) -> None:
+def test_a_set_without_any_usable_image_reports_the_first_failure(tmp_path) -> None:
     touch(tmp_path, "MSE-SR/x.png", "GAN-SR/a.png", "GAN-SR/b.png", "GT-Mask/a.png", "GT-Mask/b.png")
     with pytest.raises(UsageError, match=r"a.png: has no image of its name in .* \(1 more files fail\)"):
         read_data_set(tmp_path, {}, tmp_path / "out")

@@ -244,7 +244,7 @@ def test_texture_is_the_deviation_in_a_gaussian_window() -> None:
     assert texture(pixels * np.uint16(257), place) == pytest.approx(texture(pixels, place), rel=1e-6)
 
 
-def test_what_cannot_be_injected_is_refused() -> None:
+def test_impossible_injections_are_refused() -> None:
     pixels, place = photo(), disc((160, 176))
     gray = pixels[:, :, :1]
     for wrong, told in (

@@ -182,7 +182,7 @@ def test_only_what_is_new_is_computed(plain, tmp_path) -> None:
 
 
 def test_parts_may_have_the_same_names(plain, tmp_path) -> None:
-    """And the very same images; JPEG masks are read, and told."""
+    """Parts with the same images stay apart; JPEG masks are read and reported."""
     folder, names = plain
     for part in ("LDL", "SwinIR"):
         shutil.copytree(folder, tmp_path / "set" / part)
@@ -196,7 +196,7 @@ def test_parts_may_have_the_same_names(plain, tmp_path) -> None:
     assert [row["marked"] for row in ours] == [row["marked"] for row in table(tmp_path / "out", "SwinIR")]
 
 
-def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
+def test_failures_are_reported_and_the_others_go_on(plain, tmp_path) -> None:
     folder, names = plain
     root = tmp_path / "set"
     shutil.copytree(folder, root)
@@ -220,7 +220,7 @@ def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
     assert publish_results(plan(benchmark.settings)).judged == 2
 
 
-def test_a_detector_of_ones_own(plain, tmp_path) -> None:
+def test_a_detector_in_a_file(plain, tmp_path) -> None:
     folder, names = plain
     path = tmp_path / "grain.py"
     path.write_text(
@@ -270,7 +270,7 @@ def test_labels_are_computed_where_there_are_none(plain, judged, tmp_path, monke
     assert {work.missing for _, work in plan(benchmark.settings).missing()} == {("desra",)}
 
 
-def test_what_an_image_lost_counts_no_longer(plain, tmp_path) -> None:
+def test_results_of_a_lost_input_no_longer_count(plain, tmp_path) -> None:
     folder, names = plain
     root = tmp_path / "set"
     as_published(folder, root, names)
@@ -322,7 +322,7 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
 
 
 def test_the_published_numbers_of_the_shared_pairs(shared_data, tmp_path) -> None:
-    """What the authors' scripts print for masks of weight 1, and the very masks of their detection by class."""
+    """The numbers of the authors' scripts for masks of weight 1, and the masks of their detection by class."""
     pairs, root = shared_data / "pairs", tmp_path / "set"
     root.mkdir()
     for role in ("mse_sr", "gan_sr", "gt_mask", "labels"):

@@ -97,7 +97,7 @@ def test_cases_depend_on_name_and_seed_alone() -> None:
     assert len(pickle.dumps(drawn[0])) < 300
 
 
-def test_fixed_for_ever() -> None:
+def test_cases_and_shapes_stay_as_published() -> None:
     """Another number here means that all published tables are of other artifacts."""
     first = min(cases("a", photo((300, 300, 3)), **SMALL), key=lambda case: case[:3])
     assert first == Case("blotches", 0.5, 256, *first[3:6], 5739803970879232626)

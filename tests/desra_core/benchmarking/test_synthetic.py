@@ -76,7 +76,7 @@ def test_only_what_is_new_is_computed(plain, spoiled, tmp_path) -> None:
     assert [work.name for _, work in excluded.missing()] == [names[1]]
 
 
-def test_what_people_have_marked_is_no_false_alarm(plain, tmp_path) -> None:
+def test_marks_of_a_human_mask_are_no_false_alarm(plain, tmp_path) -> None:
     folder, names = plain
     for name in names:
         write(tmp_path / "people" / f"{name}.png", np.full((190, 230), 255, np.uint8))
@@ -85,7 +85,7 @@ def test_what_people_have_marked_is_no_false_alarm(plain, tmp_path) -> None:
     assert "Nothing could be injected" in published.text
 
 
-def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
+def test_failures_are_reported_and_the_others_go_on(plain, tmp_path) -> None:
     folder, names = plain
     for name, size in zip(names, ((200, 240), (10, 10)), strict=True):
         write(tmp_path / "people" / f"{name}.png", np.zeros(size, np.uint8))

@@ -121,7 +121,7 @@ def test_best_is_the_most_for_the_price() -> None:
             assert best.false_pixels == min(point.false_pixels for point in ties)
 
 
-def test_what_finds_as_much_for_more_is_left_out() -> None:
+def test_points_that_mark_more_for_the_same_recall_are_left_out() -> None:
     """All six points find a half; the last ones mark least."""
     same = told(worms=0.5)
     responses = tuple(row._replace(found=((index % 2 == 0,) * 2,) * 3) for index, row in enumerate(same.responses))

@@ -1,4 +1,4 @@
-"""COCO files: what they hold is read exactly, and what they should not hold is told in a line."""
+"""COCO files: their content is read exactly, and each mistake is refused in one line."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_boxes_are_turned_as_cvat_turns_them(tmp_path, angle, kind) -> None:
     assert found.kinds == (kind,)
 
 
-def test_slivers_beside_a_whole_outline_are_told(tmp_path) -> None:
+def test_slivers_beside_a_whole_outline_are_reported(tmp_path) -> None:
     (found,) = read(tmp_path, document([[2, 1, 6, 1, 6, 3, 2, 3], [4, 1, 5, 1]])).values()
     assert decode_coco_mask(found).sum() == 8
     assert found.left_out == ("outline of fewer than three points",)
@@ -205,7 +205,7 @@ def test_files_in_other_encodings(tmp_path, encoding) -> None:
     assert list(read_coco(path)) == ["图/效果.png"]
 
 
-def test_a_file_in_an_encoding_that_cannot_be_told(tmp_path) -> None:
+def test_a_file_in_an_unknown_encoding(tmp_path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(document(WHOLE, info="café"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(UsageError, match="is text in another encoding than UTF-8, UTF-16 and GB18030"):
@@ -248,7 +248,7 @@ def test_a_file_in_an_encoding_that_cannot_be_told(tmp_path) -> None:
         (document([1, 1, 2, 2, 3, 3]), "holds no mask"),
     ],
 )
-def test_what_is_damaged_is_refused(tmp_path, content, told) -> None:
+def test_damaged_files_are_refused(tmp_path, content, told) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, content)
     assert told in str(raised.value)

@@ -88,7 +88,7 @@ def test_the_published_numbers(
     of_truth: Callable[[np.ndarray], np.ndarray],
     sizes: str | None,
 ) -> None:
-    """With the frame or without it on either side, which is told by the other side or by what the masks mark."""
+    """With the frame or without it on either side; the other side or the marked pixels show which."""
     pairs = shared_data / "pairs"
     published = json.loads((pairs / "metrics.json").read_text())
     for role, folder, change in (
@@ -120,8 +120,8 @@ def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
     assert mixed["iou"] == whole["iou"]
 
 
-def test_what_masks_of_one_size_have(folders: tuple[Path, Path]) -> None:
-    """One mask that marks its outermost 5 px tells it of all of them, and no other pair is changed by that."""
+def test_the_size_of_masks_as_large_as_their_ground_truth(folders: tuple[Path, Path]) -> None:
+    """One mask that marks its outermost 5 px decides for all of them; pairs of known size do not change."""
     masks, gt = folders
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
     touching = np.zeros((40, 50), bool)
@@ -288,7 +288,7 @@ def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: 
 
 
 def test_ratings_of_another_ground_truth(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """But of an image without a mask, and of one that failed, they are no mistake."""
+    """Ratings of an image without a mask, and of an image that failed, are no mistake."""
     masks, gt = folders
     (gt / "z.png").write_bytes(encode_mask(np.zeros((40, 50), bool)))
     (masks / "c.png").write_bytes(b"no image")
@@ -357,7 +357,7 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_file(file: Path) -> None:
+def test_a_missing_file_and_one_in_another_encoding(file: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_ratings(file)
     file.write_bytes(b"image,region,noticed\n\xff,1,1\n")
@@ -384,6 +384,6 @@ def test_labels_of_another_ground_truth(file: Path, rows: str, message: str) -> 
 
 
 def test_labels_of_this_ground_truth(file: Path) -> None:
-    """And of an image that could not be judged, of whose regions nothing is known."""
+    """The regions of an image that could not be judged are unknown, so any rating of them is accepted."""
     file.write_text("image,region,x,y,width,height,noticed\na,2,5,6,7,8,1\na,1,,,,,0\nfailed,9,1,1,1,1,1\n")
     check_ratings(read_ratings(file), file, REGIONS)

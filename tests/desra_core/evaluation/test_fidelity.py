@@ -131,7 +131,7 @@ def test_16_bits_are_finer_than_8() -> None:
     assert squared_error(before, after, np.ones((20, 20), bool)) == pytest.approx(400 / 257**2)
 
 
-def test_what_lies_inside_does_not_count() -> None:
+def test_pixels_inside_do_not_count() -> None:
     """Beyond the halo of each measure: of one pixel for gradients, of five for SSIM."""
     before, _, _ = images((40, 40, 3), 1)
     after = before.copy()

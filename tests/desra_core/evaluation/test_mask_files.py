@@ -108,7 +108,7 @@ def test_lossy_files_with_transparency_or_metadata(mask: np.ndarray) -> None:
         assert not is_lossy(saved(pixels, "WEBP", lossless=True, **options))
 
 
-def test_what_is_lossy_is_told_by_the_content() -> None:
+def test_lossy_files_are_known_by_their_content() -> None:
     for data in (b"", b"RIFF", b"RIFF\x00\x00\x00\x00WEBP", b"RIFF\x00\x00\x00\x00WEBPICCP\xff\xff\xff\xff"):
         assert not is_lossy(data)
 
@@ -120,7 +120,7 @@ def refused(data: bytes) -> str:
     return error.value.reason
 
 
-def test_what_is_not_binary_is_refused(mask: np.ndarray) -> None:
+def test_masks_that_are_not_binary_are_refused(mask: np.ndarray) -> None:
     gray = mask.astype(np.uint8)
     soft = cv2.GaussianBlur(gray * np.uint8(255), (0, 0), 8)
     half = np.dstack([gray * 255] * 3 + [gray * 100 + 100])

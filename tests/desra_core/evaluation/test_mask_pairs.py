@@ -54,7 +54,7 @@ def test_labels_and_gan_results(tmp_path: Path) -> None:
 
 
 def test_a_name_with_two_candidates_is_left_out(tmp_path: Path) -> None:
-    """And told; the rest is judged. Where both sides have the same two files, they are two images."""
+    """The name is reported, and the rest judged. Where both sides have the same two files, they are two images."""
     masks = put(tmp_path / "masks", "a.jpg", "a.png", "b.png", "c.png", "c.jpg")
     gt = put(tmp_path / "gt", "a.png", "b.png", "c.png", "c.jpg")
     found = pair_folders(masks, gt)
@@ -155,7 +155,7 @@ def test_the_masks_of_a_workspace_by_their_folder(tmp_path: Path, workspace: Wor
     assert pair.whole
 
 
-def test_what_is_no_workspace_with_masks(tmp_path: Path, workspace: Workspace) -> None:
+def test_folders_that_are_no_workspace_with_masks(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="elsewhere: has no masks; name the workspace of desra detect or mine"):
         pair_workspace(Workspace(tmp_path / "elsewhere"))
     with pytest.raises(UsageError, match="ws: holds no human masks; bring some with desra import"):

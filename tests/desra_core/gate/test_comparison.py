@@ -1,4 +1,4 @@
-"""What is compared with what, and what is made of the judgements."""
+"""Planning a comparison, and the verdict that its judgements add up to."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_judgements_hold_for_one_old_model_and_one_way_of_detection(mined, works
     assert seen.isdisjoint(keys())
 
 
-def test_what_is_judged_has_a_key(plan, mined) -> None:
+def test_a_comparison_has_a_key(plan, mined) -> None:
     assert plan().key == plan(min_removal=0.1).key
     assert len({plan().key, plan(mined.mse).key, plan(held_out=1).key}) == 3
 
@@ -208,7 +208,7 @@ def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) 
     assert {times[candidate.model] for candidate in comparison.candidates[:-1]} == {1}
 
 
-def test_an_image_that_lacks_one_judgement_counts_for_nobody(workspace, plan) -> None:
+def test_an_image_that_lacks_one_judgement_counts_for_no_candidate(workspace, plan) -> None:
     """Else a candidate that fails on the worst photos would look better than the others."""
     comparison = plan()
     judge_all(comparison)

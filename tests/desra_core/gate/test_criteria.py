@@ -121,7 +121,7 @@ def test_each_criterion_at_its_threshold(change: dict[str, float], reason: str |
     assert verdict.outcome == ("passed" if reason is None else "undecided" if verdict.undecided else "failed")
 
 
-def test_what_is_missed_for_sure_is_a_failure_whatever_cannot_be_shown() -> None:
+def test_a_missed_criterion_fails_even_where_another_cannot_be_shown() -> None:
     unshown = {"detail_loss": None}
     added = replace(GOOD, images_added=1, **unshown)
     verdict = decide([added], CONTROL, GATE)

@@ -89,7 +89,7 @@ def test_one_blotch_deleted_one_kept_one_added() -> None:
 
 
 def test_fidelity_is_taken_outside_of_the_mask_before() -> None:
-    """What replaces a blotch costs nothing, beyond the halo of the measures."""
+    """The pixels that replace a blotch cost nothing, beyond the halo of the measures."""
     before = gan_sr("left")
     after = np.where(detect(mse_sr(), before, min_area=MIN_AREA).mask[:, :, None], mse_sr(), before)
     judgement = judged(before, after)

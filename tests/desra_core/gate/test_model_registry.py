@@ -55,7 +55,7 @@ def chain(workspace: Workspace, *names: str) -> None:
 
 
 def current(workspace: Workspace) -> str | None:
-    """What is repeated in the current model, if there is one."""
+    """Read what the current model repeats, if there is one."""
     path = current_model(workspace)
     if path is None:
         return None
@@ -168,7 +168,7 @@ def test_each_promotion_adds_to_the_history_and_changes_no_entry(workspace: Work
 
 
 def test_the_entry_is_the_parent_of_the_next(workspace: Workspace) -> None:
-    """What a run does that starts from `current_model`."""
+    """Do as a run that starts from `current_model`."""
     chain(workspace, "stock", "one")
     parent = current_model(workspace)
     assert parent is not None
@@ -185,7 +185,7 @@ def test_promoting_the_current_model_again_does_nothing(workspace: Workspace) ->
     assert tree(workspace.root) == before
 
 
-def test_what_cannot_be_promoted(workspace: Workspace) -> None:
+def test_models_that_cannot_be_promoted(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match=r"stock\.pth: is the very model that it was to replace"):
         promoted(workspace, "stock", "stock")
     assert not (workspace.root / "models").exists()
@@ -447,7 +447,7 @@ def test_a_folder_in_place_of_the_link(workspace: Workspace) -> None:
         current_model(workspace)
 
 
-def test_a_damaged_model_is_told_and_can_be_rolled_back(workspace: Workspace) -> None:
+def test_a_damaged_model_is_reported_and_can_be_rolled_back(workspace: Workspace) -> None:
     chain(workspace, "stock", "one", "two")
     model = workspace.root / "models/0002/model.pth"
     whole = model.read_bytes()

@@ -358,7 +358,7 @@ def stop(go: Callable[..., Ended], run: RunFolder, **changes: Any) -> UsageError
 @pytest.mark.parametrize("changes", [{"learning_rate": 0.03}, {"learning_rate": 1e4}, {"learning_rate": 0.03,
                                      "checkpoint_every": 100}], ids=str)  # fmt: skip
 def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., Ended], changes: dict[str, Any]) -> None:
-    """What it made of the weights is never saved as a model."""
+    """Diverged weights are never saved as a model."""
     error = (
         stop(go, run, gan_weight=0, checkpoint_every=1, **changes) if len(changes) == 1 else stop(go, run, **changes)
     )
@@ -448,7 +448,7 @@ def test_a_second_process_is_refused(run: RunFolder, go: Callable[..., Ended], h
     assert go(run).iteration == 6
 
 
-def test_what_a_killed_run_left_half_written_goes(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_half_written_files_of_a_killed_run_are_deleted(run: RunFolder, go: Callable[..., Ended]) -> None:
     go(run, iterations=3)
     left = [run.root / ".0123.unfinished", run.root / "models" / ".4567.unfinished"]
     for path in left:

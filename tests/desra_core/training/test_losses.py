@@ -74,7 +74,7 @@ WEIGHTS = {(1, 2): 0.1, (2, 2): 0.1, (3, 4): 1, (4, 4): 1, (5, 4): 1}
 
 
 def features(weights: dict[str, torch.Tensor], image: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-    """What each convolution of VGG19 gives, before ReLU, by stage and number."""
+    """The output of each convolution of VGG19, before ReLU, by stage and number."""
     values = (image - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
         :, None, None
     ]

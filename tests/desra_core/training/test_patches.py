@@ -1,4 +1,4 @@
-"""Patches of images whose pixels tell where they lie: aligned, flipped alike, as often masked as asked for."""
+"""Patches of images whose pixels hold their own position: aligned, flipped alike, as often masked as asked for."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_frozen_images_come_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_what_else_lies_in_the_folder_is_left_out(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_left_out(tmp_path: Path) -> None:
     frozen(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     assert len(open_frozen(tmp_path)) == 3

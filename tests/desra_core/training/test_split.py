@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from desra_core.errors import UsageError
 from desra_core.images.codec import encode_png
-from desra_core.training import pools as pools_module
 from desra_core.training.pools import TRAINING_SHARE, assign_pools, pool_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
@@ -134,7 +133,7 @@ ALIKE: dict[str, Callable[[str], str]] = {
 def test_pools_never_change(
     corpus: list[ImageRef], tmp_path_factory: pytest.TempPathFactory, calls: list[list[int]], group_by: str
 ) -> None:
-    """Whatever is asked for, in whatever order: what was settled stays, and what is alike is together."""
+    """For images in any order: an assignment never changes, and near-duplicates share a pool."""
     workspace = made(tmp_path_factory.mktemp("ws") / "ws")
     settled: dict[str, str] = {}
     for call in calls:
@@ -176,10 +175,7 @@ def test_photos_that_cannot_be_decoded_have_no_pool_yet(photos: Photos, workspac
     assert set(assign_pools(made(workspace.root.with_name("other")), [whole, gone], "folder")) == {whole.id, gone.id}
 
 
-def test_copies_find_each_other_across_batches(
-    photos: Photos, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pools_module, "_BATCH", 2)
+def test_copies_find_each_other_in_any_order(photos: Photos, workspace: Workspace) -> None:
     members = [photos.put(f"{number}/{scene}", copy(photo(scene), number)) for scene in range(3) for number in range(3)]
     assign_pools(workspace, members, "duplicates")
     assert len(set(groups(workspace).values())) == 3
