@@ -87,7 +87,7 @@ class StageSettings(NamedTuple):
 
 
 class DecodedPair(NamedTuple):
-    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time that computing its labels took."""
+    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the computing time of its labels, if any."""
 
     path: Path
     shape: tuple[int, int]
@@ -152,7 +152,7 @@ class Benchmark(Generic[AnyJob]):
         return [(image, job) for image, job in left if job]
 
     def failed(self) -> list[ImageError]:
-        """List the errors of images that cannot be judged: images that lack files, and images whose files are bad."""
+        """List the errors of images that cannot be judged: of lacking files, and of files that are at fault."""
         return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
 
     @property
@@ -201,7 +201,7 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
             hashes["labels"] = segmentation
         usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
         inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
-        # Equal pairs with other masks are other images.
+        # Not by content: two parts may hold the same pair with different masks.
         roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
         image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
         work.append((image, make_job(settings, example, files, inputs)))

@@ -16,7 +16,7 @@ from desra_core.images.scanning import ImageNames
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.workspace.matching import files_by_name
 
-# The roles of the folders of a data set, and their names in the published one.
+# The roles of the folders of a data set, and their names in the published data set.
 ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR", "desra_mask": "DeSRA-Mask",
          "labels": "labels"}  # fmt: skip
 ANNOTATIONS = "annotations.json"

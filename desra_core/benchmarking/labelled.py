@@ -42,7 +42,7 @@ JUDGED_VERSION = 2
 
 @dataclass(frozen=True)
 class PixelAgreement:
-    """Pixels of our mask and another program's: set in both, set in at least one, of equal value, and all."""
+    """Pixels of our mask and another program's: marked in both, marked in at least one, of equal value, and all."""
 
     intersection: int
     union: int
@@ -84,12 +84,12 @@ class ImageRecord:
 
     @property
     def title(self) -> str:
-        """Its part and name."""
+        """Part and name of the image."""
         return f"{self.part}/{self.name}" if self.part else self.name
 
     @property
     def megapixels(self) -> float:
-        """Size of a result."""
+        """Size of a result in millions of pixels."""
         return self.height * self.width / 1e6
 
 

@@ -20,7 +20,7 @@ from desra_core.evaluation.table import Section, counted, failure_rows, fixed
 STEM = "benchmark"
 ALL = "all parts"
 
-# From the DeSRA paper: IoU, precision and recall, of the others IoU alone; see docs/design.md.
+# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/design.md.
 PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
     "DeSRA": (0.511, 0.7055, 0.6081),
     "NIQE": (0.029, None, None),
@@ -50,7 +50,7 @@ class MethodRow(NamedTuple):
 
 
 class PublishedRow(NamedTuple):
-    """Agreement of the masks at an operating point with those that came with the data set.
+    """Agreement of the masks at an operating point with the DeSRA masks of the data set.
 
     ``entry`` names the operating point. ``same`` counts the images whose masks are equal, ``iou`` is the mean over the
     images, where two empty masks count as 1, and ``equal`` is the share of equal pixels.

@@ -23,7 +23,7 @@ STRENGTHS = (0.25, 0.5, 1.0)
 SIZES = (64**2, 128**2, 256**2)
 
 _CELL = 4
-# Windows and morphology of DeSRA join what is less than 18 px apart.
+# DeSRA's windows and morphology join regions less than 18 px apart.
 _GAP = 40
 _EXCLUDED_MARGIN = 20
 _FRAME = 8

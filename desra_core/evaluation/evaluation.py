@@ -50,7 +50,7 @@ Ratings = dict[str, dict[int, Rating]]
 
 
 class SeverityLabels(NamedTuple):
-    """Ratings of ground-truth regions, their file, and the share of viewers from which on a region is prominent."""
+    """Ratings of ground-truth regions, their file, and the least share of viewers that makes a region prominent."""
 
     ratings: Ratings
     path: Path

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 
-# Regions of an image of which there are pictures in the report.
+# Regions of an image that the report shows.
 _PICTURED_REGIONS = 2
 # Grey levels of 255.
 _NOISE = 2

@@ -34,7 +34,7 @@ from desra_core.workspace import Workspace
 Event = dict[str, Any]
 
 
-# An entry to be made: its event, still without a number, the model to copy and its record.
+# A new entry: its event (still without a number), the model to copy, and its record.
 _Step = tuple[Event, Path, Any]
 
 
@@ -211,7 +211,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
 
 
 def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
-    """Write an entry, durably; the last event of its history says which content the model must have."""
+    """Write an entry durably; the model must have the content that the last event of the history names."""
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / "model.pth")
     if content_key(folder / "model.pth") != documents["history.json"][-1]["model"]:
@@ -223,7 +223,7 @@ def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
