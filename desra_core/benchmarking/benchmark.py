@@ -87,7 +87,7 @@ class StageSettings(NamedTuple):
 
 
 class DecodedPair(NamedTuple):
-    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the computing time of its labels, if any."""
+    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time to compute its labels, if any."""
 
     path: Path
     shape: tuple[int, int]

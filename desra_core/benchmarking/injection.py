@@ -46,9 +46,9 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
             - ringing: halos along the image's edges with a wavelength of 5 to 8 px, as from over-sharpening;
             - flattening: texture removed between edges, as in an oil painting (Kuwahara's filter, 11x11 px).
         place: ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
-        strength: Above 0, at most 1. The change has an RMS of ``40 * strength`` grey levels over the pixels and channels
-            of the place, before it is clipped to the range of the dtype. Ringing stays weaker where the image has no
-            edges, a colour shift where colours leave no room. For flattening, the strength is the share of the
+        strength: Above 0, at most 1. The change has an RMS of ``40 * strength`` grey levels over the pixels and
+            channels of the place, before it is clipped to the range of the dtype. Ringing stays weaker where the image
+            has no edges, a colour shift where colours leave no room. For flattening, the strength is the share of the
             difference to the filtered image that is taken away.
         rng: Makes the pattern; the same state gives the same artifact.
 
