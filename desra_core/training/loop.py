@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,14 +40,7 @@ State = dict[str, Any]
 Losses = dict[str, float]
 
 
-class Ended(NamedTuple):
-    """The end of a finetune: the iterations done, and whether it stopped early because the loss no longer fell."""
-
-    iteration: int
-    early: bool
-
-
-def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> Ended:
+def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> int:
     """Finetune a model on the frozen images of a run, from its last saved state on.
 
     Args:
@@ -56,6 +49,9 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
         training: The settings.
         device: ``cpu`` or a CUDA device.
         threads: CPU threads of a new run. A run that goes on keeps its number, because the last bits depend on it.
+
+    Returns:
+        The iterations done: fewer than those asked for where the loss no longer fell.
 
     Raises:
         UsageError: A model or a saved state cannot be used, a batch needs more memory than there is, or the losses are
@@ -102,7 +98,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
                 saved = trainer.save_state()
             written = trainer.write_progress(written)
         trainer.write_progress(0.0)
-        return Ended(state["iteration"], early=state["iteration"] < training.iterations)
+        return int(state["iteration"])
 
 
 class Trainer:
