@@ -18,7 +18,7 @@ from desra_core.benchmarking.places import SIZES, STRENGTHS
 from desra_core.benchmarking.trial import GRID, MIN_AREAS, Design, Trial, run_trial
 from desra_core.errors import Failure, ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
-from desra_core.evaluation.metrics import wilson_interval
+from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.files.hashing import fingerprint
 from desra_core.settings.benchmark import Benchmarking
 from desra_core.stages.sources import read_content
@@ -118,7 +118,7 @@ class Rate(NamedTuple):
     @property
     def share(self) -> float | None:
         """0..1; None without trials."""
-        return self.found / self.trials if self.trials else None
+        return ratio(self.found, self.trials)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -143,12 +143,12 @@ class GridPoint(NamedTuple):
     @property
     def regions_per_megapixel(self) -> float | None:
         """False regions in a million clean pixels; None without clean pixels."""
-        return 1e6 * self.false_regions / self.clean_pixels if self.clean_pixels else None
+        return ratio(1e6 * self.false_regions, self.clean_pixels)
 
     @property
     def pixel_share(self) -> float | None:
         """Share of the clean pixels that are marked; None without clean pixels."""
-        return self.false_pixels / self.clean_pixels if self.clean_pixels else None
+        return ratio(self.false_pixels, self.clean_pixels)
 
 
 @dataclass(frozen=True)

@@ -66,27 +66,27 @@ class Agreement:
     @property
     def iou(self) -> float | None:
         """Intersection over union; None where both masks are empty."""
-        return _ratio(self.intersection, self.union)
+        return ratio(self.intersection, self.union)
 
     @property
     def precision(self) -> float | None:
         """Share of the detected regions that are right; None without detected regions."""
-        return _ratio(self.right, self.detected)
+        return ratio(self.right, self.detected)
 
     @property
     def recall(self) -> float | None:
         """Share of the ground-truth regions that were found; None without ground-truth regions."""
-        return _ratio(self.found, self.marked)
+        return ratio(self.found, self.marked)
 
     @property
     def pixel_precision(self) -> float | None:
         """Share of the mask's pixels that lie in the ground truth; None for an empty mask."""
-        return _ratio(self.intersection, self.mask_pixels)
+        return ratio(self.intersection, self.mask_pixels)
 
     @property
     def pixel_recall(self) -> float | None:
         """Share of the ground truth's pixels that lie in the mask; None for an empty ground truth."""
-        return _ratio(self.intersection, self.ground_truth_pixels)
+        return ratio(self.intersection, self.ground_truth_pixels)
 
     @property
     def f1(self) -> float | None:
@@ -250,5 +250,6 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """Divide, or return None where the whole is 0."""
     return part / whole if whole else None

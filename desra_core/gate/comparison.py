@@ -17,7 +17,7 @@ from desra_core.files.atomic import sweep
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.gate.criteria import Verdict, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
-from desra_core.gate.verdict import VerdictDocument, publish_verdict
+from desra_core.gate.verdict import VerdictDocument
 from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
 from desra_core.networks.weights import read_kinds
 from desra_core.planning.keys import load_settings, result_key
@@ -199,10 +199,11 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         "mask_key": comparison.target.mask_key,
     }
     try:
-        publish_verdict(workspace, VerdictDocument.model_validate(document))
+        content = VerdictDocument.model_validate(document).model_dump_json(indent=1, exclude_unset=True)
     except ValidationError:
         remedy = "name the saved checkpoint itself as --after"
         raise UsageError(run.document, "is damaged or of another version", remedy) from None
+    workspace.publish(workspace.verdict, content.encode(), durable=True)
     return verdict
 
 

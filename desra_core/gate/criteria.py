@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from desra_core.evaluation.fidelity import psnr
-from desra_core.evaluation.metrics import wilson_interval
+from desra_core.evaluation.metrics import Interval, ratio, wilson_interval
 from desra_core.settings.models import Gate
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -227,25 +225,21 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
         clean_images=len(clean),
         regions=len(regions),
         gone=gone,
-        removal=_ratio(gone, len(regions)),
+        removal=ratio(gone, len(regions)),
         removal_interval=wilson_interval(gone, len(regions)),
         images_added=images_added,
-        addition=_ratio(images_added, len(judged)),
+        addition=ratio(images_added, len(judged)),
         addition_interval=wilson_interval(images_added, len(judged)),
         regions_added=sum(len(judgement.added) for judgement in judged),
         area_before=sum(judgement.artifact_pixels_before for judgement in judged),
         area_after=sum(judgement.artifact_pixels_after for judgement in judged),
         psnr=psnr(error, outside) if error else None,
-        ssim=_ratio(ssim, outside),
-        gradient_similarity=_ratio(gms, outside),
-        lpips=_ratio(sum(distances), len(distances)),
+        ssim=ratio(ssim, outside),
+        gradient_similarity=ratio(gms, outside),
+        lpips=ratio(sum(distances), len(distances)),
         detail_loss=1 - kept / sharpness if sharpness else None,
         classes=dict(sorted(classes.items(), key=lambda item: (-item[1][0], item[0]))),
     )
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def _percent(share: float) -> str:

@@ -87,12 +87,6 @@ class VerdictDocument(BaseModel):
         return self
 
 
-def publish_verdict(workspace: Workspace, document: VerdictDocument) -> None:
-    """Write the latest verdict, durably (raises `TransientError`)."""
-    content = document.model_dump_json(indent=1, exclude_unset=True)
-    workspace.publish(workspace.verdict, content.encode(), durable=True)
-
-
 def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | None:
     """Read the latest verdict and its time; None where none was published (raises `UsageError`: damaged)."""
     remedy = "run desra compare again"
