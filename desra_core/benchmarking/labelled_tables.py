@@ -13,8 +13,7 @@ from desra_core.benchmarking.benchmark import Benchmark, Method, OperatingPoint
 from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, PixelAgreement, read_records
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation import metrics, table
-from desra_core.evaluation.evaluation_files import scores_document
-from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks, scores_document
 from desra_core.evaluation.table import Section, counted, failure_rows, fixed
 
 STEM = "benchmark"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
 
@@ -180,6 +181,19 @@ def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
         values=dict(zip(MEASURES, values, strict=True)),
         intervals=bootstrap_intervals(agreements),
     )
+
+
+def scores_document(scores: MaskScores) -> dict[str, Any]:
+    """Describe the measures of a set, their intervals, and why one is undefined."""
+    return {
+        **scores.values,
+        "intervals": scores.intervals,
+        "interval_kind": INTERVAL_KIND,
+        "undefined": scores.undefined,
+        "images": scores.images,
+        "empty_pairs": scores.empty_pairs,
+        **vars(scores.total),
+    }
 
 
 def bootstrap_intervals(

@@ -15,9 +15,8 @@ from desra_core.errors import UsageError
 from desra_core.evaluation.perceptual import load_lpips
 from desra_core.files.atomic import sweep
 from desra_core.files.hashing import content_key, fingerprint
-from desra_core.gate.criteria import Verdict, decide, score
+from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
-from desra_core.gate.verdict import VerdictDocument
 from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
 from desra_core.networks.weights import read_kinds
 from desra_core.planning.keys import load_settings, result_key

@@ -13,16 +13,15 @@ from markupsafe import Markup
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown
 from desra_core.files.hashing import read_bytes
-from desra_core.gate.criteria import Score, Verdict
+from desra_core.gate.criteria import PicturedRegion, Score, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.verdict import PicturedRegion, VerdictDocument, read_verdict, score_rows
 from desra_core.images.codec import decode
 from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each column of `desra_core.gate.verdict.score_rows`.
+# A line for each column of `desra_core.gate.criteria.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",

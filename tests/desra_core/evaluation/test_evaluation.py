@@ -17,11 +17,13 @@ from desra_core.evaluation.evaluation import (
     Evaluation,
     Rating,
     SeverityLabels,
+    as_document,
     check_ratings,
     evaluate_masks,
     read_ratings,
+    write_json,
+    write_tables,
 )
-from desra_core.evaluation.evaluation_files import as_document, write_json, write_tables
 from desra_core.evaluation.image_agreement import MaskRegion
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.mask_pairs import pair_folders

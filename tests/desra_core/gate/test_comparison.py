@@ -17,9 +17,8 @@ from pydantic import TypeAdapter
 from desra_core.errors import UsageError
 from desra_core.gate import comparison as comparing
 from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
-from desra_core.gate.criteria import Verdict
+from desra_core.gate.criteria import Verdict, read_verdict
 from desra_core.gate.judge import CONTROL
-from desra_core.gate.verdict import read_verdict
 from desra_core.networks import checkpoints
 from desra_core.networks.weights import read_kinds
 from desra_core.settings import Mining

@@ -17,9 +17,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from desra_core.files.hashing import content_key
-from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score, score_rows
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.gate.verdict import score_rows
 from desra_core.images.crops import encode_webp
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
