@@ -30,7 +30,7 @@ from desra_core.files.atomic import replace_file
 
 # Each thread holds two decoded masks and their components.
 _THREADS = 8
-_COLUMNS = ("image", "region", "noticed")
+_RATING_COLUMNS = ("image", "region", "noticed")
 _BOX = ("x", "y", "width", "height")
 _FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --output writes"
 
@@ -283,7 +283,7 @@ def read_ratings(path: Path) -> Ratings:
     """
     try:
         reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise UsageError(path, f"has no column {missing[0]}", _FORMAT)
         ratings: Ratings = {}
