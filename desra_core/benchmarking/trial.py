@@ -188,8 +188,9 @@ def run_trial(
     clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
     known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
-    for key in list(usable)[:1]:
-        marked = score_mask(clean[key], shape, threshold=grids[key].threshold, min_area=areas[0])
+    if usable:
+        first = next(iter(usable))
+        marked = score_mask(clean[first], shape, threshold=grids[first].threshold, min_area=areas[0])
         drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
                       exclude=known | marked)  # fmt: skip
 

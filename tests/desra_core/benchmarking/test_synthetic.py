@@ -1,4 +1,4 @@
-"""The synthetic benchmark as a run: what it computes, what it computes again, and what it writes."""
+"""The synthetic benchmark as a run: its trials, its files, and the images that a second run computes again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def spoiled(plain, tmp_path_factory):
     return spoil(plain[0], tmp_path_factory.mktemp("spoiled") / "out")
 
 
-def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None:
+def test_results_are_the_sums_of_the_trials(plain, spoiled) -> None:
     folder, names = plain
     benchmark, published = spoiled
     assert [method.name for method in benchmark.methods] == ["desra, weight 1"]
@@ -47,7 +47,7 @@ def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None
     assert published.judged == 2
 
 
-def test_its_files(spoiled) -> None:
+def test_files_of_a_synthetic_benchmark(spoiled) -> None:
     benchmark, published = spoiled
     names = [path.name for path in published.files]
     assert names == ["synthetic.md", "synthetic.csv", "synthetic.json", "synthetic.html"]

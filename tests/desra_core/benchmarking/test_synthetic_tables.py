@@ -1,4 +1,4 @@
-"""Sums and sentences of the synthetic benchmark, held against counts that are made by hand."""
+"""Sums and sentences of the synthetic benchmark, compared with counts that are made by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bits(rng: np.random.Generator, share: float) -> tuple[tuple[bool, ...], ...]
 
 
 def made(image: str, seed: int, *, methods: tuple[str, ...] = ("desra", "ssim"), clean_pixels: int = 10**6) -> Trial:
-    """A trial as it might come from an image: three thresholds, of which the second is the default, two areas."""
+    """Make the trial of an image: three thresholds, of which the second is the default, and two areas."""
     rng = np.random.default_rng(seed)
     drawn = [
         Case(kind, strength, size, 0, 4 * number, seed, number)
@@ -64,7 +64,7 @@ def made(image: str, seed: int, *, methods: tuple[str, ...] = ("desra", "ssim"),
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4, unique=True))
 def test_summary(seeds: list[int]) -> None:
-    """Each number once more, by going through all responses for it."""
+    """Each number is counted again by a loop over all responses."""
     trials = [made(f"{seed}", seed) for seed in seeds]
     summary = summarise(trials)
     assert summary.images == len(seeds)
@@ -108,7 +108,7 @@ def test_summary(seeds: list[int]) -> None:
         assert method.seconds_per_megapixel == pytest.approx(np.median([one.seconds["ssim"] for one in trials]) / 8)
 
 
-def test_best_is_the_most_for_the_price() -> None:
+def test_best_has_the_highest_recall_for_the_price() -> None:
     method = summarise([made("a", 4)]).methods[0]
     for budget in (0.0, 0.0002, 0.0005, 1.0):
         allowed = [point for point in method.curve if point.pixel_share <= budget]
@@ -122,7 +122,7 @@ def test_best_is_the_most_for_the_price() -> None:
 
 
 def test_points_that_mark_more_for_the_same_recall_are_left_out() -> None:
-    """All six points find a half; the last ones mark least."""
+    """All six points find a half; the last point marks least."""
     same = told(worms=0.5)
     responses = tuple(row._replace(found=((index % 2 == 0,) * 2,) * 3) for index, row in enumerate(same.responses))
     pixels = ((600, 500), (400, 300), (200, 100))
@@ -166,7 +166,7 @@ def test_trials_that_do_not_belong_together(changed: dict) -> None:
 
 
 def told(**shares: float) -> Trial:
-    """A trial in which so many of 60 of a kind were found, all of strength 1."""
+    """Make a trial in which these shares of 60 artifacts of each kind were found, all of strength 1."""
     responses = []
     for number, (kind, share) in enumerate(shares.items()):
         for index in range(60):

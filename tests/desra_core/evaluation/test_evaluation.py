@@ -111,7 +111,7 @@ def test_the_published_numbers(
 
 
 def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
-    """Each pair for itself: one mask without frame, one ground truth without, one pair of equal sizes."""
+    """The size is found for each pair: a mask without the frame, a ground truth without it, and equal sizes."""
     masks, gt = folders
     whole = as_document(evaluated(masks, gt))
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
@@ -140,7 +140,7 @@ def test_the_size_of_masks_as_large_as_their_ground_truth(folders: tuple[Path, P
 
 
 def test_files_that_cannot_be_judged(folders: tuple[Path, Path]) -> None:
-    """One line each; the others are judged as if those were not there."""
+    """Each is reported in one line; the others are judged as without them."""
     masks, gt = folders
     for folder in folders:
         (folder / "other size.png").write_bytes(encode_mask(np.zeros((30, 30 if folder == gt else 31), bool)))
@@ -269,7 +269,7 @@ def test_tables_of_an_earlier_evaluation_do_not_stay(folders: tuple[Path, Path],
 
 
 def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """A person fills in regions.csv; its scores are those of the prominent regions, and the next table has it again."""
+    """A person fills in regions.csv: the scores are those of prominent regions, and the next table has the ratings."""
     write_tables(evaluated(*folders), tmp_path)
     rows = read_csv(tmp_path / "regions.csv")
     for row, noticed in zip(rows, ("0.2", "", "0.5"), strict=True):
@@ -313,7 +313,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_reading(file: Path) -> None:
-    """Columns in any order, others beside them, a byte order mark, a name with a comma and one with a line break."""
+    """Columns in any order, further columns, a byte order mark, a name with a comma and one with a line break."""
     file.write_bytes(
         b'\xef\xbb\xbfnoticed,note,region,image\r\n0.25,,1,a/b\r\n,nobody,2,a/b\r\n1,,3,"c,d"\r\n0,,1,"e\nf"\r\n'
     )
@@ -324,7 +324,7 @@ def test_reading(file: Path) -> None:
     }
 
 
-def test_boxes_are_read_where_all_of_one_is_there(file: Path) -> None:
+def test_a_box_is_read_where_all_its_columns_are_filled(file: Path) -> None:
     file.write_text("image,region,x,y,width,height,noticed\na,1,5,6,7,8,0.5\na,2,,,,,0.5\n")
     assert read_ratings(file)["a"] == {1: Rating(0.5, ("5", "6", "7", "8"), 2), 2: Rating(0.5, None, 3)}
 

@@ -24,7 +24,7 @@ from tests.desra_core.evaluation.published_scripts import components, lies_insid
 
 
 def saved(folder: Path, **masks: np.ndarray) -> MaskPair:
-    """A pair of files; further arrays are labels and GAN result."""
+    """Write a pair of files; further arrays are labels and GAN result."""
     for name, pixels in masks.items():
         data = encode_mask(pixels) if pixels.dtype == bool else encode_png(pixels)
         (folder / f"{name}.png").write_bytes(data)
@@ -37,7 +37,7 @@ def blobs(seed: int, shape: tuple[int, int] = (60, 80)) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 2.5) > 0.51
 
 
-def test_whichever_lacks_its_frame(tmp_path: Path) -> None:
+def test_one_of_the_masks_lacks_its_frame(tmp_path: Path) -> None:
     mask, truth = blobs(1), blobs(2)
     expected = compare_masks(mask[5:-5, 5:-5], truth[5:-5, 5:-5])
     assert 0 < expected.right < expected.detected
@@ -153,7 +153,7 @@ def test_files_that_contradict_each_other(tmp_path: Path) -> None:
 
 
 def slow_prominent(mask: np.ndarray, truth: np.ndarray, flags: np.ndarray) -> Agreement:
-    """As the docstring says, region by region."""
+    """Compute the agreement region by region, as the docstring of `prominent_agreement` defines it."""
     marked = components(truth)
     asked = np.any([np.zeros_like(mask), *(part for part, flag in zip(marked, flags, strict=True) if flag)], axis=0)
     ignored = truth & ~asked

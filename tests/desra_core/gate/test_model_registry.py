@@ -1,4 +1,4 @@
-"""Switching the current model: all or nothing, and back again."""
+"""Switching the current model: promotions and rollbacks happen as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Action = Callable[[Workspace], Path]
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: from then on no call reaches the disk, not even one that cleans up."""
+    """The end of the process: from then on no call reaches the disk, not even to clean up."""
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def current(workspace: Workspace) -> str | None:
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """Everything below a folder: content of files, targets of links."""
+    """Read everything below a folder: content of files, targets of links."""
     return {
         str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -75,7 +75,7 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 
 
 def intercept(patch: pytest.MonkeyPatch, names: Iterable[str], before: Callable[[str, Any], None]) -> list[str]:
-    """Do something before each call of these names in os and shutil; the result grows by those that went through."""
+    """Do something before each call of these functions of os and shutil; returns the growing list of calls."""
     passed: list[str] = []
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +94,7 @@ def intercept(patch: pytest.MonkeyPatch, names: Iterable[str], before: Callable[
 
 
 def check_entries(workspace: Workspace) -> None:
-    """Every folder there is holds a whole entry, also one that nothing refers to."""
+    """Check that every folder holds a whole entry, also an entry that nothing refers to."""
     for entry in (workspace.root / "models").glob("0*"):
         assert sorted(os.listdir(entry)) == ["history.json", "model.json", "model.pth"]
         events = json.loads((entry / "history.json").read_bytes())
@@ -439,7 +439,7 @@ def test_a_link_to_nothing(workspace: Workspace) -> None:
 
 
 def test_a_folder_in_place_of_the_link(workspace: Workspace) -> None:
-    """As in a copy of the workspace that followed the link."""
+    """Copying a workspace may replace the link by the folder that it leads to."""
     chain(workspace, "stock", "one")
     (workspace.root / "models/current").unlink()
     shutil.copytree(workspace.root / "models/0001", workspace.root / "models/current")

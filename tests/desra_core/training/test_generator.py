@@ -58,7 +58,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 
 def trained(generator: Generator) -> nn.Module:
-    """Its network after every parameter has moved, each in its own way."""
+    """Return the network after every parameter has changed in a different way."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in generator.network.parameters():

@@ -1,4 +1,4 @@
-"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, but all of what a real one does."""
+"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, with all parts of a real one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def everything(run: RunFolder) -> dict[str, Weights]:
-    """All weights that a run has saved."""
+    """Read all weights that a run has saved."""
     files = sorted((run.root / "models").glob("*.pth"))
     return {f"{file.name} {kind}": weights for file in files for kind, weights in content(file).items()}
 
@@ -122,7 +122,7 @@ def test_the_loss_falls(run: RunFolder, go: Callable[..., int]) -> None:
 def test_the_generator_waits_for_a_new_discriminator(
     run: RunFolder, go: Callable[..., int], gan_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before the generator's first step, as by Ctrl+C."""
+    """The run is stopped before the generator's first step, as by Ctrl+C."""
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -177,7 +177,7 @@ def test_parts_of_a_batch_add_up(
 
 
 def simulated(rows: list[dict[str, float]], patience: int) -> int:
-    """Where a run with a checkpoint at each row ends: `patience` rows in a row that are not 1 % below the best."""
+    """Find the end of a run with a checkpoint at each row: after `patience` rows that are not 1 % below the best."""
     best, worse = float("inf"), 0
     for row in rows:
         best, worse = (row["pixel"], 0) if row["pixel"] < 0.99 * best else (best, worse + 1)
@@ -251,7 +251,7 @@ def test_other_number_formats(
 def test_a_run_keeps_the_number_format_that_it_began_in(
     go: Callable[..., int], tmp_path: Path, prepared: Prepared, training: Settings
 ) -> None:
-    """Begun on a GPU, by its document, and gone on with on a CPU."""
+    """By its document the run was begun on a GPU; it goes on on a CPU."""
     begun, bfloat16, float32 = (prepared(tmp_path / name) for name in ("begun", "bfloat16", "float32"))
     write_json(begun.document, {"parent": "gan.pth"})
     assert settle_precision(begun, training(), "cuda:0") == "bfloat16"
@@ -291,7 +291,7 @@ LACKS = [
      "another run with a smaller --patch or --batch"),
     ({"batch": 1}, "begin another run with a smaller --patch"),
 ], ids=["parts", "most parts", "one"])  # fmt: skip
-def test_a_lack_of_memory_says_what_would_mend_it(
+def test_a_lack_of_memory_names_its_remedy(
     run: RunFolder,
     go: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
@@ -299,7 +299,7 @@ def test_a_lack_of_memory_says_what_would_mend_it(
     changes: dict[str, Any],
     remedy: str,
 ) -> None:
-    """In warming up and in training alike; and the run goes on with more parts."""
+    """This holds in warming up and in training; the run goes on with more parts."""
 
     def failing(*_: object) -> None:
         raise error
@@ -314,7 +314,7 @@ def test_a_lack_of_memory_says_what_would_mend_it(
     assert go(run, **changes | {"accumulate": changes["batch"]}) == 6
 
 
-def test_other_errors_of_a_gpu_stay_what_they_are(
+def test_other_errors_of_a_gpu_are_not_changed(
     run: RunFolder, go: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
@@ -368,7 +368,7 @@ def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., int], cha
 
 
 def spoil(run: RunFolder, part: str) -> None:
-    """Make the next step of a run go wrong: at once, or by what the step does."""
+    """Make the next step of a run go wrong: its losses, or its result."""
     state = content(run.state)
     if part == "optimizer":
         state["optimizer"]["state"][0]["exp_avg"].fill_(1e9)
@@ -428,7 +428,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run."""
+    """Start another process that holds the run."""
     run.root.mkdir(exist_ok=True)
     command = [sys.executable, "-c", HOLDER, str(run.root / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -466,7 +466,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, go: Callable[..., int]) ->
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MB."""
+    """Mount a disk of 24 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
@@ -477,7 +477,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, but: int) -> Path:
-    """Leave so many bytes of a disk free."""
+    """Fill a disk up to some free bytes."""
     status = os.statvfs(disk)
     ballast = disk / "ballast"
     with ballast.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Which images of a workspace are there to train on, and which to judge by."""
+"""The pools of a workspace: the images to train on, and the images to judge by."""
 
 from __future__ import annotations
 
