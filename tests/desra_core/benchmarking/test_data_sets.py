@@ -167,7 +167,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path, name) -> None:
 
 def test_a_set_without_any_usable_image_reports_the_first_failure(tmp_path) -> None:
     touch(tmp_path, "MSE-SR/x.png", "GAN-SR/a.png", "GAN-SR/b.png", "GT-Mask/a.png", "GT-Mask/b.png")
-    with pytest.raises(UsageError, match=r"a.png: has no image of its name in .* \(1 more files fail\)"):
+    with pytest.raises(UsageError, match=r"a.png: has no image of its name in .* \(1 more file fails\)"):
         read_data_set(tmp_path, {}, tmp_path / "out")
 
 
