@@ -15,10 +15,10 @@ from prefect.runtime import flow_run
 from desra_core.errors import ImageError
 from desra_core.files.hashing import fingerprint
 from desra_core.planning.plan import Plan, assess
-from desra_core.stages import Stage, failure, run_stage
+from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import PRODUCTS, spared_arrays
+from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
@@ -29,18 +29,17 @@ _ARRAYS = {product.name: product.arrays for product in PRODUCTS}
 
 
 class StageSpec(NamedTuple):
-    """A stage of a flow.
+    """A stage of a run.
 
-    ``name`` is what people see; ``product`` says in `planning.plan.Work` which images lack it;
-    ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
-    that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
+    Attributes:
+        name: Of the stage and of its product; people see it, and `planning.plan.Work` says by it which images lack it.
+        function, job: As `desra_core.stages.run_stage` takes them.
+        resources: Dask's, like ``{"GPU": 1}``.
     """
 
     name: str
-    product: str
     function: Stage
-    settings: Any
-    key: str
+    job: StageJob
     resources: dict[str, float]
 
 
@@ -118,22 +117,14 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     where the workspace lacks a product of any image.
     """
     spec = run.stages[stage]
-    target = run.plan.target
-    function = partial(
-        run_stage,
-        spec.function,
-        workspace=run.workspace,
-        settings=spec.settings,
-        mask_key=target.run_key,
-        spared=spared_arrays(target),
-    )
+    function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # transient, so Dask has tried again
-            record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
+            record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
         else:
             record, error = result, result.error if result.failed else None
         shard.update(record, spec.name)
@@ -150,13 +141,13 @@ def process_shard(number: int, run: Run) -> Counts:
     """Take a shard through all stages, then gather its records. Products that exist are kept."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
-        shard.work = pending = shard.pending(spec.product)
+        shard.work = pending = shard.pending(spec.name)
         run.progress.passed(shard.names() - sum(len(image.names) for image, _ in pending))
         stage_of_shard.with_options(
             name=spec.name,
             task_run_name=f"{spec.name}-{number:05d}",
             refresh_cache=bool(pending),
-        )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
+        )(fingerprint(spec.name, spec.job.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
     line = f"{counts['images']} images, {counts['failed']} failed"

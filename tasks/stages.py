@@ -45,12 +45,10 @@ def stages_of(
     for product in stages_for(target):
         module = import_module(f"desra_core.stages.{product.name}")
         key = product.key(target) or ""
-        job = StageJob(settings, target, key, weights, device, machine.tile, dask.threads, dask.max_pixels)
-        of_stage = module.settings_of(job)
+        job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
         resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
         if product.gpu:
-            function, *arguments = module.network(of_stage)
+            function, *arguments = module.network(job)
             dask.call(function, *arguments, resources=resources)
-        function = getattr(module, f"{product.name}_stage")
-        stages.append(StageSpec(product.name, product.name, function, of_stage, key, resources))
+        stages.append(StageSpec(product.name, getattr(module, f"{product.name}_stage"), job, resources))
     return stages

@@ -24,7 +24,7 @@ from desra_core.annotations.export_folder import ExportFolder, open_export
 from desra_core.annotations.labelme import labelme_document
 from desra_core.annotations.selection import Annotated, select_images
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names
 from desra_core.files.hashing import read_bytes

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from desra_core.benchmarking.data_sets import DataSet, Example
 from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, detector_key, load_detector
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.files.hashing import digest, fingerprint, read_bytes

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import CLASS_COUNT, class_names
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector
 from desra_core.errors import ImageError
 from desra_core.images.tiling import Rectangle, grid
 from desra_core.report.maps import StoredImage

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
-from desra_core.detection.detectors import DetectorInputs
-from desra_core.detection.detectors.applied import TIMES
+from desra_core.detection.detectors import TIMES, DetectorInputs
 from desra_core.errors import ImageError
 from desra_core.images.codec import Labels
 from desra_core.images.crops import RGB

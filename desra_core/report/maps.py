@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Pixels, decode, decode_labels

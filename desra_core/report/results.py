@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.detection.detectors import DEFAULT
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document

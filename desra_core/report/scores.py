@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from desra_core.detection.class_weights import load_weights, weighted_scores
-from desra_core.detection.detectors import METHODS, DetectorInputs, Scores
-from desra_core.detection.detectors.applied import TIMES, AppliedDetector, applied
+from desra_core.detection.detectors import METHODS, TIMES, AppliedDetector, DetectorInputs, Scores, applied
 from desra_core.detection.mask import WINDOW, valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError

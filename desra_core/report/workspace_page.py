@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import check_names, replace_file
 from desra_core.images.scanning import kinds_in_words

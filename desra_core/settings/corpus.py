@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from desra_core.detection.detectors import DEFAULT, METHODS
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
 from desra_core.networks.checkpoints import Precision
 from desra_core.workspace.matching import Sources
 

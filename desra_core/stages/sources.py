@@ -47,9 +47,7 @@ def read_labels(
             stored: Labels = read_array(workspace, image.id, "labels", key=record.segmentation_key)
             return stored
         return None
-    assert record.height is not None
-    assert record.width is not None
-    return read_label_file(image.labels, (record.height, record.width), max_pixels)
+    return read_label_file(image.labels, record.shape, max_pixels)
 
 
 def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:

@@ -14,10 +14,9 @@ from torch.nn import functional
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from desra_core.errors import UsageError
-from desra_core.files.hashing import LOAD_ERRORS
 from desra_core.networks.architectures import ARCHITECTURES
 from desra_core.networks.checkpoints import recognised
-from desra_core.networks.weights import read_weights
+from desra_core.networks.weights import LOAD_ERRORS, read_weights
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr, mend_torchvision
 

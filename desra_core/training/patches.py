@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes

@@ -74,8 +74,8 @@ class Product:
     """Something that a run makes of every image that needs it.
 
     Attributes:
-        name: Of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the functions ``NAME_stage``,
-            ``settings_of`` and, where it runs networks, ``network``.
+        name: Of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the function ``NAME_stage``
+            and, where it runs networks, ``network``.
         title: The stage in words for people.
         key: Gives the cache key under a target, or None where the product is not wanted.
         arrays: What the stage stores in the zarr group of the image. The last one is the product itself.

@@ -124,6 +124,13 @@ class Record:
         return self.failed_stage is not None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image that has been decoded."""
+        assert self.height is not None
+        assert self.width is not None
+        return self.height, self.width
+
+    @property
     def error(self) -> ImageError:
         """The failure of a failed image, in the words of the error that was raised."""
         return ImageError(self.subject, self.reason or "", self.remedy or "")

@@ -37,7 +37,7 @@ def test_networks_go_where_there_is_a_gpu_unless_told_otherwise(mining: Mining, 
     stages, loaded = specs(mining, gpus=gpus, device=device)
     resources = {"GPU": 1} if used == "cuda" else {}
     assert [(stage.name, stage.resources) for stage in stages] == [("super_resolution", resources), ("mask", {})]
-    assert stages[0].settings.device == used
+    assert stages[0].job.device == used
     assert loaded == [(used, resources)]
 
 

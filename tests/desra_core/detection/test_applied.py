@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.detection.class_weights import weighted_scores
-from desra_core.detection.detectors import METHODS, DetectorInputs, load_detector
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import METHODS, AppliedDetector, DetectorInputs, applied, load_detector
 from desra_core.detection.mask import artifact_mask, score_mask
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError

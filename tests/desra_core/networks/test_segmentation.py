@@ -321,7 +321,7 @@ def test_weights_that_do_not_fit(folder, model, tmp_path):
     for name, weights in cases.items():
         torch.save({"state_dict": weights, "meta": META}, tmp_path / name)
         line = refusal(folder / "config.py", tmp_path / name)
-        assert f"does not fit {folder}/config.py: 1 parameters differ, such as {last}" in line
+        assert f"does not fit {folder}/config.py (parameters that differ: 1, such as {last})" in line
     torch.save({"state_dict": {**full, "extra": torch.zeros(1)}, "meta": META}, tmp_path / "unexpected")
     assert "such as extra" in refusal(folder / "config.py", tmp_path / "unexpected")
     for content in (full, [1, 2], torch.zeros(3)):

@@ -15,9 +15,9 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.files.hashing import content_key, load_checkpoint
+from desra_core.files.hashing import content_key
 from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_kinds, read_weights
+from desra_core.networks.weights import load_checkpoint, read_kinds, read_weights
 from desra_core.training.networks import load_generator
 
 Weights = dict[str, torch.Tensor]
@@ -215,7 +215,7 @@ def test_the_training_log_of_mmengine_costs_nothing(network, log: Any, old: bool
     content = {"meta": {"dataset_meta": {"classes": ["wall"]}}, "state_dict": below("generator.")(weights)}
     path = saved(content | {"message_hub": log}, tmp_path / "model.pth", old=old)
     assert_same(read_weights(path), weights)
-    assert load_checkpoint(path)["meta"] == content["meta"]
+    assert load_checkpoint(path, "save it anew")["meta"] == content["meta"]
 
 
 def test_other_objects_are_refused_with_a_remedy_that_names_their_package(network, tmp_path: Path) -> None:

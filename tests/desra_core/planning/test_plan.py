@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from desra_core.detection.class_weights import CLASS_COUNT
+from desra_core.detection.class_weights import CLASS_COUNT, Weights
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
-from desra_core.settings import Detection, Machine, detector_of, min_area_pixels
-from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
+from desra_core.settings import Detection, Machine, min_area_pixels
+from desra_core.stages import Stage, StageJob, failure, run_stage
+from desra_core.stages.mask import mask_stage
+from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.inventory import OnDisk
 from desra_core.workspace.manifest import image_refs
@@ -76,7 +78,7 @@ class Lab:
             images = {image.id: image for image in image_refs(rows)}
             records = read_shard(workspace, shard)
             failures = {}
-            for function, settings in stages(self.detection(**changes), plan, weights):
+            for function, job in stages(self.detection(**changes), plan, weights):
                 held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
                 name = function.__name__.removesuffix("_stage")
                 flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
@@ -85,9 +87,9 @@ class Lab:
                         continue
                     image, record = images[image_id], records.get(image_id, Record(image_id))
                     try:
-                        record = run_stage(function, image, record, workspace, settings, plan.target.mask_key)
+                        record = run_stage(function, image, record, workspace, job)
                     except ImageError as error:
-                        record = failure(image, record, name, plan.target.mask_key, error)
+                        record = failure(image, record, name, plan.target, error)
                     records[image_id] = record
                     if record.failed:
                         failures[image_id] = record
@@ -109,18 +111,9 @@ class Lab:
         return len(list((self.root / "ws/maps").glob("*/*.zarr/similarity")))
 
 
-def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, Any]]:
-    target, keep_all = plan.target, plan.target.keep != "artifacts"
-    similarity = SimilaritySettings(
-        target.similarity_key, detector_of(detection), detection.window, target.min_area, target.min_weight,
-        keep_all=keep_all, tile=256, threads=1, max_pixels=10**6,
-    )  # fmt: skip
-    mask = MaskSettings(
-        target.mask_key, target.segmentation_key, target.weighting_key,
-        None if target.segmentation_key == "none" else weights.values,
-        target.threshold, target.min_area, keep=target.keep, max_pixels=10**6,
-    )  # fmt: skip
-    return [(similarity_stage, similarity), (mask_stage, mask)]
+def stages(detection: Detection, plan: Plan, weights: Weights) -> list[tuple[Stage, StageJob]]:
+    job = StageJob(detection, plan.target, weights, "", "cpu", tile=256, threads=1, max_pixels=10**6)
+    return [(similarity_stage, job), (mask_stage, job)]
 
 
 def weights_file(path: Path, weight: float) -> str:
@@ -373,9 +366,9 @@ def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path
 def test_records_in_the_journal_count(lab: Lab) -> None:
     """A run that was killed between the stages goes on with the second one."""
     workspace, plan, weights, _ = prepare(lab.detection())
-    function, settings = stages(lab.detection(), plan, weights)[0]
+    function, job = stages(lab.detection(), plan, weights)[0]
     for image in image_refs(plan.rows(0)):
-        run_stage(function, image, Record(image.id), workspace, settings, plan.target.mask_key)
+        run_stage(function, image, Record(image.id), workspace, job)
     assert lab.run() == {"mask": ALL}
     assert lab.marked() == STRONG
 

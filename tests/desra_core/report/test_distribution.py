@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import applied
 from desra_core.images.codec import encode_png
 from desra_core.report import distribution as distribution_module
 from desra_core.report import write_report

@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 
 from desra_core.detection.class_weights import class_names, load_weights
-from desra_core.detection.detectors import METHODS, DetectorInputs, load_detector
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import METHODS, DetectorInputs, applied, load_detector
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
 from desra_core.report import document as document_module

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.tiling import Rectangle
