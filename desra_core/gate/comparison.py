@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
         detection = [target.similarity_key, target.weighting_key, target.threshold, target.min_area]
         return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
 
-    found = [
-        Candidate(name, model, judge_key(model.stem), source, kind)
-        for name, model, source, kind in _split_checkpoints(workspace, settings.after)
-    ]
+    found = _split_checkpoints(workspace, settings.after, judge_key)
     noted = (read_json(workspace.compared(settings.after)) or {}).get("candidates", [])
     _check_scales(found, before, mse_model, loaded_before={each["judgements"] for each in noted})
     if settings.lpips:
@@ -206,12 +203,8 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
     return verdict
 
 
-def _split_checkpoints(workspace: Workspace, after: Path) -> list[tuple[str, Path, Path, str]]:
-    """Save each kind of weights of each checkpoint to a file of its own, which is judged and promoted as it is.
-
-    Returns:
-        The name of each candidate, its file, the checkpoint and the kind of weights.
-    """
+def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[str], str]) -> list[Candidate]:
+    """Save each kind of weights of each checkpoint to a file of its own, which is judged and promoted as it is."""
     files = RunFolder(after).models() if after.is_dir() else [after]
     if not files:
         raise UsageError(after, "holds no saved model", "name the folder of a finetune, or a checkpoint")
@@ -227,7 +220,8 @@ def _split_checkpoints(workspace: Workspace, after: Path) -> list[tuple[str, Pat
             if not path.exists():
                 # Under both names, because tools differ in the name that they prefer.
                 save_torch(path, {"params": weights, "params_ema": weights})
-            found.append((f"{stem} {kind}" if len(kinds) > 1 else stem, path, file, kind))
+            name = f"{stem} {kind}" if len(kinds) > 1 else stem
+            found.append(Candidate(name, path, judge_key(path.stem), file, kind))
     return found
 
 
