@@ -82,6 +82,23 @@ def described(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+def may_pass(error: object) -> bool:
+    """Say whether an error is worth an automatic retry.
+
+    Examples:
+        >>> may_pass(TooLargeError("a.png", "has too many pixels", "raise --memory"))
+        False
+        >>> may_pass(TransientError("/ws", "the disk is full", "free some space"))
+        True
+        >>> may_pass(ImageError("a.png", "is cut", "replace it")) or may_pass(UsageError("--x", "is bad", "mend it"))
+        False
+        >>> may_pass(ConnectionError("reset")) and may_pass(AbsentError("tcp://x", "has no workers", "start some"))
+        True
+    """
+    passing = isinstance(error, TransientError | AbsentError) and not isinstance(error, TooLargeError)
+    return passing or not isinstance(error, DesraError)
+
+
 def printable(text: object) -> str:
     """Return one line of text, with the control characters of file names made visible."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))

@@ -53,36 +53,17 @@ def exact_on(device: str) -> Iterator[None]:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Check whether an error means that the GPU or the machine has not enough memory.
-
-    Examples:
-        >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-        (True, True)
-        >>> lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-        False
-    """
+    """Check whether an error means that the GPU or the machine has not enough memory."""
     return isinstance(error, MemoryError) or _has(error, _OUT_OF_MEMORY)
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Check whether an error means that no process can compute on this GPU.
-
-    Examples:
-        >>> is_unusable(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
-        True
-    """
+    """Check whether an error means that no process can compute on this GPU, as when torch has no kernels for it."""
     return _has(error, _UNUSABLE)
 
 
 def is_broken(error: BaseException) -> bool:
-    """Check whether an error means that this process can no longer use its GPU, while another process may.
-
-    Examples:
-        >>> is_broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
-        True
-        >>> is_broken(RuntimeError("CUDA error: out of memory")) or is_broken(ValueError("CUDA error"))
-        False
-    """
+    """Check whether an error means that this process can no longer use its GPU, while another process may."""
     return _has(error, _BROKEN) and not lacks_memory(error) and not is_unusable(error)
 
 

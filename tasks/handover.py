@@ -16,7 +16,7 @@ _PLANS: ContextVar[tuple[tuple[BaseModel, object], ...]] = ContextVar("plans", d
 
 @contextlib.contextmanager
 def handing_over(settings: BaseModel, plan: object) -> Iterator[None]:
-    """Offer a plan to the flows that are called in the block with these settings; None offers nothing."""
+    """Offer a plan to the flows that the block calls with these settings; None offers nothing."""
     token = _PLANS.set((*_PLANS.get(), (settings, plan)))
     try:
         yield
@@ -25,6 +25,6 @@ def handing_over(settings: BaseModel, plan: object) -> Iterator[None]:
 
 
 def handed_over(settings: BaseModel, kind: type[Plan]) -> Plan | None:
-    """Take the latest plan that the caller made for the same settings; None where it made none."""
+    """Return the latest plan of this kind that the caller offers for these settings, or None."""
     plans = (plan for given, plan in reversed(_PLANS.get()) if given == settings and isinstance(plan, kind))
     return next(plans, None)

@@ -243,4 +243,4 @@ def test_masks_by_people_count_and_can_be_taken_back(old: Path, desra_here: Desr
     again = desra_here("import", "labelme", out, "--workspace", ws)
     assert again.stdout.startswith("nothing to import: every mask is as exported\n")
     shutil.rmtree(ws / "exported")
-    assert desra_here("import", "labelme", out, "--workspace", ws).stdout.startswith("1 mask by people")
+    assert desra_here("import", "labelme", out, "--workspace", ws).stdout.startswith("1 human mask")

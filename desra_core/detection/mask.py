@@ -29,26 +29,20 @@ Similarity = npt.NDArray[np.float32]
 
 
 class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
-    """A map of the similarity, with the width of the image's border in which the similarity is undefined.
-
-    Attributes:
-        frame: Width of that border, in pixels.
-    """
+    """A map of the similarity. Its ``frame`` is the width in pixels of the image's border, which has no similarity."""
 
     frame: int = _FRAME
 
     def __new__(cls, similarity: Similarity, frame: int) -> SimilarityMap:
-        """View values as a map with a frame."""
+        """View values as a map."""
         known = np.asarray(similarity).view(cls)
         known.frame = frame
         return known
 
     def __array_finalize__(self, source: object) -> None:
-        """Keep the frame in arrays that NumPy makes from a map."""
         self.frame = getattr(source, "frame", _FRAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the frame in a copy for another process."""
         return SimilarityMap, (np.asarray(self), self.frame)
 
 

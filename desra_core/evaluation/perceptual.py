@@ -34,7 +34,7 @@ def load_lpips(path: Path) -> nn.Module:
     and it cannot run code. Raises `UsageError` where the file cannot be used.
     """
     third_party.mend_torchvision()
-    from desra_core.networks.weights import read_weights
+    from desra_core.networks.checkpoints import read_weights
 
     try:
         weights = read_weights(path)

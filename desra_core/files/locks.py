@@ -39,16 +39,15 @@ def locked(
             time.sleep(0.01)  # another process was in `holder` just now
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, "was deleted", str(path))
-        if note is None:
-            yield None
-            return
-        file.truncate(0)
-        file.write(json.dumps(note))
-        file.flush()
+        if note is not None:
+            file.truncate(0)
+            file.write(json.dumps(note))
+            file.flush()
         try:
             yield None
         finally:
-            file.truncate(0)
+            if note is not None:
+                file.truncate(0)
 
 
 def holder(path: Path) -> dict[str, Any] | None:

@@ -17,8 +17,7 @@ from desra_core.files.atomic import sweep
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
-from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds
 from desra_core.planning.keys import load_settings, result_key
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing

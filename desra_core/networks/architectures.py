@@ -2,6 +2,7 @@
 
 A new architecture is an entry in `ARCHITECTURES`, by spandrel's id. Its function gets the loaded network and may change
 it into an equivalent, faster form. spandrel's other architectures run with a generous halo, and cannot be finetuned.
+docs/design.md ("Halos and windows") has the measurements.
 """
 
 from __future__ import annotations
@@ -63,17 +64,12 @@ def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> T
 
 
 def _compact(network: Any) -> Traits:
-    """SRVGGNetCompact: a chain of 3x3 convolutions, so a halo of one pixel for each is exact.
-
-    With a halo of 34, windows of 256 pixels compute 1.9 times what they keep, of 768 pixels 1.2 times. But above 352
-    (480 in bfloat16) a buffer is more than 32 MB, and malloc has the system map it anew each time. That makes
-    float32 1.7 times as slow, unless torch is started with ``THP_MEM_ALLOC_ENABLE=1``: then 1.05 times.
-    """
+    """SRVGGNetCompact: a chain of 3x3 convolutions, so a halo of one pixel for each is exact."""
     return Traits(halo=_convolutions(network), tile=768, last=network.body[-1])
 
 
 def _span(network: Any) -> Traits:
-    """SPAN: 3x3 convolutions beside 1x1 ones, so a halo of one pixel for each of them is exact."""
+    """SPAN: 3x3 convolutions beside 1x1 ones, so a halo of one pixel for each 3x3 convolution is exact."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if hasattr(child, "eval_conv"):
@@ -84,39 +80,13 @@ def _span(network: Any) -> Traits:
 
 
 def _rrdb(network: Any) -> Traits:
-    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, of which far pixels have next to no weight.
-
-    The largest error by halo, 23 blocks, in levels of 255 where the output's range is four standard deviations:
-
-    ==============================================  ======  ======  ======  ======
-    network                                         16 px   20 px   24 px   32 px
-    ==============================================  ======  ======  ======  ======
-    initialised by basicsr                          0.001   0.001   0.001   0.001
-    every dense block adds 1 std of its input       3.3     0.42    0.059   0.002
-    the same, all weights of the blocks positive    3.5     0.65    0.067   0.001
-    the second, trained for 60 steps                1.4     0.36    0.040   0.002
-    ==============================================  ======  ======  ======  ======
-
-    Measured on a photo and on noise whose right half was cut off (float32 itself makes errors of 0.002), without
-    trained weights. With pixel-unshuffle, the network works at half the size.
-    """
+    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, of which far pixels have next to no weight."""
     unshuffle = network.shuffle_factor or 1
     return Traits(halo=32 * unshuffle, tile=320 * unshuffle, multiple=unshuffle, last=network.model[-1])
 
 
 def _swinir(network: Any) -> Traits:
-    """SwinIR: windows lie on the grid of its attention windows.
-
-    The largest error by halo, measured as for RRDBNet, real-world configurations M and L:
-
-    ==============================================  ===========  ===========  ============
-    network                                         32 px        40 px        48 px
-    ==============================================  ===========  ===========  ============
-    initialised (M)                                 0.0003       0.0003       0.0003
-    every branch adds 1 std of its input (M, L)     0.10, 0.50   0.02, 0.12   0.003, 0.03
-    the same, attention 64 times as sharp (M, L)    0.87, 1.7    0.28, 0.78   0.10, 0.28
-    ==============================================  ===========  ===========  ============
-    """
+    """SwinIR: windows lie on the grid of its attention windows."""
     _share_masks(network)
     multiple = network.window_size * network.start_unshuffle
     last = getattr(network, "conv_last", None)

@@ -25,7 +25,7 @@ from desra_core.gpu import exact_on
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Labels, Pixels
 from desra_core.images.tiling import row_strips
-from desra_core.networks.weights import LOAD_ERRORS, load_checkpoint
+from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +122,7 @@ class MMSegSegmenter:
         self._checkpoint = checkpoint
         self._device = device
         third_party.mend_mmcv()
-        self._model, self._pipeline = _built(_read_config(config), config)
-        _check_single_view(self._pipeline, config)
+        self._model, self._pipeline = _built(config)
         _load_weights(self._model, config, checkpoint)
         self._model.eval().to(device)
 
@@ -283,24 +282,44 @@ def _config_chain(config: Path) -> list[Path]:
     return chain
 
 
-def _read_config(path: Path) -> Any:
+def _built(config: Path) -> tuple[Any, Pipeline]:
+    """Build the ``EncoderDecoder`` of a config, and its test pipeline without the step that loads a file."""
     from mmcv import Config
+    from mmseg.datasets.pipelines import Compose
+    from mmseg.models import build_segmentor
 
     search_path = sys.path.copy()
     try:
-        settings = Config.fromfile(str(path))
+        settings = Config.fromfile(str(config))
     except LOAD_ERRORS as error:
         sys.path[:] = search_path
         _drop_frames(error)
-        raise UsageError(path, f"cannot be run as a config ({described(error)})", _CONFIG_REMEDY) from None
+        raise UsageError(config, f"cannot be run as a config ({described(error)})", _CONFIG_REMEDY) from None
     if not isinstance(settings.get("model"), dict):
-        raise UsageError(path, "describes no model", _CONFIG_REMEDY)
+        raise UsageError(config, "describes no model", _CONFIG_REMEDY)
     if "data" not in settings:
         generation = "is of MMSegmentation 1.x" if "data_preprocessor" in settings.model else "has no test pipeline"
-        raise UsageError(path, generation, _CONFIG_REMEDY)
+        raise UsageError(config, generation, _CONFIG_REMEDY)
     if settings.model.get("type") != "EncoderDecoder":
-        raise UsageError(path, "describes no EncoderDecoder", "use a config of such a model, for example SegFormer")
-    return settings
+        raise UsageError(config, "describes no EncoderDecoder", "use a config of such a model, for example SegFormer")
+    try:
+        settings.model.pretrained = None
+        settings.model.train_cfg = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*avg_non_ignore")  # about a loss, for training
+            model = build_segmentor(settings.model, test_cfg=settings.get("test_cfg"))
+        pipeline = Compose(settings.data.test.pipeline[1:])
+        mode, classes = model.test_cfg.mode, model.decode_head.out_channels
+    except LOAD_ERRORS as error:
+        reason = f"describes no model that can be built ({described(error)})"
+        raise UsageError(config, reason, _CONFIG_REMEDY) from None
+    if mode != "whole":
+        reason = f"infers in {mode} mode, but the class weights assume whole images"
+        raise UsageError(config, reason, "set model.test_cfg = dict(mode='whole')")
+    if classes != 150:
+        raise UsageError(config, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
+    _check_single_view(pipeline, config)
+    return model, pipeline
 
 
 def _drop_frames(error: BaseException) -> None:
@@ -314,29 +333,6 @@ def _drop_frames(error: BaseException) -> None:
         traceback.clear_frames(error.__traceback__)
     finally:
         sys.unraisablehook = hook
-
-
-def _built(settings: Any, path: Path) -> tuple[Any, Pipeline]:
-    """Build the ``EncoderDecoder`` of a config, and its test pipeline without the step that loads a file."""
-    from mmseg.datasets.pipelines import Compose
-    from mmseg.models import build_segmentor
-
-    try:
-        settings.model.pretrained = None
-        settings.model.train_cfg = None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*avg_non_ignore")  # about a loss, for training
-            model = build_segmentor(settings.model, test_cfg=settings.get("test_cfg"))
-        pipeline = Compose(settings.data.test.pipeline[1:])
-        mode, classes = model.test_cfg.mode, model.decode_head.out_channels
-    except LOAD_ERRORS as error:
-        raise UsageError(path, f"describes no model that can be built ({described(error)})", _CONFIG_REMEDY) from None
-    if mode != "whole":
-        reason = f"infers in {mode} mode, but the class weights assume whole images"
-        raise UsageError(path, reason, "set model.test_cfg = dict(mode='whole')")
-    if classes != 150:
-        raise UsageError(path, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
-    return model, pipeline
 
 
 def _views(pipeline: Pipeline, bgr: Any) -> dict[str, Any]:
@@ -359,20 +355,15 @@ def _check_single_view(pipeline: Pipeline, path: Path) -> None:
 
 
 def _load_weights(model: Any, config: Path, path: Path) -> None:
-    import torch
-
     content = load_checkpoint(path, _WAY)
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         reason = "is not a checkpoint of MMSegmentation: it has no state_dict"
         raise UsageError(path, reason, "download or copy the checkpoint again")
     _check_classes(content.get("meta"), path)
     weights = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
-    needed = model.state_dict()
-    wrong = sorted(needed.keys() ^ weights.keys()) + [
-        name
-        for name, value in needed.items()
-        if name in weights and not (isinstance(weights[name], torch.Tensor) and weights[name].shape == value.shape)
-    ]
+    needed = {name: value.shape for name, value in model.state_dict().items()}
+    given = {name: getattr(value, "shape", None) for name, value in weights.items()}
+    wrong = [name for name in sorted(needed.keys() | given) if name not in given or given[name] != needed.get(name, 0)]
     if wrong:
         reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
         raise UsageError(path, reason, "give the config that it was trained with")

@@ -15,8 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from desra_core.errors import UsageError
 from desra_core.networks.architectures import ARCHITECTURES
-from desra_core.networks.checkpoints import recognised
-from desra_core.networks.weights import LOAD_ERRORS, read_weights
+from desra_core.networks.checkpoints import LOAD_ERRORS, read_weights, recognised
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr, mend_torchvision
 

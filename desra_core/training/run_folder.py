@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from desra_core.errors import LockedError, TransientError, UsageError
 from desra_core.files.atomic import replace_file, storage_errors, sweep
 from desra_core.files.locks import locked
-from desra_core.networks.weights import LOAD_ERRORS
+from desra_core.networks.checkpoints import LOAD_ERRORS
 
 if TYPE_CHECKING:
     import torch

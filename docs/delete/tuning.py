@@ -21,7 +21,7 @@ from desra_core.gate.criteria import Score, score
 from desra_core.gate.judge import detect, judge
 from desra_core.images.codec import decode
 from desra_core.networks import load_model, super_resolve
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import read_kinds
 from desra_core.planning.keys import load_settings
 from desra_core.settings.models import Training
 from desra_core.training.loop import finetune

@@ -56,7 +56,7 @@ def results(workspace: Workspace) -> dict[str, bytes]:
 
 
 def check(workspace: Workspace) -> None:
-    """Tables and files tell the same."""
+    """Tables and files agree."""
     rows = pq.read_table(workspace.dataset_manifest).to_pylist()
     root = workspace.dataset_manifest.parent
     for row in rows:

@@ -115,8 +115,7 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
         if getattr(inputs, key) is None:
             needed, remedy = NEEDED_INPUTS[key]
             raise ImageError(image, f"has no {needed}, which {name} needs", remedy)
-    lr = inputs.lr if "lr" in detector.inputs else None
-    labels = inputs.labels if "labels" in detector.inputs else None
+    lr, labels = (getattr(inputs, key) if key in detector.inputs else None for key in NEEDED_INPUTS)
     try:
         scores = np.asarray(detector(inputs.mse_sr, inputs.gan_sr, lr, labels))
     except Exception as error:  # noqa: BLE001 a user's file may raise anything

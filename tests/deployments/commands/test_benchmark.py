@@ -60,7 +60,7 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     assert [image.names for image, _ in plan(asked).missing()] == [(names[2],)]
 
 
-def test_what_is_known_is_told_without_servers(plain, tmp_path, desra_here) -> None:
+def test_known_results_are_printed_without_servers(plain, tmp_path, desra_here) -> None:
     judge(plain[0], tmp_path / "out")
     command = ("benchmark", plain[0], "--output", tmp_path / "out", "--min-area", 100)
     run = desra_here(*command, "--methods", FAST)

@@ -73,7 +73,7 @@ def paths_of(kind: type[BaseModel]) -> dict[str, str]:
 
 
 def run(kind: type[BaseModel], *arguments: str) -> str:
-    """What a command with these flags is asked to do, as JSON."""
+    """Return the settings of a command with these flags, as JSON."""
     asked: list[BaseModel] = []
 
     def command(settings: BaseModel, machine: Machine) -> None:

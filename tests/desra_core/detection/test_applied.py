@@ -22,7 +22,7 @@ from desra_core.settings.benchmark import Benchmarking
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_minus_a_similarity_loses_no_pixel(seed: int, threshold: float, labelled: bool) -> None:
-    """At thresholds that values of the map hit, too."""
+    """Also at thresholds that equal a value of the map."""
     rng = np.random.default_rng(seed)
     similarity = rng.random((60, 50)).astype(np.float32)
     classes = rng.integers(0, 150, similarity.shape).astype(np.uint8) if labelled else None

@@ -1,4 +1,4 @@
-"""The table of classes and weights, and files that are none."""
+"""Tables of class weights, and files that are no such table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_no_weights() -> None:
     ],
     ids=["weight", "interval 0", "interval 10", "interval 19", "byte order mark", "CRLF", "more columns", "any order"],
 )
-def test_a_table_of_ones_own(tmp_path: Path, content: str, weight: float) -> None:
+def test_a_table_of_the_user(tmp_path: Path, content: str, weight: float) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(content, newline="")
     weights = load_weights(str(path))

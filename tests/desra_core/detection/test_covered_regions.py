@@ -61,7 +61,7 @@ def test_exactly_half_is_not_gone(area: int) -> None:
         assert uncovered(mask, other) == [kept < half]
 
 
-def test_what_lies_beside_a_region_does_not_cover_it() -> None:
+def test_pixels_beside_a_region_do_not_cover_it() -> None:
     mask = np.zeros((10, 10), bool)
     mask[4:6, 4:6] = True
     assert uncovered(mask, ~mask) == [True]

@@ -20,7 +20,7 @@ from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comp
 from desra_core.gate.criteria import Verdict, read_verdict
 from desra_core.gate.judge import CONTROL
 from desra_core.networks import checkpoints
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import read_kinds
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace

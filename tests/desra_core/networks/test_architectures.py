@@ -1,4 +1,4 @@
-"""How far a network looks: what a window's border does to results that lie a halo away from it."""
+"""The reach of a network: how much the border of a window changes results that lie a halo away."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_border_beyond_the_halo_does_not_show_at_full_size(name, full_size_net
 
 
 def border_error(model):
-    """The largest difference, in 0..1, that cutting off the right half makes to what lies a halo away from it."""
+    """The largest change, in 0..1, of results a halo away from the right half when that half is cut off."""
     edge = model.traits.halo + 16
     pixels = torch.from_numpy(PHOTO[100:148, 100 : 100 + 2 * edge] / np.float32(255)).permute(2, 0, 1)[None]
     whole, part = model(pixels), model(pixels[..., :edge])

@@ -1,4 +1,4 @@
-"""Checkpoints of real networks in every usual form, and every way in which one can be unusable."""
+"""Checkpoints of real networks in every usual form, and unusable checkpoints of every kind."""
 
 import os
 import threading
@@ -120,7 +120,7 @@ def test_a_pair_has_one_scale(checkpoint):
 
 
 def refusal(path, **options):
-    """The one line with which a file is refused, without the file's name."""
+    """Return the line that refuses a file."""
     with pytest.raises(UsageError) as caught:
         load_model(path, **options)
     line = str(caught.value)

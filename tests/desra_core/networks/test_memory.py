@@ -1,4 +1,4 @@
-"""What a large photo takes, and what happens when the system really gives no more memory."""
+"""The memory that a large photo takes, and windows when the system really gives no more memory."""
 
 import subprocess
 import sys

@@ -148,7 +148,7 @@ def test_real_networks_in_windows(name, shared_data, plain):
 
 
 class Nearest(torch.nn.Module):
-    """Enlarges by 2; runs out of memory above some number of pixels, and keeps a record."""
+    """Enlarges by 2, runs out of memory above a number of pixels, and records its calls."""
 
     def __init__(self, limit, error):
         super().__init__()
@@ -224,14 +224,14 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 
 class Gpu(str):
-    """A CPU that is taken for a GPU."""
+    """A CPU with the name of a GPU."""
 
     def startswith(self, *_):
         return True
 
 
 def test_a_batch_has_the_gpu_for_itself_until_its_results_are_read(monkeypatch):
-    """And no TF32, whatever the process allows."""
+    """It does not use TF32, even where the process allows TF32."""
     seen = []
 
     def note(*_):
@@ -252,7 +252,7 @@ def failing(*_, **__):
 
 @pytest.mark.parametrize("part", ["moved", "tried out"])
 def test_a_broken_gpu_is_no_misfit(part, network, save, monkeypatch, tmp_path):
-    """Or a candidate of the gate would be called unusable for ever."""
+    """Otherwise the gate would record a candidate as unusable."""
     path = save(network("SPAN"), tmp_path / "model.pth", "params")
     to = torch.nn.Module.to
     if part == "moved":

@@ -56,7 +56,7 @@ def written(evaluation: Evaluation, folder: Path) -> str:
     return write_evaluation_page(evaluation, folder / "evaluation.html").read_text("utf-8")
 
 
-def test_what_it_tells(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_the_page_shows_scores_failures_and_names_as_text(evaluation: Evaluation, tmp_path: Path) -> None:
     page = written(evaluation, tmp_path)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "1 of 3 detected regions are right," in text

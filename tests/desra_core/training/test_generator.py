@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_weights
+from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.third_party import mend_basicsr
 from desra_core.training.networks import Generator, load_generator
 

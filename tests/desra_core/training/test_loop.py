@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_weights
+from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.settings.models import Training
 from desra_core.training import loop
 from desra_core.training.loop import finetune
