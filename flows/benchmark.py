@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from desra_core.evaluation.table import counted
 from desra_core.report.benchmark_page import PublishedBenchmark, plan
 from desra_core.settings import Machine
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import RunEnd

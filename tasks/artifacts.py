@@ -27,7 +27,6 @@ from desra_core.report.results import read_results, stage_times
 from desra_core.report.wording import stage_name
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import resting_in_words
 from tasks.dask_map import Dask
 
 # The environment variable with the address of the workspace's report for browsers.
@@ -61,7 +60,7 @@ def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> 
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
     resting = count_resting(workspace, load_settings(workspace)[1].gan_sr_key)
-    people = [resting_in_words(resting)] if resting else []
+    people = [f"{counted(resting, 'image')} with a human mask"] if resting else []
     text = _listed(f"**{line}**", [*facts, *people, report])
     create_markdown_artifact(text, key="outcome", description="End of this run.")
 

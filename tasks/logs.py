@@ -79,7 +79,7 @@ def record(level: int, message: str, **ids: Any) -> None:
 
 
 def configure(level: str, form: str) -> None:
-    """Set level and format of the log of this process; see `desra_core.settings.corpus.Machine`."""
+    """Set level and format of the log of this process; see `desra_core.settings.Machine`."""
     _handled().setFormatter(_Json() if form == "json" else _Text())
     _RECORDS.setLevel(_level(level))
 

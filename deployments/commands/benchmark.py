@@ -10,7 +10,7 @@ from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results
 from desra_core.settings import Machine
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
 

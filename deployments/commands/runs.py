@@ -26,7 +26,6 @@ from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import resting_in_words
 from desra_core.workspace.matching import with_twins_summed_up
 from tasks.handover import handing_over
 from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
@@ -181,9 +180,9 @@ def renew_report(workspace: Workspace) -> None:
 
 
 def show_people(count: int) -> None:
-    """Print how many images rest on human masks, if any do."""
+    """Print how many images have a human mask, where any has."""
     if count:
-        typer.echo(f"people   {resting_in_words(count)}")
+        typer.echo(f"people   {counted(count, 'image')} with a human mask")
 
 
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:

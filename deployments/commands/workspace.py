@@ -14,8 +14,7 @@ from desra_core.errors import LockedError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
-from desra_core.housekeeping.garbage import find_garbage
-from desra_core.housekeeping.sweep import sweep
+from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan

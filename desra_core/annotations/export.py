@@ -42,7 +42,7 @@ from desra_core.images.codec import Photo, decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import mask_key, remember_exported
-from desra_core.workspace.pictures import picture_files
+from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.records import REGION_FIELDS
 
 Form = Literal["coco", "labelme", "folder"]

@@ -22,8 +22,8 @@ from desra_core.planning.keys import load_settings
 from desra_core.planning.tables import publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS
+from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.pictures import publish_pseudo_gt
 from desra_core.workspace.products import Target
 
 # Each holds both results of an image.

@@ -23,9 +23,9 @@ from desra_core.planning.tables import REGIONS
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.pictures import picture_files
 from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import read_records
 

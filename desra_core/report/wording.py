@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from desra_core import settings as settings_module
 from desra_core.errors import printable
-from desra_core.settings import corpus as settings_module
 from desra_core.workspace.products import PRODUCTS
 
 # A file name may have 4000 characters; a page has to stay readable, and below its size.

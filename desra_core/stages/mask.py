@@ -18,8 +18,8 @@ from desra_core.stages.sources import read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
+from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.pictures import publish_pseudo_gt
 from desra_core.workspace.products import kept_whole
 from desra_core.workspace.records import Record, write_journal
 
@@ -33,10 +33,10 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
     target = job.target
     mask, regions = _found(image, record, workspace, job)
     if record.mask_key is not None:
-        # From here on, files are not what the record says: a run that is killed now must not be believed.
+        # From here on, the record would be wrong about the files if the run were killed, so it claims no mask.
         write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = None
-    if target.super_resolves:  # where results are files, there is no dataset that could prefer it
+    if target.super_resolves:  # only mined photos have a dataset
         human = find_human_mask(workspace, image.id, image.names, target.gan_sr_key)
     whole = kept_whole(target.keep, bool(regions), human is not None and human.pixels > 0)
     encoded = encode_mask(mask)

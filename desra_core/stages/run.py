@@ -21,7 +21,7 @@ from desra_core.workspace.records import Record, without_arrays, write_journal
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage of a run, as the worker that computes it needs it.
+    """The inputs of a stage that are the same for all images of a run.
 
     Attributes:
         settings, target, weights: The settings of the run, as keys too, and its class weights.
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspac
 
 
 def failure(image: ImageRef, record: Record, stage: str, target: Target, error: ImageError) -> Record:
-    """Return the record of an image whose stage raised, in a run for this target."""
+    """Return the record of an image whose stage raised an error."""
     return replace(
         without_arrays(record) if isinstance(error, LostError) else record,
         mask_key=None,

@@ -37,10 +37,10 @@ def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job:
 def compare(
     image: ImageRef, mse_sr: Pixels, gan_sr: Pixels, record: Record, workspace: Workspace, job: StageJob
 ) -> Record:
-    """Score a pair of results ``(H, W, C)``, prove it clean or not, and store minus the scores where they are needed.
+    """Score a pair of results ``(H, W, C)``, check whether it is clean, and store minus the scores where needed.
 
     Raises:
-        ImageError: It is too small, lacks an input of the detector, or makes it fail.
+        ImageError: The image is too small, lacks an input of the detector, or makes the detector fail.
     """
     height, width = gan_sr.shape[:2]
     detector, target = job.detector, job.target
@@ -75,7 +75,7 @@ def compare(
 
 def is_suspect(scores: Scores, job: StageJob, height: int, width: int) -> bool:
     """Check whether the mask of an image may have pixels, whatever its labels."""
-    # One class of the smallest weight everywhere; at weight 1 there is nothing to weight.
+    # The largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
     one_class = None if job.target.min_weight == 1 else np.zeros((height, width), np.uint8)
     bound = score_mask(
         scores,

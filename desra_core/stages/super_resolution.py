@@ -1,4 +1,4 @@
-"""Super-resolution: infer both results of a photo, as far as they are not there yet, and compare them in memory."""
+"""Super-resolution: infer the results of a photo that are not stored yet, and compare the pair in memory."""
 
 from __future__ import annotations
 
@@ -39,13 +39,15 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     if _is_known_clean(image, record, workspace, job):
         return proven_clean(record, job)
     keys = {"mse_sr": target.mse_sr_key, "gan_sr": target.gan_sr_key}
-    pair = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
-    inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if pair[role] is None})
-    pair |= inferred
+    found = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
+    stored = {role: array for role, array in found.items() if array is not None}
+    inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if role not in stored})
+    pair = stored | inferred
     made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
     needed = made.artifact_pixels is None or target.keep == "all"
-    mapped = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
-    for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or mapped)):
+    # Of clean images too, later stages read the GAN result.
+    read_later = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
+    for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or read_later)):
         if is_needed and role in inferred:
             write_array(workspace, image.id, role, inferred[role], key=keys[role] or "")
     return made
@@ -54,32 +56,36 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Record]:
-    """Infer the results that have these keys; the record says how long that took, and the smallest tile of the pair."""
+    """Infer the results of these keys; the record gets the seconds, and the smallest tile of the pair."""
+    if not keys:
+        return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
+    mining = job.settings
+    assert isinstance(mining, Mining)
+    assert image.lr is not None
+    models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
+    photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
     results: dict[str, Pixels] = {}
-    # A stored result was made with the recorded tile.
-    tiles = [record.tile] if len(keys) < 2 else []
+    tiles = [] if len(keys) == len(models) else [record.tile]  # the stored result was made with that tile
     seconds = 0.0
-    if keys:
-        mining = job.settings
-        assert isinstance(mining, Mining)
-        models = load_pair(mining.mse_model, mining.gan_model, job.device, mining.precision)
-        assert image.lr is not None
-        photo = read_photo(image.lr, job.max_pixels // models[0].scale ** 2)
-        record = replace(record, icc_profile=photo.has_icc_profile, further_pages=photo.further_pages)
-        for role, key in keys.items():
-            model = models[role == "gan_sr"]
-            if result_key(model.path, mining.precision) != key:
-                raise TransientError(model.path, "changed after the run had started", "run again")
-            started = time.perf_counter()
-            try:
-                results[role], tile = super_resolve(model, photo.pixels)
-            except UsageError as error:  # weights that overflow on this photo, maybe on no other
-                reason = f"cannot be upscaled: {error.subject} {error.reason}"
-                raise ImageError(image.path, reason, error.remedy) from None
-            seconds += time.perf_counter() - started
-            tiles.append(tile)
-    smallest = min((tile for tile in tiles if tile), default=None)
-    return results, replace(record, tile=smallest, seconds=record.seconds | {"inference": round(seconds, 4)})
+    for role, key in keys.items():
+        model = models[role == "gan_sr"]
+        if result_key(model.path, mining.precision) != key:
+            raise TransientError(model.path, "changed after the run had started", "run again")
+        started = time.perf_counter()
+        try:
+            results[role], tile = super_resolve(model, photo.pixels)
+        except UsageError as error:  # weights that overflow on this photo, maybe on no other
+            reason = f"cannot be upscaled: {error.subject} {error.reason}"
+            raise ImageError(image.path, reason, error.remedy) from None
+        seconds += time.perf_counter() - started
+        tiles.append(tile)
+    return results, replace(
+        record,
+        icc_profile=photo.has_icc_profile,
+        further_pages=photo.further_pages,
+        tile=min((tile for tile in tiles if tile), default=None),
+        seconds=record.seconds | {"inference": round(seconds, 4)},
+    )
 
 
 def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> bool:

@@ -124,7 +124,7 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     }
     workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist([row], HUMAN_MASKS))
     again = desra_here("compare", "--workspace", copied, "--after", place.run.root)
-    assert "people   1 image rests on a person's mask\n" in again.stdout
+    assert "people   1 image with a human mask\n" in again.stdout
 
 
 def test_an_image_that_cannot_be_judged_is_named_and_judged_later(

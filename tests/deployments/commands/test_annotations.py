@@ -70,7 +70,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     models = ("--mse-model", mined.mse, "--gan-model", mined.gan)
     again = desra_here("mine", mined.root / "photos", *models, "--workspace", workspace.root)
     assert "nothing to do: 3 of 3 images done" in again.stdout, again.stderr
-    assert "people   2 images rest on people's masks" in again.stdout
+    assert "people   2 images with a human mask" in again.stdout
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images")
     assert f"{mined.names[1]}.json: was edited since it was exported" in refusal(coco)
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images",

@@ -11,7 +11,7 @@ import pytest
 
 from deployments.commands.runs import Workspace
 from desra_core.report.benchmark_page import plan
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, judge, make_plain, write
 from tests.conftest import refusal
 

@@ -260,7 +260,7 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     before = contents(workspace.root)
     run = desra_here("evaluate", "--workspace", workspace.root)
     assert run.stdout.startswith("1 image judged\n  IoU        0.5000 ")
-    assert run.stdout.endswith("people   1 image rests on a person's mask\n")
+    assert run.stdout.endswith("people   1 image with a human mask\n")
     assert run.stderr == "2 images without a human mask: not judged\n"
     run = desra_here("evaluate", "--workspace", workspace.root, "--gt", tmp_path / "gt", "--output", tmp_path / "out")
     assert "1 of 2 detected regions right" in run.stdout

@@ -120,7 +120,7 @@ def test_files_that_cannot_be_deleted_are_named(ws: Path, desra_here, monkeypatc
 
     (ws / "masks/none.png").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.housekeeping.sweep._delete", refused)
+        patch.setattr("desra_core.housekeeping.garbage._delete", refused)
         run = desra_here("gc", "--workspace", ws, "--apply")
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].endswith(

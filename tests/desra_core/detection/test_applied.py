@@ -16,7 +16,7 @@ from desra_core.detection.mask import artifact_mask, score_mask
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.settings import Detection
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1), st.booleans())

@@ -1,4 +1,4 @@
-"""What a change of settings, files or workspace makes a run do again, with the real stages on tiny pairs."""
+"""A change of settings, files or workspace makes a run repeat the stages that it must, on tiny pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.stages.mask import mask_stage
 from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
-from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import image_refs
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 
@@ -79,7 +79,7 @@ class Lab:
             records = read_shard(workspace, shard)
             failures = {}
             for function, job in stages(self.detection(**changes), plan, weights):
-                held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
+                held = held_by(workspace, rows, plan.target.gan_sr_key, each=True)
                 name = function.__name__.removesuffix("_stage")
                 flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
@@ -128,7 +128,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def fresh_masks(tmp_path: Path, **changes: Any) -> dict[str, bytes]:
-    """What an undisturbed run gives."""
+    """Return the masks of an undisturbed run."""
     (tmp_path / "fresh").mkdir()
     fresh = Lab(tmp_path / "fresh")
     for folder in tmp_path.glob("labels*"):
@@ -167,7 +167,7 @@ def test_keys_change_with_what_they_must(lab: Lab, changes: dict[str, Any], keys
     assert keys_changed(before, lab.detection(**({"labels": "labels"} | changes))) == keys
 
 
-def test_whatever_depends_on_pixels_is_made_anew_where_they_are_decoded_otherwise(
+def test_another_decoding_version_changes_the_keys_that_depend_on_pixels(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.py").touch()
@@ -223,7 +223,7 @@ def test_settings_round_trip(lab: Lab) -> None:
         load_settings(workspace)
 
 
-# --- what is done again ---
+# --- repeated stages ---
 
 
 def test_first_run_and_then_nothing(lab: Lab) -> None:
@@ -298,7 +298,7 @@ def test_a_changed_file_replaces_all_outputs(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_percentages_are_of_each_image(lab: Lab) -> None:
-    """Of 64x72 pixels 4.35 % are 200.4, so the two settings mean the same; the kept map tells at no cost."""
+    """Of 64x72 pixels 4.35 % are 200.4, so the two settings mean the same, and the mask is made from the kept map."""
     lab.run(min_area="200")
     assert lab.run(min_area="4.35%") == {"mask": STRONG}
     assert lab.run(min_area="4.4%") == {"mask": STRONG}
@@ -351,7 +351,7 @@ def test_a_damaged_group_is_mended_by_the_second_run_at_the_latest(lab: Lab, tmp
     assert lab.masks() == fresh_masks(tmp_path, **changes)
 
 
-def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path: Path) -> None:
+def test_a_map_of_other_settings_does_not_count(lab: Lab, tmp_path: Path) -> None:
     """A run with another window was killed after it had stored a map and before it had said so."""
     lab.run()
     workspace, plan, weights, _ = prepare(lab.detection(window=7))
@@ -470,7 +470,7 @@ def test_the_folder_of_labels_does_not_matter(lab: Lab) -> None:
     assert lab.run(labels="elsewhere") == {}
 
 
-def test_bad_labels_fail_until_they_are_mended(lab: Lab) -> None:
+def test_bad_labels_fail_until_they_are_corrected(lab: Lab) -> None:
     lab.put_labels(150)
     lab.run(labels="labels")
     assert lab.plan(labels="labels").failed == 3
@@ -529,8 +529,8 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
-    for disk in (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)):
-        held = disk.held(rows, None)
+    for each in (False, True):
+        held = held_by(workspace, rows, None, each=each)
         assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
         assert not held.arrays["labels"].any()
 

@@ -1,4 +1,4 @@
-"""The functions that Dask runs, on small real pairs: files they leave, failures they tell, being run twice."""
+"""The stages of detection on small real pairs: the files that they leave, their failures, and a second run."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_clean_image_stores_no_map(workspace: Workspace, gan_sr: np.ndarray) -
     assert record.mask_key == "mask-key"
 
 
-def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None:
+def test_keep_artifacts_drops_the_map_of_an_image_that_turns_out_clean(workspace: Workspace) -> None:
     """Suspect under the smallest weight, clean under the weight of its class."""
     image = pair(workspace, labels=np.zeros((64, 72), np.uint8))
     heavy = replace(LABELLED, weights=Weights(np.full(150, 20.0), "heavy"))
@@ -294,7 +294,7 @@ def test_a_file_that_changes_after_the_scan_is_transient(workspace: Workspace, r
     assert not any(record.failed for record in read_shard(workspace, 0).values())
 
 
-def test_a_vanished_file_is_told(workspace: Workspace) -> None:
+def test_a_vanished_file_is_named(workspace: Workspace) -> None:
     image = pair(workspace)
     image.gan_sr.path.unlink()
     with pytest.raises(TransientError, match="the file has vanished"):

@@ -1,4 +1,4 @@
-"""Super-resolution, and the mask stage of mined photos: what is inferred, stored, exported and dropped."""
+"""Super-resolution, and the mask stage of mined photos: results that are inferred, stored, exported and dropped."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_a_clean_photo_leaves_an_empty_mask_and_nothing_else(lab: Lab) -> None:
     ("keep", "arrays", "exported"),
     [("artifacts", set(), False), ("maps", {"similarity"}, False), ("all", {"similarity", "mse_sr", "gan_sr"}, True)],
 )
-def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], exported: bool) -> None:
+def test_arrays_and_pictures_that_are_kept_of_a_clean_photo(
+    lab: Lab, keep: str, arrays: set[str], exported: bool
+) -> None:
     image = lab.image(DARK)
     record = lab.mask(image, lab.infer(image, keep=keep), keep=keep)
     assert lab.arrays() == arrays
@@ -129,7 +131,7 @@ def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], ex
     assert not lab.workspace.dataset("lr", "a").exists()
 
 
-def test_labelling_all_keeps_the_gan_result_for_it(lab: Lab) -> None:
+def test_the_gan_result_is_kept_where_all_images_are_labelled(lab: Lab) -> None:
     lab.infer(lab.image(DARK), keep="maps", segmentation_key="mmseg:x")
     assert lab.arrays() == {"similarity", "gan_sr"}
 
