@@ -13,7 +13,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
 from desra_core.evaluation.evaluation import all_failed
 from desra_core.images.scanning import ImageNames
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace.matching import files_by_name
 
 # The roles of the folders of a data set, and their names in the published data set.
