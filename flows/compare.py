@@ -11,9 +11,9 @@ from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
+from flows import handed_over
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import RunEnd
-from tasks.handover import handed_over
 from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
 
 

@@ -9,13 +9,13 @@ from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, i
 from desra_core.settings import Machine
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune
+from flows import handed_over, handing_over
 from flows.compare import Compared, compare
 from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
 from tasks.artifacts import RunEnd, Summary
-from tasks.handover import handed_over, handing_over
 from tasks.judging import promote_best, publish_report
 
 

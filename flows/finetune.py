@@ -9,10 +9,10 @@ from desra_core.settings.models import Finetuning
 from desra_core.training.plan import FinetunePlan, plan_finetune
 from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
+from flows import handed_over
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import RunEnd
 from tasks.finetuning import freeze_images, show_losses, train
-from tasks.handover import handed_over
 
 
 @corpus_flow("finetune")

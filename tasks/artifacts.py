@@ -133,46 +133,29 @@ class Summary(RunEnd):
     broken_shards: tuple[str, ...]
 
 
-def summarize(
-    *,
-    task_runs: int,
-    images: int,
-    pending: int,
-    failed: int,
-    passing: Sequence[TransientError],
-    broken_shards: tuple[str, ...],
-    regions: int,
-    failures: int,
-) -> Summary:
-    """Make the summary of a run over a corpus.
+def line_of(*, images: int, pending: int, failed: int, regions: int, failures: int) -> str:
+    """Describe the end of a run over a corpus in a line.
 
     Args:
-        task_runs: Number of its task runs.
         images: Names in the run.
         pending: Names that the run had to compute.
         failed: Names of these that failed.
-        passing: The errors of failed images that are worth a retry.
-        broken_shards: Errors of the shards that could not finish.
-        regions: Artifact regions in the workspace.
-        failures: Failed names in the workspace.
+        regions, failures: Artifact regions and failed names in the workspace.
     """
     done = f"{pending - failed} of {counted(images, 'image')} computed" if pending else "nothing new"
-    line = f"{done}: {counted(regions, 'artifact region')} in all, {counted(failures, 'image')} failed"
-    problem = None
+    return f"{done}: {counted(regions, 'artifact region')} in all, {counted(failures, 'image')} failed"
+
+
+def problem_of(broken_shards: Sequence[str], passing: Sequence[TransientError]) -> TransientError | None:
+    """Make the error of a run with shards that could not finish, or with failures that are worth a retry."""
     if broken_shards:
         count = f"{counted(len(broken_shards), 'shard')} could not finish"
-        problem = TransientError(count, broken_shards[0], "run again")
-    elif passing:
+        return TransientError(count, broken_shards[0], "run again")
+    if passing:
         first = passing[0]
         reason = f"failed for a reason that may pass, the first: {first.subject}: {first.reason}"
-        problem = TransientError(counted(len(passing), "image"), reason, first.remedy)
-    return Summary(
-        in_one_line=line,
-        task_runs=task_runs,
-        lacking=bool(failed or broken_shards),
-        problem=problem,
-        broken_shards=broken_shards,
-    )
+        return TransientError(counted(len(passing), "image"), reason, first.remedy)
+    return None
 
 
 @task(task_run_name="results", cache_policy=NO_CACHE)
@@ -202,19 +185,17 @@ def publish_results(
     create_table_artifact(throughput, key="throughput", description="Computing time by stage, over all runs.")
     failures = pq.read_table(workspace.failures)
     _show_failures(failures)
-    summary = summarize(
-        task_runs=task_runs,
-        images=plan.images,
-        pending=plan.pending,
-        failed=failed,
-        passing=passing,
-        broken_shards=broken_shards,
-        regions=pq.read_metadata(workspace.regions).num_rows,
-        failures=failures.num_rows,
-    )
+    regions = pq.read_metadata(workspace.regions).num_rows
+    line = line_of(images=plan.images, pending=plan.pending, failed=failed, regions=regions, failures=failures.num_rows)
     broken = f"{counted(len(broken_shards), 'shard')} could not finish: the next run goes on there"
-    show_outcome(workspace, summary.in_one_line, [broken] if broken_shards else [])
-    return summary
+    show_outcome(workspace, line, [broken] if broken_shards else [])
+    return Summary(
+        in_one_line=line,
+        task_runs=task_runs,
+        lacking=bool(failed or broken_shards),
+        problem=problem_of(broken_shards, passing),
+        broken_shards=broken_shards,
+    )
 
 
 def _show_worst(workspace: Workspace) -> None:

@@ -27,7 +27,7 @@ from desra_core.planning.tables import images_of_several_pages, publish_tables, 
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import with_twins_summed_up
-from tasks.handover import handing_over
+from flows import handing_over
 from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10

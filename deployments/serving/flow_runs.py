@@ -86,13 +86,13 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
                     run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
                 )
                 resumed.add(run.deployment_id)
-                lines.append(f"warning: {run.name} {_CUT_OFF}: another run goes on with what it left")
-            message = f"{_CUT_OFF}; another run went on with what it left"
+                lines.append(f"warning: {run.name} {_CUT_OFF}: another run goes on from there")
+            message = f"{_CUT_OFF}; another run went on from there"
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _REFUSALS:
                 raise
             reason = printable(error.response.text)[:_ERROR_LENGTH]
-            message = f"{_CUT_OFF}, and is not gone on with: the server does not accept another run ({reason})"
+            message = f"{_CUT_OFF}, and is not resumed: the server does not accept another run ({reason})"
             lines.append(f"error: {run.name} {message}")
         with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
@@ -157,7 +157,7 @@ def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: tim
         # By a clock that was set back, a state is from the future.
         if settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled:
             continue
-        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
+        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on from there")
         if run.state.is_cancelling():
             state = Cancelled(message=why)
         with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile

@@ -59,8 +59,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     """Serve a corpus until a signal comes; returns the exit code.
 
     Raises:
-        UsageError: A setting, a folder or a model cannot be used; the workspace is in use, or served by another
-            process.
+        UsageError: A setting, a folder or a model cannot be used; another process uses or serves the workspace.
     """
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
@@ -72,7 +71,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
     with stoppable(), contextlib.ExitStack() as stack:
-        own = stack.enter_context(standing(workspace))
+        service = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
             if not is_new:
@@ -80,19 +79,26 @@ def serve(serving: Serving, machine: Machine) -> int:
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
-            server = stack.enter_context(_open_server(serving, workspace, own.mark))
+            history = parse_span(serving.history)
+            server: Server | None = None
+            if configured := os.environ.get("PREFECT_API_URL"):
+                check_server(configured)
+            else:
+                server = Server(workspace, port=serving.port, history=history, mark=service.mark)
+                stack.enter_context(server.running())
+            own = server is not None
             with connected() as client:
                 check_alone(pool, client)
-                register(deployments, client, own=server is not None)
+                register(deployments, client, own=own)
                 drop_missed(pool, client, settled=_SETTLED)
-                _replace_dead(pool, workspace, client, "desra serve was killed", own=server is not None)
+                _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(Served(url, own=server is not None), parse_span(serving.history))
+            service.announce(Served(url, own=own), history)
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
         stack.callback(_mark_stopped, pool)
-        worker = Worker(pool, environment, own.mark, workspace.prefect_home / "worker.log")
+        worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
         stack.enter_context(worker.running())
         endings = Endings(pool)
         stack.callback(endings.say_new)  # of runs that end just before it stops
@@ -184,18 +190,6 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
-    """Check the configured Prefect server, or start a server with its home in the workspace."""
-    if configured := os.environ.get("PREFECT_API_URL"):
-        check_server(configured)
-        yield None
-        return
-    server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
-    with server.running():
-        yield server
-
-
-@contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Check the given Dask scheduler, or start a cluster on this machine."""
     from tasks.dask_cluster import gpus_wanted, standing_cluster
@@ -263,7 +257,7 @@ def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
             moment = next_run(deployed, client)
             then = f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" * bool(deployed.schedules)
             say(f"{deployed.full_name}: {when[deployed.flow]}{then}")
-    say("Ctrl-C stops; the next start goes on with what was running")
+    say("Ctrl-C stops; the next start resumes the running runs")
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:

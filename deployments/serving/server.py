@@ -163,7 +163,7 @@ class Server(Child):
         forget_results(self._home, self._history)
         write_secret(key_file(self._workspace), self._key)
         configure(self._workspace, self.url, self._key)
-        late: list[bool] = []
+        late = False
         for _ in range(_STARTS):
             if self.unwanted.is_set():
                 return
@@ -172,11 +172,11 @@ class Server(Child):
             import_module("prefect")  # takes a second, while the server starts
             if self._answers() or self.unwanted.is_set():
                 return
-            late.append(self.exit_code is None)
+            late = self.exit_code is None
             self._end()
         error = self._last_error()
-        if late[-1]:
-            error = f"it did not answer within {_START_SECONDS // 60} minutes" + ", twice" * all(late)
+        if late:
+            error = f"it did not answer within {_START_SECONDS // 60} minutes"
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
             raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")

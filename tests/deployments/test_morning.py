@@ -107,7 +107,7 @@ def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, ke
     assert idle["total_run_time"] < 20
     page.go(f"{served.ui}/artifacts/artifact/{artifacts(served, idle['id'])['overview']['id']}")
     page.wait_for("shards with nothing to do, which are not submitted: 1 (00000)")
-    page.wait_for("since the last scan: 0 images are new, 0 have changed; 0 have vanished so far")
+    page.wait_for("since the last scan: 0 new images, 0 changed images; vanished so far: 0 images")
     page.go(f"{served.ui}/runs")
     page.wait_for(idle["name"])
     keep("runs")

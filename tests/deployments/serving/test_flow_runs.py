@@ -194,7 +194,7 @@ def test_one_run_per_deployment_goes_on_with_the_latest_parameters(pool) -> None
     pool.run("cycle")
     mark_interrupted(pool.name, pool.client, "cut")
     told = resume_interrupted(pool.name, pool.client)
-    assert [line.partition(" was cut off: ")[2] for line in told] == ["another run goes on with what it left"] * 2
+    assert [line.partition(" was cut off: ")[2] for line in told] == ["another run goes on from there"] * 2
     waiting = {run["parameters"].keys() - {"trigger"} == {"cycling"}: run["parameters"] for run in pool.waiting()}
     assert waiting.keys() == {True, False}
     assert waiting[False]["mining"]["threshold"] == 0.5
@@ -223,7 +223,7 @@ def test_a_run_that_is_no_longer_accepted_is_reported_once(event: Callable[[Pool
     event(pool, deployment)
     mark_interrupted(pool.name, pool.client, "cut")
     (told,) = resume_interrupted(pool.name, pool.client)
-    assert "was cut off, and is not gone on with: the server does not accept another run (" in told
+    assert "was cut off, and is not resumed: the server does not accept another run (" in told
     assert "\n" not in told
     assert pool.state(run) == ("CRASHED", "Crashed")
     assert pool.waiting() == []
@@ -258,12 +258,12 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
             ("second", Failed(message="/gan.pth: does not exist; check the path")),
             ("third", Crashed(message="Process exited with status code: -9")),
             ("fourth", Cancelled(message="by somebody")),
-            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on with what it left")),
+            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on from there")),
         ):
             end(name, state)
         endings.say_new()
         assert resume_interrupted("desra-outcomes", client) == [
-            "warning: fifth was cut off: another run goes on with what it left"
+            "warning: fifth was cut off: another run goes on from there"
         ]
         sixth = end("sixth", Failed(message="a reason\nof two lines"))
         endings.say_new()

@@ -209,7 +209,7 @@ POSTED = (
 )
 
 
-def test_a_posted_run_cannot_choose_its_process(client, prefect_environment) -> None:
+def test_a_request_cannot_choose_the_process_of_a_run(client, prefect_environment) -> None:
     """The server refuses a process in a posted run; the worker ignores one that is written to a run or a deployment."""
     deployed = deployments_of(serving(name="closed", mine_at="never"), Machine())[0]
     _make_open_pool(deployed.work_pool, client)  # as an older version has left it

@@ -127,7 +127,7 @@ def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_
         assert "the next start goes on with it" in served.said()
     again = serve()
     assert not any(process.is_running() for process in own)
-    assert "was cut off: another run goes on with what it left" in again.said()
+    assert "was cut off: another run goes on from there" in again.said()
     cut = again.run(run_id)
     assert (cut["state"]["type"], cut["state"]["name"]) == ("CRASHED", "Crashed")
     query = {
