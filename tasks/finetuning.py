@@ -88,12 +88,12 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
                 _count(progress, plan)
                 progress.show()
 
-            ended = dask.follow(
+            iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
                 resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
             )  # fmt: skip
             _count(progress, plan)
-    return ended.iteration, ended.early
+    return iterations, iterations < plan.training.iterations
 
 
 def _announce(line: str) -> None:

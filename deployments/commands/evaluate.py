@@ -11,8 +11,15 @@ import typer
 from deployments.commands.runs import show_people
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import UsageError
-from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks, has_ratings, read_ratings
-from desra_core.evaluation.evaluation_files import write_json, write_tables
+from desra_core.evaluation.evaluation import (
+    Evaluation,
+    SeverityLabels,
+    evaluate_masks,
+    has_ratings,
+    read_ratings,
+    write_json,
+    write_tables,
+)
 from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
 from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
 from desra_core.evaluation.table import as_text, counted, fixed

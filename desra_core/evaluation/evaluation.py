@@ -1,4 +1,4 @@
-"""Compare a whole set of masks with its ground truth, add up the measures, and read the severity labels of viewers.
+"""Evaluate a set of masks: compare it with its ground truth, add up the measures, and write them to files.
 
 Severity labels are a CSV file that people fill in, with the columns ``image`` (the name: relative path without suffix),
 ``region`` (the number of a ground-truth region of that image, in reading order from 1) and ``noticed`` (the share of
@@ -14,23 +14,33 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion, Sizes, compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, Pairing
-from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks
-from desra_core.evaluation.table import counted
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks, scores_document
+from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
+from desra_core.files.atomic import replace_file
 
 # Each thread holds two decoded masks and their components.
 _THREADS = 8
-_COLUMNS = ("image", "region", "noticed")
+_RATING_COLUMNS = ("image", "region", "noticed")
 _BOX = ("x", "y", "width", "height")
 _FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --output writes"
+
+Row = dict[str, Any]
+
+_MEASURES = ("iou", "precision", "recall", "f1")
+_COUNTS = tuple(field.name for field in fields(Agreement))
+_IMAGE_COLUMNS = ("image", "height", "width", *_MEASURES, *_COUNTS, "mask", "ground_truth")
+_CLASS_COLUMNS = ("class", "name", *_MEASURES, "pixel_precision", "pixel_recall", *_COUNTS)
+_REGION_COLUMNS = ("image", "region", *_BOX, "area", "share_inside", "class")
 
 
 class Rating(NamedTuple):
@@ -50,7 +60,7 @@ Ratings = dict[str, dict[int, Rating]]
 
 
 class SeverityLabels(NamedTuple):
-    """Ratings of ground-truth regions, their file, and the share of viewers from which on a region is prominent."""
+    """Ratings of ground-truth regions, their file, and the least share of viewers that makes a region prominent."""
 
     ratings: Ratings
     path: Path
@@ -154,6 +164,107 @@ def all_failed(failures: Sequence[ImageError]) -> UsageError:
     return UsageError(subject, reason + more, remedy)
 
 
+def as_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Describe an evaluation without its single regions, in plain values for JSON; undefined ones are None."""
+    pairing = evaluation.pairing
+    document = scores_document(evaluation.scores) | {
+        "masks": str(pairing.masks),
+        "ground_truth": [str(folder) for folder in pairing.ground_truth],
+        "sizes": evaluation.sizes,
+        "without_ground_truth": {name: str(path) for name, path in pairing.without_ground_truth.items()},
+        "without_mask": {name: str(path) for name, path in pairing.without_mask.items()},
+        "not_looked_at": pairing.not_looked_at,
+        "outdated_human_masks": pairing.outdated,
+        "images_by_people": pairing.by_people,
+        "failures": failure_rows(evaluation.failures),
+        "lossy": [str(path) for path in evaluation.lossy],
+        "per_image": image_rows(evaluation),
+    }
+    if evaluation.classes is not None:
+        document |= {"unlabelled_images": evaluation.unlabelled, "per_class": class_rows(evaluation)}
+    if evaluation.severity and evaluation.prominent:
+        document["prominent"] = {
+            "severity_labels": str(evaluation.severity.path),
+            "noticed_by_at_least": evaluation.severity.least_noticed,
+            "rated_regions": rated_regions(evaluation),
+        } | scores_document(evaluation.prominent)
+    return document
+
+
+def rated_regions(evaluation: Evaluation) -> int:
+    """Count the judged regions that viewers were asked about."""
+    return sum(row["noticed"] is not None for row in region_rows(evaluation)) if evaluation.severity else 0
+
+
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write `as_document` (raises `TransientError`)."""
+    replace_file(path, as_json(as_document(evaluation)).encode())
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write images.csv, regions.csv, detections.csv and, with labels, classes.csv.
+
+    Returns:
+        The files.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    tables = {
+        "images.csv": (_IMAGE_COLUMNS, image_rows(evaluation)),
+        "regions.csv": ((*_REGION_COLUMNS, "found", "noticed"), region_rows(evaluation)),
+        "detections.csv": (
+            (*_REGION_COLUMNS, "right"),
+            [
+                _region_row(image, number, region) | {"right": region.covered}
+                for image in evaluation.images
+                for number, region in enumerate(image.detected, 1)
+            ],
+        ),
+    }
+    if evaluation.classes is not None:
+        tables["classes.csv"] = _CLASS_COLUMNS, class_rows(evaluation)
+    else:
+        (folder / "classes.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    for name, (columns, rows) in tables.items():
+        replace_file(folder / name, as_csv(rows, columns).encode())
+    return [folder / name for name in tables]
+
+
+def image_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per judged image."""
+    return [
+        {"image": image.pair.name, "height": image.shape[0], "width": image.shape[1]}
+        | _measures(image.agreement)
+        | vars(image.agreement)
+        | {"mask": str(image.pair.mask), "ground_truth": str(image.pair.ground_truth)}
+        for image in evaluation.images
+    ]
+
+
+def class_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per class of a marked pixel; pixels count by their own class, regions by their dominant one."""
+    return [
+        {"class": index, "name": class_names()[index]}
+        | _measures(agreement)
+        | {"pixel_precision": agreement.pixel_precision, "pixel_recall": agreement.pixel_recall}
+        | vars(agreement)
+        for index, agreement in (evaluation.classes or {}).items()
+    ]
+
+
+def region_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per ground-truth region: whether it was found, and the share of viewers who noticed it, if known."""
+    ratings = evaluation.severity.ratings if evaluation.severity else {}
+    rows = []
+    for image in evaluation.images:
+        rated = ratings.get(image.pair.name, {})
+        for number, region in enumerate(image.marked, 1):
+            noticed = rated[number].noticed if number in rated else None
+            rows.append(_region_row(image, number, region) | {"found": region.covered, "noticed": noticed})
+    return rows
+
+
 def has_ratings(path: Path) -> bool:
     """Check whether a file is a CSV with anything in its column ``noticed``."""
     try:
@@ -172,7 +283,7 @@ def read_ratings(path: Path) -> Ratings:
     """
     try:
         reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise UsageError(path, f"has no column {missing[0]}", _FORMAT)
         ratings: Ratings = {}
@@ -269,3 +380,14 @@ def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
         raise UsageError(where, f"has the share {noticed!r}", "shares of viewers are numbers in 0..1")
     box = tuple(row.get(column, "").strip() for column in _BOX)
     return int(region), Rating(share, box if all(box) else None, line)
+
+
+def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
+    """Make the columns that both tables of regions have; ``share_inside`` is the share inside the other mask."""
+    class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
+    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name)
+    return dict(zip(_REGION_COLUMNS, values, strict=True))
+
+
+def _measures(agreement: Agreement) -> Row:
+    return {measure: getattr(agreement, measure) for measure in _MEASURES}

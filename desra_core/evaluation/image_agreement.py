@@ -27,11 +27,8 @@ Sizes = Literal["image", "valid"]
 class MaskRegion(NamedTuple):
     """One 8-connected component of a mask.
 
-    Attributes:
-        x, y, width, height: Its box, in pixels of the image.
-        area: Pixels.
-        inside: The number of its pixels that lie in the other mask.
-        dominant_class: The most frequent ADE20K class; None without labels.
+    Box and area are in pixels of the image; ``inside`` is the number of its pixels in the other mask;
+    ``dominant_class`` the most frequent ADE20K class, None without labels.
     """
 
     x: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +76,9 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
-    return Pairing(
-        masks=masks,
-        ground_truth=(gt,),
-        pairs=_pairs(found, truths, _by_name(labels, found), _by_name(gan_sr, found), whole=whole),
-        failures=failures,
-        without_ground_truth=_lacking(found, truths),
-        without_mask=_lacking(truths, found),
-    )
+    further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
+    pairs, without_ground_truth, without_mask = _matched(found, truths, further, whole=whole)
+    return Pairing(masks, (gt,), pairs, failures, without_ground_truth, without_mask)
 
 
 def pair_workspace(
@@ -108,10 +103,7 @@ def pair_workspace(
         reason = "holds no human masks" + (f" that count ({outdated} do not)" if outdated else "")
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
-    further: dict[str, dict[str, Path]] = {
-        "labels": _by_name(labels, found),
-        "gan_sr": _by_name(gan_sr, found),
-    }
+    further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
     ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
     for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
         for name in image.names:
@@ -122,17 +114,10 @@ def pair_workspace(
             for role, folder in (("labels", labels), ("gan_sr", gan_sr)):
                 if folder is None and own[role].exists():
                     further[role][name] = own[role]
-    return Pairing(
-        masks=workspace.masks,
-        ground_truth=((workspace.human,) if human else ()) + ((gt,) if gt is not None else ()),
-        pairs=_pairs(found, truths, **further, whole=True),
-        failures=failures,
-        without_ground_truth={},
-        without_mask=_lacking(truths, found),
-        not_looked_at=len(found.keys() - truths.keys()),
-        outdated=outdated,
-        by_people=len(found.keys() & human.keys()),
-    )
+    pairs, not_looked_at, without_mask = _matched(found, truths, further, whole=True)
+    ground_truth = ((workspace.human,) if human else ()) + ((gt,) if gt is not None else ())
+    counts = (len(not_looked_at), outdated, len(found.keys() & human.keys()))
+    return Pairing(workspace.masks, ground_truth, pairs, failures, {}, without_mask, *counts)
 
 
 def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
@@ -148,22 +133,16 @@ def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
     return {name: root_of(folder) / path for name, path in named if times[name] == 1}
 
 
-def _pairs(
-    masks: Mapping[str, Path],
-    truths: Mapping[str, Path],
-    labels: Mapping[str, Path],
-    gan_sr: Mapping[str, Path],
-    *,
-    whole: bool,
-) -> list[MaskPair]:
-    return [
-        MaskPair(name, masks[name], truths[name], labels.get(name), gan_sr.get(name), whole)
+def _matched(
+    masks: dict[str, Path], truths: dict[str, Path], further: dict[str, dict[str, Path]], *, whole: bool
+) -> tuple[list[MaskPair], dict[str, Path], dict[str, Path]]:
+    """Pair masks and ground truths by name; returns the pairs, the other masks and the other ground truths."""
+    pairs = [
+        MaskPair(name, masks[name], truths[name], further["labels"].get(name), further["gan_sr"].get(name), whole)
         for name in sorted(masks.keys() & truths.keys())
     ]
-
-
-def _lacking(files: Mapping[str, Path], twins: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: files[name] for name in sorted(files.keys() - twins.keys())}
+    without_truth = {name: masks[name] for name in sorted(masks.keys() - truths.keys())}
+    return pairs, without_truth, {name: truths[name] for name in sorted(truths.keys() - masks.keys())}
 
 
 def _human_masks(workspace: Workspace, manifest: pa.Table) -> tuple[dict[str, Path], int]:

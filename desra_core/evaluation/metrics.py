@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from desra_core.detection.regions import Components, Flags
 from desra_core.images.codec import Mask
@@ -26,8 +26,6 @@ INTERVAL_KIND = f"{100 * CONFIDENCE:g} % percentile bootstrap over images, {RESA
 
 # Two-sided 95 % of the normal distribution.
 _Z = 1.959963984540054
-# Draws at a time, so that memory stays small for any number of images.
-_DRAWS = 2**22
 _WHY_UNDEFINED = {
     "iou": "no mask and no ground truth marks anything",
     "iou_with_empty": "there is no image",
@@ -69,27 +67,27 @@ class Agreement:
     @property
     def iou(self) -> float | None:
         """Intersection over union; None where both masks are empty."""
-        return _ratio(self.intersection, self.union)
+        return ratio(self.intersection, self.union)
 
     @property
     def precision(self) -> float | None:
         """Share of the detected regions that are right; None without detected regions."""
-        return _ratio(self.right, self.detected)
+        return ratio(self.right, self.detected)
 
     @property
     def recall(self) -> float | None:
         """Share of the ground-truth regions that were found; None without ground-truth regions."""
-        return _ratio(self.found, self.marked)
+        return ratio(self.found, self.marked)
 
     @property
     def pixel_precision(self) -> float | None:
         """Share of the mask's pixels that lie in the ground truth; None for an empty mask."""
-        return _ratio(self.intersection, self.mask_pixels)
+        return ratio(self.intersection, self.mask_pixels)
 
     @property
     def pixel_recall(self) -> float | None:
         """Share of the ground truth's pixels that lie in the mask; None for an empty ground truth."""
-        return _ratio(self.intersection, self.ground_truth_pixels)
+        return ratio(self.intersection, self.ground_truth_pixels)
 
     @property
     def f1(self) -> float | None:
@@ -185,6 +183,19 @@ def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
     )
 
 
+def scores_document(scores: MaskScores) -> dict[str, Any]:
+    """Describe the measures of a set, their intervals, and why one is undefined."""
+    return {
+        **scores.values,
+        "intervals": scores.intervals,
+        "interval_kind": INTERVAL_KIND,
+        "undefined": scores.undefined,
+        "images": scores.images,
+        "empty_pairs": scores.empty_pairs,
+        **vars(scores.total),
+    }
+
+
 def bootstrap_intervals(
     agreements: Sequence[Agreement], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
 ) -> dict[str, Interval | None]:
@@ -207,10 +218,17 @@ def bootstrap_intervals(
         return dict.fromkeys(MEASURES)
     counts = [(a.iou or 0, not a.empty, a.empty, a.right, a.detected, a.found, a.marked) for a in agreements]
     columns = np.array(counts, np.float64)
-    draws = np.random.default_rng(seed)
-    size = max(1, _DRAWS // images)
-    batches = [min(size, resamples - start) for start in range(0, resamples, size)]
-    values = np.concatenate([_resampled(draws, columns, count) for count in batches], axis=1)
+    draws, sums = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        times = np.bincount(draws.integers(images, size=images), minlength=images)
+        # The columns from 1 on are whole numbers, whose matrix product is exact.
+        sums.append([(times * columns[:, 0]).sum(), *(times @ columns[:, 1:])])
+    iou, with_pixels, empty, right, all_detected, found, all_marked = np.transpose(sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = right / all_detected, found / all_marked
+        # 2 / (1/p + 1/r) is 0 where one of them is 0, and F1 is 0 where both are.
+        f1 = 2 / (1 / precision + 1 / recall)
+        values = iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1
     tail = (1 - confidence) / 2
     defined, detected, marked = np.count_nonzero(columns[:, [1, 4, 6]], axis=0)
     support = (defined, images, detected, marked, min(detected, marked))
@@ -246,20 +264,6 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _resampled(draws: np.random.Generator, columns: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Draw sets of images, and measure each: ``(5, count)`` in the order of `MEASURES`, NaN where undefined."""
-    images = len(columns)
-    chosen = draws.integers(images, size=(count, images)) + images * np.arange(count)[:, np.newaxis]
-    times = np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
-    _, defined, empty, right, detected, found, marked = (times @ columns).T
-    # The other columns are whole numbers. A matrix product would round this sum by the size of the batch.
-    iou = (times * columns[:, 0]).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = right / detected, found / marked
-        # 2 / (1/p + 1/r) is 0 where one of them is 0, and F1 is 0 where both are.
-        f1 = 2 / (1 / precision + 1 / recall)
-        return np.stack([iou / defined, (iou + empty) / (defined + empty), precision, recall, f1])
-
-
-def _ratio(part: int, whole: int) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """Divide, or return None where the whole is 0."""
     return part / whole if whole else None

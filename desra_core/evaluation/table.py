@@ -5,10 +5,43 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from desra_core.errors import ImageError
+from desra_core.errors import ImageError, printable
+
+
+class Section(NamedTuple):
+    """A part of a document, in this order: a heading, a list, a paragraph and a table; empty parts are left out."""
+
+    heading: str = ""
+    bullets: Sequence[str] = ()
+    note: str = ""
+    table: Sequence[dict[str, str]] = ()
+
+
+def document_as_text(title: str, sections: Sequence[Section]) -> str:
+    """Format sections for a terminal, with the columns of tables aligned."""
+    return _joined(title, sections, "", as_text)
+
+
+def document_as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Format sections as Markdown; headings of the second order below the title."""
+    return _joined(f"# {title}", sections, "## ", as_markdown) + "\n"
+
+
+def _joined(
+    title: str, sections: Sequence[Section], mark: str, table: Callable[[Sequence[dict[str, str]]], str]
+) -> str:
+    parts = [title]
+    for section in sections:
+        parts += [
+            f"{mark}{section.heading}" if section.heading else "",
+            "\n".join(f"- {line}" for line in section.bullets),
+            section.note,
+            table(section.table) if section.table else "",
+        ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
@@ -22,7 +55,8 @@ def as_text(rows: Sequence[dict[str, str]]) -> str:
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Format rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[printable(cell).replace("|", "\\|") for cell in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

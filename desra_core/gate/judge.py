@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 
-# Regions of an image of which there are pictures in the report.
+# Regions of an image that the report shows.
 _PICTURED_REGIONS = 2
 # Grey levels of 255.
 _NOISE = 2
@@ -121,7 +122,8 @@ def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace,
                 pictures = {"after": after}
             lpips = _kept_lpips(settings.lpips) if settings.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before, results.detect(after), lpips=lpips)
-            _publish_crops(judgement, candidate.key, pictures, before.mask.shape, image, workspace)
+            for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
+                workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
             document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
@@ -149,15 +151,10 @@ def worst_regions(judgement: Judgement) -> list[OldRegion]:
     return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
 
 
-def _publish_crops(
-    judgement: Judgement,
-    key: str,
-    pictures: dict[str, Pixels],
-    shape: tuple[int, int],
-    image: ImageRef,
-    workspace: Workspace,
-) -> None:
-    """Publish the worst regions of an image, cut out of pictures that have the results' size or the LR photo's."""
+def _crops(
+    judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
+) -> Iterator[tuple[str, int, bytes]]:
+    """Cut the worst regions out of pictures of the results' ``shape`` or the LR photo's; yields kind, rank and WebP."""
     from desra_core.images.crops import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
@@ -165,8 +162,7 @@ def _publish_crops(
         for kind, pixels in pictures.items():
             scale = shape[0] // pixels.shape[0]
             rows, columns = (np.arange(part.start, part.stop) // scale for part in window.slices)
-            crop = fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1])
-            workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
+            yield kind, rank, encode_webp(fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1]))
 
 
 class ResultsOfPhoto:
@@ -200,11 +196,8 @@ class ResultsOfPhoto:
         settings, corpus = self._settings, self._settings.corpus
         if result.shape != self.mse_sr.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, self.mse_sr))
-            raise ImageError(
-                self._image.path,
-                f"becomes {sizes} px by the models that are compared",
-                "give models of one scale, and the photos that the results were made from",
-            )
+            remedy = "give models of one scale, and the photos that the results were made from"
+            raise ImageError(self._image.path, f"becomes {sizes} px by the models that are compared", remedy)
         labels: Labels | None = None
         if settings.weights is not None:
             if self._image.labels is not None:

@@ -11,16 +11,14 @@ import numpy as np
 from markupsafe import Markup
 
 from desra_core.benchmarking import labelled_tables, synthetic_tables
-from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, plan_labelled, read_ground_truth
 from desra_core.benchmarking.labelled_tables import LabelledResults, MethodRow
-from desra_core.benchmarking.methods import OperatingPoint
-from desra_core.benchmarking.synthetic import SyntheticJob, plan_synthetic, read_trials
-from desra_core.benchmarking.synthetic_summary import SyntheticSummary, summarise
+from desra_core.benchmarking.synthetic import SyntheticJob, SyntheticSummary, plan_synthetic, read_trials, summarise
 from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.table import fixed
+from desra_core.evaluation.table import document_as_text, fixed
 from desra_core.images.codec import Mask
 from desra_core.images.crops import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, heat_table, inline, line_chart
@@ -61,15 +59,13 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         trials, failures = read_trials(benchmark), benchmark.failed()
         summary, judged, stem = summarise(trials), len(trials), synthetic_tables.STEM
         tables = synthetic_tables.as_files(benchmark, summary, failures)
-        text = synthetic_tables.as_console_text(
-            synthetic_tables.title_of(benchmark), synthetic_tables.sections_of(summary)
-        )
+        title, sections = synthetic_tables.title_of(benchmark), synthetic_tables.sections_of(summary)
         make = partial(render_synthetic, benchmark, summary, failures)
     else:
         results = labelled_tables.results_of(benchmark)
         failures, judged, stem = results.failures, len(results.records), labelled_tables.STEM
         tables = labelled_tables.as_files(benchmark, results)
-        text = labelled_tables.as_console_text(results)
+        title, sections = labelled_tables.title_of(benchmark), labelled_tables.sections_of(benchmark, results)
         make = partial(render, benchmark, results)
     workspace = benchmark.workspace
     contents = {workspace.root / name: table.encode() for name, table in tables.items()}
@@ -79,6 +75,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
         workspace.publish(page, make().encode())
         for path, data in contents.items():
             workspace.publish(path, data)
+    text = document_as_text(title, sections)
     return PublishedBenchmark([*contents, page], tables[f"{stem}.md"], text, judged, failures)
 
 

@@ -11,16 +11,15 @@ from typing import Any
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown, counted
 from desra_core.files.hashing import read_bytes
-from desra_core.gate.criteria import Verdict
+from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.verdict import PicturedRegion, VerdictDocument, read_verdict, score_rows
 from desra_core.images.codec import decode
 from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.verdict.COLUMNS`.
+# A line for each column of `desra_core.gate.criteria.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",

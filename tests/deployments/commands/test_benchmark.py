@@ -44,7 +44,7 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     assert header.split() == ["method", "images", "IoU", "precision", "recall", "F1", "s/MP"] or "both empty" in header
     told = [row.split("  ")[0] for row in rows[:7]]
     assert told == ["desra", "desra, weight 1", "ldl, 0.01", "ldl, 0.005", "ldl, 0.001", "ssim", "niqe"]
-    assert "published, on the authors' data" in run.stdout
+    assert "Published, on the authors' data" in run.stdout
     document = json.loads((output / "benchmark.json").read_bytes())
     assert [row["method"] for row in document["table"]] == told
     assert all(row["seconds_per_megapixel"] > 0 for row in document["table"])

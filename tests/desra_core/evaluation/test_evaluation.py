@@ -17,11 +17,13 @@ from desra_core.evaluation.evaluation import (
     Evaluation,
     Rating,
     SeverityLabels,
+    as_document,
     check_ratings,
     evaluate_masks,
     read_ratings,
+    write_json,
+    write_tables,
 )
-from desra_core.evaluation.evaluation_files import as_document, write_json, write_tables
 from desra_core.evaluation.image_agreement import MaskRegion
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.mask_pairs import pair_folders
@@ -88,7 +90,7 @@ def test_the_published_numbers(
     of_truth: Callable[[np.ndarray], np.ndarray],
     sizes: str | None,
 ) -> None:
-    """With the frame or without it on either side, which is told by the other side or by what the masks mark."""
+    """With the frame or without it on either side; the other side or the marked pixels show which."""
     pairs = shared_data / "pairs"
     published = json.loads((pairs / "metrics.json").read_text())
     for role, folder, change in (
@@ -109,7 +111,7 @@ def test_the_published_numbers(
 
 
 def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
-    """Each pair for itself: one mask without frame, one ground truth without, one pair of equal sizes."""
+    """The size is found for each pair: a mask without the frame, a ground truth without it, and equal sizes."""
     masks, gt = folders
     whole = as_document(evaluated(masks, gt))
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
@@ -120,8 +122,8 @@ def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
     assert mixed["iou"] == whole["iou"]
 
 
-def test_what_masks_of_one_size_have(folders: tuple[Path, Path]) -> None:
-    """One mask that marks its outermost 5 px tells it of all of them, and no other pair is changed by that."""
+def test_the_size_of_masks_as_large_as_their_ground_truth(folders: tuple[Path, Path]) -> None:
+    """One mask that marks its outermost 5 px decides for all of them; pairs of known size do not change."""
     masks, gt = folders
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
     touching = np.zeros((40, 50), bool)
@@ -138,7 +140,7 @@ def test_what_masks_of_one_size_have(folders: tuple[Path, Path]) -> None:
 
 
 def test_files_that_cannot_be_judged(folders: tuple[Path, Path]) -> None:
-    """One line each; the others are judged as if those were not there."""
+    """Each is reported in one line; the others are judged as without them."""
     masks, gt = folders
     for folder in folders:
         (folder / "other size.png").write_bytes(encode_mask(np.zeros((30, 30 if folder == gt else 31), bool)))
@@ -267,7 +269,7 @@ def test_tables_of_an_earlier_evaluation_do_not_stay(folders: tuple[Path, Path],
 
 
 def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """A person fills in regions.csv; its scores are those of the prominent regions, and the next table has it again."""
+    """A person fills in regions.csv: the scores are those of prominent regions, and the next table has the ratings."""
     write_tables(evaluated(*folders), tmp_path)
     rows = read_csv(tmp_path / "regions.csv")
     for row, noticed in zip(rows, ("0.2", "", "0.5"), strict=True):
@@ -288,7 +290,7 @@ def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: 
 
 
 def test_ratings_of_another_ground_truth(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """But of an image without a mask, and of one that failed, they are no mistake."""
+    """Ratings of an image without a mask, and of an image that failed, are no mistake."""
     masks, gt = folders
     (gt / "z.png").write_bytes(encode_mask(np.zeros((40, 50), bool)))
     (masks / "c.png").write_bytes(b"no image")
@@ -311,7 +313,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_reading(file: Path) -> None:
-    """Columns in any order, others beside them, a byte order mark, a name with a comma and one with a line break."""
+    """Columns in any order, further columns, a byte order mark, a name with a comma and one with a line break."""
     file.write_bytes(
         b'\xef\xbb\xbfnoticed,note,region,image\r\n0.25,,1,a/b\r\n,nobody,2,a/b\r\n1,,3,"c,d"\r\n0,,1,"e\nf"\r\n'
     )
@@ -322,7 +324,7 @@ def test_reading(file: Path) -> None:
     }
 
 
-def test_boxes_are_read_where_all_of_one_is_there(file: Path) -> None:
+def test_a_box_is_read_where_all_its_columns_are_filled(file: Path) -> None:
     file.write_text("image,region,x,y,width,height,noticed\na,1,5,6,7,8,0.5\na,2,,,,,0.5\n")
     assert read_ratings(file)["a"] == {1: Rating(0.5, ("5", "6", "7", "8"), 2), 2: Rating(0.5, None, 3)}
 
@@ -357,7 +359,7 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_file(file: Path) -> None:
+def test_a_missing_file_and_one_in_another_encoding(file: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_ratings(file)
     file.write_bytes(b"image,region,noticed\n\xff,1,1\n")
@@ -384,6 +386,6 @@ def test_labels_of_another_ground_truth(file: Path, rows: str, message: str) -> 
 
 
 def test_labels_of_this_ground_truth(file: Path) -> None:
-    """And of an image that could not be judged, of whose regions nothing is known."""
+    """The regions of an image that could not be judged are unknown, so any rating of them is accepted."""
     file.write_text("image,region,x,y,width,height,noticed\na,2,5,6,7,8,1\na,1,,,,,0\nfailed,9,1,1,1,1,1\n")
     check_ratings(read_ratings(file), file, REGIONS)

@@ -1,4 +1,4 @@
-"""Judgements of results whose artifacts, losses and noise are known because they were put there."""
+"""Judgements of results with artifacts, losses and noise that the tests have put there."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def judged(before: np.ndarray, after: np.ndarray, labels=None, min_area=MIN_AREA
     return judge("set/photo.png", "0f", "model", *found)
 
 
-def test_detect_finds_what_detect_finds() -> None:
-    """With labels, whose heavy class in the upper rows keeps part of a blotch out of the mask."""
+def test_detect_is_the_detection_of_desra_detect() -> None:
+    """The labels have a class of a large weight in the upper rows, which keeps part of a blotch out of the mask."""
     labels = np.full((150, 240), 12, np.uint8)
     labels[:60] = 2
     weights = load_weights("published").values
@@ -63,7 +63,7 @@ def test_detect_finds_what_detect_finds() -> None:
 
 
 def test_the_loose_mask_is_taken_at_a_quarter_of_the_area() -> None:
-    """Rounded down: with 4003 px the least region has 1001."""
+    """The quarter is rounded down: for 4003 px the smallest region has 1001."""
     blotch = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA)
     (region,) = blotch.regions
     for quarter, there in ((region.area - 1, True), (region.area, False)):
@@ -89,7 +89,7 @@ def test_one_blotch_deleted_one_kept_one_added() -> None:
 
 
 def test_fidelity_is_taken_outside_of_the_mask_before() -> None:
-    """What replaces a blotch costs nothing, beyond the halo of the measures."""
+    """The pixels that replace a blotch cost nothing, beyond the halo of the measures."""
     before = gan_sr("left")
     after = np.where(detect(mse_sr(), before, min_area=MIN_AREA).mask[:, :, None], mse_sr(), before)
     judgement = judged(before, after)
@@ -116,7 +116,7 @@ def test_equal_results(blotches: tuple[str, ...]) -> None:
 
 
 def test_hysteresis_at_the_minimal_area() -> None:
-    """A region that falls just below the minimal area is not gone, and one that rises just above it not added."""
+    """A region that shrinks just below the minimal area is not gone; a region that grows just above it is not added."""
     (region,) = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA).regions
     min_area = region.area - 1
     smaller = gan_sr("left")
@@ -131,7 +131,7 @@ def test_hysteresis_at_the_minimal_area() -> None:
 
 
 def test_exactly_half_is_neither_gone_nor_added() -> None:
-    """Masks made by hand: the right half of a region, and one pixel less."""
+    """The masks are made by hand: the right half of a region, and one pixel less."""
     pixels = np.zeros((30, 40, 1), np.uint8)
     similarity = np.full((20, 30), 0.2, np.float32)
 
@@ -203,7 +203,7 @@ def test_judgements_survive_json(judgement: Judgement) -> None:
 
 
 def test_a_real_judgement_survives_json() -> None:
-    """Its numbers are Python's, not numpy's, which JSON refuses."""
+    """Its numbers are Python's: JSON refuses NumPy's."""
     judgement = judged(gan_sr("left"), gan_sr("right"))
     document = json.loads(json.dumps(CODEC.dump_python(judgement)))
     assert CODEC.validate_python(document) == judgement

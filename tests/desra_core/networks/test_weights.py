@@ -17,7 +17,7 @@ from torch import nn
 from desra_core.errors import UsageError
 from desra_core.files.hashing import content_key
 from desra_core.networks.checkpoints import load_checkpoint, load_model, read_kinds, read_weights
-from desra_core.training.generator import load_generator
+from desra_core.training.networks import load_generator
 
 Weights = dict[str, torch.Tensor]
 
