@@ -6,8 +6,6 @@ downloads, as an ``ImportError`` that does not name a package. No compiler is ne
 from source, but without their compiled operators.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import sys

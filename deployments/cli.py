@@ -1,7 +1,5 @@
 """``desra``: a verb per flow. Plans from the workspace before it imports Prefect, Dask or torch."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -12,8 +12,6 @@
             └── TooLargeError  the image may succeed where a worker has more memory
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Hold the GPU for one network at a time, have it compute exactly, and recognise its errors."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A caller in the same process hands its plan to a flow: the parameters of a flow are JSON, and a plan is not.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar

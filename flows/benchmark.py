@@ -1,7 +1,5 @@
 """Benchmark: pairs and detectors in, tables and a page out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from desra_core.evaluation.table import counted

@@ -1,7 +1,5 @@
 """Calibrate: artifact-free pairs in, class weights out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

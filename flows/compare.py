@@ -1,7 +1,5 @@
 """Compare: a model and its finetuned models in, a verdict on held-out images out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Take the shards of a corpus through the stages of a run: the body of the flows detect and mine."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Make the flows: a name by corpus and date, an end in one line, retries, and a report of failures."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import logging

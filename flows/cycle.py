@@ -1,7 +1,5 @@
 """Cycle: photos and two models in, a better model out: mine, finetune, gate, promote."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

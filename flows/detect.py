@@ -1,7 +1,5 @@
 """Detect: two folders of super-resolution results in, artifact masks out."""
 
-from __future__ import annotations
-
 from desra_core.settings import Detection, Machine
 from flows.corpus import process_corpus, shard_runner
 from flows.corpus_flow import corpus_flow

@@ -1,7 +1,5 @@
 """Finetune: the artifacts of a workspace in, a model that no longer makes them out."""
 
-from __future__ import annotations
-
 from desra_core.gate.cycle import finetuning_with_current
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine

@@ -1,7 +1,5 @@
 """Mine: a folder of photos and two checkpoints in, artifact masks and a dataset for finetuning out."""
 
-from __future__ import annotations
-
 from desra_core.gate.cycle import mining_with_current
 from desra_core.settings import Machine, Mining
 from desra_core.settings.serving import FinetuneTrigger

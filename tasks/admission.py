@@ -1,7 +1,5 @@
 """Give work only to workers that have the desra of the run and see the folder that it writes to."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Show a run in the Prefect UI: its work, where to watch it, its results, and how it ended."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The tasks of a calibration: count the images of a shard, publish the weights."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Connect a run to Dask: to a given scheduler, to the workers of desra serve, or to workers of the run's own."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

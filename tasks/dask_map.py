@@ -4,8 +4,6 @@ Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_clu
 `tasks.admission` and `tasks.question` (workers of others) know Dask.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The tasks of a finetune: start it, freeze its images, train on one worker, show the losses."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

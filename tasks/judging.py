@@ -1,7 +1,5 @@
 """The tasks of a benchmark and of the gate: judge detectors and models image by image, publish, promote."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict

@@ -5,8 +5,6 @@ shard at info, a record per image at debug, each with run, shard and image. With
 record is a JSON object.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

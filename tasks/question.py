@@ -4,8 +4,6 @@ This file is sent as source, for a worker may have another desra, another Python
 the standard library and Dask. `tasks.admission` sends it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import pickle

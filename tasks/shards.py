@@ -1,7 +1,5 @@
 """One Prefect task per shard, which calls a cached task per stage."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from importlib import import_module

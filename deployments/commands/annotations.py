@@ -1,7 +1,5 @@
 """``desra export`` and ``desra import``: masks to labelling tools and back."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Sequence

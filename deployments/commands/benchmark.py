@@ -1,7 +1,5 @@
 """`desra benchmark`: plan first, start servers only where there is something to do."""
 
-from __future__ import annotations
-
 import typer
 
 from deployments.commands.runs import run_flow

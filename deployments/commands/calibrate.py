@@ -1,7 +1,5 @@
 """`desra calibrate`: plan first, start servers only where something is to be compared or counted."""
 
-from __future__ import annotations
-
 import shlex
 
 import typer

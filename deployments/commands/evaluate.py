@@ -1,7 +1,5 @@
 """``desra evaluate``: compare masks with human masks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal

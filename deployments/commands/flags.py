@@ -1,7 +1,5 @@
 """Command-line flags made from the settings models: one flag per field, with its type, default and description."""
 
-from __future__ import annotations
-
 import inspect
 import tomllib
 from collections.abc import Callable

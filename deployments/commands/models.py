@@ -1,7 +1,5 @@
 """``desra finetune``, ``compare`` and ``cycle``: plan first, start servers only where there is something to do."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING

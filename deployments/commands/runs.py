@@ -1,7 +1,5 @@
 """``desra mine`` and ``detect``, and the steps that they share with other commands: plan, serve, run, report."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

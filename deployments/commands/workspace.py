@@ -1,7 +1,5 @@
 """``desra status``, ``report``, ``rollback`` and ``gc``: look at a workspace, and keep it in order."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The first five minutes, ``make demo``: photos and two small models in, artifacts, pictures and a better model out."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -5,8 +5,6 @@ scene, so that ``--group-by`` can keep a scene together. Some photos are as clea
 grainy, soft, ringing or strongly compressed, where GAN models invent texture. Nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import io
 from importlib import resources
 from pathlib import Path

@@ -3,8 +3,6 @@
 A locked file in the workspace names the process of desra serve, its mark, and its Prefect server.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ loopback port, with its database in the workspace; the next run ends a server th
 ends in mid-run is started again, and the work goes on with or without it: the workspace knows which images are done.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Read masks that people corrected from LabelMe and COCO files, and check all of them against the workspace."""
 
-from __future__ import annotations
-
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -16,8 +16,6 @@ The format ``folder`` holds, for any other tool::
     regions.csv          the detector's regions
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -4,8 +4,6 @@ Polygons are drawn by `PIL.ImageDraw`, outline included, as in ``labelme.utils.s
 draws exactly (with holes, or of fewer than three points) are written as masks.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

@@ -3,8 +3,6 @@
 Each import leaves a table of the masks that it replaced, so that the latest one can be undone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

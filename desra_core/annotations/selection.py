@@ -1,7 +1,5 @@
 """Choose the images of a workspace for an export, each with its mask: the human mask where there is one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

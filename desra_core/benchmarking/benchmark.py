@@ -1,7 +1,5 @@
 """A benchmark of either kind: the methods it compares, its images, the work that is left, and judging one image."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

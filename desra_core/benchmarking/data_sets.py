@@ -1,7 +1,5 @@
 """The images of a data set: where the folders of its parts lie, which files belong together, and what is lacking."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

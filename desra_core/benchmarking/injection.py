@@ -4,8 +4,6 @@ All kinds are computed on values in 0..255 (uint16 / 257) in float64 and rounded
 of their place, so that a detector sees the texture and not its outline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

@@ -1,7 +1,5 @@
 """The benchmark on a data set with ground-truth masks: its jobs, and the record of each image on disk."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Iterator, Sequence

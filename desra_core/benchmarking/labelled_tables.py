@@ -1,7 +1,5 @@
 """The results of a benchmark with ground-truth masks: the paper's table with times, curves, and files."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Everything is laid out on cells of 4x4 px. An image with injected artifacts is called a sheet.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

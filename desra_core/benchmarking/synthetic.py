@@ -1,7 +1,5 @@
 """The benchmark without ground truth, whose artifacts are injected into clean pairs: its jobs, and their sums."""
 
-from __future__ import annotations
-
 import statistics
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The synthetic benchmark as tables and sentences, for a terminal, a page and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """A trial of one clean pair: inject artifacts, see which of them detectors find, and what they mark without any."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A shard has one Parquet file: the sum over its images, with their tokens in the 
 an image and of all that its histogram depends on, except the keys that name the folder.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable, Mapping

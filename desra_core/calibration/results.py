@@ -1,7 +1,5 @@
 """Calibrated class weights: derived from a histogram, compared with the published ones, and written as a file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

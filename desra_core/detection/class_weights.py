@@ -1,7 +1,5 @@
 """The 150 ADE20K classes and the weight ``w_k`` that each puts on the similarity (Eq. 9 of the paper)."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

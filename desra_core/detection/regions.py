@@ -1,7 +1,5 @@
 """The connected components of a mask, and the regions that records hold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

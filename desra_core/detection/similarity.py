@@ -4,8 +4,6 @@ The paper calls D a distance. D is 1 where the textures agree and falls towards 
 similarity here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The masks of a COCO file: all annotations of an image together, as one run-length encoding."""
 
-from __future__ import annotations
-
 import cmath
 import contextlib
 import json

@@ -7,8 +7,6 @@ viewers who noticed the region, 0..1; empty where no viewer was asked). The ``re
 still be true.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -3,8 +3,6 @@
 Measures are taken on values in 0..255 (uint16 / 257), in float64, strip by strip of rows to bound the memory.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

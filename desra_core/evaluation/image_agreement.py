@@ -1,7 +1,5 @@
 """How well one mask agrees with its ground truth: counts, by class too, and every region of both."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress

@@ -1,7 +1,5 @@
 """Read masks in all usual forms: 1-bit, gray, palette or colour, with or without the 5 px frame."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pair masks with their ground truth: the files of two folders, or a workspace with its human masks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ A region of one mask is *covered* by the other where at least half of its pixels
 ground truth covers are right (precision); ground-truth regions that the mask covers are found (recall).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

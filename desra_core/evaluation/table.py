@@ -1,7 +1,5 @@
 """Numbers and tables: for people on the command line, in the Prefect UI and in the report, for programs as files."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Write files whole or not at all, and turn failures of a disk into errors of one line."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

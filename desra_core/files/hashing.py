@@ -1,7 +1,5 @@
 """The content of files, and keys made of it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

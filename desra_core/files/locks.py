@@ -1,7 +1,5 @@
 """Locks on files. The system frees a lock when its process ends, in any way; a note in the file names the process."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """A gate run: which candidates against which old model on which held-out images, and its verdict."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

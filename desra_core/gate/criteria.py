@@ -3,8 +3,6 @@
 The verdict is stored with its models, images and pictures in ``gate/verdict.json`` of the workspace.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One turn of the cycle: the settings of its mining, of its finetune and of its gate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TypeVar
 

@@ -15,8 +15,6 @@ together, by renaming the link. A promotion that was killed before leaves an ent
 promotion takes the next number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

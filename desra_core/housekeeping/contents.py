@@ -1,7 +1,5 @@
 """List the files of a workspace, and how much of the disk they take. No link is followed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

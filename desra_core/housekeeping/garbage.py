@@ -4,8 +4,6 @@ Files of pending images stay, since the next run replaces them. So do files of i
 vanished images unless ``--vanished`` is given. Human masks always stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -8,8 +8,6 @@ are deleted whole: a partly deleted finetune would look like a run in progress.
 Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

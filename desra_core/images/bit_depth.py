@@ -3,8 +3,6 @@
 `desra_core.images.codec` decodes a 16-bit photo to 16 bits, and an SR result has the depth of its photo.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

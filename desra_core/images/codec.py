@@ -5,8 +5,6 @@ an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16:
 applied; their presence is recorded.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import warnings

@@ -1,7 +1,5 @@
 """Crops for reports and verdicts: which part of an image, at which size, as WebP."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

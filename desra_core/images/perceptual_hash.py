@@ -1,7 +1,5 @@
 """Find re-encoded, resized or lightly edited copies of a photo by a perceptual hash."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -1,7 +1,5 @@
 """The image files below a folder, and the images that a path of another tool may mean."""
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import os

@@ -1,7 +1,5 @@
 """Resolve the settings of a run to cache keys, which are compared with the keys in the records."""
 
-from __future__ import annotations
-
 import json
 import platform
 from dataclasses import asdict

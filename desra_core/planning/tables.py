@@ -1,7 +1,5 @@
 """The tables of a corpus for readers: regions, failures and dataset, made from the records of its images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

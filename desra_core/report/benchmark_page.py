@@ -1,7 +1,5 @@
 """Publish the results of a benchmark of either kind: tables, and a page about them, in its folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Show calibrated weights: D by class, the comparison with the published table, thresholds; a page and Markdown."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Each function returns a figure, which `inline` puts into a page and `save` writes to a file.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """HTML pages from ``templates/``: one look, one script, and everything, also the pictures, in one file."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A page about an evaluation: scores with intervals, the worst images, classes, and the files that were not judged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

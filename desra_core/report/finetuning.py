@@ -1,7 +1,5 @@
 """The gate's latest verdict on a finetune: a section of the report, and the same in Markdown for the Prefect UI."""
 
-from __future__ import annotations
-
 import base64
 import re
 from datetime import datetime

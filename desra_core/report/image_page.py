@@ -3,8 +3,6 @@
 Each score map is divided by the threshold of its detector, so that all maps have one scale.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -3,8 +3,6 @@
 The files and arrays of a workspace are read only: a damaged one is reported, not repaired or deleted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat

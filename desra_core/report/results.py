@@ -1,7 +1,5 @@
 """Results of a workspace for its report: columns for everything, and the numbers computed from them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

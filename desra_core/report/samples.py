@@ -3,8 +3,6 @@
 Ids of images are hashes of contents: the smallest ids are a random sample, and the same in every report.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Settings, stages and numbers in words that a reader knows."""
 
-from __future__ import annotations
-
 import math
 from datetime import UTC, datetime
 from pathlib import PurePath

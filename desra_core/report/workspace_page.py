@@ -1,7 +1,5 @@
 """The report of a workspace: one HTML file that asks for no other file."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import partial

@@ -3,8 +3,6 @@
 Gives the settings of a corpus; those of models and benchmarks, and of serving, are in modules of their own.
 """
 
-from __future__ import annotations
-
 import os
 from decimal import Decimal
 from pathlib import Path

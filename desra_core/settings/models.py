@@ -1,7 +1,5 @@
 """Settings of finetuning, the gate, the cycle, calibration and benchmarks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

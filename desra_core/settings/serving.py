@@ -1,7 +1,5 @@
 """Settings of `desra serve`: times of runs, the address for failures, and how long runs are kept."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Mask: the artifact mask and its regions, and for mined photos the dataset that finetuning reads."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run a stage on an image, and journal the new record, of a permanent failure too."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Segmentation: the class of every pixel of the GAN result."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

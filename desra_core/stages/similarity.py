@@ -1,7 +1,5 @@
 """Similarity: compare a pair of results, and prove most images clean before anything else is computed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

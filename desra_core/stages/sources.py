@@ -1,7 +1,5 @@
 """Inputs of the stages: files, which must not have changed since the scan, and stored arrays."""
 
-from __future__ import annotations
-
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.errors import ImageError, TransientError
 from desra_core.files.hashing import digest, read_bytes

@@ -1,7 +1,5 @@
 """Super-resolution: infer the results of a photo that are not stored yet, and compare the pair in memory."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Any

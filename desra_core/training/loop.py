@@ -4,8 +4,6 @@ All that a run needs to go on is in its state, and the patches of a step depend 
 CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

@@ -1,7 +1,5 @@
 """The networks of a finetune and its losses: the generator, VGG19 features, and a U-Net discriminator."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

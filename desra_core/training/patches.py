@@ -1,7 +1,5 @@
 """Freeze the training images of a run, and draw the patches of each step: a function of the seed and the step alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

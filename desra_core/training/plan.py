@@ -1,7 +1,5 @@
 """Plan a finetune: its parent, its settings and its images, which are recorded in the run's document for good."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 from collections.abc import Iterable

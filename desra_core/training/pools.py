@@ -4,8 +4,6 @@ An image belongs to a group of images that show the same, and a group to one poo
 asked for. ``split.parquet`` keeps the assignment, so that no image that was trained on ever judges.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

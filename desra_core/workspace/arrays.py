@@ -1,7 +1,5 @@
 """Per-image arrays in zarr: one group per image, tiles as chunks, few files, published whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import zlib

@@ -6,8 +6,6 @@ places. Masks that do not count stay where they are, and count again when the ph
 A workspace remembers the detector masks that were exported: one of them that comes back unchanged is no human mask.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple

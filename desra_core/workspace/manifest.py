@@ -3,8 +3,6 @@
 Images are rows of an Arrow table; no Python object of an image outlives its batch.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

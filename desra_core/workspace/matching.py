@@ -1,7 +1,5 @@
 """Match the files of some folders: twins have the same relative path, suffix aside."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Nothing here imports what computes: the stage of a product is found by its name when a run begins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter

@@ -8,8 +8,6 @@ Scores are larger where a pixel is worse. A workspace stores minus the score, be
 the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Minus a float is exact.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import sys

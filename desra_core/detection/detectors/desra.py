@@ -1,7 +1,5 @@
 """DeSRA: minus the similarity of a pair (Eq. 7 of the paper), weighted by class (Eq. 9)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 

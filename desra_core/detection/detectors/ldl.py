@@ -1,7 +1,5 @@
 """The artifact map of LDL (Liang et al., CVPR 2022), with the MSE result in the place of the ground truth."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import cv2

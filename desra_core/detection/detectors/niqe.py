@@ -1,7 +1,5 @@
 """NIQE (Mittal et al. 2013) by patches: how unnatural each part of the GAN result is, without its twin."""
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Structural dissimilarity of the pair: a general measure of difference, for comparison."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np
