@@ -1,13 +1,11 @@
 """Spread images over the workers of a Dask cluster, or follow one long call on a worker.
 
 Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_cluster` (workers on this machine),
-`tasks.admission` and `tasks.question` (workers of others) know Dask.
+`tasks.lost_workers`, `tasks.admission` and `tasks.question` (workers of others) know Dask.
 """
 
-import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -15,141 +13,17 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, as_completed, get_worker
-from distributed.core import Status
+from distributed import Client, Future, KilledWorker, as_completed
 from prefect.runtime import flow_run
 
-from desra_core.errors import DesraError, ImageError, TooLargeError, TransientError, printable
+from desra_core.errors import DesraError, TooLargeError, TransientError, printable
 from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks.admission import Admission, Calls
 from tasks.dask_cluster import BYTES_PER_PIXEL, Share, image_bytes
 from tasks.logs import configure, record
-
-# Work is given up when no worker could do it at two looks, half of this time apart.
-LOST_SECONDS = 20
-_END_SECONDS = 10
-# A worker's message about an ended task reaches the scheduler within this time.
-_MESSAGE_SECONDS = 0.2
-
-
-class Watch:
-    """Futures in progress: cancelled when the run ends, or when no worker has been able to compute them for 20 s.
-
-    Args:
-        client: The client of the cluster.
-        is_any_able: Returns whether a worker has the given resources now.
-    """
-
-    def __init__(self, client: Client, is_any_able: Callable[[dict[str, float]], bool]) -> None:
-        self._client = client
-        self._is_any_able = is_any_able
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._live: list[tuple[int, list[Future[Any]]]] = []  # threads, and the futures that each waits for
-
-    def end(self) -> None:
-        """Cancel all futures, and wait up to 10 s for the threads that wait for them."""
-        with self._lock:
-            self._ended.set()
-            live = list(self._live)
-        for _, futures in live:
-            self._client.cancel(futures)
-        # The client wakes the waiting threads, so it must not close before they have ended.
-        deadline = time.monotonic() + _END_SECONDS
-        while any(waiting != threading.get_ident() for waiting, _ in self._live) and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def check(self) -> None:
-        """Raise `CancelledError` where the run has ended."""
-        if self._ended.is_set():
-            raise CancelledError
-
-    @contextlib.contextmanager
-    def over(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
-        """Watch futures, which need these resources, for the block; the list may grow meanwhile.
-
-        Raises:
-            CancelledError: The run has ended.
-        """
-        entry = (threading.get_ident(), futures)
-        with self._lock:
-            self.check()
-            self._live.append(entry)
-        ended = threading.Event()
-
-        def watch() -> None:
-            alone = 0
-            while not ended.wait(LOST_SECONDS / 2):
-                able = False
-                with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
-                    able = self._is_any_able(resources)
-                alone = 0 if able else alone + 1
-                if alone >= 2:  # at each look, for a call that is resubmitted is a new future
-                    self._client.cancel(futures)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            self._live.remove(entry)
-            ended.set()
-            watcher.join()
-
-
-def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on this worker, and end the worker if its GPU is broken.
-
-    The causes of errors are dropped: Dask would pickle them too, and often cannot.
-    """
-    try:
-        return function(*arguments)
-    except DesraError as error:
-        error.__cause__ = error.__context__ = None
-        raise
-    except RuntimeError as error:
-        if is_broken(error):
-            _leave()
-        raise
-
-
-def _leave() -> None:
-    """End this worker, whose GPU is broken for its process; the nanny starts another worker."""
-    worker = get_worker()
-
-    async def leave() -> None:
-        if worker.status != Status.running:
-            return
-        worker.status = Status.closing_gracefully  # it gets no more tasks, nor a retry of the failed task
-        deadline = time.monotonic() + _END_SECONDS
-        while worker.state.executing and time.monotonic() < deadline:
-            await asyncio.sleep(_MESSAGE_SECONDS)
-        await asyncio.sleep(_MESSAGE_SECONDS)
-        # As an expected end: else the scheduler would blame the tasks that waited here for the death of the worker.
-        await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
-        await worker.close(nanny=False)
-
-    worker.loop.add_callback(leave)
-
-
-def error_of(name: object, error: Any) -> ImageError:
-    """Make an error about ``name``, a path or a computation, from an error that Dask or a worker has raised."""
-    if isinstance(error, ImageError):
-        return error
-    if isinstance(error, DesraError):  # no fault of the image
-        return TransientError(*error.failure)
-    if isinstance(error, CancelledError):
-        return TransientError(name, "was not computed, because the Dask workers have gone", "start some and run again")
-    if isinstance(error, KilledWorker):
-        return TransientError(name, "took its worker down, most likely out of memory", "raise --memory and run again")
-    if is_broken(error):
-        reason = f"failed with its GPU ({str(error).partition(chr(10))[0]})"
-        return TransientError(name, reason, "run again; if it stays, see nvidia-smi and dmesg")
-    reason = f"failed unexpectedly with {type(error).__name__} ({error})"
-    return TransientError(name, " ".join(reason.split()), "run again; if it stays, report it with the file")
-
+from tasks.lost_workers import Watch, call_on_worker, error_of
 
 _RETRIES = 2
 

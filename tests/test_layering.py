@@ -52,7 +52,8 @@ ARROWS = {
 MODULES = {"errors", "gpu", "third_party"}
 DASK = {"dask", "distributed"}
 TALK_TO_DASK = tuple(
-    Path("tasks") / f"{name}.py" for name in ("admission", "dask_cluster", "dask_connection", "dask_map", "question")
+    Path("tasks") / f"{name}.py"
+    for name in ("admission", "dask_cluster", "dask_connection", "dask_map", "lost_workers", "question")
 )
 
 

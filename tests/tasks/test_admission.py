@@ -19,7 +19,7 @@ import desra_core
 import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
-from tasks import dask_map
+from tasks import lost_workers
 from tasks.dask_connection import open_dask
 from tasks.dask_map import ImageJob
 from tests.conftest import refusal
@@ -179,7 +179,7 @@ def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capf
 
 
 def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_path, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(dask_map, "LOST_SECONDS", 600)  # however long a worker takes to start
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 600)  # however long a worker takes to start
     elsewhere.worker("cpu")
     results: list[object] = []
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
@@ -198,7 +198,7 @@ def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_
 
 def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> None:
     """Its disk had a hiccup, or it was started again with the right desra, on the same port."""
-    monkeypatch.setattr(dask_map, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.5)
     address = elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         dask._admission._refuse(address, "fails", "wait")
@@ -208,7 +208,7 @@ def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> No
 
 def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monkeypatch) -> None:
     """At the moment at which the run gives up."""
-    monkeypatch.setattr(dask_map, "LOST_SECONDS", 1)
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
     elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         others, cancel, cancelled = dask._admission.others, dask._client.cancel, threading.Event()
@@ -267,7 +267,7 @@ def test_a_run_with_none_but_such_workers_is_refused(elsewhere, away, desra, mak
 
 @pytest.mark.slow
 def test_a_run_does_not_wait_without_end_for_refused_workers(elsewhere, other, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(dask_map, "LOST_SECONDS", 4)
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 4)
     elsewhere.worker("good")
 
     def stuck(image, about) -> None:
