@@ -1,9 +1,9 @@
-"""Can this machine run DeSRA? Prints a line for each missing part, with the package that brings it.
+"""Check that this machine can run DeSRA: print each missing part, with the package that brings it.
 
 Needs the standard library only, so that it runs before anything is installed (as a file) and also afterwards
-(``python -m deployments.check``). A missing system library would otherwise show two gigabytes later, as an
-``ImportError`` that does not name its package. No compiler is needed: mmcv-full and basicsr are built from
-source, but without their compiled operators.
+(``python -m deployments.check``). Without it, a missing system library would show only after two gigabytes of
+downloads, as an ``ImportError`` that does not name a package. No compiler is needed: mmcv-full and basicsr are built
+from source, but without their compiled operators.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIBRARIES = (
 
 
 def interpreter_problems() -> list[str]:
-    """Check the version and the modules of the running Python; returns a line for each problem."""
+    """Check the version and the modules of the running Python; return a line for each problem."""
     running = ".".join(map(str, sys.version_info[:3]))
     if not OLDEST <= sys.version_info[:2] < BELOW:
         return [
@@ -54,7 +54,7 @@ def interpreter_problems() -> list[str]:
 
 
 def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
-    """Load each shared library as the dynamic loader would find it; returns a line for each that cannot be loaded.
+    """Load each shared library as the dynamic loader finds it; return a line for each that cannot be loaded.
 
     Examples:
         >>> library_problems([Library("liba.so.1", "example", "liba1", "liba")])
@@ -75,14 +75,14 @@ def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:
 
 
 def platform_problems() -> list[str]:
-    """Check the operating system and its libraries; returns a line for each problem."""
+    """Check the operating system and its libraries; return a line for each problem."""
     if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):
         return ["this system (Alpine Linux) uses musl, for which PyTorch has no wheels: use Debian or the like"]
     return library_problems() if sys.platform == "linux" else []
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print all problems, with ``--interpreter`` those of the Python alone; returns 0 where there is none, else 2."""
+    """Print all problems, or with ``--interpreter`` those of Python alone; return 0 without a problem, else 2."""
     problems = interpreter_problems()
     if "--interpreter" not in arguments:
         problems += platform_problems()

@@ -6,23 +6,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import BaseModel
 
 from deployments.commands.annotations import export_masks, import_masks
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
-from deployments.commands.runs import run_corpus
 from deployments.commands.workspace import gc, report, roll_back, status
 from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.benchmark import Benchmarking
-from desra_core.settings.models import Calibrating, Comparing, Cycling, Finetuning
+from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
 from tasks.logs import say
 
@@ -38,8 +38,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate, none but one that
-    was rolled back, or the gate is undecided for lack of held-out images, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 some images failed, 2 bad usage or input, 3 no model passes the gate (or only one that was
+    rolled back, or the gate is undecided for lack of held-out images), 130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -53,24 +53,34 @@ def main() -> None:
         sys.exit(1 if isinstance(error, TransientError) else 2)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
         typer.echo(f"desra {__version__}")
         raise typer.Exit
 
 
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
+def _command(kind: type[BaseModel], run: str, **options: Any) -> Callable[[Callable[[], None]], None]:
+    """Add a command with a flag for each field of a settings model.
+
+    ``run`` is the module and the function that carries it out, imported only when it is called, since that may take
+    seconds; ``options`` are those of `with_flags`. The decorated function gives the name and the help.
+    """
+
+    def add(described: Callable[[], None]) -> None:
+        def command(settings: BaseModel, machine: Machine) -> None:
+            module, _, name = run.partition(":")
+            function = getattr(import_module(f"deployments.{module}"), name)
+            run_and_exit(lambda: function(settings, machine))
+
+        command.__name__, command.__doc__ = described.__name__, described.__doc__
+        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(kind, **options)(command))
+
+    return add
 
 
-@app.command(context_settings={"allow_extra_args": True})
-@with_flags(Mining, argument="photos")
-def mine(settings: Mining, machine: Machine) -> None:
+@_command(Mining, "commands.runs:run_corpus", argument="photos")
+def mine() -> None:
     """Upscale photos with two models, mark the GAN model's artifacts and gather them as a dataset.
 
     Writes a mask per photo to WORKSPACE/masks, photos with artifacts with their results and pseudo-GT to
@@ -78,104 +88,78 @@ def mine(settings: Mining, machine: Machine) -> None:
     The same command again goes on where it was cut off, takes in new photos, and does nothing where nothing has
     changed.
     """
-    run_and_exit(lambda: run_corpus(settings, machine))
 
 
-@app.command()
-@with_flags(Detection)
-def detect(settings: Detection, machine: Machine) -> None:
+@_command(Detection, "commands.runs:run_corpus")
+def detect() -> None:
     """Compare two folders of super-resolution results and mark the artifacts.
 
     Writes a mask per image to WORKSPACE/masks, a table of regions to WORKSPACE/regions.parquet and a page to look
     at, WORKSPACE/report.html. The same command again goes on where it was cut off, takes in new files, and does
     nothing where nothing has changed.
     """
-    run_and_exit(lambda: run_corpus(settings, machine))
 
 
-@app.command()
-@with_flags(Finetuning)
-def finetune(settings: Finetuning, machine: Machine) -> None:
+@_command(Finetuning, "commands.models:run_finetune")
+def finetune() -> None:
     """Finetune the GAN model on the pseudo ground truths of its worst images.
 
     Writes checkpoints that the usual tools load to OUTPUT/models, and losses and pictures for TensorBoard. The same
     command again goes on where it was cut off.
     """
-    from deployments.commands.models import run_finetune
-
-    run_and_exit(lambda: run_finetune(settings, machine))
 
 
-@app.command()
-@with_flags(Comparing)
-def compare(settings: Comparing, machine: Machine) -> None:
+@_command(Comparing, "commands.models:run_compare")
+def compare() -> None:
     """Judge finetuned models on held-out images: the gate alone.
 
-    Counts the artifact regions that are gone and those that are new, and measures what else has changed. Exit code 3
+    Counts the artifact regions that are gone and the new ones, and measures all other changes. Exit code 3
     where no model passes, or where held-out images are missing by which to decide.
     """
-    from deployments.commands.models import run_compare
-
-    run_and_exit(lambda: run_compare(settings, machine))
 
 
-@app.command(context_settings={"allow_extra_args": True})
-@with_flags(Cycling, argument="photos")
-def cycle(settings: Cycling, machine: Machine) -> None:
+@_command(Cycling, "commands.models:run_cycle", argument="photos")
+def cycle() -> None:
     """Mine artifacts, finetune the GAN model on them, judge it on held-out images and promote it if it passes.
 
     Starts from the workspace's current model where there is one, else from --gan-model. The same command again goes
     on where it was cut off; after a promotion it starts the next turn. Exit code 3 where no model passes, or
     where held-out images are missing by which to decide.
     """
-    from deployments.commands.models import run_cycle
-
-    run_and_exit(lambda: run_cycle(settings, machine))
 
 
-@app.command()
-@with_flags(Calibrating)
-def calibrate(settings: Calibrating, machine: Machine) -> None:
+@_command(Calibrating, "commands.calibrate:run_calibrate")
+def calibrate() -> None:
     """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
 
     Runs desra detect or mine as WORKSPACE's latest run, keeping all maps, then counts how similar the pairs are in
     each class. Writes OUTPUT for --weights, and beside it a page and a figure. The same command again goes on where it
     was cut off, takes in new images, and counts nothing twice.
     """
-    from deployments.commands.calibrate import run_calibrate
-
-    run_and_exit(lambda: run_calibrate(settings, machine))
 
 
-@app.command()
-@with_flags(Benchmarking, argument="dataset")
-def benchmark(settings: Benchmarking, machine: Machine) -> None:
-    """Measure detectors on pairs whose artifacts people have marked, or on clean pairs that are spoilt (synthetic).
+@_command(Benchmarking, "commands.benchmark:run_benchmark", argument="dataset")
+def benchmark() -> None:
+    """Measure detectors on pairs with human masks, or on clean pairs into which artifacts are injected (synthetic).
 
     Writes masks, tables (Markdown, CSV, JSON) and a page to OUTPUT, and prints the tables: IoU, precision and recall as
-    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes only what
-    is new. Exit code 1 where some images cannot be judged.
+    in the paper, and seconds per megapixel. The same command again goes on where it was cut off, and computes new
+    images only. Exit code 1 where some images cannot be judged.
     """
-    from deployments.commands.benchmark import run_benchmark
-
-    run_and_exit(lambda: run_benchmark(settings, machine))
 
 
-app.command("export")(paths_at_home(export_masks))
-app.command("import")(paths_at_home(import_masks))
+app.command("export")(paths_at_home(export_masks, interrupted="nothing was exported"))
+app.command("import")(paths_at_home(import_masks, interrupted="import again"))
 
 
-@app.command()
-@with_flags(Serving, config_argument=True)
-def serve(settings: Serving, machine: Machine) -> None:
+@_command(Serving, "serving.serve:serve", config_argument=True)
+def serve() -> None:
     """Mine new photos by the clock, finetune when enough artifacts have gathered, and turn the cycle every week.
 
-    Starts a Prefect server (unless PREFECT_API_URL is set), workers, and what takes runs as their time comes, and says
-    where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with what was cut off.
+    Starts a Prefect server (unless PREFECT_API_URL is set), workers, and a process that takes runs as their time comes,
+    and prints where to watch. Ctrl-C or SIGTERM stops all of it within seconds; the next start goes on with the
+    runs that were cut off.
     """
-    from deployments.serving.serve import serve
-
-    run_and_exit(lambda: serve(settings, machine))
 
 
 app.command("rollback")(paths_at_home(roll_back))
@@ -186,7 +170,7 @@ app.command()(paths_at_home(gc))
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of a run, or with that of the signal that has stopped it."""
+    """End the process with the exit code of a run, or of the signal that has stopped the run."""
     try:
         code = run()
     except BaseException as error:
@@ -206,10 +190,9 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 
 
 def _begin_again(lost: ServerLostError) -> NoReturn:
-    """Start this very command anew, once: it finds what is done, and does what is left with another server.
+    """Start this command anew, once, to go on with another server; end it if nothing is left to do.
 
-    One that has nothing left to do ends instead. At the end of this process, Prefect would wait minutes for the server
-    that has gone.
+    The usual end of this process would have Prefect wait minutes for the server that has gone.
     """
     sys.stdout.flush()
     warning = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
@@ -225,14 +208,14 @@ def _begin_again(lost: ServerLostError) -> NoReturn:
 
 
 def _stop_before(error: BaseException | None) -> BaseException | None:
-    """The signal that an error is, or during whose handling it was raised; None where there was none."""
+    """Return the signal that an error is, or that was being handled when the error was raised; else None."""
     while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit) and not _is_termination(error):
         error = error.__context__
     return error
 
 
 def _is_termination(error: BaseException) -> bool:
-    """True for Prefect's error on a SIGTERM, which Prefect sends once more, perhaps too late to be first here."""
+    """Recognise Prefect's error on a SIGTERM, which Prefect sends once more, perhaps after another error."""
     return type(error).__name__ == "TerminationSignal"
 
 

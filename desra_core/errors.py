@@ -1,15 +1,15 @@
-"""The errors that end as one line for people: which file or setting, what is wrong with it, what to do.
+"""The errors that people read as one line: which file or setting, what is wrong with it, what to do.
 
 ::
 
     DesraError
-    ├── UsageError          the command or its settings cannot be carried out      exit code 2
-    │   ├── LockedError     another run holds the workspace
-    │   └── AbsentError     what runs elsewhere does not answer: it may later
-    └── ImageError          one image cannot be processed; the others go on       exit code 1
-        └── TransientError  the same image may well succeed when tried again
-            ├── LostError      the next run makes the lost data again and succeeds
-            └── TooLargeError  where a worker has more memory
+    ├── UsageError             exit code 2
+    │   ├── LockedError
+    │   └── AbsentError
+    └── ImageError             exit code 1; the other images go on
+        └── TransientError     the same image may succeed when it is tried again
+            ├── LostError      the next run computes the lost data again
+            └── TooLargeError  the image may succeed where a worker has more memory
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class Failure(NamedTuple):
-    """The words of an error as they are stored; ``ImageError(*failure)`` is the error again."""
+    """The parts of an error's line, as records store them; ``ImageError(*failure)`` is the error again."""
 
     subject: str
     reason: str
@@ -50,7 +50,7 @@ class DesraError(Exception):
 
 
 class UsageError(DesraError):
-    """The command, a setting or a whole input folder is unusable. Nothing was started."""
+    """The command, a setting or a whole input folder cannot be used; nothing was started."""
 
 
 class LockedError(UsageError):
@@ -62,19 +62,41 @@ class AbsentError(UsageError):
 
 
 class ImageError(DesraError):
-    """One image cannot be processed, and would fail again unless its file or the settings change."""
+    """One image cannot be processed, and fails again unless its file or the settings change."""
 
 
 class TransientError(ImageError):
-    """One image failed for a reason outside its content (a full disk, a lost worker): try again."""
+    """One image failed for a reason outside its content, such as a full disk or a lost worker."""
 
 
 class LostError(TransientError):
-    """Stored data of one image is missing, damaged or of other settings, and has to be computed again."""
+    """Stored data of one image is missing, damaged or of other settings."""
 
 
 class TooLargeError(TransientError):
-    """One image needs more memory than a worker has: to be tried again by a run with other settings."""
+    """One image needs more memory than a worker has."""
+
+
+def described(error: BaseException) -> str:
+    """Return the type and message of an error in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def may_pass(error: object) -> bool:
+    """Say whether an error is worth an automatic retry.
+
+    Examples:
+        >>> may_pass(TooLargeError("a.png", "has too many pixels", "raise --memory"))
+        False
+        >>> may_pass(TransientError("/ws", "the disk is full", "free some space"))
+        True
+        >>> may_pass(ImageError("a.png", "is cut", "replace it")) or may_pass(UsageError("--x", "is bad", "mend it"))
+        False
+        >>> may_pass(ConnectionError("reset")) and may_pass(AbsentError("tcp://x", "has no workers", "start some"))
+        True
+    """
+    passing = isinstance(error, TransientError | AbsentError) and not isinstance(error, TooLargeError)
+    return passing or not isinstance(error, DesraError)
 
 
 def printable(text: object) -> str:

@@ -1,30 +1,25 @@
 """Import torchvision, mmcv and basicsr in environments where a plain ``import`` of them fails.
 
-Call a package's function before the package, or anything that imports it, is first imported in a process.
-Each leaves an environment alone that does not need it, and calling it again does nothing.
+Call a package's function before the package, or anything that imports the package, is first imported in a process.
+Each function leaves environments alone that do not need it, and calling it again does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-_MMCV_WARNINGS = (
-    "On January 1, 2023, MMCV will release v2.0.0",
-    "``MultiScaleDeformableAttention`` has been moved",
-)
-_BASICSR_WARNINGS = ("Please import `convolve` from the `scipy.ndimage` namespace",)
 
 
 def mend_torchvision() -> None:
@@ -36,20 +31,31 @@ def mend_torchvision() -> None:
     """
     import torch
 
-    if not ("torchvision" in sys.modules or _torchvision_ops_load() or hasattr(torch.ops.torchvision, "nms")):
-        _declare_nms()
+    if "torchvision" in sys.modules or hasattr(torch.ops.torchvision, "nms"):
+        return
+    spec = find_spec("torchvision")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for extension in sorted(Path(folder).glob("_C.*")):
+            with contextlib.suppress(OSError):  # of ops that do not fit this torch
+                torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
+                return
+    _declare_nms()
 
 
 def mend_mmcv() -> None:
     """Let mmcv-full be imported without compiled ops, and import it without its warnings.
 
     ``mmcv.ops``, which MMSegmentation imports, asks for the extension module ``mmcv._ext``. It gets a
-    stand-in whose ops raise ``NotImplementedError`` when they are called. Nothing that SegFormer runs is one.
+    stand-in whose ops raise ``NotImplementedError`` when they are called. SegFormer runs none of them.
     """
     mend_torchvision()
-    if not _has_module("mmcv", "_ext"):
-        sys.modules.setdefault("mmcv._ext", _stand_in("mmcv._ext", _missing_op))
-    _import_quietly(("mmcv.cnn.bricks.transformer", "mmcv.ops"), _MMCV_WARNINGS)
+    with warnings.catch_warnings():
+        expected = "On January 1, 2023, MMCV will release v2.0.0|``MultiScaleDeformableAttention`` has been moved"
+        warnings.filterwarnings("ignore", message=expected)
+        if find_spec("mmcv._ext") is None:
+            sys.modules["mmcv._ext"] = _stand_in("mmcv._ext", _missing_op)
+        import_module("mmcv.cnn.bricks.transformer")
+        import_module("mmcv.ops")
 
 
 def mend_basicsr() -> None:
@@ -59,24 +65,12 @@ def mend_basicsr() -> None:
     """
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"
-    if not _has_module("torchvision", "transforms/functional_tensor"):
-        functional = "torchvision.transforms.functional"
-        sys.modules.setdefault(name, _stand_in(name, lambda name: getattr(importlib.import_module(functional), name)))
-    _import_quietly(("basicsr",), _BASICSR_WARNINGS)
-
-
-def _torchvision_ops_load() -> bool:
-    """Load torchvision's compiled ops, as torchvision itself will; False where they do not fit this torch."""
-    import torch
-
-    for folder in _package_folders("torchvision"):
-        for extension in sorted(folder.glob("_C.*")):
-            try:
-                torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
-            except OSError:
-                continue
-            return True
-    return False
+    if find_spec(name) is None:
+        functional = import_module("torchvision.transforms.functional")
+        sys.modules[name] = _stand_in(name, functools.partial(getattr, functional))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please import `convolve` from the `scipy.ndimage` namespace")
+        import_module("basicsr")
 
 
 @functools.cache
@@ -89,17 +83,6 @@ def _declare_nms() -> torch.library.Library:
         schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         library.define(schema)  # type: ignore[no-untyped-call]
     return library
-
-
-def _package_folders(package: str) -> list[Path]:
-    """Find the folders of a package without importing it; none when it is not installed."""
-    spec = importlib.util.find_spec(package)
-    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-
-
-def _has_module(package: str, name: str) -> bool:
-    suffixes = (".py", *EXTENSION_SUFFIXES)
-    return any((folder / f"{name}{suffix}").exists() for folder in _package_folders(package) for suffix in suffixes)
 
 
 def _stand_in(name: str, attribute: Callable[[str], Any]) -> ModuleType:
@@ -121,12 +104,3 @@ def _missing_op(name: str) -> Callable[..., Any]:
         raise NotImplementedError(f"mmcv-full was installed without compiled ops, and {name} is one of them")
 
     return op
-
-
-def _import_quietly(modules: tuple[str, ...], messages: tuple[str, ...]) -> None:
-    """Import modules with exactly these import-time warnings ignored."""
-    with warnings.catch_warnings():
-        for message in messages:
-            warnings.filterwarnings("ignore", message=message)
-        for module in modules:
-            importlib.import_module(module)

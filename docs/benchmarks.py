@@ -22,16 +22,16 @@ SYNTHETIC = {"as they are": (), "without known artifacts": ("--exclude", str(PAI
 INTRODUCTION = """\
 # Benchmarks
 
-*Made by `python docs/benchmarks.py FOLDER`. Nothing here is written by hand but these paragraphs.*
+*Made by `python docs/benchmarks.py FOLDER`. Only these paragraphs are written by hand.*
 
-The pairs are eight real photos through a real x4 network, trained with L1 and finetuned with a GAN loss. **Their ground
-truth is a stand-in, not a person's**: the first two sections show that the numbers are computed as published, and what
-the tables look like; they do not rank methods. What a method can and cannot find is told by the third section, where
-artifacts of known place, kind and strength are injected.
+The pairs are results of eight real photos, by a real x4 network that was trained with L1 and finetuned with a GAN loss.
+**Their ground truth stands in for human masks**: the first two sections show the tables, and that the numbers are
+computed as published; they do not rank methods. The third section shows which artifacts each method finds: artifacts of
+known place, kind and strength are injected.
 """
 RECALL = """\
-*Recall by kind. A method that marks most of a clean image, as LDL does here, is only asked about the few places that it
-leaves.*"""
+*Recall by kind. A method that marks most of a clean image, as LDL does here, is measured only at the few places that it
+does not mark.*"""
 
 
 def main(folder: Path) -> None:

@@ -1,10 +1,33 @@
-"""Chains of tasks that a person schedules and watches. No science here."""
+"""Chains of tasks that a person schedules and watches; no science here.
 
-from collections.abc import Callable
+A caller in the same process hands its plan to a flow: the parameters of a flow are JSON, and a plan is not.
+"""
 
-from desra_core.settings import CorpusSettings, Detection, Mining
-from flows.detect import detect
-from flows.mine import mine
-from tasks.artifacts import Summary
+from __future__ import annotations
 
-FLOWS: dict[type[CorpusSettings], Callable[..., Summary]] = {Detection: detect, Mining: mine}
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Plan = TypeVar("Plan")
+
+_PLANS: ContextVar[tuple[tuple[BaseModel, object], ...]] = ContextVar("plans", default=())
+
+
+@contextlib.contextmanager
+def handing_over(settings: BaseModel, plan: object) -> Iterator[None]:
+    """Offer a plan to the flows that the block calls with these settings; None offers nothing."""
+    token = _PLANS.set((*_PLANS.get(), (settings, plan)))
+    try:
+        yield
+    finally:
+        _PLANS.reset(token)
+
+
+def handed_over(settings: BaseModel, kind: type[Plan]) -> Plan | None:
+    """Return the latest plan of this kind that the caller offers for these settings, or None."""
+    plans = (plan for given, plan in reversed(_PLANS.get()) if given == settings and isinstance(plan, kind))
+    return next(plans, None)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from prefect.runtime import flow_run
+from dataclasses import dataclass
 
-from desra_core.report.benchmark_page import plan
+from desra_core.evaluation.table import counted
+from desra_core.report.benchmark_page import PublishedBenchmark, plan
 from desra_core.settings import Machine
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import tag_run
-from tasks.benchmark import Benchmarked, publish_tables, run_detectors
+from tasks.artifacts import RunEnd
+from tasks.judging import publish_tables, run_detectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmarked(RunEnd):
+    """How a benchmark ended."""
+
+    published: PublishedBenchmark
 
 
 @corpus_flow("benchmark")
@@ -22,11 +30,12 @@ def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Bench
         machine: Where and how wide to compute.
     """
     workspace = Workspace(benchmarking.output)
-    tag_run("benchmark")
     planned = plan(benchmarking)
     workspace.create()
     with workspace.locked():
         missing = bool(planned.missing())
-        failures = run_detectors(planned, machine) if missing else 0
+        if missing:
+            run_detectors(planned, machine)
         published = publish_tables(planned)
-    return Benchmarked(str(flow_run.id), 1 + missing, failures, published)
+    line = f"{counted(published.judged, 'image')} judged"
+    return Benchmarked(in_one_line=line, task_runs=1 + missing, published=published)

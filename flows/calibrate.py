@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from prefect.runtime import flow_run
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
 from desra_core.calibration.results import CalibratedWeights, derive_calibration
-from desra_core.errors import TransientError
-from desra_core.settings import Machine
+from desra_core.evaluation.table import counted
+from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Calibrating
-from flows import FLOWS
 from flows.corpus import opened_workspace
-from flows.corpus_flow import corpus_flow, corpus_name
-from tasks.artifacts import Summary, tag_run
+from flows.corpus_flow import corpus_flow
+from flows.detect import detect
+from flows.mine import mine
+from tasks.artifacts import RunEnd, Summary
 from tasks.calibration import count_shard, publish_weights
 from tasks.dask_connection import open_dask
 from tasks.progress import RunProgress
 
 
-class Calibrated(NamedTuple):
-    """The end of a calibration: its Prefect ids, the result of the run before it, and the weights."""
+@dataclass(frozen=True, kw_only=True)
+class Calibrated(RunEnd):
+    """How a calibration ended, and the run before it; and the weights."""
 
-    flow_run: str
-    task_runs: int
     found: Summary
     weights: CalibratedWeights
-
-    @property
-    def in_one_line(self) -> str:
-        """Say in a line how it ended."""
-        calibrated = sum(row.state == "calibrated" for row in self.weights.rows)
-        return f"{calibrated} classes calibrated from {self.weights.histogram.seen} images; {self.found.in_one_line}"
-
-    @property
-    def lacking(self) -> bool:
-        """Say whether a person should look at how it ended."""
-        return self.found.lacking
-
-    @property
-    def problem(self) -> TransientError | None:
-        """Give the reason why a run that ended is not complete, or None."""
-        return self.found.problem
 
 
 @corpus_flow("calibrate")
 def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
-    """Compare all pairs, count their similarity by class, and derive weights and thresholds from that.
+    """Compare all pairs, count their similarity by class, and derive weights and thresholds from the counts.
 
     Args:
         calibrating: The pairs, and how weights are derived.
@@ -56,9 +39,9 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     """
     corpus = corpus_of(calibrating)
     workspace = opened_workspace(corpus.workspace)
-    tag_run("calibrate", corpus_name(corpus), workspace.root.name)
+    flow: Callable[..., Summary] = mine if isinstance(corpus, Mining) else detect
     with workspace.locked():
-        found = FLOWS[type(corpus)](corpus, machine, rescan)
+        found = flow(corpus, machine, rescan)
         counting = plan_counting(corpus, Exclusion(calibrating.exclude))
         missing = counting.missing()
         if missing:
@@ -70,4 +53,13 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
                     count_shard(number, counting, dask, progress)
         calibrated = derive_calibration(calibrating, corpus, counting)
         publish_weights(calibrated, calibrating.output)
-    return Calibrated(str(flow_run.id), len(missing) + 1, found, calibrated)
+    classes = counted(sum(row.state == "calibrated" for row in calibrated.rows), "class", "classes")
+    images = counted(calibrated.histogram.seen, "image")
+    return Calibrated(
+        in_one_line=f"{classes} calibrated from {images}; {found.in_one_line}",
+        task_runs=len(missing) + 1,
+        lacking=found.lacking,
+        problem=found.problem,
+        found=found,
+        weights=calibrated,
+    )

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from prefect.runtime import flow_run
-
 from desra_core.gate.comparison import Comparison, plan_comparison
+from desra_core.gate.criteria import Verdict
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_flow, corpus_name
-from tasks.artifacts import tag_run
-from tasks.comparison import Compared, decide_verdict, judge_images, promote_best, publish_report
-from tasks.handover import handed_over
+from flows import handed_over
+from flows.corpus_flow import corpus_flow
+from tasks.artifacts import RunEnd
+from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(RunEnd):
+    """How a gate run ended: its verdict, the number of images not judged, and the entry of a promoted model."""
+
+    comparison: Comparison
+    verdict: Verdict
+    failures: int
+    promoted: Path | None
 
 
 @corpus_flow("compare")
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
-    """Judge finetuned models on held-out images, and promote the best if it passes and that was asked for.
+    """Judge finetuned models on held-out images, and promote the best model if it passes and the settings say so.
 
     Args:
-        comparing: What to compare, and what a model has to show.
+        comparing: The models to compare, and the demands of the gate.
         machine: Where and how wide to compute.
     """
     workspace = Workspace(comparing.workspace)
-    tag_run("compare", corpus_name(comparing))
     load_settings(workspace)  # raises where the workspace has vanished
     with workspace.locked():
         comparison = handed_over(comparing, Comparison) or plan_comparison(comparing)
@@ -36,6 +45,17 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
         promoted: Path | None = None
         if comparing.promote and verdict.passed:
             promoted = promote_best(comparison, verdict)
-        compared = Compared(str(flow_run.id), 3 + bool(promoted), comparison, verdict, failures, promoted)
-        publish_report(workspace, compared.in_one_line)
-    return compared
+        line = f"{verdict.best} passes the gate" + (" and was promoted" if promoted else "")
+        if not verdict.passed:
+            outcome = "the gate is undecided" if verdict.undecided else "no model passes the gate"
+            line = f"{outcome}: {'; '.join(verdict.reasons)}"
+        publish_report(workspace, line)
+    return Compared(
+        in_one_line=line,
+        task_runs=3 + bool(promoted),
+        lacking=bool(failures) or not verdict.passed,
+        comparison=comparison,
+        verdict=verdict,
+        failures=failures,
+        promoted=promoted,
+    )

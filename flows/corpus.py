@@ -13,15 +13,13 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
-from flows.corpus_flow import corpus_name
-from tasks.artifacts import Summary, publish_results, show_corpus, tag_run
-from tasks.dask_cluster import USUAL_PIXELS
+from flows import handed_over
+from flows.corpus_flow import runs_by_itself
+from tasks.artifacts import Summary, publish_results, show_corpus
+from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
 from tasks.dask_connection import open_dask
-from tasks.handover import handed_over
 from tasks.progress import ReadingProgress, RunProgress
-from tasks.retry_policy import runs_by_itself
-from tasks.shards import Run, process_shard
-from tasks.stages import gpus_wanted, stages_of
+from tasks.shards import Run, process_shard, stages_of
 
 # The largest factor by which a network enlarges.
 _LARGEST_SCALE = 16
@@ -35,22 +33,21 @@ def shard_runner() -> TaskRunner[Any]:
 
 
 def opened_workspace(root: Path) -> Workspace:
-    """Open the workspace of a run; create a missing one, except for a run of a deployment.
+    """Open the workspace of a run; create a missing workspace, except for a run of a deployment.
 
     Raises:
-        UsageError: The workspace of a run that comes from a deployment has vanished, perhaps with the disk that it is
-            on.
+        UsageError: The workspace of a run of a deployment has vanished, perhaps with its disk.
     """
     workspace = Workspace(root)
     if runs_by_itself() and not workspace.exists():
         remedy = f"bring it back, or make a new one: desra serve does when it starts, or touch {workspace.lock}"
-        raise UsageError(root, "is no workspace, and with it all that was done before is gone", remedy)
+        raise UsageError(root, "is no workspace: all earlier results are gone with it", remedy)
     workspace.create()
     return workspace
 
 
 def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
-    """Plan a run, take its shards through the stages and publish the results. For the body of a flow.
+    """Plan a run, take its shards through the stages and publish the results: the body of a flow.
 
     Args:
         settings: Settings of the run.
@@ -58,7 +55,6 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
         rescan: Look for new and changed files first.
     """
     workspace = opened_workspace(settings.workspace)
-    tag_run(settings.verb, corpus_name(settings), workspace.root.name)
     with workspace.locked():
         prepared = None if rescan else handed_over(settings, Prepared)
         prepared = prepared or prepare(settings, rescan=rescan, on_hashed=ReadingProgress())

@@ -2,30 +2,122 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import httpx
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterBindError, SignatureMismatchError
 from prefect.flows import Flow
-from prefect.runtime import flow_run
+from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
-from desra_core.errors import DesraError, UsageError, printable
+from desra_core.errors import DesraError, UsageError, may_pass, printable
 from desra_core.settings import Machine, folder_of
-from flows.webhook import report_cancelled, report_failure
+from desra_core.settings.serving import workspace_of
 from tasks.logs import carry, configure, say
-from tasks.retry_policy import PAUSES, may_pass, runs_by_itself
+
+WEBHOOK = "DESRA_WEBHOOK"
+
+_SECONDS = 5
+
+
+def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write to log, stderr and webhook why a run failed: a hook for ``on_failure`` and ``on_crashed``. Never fails."""
+    logger = flow_run_logger(flow_run, flow)
+    logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
+    if flow_run.parent_task_run_id:  # the run that called this one reports it
+        return
+    message = failure_message(flow, flow_run, state)
+    if flow_run.deployment_id:  # a run by hand ends with a message of the command
+        _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
+    if (webhook := os.environ.get(WEBHOOK)) and (trouble := post_to_webhook(webhook, message)):
+        logger.warning(trouble)
+        _say(f"warning: {message['run']}: {trouble}", flow_run, message)
+
+
+def report_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Say on stderr that a run was cancelled: a hook for ``on_cancellation``."""
+    if not flow_run.parent_task_run_id:
+        message = failure_message(flow, flow_run, state)
+        _say(f"warning: {message['run']} was cancelled", flow_run, message)
+
+
+def _say(line: str, flow_run: FlowRun, message: Mapping[str, str | None]) -> None:
+    """Print a line in the format of the run: the Prefect worker, which reports crashed runs, has not configured it."""
+    with contextlib.suppress(ValidationError):
+        machine = Machine.model_validate(flow_run.parameters.get("machine", {}))
+        configure(machine.log_level, machine.log_format)
+    say(line, run=message["run"], workspace=message["workspace"])
+
+
+def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | None:
+    """Send a message to a webhook. Never fails.
+
+    Args:
+        address: URL of the webhook.
+        message: The fields of a JSON object.
+
+    Returns:
+        The reason if the webhook was not reached, without the address, which is secret.
+    """
+    try:
+        httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        return f"the webhook was not reached: HTTP {error.response.status_code}"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, something else has failed for its own reason
+        return f"the webhook was not reached: {type(error).__name__}"
+    return None
+
+
+def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[str, str | None]:
+    """Make the JSON message of a failed run for the webhook; Slack and Mattermost show its ``text``."""
+    message = _reason(flow, flow_run, state)
+    name, deployment = flow_run.name, os.environ.get("PREFECT__DEPLOYMENT_NAME")
+    if deployment is None and flow_run.deployment_id:  # in the Prefect worker, which reports a crashed run
+        deployment = str(flow_run.deployment_id)
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # or the message goes without
+            name = client.read_flow_run(flow_run.id).name
+            deployment = client.read_deployment(flow_run.deployment_id).name
+    page = get_current_settings().ui_url
+    url = f"{page}/runs/flow-run/{flow_run.id}" if page else None
+    return {
+        "text": f"{flow.name} {(state.name or '').lower()}: {name}: {message}" + (f" {url}" if url else ""),
+        "deployment": deployment,
+        "flow": flow.name,
+        "run": name,
+        "run_id": str(flow_run.id),
+        "state": state.name,
+        "message": message,
+        "url": url,
+        "workspace": workspace_of(flow_run.parameters),
+    }
+
+
+def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
+    """Return why a run failed; a run crashes without a reason where the flow does not take its parameters."""
+    if state.is_crashed():
+        try:
+            flow.validate_parameters(flow_run.parameters)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+            return printable(error)
+    return printable(state.message or "no reason is known")
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,24 +125,28 @@ R = TypeVar("R")
 _REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
 
 
-class _ReportedBefore(logging.Filter):
-    """Drop Prefect's traceback of an error that is the message of the run's state."""
+# Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
+PAUSES = (2, 15, 60)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+# An error that is the message of a run's state needs no traceback by Prefect.
+logging.getLogger("prefect.flow_runs").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+)
 
 
-logging.getLogger("prefect.flow_runs").addFilter(_ReportedBefore())
+def runs_by_itself() -> bool:
+    """Say whether a deployment started the run; a run by hand fails at once, and the person decides."""
+    return bool(deployment.id)
 
 
 class CorpusFlow(Flow[P, R]):
     """A Prefect flow that refuses parameters in one line."""
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Validate as Prefect does, but fail in one line, for instance for a deployment of an earlier version.
+        """Validate parameters as Prefect does, but fail in one line, as for a deployment of an earlier version.
 
         Raises:
-            UsageError: This version does not take them.
+            UsageError: This version does not take the parameters.
         """
         try:
             validated = super().validate_parameters(parameters)
@@ -60,7 +156,11 @@ class CorpusFlow(Flow[P, R]):
             cause = error if isinstance(error, ValidationError) else error.__cause__ or error.__context__
             if not isinstance(cause, ValidationError):
                 raise
-            raise _refusal(cause.errors()[0]) from None
+            first = cause.errors()[0]
+            why = printable(first["msg"].removeprefix("Value error, "))
+            reason = f"{printable(first['input'])} is not accepted ({why})"
+            reason = "is missing" if first["type"] == "missing" else reason
+            raise UsageError(".".join(map(str, first["loc"])), reason, _REMEDY) from None
         for name, settings in validated.items():
             for field, value in settings if isinstance(settings, BaseModel) else ():
                 if isinstance(value, Path) and not value.is_absolute():
@@ -99,17 +199,14 @@ def corpus_flow(
 
 
 def run_name() -> str:
-    """Return, for instance, ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
+    """Return a name such as ``mine holidays 2026-11-20 02:00``; Prefect calls this as ``flow_run_name`` of a flow."""
     settings = next(iter(flow_run.parameters.values()), None)
-    return f"{flow_run.flow_name} {corpus_name(settings)} {_start().astimezone():%Y-%m-%d %H:%M}"
-
-
-def _start() -> datetime:
-    """Return the time the run starts: Prefect names a run seconds before, and again when it resumes."""
+    # Prefect names a run seconds before it starts, and again when it resumes.
     context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    now = datetime.now(UTC)
-    return (run and (run.start_time or max(now, run.expected_start_time or now))) or now
+    run, start = context.flow_run if context else None, datetime.now(UTC)
+    if run:
+        start = run.start_time or max(start, run.expected_start_time or start)
+    return f"{flow_run.flow_name} {corpus_name(settings)} {start.astimezone():%Y-%m-%d %H:%M}"
 
 
 def corpus_name(settings: Any) -> str:
@@ -121,21 +218,23 @@ def corpus_name(settings: Any) -> str:
     return "corpus"
 
 
-def _refusal(first: ErrorDetails) -> UsageError:
-    """Name the parameter that is not accepted, and why."""
-    why = printable(first["msg"].removeprefix("Value error, "))
-    reason = f"{printable(first['input'])} is not accepted ({why})" if first["type"] != "missing" else "is missing"
-    return UsageError(".".join(map(str, first["loc"])), reason, _REMEDY)
-
-
 def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def body(*arguments: P.args, **named: P.kwargs) -> Any:
-        _say_for(*arguments, *named.values())
+        given = []
+        for value in (*arguments, *named.values()):
+            if isinstance(value, Machine):
+                configure(value.log_level, value.log_format)
+            elif isinstance(value, BaseModel):
+                given.append(value)
         # A run inside another run is repeated with that one only.
-        pauses = PAUSES if runs_by_itself() and not flow_run.parent_flow_run_id else ()
-        for pause in (*pauses, None):
+        alone = not flow_run.parent_flow_run_id
+        if given and alone:
+            carry(run=flow_run.name, workspace=str(folder_of(given[0])))
+        for pause in (*(PAUSES if runs_by_itself() and alone else ()), None):
             try:
+                if given:
+                    _tag({flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name})
                 return _ended(function(*arguments, **named))
             except Exception as error:
                 if pause is None or not may_pass(error):
@@ -151,13 +250,10 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
     return body
 
 
-def _say_for(*parameters: Any) -> None:
-    """Set format and ids of the lines of this process by the parameters of a run."""
-    for given in parameters:
-        if isinstance(given, Machine):
-            configure(given.log_level, given.log_format)
-        elif isinstance(given, BaseModel) and not flow_run.parent_flow_run_id:
-            carry(run=flow_run.name, workspace=str(folder_of(given)))
+def _tag(tags: set[str]) -> None:
+    """Add tags to the flow run, by which people find it in the UI."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
 def _ended(result: Any) -> Any:

@@ -13,7 +13,7 @@ def detect(detection: Detection, machine: Machine = Machine(), rescan: bool = Tr
     """Find the artifacts in every pair of two folders.
 
     Args:
-        detection: What to compare and how.
+        detection: The folders, and how to compare.
         machine: Where and how wide to compute.
         rescan: Look for new and changed files first.
     """

@@ -9,7 +9,7 @@ from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
 from flows.corpus_flow import corpus_flow
 from tasks.artifacts import Summary
-from tasks.trigger_finetune import start_finetune
+from tasks.finetuning import start_finetune
 
 
 @corpus_flow("mine", task_runner=shard_runner())
@@ -23,10 +23,10 @@ def mine(
     """Upscale every photo of a folder with both models, find the artifacts and gather them as a dataset.
 
     Args:
-        mining: What to upscale and compare, and how.
+        mining: The photos and models, and how to compare.
         machine: Where and how wide to compute.
         rescan: Look for new and changed files first.
-        current_model: Take the workspace's current GAN model, where one was promoted, instead of the given one.
+        current_model: Take the workspace's current GAN model instead of the given one, if one was promoted.
         trigger: When to start the finetune deployment of the same name.
     """
     if current_model:

@@ -1,1 +1,1 @@
-"""The Prefect tasks over one shard, and the one place that talks to Dask."""
+"""The Prefect tasks of the flows, and the modules that talk to Dask."""

@@ -19,7 +19,7 @@ from tasks.logs import say
 # A function, and the arguments of each of its calls.
 Calls = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]
 
-# Evaluated on a worker without its own desra, which may be another version.
+# Workers evaluate these by the source alone, since their own desra may be another version.
 _SOURCE = Path(question.__file__).read_text("utf-8")
 _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
@@ -29,11 +29,11 @@ class Admission:
     """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
 
     Args:
-        client: Of the cluster.
-        folder: Where workers write, if they do.
+        client: The client of the cluster.
+        folder: The folder that workers write to, if they do.
 
     Attributes:
-        refused: Addresses of the workers that failed it last; a warning was printed for each.
+        refused: Addresses of the workers that may not work; a warning was printed for each.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
@@ -48,14 +48,14 @@ class Admission:
         """Ask all present workers.
 
         Raises:
-            AbsentError: All fail.
+            AbsentError: None of them may work.
             TransientError: The folder cannot be written to.
         """
         if self._sign:
             with storage_errors(self._sign.parent):
                 self._sign.write_text(self._question[2])
-        answers = self._answers(None)
-        failed = {address: _reason(answer) for address, answer in answers.items() if answer is not None}
+        answers = self._refusals(None)
+        failed = {address: answer for address, answer in answers.items() if answer is not None}
         if failed and failed.keys() == answers.keys():
             address, (reason, remedy) = next(iter(failed.items()))
             raise AbsentError(address, reason, remedy)
@@ -63,15 +63,15 @@ class Admission:
             self._refuse(address, reason, remedy)
 
     def before(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Put the question before calls of a function; their results are answers, to be given to `others`."""
+        """Put the question before calls of a function; `others` takes their results, which are answers."""
         asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
     def others(self, answer: question.Answer, resources: dict[str, float]) -> dict[str, Any] | None:
-        """Say where to resubmit a call that a worker has refused, as one may that joined later.
+        """Find out where to resubmit a call that a worker has refused, such as a worker that joined later.
 
         Returns:
-            Options for resubmitting the task, with its resources, to other workers; None if this worker did it.
+            Dask's options for resubmitting the call to other workers; None if the worker did not refuse it.
         """
         refused, _ = answer
         if refused is None:
@@ -88,8 +88,8 @@ class Admission:
         return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
 
     def ask_again(self) -> None:
-        """Ask the refused workers again: a folder may be back, or a new worker may have the address of an old one."""
-        answers = self._answers([*self._client.nthreads().keys() & self.refused])
+        """Ask the refused workers again: a folder may be back, or a new worker may have the same address."""
+        answers = self._refusals([*self._client.nthreads().keys() & self.refused])
         with self._lock:
             self.refused -= {address for address, answer in answers.items() if answer is None}
 
@@ -98,10 +98,15 @@ class Admission:
         if self._sign:
             self._sign.unlink(missing_ok=True)
 
-    def _answers(self, workers: list[str] | None) -> dict[str, Any]:
+    def _refusals(self, workers: list[str] | None) -> dict[str, tuple[str, str] | None]:
+        """Return reason and remedy of workers by address, None for one that may work."""
         asked = {"source": _SOURCE, "question": self._question}
-        answers: dict[str, Any] = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
-        return answers
+        answers = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+        for address, answer in answers.items():
+            if isinstance(answer, Exception):
+                reason = f"this worker cannot be asked ({type(answer).__name__}: {answer})"
+                answers[address] = (reason, "start it again")
+        return dict(answers)
 
     def _refuse(self, address: str, reason: str, remedy: str) -> None:
         with self._lock:
@@ -109,10 +114,3 @@ class Admission:
             self.refused.add(address)
         if not known:
             say(f"warning: {address}: {reason}; {remedy}")
-
-
-def _reason(answer: Any) -> tuple[str, str]:
-    if isinstance(answer, Exception):
-        return f"this worker cannot be asked ({type(answer).__name__}: {answer})", "start it again"
-    reason, remedy = answer
-    return reason, remedy

@@ -1,21 +1,23 @@
-"""Show a run in the Prefect UI: what it has to do, where to watch it, its results, and how it ended."""
+"""Show a run in the Prefect UI: its work, where to watch it, its results, and how it ended."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from desra_core.annotations.selection import count_resting
 from desra_core.errors import TransientError
+from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import Plan, Prepared
@@ -25,7 +27,6 @@ from desra_core.report.results import read_results, stage_times
 from desra_core.report.wording import stage_name
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import resting_in_words
 from tasks.dask_map import Dask
 
 # The environment variable with the address of the workspace's report for browsers.
@@ -35,46 +36,37 @@ _WORST = 20
 _FAILURES = 50
 
 
-def tag_run(*tags: str) -> None:
-    """Add tags to the flow run that calls this."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
-
-
 def show_overview(title: str, facts: Sequence[str], dask: Dask | None = None) -> None:
-    """Publish what a run is about to do as an artifact.
+    """Publish the work of a run as an artifact.
 
     Args:
         title: Command, input and output, as Markdown.
         facts: The amount of work, a line each, as Markdown.
         dask: The cluster, if the run needs one.
     """
-    who = []
     if dask:
-        who = [
-            f"workers: {dask.workers - dask.gpus} on CPUs, {dask.gpus} on GPUs",
-            f"[Dask dashboard]({dask.dashboard}), while the run lasts",
-        ]
-    create_markdown_artifact(_listed(title, [*facts, *who]), key="overview", description="Work of this run.")
+        workers = f"workers: {dask.workers - dask.gpus} on CPUs, {dask.gpus} on GPUs"
+        facts = [*facts, workers, f"[Dask dashboard]({dask.dashboard}), while the run lasts"]
+    create_markdown_artifact(_listed(title, facts), key="overview", description="Work of this run.")
 
 
 def show_outcome(workspace: Workspace, line: str, facts: Sequence[str] = ()) -> None:
     """Publish how a run ended as an artifact, with a link to the report.
 
     Args:
-        workspace: The workspace, whose report is written.
-        line: How it ended.
+        workspace: The workspace; its report is up to date.
+        line: How the run ended.
         facts: More lines, as Markdown.
     """
     report = f"[Report]({os.environ.get(REPORT) or workspace.report.as_uri()}): `{workspace.report}`"
-    people = resting_in_words(count_resting(workspace, load_settings(workspace)[1].gan_sr_key))
-    create_markdown_artifact(
-        _listed(f"**{line}**", [*facts, people, report]), key="outcome", description="End of this run."
-    )
+    resting = count_resting(workspace, load_settings(workspace)[1].gan_sr_key)
+    people = [f"{counted(resting, 'image')} with a human mask"] if resting else []
+    text = _listed(f"**{line}**", [*facts, *people, report])
+    create_markdown_artifact(text, key="outcome", description="End of this run.")
 
 
 def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None = None) -> None:
-    """Publish what a run over a corpus is about to do as an artifact.
+    """Publish the work of a run over a corpus as an artifact.
 
     Args:
         settings: Settings of the run.
@@ -82,14 +74,16 @@ def show_corpus(settings: CorpusSettings, prepared: Prepared, dask: Dask | None 
         dask: As for `show_overview`.
     """
     plan, scanned = prepared.plan, prepared.scanned
+    images = counted(plan.images, "image")
     facts = [
-        f"{plan.images} images: {plan.done} done before, {plan.failed} failed for good, {plan.pending} to do",
+        f"{images}: {plan.done} done before, {plan.failed} failed for good, {plan.pending} to do",
         f"shards to do: {ranges(list(plan.shards))}",
         f"shards with nothing to do, which are not submitted: {ranges(plan.idle_shards)}",
     ]
     if scanned:
-        found = f"since the last scan: {scanned.added} images are new, {scanned.replaced} have changed"
-        facts.insert(0, f"{found}; {scanned.vanished} have vanished so far, whose outputs stay")
+        new, changed = counted(scanned.added, "new image"), counted(scanned.replaced, "changed image")
+        vanished = counted(scanned.vanished, "image")
+        facts.insert(0, f"since the last scan: {new}, {changed}; vanished so far: {vanished}, whose outputs stay")
         if others := kinds_in_words(scanned.passed_over):
             facts.append(f"passed over: {others}")
     show_overview(f"**desra {settings.verb}** of `{settings.sources.main}` into `{settings.workspace}`", facts, dask)
@@ -113,107 +107,55 @@ def _listed(title: str, facts: Sequence[str]) -> str:
     return "\n".join([title, "", *(f"- {fact}" for fact in facts)])
 
 
-class Summary(NamedTuple):
-    """The end of a run: its Prefect ids, regions and failures in the workspace, and errors of unfinished shards.
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
+    """How a run ended.
 
-    Of ``images`` names in the corpus this run computed ``computed`` and failed at ``failed``; the others were done
-    before. ``passing`` of the failures are worth a retry, and ``trouble`` is the first of these.
+    Attributes:
+        in_one_line: How it ended, for people.
+        task_runs: Number of its task runs, which the server has to record.
+        lacking: Whether a person should look at how it ended.
+        problem: The reason why the run is not complete, or None.
+        flow_run: Prefect's id of the run.
     """
 
-    flow_run: str
+    in_one_line: str
     task_runs: int
-    regions: int
-    failures: int
+    lacking: bool = False
+    problem: TransientError | None = None
+    flow_run: str = field(default_factory=lambda: str(flow_run.id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RunEnd):
+    """How a run over a corpus ended; ``broken_shards`` are the errors of shards that could not finish."""
+
     broken_shards: tuple[str, ...]
-    images: int
-    computed: int
-    failed: int
-    passing: int
-    trouble: TransientError | None
-
-    @property
-    def in_one_line(self) -> str:
-        """Say in a line how it ended."""
-        anything = self.computed or self.failed
-        done = f"{self.computed} of {self.images} images computed" if anything else "nothing new"
-        return f"{done}: {self.regions} artifact regions in all, {_counted(self.failures)} failed"
-
-    @property
-    def lacking(self) -> bool:
-        """Say whether a person should look at how it ended."""
-        return bool(self.failed or self.broken_shards)
-
-    @property
-    def problem(self) -> TransientError | None:
-        """Give the reason why a run that ended is not complete, or None."""
-        if self.broken_shards:
-            count = f"{len(self.broken_shards)} shards could not finish"
-            return TransientError(count, self.broken_shards[0], "run again")
-        if self.trouble:
-            reason = f"failed for a reason that may pass, the first: {self.trouble.subject}: {self.trouble.reason}"
-            return TransientError(_counted(self.passing), reason, self.trouble.remedy)
-        return None
 
 
-def _show_worst(workspace: Workspace) -> None:
-    """Show the 20 worst regions of the corpus."""
-    rows = [_shown(region) for region in worst_regions(workspace, _WORST).to_pylist()]
-    if not any(row["class"] for row in rows):
-        rows = [{name: value for name, value in row.items() if name != "class"} for row in rows]
-    create_table_artifact(rows, key="worst-regions", description=f"The {len(rows)} most severe regions of the corpus.")
+def line_of(*, images: int, pending: int, failed: int, regions: int, failures: int) -> str:
+    """Describe the end of a run over a corpus in a line.
+
+    Args:
+        images: Names in the run.
+        pending: Names that the run had to compute.
+        failed: Names of these that failed.
+        regions, failures: Artifact regions and failed names in the workspace.
+    """
+    done = f"{pending - failed} of {counted(images, 'image')} computed" if pending else "nothing new"
+    return f"{done}: {counted(regions, 'artifact region')} in all, {counted(failures, 'image')} failed"
 
 
-def _shown(region: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "image": region["image"],
-        "severity": round(region["severity"]),
-        "area px": region["area"],
-        "mean similarity": round(region["mean_similarity"], 3),
-        "class": region["class_name"] or "",
-        "x": region["x"],
-        "y": region["y"],
-        "width": region["width"],
-        "height": region["height"],
-    }
-
-
-def _show_failures(workspace: Workspace) -> None:
-    """Show the failed images with reason and remedy; stage and file come last, where a narrow screen cuts off."""
-    failures = pq.read_table(workspace.failures)
-    title = f"{_counted(failures.num_rows)} could not be processed" + (
-        f"; the first {_FAILURES} of them. desra status --failures lists all." if failures.num_rows > _FAILURES else "."
-    )
-    rows = [
-        {
-            "image": row["name"],
-            "reason": row["reason"],
-            "remedy": row["remedy"],
-            "stage": row["stage"],
-            "file": row["subject"],
-        }
-        for row in failures.slice(0, _FAILURES).to_pylist()
-    ]
-    create_table_artifact(rows, key="failures", description=title)
-
-
-def _counted(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
-
-
-def _show_throughput(workspace: Workspace) -> None:
-    """Show the computing time of one worker by stage."""
-    rows = [
-        {
-            "stage": stage_name(time.stage),
-            "images": time.images,
-            "seconds": round(time.total, 1),
-            "median s": round(time.median, 3),
-            "mean s": round(time.mean, 3),
-            "images/s per worker": round(time.rate or 0, 2),
-        }
-        for time in stage_times(read_results(workspace).seconds)
-    ]
-    create_table_artifact(rows, key="throughput", description="Computing time by stage, over all runs.")
+def problem_of(broken_shards: Sequence[str], passing: Sequence[TransientError]) -> TransientError | None:
+    """Make the error of a run with shards that could not finish, or with failures that are worth a retry."""
+    if broken_shards:
+        count = f"{counted(len(broken_shards), 'shard')} could not finish"
+        return TransientError(count, broken_shards[0], "run again")
+    if passing:
+        first = passing[0]
+        reason = f"failed for a reason that may pass, the first: {first.subject}: {first.reason}"
+        return TransientError(counted(len(passing), "image"), reason, first.remedy)
+    return None
 
 
 @task(task_run_name="results", cache_policy=NO_CACHE)
@@ -229,20 +171,56 @@ def publish_results(
     publish_tables(workspace, plan.target)
     write_report(workspace)
     _show_worst(workspace)
-    _show_throughput(workspace)
-    _show_failures(workspace)
-    summary = Summary(
-        flow_run=str(flow_run.id),
+    throughput = [
+        {
+            "stage": stage_name(time.stage),
+            "images": time.images,
+            "seconds": round(time.total, 1),
+            "median s": round(time.median, 3),
+            "mean s": round(time.mean, 3),
+            "images/s per worker": round(time.rate or 0, 2),
+        }
+        for time in stage_times(read_results(workspace).seconds)
+    ]
+    create_table_artifact(throughput, key="throughput", description="Computing time by stage, over all runs.")
+    failures = pq.read_table(workspace.failures)
+    _show_failures(failures)
+    regions = pq.read_metadata(workspace.regions).num_rows
+    line = line_of(images=plan.images, pending=plan.pending, failed=failed, regions=regions, failures=failures.num_rows)
+    broken = f"{counted(len(broken_shards), 'shard')} could not finish: the next run goes on there"
+    show_outcome(workspace, line, [broken] if broken_shards else [])
+    return Summary(
+        in_one_line=line,
         task_runs=task_runs,
-        regions=pq.read_metadata(workspace.regions).num_rows,
-        failures=pq.read_metadata(workspace.failures).num_rows,
+        lacking=bool(failed or broken_shards),
+        problem=problem_of(broken_shards, passing),
         broken_shards=broken_shards,
-        images=plan.images,
-        computed=plan.pending - failed,
-        failed=failed,
-        passing=len(passing),
-        trouble=passing[0] if passing else None,
     )
-    broken = [f"{len(broken_shards)} shards could not finish: the next run goes on with them"] if broken_shards else []
-    show_outcome(workspace, summary.in_one_line, broken)
-    return summary
+
+
+def _show_worst(workspace: Workspace) -> None:
+    regions = worst_regions(workspace, _WORST).to_pylist()
+    rows: list[dict[str, Any]] = [
+        {
+            "image": region["image"],
+            "severity": round(region["severity"]),
+            "area px": region["area"],
+            "mean similarity": round(region["mean_similarity"], 3),
+            "class": region["class_name"] or "",
+            **{name: region[name] for name in ("x", "y", "width", "height")},
+        }
+        for region in regions
+    ]
+    if not any(row["class"] for row in rows):
+        rows = [{name: value for name, value in row.items() if name != "class"} for row in rows]
+    create_table_artifact(rows, key="worst-regions", description=f"The {len(rows)} most severe regions of the corpus.")
+
+
+def _show_failures(failures: pa.Table) -> None:
+    """Show the failed images; stage and file come last, where a narrow screen cuts off."""
+    more = f"; the first {_FAILURES} of them. desra status --failures lists all."
+    title = counted(failures.num_rows, "image") + " could not be processed"
+    title += more if failures.num_rows > _FAILURES else "."
+    columns = {"image": "name", "reason": "reason", "remedy": "remedy", "stage": "stage", "file": "subject"}
+    shown = failures.slice(0, _FAILURES).select(columns.values()).rename_columns(list(columns))
+    create_table_artifact(shown.to_pylist(), key="failures", description=title)

@@ -17,7 +17,7 @@ from desra_core.report.calibration_page import calibration_markdown, write_calib
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 
-# A killed run loses the histograms of at most so many images, and of those that the workers have in hand.
+# A killed run loses the histograms of at most so many images, and of the images on the workers.
 _AT_A_TIME = 50
 
 

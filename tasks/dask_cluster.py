@@ -1,4 +1,4 @@
-"""Dask workers on this machine: how many, how large, with which GPUs; for one run, or for all of desra serve."""
+"""Dask workers on this machine: number, size and GPUs; for one run, or for all runs of desra serve."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
+from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
 
@@ -26,40 +27,50 @@ from tasks import question
 
 # The largest memory of any stage per pixel of a 16-bit colour pair, measured by `make bench`, with a margin.
 BYTES_PER_PIXEL = 40
-# The memory of a worker without an image, and of one that runs networks: PyTorch, weights, a batch of windows.
+# The memory of a worker without an image; with networks: PyTorch, weights, a batch of windows.
 WORKER_BYTES = 300_000_000
 NETWORK_WORKER_BYTES = 1_600_000_000
 
 # The most threads of a worker with a GPU: while one image is on the device, others are read, compared and written.
 GPU_THREADS = 3
 
-# The environment variable by which a run that names no scheduler finds the cluster of desra serve. It lives as long as
-# that cluster, unlike the parameters of a deployment.
-EMBEDDED_SCHEDULER = "DESRA_SCHEDULER"
-# The number of its GPUs: a run waits for a GPU worker that is restarting, instead of computing on the CPU.
-EMBEDDED_GPUS = "DESRA_SCHEDULER_GPUS"
-# The --workers and --memory of desra serve: they also bound the workers that a run starts in place of these.
-EMBEDDED_MACHINE = "DESRA_SCHEDULER_MACHINE"
-# The file with the key of that cluster, and the address of its dashboard.
-EMBEDDED_KEY = "DESRA_SCHEDULER_KEY"
-EMBEDDED_DASHBOARD = "DESRA_SCHEDULER_DASHBOARD"
-
 _MEMORY_SHARE = 0.8
-# Of a worker's limit: Dask pauses a worker at 80 %.
+# The share of its limit that a worker may use: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
 # The image size that workers get memory for where neither their number nor the size of images is known.
 USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
 
+class Embedded(BaseModel):
+    """The cluster of desra serve, as JSON in the environment of its runs; deployments outlive the cluster.
+
+    ``address`` is that of the scheduler, ``key`` the file with the key of the cluster. A run waits until all ``gpus``
+    have a worker; ``machine`` also bounds workers that a run starts in place of these.
+    """
+
+    VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
+
+    address: str
+    gpus: int
+    machine: Machine
+    key: str
+    dashboard: str
+
+    @classmethod
+    def find(cls) -> Embedded | None:
+        """Read the environment of this process; None for a run that desra serve did not start."""
+        return cls.model_validate_json(given) if (given := os.environ.get(cls.VARIABLE)) else None
+
+
 class Share(NamedTuple):
     """The share of this machine that each of its workers gets.
 
     Attributes:
-        workers: How many there are, beside those with a GPU.
-        threads: That the work on one image may use.
-        memory: Of a worker, or of one thread on a GPU, in bytes.
-        gpu_threads: Of each worker with a GPU.
+        workers: Number of workers, beside those with a GPU.
+        threads: Threads that the work on one image may use.
+        memory: Bytes of a worker, or of one thread of a worker with a GPU.
+        gpu_threads: Threads of each worker with a GPU.
     """
 
     workers: int
@@ -73,12 +84,12 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
 
     Args:
         machine: Number and memory of the workers, where given.
-        own: Bytes that each holds without an image.
+        own: Bytes that each worker holds without an image.
         gpus: Number of additional workers with a GPU.
-        pixels: Of the largest image to come.
+        pixels: Pixels of the largest image to come.
 
     Raises:
-        UsageError: They have too little memory.
+        UsageError: The workers have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
     # How many of the largest images there is memory for at a time.
@@ -94,11 +105,11 @@ def image_bytes(memory: int, own: int) -> int:
     """Return the bytes of a worker's memory that are left for an image.
 
     Args:
-        memory: Of a worker, or of one of its threads.
-        own: Bytes that it holds without an image.
+        memory: Bytes of a worker, or of one of its threads.
+        own: Bytes that the worker holds without an image.
 
     Raises:
-        UsageError: It leaves nothing.
+        UsageError: Nothing is left.
     """
     usable = int(_USABLE_SHARE * memory)
     if usable <= own:
@@ -121,6 +132,22 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(_MOST_GPUS)] if given is None else [part for part in given.split(",") if part]
 
 
+def gpus_wanted(networks: bool, machine: Machine) -> int:
+    """Return the number of GPUs that a run uses: all of this machine, if it runs networks and may use them.
+
+    Raises:
+        UsageError: ``--device cuda`` on a machine where PyTorch sees no GPU.
+    """
+    if not networks or machine.device == "cpu" or machine.scheduler:
+        return 0
+    import torch
+
+    count = torch.cuda.device_count()
+    if machine.device == "cuda" and not count:
+        raise UsageError("--device", "cuda, but PyTorch sees no GPU here", "use --device auto or cpu")
+    return count
+
+
 @contextlib.contextmanager
 def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
     """Start workers on this machine for the block; yields the cluster and a connection to it.
@@ -128,16 +155,21 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
     Other users of this machine reach neither the scheduler, which would run any code, nor the dashboard.
 
     Args:
-        share: The share of each.
-        gpus: Those that get a worker of their own, which declares the resource ``GPU: 1`` per thread; of
-            `visible_gpus`.
-        dashboard_port: As for `standing_cluster`.
+        share: The share of each worker.
+        gpus: GPUs of `visible_gpus`; each gets its own worker, which declares the resource ``GPU: 1`` per thread.
+        dashboard_port: Port of Dask's page; another port where it is taken, and by default any.
     """
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
     hidden = secrets.token_urlsafe(32)
     dashboard = {"dashboard_address": f"127.0.0.1:{dashboard_port}", "http_prefix": f"/{hidden}"}
+    # These replace Dask's own variables: its malloc trim threshold maps and faults in every buffer anew, which makes
+    # computing half as long again.
+    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+    environment = dict.fromkeys(libraries, str(share.threads))
+    # PyTorch asks for huge pages: else the page faults of its large buffers take longer than some convolutions.
+    environment["THP_MEM_ALLOC_ENABLE"] = "1"
     configured = {
-        "distributed.nanny.pre-spawn-environ": _environment(share.threads),
+        "distributed.nanny.pre-spawn-environ": environment,
         "distributed.dashboard.link": f"{{scheme}}://{{host}}:{{port}}/{hidden}/status",
     }
     with (
@@ -157,55 +189,40 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
         yield cluster, client
 
 
-class StandingCluster:
-    """Workers on this machine that outlive single runs.
+class StandingCluster(NamedTuple):
+    """Workers on this machine that outlive single runs; ``embedded`` is for the runs."""
 
-    Attributes:
-        address: Of the scheduler.
-        workers: Number of workers in all.
-        gpus: Number of those with a GPU of their own.
-    """
-
-    def __init__(self, cluster: SpecCluster, machine: Machine, gpus: int, key: Path) -> None:
-        self._cluster = cluster
-        self._said = machine.model_dump_json(include={"workers", "memory"}, exclude_none=True)
-        self._key = key
-        self.address = str(cluster.scheduler_address)
-        self.workers = len(cluster.worker_spec)
-        self.gpus = gpus
+    cluster: SpecCluster
+    embedded: Embedded
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment variables by which a run finds these workers."""
-        return {
-            EMBEDDED_SCHEDULER: self.address,
-            EMBEDDED_GPUS: str(self.gpus),
-            EMBEDDED_MACHINE: self._said,
-            EMBEDDED_KEY: str(self._key),
-            EMBEDDED_DASHBOARD: str(self._cluster.dashboard_link),
-        }
+        """The environment variable by which a run finds these workers."""
+        return {Embedded.VARIABLE: self.embedded.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
-        """Start workers again whose nanny has ended too; Dask itself restarts those that died."""
-        self._cluster.scale(len(self._cluster.worker_spec))
+        """Start workers again whose nanny has ended too; Dask itself restarts other dead workers."""
+        self.cluster.scale(len(self.cluster.worker_spec))
 
 
 @contextlib.contextmanager
 def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: int = 0) -> Iterator[StandingCluster]:
-    """Start workers on this machine that outlive single runs; runs find them by `StandingCluster.environment`.
+    """Start workers on this machine that outlive single runs, which find them by `StandingCluster.environment`.
 
     Args:
         machine: Number and memory of the workers.
         gpus: As for `open_dask`.
-        key: File to keep the key of the cluster in, for this user alone; gone at the end.
-        dashboard_port: Of Dask's own page about them; another one where it is taken, and by default any.
+        key: File for the key of the cluster, which only this user may read; it is deleted at the end.
+        dashboard_port: As for `local_cluster`.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
     with local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
         security: Any = cluster.security
         write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
         try:
-            yield StandingCluster(cluster, machine, gpus, key)
+            bounds = Machine(workers=machine.workers, memory=machine.memory)
+            found = {"address": cluster.scheduler_address, "dashboard": cluster.dashboard_link}
+            yield StandingCluster(cluster, Embedded(gpus=gpus, machine=bounds, key=str(key), **found))
         finally:
             key.unlink(missing_ok=True)
 
@@ -214,23 +231,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Variables that libraries read when a worker starts.
-
-    They replace Dask's own, among which is a trim threshold that makes malloc map and fault in every buffer anew: half
-    as much computing time again.
-    """
-    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-    # PyTorch asks for huge pages: else the page faults of its large buffers take longer than some convolutions.
-    return dict.fromkeys(libraries, str(threads)) | {"THP_MEM_ALLOC_ENABLE": "1"}
-
-
 def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    options = {
-        "host": "127.0.0.1",
-        "dashboard": False,
-        "silence_logs": logging.CRITICAL,
-    } | tls
+    options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.CRITICAL} | tls
 
     def worker(threads: int, resources: dict[str, float], visible: str) -> dict[str, Any]:
         own = {"nthreads": threads, "memory_limit": threads * share.memory, "resources": resources}
@@ -250,9 +252,9 @@ class _Nothing(RequestHandler):
 
 
 class _Prepared(WorkerPlugin):
-    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before that is updated."""
+    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Do so; Dask calls this when the worker starts."""
+        """Prepare a worker that starts; Dask calls this."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         question.own()

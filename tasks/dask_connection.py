@@ -1,16 +1,15 @@
-"""Connect a run to Dask: to the scheduler of others, to the workers of desra serve, or to workers of its own."""
+"""Connect a run to Dask: to a given scheduler, to the workers of desra serve, or to workers of the run's own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from ssl import SSLError
 from typing import Any
 
-from distributed import Client, Worker
+from distributed import Client
 from distributed.comm.core import CommClosedError, connect
 from distributed.core import send_recv
 from distributed.security import Security
@@ -22,13 +21,10 @@ from desra_core.settings import Machine
 from tasks.admission import Admission
 from tasks.dask_cluster import (
     BYTES_PER_PIXEL,
-    EMBEDDED_DASHBOARD,
-    EMBEDDED_GPUS,
-    EMBEDDED_KEY,
-    EMBEDDED_MACHINE,
-    EMBEDDED_SCHEDULER,
     NETWORK_WORKER_BYTES,
     WORKER_BYTES,
+    Embedded,
+    Share,
     image_bytes,
     local_cluster,
     share_of,
@@ -41,6 +37,8 @@ from tasks.logs import configure, say
 _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
+# Settings of desra serve that a run takes over where it leaves them open.
+_BOUNDS = ("workers", "memory")
 
 
 @contextlib.contextmanager
@@ -57,7 +55,7 @@ def open_dask(
     """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
     Args:
-        machine: How many workers and how large; ignored by a scheduler that runs elsewhere.
+        machine: Number and size of the workers; ignored by a scheduler that runs elsewhere.
         folder: The folder that workers write to, if they do.
         networks: Whether workers will run networks, and need memory for that beside their images.
         gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
@@ -75,19 +73,23 @@ def open_dask(
     configure(machine.log_level, machine.log_format)
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
-    embedded = None if machine.scheduler or alone else os.environ.get(EMBEDDED_SCHEDULER)
-    if address := machine.scheduler or embedded:
-        key = os.environ.get(EMBEDDED_KEY) if embedded else None
-        with connected(address, key) as client, contextlib.ExitStack() as stack:
+    embedded = None if machine.scheduler or alone else Embedded.find()
+    if address := machine.scheduler or (embedded.address if embedded else None):
+        with connected(address, embedded.key if embedded else None) as client, contextlib.ExitStack() as stack:
             admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
             admission.ask()
             if embedded:
-                machine = _as_served(machine)
-                if any(client.run(_executing).values()):  # left by a killed run, for they serve one run at a time
+                bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in _BOUNDS}
+                machine = machine.model_copy(update=bounds)
+                executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
+                if any(executing.values()):  # left by a killed run, for the workers serve one run at a time
                     _restart(client)
-                _await_workers(client, int(os.environ.get(EMBEDDED_GPUS, 0)))
-            dask = _elsewhere(address, client, machine, own, admission, embedded=bool(embedded))
-            if machine.scheduler or dask.max_pixels >= min(pixels, _own_pixels(machine, own, gpus, pixels)):
+                _await_workers(client, embedded.gpus)
+            dask = _elsewhere(address, client, machine, own, admission, embedded)
+            needed = 0
+            if embedded:  # as much as new workers would have memory for
+                needed = min(pixels, image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL)
+            if dask.max_pixels >= needed:
                 with contextlib.closing(dask):
                     yield dask
                 return
@@ -97,65 +99,40 @@ def open_dask(
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
-    with local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client):
-        dask = Dask(
-            client,
-            machine,
-            threads=share.threads,
-            image_bytes=image_bytes(share.memory, own),
-            workers=share.workers + gpus,
-            gpus=gpus,
-            gpu_slots=share.gpu_threads,
-        )
-        with contextlib.closing(dask):
-            yield dask
-
-
-def _as_served(machine: Machine) -> Machine:
-    """Fill in the workers and the memory that a run leaves open with those of desra serve."""
-    said = Machine.model_validate_json(os.environ.get(EMBEDDED_MACHINE, "{}"))
-    own = {"workers": machine.workers or said.workers, "memory": machine.memory or said.memory}
-    return machine.model_copy(update=own)
-
-
-def _own_pixels(machine: Machine, own: int, gpus: int, pixels: int) -> int:
-    """The largest image that workers of a run's own have memory for."""
-    return image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL
+    with (
+        local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
+        contextlib.closing(Dask(client, machine, share, own=own, gpus=gpus)) as dask,
+    ):
+        yield dask
 
 
 def _elsewhere(
-    address: str, client: Client, machine: Machine, own: int, admission: Admission, *, embedded: bool
+    address: str, client: Client, machine: Machine, own: int, admission: Admission, embedded: Embedded | None
 ) -> Dask:
-    """Use the workers of a cluster that others, or desra serve, have started; raises as `open_dask`."""
+    """Use the workers of a cluster that was started elsewhere, or by desra serve; raises as `open_dask`."""
     workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
     if not workers:
         raise AbsentError(address, "has no workers", "start some with dask worker")
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
-    dask = Dask(
-        client,
-        machine,
-        threads=threads_of(len(workers) - len(slots)) if embedded else 1,
-        image_bytes=image_bytes(memory, own),
-        workers=len(workers),
-        gpus=len(slots),
-        gpu_slots=min(slots, default=0),
-        admission=admission,
-    )
+    without_gpu = len(workers) - len(slots)
+    threads = threads_of(without_gpu) if embedded else 1
+    share = Share(without_gpu, threads, memory, min(slots, default=0))
+    dask = Dask(client, machine, share, own=own, gpus=len(slots), admission=admission)
     if embedded:
-        dask.dashboard = os.environ.get(EMBEDDED_DASHBOARD, dask.dashboard)
+        dask.dashboard = embedded.dashboard
     return dask
 
 
 def release_embedded() -> None:
     """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
-    if address := os.environ.get(EMBEDDED_SCHEDULER):
-        with connected(address, os.environ.get(EMBEDDED_KEY)) as client:
+    if embedded := Embedded.find():
+        with connected(embedded.address, embedded.key) as client:
             _restart(client)
 
 
 def _await_workers(client: Client, gpus: int) -> None:
-    """Wait up to a minute for any worker and so many with a GPU: one that died is being restarted."""
+    """Wait up to a minute for a worker, and for a number of workers with a GPU: dead workers are being restarted."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
         there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
@@ -170,7 +147,7 @@ def _await_workers(client: Client, gpus: int) -> None:
 
 
 def _workers(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler knows of each worker, by its address."""
+    """Return the scheduler's description of each worker, by address."""
     return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -179,10 +156,6 @@ def _restart(client: Client) -> None:
         client.restart(timeout=_RESTART_SECONDS)
     except TimeoutError:
         raise TransientError("the Dask workers", "do not restart", "run again, or start desra serve again") from None
-
-
-def _executing(dask_worker: Worker) -> int:
-    return len(dask_worker.state.executing)
 
 
 def connected(address: str, key: str | None = None) -> Client:
@@ -211,7 +184,7 @@ async def _try_connection(address: str, security: Security) -> None:
 
 
 def _unanswered(address: str, error: Exception) -> UsageError:
-    """Say why a scheduler does not answer; TLS on one side alone raises several kinds of errors."""
+    """Make the error for a scheduler that does not answer; TLS on one side alone raises several kinds of errors."""
     tls = address.startswith("tls://")
     if tls and isinstance(error, TypeError):
         remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"

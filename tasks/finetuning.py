@@ -1,4 +1,4 @@
-"""The tasks of a finetune: freeze its images, train on one worker, show how it went."""
+"""The tasks of a finetune: start it, freeze its images, train on one worker, show the losses."""
 
 from __future__ import annotations
 
@@ -8,61 +8,43 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
-from prefect.tasks import Task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.runtime import deployment
 
+from desra_core.errors import LockedError, may_pass
 from desra_core.evaluation.table import counted
 from desra_core.files.locks import locked
 from desra_core.settings import Machine
+from desra_core.settings.serving import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
+from desra_core.training.pools import count_new
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.artifacts import show_outcome, show_overview
-from tasks.dask_cluster import visible_gpus
+from tasks.dask_cluster import gpus_wanted, visible_gpus
 from tasks.dask_connection import open_dask, release_embedded
 from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
-from tasks.retry_policy import may_pass
-from tasks.stages import gpus_wanted
 
 _RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
 _POLL_SECONDS = 1.0
 
 
-class Finetuned(NamedTuple):
-    """The end of a finetune: its Prefect ids, images and iterations, and whether it stopped early.
-
-    Without images nothing was trained: there is no artifact in the training pool.
-    """
-
-    flow_run: str
-    task_runs: int
-    images: int
-    iteration: int
-    early: bool
-
-    @property
-    def in_one_line(self) -> str:
-        """Say in a line how it ended."""
-        if not self.images:
-            return "no artifact in the training pool: nothing was trained"
-        steps, images = counted(self.iteration, "iteration"), counted(self.images, "image")
-        return f"{steps} on {images}" + (", stopped early" if self.early else "")
-
-
 @task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan) -> int:
     """Check the networks, and write the images of a run that begins to its folder; return their number.
 
-    Warns, before any training, where no held-out image could judge the result.
+    Warn before any training where no held-out image could judge the result.
     """
     if plan.warning:
         _announce(f"warning: {plan.warning}")
@@ -72,13 +54,8 @@ def freeze_images(plan: FinetunePlan) -> int:
     images, errors = begin(plan, scale)
     say_each("left out", errors)
     if images < plan.training.images:
-        say(f"{images} images to train on, fewer than the {plan.training.images} asked for: there are no more")
+        say(f"{counted(images, 'image')} to train on, fewer than the {plan.training.images} asked for: all there are")
     return images
-
-
-def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry a lost worker or a full disk, but not a model that cannot be used or a loss that is no number."""
-    return may_pass(state.result(raise_on_failure=False))
 
 
 @task(
@@ -86,7 +63,8 @@ def _may_pass(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
     cache_policy=NO_CACHE,
     retries=len(_RETRY_SECONDS),
     retry_delay_seconds=_RETRY_SECONDS,
-    retry_condition_fn=_may_pass,
+    # A lost worker or a full disk, but not a model that cannot be used or a loss that is no number.
+    retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
 def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
     """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
@@ -110,12 +88,12 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
                 _count(progress, plan)
                 progress.show()
 
-            ended = dask.follow(
+            iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
                 resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
             )  # fmt: skip
             _count(progress, plan)
-    return ended.iteration, ended.early
+    return iterations, iterations < plan.training.iterations
 
 
 def _announce(line: str) -> None:
@@ -125,7 +103,7 @@ def _announce(line: str) -> None:
 
 @contextlib.contextmanager
 def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
-    """Start a worker with a GPU, or with all cores, of which no other finetune has hold; or connect to a scheduler."""
+    """Start a worker with a GPU, or with all cores, that no other finetune uses; or connect to a scheduler."""
     if machine.scheduler:
         with open_dask(machine, folder=folder, networks=True) as dask:
             yield dask
@@ -140,13 +118,13 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
 
 @contextlib.contextmanager
 def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Iterator[str]:
-    """Hold one of several devices for a finetune; wait while there is a finetune on each of them.
+    """Hold one of several devices for a finetune; wait while another finetune is on each of them.
 
-    The system frees what a process held, however it dies.
+    The system frees the device of a process that dies.
 
     Args:
         devices: Names of GPUs, or ``cpu``.
-        on_wait: Called with a line for people, once, when all of them are taken.
+        on_wait: Called once, with a line for people, when all devices are taken.
 
     Yields:
         The device.
@@ -154,8 +132,8 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     announced = False
     while True:
         for device in devices:
-            with contextlib.ExitStack() as held:
-                if held.enter_context(locked(_lock_file(device), read_only=True)) is None:
+            with locked(_lock_file(device), read_only=True) as other:
+                if other is None:
                     yield device
                     return
         if not announced:
@@ -165,7 +143,7 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
 
 
 def _lock_file(device: str) -> Path:
-    """Return the lock file of a device, the same for all users; it is never deleted, or two could hold it."""
+    """Return the lock file of a device for all users; it is never deleted, or two processes could hold it."""
     path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
     with contextlib.suppress(FileExistsError):
         file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
@@ -175,15 +153,20 @@ def _lock_file(device: str) -> Path:
 
 
 @task(task_run_name="losses", cache_policy=NO_CACHE)
-def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], workspace: Workspace) -> Finetuned:
-    """Show the losses in the UI, and how the run ended."""
+def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], workspace: Workspace) -> str:
+    """Show the losses in the UI, and how the run ended.
+
+    Returns:
+        How the run ended, in a line.
+    """
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
     shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
-    create_table_artifact(shown, key="losses", description=f"Mean losses of {ended[0]} iterations on {images} images.")
-    finetuned = Finetuned(str(flow_run.id), 3, images, *ended)
-    show_outcome(workspace, finetuned.in_one_line, [f"models: `{plan.run.root / 'models'}`"])
-    return finetuned
+    line = f"{counted(ended[0], 'iteration')} on {counted(images, 'image')}"
+    create_table_artifact(shown, key="losses", description=f"Mean losses of {line}.")
+    line += ", stopped early" if ended[1] else ""
+    show_outcome(workspace, line, [f"models: `{plan.run.root / 'models'}`"])
+    return line
 
 
 def _count(progress: RunProgress, plan: FinetunePlan) -> None:
@@ -194,3 +177,46 @@ def _count(progress: RunProgress, plan: FinetunePlan) -> None:
         return
     losses = state.get("losses", {})
     progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+
+
+@task(task_run_name="start-finetune", cache_policy=NO_CACHE)
+def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
+    """Submit the finetune deployment beside that of this run, if enough images have gathered and no finetune waits.
+
+    Returns:
+        The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
+        the workspace meanwhile.
+    """
+    logger = get_run_logger()
+    try:
+        with workspace.locked():
+            gathered = count_new(workspace, trigger.group_by)
+    except LockedError as error:  # by a command that began after the mining, which is done nevertheless
+        logger.info("%s; the next run counts the images that have gathered", error)
+        return 0
+    have = "has" if gathered == 1 else "have"
+    since = f"{counted(gathered, 'image')} with artifacts {have} gathered since the last finetune"
+    if gathered < trigger.artifacts:
+        logger.info("%s; the next begins at %d", since, trigger.artifacts)
+    elif not deployment.id:
+        logger.info("%s, but this run has no deployment whose finetune could be started", since)
+    elif _is_waiting(deployment.name):
+        logger.info("%s; a finetune is waiting already", since)
+    else:
+        # Not as a run within this one, which ends now.
+        name = f"finetune/{deployment.name}"
+        run = cast(FlowRun, run_deployment(name, timeout=0, as_subflow=False, tags=["gathered"]))
+        logger.info("%s: started %s", since, run.name)
+    return gathered
+
+
+def _is_waiting(name: str) -> bool:
+    """Say whether a run of the finetune deployment of that name is scheduled."""
+    with get_client(sync_client=True) as client:
+        waiting = client.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": ["finetune"]}}),
+            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}}),
+            limit=1,
+        )
+    return bool(waiting)

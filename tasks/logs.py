@@ -1,8 +1,8 @@
 """Print to stderr: lines for people, and records of shards and images for log collectors.
 
-Lines are what a person at a terminal reads, errors and warnings among them. Records are of the levels of Python's
-logging: one per shard at info, one per image at debug, each with run, shard and image. With the format ``json`` all of
-it is one JSON object per line.
+Lines are for a person at a terminal, errors and warnings too. Records have the levels of Python's logging: a record per
+shard at info, a record per image at debug, each with run, shard and image. With the format ``json``, each line and each
+record is a JSON object.
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ _RECORDS = logging.getLogger("desra.records")
 
 
 def say(line: str, **ids: Any) -> None:
-    """Print a line that is not the result.
+    """Print a line on stderr.
 
     Args:
-        line: Its level is that of a leading ``error:`` or ``warning:``, else info.
+        line: A leading ``error:`` or ``warning:`` is its level, else info.
         ids: The run, workspace and so on, as for `record`; shown where lines are JSON.
     """
     _handled()
     level, _, message = line.partition(": ")
-    if level in ("error", "warning"):
-        _LINES.log(_level(level), message, extra={"ids": ids})
-    else:
-        _LINES.info(line, extra={"ids": ids})
+    if level not in ("error", "warning"):
+        level, message = "info", line
+    _LINES.log(_level(level), message, extra={"ids": ids})
 
 
-def say_each(kind: str, troubles: Iterable[object], rest: str = "") -> None:
-    """Print a line ``kind: trouble`` for each of the first 20 troubles, and one for how many more there are."""
+def say_each(kind: str, troubles: Iterable[object], rest: str = "", *, most: int | None = SHOWN_FAILURES) -> None:
+    """Print a line ``kind: trouble`` for each of the first troubles (None: all), and the number of the others."""
     lines = list(troubles)
-    for line in lines[:SHOWN_FAILURES]:
+    for line in lines[:most]:
         say(f"{kind}: {printable(line)}")
-    if len(lines) > SHOWN_FAILURES:
-        say(f"and {len(lines) - SHOWN_FAILURES} more{rest}")
+    if most is not None and len(lines) > most:
+        say(f"and {len(lines) - most} more{rest}")
 
 
 class NowAndThen:
-    """Print how far something is, at most every five seconds, by a line like ``reading new files: {} of {}``."""
+    """Print a progress line such as ``reading new files: {} of {}``, at most every five seconds."""
 
     def __init__(self, line: str) -> None:
         self._line = line
         self._said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Print the line, with the number done and that of all, if it is time for one."""
+        """Print the line with the number done and the total, if five seconds have passed."""
         if time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             say(self._line.format(done, total))
@@ -80,9 +79,8 @@ def record(level: int, message: str, **ids: Any) -> None:
 
 
 def configure(level: str, form: str) -> None:
-    """Set level and format of the log of this process; see `desra_core.settings.corpus.Machine`."""
-    handler = _handled()
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    """Set level and format of the log of this process; see `desra_core.settings.Machine`."""
+    _handled().setFormatter(_Json() if form == "json" else _Text())
     _RECORDS.setLevel(_level(level))
 
 
@@ -92,11 +90,7 @@ def is_json() -> bool:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """A handler that writes to the current ``sys.stderr``.
-
-    Attributes:
-        about: Ids that all lines carry.
-    """
+    """Write to the current ``sys.stderr``; all lines carry the ids ``about``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,23 +114,23 @@ class _Text(logging.Formatter):
         if record.name == _LINES.name:
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             return level + record.getMessage()
-        ids = " ".join(f"{name}={value}" for name, value in _ids(record, "ids").items())
+        ids = " ".join(f"{name}={value}" for name, value in _ids(record, "ids"))
         return f"{_moment(record):%H:%M:%S} {record.levelname.lower():7} {ids} {record.getMessage()}"
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-        return json.dumps(fields | _ids(record, "about", "ids") | {"message": record.getMessage()})
+        return json.dumps(fields | dict(_ids(record, "about", "ids")) | {"message": record.getMessage()})
 
 
 def _level(name: str) -> int:
     return logging.getLevelNamesMapping()[name.upper()]
 
 
-def _ids(record: logging.LogRecord, *kinds: str) -> dict[str, Any]:
-    found = {name: value for kind in kinds for name, value in getattr(record, kind, {}).items()}
-    return {name: value for name, value in found.items() if value is not None}
+def _ids(record: logging.LogRecord, *kinds: str) -> list[tuple[str, Any]]:
+    ids = (item for kind in kinds for item in getattr(record, kind, {}).items())
+    return [(name, value) for name, value in ids if value is not None]
 
 
 def _moment(record: logging.LogRecord) -> datetime:
@@ -144,7 +138,7 @@ def _moment(record: logging.LogRecord) -> datetime:
 
 
 def _handled() -> _Stderr:
-    """The one handler of both loggers, made on first use."""
+    """Return the handler of both loggers; the first use makes it."""
     if not _LINES.handlers:
         handler = _Stderr()
         handler.setFormatter(_Text())

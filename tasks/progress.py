@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from functools import cache
-from types import TracebackType
 from typing import Any, cast
 from uuid import UUID
 
@@ -17,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from desra_core.errors import DesraError, TransientError, printable
+from desra_core.errors import DesraError, TransientError, may_pass, printable
+from desra_core.evaluation.table import counted
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
-from tasks.retry_policy import may_pass
 
 _REFRESH_SECONDS = 1.0
 # Between attempts to reach a server that does not answer: Prefect's client takes a minute for each.
@@ -28,12 +27,12 @@ _SILENT_SECONDS = 60.0
 
 @cache
 def _usual_retries() -> int:
-    """Return how often Prefect's client tries again by its settings, read before `_Artifact.show` changes them."""
+    """Return how often Prefect's client tries again by its settings, before `_Artifact.show` changes them."""
     return get_current_settings().client.max_retries
 
 
 class _Artifact:
-    """A progress artifact of the run. Work goes on where the server does not answer."""
+    """A progress artifact of the run; the work goes on where the server does not answer."""
 
     def __init__(self, key: str, line: str) -> None:
         self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
@@ -41,7 +40,7 @@ class _Artifact:
         _usual_retries()
 
     def show(self, share: float, line: str) -> str | None:
-        """Refresh it; returns a warning where that fails."""
+        """Refresh the artifact; return a warning where that fails."""
         if time.monotonic() < self._silent_until:
             return None
         client = get_current_settings().client
@@ -56,7 +55,7 @@ class _Artifact:
 
 
 class ReadingProgress:
-    """Show in the UI how many new files were hashed, if that takes more than a second; for `prepare`."""
+    """Show in the UI how many new files `prepare` has hashed, if that takes more than a second."""
 
     def __init__(self) -> None:
         self._artifact: _Artifact | None = None
@@ -68,7 +67,7 @@ class ReadingProgress:
         if at_once or (done < total and time.monotonic() - self._shown < _REFRESH_SECONDS):
             return
         self._shown = time.monotonic()
-        line = f"{done} of {total} new files read"
+        line = f"{done} of {counted(total, 'new file')} read"
         self._artifact = self._artifact or _Artifact("reading", line)
         if warning := self._artifact.show(done / total, line):
             say(warning)
@@ -82,7 +81,7 @@ class _Pace:
         self._started = self._latest = time.monotonic()
 
     def reached(self, done: int) -> None:
-        """Note that ``done`` steps are done in all; a number below the last one starts the measurement anew."""
+        """Note the number of steps done in all; a number below the last one starts the measurement anew."""
         if done < self._done:
             self._before, self._done = done, done
             self._started = self._latest = time.monotonic()
@@ -90,14 +89,14 @@ class _Pace:
             self._done, self._latest = done, time.monotonic()
 
     def rate(self) -> float | None:
-        """Return the steps per second; None before the first one."""
+        """Return the steps per second; None before the first step."""
         steps = self._done - self._before
         return steps / max(self._latest - self._started, 1e-9) if steps else None
 
     def left(self, total: int) -> str | None:
-        """Return the time until all are done, such as ``0:00:29``; None before the first step.
+        """Return the time until all steps are done, such as ``0:00:29``; None before the first step.
 
-        It does not grow while a step takes longer than usual.
+        The time does not grow while a step takes longer than usual.
         """
         rate = self.rate()
         if rate is None:
@@ -109,13 +108,13 @@ class _Pace:
 
 
 class RunProgress:
-    """Count images as they pass their stages, and show it. Safe to call from the threads of several shards.
+    """Count images as they pass their stages, and show the counts. The threads of several shards may call this.
 
     Args:
         verb: The run in a word, such as ``mine``.
-        images: Number of images to be computed.
+        images: Number of images to compute.
         stages: Number of stages of each image.
-        unit: The thing that is counted, in the plural.
+        unit: The plural of the thing that is counted.
     """
 
     def __init__(self, verb: str, images: int, stages: int, unit: str = "images") -> None:
@@ -146,21 +145,22 @@ class RunProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.show(final=True)
         self._bar.stop()
 
     def passed(self, images: int, *, last: bool = False) -> None:
-        """Add images that have passed a stage; ``last`` if it was their last one."""
+        """Add images that have passed a stage, or the ``last`` stage."""
         with self._lock:
-            self._steps_done += images
             self._finished += images if last else 0
-            self._pace.reached(self._steps_done)
+            self._step(images)
+
+    def _step(self, count: int) -> None:
+        self._steps_done += count
+        self._pace.reached(self._steps_done)
 
     def reached(self, count: int, note: str) -> None:
-        """Set the number that have passed their only stage; those of the first call do not count for the speed."""
+        """Set the number of things that have passed their only stage; the speed is measured from the first call."""
         with self._lock:
             if not self._finished:
                 self._pace = _Pace(count)
@@ -169,7 +169,7 @@ class RunProgress:
             self._note = note
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Show the steps done of a preparation, which comes before the first step that counts."""
+        """Show the steps done of a preparation, before the first step that counts."""
         with self._lock:
             self._preparing = self._preparing or _Pace(done)
             self._preparing.reached(done)
@@ -177,13 +177,12 @@ class RunProgress:
             self._note = f"{what} {done} of {total} steps" + (f", {left} of that left" if left else "")
 
     def failed(self, error: DesraError, names: int, stages_left: int) -> None:
-        """Count an image with so many names as failed: it skips the stages left."""
+        """Count an image with a number of names as failed: it skips the stages that are left."""
         with self._lock:
             self._failed += names
             if isinstance(error, TransientError) and may_pass(error):
                 self._passing.append(error)
-            self._steps_done += names * stages_left
-            self._pace.reached(self._steps_done)
+            self._step(names * stages_left)
             self._failure_lines += 1
             lines = self._failure_lines
         if lines <= SHOWN_FAILURES:
@@ -198,7 +197,7 @@ class RunProgress:
             return self._failed, list(self._passing)
 
     def follow(self, shards: list[PrefectFuture[Any]]) -> tuple[str, ...]:
-        """Show the progress until all shards have ended; returns a line for each that could not finish."""
+        """Show the progress until all shards have ended; return the error of each shard that could not finish."""
         waiting = set(shards)
         while waiting:
             waiting = wait(list(waiting), timeout=_REFRESH_SECONDS).not_done
@@ -225,7 +224,7 @@ class RunProgress:
             say(line)
 
     def line(self) -> str:
-        """Say how far the run is: ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
+        """Return the progress: ``812 of 2000 images, 3 failed, 41.2 images/s, 0:00:29 left``."""
         parts = [f"{self._finished} of {self._images} {self._unit}"]
         parts += [f"{self._failed} failed"] if self._unit == "images" else []
         parts += [self._note] if self._note else []

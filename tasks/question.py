@@ -6,6 +6,7 @@ the standard library and Dask. `tasks.admission` sends it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import sys
@@ -17,9 +18,9 @@ from typing import Any
 
 from distributed import get_worker
 
-# The fingerprint of the run's code; a file in the folder of the results, if there is one, and its content.
+# The fingerprint of the run's code; a file in the folder of the results or None; the content of that file.
 Question = tuple[str, str | None, str]
-# Address, reason and remedy of a worker that refused, or None; and the result of the call.
+# Address, reason and remedy of a worker that refused, or None; then the result of the call.
 Answer = tuple[tuple[str, str, str] | None, Any]
 
 _PACKAGES = ("desra_core", "tasks")
@@ -44,7 +45,7 @@ def fingerprint() -> str:
 
 
 def own() -> str:
-    """Return the fingerprint of the code that this process runs, taken once, whatever is installed later."""
+    """Return the fingerprint of the code that this process runs; it is taken once, before any update."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
     if "own" not in known:
         known["own"] = fingerprint()
@@ -54,15 +55,11 @@ def own() -> str:
 def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None:
     """Return the reason why this worker gets no work, and the remedy; None where it may work."""
     if (theirs := own()) != ours:
-        return (
-            f"this worker has {theirs}, this run {ours}",
-            "install the same there, and start it again",
-        )
+        return f"this worker has {theirs}, this run {ours}", "install the same there, and start it again"
     if sign is not None:
-        try:
+        seen = None
+        with contextlib.suppress(OSError):
             seen = Path(sign).read_text()
-        except OSError:
-            seen = ""
         if seen != content:
             reason = f"this worker does not see {Path(sign).parent}, where the results go"
             return reason, "have that folder there under the same path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,42 +13,41 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 
-from desra_core.errors import ImageError
+from desra_core.detection.class_weights import Weights
+from desra_core.errors import AbsentError, ImageError
+from desra_core.evaluation.table import counted
 from desra_core.files.hashing import fingerprint
 from desra_core.planning.plan import Plan, assess
-from desra_core.stages import Stage, failure, run_stage
+from desra_core.settings import CorpusSettings, Machine
+from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import PRODUCTS, spared_arrays
+from desra_core.workspace.products import PRODUCTS, Target, stages_for
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
 from tasks.progress import RunProgress
 
 Counts = dict[str, int]
-_ARRAYS = {product.name: product.arrays for product in PRODUCTS}
 
 
 class StageSpec(NamedTuple):
-    """A stage of a flow.
+    """A stage of a run.
 
-    ``name`` is what people see; ``product`` says in `planning.plan.Work` which images lack it;
-    ``function`` and its ``settings`` come from `desra_core.stages`; ``key`` identifies everything but the images
-    that determines the product; ``resources`` are Dask's, like ``{"GPU": 1}``.
+    ``name`` is that of its product; `desra_core.stages.run_stage` takes ``function`` and ``job``; ``resources`` are
+    Dask's, like ``{"GPU": 1}``.
     """
 
     name: str
-    product: str
     function: Stage
-    settings: Any
-    key: str
+    job: StageJob
     resources: dict[str, float]
 
 
 class Run:
-    """The parts that the shards of a run share. Lives in the driver; never leaves it.
+    """The parts that the shards of a run share, in the driver.
 
-    A plain class, like `Shard`: Prefect looks into every dataclass and list that a task is given.
+    A plain class, like `Shard`: Prefect looks into every dataclass and list that a task gets.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Run:
 
 
 class Shard:
-    """The images of a shard that have something to do, and their records so far.
+    """The images of a shard that lack products, and their records so far.
 
-    The plan lists the products in the workspace; records that come back add to it, for the lock keeps others from
-    changing the workspace. ``content`` are the ids of all its images, those included that are done; ``work`` are the
-    images of the stage that runs, each with its record.
+    The plan lists the products in the workspace, and records that come back add to it: the lock keeps other runs out.
+    ``content`` are the ids of all images of the shard, finished ones too; ``work`` are the images of the stage that
+    runs, each with its record.
     """
 
     def __init__(self, run: Run, number: int) -> None:
@@ -88,20 +88,17 @@ class Shard:
         ids = dict.fromkeys(self._ids[index] for index in np.flatnonzero(work.lacking[product]))
         return [(self.images[key], self.record_of(key)) for key in ids if key not in self.failed]
 
-    def names(self) -> int:
-        """Count the names of the images that have not failed."""
-        return sum(len(image.names) for key, image in self.images.items() if key not in self.failed)
-
     def record_of(self, image_id: str) -> Record:
         """Return the record of an image, or an empty one."""
         return self.records.get(image_id, Record(image_id))
 
     def update(self, record: Record, stage: str) -> None:
-        """Replace the record of an image, for which a stage has stored its arrays."""
+        """Replace the record of an image whose arrays a stage has stored."""
         self.records[record.id] = record
         if record.failed:
             self.failed.add(record.id)
-        for array in _ARRAYS.get(stage, ()):
+        arrays = next((product.arrays for product in PRODUCTS if product.name == stage), ())
+        for array in arrays:
             self._held.arrays[array][self._indices[record.id]] = True
 
 
@@ -118,22 +115,14 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     where the workspace lacks a product of any image.
     """
     spec = run.stages[stage]
-    target = run.plan.target
-    function = partial(
-        run_stage,
-        spec.function,
-        workspace=run.workspace,
-        settings=spec.settings,
-        mask_key=target.run_key,
-        spared=spared_arrays(target),
-    )
+    function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
     for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
         error: ImageError | None
         if isinstance(result, ImageError):  # transient, so Dask has tried again
-            record, error = failure(image, shard.record_of(image.id), spec.name, target.run_key, result), result
+            record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
         else:
             record, error = result, result.error if result.failed else None
         shard.update(record, spec.name)
@@ -147,19 +136,43 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
 
 @task(task_run_name="shard-{number:05d}", cache_policy=NO_CACHE)
 def process_shard(number: int, run: Run) -> Counts:
-    """Take a shard through all stages, then gather its records. Products that exist are kept."""
+    """Take a shard through all stages, then gather its records; keep the products that exist."""
     shard = Shard(run, number)
     for index, spec in enumerate(run.stages):
-        shard.work = pending = shard.pending(spec.product)
-        run.progress.passed(shard.names() - sum(len(image.names) for image, _ in pending))
+        shard.work = shard.pending(spec.name)
+        passed = shard.images.keys() - shard.failed - {image.id for image, _ in shard.work}
+        run.progress.passed(sum(len(shard.images[key].names) for key in passed))
         stage_of_shard.with_options(
-            name=spec.name,
-            task_run_name=f"{spec.name}-{number:05d}",
-            refresh_cache=bool(pending),
-        )(fingerprint(spec.name, spec.key, shard.content), index, shard, run)
+            name=spec.name, task_run_name=f"{spec.name}-{number:05d}", refresh_cache=bool(shard.work)
+        )(fingerprint(spec.name, spec.job.key, shard.content), index, shard, run)
     gather_shard(run.workspace, number, [shard.records[key] for key in sorted(shard.failed)])
     counts = {"images": len(shard.images), "failed": len(shard.failed)}
-    line = f"{counts['images']} images, {counts['failed']} failed"
+    line = f"{counted(counts['images'], 'image')}, {counts['failed']} failed"
     get_run_logger().info("shard %05d: %s", number, line)
     record(logging.INFO, line, run=flow_run.name, shard=f"{number:05d}")
     return counts
+
+
+def stages_of(
+    settings: CorpusSettings, target: Target, weights: Weights, machine: Machine, dask: Dask
+) -> list[StageSpec]:
+    """Make the stages of a run from the declarations of its products, and try their networks on a worker.
+
+    Raises:
+        UsageError: A model or the segmenter cannot be loaded, or there is no GPU for ``--device cuda``
+            (`AbsentError`). Raised here once, instead of as a failure of every image.
+    """
+    if machine.device == "cuda" and not dask.gpus and target.runs_networks:
+        raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+    device = "cuda" if dask.gpus and machine.device != "cpu" else "cpu"
+    stages = []
+    for product in stages_for(target):
+        module = import_module(f"desra_core.stages.{product.name}")
+        key = product.key(target) or ""
+        job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
+        resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
+        if product.gpu:
+            function, *arguments = module.network(job)
+            dask.call(function, *arguments, resources=resources)
+        stages.append(StageSpec(product.name, getattr(module, f"{product.name}_stage"), job, resources))
+    return stages

@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import ImageError
 from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, plan, publish_results
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from tests.in_process import one_thread
 
 # Small pairs: 200x240 px, of which two in three have an artifact at rows 40 to 140 and columns 60 to 180.

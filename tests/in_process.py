@@ -23,10 +23,8 @@ from desra_core.training.loop import finetune
 from desra_core.training.plan import begin, check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
-from desra_core.workspace.products import spared_arrays
 from desra_core.workspace.records import gather_shard
-from tasks.shards import Run, Shard
-from tasks.stages import stages_of
+from tasks.shards import Run, Shard, stages_of
 
 
 class InProcess:
@@ -58,13 +56,11 @@ def process(settings: CorpusSettings) -> Workspace:
         for number in plan.shards:
             shard = Shard(run, number)
             for spec in stages:
-                for image, record in shard.pending(spec.product):
-                    key = plan.target.run_key
+                for image, record in shard.pending(spec.name):
                     try:
-                        made = run_stage(spec.function, image, record, workspace, spec.settings, key,
-                                         spared=spared_arrays(plan.target))  # fmt: skip
+                        made = run_stage(spec.function, image, record, workspace, spec.job)
                     except ImageError as error:
-                        made = failure(image, record, spec.name, key, error)
+                        made = failure(image, record, spec.name, plan.target, error)
                     shard.update(made, spec.name)
             gather_shard(workspace, number, [shard.records[key] for key in sorted(shard.failed)])
         publish_tables(workspace, plan.target)

@@ -228,11 +228,11 @@ def test_masks_by_people_count_and_can_be_taken_back(old: Path, desra_here: Desr
     """What was exported is known as the detector's, and what was drawn as a person's."""
     ws, name = old / "mined", "page"
     run = desra_here(*commands(old)["mined"])
-    assert "people   1 image rests on a person's mask\n" in run.stdout
+    assert "people   1 image with a human mask\n" in run.stdout
     drawn = cv2.imread(str(ws / f"human/{name}.png"), cv2.IMREAD_UNCHANGED)
     assert cv2.imread(str(ws / f"dataset/mask/{name}.png"), cv2.IMREAD_UNCHANGED).tolist() == drawn.tolist()
     undone = desra_here("import", "--undo", "--workspace", ws)
-    assert undone.stdout.startswith("taken back: the masks of 1 image, of which 0 have an earlier one again\n")
+    assert undone.stdout.startswith("taken back: the masks of 1 image, of which 0 have an earlier mask again\n")
     detected = cv2.imread(str(ws / f"masks/{name}.png"), cv2.IMREAD_UNCHANGED)
     assert cv2.imread(str(ws / f"dataset/mask/{name}.png"), cv2.IMREAD_UNCHANGED).tolist() == detected.tolist()
     # By what the workspace has remembered of the export, an export that says nothing itself is known as unchanged.
@@ -243,4 +243,4 @@ def test_masks_by_people_count_and_can_be_taken_back(old: Path, desra_here: Desr
     again = desra_here("import", "labelme", out, "--workspace", ws)
     assert again.stdout.startswith("nothing to import: every mask is as exported\n")
     shutil.rmtree(ws / "exported")
-    assert desra_here("import", "labelme", out, "--workspace", ws).stdout.startswith("1 mask by people")
+    assert desra_here("import", "labelme", out, "--workspace", ws).stdout.startswith("1 human mask")

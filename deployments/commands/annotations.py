@@ -1,4 +1,4 @@
-"""``desra export`` and ``desra import``: masks to people and back."""
+"""``desra export`` and ``desra import``: masks to labelling tools and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from desra_core.annotations.corrections import Correction, read_corrections
 from desra_core.annotations.export import Exported, export_workspace
-from desra_core.annotations.publication import ImportSummary, UndoSummary, publish_corrections, undo_import
+from desra_core.annotations.publication import ImportSummary, publish_corrections, undo_import
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.planning.keys import load_settings
@@ -36,27 +36,22 @@ def export_masks(
     ] = False,
     worst: Annotated[int | None, typer.Option(min=1, help="Only so many images, the most severe.")] = None,
     images: Annotated[
-        bool,
-        typer.Option("--images/--no-images", help="With coco: copy the GAN results, or name them where they lie."),
+        bool, typer.Option("--images/--no-images", help="With coco: copy the GAN results, or name them where they lie.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that were edited since.")] = False,
 ) -> None:
     """Export images and masks so that people can look at them, and correct them.
 
-    Takes images with artifacts, and those that a person has looked at; a mask by a person counts in place of the
-    detector's. Pictures are the GAN results, for coco and labelme as 8-bit RGB. Copies of an image are exported once.
+    Takes images with artifacts and images with a human mask, which counts in place of the detector's. Pictures are the
+    GAN results, for coco and labelme as 8-bit RGB. Copies of an image are exported once.
     Exit code 1 where some images cannot be read.
     """
     if not images and form != "coco":
         raise UsageError("--no-images", f"and --format {form} are both given", "only coco does without pictures")
     place = Workspace(workspace.absolute())
-    try:
-        exported = export_workspace(
-            place, output.absolute(), form, everything=everything, worst=worst, pictures=images, overwrite=overwrite
-        )
-    except KeyboardInterrupt:
-        say("interrupted: nothing was exported")
-        raise typer.Exit(130) from None
+    exported = export_workspace(
+        place, output.absolute(), form, everything=everything, worst=worst, pictures=images, overwrite=overwrite
+    )
     say_each("failed", exported.failures)
     _show_export(exported, form, place, output.absolute())
     raise typer.Exit(int(bool(exported.failures)))
@@ -75,8 +70,7 @@ def import_masks(
         typer.Option(help="Take only shapes with this label; by default all, of coco those of `artifact` if there."),
     ] = None,
     unchanged: Annotated[
-        bool,
-        typer.Option("--unchanged", help="Take masks too that are as they were exported: a person has confirmed them."),
+        bool, typer.Option("--unchanged", help="Take masks too that are as exported: a person has confirmed them.")
     ] = False,
     undo: Annotated[
         bool, typer.Option("--undo", help="Take the latest import back; once more, the one before it.")
@@ -85,7 +79,7 @@ def import_masks(
     """Bring masks that people corrected back, as WORKSPACE/human/NAME.png.
 
     A picture without any shape becomes an empty mask: nothing is wrong there. Pictures that are not among the files, or
-    whose mask is as it was exported, keep what they have. Pseudo-GT, finetune, evaluation and calibration prefer these
+    whose mask is as exported, keep their masks. Pseudo-GT, finetune, evaluation and calibration prefer these
     masks to the detector's. All or nothing: with a line for each file that does not fit, nothing changes, and the exit
     code is 2.
     """
@@ -95,35 +89,42 @@ def import_masks(
         raise UsageError("--undo", "and something to import are both given", "leave one out")
     place = Workspace(workspace.absolute())
     settings, _ = load_settings(place)
-    try:
-        with place.locked():
-            if form is None or path is None:
-                _show_undone(undo_import(place), place)
-                return
-            corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
-            if errors:
-                say_each("error", errors)
-                say("nothing was imported")
-                raise typer.Exit(2)
-            taken = [one for one in corrections if unchanged or not one.as_exported]
-            published = publish_corrections(place, taken) if taken else None
-    except KeyboardInterrupt:
-        say("interrupted: import again")
-        raise typer.Exit(130) from None
+    with place.locked():
+        if form is None or path is None:
+            undone = undo_import(place)
+            images = counted(undone.names, "image")
+            typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier mask again")
+            _show_renewed(undone.renewed)
+            typer.echo(f"masks    {place.human}")
+            return
+        corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
+        if errors:
+            say_each("error", errors)
+            say("nothing was imported")
+            raise typer.Exit(2)
+        taken = [correction for correction in corrections if unchanged or not correction.as_exported]
+        published = publish_corrections(place, taken) if taken else None
     if published is None:
         typer.echo("nothing to import: every mask is as exported")
     else:
-        _show_masks(published, taken)
+        _show_taken(published, taken)
     _show_left_out(taken, len(corrections) - len(taken))
-    if published is not None:
-        _show_next(published, place, settings.verb)
+    if published is None:
+        return
+    typer.echo(f"masks    {place.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
+    _show_renewed(published.renewed)
+    root, waiting = _quoted(place.root), counted(published.waiting, "image")
+    following = f"desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN"
+    if published.waiting:
+        following = f"desra {settings.verb}, again: it makes the pictures of {waiting} to train on"
+    typer.echo(f"next     {following}")
 
 
 def _show_export(exported: Exported, form: str, workspace: Workspace, output: Path) -> None:
     images, regions = counted(exported.images, "image"), counted(exported.regions, "region")
-    by_people = f", {exported.by_people} of the masks by people" if exported.by_people else ""
+    human = f", {exported.by_people} of them with a human mask" if exported.by_people else ""
     left_out = f", {len(exported.failures)} left out" if exported.failures else ""
-    typer.echo(f"{images} with {regions} exported{by_people}{left_out}")
+    typer.echo(f"{images} with {regions} exported{human}{left_out}")
     if exported.unpictured:
         say(f"{counted(exported.unpictured, 'clean image')} left out: desra mine --keep all keeps their pictures")
     typer.echo(f"export   {output}\npictures {exported.pictures}")
@@ -133,52 +134,37 @@ def _show_export(exported: Exported, form: str, workspace: Workspace, output: Pa
         typer.echo(f"next     {tool}; then desra import {form} {_quoted(source)} --workspace {_quoted(workspace.root)}")
 
 
-def _show_masks(published: ImportSummary, taken: Sequence[Correction]) -> None:
+def _show_taken(published: ImportSummary, taken: Sequence[Correction]) -> None:
     typer.echo(
-        f"{counted(published.images, 'mask')} by people, {published.changed} of them other than the detector's and "
+        f"{counted(published.images, 'human mask')}, {published.changed} of them other than the detector's and "
         f"{published.clean} without any artifact"
     )
-    kinds = Counter(kind for one in taken for kind in one.kinds)
+    kinds = Counter(kind for correction in taken for kind in correction.kinds)
     drawn = ", ".join(_shapes(count, kind) for kind, count in kinds.most_common())
-    images = counted(sum(bool(one.kinds) for one in taken), "image")
+    images = counted(sum(bool(correction.kinds) for correction in taken), "image")
     typer.echo(f"regions  {kinds.total()} in {images}" + (f": {drawn}" if drawn else ""))
 
 
 def _show_left_out(taken: Sequence[Correction], as_exported: int) -> None:
-    """Print which of the files are not among people's masks now, and why."""
+    """Print how many masks and shapes of the files were not imported, and why."""
     if as_exported:
-        masks = "1 image, whose mask is" if as_exported == 1 else f"{as_exported} images, whose masks are"
+        masks = counted(as_exported, "image, whose mask is", "images, whose masks are")
         keeps = "it keeps" if as_exported == 1 else "they keep"
         typer.echo(f"left out {masks} as exported: {keeps} what counts now; --unchanged takes such masks too")
-    reasons = Counter(reason for one in taken for reason in one.left_out)
+    reasons = Counter(reason for correction in taken for reason in correction.left_out)
     for reason, count in reasons.most_common():
         noun, _, rest = reason.partition(" ")
-        images = sum(reason in one.left_out for one in taken)
+        images = sum(reason in correction.left_out for correction in taken)
         typer.echo(f"left out {_shapes(count, noun)} {rest}, in {counted(images, 'image')}")
 
 
-def _show_next(published: ImportSummary, workspace: Workspace, verb: str) -> None:
-    typer.echo(f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
-    if published.renewed:
-        typer.echo(f"dataset  mask and pseudo-GT of {counted(published.renewed, 'image')} made again")
-    root = _quoted(workspace.root)
-    if published.waiting:
-        typer.echo(f"next     desra {verb}, again: it makes the pictures of {counted(published.waiting, 'image')}"
-                   " to train on")  # fmt: skip
-    else:
-        typer.echo(f"next     desra evaluate --workspace {root}; desra finetune --workspace {root} --output RUN")
-
-
-def _show_undone(undone: UndoSummary, workspace: Workspace) -> None:
-    images = counted(undone.names, "image")
-    typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier one again")
-    if undone.renewed:
-        typer.echo(f"dataset  mask and pseudo-GT of {counted(undone.renewed, 'image')} made again")
-    typer.echo(f"masks    {workspace.human}")
+def _show_renewed(renewed: int) -> None:
+    if renewed:
+        typer.echo(f"dataset  mask and pseudo-GT of {counted(renewed, 'image')} made again")
 
 
 def _shapes(count: int, kind: str) -> str:
-    """Like ``2 boxes``; RLE, of letters, has no plural of its own."""
+    """Format a count like ``2 boxes``; the letters RLE have no plural."""
     return counted(count, kind, f"{kind}es" if kind.endswith("x") else kind if kind == "RLE" else "")
 
 

@@ -1,15 +1,16 @@
-"""Benchmark from the command line: plan first, start servers only where there is something to do."""
+"""`desra benchmark`: plan first, start servers only where there is something to do."""
 
 from __future__ import annotations
 
 import typer
 
-from deployments.commands.runs import server_for_run, wait_for
+from deployments.commands.runs import run_flow
 from deployments.serving.server import end_leftover_server
 from desra_core.errors import UsageError, printable
+from desra_core.evaluation.table import counted
 from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results
 from desra_core.settings import Machine
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
 
@@ -23,20 +24,15 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     with workspace.opened():
         end_leftover_server(workspace)
         _warn(planned)
-        # Those that are known before anything is computed; the progress shows the others.
+        # Failures that are known before anything is computed; the progress shows the others.
         say_each("failed", planned.failed(), ": the JSON file lists them")
         if planned.missing():
-            with server_for_run(workspace):
-                from flows.benchmark import benchmark
-
-                done = benchmark(settings, machine)
-                wait_for(done)
-            published = done.published
+            published = run_flow(workspace, settings, machine).published
         else:
             typer.echo("nothing to do: all was judged before")
             published = publish_results(planned)
         failed = len(published.failures) + len(planned.missing())
-    typer.echo(f"{published.judged} of {published.judged + failed} images judged, {failed} failed")
+    typer.echo(f"{published.judged} of {counted(published.judged + failed, 'image')} judged, {failed} failed")
     typer.echo(published.text)
     *tables, page = published.files
     typer.echo("\n".join([*(f"table    {path}" for path in tables), f"page     {page}"]))
@@ -46,12 +42,11 @@ def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
 def _warn(planned: AnyBenchmark) -> None:
     """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
     weighing = [method for method in planned.methods if method.weighs_classes]
-    asked_for_none = planned.settings.weights == "none"
-    if weighing and not asked_for_none and not any(method.weighted for method in weighing):
+    if weighing and planned.settings.weights != "none" and not any(method.weighted for method in weighing):
         say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
     if planned.lossy:
-        masks = "mask is" if len(planned.lossy) == 1 else "masks are"
-        say(f"warning: {len(planned.lossy)} {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+        masks = counted(len(planned.lossy), "mask is", "masks are")
+        say(f"warning: {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
     if planned.unjudged:
-        count, first = len(planned.unjudged), printable(planned.unjudged[0])
-        say(f"{count} GAN results have no ground truth and are left out, the first is {first}")
+        results = counted(len(planned.unjudged), "GAN result has", "GAN results have")
+        say(f"left out: {results} no ground truth, the first is {printable(planned.unjudged[0])}")

@@ -1,4 +1,4 @@
-"""Calibrate from the command line: plan first, start servers only where something is to be compared or counted."""
+"""`desra calibrate`: plan first, start servers only where something is to be compared or counted."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import shlex
 
 import typer
 
-from deployments.commands.runs import prepare_corpus, renew_results, server_for_run, show_people, wait_for
+from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.counting import Counting, Exclusion, corpus_of, plan_counting
+from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
 from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import image_files
-from desra_core.planning.plan import Prepared, make_plan
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Calibrating
 from desra_core.workspace import Workspace
-from desra_core.workspace.manifest import read_manifest
-from tasks.handover import handing_over
 from tasks.logs import say, say_each
 
 _DIFFERENCES = 5
@@ -32,19 +29,18 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     workspace = Workspace(corpus.workspace)
     exclusion = Exclusion(settings.exclude)
     if settings.exclude:
-        _check_names(corpus, exclusion)
+        files = image_files(corpus.sources.main, corpus.workspace).files
+        # Where two files would share a name, their suffixes belong to it.
+        if unused := exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist()):
+            belong = "mask of --exclude belongs" if len(unused) == 1 else "masks of --exclude belong"
+            say(f"warning: {len(unused)} {belong} to no image, the first is {printable(unused[0])}")
     with workspace.opened():
         end_leftover_server(workspace)
         prepared = prepare_corpus(corpus)
         counting = plan_counting(corpus, exclusion)
         say_each("failed", [error for shard in counting.counted() for error in shard.failures])
         if prepared.plan.pending or counting.missing():
-            with server_for_run(workspace):
-                from flows.calibrate import calibrate
-
-                with handing_over(corpus, prepared):
-                    ended = calibrate(settings, machine, rescan=False)
-                wait_for(ended.found, ended)
+            ended = run_flow(workspace, settings, machine, (corpus, prepared), rescan=False)
             for line in ended.found.broken_shards:
                 say(f"error: {line}")
             counting, calibrated = plan_counting(corpus, exclusion), ended.weights
@@ -55,51 +51,31 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
             from desra_core.report.calibration_page import write_calibration
 
             write_calibration(calibrated, settings.output)
-        left_out = _left_out(prepared, counting, corpus)
-        _warn_of_artifacts(counting)
+        images, pixels = counting.suspect()
+        if images:  # with weights that count artifacts as normal, the detector would find none like them
+            say(
+                f"warning: the detector finds artifacts in {images} of {counted(counting.images, 'image')}, "
+                f"{counted(pixels, 'pixel')}, which count as normal: calibrate on pairs without any, or leave them out "
+                "with --exclude MASKS"
+            )
         _show(calibrated, settings)
         show_people(counting.human_masks)
+        assert prepared.scanned is not None
+        after = prepared.plan.after(workspace)
+        left_out = prepared.scanned.failures.num_rows + after.failed + after.pending
+        left_out += sum(len(shard.failures) for shard in counting.counted()) + sum(counting.missing().values())
         if left_out:
             typer.echo(f"left out {counted(left_out, 'image')} that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
     return int(left_out > 0)
 
 
-def _check_names(corpus: CorpusSettings, exclusion: Exclusion) -> None:
-    """Warn of masks that belong to no image, before anything is touched."""
-    files = image_files(corpus.sources.main, corpus.workspace).files
-    # Where two files would share a name, their suffixes belong to it.
-    unused = exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist())
-    if unused:
-        say(f"warning: {len(unused)} masks of --exclude belong to no image, the first is {printable(unused[0])}")
-
-
-def _warn_of_artifacts(counting: Counting) -> None:
-    """Warn if the pairs may have artifacts: with weights that count them as normal, they would not be detected."""
-    images, pixels = counting.suspect()
-    if images:
-        say(
-            f"warning: the detector finds artifacts in {images} of {counting.images} images, {pixels:,} pixels, "
-            "which count as normal: calibrate on pairs without any, or leave them out with --exclude MASKS"
-        )
-
-
-def _left_out(prepared: Prepared, counting: Counting, corpus: CorpusSettings) -> int:
-    """Count the images that failed, before or while counting."""
-    manifest = read_manifest(prepared.workspace)
-    assert manifest is not None
-    assert prepared.scanned is not None
-    after = make_plan(prepared.workspace, manifest, prepared.plan.target, limit=corpus.limit)
-    uncounted = sum(len(shard.failures) for shard in counting.counted()) + sum(counting.missing().values())
-    left_out: int = prepared.scanned.failures.num_rows + after.failed + after.pending + uncounted
-    return left_out
-
-
 def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     rows, histogram = calibrated.rows, calibrated.histogram
     by_state = {state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")}
-    excluded = f", {histogram.excluded:,} pixels excluded" if histogram.excluded else ""
-    typer.echo(f"{int(histogram.pixels.sum()):,} pixels of {counted(histogram.seen, 'image')} counted{excluded}")
+    excluded = f", {counted(histogram.excluded, 'pixel')} excluded" if histogram.excluded else ""
+    seen = counted(histogram.seen, "image")
+    typer.echo(f"{counted(int(histogram.pixels.sum()), 'pixel')} of {seen} counted{excluded}")
     counts = ", ".join(f"{len(group)} {state}" for state, group in by_state.items())
     typer.echo(f"classes: {counts}; thin and unseen ones get the fallback, {settings.fallback}")
     if thin := sorted(by_state["thin"], key=lambda row: -row.pixels):
@@ -115,9 +91,9 @@ def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
     )
     suggested = calibrated.suggested
     if suggested.threshold is not None:
-        line = f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below"
         other = suggested.published_threshold
-        typer.echo(line + (f"; with the published weights {other:.4g}" if other is not None else ""))
+        also = f"; with the published weights {other:.4g}" if other is not None else ""
+        typer.echo(f"--threshold {suggested.threshold:.4g} puts at most {100 * suggested.rate:.12g} % below{also}")
     page, figure = settings.output.with_suffix(".html"), settings.output.with_suffix(".svg")
     typer.echo(f"weights  {settings.output}\npage     {page}\nfigure   {figure}")
 

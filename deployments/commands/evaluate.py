@@ -11,11 +11,17 @@ import typer
 from deployments.commands.runs import show_people
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import UsageError
-from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks
-from desra_core.evaluation.evaluation_files import write_json, write_tables
-from desra_core.evaluation.mask_pairs import Pairing, pair_folders, pair_workspace
+from desra_core.evaluation.evaluation import (
+    Evaluation,
+    SeverityLabels,
+    evaluate_masks,
+    has_ratings,
+    read_ratings,
+    write_json,
+    write_tables,
+)
+from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
 from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
-from desra_core.evaluation.severity_labels import has_ratings, read_ratings
 from desra_core.evaluation.table import as_text, counted, fixed
 from desra_core.workspace import Workspace
 from tasks.logs import NowAndThen, say, say_each
@@ -30,8 +36,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the ground truth, masks with the same paths, suffix aside.")
     ] = None,
     workspace: Annotated[
-        Path | None,
-        typer.Option(help="Judge this workspace's masks by those that people made in it, which win over --gt."),
+        Path | None, typer.Option(help="Judge this workspace's masks by its human masks, which win over --gt.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of class-index PNGs, for the scores by class.")] = None,
     gan_sr: Annotated[Path | None, typer.Option(help="Folder of the GAN results, for the pictures.")] = None,
@@ -59,43 +64,18 @@ def evaluate(
     cannot be judged.
     """
     _check_targets(json, output, rated=severity is not None)
-    try:
-        pairing = _pairing(masks, gt, workspace, labels, gan_sr)
-        rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
-        evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
-        _show(evaluation)
-        _write(evaluation, json, output)
-    except KeyboardInterrupt:
-        say("interrupted: the same command begins again")
-        raise typer.Exit(130) from None
-    raise typer.Exit(int(bool(evaluation.failures)))
-
-
-def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
-    """See that results have a place before anything is read, and that no person's work is lost there."""
-    if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
-        raise UsageError(json, "exists and is no JSON file", "name another file for --json")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(output, "is no folder", "name a folder for --output")
-    if output is not None and not rated and has_ratings(output / "regions.csv"):
-        reason = "holds shares of viewers that a person filled in, and would be written anew without them"
-        raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
-
-
-def _pairing(
-    masks: Path | None, gt: Path | None, workspace: Path | None, labels: Path | None, gan_sr: Path | None
-) -> Pairing:
+    if workspace is not None and masks is not None:
+        raise UsageError("--workspace", "and --masks are both given", "leave one out")
     if workspace is not None:
-        if masks is not None:
-            raise UsageError("--workspace", "and --masks are both given", "leave one out")
-        return pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
-    if masks is None or gt is None:
+        pairing = pair_workspace(Workspace(workspace.absolute()), gt=gt, labels=labels, gan_sr=gan_sr)
+    elif masks is not None and gt is not None:
+        pairing = pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
+    else:
         lacking = "--masks" if masks is None else "--gt"
         raise UsageError(lacking, "is not given", "give --masks and --gt, or --workspace")
-    return pair_folders(masks, gt, labels=labels, gan_sr=gan_sr)
-
-
-def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> None:
+    rated = None if severity is None else SeverityLabels(read_ratings(severity), severity, prominent)
+    evaluation = evaluate_masks(pairing, sizes=size, severity=rated, on_judged=NowAndThen("judged {:,} of {:,}"))
+    _show(evaluation)
     if json is not None:
         write_json(evaluation, json)
         typer.echo(f"numbers  {json}")
@@ -106,10 +86,22 @@ def _write(evaluation: Evaluation, json: Path | None, output: Path | None) -> No
         write_tables(evaluation, output)
         page = write_evaluation_page(evaluation, output / "evaluation.html")
         typer.echo(f"tables   {output}\npage     {page}")
+    raise typer.Exit(int(bool(evaluation.failures)))
+
+
+def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
+    """Check before anything is read that results can be written, and overwrite no ratings of a person."""
+    if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
+        raise UsageError(json, "exists and is no JSON file", "name another file for --json")
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(output, "is no folder", "name a folder for --output")
+    if output is not None and not rated and has_ratings(output / "regions.csv"):
+        reason = "holds shares of viewers that a person filled in, and would be written anew without them"
+        raise UsageError(output / "regions.csv", reason, "give it with --severity, or name another --output")
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print the scores, and on standard error which files do not fit together and what to beware of."""
+    """Print the scores, and on standard error the files that do not fit together, and warnings."""
     _warn(evaluation)
     scores = evaluation.scores
     failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""
@@ -163,25 +155,25 @@ def _show_classes(classes: Mapping[int, Agreement]) -> None:
 
 
 def _warn(evaluation: Evaluation) -> None:
-    pairing, files = evaluation.pairing, len(evaluation.lossy)
+    pairing = evaluation.pairing
     without_gt = [f"{path}: has no ground truth" for path in pairing.without_ground_truth.values()]
     without_mask = [f"{path}: has no mask" for path in pairing.without_mask.values()]
     for kind, lines in (("failed", evaluation.failures), ("missing", without_gt), ("missing", without_mask)):
         say_each(kind, lines, ": --json lists them all")
     if pairing.not_looked_at:
-        say(f"{counted(pairing.not_looked_at, 'image')} without a mask by a person: not judged")
+        say(f"{counted(pairing.not_looked_at, 'image')} without a human mask: not judged")
     if pairing.outdated:
         drawn = "drawn on another photo or on another model's result"
-        say(f"warning: {counted(pairing.outdated, 'mask')} by people left out: {drawn}")
-    if files:
-        are = "is" if files == 1 else "are"
-        say(f"warning: {counted(files, 'mask')} {are} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+        say(f"warning: {counted(pairing.outdated, 'human mask')} left out: {drawn}")
+    if evaluation.lossy:
+        lossy = counted(len(evaluation.lossy), "mask is", "masks are")
+        say(f"warning: {lossy} JPEG or lossy WebP, thresholded at half: save masks as PNG")
     if evaluation.sizes is not None:
         taken = {"image": "for the image's, and 5 px a side are cropped", "valid": "for the valid region's"}
         say(f"the size of masks as large as their ground truth is taken {taken[evaluation.sizes]} (--size)")
     if evaluation.classes is not None and evaluation.unlabelled:
-        are = "is" if evaluation.unlabelled == 1 else "are"
-        say(f"warning: {counted(evaluation.unlabelled, 'image')} without class labels {are} left out by class")
+        lacking = counted(evaluation.unlabelled, "image without class labels is", "images without class labels are")
+        say(f"warning: {lacking} left out by class")
 
 
 def _with_interval(value: float | None, interval: Interval | None) -> str:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from desra_core.errors import UsageError
 from desra_core.settings import Machine, at_home, folder_of, whole_path
-from tasks.logs import carry, configure
+from tasks.logs import carry, configure, say
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -31,7 +31,10 @@ def with_flags(
 ) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
     """Turn a function of settings and machine into a Typer command with a flag for each field of both.
 
-    ``argument`` names a field that is given by position instead; with ``config_argument``, the TOML file is.
+    Args:
+        kind: The settings model.
+        argument: A field that is given by position instead.
+        config_argument: The TOML file is given by position instead.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
@@ -48,12 +51,11 @@ def with_flags(
             if values.get("method", "").endswith(".py"):
                 values["method"] = str(whole_path(values["method"]))
             machine = {name: values.pop(name) for name in Machine.model_fields}
-            # A default may depend on other settings, so the model is to fill in what was not given.
+            # A default may depend on other settings, so the model itself fills in the fields that were not given.
             defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
             given = {name: value for name, value in values.items() if name not in defaults}
 
             def named(name: str) -> str:
-                """Say where the value of a setting comes from, for messages."""
                 if _source(context, name) == "DEFAULT_MAP":
                     return f"{_key(name)} in {config}"
                 return name.upper() if name == argument else f"--{_key(name)}"
@@ -65,7 +67,7 @@ def with_flags(
             run(settings, where)
 
         own = set(kind.__annotations__) - {"verb"}
-        # Fields without a default come first, and those of the kind itself before the inherited ones.
+        # Fields without a default come first, and the kind's own fields before inherited fields.
         fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
         look = typer.Argument if config_argument else typer.Option
         parameters = [
@@ -85,12 +87,18 @@ def with_flags(
     return decorate
 
 
-def paths_at_home(run: Callable[..., None]) -> Callable[..., None]:
-    """Take ``~`` for the home folder in every path that a function gets: for commands whose flags are its own."""
+def paths_at_home(
+    run: Callable[..., None], *, interrupted: str = "the same command begins again"
+) -> Callable[..., None]:
+    """Wrap a command that declares its flags itself: replace ``~`` in paths, and end on Ctrl-C with a line."""
 
     @wraps(run)
     def command(**values: Any) -> None:
-        run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+        try:
+            run(**{name: at_home(value) if isinstance(value, Path) else value for name, value in values.items()})
+        except KeyboardInterrupt:
+            say(f"interrupted: {interrupted}")
+            raise typer.Exit(130) from None
 
     return command
 
@@ -99,7 +107,7 @@ def _field_parameter(name: str, field: FieldInfo, *, positional: bool = False) -
     info = typer.Option(help=field.description)
     if positional:
         info = typer.Argument(help=field.description, metavar=name.upper())
-    # Typer's type of a flag that may be given several times.
+    # Typer's type for a flag that may be given several times.
     annotation: Any = list[str] if field.annotation == tuple[str, ...] else field.annotation
     default = inspect.Parameter.empty if field.is_required() else field.default
     return _parameter(name, Annotated[annotation, info], default)
@@ -110,11 +118,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values of a TOML file the defaults of the command's flags.
-
-    Raises:
-        UsageError: It cannot be read, or has a key that is no flag.
-    """
+    """Make the values of a TOML file the defaults of the command's flags; `UsageError` for a bad file or key."""
     if path is None:
         return None
     path = at_home(path)
@@ -150,7 +154,7 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
 
 
 def _source(context: typer.Context, name: str) -> str | None:
-    """Where the value of a flag comes from, in Click's words."""
+    """Return where the value of a flag comes from, in Click's words."""
     source = context.get_parameter_source(name)
     return None if source is None else source.name
 

@@ -1,10 +1,10 @@
-"""Finetune, compare and cycle from the command line: plan first, start servers only where there is something to do."""
+"""``desra finetune``, ``compare`` and ``cycle``: plan first, start servers only where there is something to do."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,43 +13,30 @@ from deployments.commands.runs import (
     prepare_corpus,
     renew_report,
     renew_results,
-    server_for_run,
+    run_flow,
     show_people,
     sum_up,
-    wait_for,
 )
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
 from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
-from desra_core.gate.criteria import Verdict
+from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model
-from desra_core.gate.verdict import score_rows
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.training.plan import check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
-from tasks.handover import handing_over
 from tasks.logs import say
+
+if TYPE_CHECKING:
+    from flows.cycle import Cycled
 
 GATE_FAILED = 3
 
 _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, and nothing was trained"
-
-
-class _Turn(NamedTuple):
-    """How a turn of the cycle ended; ``lost`` is set where all was done but the Prefect server was lost.
-
-    Without artifacts in the training pool there is no ``comparison``.
-    """
-
-    broken: tuple[str, ...] = ()
-    failures: int = 0
-    promoted: Path | None = None
-    lost: ServerLostError | None = None
-    comparison: Comparison | None = None
 
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
@@ -65,17 +52,14 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            with server_for_run(workspace), handing_over(settings, plan):
-                from flows.finetune import finetune
-
-                wait_for(finetune(settings, machine))
+            run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
         typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
 
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
-    """Judge, or find the verdict that is there, and print it; returns the exit code."""
+    """Judge, or find that all was judged before, and print the verdict; returns the exit code."""
     workspace = existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
@@ -83,12 +67,8 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            with server_for_run(workspace), handing_over(settings, comparison):
-                from flows.compare import compare
-
-                compared = compare(settings, machine)
-                wait_for(compared)
-            verdict, failures, promoted = compared.verdict, compared.failures, compared.promoted
+            ended = run_flow(workspace, settings, machine, (settings, comparison))
+            verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
             typer.echo("nothing to do: all was judged before")
             verdict = decide_and_publish(comparison)
@@ -100,72 +80,65 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
 def run_cycle(settings: Cycling, machine: Machine) -> int:
     """Mine, finetune, judge and promote, or find that all is done, and print how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
+    cycled: Cycled | None = None
+    lost: ServerLostError | None = None
+    promoted: Path | None = None
+    comparison: Comparison | None = None
     with workspace.opened():
         end_leftover_server(workspace)
         mining = mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = prepare_corpus(mining)
-        turn = _Turn()
         finetuning = finetuning_of(settings, mining)
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
         if plan and plan.ended:
-            turn = _Turn(comparison=plan_comparison(comparing_of(settings, mining, plan.run.root)))
-        if plan and (plan.empty or (turn.comparison and _is_done(settings, turn.comparison))):
+            comparison = plan_comparison(comparing_of(settings, mining, plan.run.root))
+        if plan and (plan.empty or (comparison and _is_done(settings, comparison))):
             renew_results(prepared)
         else:
             check_training(settings, mining)
-            with handing_over(mining, prepared), handing_over(finetuning, plan):
-                turn = _turn(workspace, settings, machine)
-        if turn.lost:
-            run = plan_finetune(finetuning).run
-            turn = turn._replace(comparison=plan_comparison(comparing_of(settings, mining, run.root)))
-        code = sum_up(prepared, mining, turn.broken)
-        if turn.comparison is None:
+            before = current_model(workspace)
+            try:
+                plans = (mining, prepared), (finetuning, plan)
+                cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
+                comparison = cycled.compared.comparison if cycled.compared else None
+                promoted = cycled.promoted
+            except ServerLostError as error:
+                current = current_model(workspace)
+                if current is None or current == before:
+                    raise
+                # All is done: a start anew, with another server, would begin the next turn.
+                lost, promoted = error, current.parent
+                run = plan_finetune(finetuning).run
+                comparison = plan_comparison(comparing_of(settings, mining, run.root))
+        code = sum_up(prepared, mining, cycled.mined.broken_shards if cycled else ())
+        if comparison is None:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
-        finetuned = turn.comparison.settings.after
+        finetuned = comparison.settings.after
         _show_finetune(RunFolder(finetuned), settings.iterations)
-        verdict = decide_and_publish(turn.comparison)
-        _show_verdict(workspace, verdict, turn.promoted, turn.comparison)
-        if settings.promote and verdict.passed and not turn.promoted:
+        verdict = decide_and_publish(comparison)
+        _show_verdict(workspace, verdict, promoted, comparison)
+        if settings.promote and verdict.passed and not promoted:
             again = f"{_compare_command(finetuning, finetuned)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
-    code = max(code, int(turn.failures > 0)) if verdict.passed else GATE_FAILED
-    if turn.lost is not None:
-        turn.lost.code = code
-        raise turn.lost
+    failed = cycled is not None and cycled.compared is not None and cycled.compared.failures > 0
+    code = max(code, int(failed)) if verdict.passed else GATE_FAILED
+    if lost is not None:
+        lost.code = code
+        raise lost
     return code
 
 
-def _turn(workspace: Workspace, settings: Cycling, machine: Machine) -> _Turn:
-    """Run the flow. A server that is lost after the promotion is none to start anew for: that would turn again."""
-    before = current_model(workspace)
-    try:
-        with server_for_run(workspace):
-            from flows.cycle import cycle
-
-            cycled = cycle(settings, machine, rescan=False)
-            wait_for(cycled.mined, cycled.finetuned, cycled.compared, cycled)
-    except ServerLostError as error:
-        current = current_model(workspace)
-        if current is None or current == before:
-            raise
-        return _Turn(promoted=current.parent, lost=error)
-    if cycled.compared is None:
-        return _Turn(cycled.mined.broken_shards)
-    failures, comparison = cycled.compared.failures, cycled.compared.comparison
-    return _Turn(cycled.mined.broken_shards, failures, cycled.promoted, comparison=comparison)
-
-
 def _is_done(settings: Cycling, comparison: Comparison) -> bool:
-    """Whether all was judged, and the best model was promoted as far as it is to be."""
+    """Say whether no judgement is missing, and no promotion."""
     return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
 def _compare_command(settings: Finetuning, output: Path) -> str:
-    """The command that judges a finetune."""
+    """Return the command that judges a finetune."""
     flags = {"workspace": settings.workspace, "after": output, "before": settings.gan_model, "lr": settings.lr,
              "group-by": None if settings.group_by == "duplicates" else settings.group_by}  # fmt: skip
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value]

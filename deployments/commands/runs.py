@@ -1,4 +1,4 @@
-"""A corpus run from the command line: plan first, start servers only where there is something to do, report."""
+"""``desra mine`` and ``detect``, and the steps that they share with other commands: plan, serve, run, report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from pydantic import BaseModel
 
 from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
@@ -24,10 +26,9 @@ from desra_core.planning.plan import Prepared, prepare
 from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import resting_in_words
 from desra_core.workspace.matching import with_twins_summed_up
-from tasks.handover import handing_over
-from tasks.logs import NowAndThen, say, say_each
+from flows import handing_over
+from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
@@ -44,13 +45,7 @@ def run_corpus(settings: CorpusSettings, machine: Machine) -> int:
         prepared = prepare_corpus(settings)
         broken: tuple[str, ...] = ()
         if prepared.plan.pending:
-            with server_for_run(workspace):
-                from flows import FLOWS
-
-                with handing_over(settings, prepared):
-                    summary = FLOWS[type(settings)](settings, machine, rescan=False)
-                wait_for(summary)
-            broken = summary.broken_shards
+            broken = run_flow(workspace, settings, machine, (settings, prepared), rescan=False).broken_shards
         else:
             renew_results(prepared)
         return sum_up(prepared, settings, broken)
@@ -71,7 +66,7 @@ def existing_workspace(root: Path) -> Workspace:
 
 
 def prepare_corpus(settings: CorpusSettings) -> Prepared:
-    """Scan and plan, and print what that has found."""
+    """Scan and plan, and print the new, changed, vanished and failed images."""
     if settings.segmenter == "none" and detector_of(settings).weighs_classes:
         say("warning: no class labels, so every class has weight 1; give --labels or --segmenter")
     prepared = prepare(settings, on_hashed=NowAndThen("reading new files: {} of {}"))
@@ -92,10 +87,10 @@ def prepare_corpus(settings: CorpusSettings) -> Prepared:
 
 @contextlib.contextmanager
 def server_for_run(workspace: Workspace) -> Iterator[None]:
-    """Have a Prefect server for a run, and print where to watch it.
+    """Connect a run to a Prefect server, and print where to watch the run.
 
     Raises:
-        UsageError: No server can be had, or it does not take our key.
+        UsageError: No server can be started or reached, or it does not take the key of this command.
         ServerLostError: The server is gone.
     """
     check_temporary()
@@ -104,7 +99,7 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
-        # Failures come as one line each, not as Prefect's tracebacks; those are in the run's logs on the server.
+        # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
         os.environ.setdefault(CONSOLE, "CRITICAL")
         logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
         try:
@@ -116,46 +111,62 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
 
 
 def _server_error(error: BaseException | None) -> DesraError | None:
-    """The error to report for one that comes from talking to Prefect's server; None for one that does not."""
+    """Return the error to report for an exception that comes from Prefect's server; None for other exceptions."""
     lost = False
     while error is not None:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
         if status in _REFUSED:
             reason = f"the Prefect server does not take the key of this command (HTTP {status})"
             return UsageError("PREFECT_API_AUTH_STRING", reason, "set it to the one of that server")
-        # Prefect's own for that is a bare RuntimeError, whatever was answered.
+        # Prefect raises a bare RuntimeError where it cannot reach a server.
         lost |= isinstance(error, httpx.TransportError) or status >= _BROKEN or _UNREACHED in str(error)
         error = error.__cause__ or error.__context__
     reason = "does not answer any more; what was done is not lost"
     return ServerLostError("the Prefect server", reason, "run again") if lost else None
 
 
-def wait_for(*ends: Any) -> None:
-    """Wait until the server has recorded runs of flows, of which the results are given; None is of no run."""
-    for end in ends:
-        if end is not None and not wait_for_task_runs(end.flow_run, end.task_runs):
-            say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+def run_flow(
+    workspace: Workspace, settings: Any, machine: Machine, *plans: tuple[BaseModel, object], **options: bool
+) -> Any:
+    """Run the flow that is named like the verb of its settings, and wait until the server has recorded the run.
+
+    Args:
+        workspace: The workspace, which must be locked.
+        settings, machine, options: Parameters of the flow.
+        plans: Settings and plans to hand over to the flow and to the flows that it calls.
+
+    Returns:
+        The `tasks.artifacts.RunEnd` of the flow.
+
+    Raises:
+        DesraError: As `server_for_run`, and the errors of the flow.
+    """
+    with server_for_run(workspace), contextlib.ExitStack() as stack:
+        for given, plan in plans:
+            stack.enter_context(handing_over(given, plan))
+        flow = getattr(import_module(f"flows.{settings.verb}"), settings.verb)
+        ended = flow(settings, machine, **options)
+        for run in (*vars(ended).values(), ended):
+            if hasattr(run, "task_runs") and not wait_for_task_runs(run.flow_run, run.task_runs):
+                say("warning: the Prefect server has not recorded all task runs; the workspace is complete")
+    return ended
 
 
 def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
-    """Print rows of `desra_core.workspace.matching.FAILURES`, a line each; in short, one for all lacking twins."""
+    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or 20, with one line for all lacking twins."""
     rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
     errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
-    if all_of_them:
-        for error in errors:
-            say(f"failed: {printable(error)}")
-    else:
-        say_each("failed", errors, ": desra status --failures lists them")
+    say_each("failed", errors, ": desra status --failures lists them", most=None if all_of_them else SHOWN_FAILURES)
 
 
 def renew_results(prepared: Prepared) -> None:
-    """Write tables and report again where what they are made of has changed, though no image was computed."""
+    """Write tables and report again where their sources have changed, though no image was computed."""
     publish_tables(prepared.workspace, prepared.plan.target)
     renew_report(prepared.workspace)
 
 
 def renew_report(workspace: Workspace) -> None:
-    """Write the report again if anything that it shows has changed: a file that stays the same is never touched."""
+    """Write the report again if one of its sources has changed; else do not touch the file."""
     sources = (
         workspace.settings, workspace.manifest, workspace.regions, workspace.failures, workspace.verdict,
         workspace.human_manifest,
@@ -169,9 +180,9 @@ def renew_report(workspace: Workspace) -> None:
 
 
 def show_people(count: int) -> None:
-    """Print how many images rest on masks by people, where any do."""
+    """Print how many images have a human mask, where any has."""
     if count:
-        typer.echo(f"people   {resting_in_words(count)}")
+        typer.echo(f"people   {counted(count, 'image')} with a human mask")
 
 
 def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]) -> int:
@@ -182,10 +193,11 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
     assert scanned is not None
     after = before.after(workspace)
     failures = scanned.failures.num_rows + after.failed + after.retries.num_rows
+    done = f"{after.done} of {counted(after.images, 'image')} done"
     if before.pending:
-        typer.echo(f"{after.done} of {after.images} images done, {failures} failed")
+        typer.echo(f"{done}, {failures} failed")
     else:
-        typer.echo(f"nothing to do: {after.done} of {after.images} images done, {failures} failed before")
+        typer.echo(f"nothing to do: {done}, {failures} failed before")
     if others := kinds_in_words(scanned.passed_over):
         typer.echo(f"passed over {others}")
     if paged := images_of_several_pages(workspace):
@@ -205,7 +217,7 @@ def sum_up(prepared: Prepared, settings: CorpusSettings, broken: tuple[str, ...]
 
 
 def _show_regions(workspace: Workspace, settings: CorpusSettings) -> None:
-    """Print how many regions there are, found in which way, and the worst of them."""
+    """Print the number of regions, the way in which they were found, and the worst regions."""
     unweighted = settings.segmenter == "none" or settings.weights == "none"
     weighting = "weight 1 for every class" if unweighted else "semantic weights"
     if not (detector := detector_of(settings)).weighs_classes:

@@ -14,8 +14,7 @@ from desra_core.errors import LockedError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
-from desra_core.housekeeping.garbage import find_garbage
-from desra_core.housekeeping.sweep import sweep
+from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan
@@ -32,10 +31,10 @@ def status(
     workspace: Annotated[Path, typer.Option(help="The workspace to look at.")],
     failures: Annotated[bool, typer.Option("--failures", help="List every failure.")] = False,
     sized: Annotated[
-        bool, typer.Option("--sizes/--no-sizes", help="Measure what it takes of the disk: seconds for a million files.")
+        bool, typer.Option("--sizes/--no-sizes", help="Measure its size on the disk: seconds for a million files.")
     ] = True,
 ) -> None:
-    """Say what is done, pending and failed, from the workspace alone."""
+    """Count the images that are done, pending and failed, from the workspace alone."""
     place = Workspace(workspace.absolute())
     settings, target = load_settings(place)
     manifest = read_manifest(place)
@@ -86,7 +85,7 @@ def report(
     typer.echo(f"report   {written}")
 
 
-def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose current model is to go.")]) -> None:
+def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose latest promotion to undo.")]) -> None:
     """Undo the latest promotion: the model before becomes current again."""
     place = existing_workspace(workspace.absolute())
     with place.locked():
@@ -97,18 +96,17 @@ def roll_back(workspace: Annotated[Path, typer.Option(help="The workspace whose 
 
 def gc(
     workspace: Annotated[Path, typer.Option(help="The workspace to tidy up.")],
-    apply: Annotated[bool, typer.Option("--apply", help="Delete; without it, only say what would go.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Delete; without this flag, only list.")] = False,
     vanished: Annotated[
-        bool,
-        typer.Option("--vanished", help="Drop images, too, that the latest run did not find and that are not back."),
+        bool, typer.Option("--vanished", help="Drop images, too, that the latest run did not find and are not back.")
     ] = False,
     list_paths: Annotated[bool, typer.Option("--list", help="Name every file and folder that goes.")] = False,
 ) -> None:
-    """Drop what no run needs any more; a dry run unless --apply is given.
+    """Drop files that no run needs any more; a dry run unless --apply is given.
 
-    That is what belongs to images that were replaced, arrays that the settings of the latest run do not keep,
-    finetunes that others have replaced and from which no model was promoted, what judged them, and what runs that were
-    cut off have left. Promoted models, the latest finetune, masks by people, and files that no run has made stay.
+    These are files of images that were replaced, arrays that the settings of the latest run do not keep, finetunes that
+    later ones have replaced and from which no model was promoted, with their judgements, and the remains of runs that
+    were cut off. Promoted models, the latest finetune, human masks, and files that no run has made stay.
     """
     place = Workspace(workspace.absolute())
     load_settings(place)
@@ -125,12 +123,14 @@ def gc(
     strangers = pc.equal(found["kind"], UNKNOWN)
     going, left = found.filter(pc.invert(strangers)), found.filter(strangers)
     if list_paths:
-        _list(going)
+        for batch in going.select(["kind", "bytes", "path"]).to_batches(max_chunksize=2**16):
+            for kind, size, path in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                typer.echo(f"{kind:<12} {bytes_in_words(size):>8}  {printable(path)}")
     _sum_up(going, applied=apply)
     for row in left.slice(0, None if list_paths else _SHOWN_UNKNOWN).to_pylist():
         typer.echo(f"unknown, left: {printable(row['path'])} ({bytes_in_words(row['bytes'])})")
     if left.num_rows > _SHOWN_UNKNOWN and not list_paths:
-        typer.echo(f"and {left.num_rows - _SHOWN_UNKNOWN} more that are unknown and left; --list names them")
+        typer.echo(f"and {left.num_rows - _SHOWN_UNKNOWN} more, unknown and left; --list names them")
 
 
 def bytes_in_words(count: int) -> str:
@@ -141,14 +141,8 @@ def bytes_in_words(count: int) -> str:
     return f"{value:.3g} {_UNITS[unit]}"
 
 
-def _list(table: pa.Table) -> None:
-    for batch in table.select(["kind", "bytes", "path"]).to_batches(max_chunksize=2**16):
-        for kind, size, path in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            typer.echo(f"{kind:<12} {bytes_in_words(size):>8}  {printable(path)}")
-
-
 def _sum_up(table: pa.Table, *, applied: bool) -> None:
-    """A line for each kind and reason, and their sum."""
+    """Print a line for each kind and reason, and the sum."""
     if not table.num_rows:
         typer.echo("nothing to drop")
         return

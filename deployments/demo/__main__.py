@@ -26,11 +26,11 @@ from desra_core.planning.tables import REGIONS
 from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
-# A short finetune: what the full one of docs/delete does in 600 iterations. Nothing is promoted, so that the demo shows
-# the same when it is run again.
+# A short form of the finetune of docs/delete, which takes 600 iterations. Nothing is promoted, so that the demo shows
+# the same when it runs again.
 RECIPE = ("--preset", "cpu", "--iterations", "150", "--checkpoint-every", "50", "--ema", "0.98", "--mask-share", "0.3",
           "--keep-weight", "1", "--group-by", "^[a-z]+", "--no-promote")  # fmt: skip
-# Of one crop in the picture, in pixels of the SR results; multiples of SCALE, so that the LR crop fits it.
+# The size of a crop in the picture, in pixels of the SR results; multiples of SCALE, so that the LR crop fits it.
 CELL_WIDTH, CELL_HEIGHT = 272, 224
 SCALE = 4
 
@@ -68,9 +68,14 @@ def main(
 
 
 def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
-    """Draw rows of the region table: LR, GAN-SR, the mask over it and pseudo-GT of each, one crop at one scale.
+    """Draw a row of crops at one scale for each region: LR, GAN-SR, the mask over GAN-SR, and pseudo-GT.
 
-    All of them are of images in the dataset of a mining workspace. Returns ``(H, W, 3)`` uint8 RGB.
+    Args:
+        regions: Rows of the region table, of images in the dataset.
+        workspace: A mining workspace.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
     """
     row_height = _CAPTION + CELL_HEIGHT + _MARGIN
     size = (4 * CELL_WIDTH + 5 * _MARGIN, len(regions) * row_height + _MARGIN)
@@ -86,30 +91,25 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
 
 
 def _cells(region: dict[str, Any], workspace: Workspace) -> tuple[Pixels, Pixels, Pixels, Pixels]:
-    """Cut out the four crops of one row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
+    """Cut out the four crops of a row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
     lr, gan_sr, mask, pseudo_gt = (
         crops.rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
         for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
     )
     marked = mask[:, :, 0] > 0
+    inner = cv2.erode(marked.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # outlined, since full at the rim
+    overlay = np.asarray(np.rint(gan_sr * (1 - tint) + _GREEN * tint), np.uint8)
     lr = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    height, width = marked.shape
-    left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, width)
-    top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, height)
+    left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, marked.shape[1])
+    top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, marked.shape[0])
     crop = (slice(top, top + CELL_HEIGHT), slice(left, left + CELL_WIDTH))
-    return lr[crop], gan_sr[crop], _overlay(gan_sr, marked)[crop], pseudo_gt[crop]
+    return lr[crop], gan_sr[crop], overlay[crop], pseudo_gt[crop]
 
 
 def _start(centre: int, extent: int, available: int) -> int:
-    """Where a crop of ``extent`` about ``centre`` begins: inside the image and on an LR pixel."""
+    """Return where a crop of ``extent`` about ``centre`` begins: inside the image and on an LR pixel."""
     return max(0, min(centre - extent // 2, available - extent)) // SCALE * SCALE
-
-
-def _overlay(image: Pixels, mask: codec.Mask) -> Pixels:
-    """Tint and outline the masked pixels of an image ``(H, W, 3)``."""
-    inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    tint = np.where(inner, 0.25, 1.0)[..., None] * mask[..., None]
-    return np.asarray(np.rint(image * (1 - tint) + _GREEN * tint), np.uint8)
 
 
 def _cycle(photos: Path, workspace: Path) -> int:
@@ -122,7 +122,7 @@ def _cycle(photos: Path, workspace: Path) -> int:
             try:
                 return cycling.wait()
             except KeyboardInterrupt:
-                continue  # Ctrl-C reached the run too, which ends on its own and says how it went
+                continue  # Ctrl-C reached the run too, which ends by itself and prints how it went
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and degraded like real ones.
+"""Low-resolution photos for the demo: cut from the photos inside scikit-image's wheel and degraded like real photos.
 
-None of them shows what the demo's models were trained on (``PHOTOS`` of docs/demo_models.py). A name begins with the
-scene, so that ``--group-by`` can keep what shows one scene together. Some are as clean as the models' training was,
-others grainy, soft, ringing or squeezed into few bytes, which is where GAN models invent. Nothing is downloaded.
+None of them shows a training photo of the demo's models (``PHOTOS`` of docs/demo_models.py). A name begins with the
+scene, so that ``--group-by`` can keep a scene together. Some photos are as clean as the training photos; others are
+grainy, soft, ringing or strongly compressed, where GAN models invent texture. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Cutout(NamedTuple):
-    """A photo to make: ``box`` (left, top, width, height) of a file in ``skimage/data``, brought to ``width``.
+    """A photo to make: ``box`` (left, top, width, height) of the file ``source`` in ``skimage/data``.
 
-    Then it is blurred (a Gaussian, in pixels: out of focus), sharpened (the share of an unsharp mask, which overshoots
-    at edges: a camera's idea of crisp) and grained (noise, in grey levels, of a small sensor), and saved as a JPEG of
-    ``quality``, or without one as a PNG.
+    It is resized to ``width``, blurred (sigma of a Gaussian, in pixels), sharpened (share of an unsharp mask, which
+    overshoots at edges as cameras do), grained (noise in grey levels), and saved as a JPEG of ``quality`` or as a PNG.
     """
 
     name: str
@@ -67,24 +66,34 @@ PHOTOS = (
 
 
 def make_photos(folder: Path) -> None:
-    """Write the photos into a folder, which is made if need be; those that exist are left as they are.
+    """Write the photos into a folder, which is made if need be; leave files that exist as they are.
 
-    The same bytes come out everywhere the same versions of NumPy, OpenCV and Pillow are installed.
+    The same versions of NumPy, OpenCV and Pillow make the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, photo in enumerate(PHOTOS):
         path = folder / photo.name
-        if not path.exists():
-            pixels = _spoilt(_cut_out(photo), photo, np.random.default_rng([_SEED, index]))
-            data = io.BytesIO(codec.encode_png(pixels))
-            if photo.quality is not None:
-                data = io.BytesIO()
-                Image.fromarray(pixels.squeeze()).save(data, "JPEG", quality=photo.quality)
-            replace_file(path, data.getvalue())
+        if path.exists():
+            continue
+        image = _cut_out(photo)
+        if photo.blur:
+            image = _blurred(image, photo.blur)
+        if photo.sharpen:
+            image = image + photo.sharpen * (image - _blurred(image, 1.0))
+        if photo.noise:
+            rng = np.random.default_rng([_SEED, index])
+            image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
+        pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        data = codec.encode_png(pixels)
+        if photo.quality is not None:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.squeeze()).save(buffer, "JPEG", quality=photo.quality)
+            data = buffer.getvalue()
+        replace_file(path, data)
 
 
 def _cut_out(photo: Cutout) -> Floats:
-    """Cut the photo ``(H, W, C)``, 0..255, from its source and bring it to its width."""
+    """Cut the photo ``(H, W, C)``, 0..255, from its source and resize it to its width."""
     file = resources.files("skimage") / "data" / photo.source
     pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
     left, top, width, height = photo.box
@@ -92,17 +101,6 @@ def _cut_out(photo: Cutout) -> Floats:
     size = photo.width, round(height * photo.width / width)
     kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
     return _with_channels(cv2.resize(part, size, interpolation=kind))
-
-
-def _spoilt(image: Floats, photo: Cutout, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Blur, sharpen and add grain, as far as the photo asks for it."""
-    if photo.blur:
-        image = _blurred(image, photo.blur)
-    if photo.sharpen:
-        image = image + photo.sharpen * (image - _blurred(image, 1.0))
-    if photo.noise:
-        image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _blurred(image: Floats, sigma: float) -> Floats:

@@ -1,4 +1,4 @@
-"""How this process, and those that it starts, reach a Prefect server: by which address, key and proxies."""
+"""Address, key and proxies by which this process, and those that it starts, reach a Prefect server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from deployments.serving.guarded import ENTRANCE, HOSTS
 from desra_core.errors import TransientError, UsageError, printable
 from desra_core.workspace import Workspace
 from tasks.logs import say
@@ -21,12 +20,17 @@ from tasks.logs import say
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-# Prefect's clients send it to the server, and read it from their environment, which other users cannot.
+# The key: Prefect's clients read it from their environment, which other users cannot read, and send it to the server.
 KEY = "PREFECT_API_AUTH_STRING"
-# Of Prefect's lines, and by its doing of Dask's.
+# The least level of the lines that Prefect and Dask print.
 CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 # Set when a command has restarted itself after losing its Prefect server; it does so once.
 AGAIN = "DESRA_BEGUN_AGAIN"
+
+# The hosts of our servers: a request for another host comes by a name that an attacker has led to this machine.
+HOSTS = ["127.0.0.1", "localhost"]
+# The page of our Prefect server by which a browser gets the key.
+ENTRANCE = "/enter"
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _THIS_MACHINE = (*HOSTS, "::1")
@@ -38,7 +42,7 @@ _ARRIVAL_SECONDS = 20
 def configure(workspace: Workspace, url: str, key: str | None) -> None:
     """Make Prefect use the API at ``url``, in this process and in those that it starts, with its home in a workspace.
 
-    The key is that of a server of ours; None leaves the one in the environment, which is for another server.
+    The key is for a server that desra has started; None leaves the key in the environment, for another server.
     """
     heed_proxies()
     if key is not None:
@@ -54,7 +58,7 @@ def configure(workspace: Workspace, url: str, key: str | None) -> None:
 
 
 def forget(key: str | None) -> None:
-    """Take the server of `configure` out of the environment: a command that starts anew looks for one again."""
+    """Take the server of `configure` out of the environment: a command that starts anew looks for a server again."""
     os.environ.pop("PREFECT_API_URL", None)
     if key is not None:
         os.environ.pop(KEY, None)
@@ -63,8 +67,8 @@ def forget(key: str | None) -> None:
 def heed_proxies() -> None:
     """Use the proxies of the environment for other machines only, in this process and in those that it starts.
 
-    httpx, and with it Prefect, makes a transport for every proxy before it looks whether one is to be asked. One that
-    httpx cannot read could not be used anyway, and is left out with a warning.
+    httpx, and with it Prefect, makes a transport for every proxy, needed or not. A proxy that httpx cannot read could
+    not be used anyway, and is left out with a warning.
     """
     for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
         value = os.environ[name].strip()
@@ -84,7 +88,7 @@ def heed_proxies() -> None:
 
 
 def _is_readable(host: str) -> bool:
-    """Whether httpx understands an entry: it rejects ranges of IPv6 addresses; nothing else here reads them."""
+    """Say whether httpx understands a host of ``no_proxy``: it rejects ranges of IPv6 addresses."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(host))
     with contextlib.suppress(httpx.InvalidURL):
@@ -96,8 +100,8 @@ def check_server(url: str) -> None:
     """Check that a configured server answers.
 
     Raises:
-        TransientError: It does not any more: this command has lost it before.
-        UsageError: It does not.
+        TransientError: The server does not answer any more: this command has lost it before.
+        UsageError: The server does not answer.
     """
     heed_proxies()
     try:
@@ -109,7 +113,7 @@ def check_server(url: str) -> None:
 
 
 def key_file(workspace: Workspace) -> Path:
-    """Name the file that holds the key of a workspace's own server, for its owner's eyes."""
+    """Return the file with the key of a workspace's own server, which only its owner can read."""
     return workspace.prefect_home / "key"
 
 
@@ -117,7 +121,7 @@ def read_key(workspace: Workspace) -> str:
     """Read the key of the server that desra serve has started for a workspace.
 
     Raises:
-        UsageError: It cannot be read: another user has started that server.
+        UsageError: The key cannot be read: another user has started that server.
     """
     try:
         return key_file(workspace).read_text()
@@ -127,10 +131,10 @@ def read_key(workspace: Workspace) -> str:
 
 
 def watch_at(workspace: Workspace, url: str) -> str:
-    """Give the page, for a line on stderr, where a person watches the server with an API at ``url``.
+    """Return the page where a person watches the server with an API at ``url``, for a line on stderr.
 
-    A terminal shows the key of a server of ours, behind the ``#``, which is never sent. A file or the journal, which
-    others may read, gets the place of the key instead.
+    A terminal gets the key behind the ``#``, which browsers never send; a file or the journal, which others may read,
+    gets the place of the key.
     """
     page, path = url.removesuffix("/api"), key_file(workspace)
     with contextlib.suppress(OSError):
@@ -144,7 +148,7 @@ def connected() -> Iterator[SyncPrefectClient]:
     """Talk to the configured server, with little patience.
 
     Raises:
-        UsageError: It does not answer, or not as it should.
+        UsageError: The server does not answer, or refuses a request.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
@@ -169,7 +173,7 @@ def drain() -> None:
 
 
 def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
-    """Wait until the server knows how each task run of a flow run ended; False when not all have arrived in time."""
+    """Wait until the server knows how each task run of a flow run ended; return False after 20 s."""
     from prefect.client.orchestration import get_client
 
     drain()

@@ -1,4 +1,4 @@
-"""The runs of a workspace's deployments on a server: those that were cut off or missed, and how others have ended."""
+"""The runs of a workspace's deployments on a server: runs that were cut off or missed, and the ends of the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INTERRUPTED = "Interrupted"
 
 _UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 _FINAL = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}
-# How the message of a run begins that was marked as interrupted, once others have gone on with what it left.
+# The message of an interrupted run begins so once another run has gone on in its place.
 _CUT_OFF = "was cut off"
 _ERROR_LENGTH = 300
 # The server's answers where it does not take the parameters, or where the deployment has gone.
@@ -35,13 +35,20 @@ _REFUSALS = (404, 409, 422)
 
 
 def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled: timedelta | None = None) -> list[str]:
-    """Let the server know that runs of a work pool have ended, with the runs and tasks that they have called.
+    """Mark the dead runs of a work pool on the server, with the runs and tasks that they have called.
 
-    Those that have a process on this machine go on, also if they hold no workspace, as one that waits to try again.
-    With ``settled``, runs whose state is newer than that are left out: their process may be about to start. Returns the
-    names of those that are marked.
+    A run that has a process on this machine goes on, even if it holds no workspace while it waits to try again.
+
+    Args:
+        pool: Name of the work pool.
+        client: Of the server.
+        why: The reason for the message of the runs.
+        settled: Leave out runs whose state is newer: their process may be about to start.
+
+    Returns:
+        The names of the marked runs.
     """
-    going_on = set()  # before the runs are read: one that ends meanwhile says so to the server itself
+    going_on = set()  # before the runs are read: a run that ends meanwhile reports that itself
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             going_on.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
@@ -50,9 +57,9 @@ def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled:
 
 
 def mark_killed(workspace: Path, client: SyncPrefectClient, *, settled: timedelta | None = None) -> list[str]:
-    """Let the workspace's own server know that runs started by hand have ended, as `mark_interrupted` does.
+    """Mark dead runs by hand on the workspace's own server, as `mark_interrupted` does.
 
-    The caller must hold the workspace, as a run that goes on does.
+    The caller must hold the lock of the workspace, so that no live run does.
     """
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -63,7 +70,7 @@ def mark_killed(workspace: Path, client: SyncPrefectClient, *, settled: timedelt
 
 
 def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
-    """Submit a run in the place of those that were cut off, one per deployment; returns a line for each."""
+    """Submit a run for each deployment that has interrupted runs; return a line for each of these."""
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
     from prefect.states import Crashed
 
@@ -73,19 +80,19 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
         assert run.deployment_id is not None
         try:
             if run.deployment_id not in resumed:
-                # Its own parameters, which a person may have changed in the UI, but on the machine as it is.
+                # With its own parameters, which a person may have changed in the UI, but for today's machine.
                 parameters = {name: value for name, value in run.parameters.items() if name != "machine"}
                 client.create_flow_run_from_deployment(
                     run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
                 )
                 resumed.add(run.deployment_id)
-                lines.append(f"warning: {run.name} {_CUT_OFF}: another run goes on with what it left")
-            message = f"{_CUT_OFF}; another run went on with what it left"
+                lines.append(f"warning: {run.name} {_CUT_OFF}: another run goes on from there")
+            message = f"{_CUT_OFF}; another run went on from there"
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _REFUSALS:
                 raise
             reason = printable(error.response.text)[:_ERROR_LENGTH]
-            message = f"{_CUT_OFF}, and is not gone on with: the server does not accept another run ({reason})"
+            message = f"{_CUT_OFF}, and is not resumed: the server does not accept another run ({reason})"
             lines.append(f"error: {run.name} {message}")
         with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
@@ -93,10 +100,10 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
 
 
 def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> int:
-    """Keep only the latest of each deployment's scheduled runs that are overdue and still wait.
+    """Delete the overdue runs of each deployment, except the latest one, which takes in all new images.
 
-    One takes in all that has come since, be it after a week without desra serve or at the end of a long cycle. Returns
-    how many were deleted; those that have not waited for as long as ``settled`` are left out.
+    Runs pile up in a week without desra serve, or during a long cycle. Those that have waited for less than ``settled``
+    are left alone. Returns how many were deleted.
     """
     from prefect.exceptions import ObjectNotFound
 
@@ -114,7 +121,7 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
 
 
 class Endings:
-    """Says how each run of a pool has ended, as the server has it: one that was killed says nothing itself."""
+    """Print how each run of a pool has ended, by the server: a run that was killed prints nothing itself."""
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
@@ -122,25 +129,25 @@ class Endings:
         self._said: set[tuple[UUID, datetime | None]] = set()  # a run that is tried again ends twice
 
     def say_new(self) -> None:
-        """Print a line for each run that has ended since the last call, but for those that were cut off."""
+        """Print a line for each run that has ended since the last call, except interrupted runs."""
         with contextlib.suppress(UsageError), connected() as client:  # a silent server is reported elsewhere
             ended = _runs(self.pool, client, _FINAL, end_time={"after_": self._latest})
             for run in sorted(ended, key=lambda run: run.end_time or self._latest):
                 end, state = (run.id, run.end_time), run.state
                 if end in self._said or state is None or state.name == INTERRUPTED:
                     continue
-                if (state.message or "").startswith(_CUT_OFF):
+                message = state.message or "no reason is known"
+                if message.startswith(_CUT_OFF):
                     continue
                 self._said.add(end)
                 self._latest = run.end_time or self._latest
                 level = "" if state.is_completed() else "warning: " if state.is_cancelled() else "error: "
                 name = (state.name or state.type.value).lower()
-                why = printable(state.message or "no reason is known")
-                say(f"{level}{printable(run.name)} {name}: {why}", run=run.name)
+                say(f"{level}{printable(run.name)} {name}: {printable(message)}", run=run.name)
 
 
 def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: timedelta | None) -> list[str]:
-    """Give dead runs their final state; returns their names."""
+    """Give dead runs their final state; return their names."""
     from prefect.exceptions import ObjectNotFound
     from prefect.states import Cancelled, Crashed
 
@@ -150,7 +157,7 @@ def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: tim
         # By a clock that was set back, a state is from the future.
         if settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled:
             continue
-        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on with what it left")
+        state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on from there")
         if run.state.is_cancelling():
             state = Cancelled(message=why)
         with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
@@ -178,7 +185,7 @@ def _end(run_id: UUID, client: SyncPrefectClient, why: str, state: Any) -> None:
 
 
 def _runs(pool: str, client: SyncPrefectClient, state: dict[str, Any], **also: Any) -> list[FlowRun]:
-    """The runs of a pool's deployments in some states, the newest first; ``also`` are Prefect's filters."""
+    """List the runs of a pool's deployments in some states, the newest first; ``also`` are Prefect's filters."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.sorting import FlowRunSort
 

@@ -1,20 +1,37 @@
-"""Prefect's own server, open only to holders of its key, and a page by which a browser gets that key.
+"""Web pages for the owner alone: Prefect's own server behind its key, and the report at an address like a password.
 
-`deployments.serving.server` has uvicorn start it.
+`deployments.serving.server` has uvicorn start the first: `create_app`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from deployments.serving.connection import ENTRANCE, HOSTS
+from desra_core.errors import UsageError
+from desra_core.files.atomic import write_secret
+from desra_core.workspace import Workspace
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# A request for another host comes by a name that an attacker has led to this machine.
-HOSTS = ["127.0.0.1", "localhost"]
-ENTRANCE = "/enter"
+_END_SECONDS = 2
 
-# Prefect's UI looks there for the key. What is behind the # of an address is never sent.
+# Prefect's UI looks for the key in the local storage. A browser never sends the part of an address behind the #.
 _PAGE = """<!doctype html><title>desra</title>
 <form><label>Key, from the file that desra named: <input type="password"></label> <button>Enter</button></form>
 <script>
@@ -30,17 +47,75 @@ document.querySelector("form").onsubmit = event => {
 
 
 def create_app() -> FastAPI:
-    """Make Prefect's application, as its settings in the environment say."""
+    """Make Prefect's application by its settings in the environment, with a page by which a browser gets the key."""
     from prefect.server.api.server import create_app as create_prefect
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse
-    from starlette.routing import Route
 
     def enter(_: Request) -> HTMLResponse:
         return HTMLResponse(_PAGE, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
     app = create_prefect(final=True)
-    app.router.routes.insert(0, Route(ENTRANCE, enter))  # before the UI, which answers all that is left
+    app.router.routes.insert(0, Route(ENTRANCE, enter))  # before the UI, which answers every other path
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     return app
+
+
+@contextlib.contextmanager
+def report_server(workspace: Workspace, port: int) -> Iterator[str]:
+    """Serve the report and its pages about single images, and nothing else of the workspace; yield the address.
+
+    Other users of this machine cannot guess the address. It stays the same, for the links of older runs.
+
+    Args:
+        workspace: The workspace.
+        port: The port to listen on; 0 for any free port.
+
+    Raises:
+        UsageError: Another process listens on the port.
+    """
+    path = workspace.prefect_home / "report"
+    secret = ""
+    with contextlib.suppress(OSError):
+        secret = path.read_text()
+    if not secret:
+        write_secret(path, secret := secrets.token_urlsafe(32))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()  # early requests wait for the thread
+        except OSError as error:
+            reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
+            raise UsageError(f"--port {port - 1}", reason, "give another one") from None
+        pages = _pages(workspace, secret)
+        config = uvicorn.Config(pages, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/{workspace.report.name}"
+        finally:
+            server.should_exit = True
+            thread.join(2 * _END_SECONDS)  # a browser may not have got all of a page by then
+
+
+def _pages(workspace: Workspace, secret: str) -> Starlette:
+    from desra_core.report.image_page import FOLDER
+
+    # Each run writes report and pages anew: browsers are to ask.
+    headers = {"Cache-Control": "no-cache"}
+
+    def report(_: Request) -> Response:
+        if workspace.report.is_file():
+            return FileResponse(workspace.report, headers=headers)
+        return PlainTextResponse("There is no report yet: the first run writes it.", 404)
+
+    class Pages(StaticFiles):
+        def file_response(self, *arguments: Any, **named: Any) -> Response:
+            response = super().file_response(*arguments, **named)
+            response.headers.update(headers)
+            return response
+
+    pages = Pages(directory=workspace.root / FOLDER, check_dir=False)
+    routes = [Route(f"/{workspace.report.name}", report), Mount(f"/{FOLDER}", pages)]
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    return Starlette(routes=[Mount(f"/{secret}", routes=routes)], middleware=[guard])

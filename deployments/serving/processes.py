@@ -1,25 +1,33 @@
-"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain."""
+"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain.
+
+A locked file in the workspace names the process of desra serve, its mark, and its Prefect server.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import psutil
 
-from desra_core.errors import UsageError
+from desra_core.errors import LockedError, UsageError
+from desra_core.files.locks import holder, locked, read_note
+from desra_core.workspace import Workspace
 from tasks.logs import say
 
-# The environment variable by which the processes of desra are known, wherever they hang in the tree of processes: a pid
-# may be another program's by now, and when a process began moves with the clock.
+# The environment variable by which the processes of desra are known: a pid may be another program's by now, and the
+# start time of a process moves with the clock.
 MARK = "DESRA_SERVE"
 
-# A process that ends by itself so often within so long is not started again.
+# A process that ends by itself more often within this time is not started again.
 _MOST_STARTS, _STEADY_SECONDS = 5, 300.0
 _END_SECONDS, _STOP_SECONDS = 10, 15
 
@@ -29,7 +37,7 @@ class RestlessError(UsageError):
 
 
 class Child:
-    """A process with a name for messages and a log, in whose folder it runs: that of the command may vanish."""
+    """A process with a name for messages and a log. It runs in the folder of the log, since others may vanish."""
 
     name: str
 
@@ -39,12 +47,25 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """That of the process, which is below zero where a signal ended it; None while it runs."""
+        """Exit code of the process, below zero where a signal ended it; None while it runs."""
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start the process, or start it again."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop the process."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start the process for the block, and stop it at the end."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.stop()
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -63,19 +84,22 @@ class Child:
 def start_again(process: Child, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
     """Start a process that has ended by itself, after a pause that grows.
 
-    ``starts`` holds when it was started again before, in seconds of the clock of ``now``, and is kept up to date;
-    ``wait`` waits for so many seconds.
+    Args:
+        process: The process.
+        starts: Times of the earlier restarts, in seconds of the clock of ``now``; this function updates the list.
+        now: The time.
+        wait: Waits for a number of seconds.
 
     Raises:
-        RestlessError: It ends again and again, and is not started any more.
-        DesraError, OSError: What starting it raises.
+        RestlessError: The process ends again and again, and is not started any more.
+        DesraError, OSError: Errors of the start.
     """
     starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
     if len(starts) > _MOST_STARTS:
         raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
     pause = 2 ** len(starts)  # for a cause that passes
-    ended = f"warning: {process.name} has ended (exit code {process.exit_code})"
-    say(f"{ended}, and is started again in {pause} s; its log is {process.log}")
+    ended = f"{process.name} has ended (exit code {process.exit_code})"
+    say(f"warning: {ended}, and is started again in {pause} s; its log is {process.log}")
     wait(pause)
     began = time.monotonic()
     try:
@@ -85,21 +109,21 @@ def start_again(process: Child, starts: list[float], now: float, wait: Callable[
 
 
 def new_mark() -> dict[str, str]:
-    """Make a mark that no process has yet."""
+    """Make a mark that no process has yet, as an environment."""
     return {MARK: uuid.uuid4().hex}
 
 
 def elsewhere() -> dict[str, str]:
-    """Give the environment that Python needs to start in another folder: absolute paths, no modules from there."""
+    """Return the environment for Python in another folder: absolute paths, and no modules from that folder."""
     given = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if os.environ.get(name)}
     absolute = {name: os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))) for name, paths in given.items()}
     return {"PYTHONSAFEPATH": "1"} | absolute
 
 
 def end_marked(mark: dict[str, str]) -> None:
-    """Kill the processes whose environment has a mark, but for this one. Nothing of what they do is lost by that.
+    """Kill the processes whose environment has a mark, except this process; no work is lost by that.
 
-    One that cannot be killed, as it waits for a disk that has gone, is left alone in the end.
+    A process that cannot be killed within 10 s, because it waits for a disk that has gone, is left alone.
     """
 
     def marked() -> list[psutil.Process]:
@@ -111,7 +135,7 @@ def end_marked(mark: dict[str, str]) -> None:
         return found
 
     deadline = time.monotonic() + _END_SECONDS
-    # Again and again: one of them may just have started another one.
+    # Again and again: a process may just have started another one.
     while (found := marked()) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -129,3 +153,82 @@ def end_process(pid: int) -> None:
                 with contextlib.suppress(psutil.Error):
                     end(member)
             _, left = psutil.wait_procs(left, timeout=_STOP_SECONDS)
+
+
+class Served(NamedTuple):
+    """The Prefect server of a workspace: the URL of its API, and whether desra serve has started it, with its key."""
+
+    url: str
+    own: bool
+
+
+class Service:
+    """This process, as it serves a workspace; ``mark`` is the environment of the processes that it starts."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.mark = new_mark()
+        self._note: dict[str, Any] = {"pid": os.getpid(), "token": self.mark[MARK]}
+        self._file.write_text(json.dumps(self._note))
+
+    def announce(self, served: Served, history: timedelta) -> None:
+        """Write down the server and how long it keeps runs, for runs that are started by hand."""
+        self._note |= {**served._asdict(), "history": history.total_seconds()}
+        self._file.write_text(json.dumps(self._note))
+
+
+@contextlib.contextmanager
+def standing(workspace: Workspace) -> Iterator[Service]:
+    """Serve a workspace, as the only process; end the processes that a killed desra serve has left first.
+
+    Raises:
+        LockedError: Another process serves the workspace.
+    """
+    file = _file(workspace)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file) as other:
+        if other is not None:
+            reason = f"is served by process {other.get('pid', '?')} already"
+            raise LockedError(workspace.root, reason, "stop that one first")
+        _end_those_of(read_note(file))
+        own = Service(file)
+        try:
+            yield own
+        finally:
+            end_marked(own.mark)
+
+
+def served_at(workspace: Workspace) -> Served | None:
+    """Find the Prefect server of the desra serve of a workspace, which must be locked; None without desra serve."""
+    note = _who_serves(workspace) or {}
+    return Served(note["url"], bool(note.get("own"))) if "url" in note else None
+
+
+def history_of(workspace: Workspace) -> timedelta | None:
+    """Read how long runs are kept by the settings of the latest desra serve; None where there was none."""
+    note = read_note(_file(workspace))
+    return timedelta(seconds=note["history"]) if "history" in note else None
+
+
+def end_leftovers(workspace: Workspace) -> None:
+    """End the processes of a desra serve that was killed, if there are any."""
+    note = read_note(_file(workspace))  # before the look at the lock: a new desra serve has another token
+    if _who_serves(workspace) is None:
+        _end_those_of(note)
+
+
+def _end_those_of(note: dict[str, Any]) -> None:
+    """End the processes of a desra serve by its note."""
+    if token := note.get("token"):
+        end_marked({MARK: token})
+
+
+def _who_serves(workspace: Workspace) -> dict[str, Any] | None:
+    """Return the note of the process that serves a workspace; None where there is none."""
+    with contextlib.suppress(OSError):
+        return holder(_file(workspace))
+    return None
+
+
+def _file(workspace: Workspace) -> Path:
+    return workspace.prefect_home / "serve.lock"

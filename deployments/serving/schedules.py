@@ -1,4 +1,4 @@
-"""The deployments of desra: what `prefect.yaml` declares for a server of your own, and desra serve for its corpus.
+"""The deployments of desra serve for its corpus, the same as those in `prefect.yaml` for your own server.
 
 `tests/deployments/serving/test_schedules.py` holds the two against each other.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from deployments.serving.worker import NAME
 from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling, Finetuning
@@ -24,17 +23,20 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-# The job of a worker, whatever is posted: Prefect's own template takes any command, environment and working folder. An
-# "env" of the template's own, be it empty, would let those of a run in. Without a command, a worker would
-# first start another process for each run, to prepare a folder for it.
+# The job of a worker for every run. Prefect's own template takes any command, environment and working folder; even an
+# empty "env" in the template would let in that of a run. Without a command, a worker would first start another process
+# for each run, to prepare a folder.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
-# Of the machine, what enters a run's parameters; the rest is for the cluster that desra serve starts.
+# The beginning of the name of a worker on the server; the name of the machine follows.
+WORKER = "desra serve on "
+
+# The machine settings that enter a run's parameters; the others are for the cluster that desra serve starts.
 _OF_A_RUN = {"scheduler", "device", "tile", "log_level", "log_format"}
 
 
 class Deployed(NamedTuple):
-    """A flow with its parameters and its times, as a Prefect server knows it."""
+    """A flow with its parameters and its schedule, as a Prefect server knows it."""
 
     flow: str
     name: str
@@ -44,22 +46,22 @@ class Deployed(NamedTuple):
 
     @property
     def entrypoint(self) -> str:
-        """Where a worker imports the flow from; it is installed with desra."""
+        """The module and function from which a worker imports the flow."""
         return f"flows.{self.flow}.{self.flow}"
 
     @property
     def full_name(self) -> str:
-        """Prefect's name for it."""
+        """Prefect's name of the deployment."""
         return f"{self.flow}/{self.name}"
 
     @property
     def tags(self) -> list[str]:
-        """Words by which its runs are found."""
+        """Tags of its runs."""
         return ["desra", self.name]
 
     @property
     def work_pool(self) -> str:
-        """The pool of a workspace takes one run at a time, since a workspace does; others wait."""
+        """Name of the work pool, which takes one run at a time, as a workspace does; others wait."""
         return f"desra-{self.name}"
 
     @property
@@ -69,7 +71,7 @@ class Deployed(NamedTuple):
 
     @property
     def schedules(self) -> list[dict[str, Any]]:
-        """As in `prefect.yaml`."""
+        """The schedules in the form of `prefect.yaml`."""
         if self.period.cron:
             return [{"cron": self.period.cron, "timezone": self.timezone}]
         return [{"interval": self.period.every.total_seconds()}] if self.period.every else []
@@ -78,8 +80,7 @@ class Deployed(NamedTuple):
 def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
     """Make the deployments of a corpus: mine by the clock, finetune on demand, cycle by the clock.
 
-    Of the machine they have no more than a run may know: the cluster of desra serve ends with it, a deployment does
-    not.
+    Their parameters leave out the cluster of desra serve, which a deployment outlives.
     """
     where = machine.model_dump(mode="json", include=_OF_A_RUN, exclude_defaults=True)
     common: dict[str, Any] = {"machine": where} if where else {}
@@ -103,13 +104,16 @@ def deployments_of(serving: Serving, machine: Machine) -> list[Deployed]:
 
 
 def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own: bool = False) -> None:
-    """Make a server know the deployments of a workspace and their work pool, as they are here and not as they were.
+    """Register the deployments of a workspace and their work pool on a server, in place of earlier ones.
 
-    With ``own``, the server is that of the workspace: what this one has left there before it was renamed or moved goes,
-    since no worker would ever take those runs.
+    Args:
+        deployments: The deployments.
+        client: Of the server.
+        own: The server is that of the workspace: delete the deployments of earlier names and places of the workspace,
+            whose runs no worker would take.
 
     Raises:
-        UsageError: The server does not accept one, or has one of that name for another workspace.
+        UsageError: The server does not accept a deployment, or has one of its name for another workspace.
     """
     from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 
@@ -137,19 +141,19 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
 
 
 def check_alone(pool: str, client: SyncPrefectClient) -> None:
-    """Check that no other machine takes runs of the pool: each would take the runs of the other one for dead."""
+    """Check that no other machine takes runs of the pool: each would take the other machine's runs for dead."""
     from prefect.exceptions import ObjectNotFound
 
     with contextlib.suppress(ObjectNotFound):
         for worker in client.read_workers_for_work_pool(client.read_work_pool(pool).name):
             online = worker.status is not None and worker.status.value == "ONLINE"
-            if online and worker.name != NAME + socket.gethostname():
+            if online and worker.name != WORKER + socket.gethostname():
                 remedy = "stop that one, which the server notices after two minutes, or give another --name"
                 raise UsageError(f"the work pool {pool}", f"has another worker already ({worker.name})", remedy)
 
 
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
-    """Find when a deployment runs next by itself, in the time zone of its schedule; None where it does not.
+    """Return when a deployment runs next by its schedule, in the time zone of that; None without a next run.
 
     Raises:
         UsageError: The server cannot plan runs.
@@ -182,7 +186,7 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
 
 
 def _make_pool(deployed: Deployed, client: SyncPrefectClient) -> None:
-    """Have the work pool of a deployment; one that a person has paused stays so."""
+    """Create or update the work pool of a deployment; a pool that a person has paused stays paused."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
@@ -202,12 +206,12 @@ def _schedule(schedule: dict[str, Any], *, active: bool) -> Any:
 
     if "cron" in schedule:
         return Cron(schedule["cron"], timezone=schedule["timezone"], active=active)
-    # Counted from a fixed Monday: each start would else begin a week anew.
+    # From a fixed Monday, or each start of desra serve would begin the interval anew.
     return Interval(schedule["interval"], anchor_date=datetime(2024, 1, 1, tzinfo=UTC), active=active)
 
 
 def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -> None:
-    """Delete the deployments of this workspace under another name, and those of workspaces that are there no more."""
+    """Delete the deployments of this workspace under other names, and the deployments of vanished workspaces."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     kept = {(deployed.name, deployed.workspace) for deployed in deployments}
@@ -222,7 +226,7 @@ def _forget_others(deployments: Sequence[Deployed], client: SyncPrefectClient) -
 
 
 def _own(deployed: Deployed, client: SyncPrefectClient) -> DeploymentResponse | None:
-    """The deployment as the server knows it, if it does: that of another workspace is never overwritten."""
+    """Return the deployment on the server, or None; raise where it belongs to another workspace."""
     from prefect.exceptions import ObjectNotFound
 
     try:

@@ -1,4 +1,4 @@
-"""`desra serve`: what one machine needs for runs that start by themselves.
+"""`desra serve`: the processes on one machine that scheduled runs need.
 
 ::
 
@@ -8,8 +8,8 @@
                 └─ Prefect worker           takes runs from the work pool of the workspace, one at a time
                    └─ a process per run
 
-A run may be killed at any moment, and the next one goes on with what it left. So stopping is: kill the runs, let the
-server know. Of these processes, those that end by themselves are started again.
+A run may be killed at any moment, and the next run goes on. So desra serve stops by killing the runs and reporting that
+to the server. Server and Prefect worker are started again when they end by themselves.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
-from deployments.serving.processes import Child, RestlessError, start_again
-from deployments.serving.report_server import report_server
-from deployments.serving.retention import forget_results
-from deployments.serving.schedules import Deployed, check_alone, deployments_of, next_run, register
-from deployments.serving.server import Server, check_temporary, end_leftover_server
-from deployments.serving.standing import Served, standing
-from deployments.serving.worker import Worker, prefect_worker
+from deployments.serving.guarded import report_server
+from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
+from deployments.serving.schedules import WORKER, Deployed, check_alone, deployments_of, next_run, register
+from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.cycle import check_training, mining_of
 from desra_core.planning.keys import check_kind, check_models, target_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tasks.dask_cluster import StandingCluster
 
 _POLL_SECONDS = 1.0
+_END_SECONDS = 10
 _SAY_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
 _HOUSEKEEPING_SECONDS = 86400.0
@@ -57,20 +59,19 @@ def serve(serving: Serving, machine: Machine) -> int:
     """Serve a corpus until a signal comes; returns the exit code.
 
     Raises:
-        UsageError: A setting, a folder or a model cannot be used; the workspace is in use, or served by another
-            process.
+        UsageError: A setting, a folder or a model cannot be used; another process uses or serves the workspace.
     """
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
     is_new = not workspace.exists()
     if is_new:
-        _check(serving)  # checked first, so that a refused start leaves no new workspace
+        _check(serving)  # first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
     with stoppable(), contextlib.ExitStack() as stack:
-        own = stack.enter_context(standing(workspace))
+        service = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
             if not is_new:
@@ -78,18 +79,27 @@ def serve(serving: Serving, machine: Machine) -> int:
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
-            server = stack.enter_context(_open_server(serving, workspace, own.mark))
+            history = parse_span(serving.history)
+            server: Server | None = None
+            if configured := os.environ.get("PREFECT_API_URL"):
+                check_server(configured)
+            else:
+                server = Server(workspace, port=serving.port, history=history, mark=service.mark)
+                stack.enter_context(server.running())
+            own = server is not None
             with connected() as client:
                 check_alone(pool, client)
-                register(deployments, client, own=server is not None)
+                register(deployments, client, own=own)
                 drop_missed(pool, client, settled=_SETTLED)
-                _replace_dead(pool, workspace, client, "desra serve was killed", own=server is not None)
+                _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
             url = os.environ["PREFECT_API_URL"]
-            own.announce(Served(url, own=server is not None), parse_span(serving.history))
+            service.announce(Served(url, own=own), history)
         report = stack.enter_context(report_server(workspace, serving.port and serving.port + 1))
         cluster = stack.enter_context(_open_cluster(serving, machine))
         environment = _environment(serving, machine, cluster, report)
-        worker = stack.enter_context(_open_worker(workspace, pool, environment, own.mark))
+        stack.callback(_mark_stopped, pool)
+        worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
+        stack.enter_context(worker.running())
         endings = Endings(pool)
         stack.callback(endings.say_new)  # of runs that end just before it stops
         say(f"watch at {watch_at(workspace, url)}")
@@ -103,11 +113,11 @@ def serve(serving: Serving, machine: Machine) -> int:
 def look_after(
     server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: Endings
 ) -> None:
-    """Start again what ends by itself, find runs that have died, clean up; until a signal comes.
+    """Start processes again that end by themselves, find runs that have died, and clean up, until a signal comes.
 
     Raises:
-        UsageError: A process ends again and again, or the workspace has vanished, perhaps with the disk that it is on:
-            a process that is started then would make another one in its place.
+        UsageError: A process ends again and again, or the workspace has vanished, perhaps with its disk: a process that
+            is started then would make a new workspace in its place.
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
@@ -141,8 +151,8 @@ def look_after(
 
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
-    """Post to the webhook if desra serve ends by an error, be it a mistake of its own: from then on no run would."""
-    from flows.webhook import WEBHOOK, post_to_webhook
+    """Post to the webhook if desra serve ends by an error, since no run would report it from then on."""
+    from flows.corpus_flow import WEBHOOK, post_to_webhook
 
     try:
         yield
@@ -158,7 +168,7 @@ def alarm_at_the_end(serving: Serving) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end what is inside, once: more of them do not disturb the ending."""
+    """Let Ctrl-C, SIGTERM or a closed terminal end the block, once: more signals do not disturb the ending."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
         signals.append(signal.SIGHUP)
@@ -180,26 +190,10 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_server(serving: Serving, workspace: Workspace, mark: dict[str, str]) -> Iterator[Server | None]:
-    """Have a Prefect server: the one that is configured, or one in the workspace."""
-    if configured := os.environ.get("PREFECT_API_URL"):
-        check_server(configured)
-        yield None
-        return
-    server = Server(workspace, port=serving.port, history=parse_span(serving.history), mark=mark)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
-    """Have a Dask cluster on this machine, where none elsewhere is given."""
-    from tasks.dask_cluster import standing_cluster
+    """Check the given Dask scheduler, or start a cluster on this machine."""
+    from tasks.dask_cluster import gpus_wanted, standing_cluster
     from tasks.dask_connection import open_dask
-    from tasks.stages import gpus_wanted
 
     if machine.scheduler:
         with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
@@ -209,43 +203,37 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
     dashboard = serving.port and serving.port + 2
     key = Workspace(serving.workspace).prefect_home / "dask.pem"
     with standing_cluster(machine, gpus=gpus_wanted(True, machine), key=key, dashboard_port=dashboard) as cluster:
-        say(f"workers: {cluster.workers - cluster.gpus} on CPUs, {cluster.gpus} on GPUs")
+        gpus = cluster.embedded.gpus
+        say(f"workers: {len(cluster.cluster.worker_spec) - gpus} on CPUs, {gpus} on GPUs")
         yield cluster
 
 
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
-    """The environment of runs: all that ends with desra serve, and so is none of their parameters."""
-    from flows.webhook import WEBHOOK
+    """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
+    from flows.corpus_flow import WEBHOOK
     from tasks.artifacts import REPORT
 
-    # Cached results go where they are forgotten in time, whatever server it is.
+    # Cached results go where desra serve deletes old ones, also with a configured server.
     storage = Workspace(serving.workspace).prefect_home / "storage"
     environment = {REPORT: report, "PREFECT_LOCAL_STORAGE_PATH": str(storage)}
     if cluster:
         environment |= cluster.environment
-    if machine.log_format == "json":  # of which Prefect's lines are none; they are on the server
+    if machine.log_format == "json":  # Prefect's lines are not JSON; they are on the server
         environment[CONSOLE] = "CRITICAL"
     if serving.webhook:
         environment[WEBHOOK] = serving.webhook
     return environment
 
 
-@contextlib.contextmanager
-def _open_worker(
-    workspace: Workspace, pool: str, environment: dict[str, str], mark: dict[str, str]
-) -> Iterator[Worker]:
-    """Have a worker that takes runs, and see at the end that the server knows what became of them."""
-    try:
-        with prefect_worker(pool, environment, mark, workspace.prefect_home / "worker.log") as worker:
-            yield worker
-    finally:
-        with contextlib.suppress(UsageError), connected() as client:
-            for name in mark_interrupted(pool, client, "desra serve was stopped"):
-                say(f"warning: {name} was cut off; the next start goes on with it", run=name)
+def _mark_stopped(pool: str) -> None:
+    """Report to the server that the runs of a pool were stopped."""
+    with contextlib.suppress(UsageError), connected() as client:
+        for name in mark_interrupted(pool, client, "desra serve was stopped"):
+            say(f"warning: {name} was cut off; the next start goes on with it", run=name)
 
 
 def _check(serving: Serving) -> None:
-    """See now, not at two in the night, that models can be used."""
+    """Check now, not at two in the night, that the models can be used."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)
@@ -269,11 +257,11 @@ def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
             moment = next_run(deployed, client)
             then = f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" * bool(deployed.schedules)
             say(f"{deployed.full_name}: {when[deployed.flow]}{then}")
-    say("Ctrl-C stops; the next start goes on with what was running")
+    say("Ctrl-C stops; the next start resumes the running runs")
 
 
 def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
-    """Go on with runs that have ended without the server's knowing, as when it was down; drop what has piled up."""
+    """Replace runs that have ended without a report to the server; drop the runs that have piled up."""
     try:
         with connected() as client:
             drop_missed(pool, client, settled=_SETTLED)
@@ -284,20 +272,52 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
 
 
 def _replace_dead(
-    pool: str,
-    workspace: Workspace,
-    client: SyncPrefectClient,
-    why: str,
-    *,
-    own: bool,
-    settled: timedelta | None = None,
+    pool: str, workspace: Workspace, client: SyncPrefectClient, why: str, *, own: bool, settled: timedelta | None = None
 ) -> None:
-    """Let the server know which runs are dead, and why, and submit others in the place of those of the pool.
+    """Report dead runs to the server, and submit new runs in the place of the pool's dead runs.
 
-    Without ``own``, the server may know of other workspaces at the same path, on other machines.
+    A server that is not the workspace's ``own`` may know of other workspaces at the same path, on other machines.
     """
     mark_interrupted(pool, client, why, settled=settled)
     if own:
         mark_killed(workspace.root, client, settled=settled)
     for line in resume_interrupted(pool, client):
         say(line)
+
+
+class Worker(Child):
+    """A Prefect worker that takes the runs of a pool, one at a time.
+
+    Args:
+        pool: Name of the work pool.
+        environment: Environment variables of the runs, beside those of this process.
+        mark: The mark of desra serve.
+        log: File for the lines of worker and runs.
+    """
+
+    name = "the Prefect worker"
+
+    def __init__(self, pool: str, environment: dict[str, str], mark: dict[str, str], log: Path) -> None:
+        super().__init__(log)
+        root, moved = str(Path(__file__).resolve().parents[2]), elsewhere()
+        self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
+                         "--limit", "1", "--name", WORKER + socket.gethostname()]  # fmt: skip
+        self._mark = mark | {"DESRA_SERVE_PART": "runs"}
+        self._environment = {CONSOLE: "INFO"} | environment | moved | {
+            "PREFECT_WORKER_QUERY_SECONDS": "5",
+            # Runs have folders of their own, and are to find this desra with this Python.
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, moved.get("PYTHONPATH")))),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Start the worker; the runs of an earlier worker go on."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._spawn(self._command, os.environ | self._environment | self._mark)
+
+    def stop(self) -> None:
+        """Kill the worker with all runs."""
+        end_marked(self._mark)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)

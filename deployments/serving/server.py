@@ -1,8 +1,8 @@
 """A real Prefect server, for the length of a run or of desra serve, where no other is configured.
 
-Prefect's own ephemeral server loses task runs and survives a killed driver. This one is a child process on a loopback
-port, with its database in the workspace; the next run ends one that a killed run left behind. One that ends in mid-run
-is started again, and the work goes on with or without it: the workspace knows what is done.
+Prefect's own ephemeral server loses task runs and survives a killed driver. This server is a child process on a
+loopback port, with its database in the workspace; the next run ends a server that a killed run has left. A server that
+ends in mid-run is started again, and the work goes on with or without it: the workspace knows which images are done.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -24,38 +25,55 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deployments.serving.connection import CONSOLE, KEY, check_server, configure, drain, forget, key_file, read_key
+from deployments.serving.connection import (
+    CONSOLE,
+    HOSTS,
+    KEY,
+    check_server,
+    configure,
+    drain,
+    forget,
+    key_file,
+    read_key,
+)
 from deployments.serving.flow_runs import mark_killed
-from deployments.serving.guarded import HOSTS
 from deployments.serving.processes import (
     MARK,
     Child,
     elsewhere,
+    end_leftovers,
     end_marked,
     end_process,
+    history_of,
     new_mark,
+    served_at,
     start_again,
 )
-from deployments.serving.retention import HISTORY, compact, forget_results, server_settings
-from deployments.serving.standing import end_leftovers, history_of, served_at
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.files.atomic import storage_errors, write_secret
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
+HISTORY = timedelta(days=90)
+
+# How long events are kept where they are stored after all.
+_EVENTS = timedelta(days=3)
+# The share of free space above which the database is written anew. Freed space is used again, so this is rare.
+_FREE_SHARE = 0.5
+_LOG_BYTES = 10_000_000
 _STARTS = 2
 _START_SECONDS = 600  # a busy machine may take minutes
 _PATIENCE_SECONDS = 30
 _LOOK_SECONDS = 1.0
-# What an empty database takes.
+# The size of an empty database.
 _DATABASE_BYTES = 2_000_000
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b|ERROR: +\[Errno")
 
 
 class ServerLostError(TransientError):
-    """The Prefect server does not answer any more. What was done is not lost, but its history may be.
+    """The Prefect server does not answer any more: the history of the run may be lost, but no work.
 
-    ``code`` is the exit code of a command that has nothing left to do; None where it has.
+    ``code`` is the exit code of a command that has nothing left to do, else None.
     """
 
     code: int | None = None
@@ -65,13 +83,13 @@ class ServerLostError(TransientError):
 def prefect_server(workspace: Workspace) -> Iterator[str]:
     """Make sure that Prefect has a server, and yield the address of its API.
 
-    That is the one that is configured, or that of desra serve for this workspace, or one for the length of this run.
-    Sets environment variables that Prefect reads when it is imported; call it before. The workspace must be locked.
+    It is the configured server, or that of desra serve for this workspace, or a server for the length of this run.
+    Call this before Prefect is imported, which reads environment variables set here. The workspace must be locked.
 
     Raises:
         TransientError: The disk is full, or the configured server does not answer any more.
-        UsageError: The configured server does not answer, none can be started, or the key of that of desra serve is not
-            ours.
+        UsageError: The configured server does not answer, no server can be started, or the key of the server of desra
+            serve cannot be read.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
         check_server(configured)
@@ -84,22 +102,29 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
         finally:
             forget(key)
     else:
-        server = Server(workspace, history=history_of(workspace) or HISTORY)
-        try:
-            server.start()
+        with Server(workspace, history=history_of(workspace) or HISTORY).running() as server:
             _mark_killed(workspace, server.url)
             with _kept_up(server):
                 yield server.url
-        finally:
-            server.stop()
 
 
 class Server(Child):
-    """A Prefect server on this machine, with its home in a workspace; the key there lets its owner in.
+    """A Prefect server on this machine, with its home in a workspace; the key in that home lets its owner in.
 
-    The workspace must be locked when the server is first started. It listens on ``port``, or on any free one, and keeps
-    runs for ``history``; ``mark`` is the environment by which its process is known. ``url`` is the address of its API;
-    once ``unwanted`` is set, it is not started any more. UsageError where another process has the port.
+    The workspace must be locked when the server is first started.
+
+    Args:
+        workspace: The workspace.
+        port: The port to listen on; 0 for any free port.
+        history: How long to keep runs.
+        mark: The environment by which the process is known.
+
+    Attributes:
+        url: Address of the API.
+        unwanted: Once set, the server is not started any more.
+
+    Raises:
+        UsageError: Another process has the port.
     """
 
     name = "the Prefect server"
@@ -115,7 +140,7 @@ class Server(Child):
         self._log_start = 0
         self.unwanted = threading.Event()
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended may linger
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
@@ -124,11 +149,11 @@ class Server(Child):
         self.url = f"http://127.0.0.1:{self._port}/api"
 
     def start(self) -> None:
-        """Start it, or start it again, and wait until it answers. One that ends meanwhile is started once more.
+        """Start the server, or start it again, and wait until it answers; try twice.
 
         Raises:
             TransientError: The disk is full.
-            UsageError: It does not answer, though it was started twice and given ten minutes.
+            UsageError: The server ends, or does not answer within ten minutes.
         """
         with storage_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
@@ -138,7 +163,7 @@ class Server(Child):
         forget_results(self._home, self._history)
         write_secret(key_file(self._workspace), self._key)
         configure(self._workspace, self.url, self._key)
-        late: list[bool] = []
+        late = False
         for _ in range(_STARTS):
             if self.unwanted.is_set():
                 return
@@ -147,17 +172,17 @@ class Server(Child):
             import_module("prefect")  # takes a second, while the server starts
             if self._answers() or self.unwanted.is_set():
                 return
-            late.append(self.exit_code is None)
+            late = self.exit_code is None
             self._end()
         error = self._last_error()
-        if late[-1]:
-            error = f"it did not answer within {_START_SECONDS // 60} minutes" + ", twice" * all(late)
+        if late:
+            error = f"it did not answer within {_START_SECONDS // 60} minutes"
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
             raise self._without_room(self._home if _is_full(self._home) else f"{self._home} or {_temporary()}")
         raise UsageError(self.log, f"the Prefect server did not start ({error})", "read that log")
 
     def stop(self) -> None:
-        """Send it all that this process holds back for it, and stop it."""
+        """Send the events and logs that Prefect still holds back, and stop the server."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
             drain()
         forget(self._key)
@@ -171,32 +196,29 @@ class Server(Child):
             self._process.poll()
 
     def _answers(self) -> bool:
-        """Wait until it answers; False where it ends instead, or takes too long."""
+        """Wait until the server answers; return False where it ends instead, or takes too long."""
         began = said = now = time.monotonic()
         while self.exit_code is None and not self.unwanted.is_set() and now - began < _START_SECONDS:
             with contextlib.suppress(httpx.HTTPError, psutil.Error):
-                if self._listens():
+                # Another process that took the port meanwhile is not to get the key.
+                assert self._process is not None
+                open_ports = psutil.Process(self._process.pid).net_connections("tcp")
+                if any(port.status == psutil.CONN_LISTEN and port.laddr.port == self._port for port in open_ports):
                     httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
                     return True
             if now - said >= _PATIENCE_SECONDS:
                 said = now
-                say(f"{self.name} does not answer yet after {now - began:.0f} s; its process lives, and is waited for")
+                say(f"{self.name} does not answer yet after {now - began:.0f} s; its process is still running")
             time.sleep(0.05)
             now = time.monotonic()
         return False
-
-    def _listens(self) -> bool:
-        """Whether its own process has the port: another one that took it meanwhile is not to get the key."""
-        assert self._process is not None
-        connections = psutil.Process(self._process.pid).net_connections("tcp")
-        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == self._port for one in connections)
 
     def _without_room(self, where: object) -> TransientError:
         reason = f"the disk is full, and {self.name} has no room for its database"
         return TransientError(where, reason, "free some space and run again")
 
     def _last_error(self) -> str:
-        """The last error in its log since it was started, as a line."""
+        """Return the last error in the log since the start, as a line."""
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -210,10 +232,10 @@ class Server(Child):
         ours = {
             "PREFECT_SERVER_API_AUTH_STRING": self._key,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
-            CONSOLE: "WARNING",  # into its log, also where this process keeps what Prefect prints from a terminal
+            CONSOLE: "WARNING",  # into the log of the server, even where this process silences Prefect
         }
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        # The user's environment wins over our settings, but not over those of access and of the log.
+        # The user's environment wins over the settings of retention, but not over those of access and of the log.
         environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | ours
         process = self._spawn(command, environment)
         (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[MARK]}))
@@ -221,7 +243,7 @@ class Server(Child):
 
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
-    """Start a server again that ends by itself; where that fails, the work goes on without one."""
+    """Start a server again that ends by itself; where that fails, the work goes on without a server."""
     starts: list[float] = []
 
     def keep_up() -> None:
@@ -231,7 +253,7 @@ def _kept_up(server: Server) -> Iterator[None]:
             try:
                 start_again(server, starts, time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
-                say(f"warning: {printable(error)}; the work goes on without it")
+                say(f"warning: {printable(error)}; the work goes on without the server")
                 _ask_once()
                 return
 
@@ -245,7 +267,7 @@ def _kept_up(server: Server) -> Iterator[None]:
 
 
 def _ask_once() -> None:
-    """Make each call of Prefect to its server fail at once: the server has gone for good."""
+    """Make each call of Prefect to its server, which has gone for good, fail at once."""
     from prefect.settings import get_current_settings
 
     get_current_settings().client.max_retries = 0
@@ -263,7 +285,7 @@ def end_leftover_server(workspace: Workspace) -> None:
 
 
 def _mark_killed(workspace: Workspace, url: str) -> None:
-    """Let the server of a workspace, which must be locked, know which runs were started by hand and killed."""
+    """Report the runs by hand that were killed to the server of a workspace, which must be locked."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -277,25 +299,70 @@ def _mark_killed(workspace: Workspace, url: str) -> None:
 
 
 def check_temporary() -> None:
-    """Check that there is room for temporary files, which databases and workers need.
+    """Check that the disk has room for temporary files, which databases and workers need.
 
     Raises:
         TransientError: The disk is full.
     """
     if _is_full(folder := _temporary()):
-        reason = "the disk is full, and temporary files find no room there"
+        reason = "the disk is full, and has no room for temporary files"
         raise TransientError(folder, reason, "free some space, or name another folder by TMPDIR, and run again")
 
 
 def _temporary() -> Path:
-    """Where temporary files go; Python would take the next best folder where that is full, and others would not."""
+    """Return the folder of temporary files. Python alone would take another folder where that one is full."""
     return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether not even an empty database fits into a folder; False where there is no such folder."""
+    """Say whether an empty database does not fit into a folder; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
-        room = disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks  # some disks do not say how many
+        room = (
+            disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks
+        )  # some disks report no number of blocks
         return not room or (disk.f_files > 0 and disk.f_favail == 0)
     return False
+
+
+def server_settings(history: timedelta) -> dict[str, str]:
+    """Return the environment by which Prefect's server keeps runs for ``history``, with tasks, logs and artifacts.
+
+    Events are not stored: they are three quarters of the cost of a task run, each second of progress makes an event,
+    and only the event feed of the UI shows them. Automations and live updates see them nevertheless. The numbers behind
+    these settings are in docs/schedule.md.
+    """
+    return {
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs,orphans",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(history.total_seconds())),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{int(min(history, _EVENTS).total_seconds())}S",
+    }
+
+
+def forget_results(home: Path, history: timedelta) -> int:
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs; return how many."""
+    oldest = time.time() - history.total_seconds()
+    deleted = 0
+    for path in (home / "storage").glob("*"):
+        with contextlib.suppress(OSError):  # another process has deleted it, or writes it
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
+                deleted += 1
+    for path in home.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > _LOG_BYTES:
+                os.truncate(path, 0)  # the writer appends
+    return deleted
+
+
+def compact(home: Path) -> None:
+    """Shrink the server's database where most of it is deleted rows. No server may run."""
+    database = home / "prefect.db"
+    if not database.exists():
+        return
+    # The server itself reports a damaged or locked database.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+        free, pages = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+        if free > _FREE_SHARE * pages:
+            connection.execute("VACUUM")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.export_folder import export_document, export_root
+from desra_core.annotations.export import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
 from desra_core.annotations.selection import read_mask
+from desra_core.detection.regions import Components
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.files.hashing import digest, read_bytes
@@ -33,57 +33,49 @@ Origin = Literal["labelme", "coco"]
 _THREADS = 4
 
 Read = TypeVar("Read")
-Drawn = LabelMeFile | CocoMask
 
 
 class Correction(NamedTuple):
     """A human mask, ready to be published.
 
-    Attributes:
-        source: The file, and for COCO the image in it, for errors.
-        name, id: Of the image.
-        png, pixels, regions: The mask as a 1-bit PNG, its marked pixels and its 8-connected regions.
-        changed: Whether the detector's mask is another one.
-        kinds, left_out: The kind of each shape, and a phrase for each that does not count.
-        as_exported: Whether the mask is still the detector's as it was exported for this image, neither edited nor
-            confirmed by a person. Where a human mask counts and the export has the image, only that export is looked
-            at.
+    ``as_exported``: the mask is still the detector's as it was exported for this image, neither edited nor confirmed by
+    a person. Where a human mask counts, only the export that is imported is compared, if it has the image.
     """
 
-    source: str
-    name: str
+    source: str  # the file, and for COCO the image in it, for errors
+    name: str  # of the image
     id: str
-    png: bytes
-    pixels: int
-    regions: int
-    changed: bool
-    kinds: tuple[str, ...]
-    left_out: tuple[str, ...]
+    png: bytes  # the mask, 1-bit
+    pixels: int  # that are marked
+    regions: int  # 8-connected
+    changed: bool  # the mask differs from the detector's
+    kinds: tuple[str, ...]  # of each shape
+    left_out: tuple[str, ...]  # a phrase for each shape that does not count
     as_exported: bool
 
 
 class _Source(NamedTuple):
-    """The annotations of one image: where they come from, the names it may have, its size and its shapes."""
+    """The annotations of one image: where they come from, the names that the image may have, its size and shapes."""
 
     source: str
     names: Sequence[str]
     size: tuple[int | None, int | None]
-    drawn: Drawn
+    drawn: LabelMeFile | CocoMask
 
 
 def read_corrections(
     workspace: Workspace, origin: Origin, path: Path, label: str | None = None, *, unchanged: bool = True
 ) -> tuple[list[Correction], list[DesraError]]:
-    """Read the masks that people corrected in an export, or drew otherwise; nothing is written.
+    """Read the masks that people corrected in an export, or drew otherwise, and write nothing.
 
     Args:
         workspace: The workspace of the images.
         origin: ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath``
             names, or else of the image at its own place. ``coco``: a JSON file.
         path: The folder or file.
-        label: Only shapes with this label count, if given. By default all LabelMe shapes do; of a COCO file those of
-            the category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
-        unchanged: Whether masks that are as they were exported count too; else they contradict none that were edited.
+        label: Only shapes with this label count, if given. By default all LabelMe shapes count; of a COCO file the
+            shapes of the category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
+        unchanged: Whether masks that are as they were exported count too; if not, they contradict no edited mask.
 
     Returns:
         The masks, with those that are as they were exported, and the errors of others. If there are any errors, nothing
@@ -103,9 +95,10 @@ def read_corrections(
         pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
         sources, errors = _labelme(path, label, names, pictures)
     else:
-        found, errors = read_coco(path, category=label).items(), []
+        errors = []
         sources = [
-            _Source(f"{path}, {name}", names.find(name), (mask.height, mask.width), mask) for name, mask in found
+            _Source(f"{path}, {name}", names.find(name), (mask.height, mask.width), mask)
+            for name, mask in read_coco(path, category=label).items()
         ]
     renamed = _renamed(manifest, ids)
     exported["images"] = {renamed.get(name, name): key for name, key in ids.items()}
@@ -116,31 +109,40 @@ def read_corrections(
     done = done_images(workspace, target).select(["name", "id", "height", "width"])
     wanted = pa.array({name for source in sources for name in source.names}, pa.string())
     rows = {row["name"]: row for row in done.filter(pc.is_in(done["name"], wanted)).to_pylist()}
-    images: list[tuple[_Source, dict[str, Any]]] = []
-    for source in sources:
-        try:
-            images.append((source, _row_of(source, rows, exported, target.gan_sr_key, settings.verb)))
-        except ImageError as error:
-            errors.append(error)
     given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
     # A workspace that was made anew has no list of earlier exports.
-    known = exported_masks(workspace, (row["id"] for _, row in images)) | given
+    known = exported_masks(workspace, (row["id"] for row in rows.values())) | given
     human = read_human_masks(workspace, target.gan_sr_key)
     # A person whose mask counts may go back to the detector's mask: only this export shows whether that was done.
     shown = human.keys() & set(ids.values())
     written = {key for keys in exported.get("files", {}).values() for key in keys}
 
-    def correct(image: tuple[_Source, dict[str, Any]]) -> Correction:
-        source, row = image
-        before = known
-        if row["id"] in shown:
-            saved = isinstance(source.drawn, LabelMeFile) and digest(read_bytes(source.drawn.path)) not in written
-            before = frozenset() if saved else given
-        correction = _correction(source, row, workspace, label, before)
-        confirmed = correction.id in human and human[correction.id].path.read_bytes() == correction.png
-        return correction._replace(as_exported=correction.as_exported and not confirmed)
+    def correct(source: _Source) -> Correction:
+        row = _row_of(source, rows, exported, target.gan_sr_key, settings.verb)
+        drawn, shape = source.drawn, (row["height"], row["width"])
+        before = given if row["id"] in shown else known
+        if isinstance(drawn, CocoMask):
+            mask, kinds, left_out = decode_coco_mask(drawn), drawn.kinds, drawn.left_out
+        else:
+            mask, kinds, left_out = draw_shapes(drawn, shape, label), drawn.kinds(label), drawn.left_out(label)
+            if row["id"] in shown and digest(read_bytes(drawn.path)) not in written:
+                before = frozenset()
+        png = encode_mask(mask)
+        confirmed = row["id"] in human and human[row["id"]].path.read_bytes() == png
+        return Correction(
+            source=source.source,
+            name=row["name"],
+            id=row["id"],
+            png=png,
+            pixels=int(mask.sum()),
+            regions=len(Components(mask)),
+            changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
+            kinds=kinds,
+            left_out=left_out,
+            as_exported=(row["id"], mask_key(mask)) in before and not confirmed,
+        )
 
-    corrections, failed = _on_threads(correct, images)
+    corrections, failed = _on_threads(correct, sources)
     counting = [correction for correction in corrections if unchanged or not correction.as_exported]
     return corrections, [*errors, *failed, *_contradictions(counting)]
 
@@ -148,10 +150,11 @@ def read_corrections(
 def _labelme(
     path: Path, label: str | None, names: ImageNames, pictures: Sequence[Path]
 ) -> tuple[list[_Source], list[DesraError]]:
-    """The LabelMe files of a folder; ``pictures`` are folders whose files lie at the names of their images."""
+    """Read the LabelMe files of a folder; ``pictures`` are folders whose files lie at the names of their images."""
     if not path.exists():
         raise UsageError(path, "does not exist", "name a folder of LabelMe files, or one of them")
-    root = export_root(path.absolute()) or (path if path.is_dir() else path.parent).absolute()
+    export = export_root(path.absolute())
+    root = export or (path if path.is_dir() else path.parent).absolute()
     found = [path] if path.is_file() else sorted(path.rglob("*.json"))
     files = [file for file in found if file.is_file() and not file.name.startswith(".")]
     if not files:
@@ -162,24 +165,19 @@ def _labelme(
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]
     # Where no file lies at the place of an image in a folder, they may come from as many folders.
-    flat = export_root(path.absolute()) is None and not any("/" in place and names.exact(place) for place in places)
+    flat = export is None and not any("/" in place and names.exact(place) for place in places)
     sources = []
     for file, place in zip(read, places, strict=True):
         try:
             meant = _meant(file, place, names, pictures, flat=flat)
+            sources.append(_Source(str(file.path), meant, (file.height, file.width), file))
         except ImageError as error:
             errors.append(error)
-            continue
-        sources.append(_Source(str(file.path), meant, (file.height, file.width), file))
     return sources, errors
 
 
 def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
-    """The images that a LabelMe file may be of: by its imagePath, or where that names none by its own place.
-
-    Raises:
-        ImageError: Both name an image, but another one.
-    """
+    """List the images that a LabelMe file may be of: by its imagePath, else by its place, which must not differ."""
     last = place.rpartition("/")[2]
     here = (not flat and names.exact(place)) or names.ending_like(last)
     meant = _of_image_path(file, place, names, pictures, flat=flat)
@@ -195,10 +193,16 @@ def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[
 def _of_image_path(
     file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool
 ) -> list[str] | None:
-    """The images that the imagePath of a LabelMe file may mean; None where it does not help."""
+    """List the images that the imagePath of a LabelMe file may mean; None where it does not help."""
     if not file.image_path:
         return None
-    if picture := _picture(file):
+    named = file.path.absolute().parent / file.image_path
+    try:
+        picture = named.parent.resolve() / named.name
+        there = picture.is_file()
+    except (OSError, ValueError, RuntimeError):  # no path that this system could have
+        there = False
+    if there:
         for folder in filter(None, (export_root(picture.parent), *pictures)):
             if picture.is_relative_to(folder.resolve()):
                 return names.exact(picture.relative_to(folder.resolve()).as_posix())
@@ -211,32 +215,17 @@ def _of_image_path(
     return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
 
 
-def _picture(file: LabelMeFile) -> Path | None:
-    """The picture that a LabelMe file names, in the folder where it really lies; None where there is none."""
-    named = file.path.absolute().parent / file.image_path
-    try:
-        picture = named.parent.resolve() / named.name
-        return picture if picture.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # no path that this system could have
-        return None
-
-
 def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
-    """The present names of images by the names at their export, where these differ.
+    """Map the names of images at their export to their present names, where these differ.
 
     A name changes when a file with the same name and another suffix appears or vanishes.
     """
-    manifest = manifest.filter(
-        pc.and_(manifest["present"], pc.is_in(manifest["id"], pa.array(exported.values(), pa.string())))
-    )
+    manifest = manifest.filter(manifest["present"])
     names: dict[str, set[str]] = {}
     for name, image_id in zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True):
         names.setdefault(image_id, set()).add(name)
-    return {
-        name: min(names[image_id])
-        for name, image_id in exported.items()
-        if image_id in names and name not in names[image_id]
-    }
+    there = {name: names[image_id] for name, image_id in exported.items() if image_id in names}
+    return {name: min(present) for name, present in there.items() if name not in present}
 
 
 def _row_of(
@@ -245,7 +234,7 @@ def _row_of(
     """Find the image of some annotations among those that are done.
 
     Raises:
-        ImageError: It is ambiguous or not done, has another size, or another result than was exported.
+        ImageError: The image is ambiguous or not done, has another size, or another result than was exported.
     """
     if len(source.names) > 1:
         field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"
@@ -266,33 +255,8 @@ def _row_of(
     return row
 
 
-def _correction(
-    source: _Source, row: dict[str, Any], workspace: Workspace, label: str | None, exported: frozenset[tuple[str, str]]
-) -> Correction:
-    shape = (row["height"], row["width"])
-    drawn = source.drawn
-    if isinstance(drawn, CocoMask):
-        mask, kinds, left_out = decode_coco_mask(drawn), drawn.kinds, drawn.left_out
-    else:
-        mask, kinds, left_out = draw_shapes(drawn, shape, label), drawn.kinds(label), drawn.left_out(label)
-    count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    return Correction(
-        source=source.source,
-        name=row["name"],
-        id=row["id"],
-        png=encode_mask(mask),
-        pixels=int(mask.sum()),
-        regions=count - 1,
-        changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
-        kinds=kinds,
-        left_out=left_out,
-        as_exported=(row["id"], mask_key(mask)) in exported,
-    )
-
-
-def _contradictions(corrections: Iterable[Correction]) -> list[DesraError]:
-    """Errors for images that were corrected twice: under one name, or as copies with different masks."""
-    corrections = list(corrections)
+def _contradictions(corrections: Sequence[Correction]) -> list[DesraError]:
+    """List errors for images that were corrected twice: under one name, or as copies with different masks."""
     names = Counter(correction.name for correction in corrections)
     first: dict[str, Correction] = {}
     errors: list[DesraError] = []
@@ -305,7 +269,7 @@ def _contradictions(corrections: Iterable[Correction]) -> list[DesraError]:
 
 
 def _on_threads(read: Callable[[Any], Read], items: Sequence[Any]) -> tuple[list[Read], list[DesraError]]:
-    """Apply a function to items: its results, and the errors that it raised."""
+    """Apply a function to items; return its results, and the errors that it raised."""
 
     def attempt(item: Any) -> Read | DesraError:
         try:

@@ -1,5 +1,12 @@
 """Export the images and masks of a workspace to labelling tools, or as plain folders.
 
+An export is written whole or not at all, and never over files that a person has edited since. A document beside the
+files names the exported images and results, and has the hash of each file.
+
+The format ``coco`` is one file with one category, compressed run-length encodings, and severities as scores. Fields
+that COCO does not have are in ``attributes``, which FiftyOne and CVAT show: the ADE20K class, severity and mean
+similarity, and whether a person or the detector drew the mask.
+
 The format ``folder`` holds, for any other tool::
 
     masks/NAME.png       the detector's masks, 1-bit
@@ -11,59 +18,111 @@ The format ``folder`` holds, for any other tool::
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from desra_core.annotations.coco import coco_annotations, coco_document
-from desra_core.annotations.export_folder import ExportFolder, open_export
+import numpy as np
+
 from desra_core.annotations.labelme import labelme_document
-from desra_core.annotations.selection import Annotated, select_images
-from desra_core.detection.class_weights import class_names
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.annotations.selection import Annotation, MaskedImage, class_name, select_images
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.atomic import check_names
-from desra_core.files.hashing import read_bytes
+from desra_core.evaluation.coco_masks import CATEGORY
+from desra_core.evaluation.table import as_csv, counted
+from desra_core.files.atomic import check_names, replace_file, storage_errors
+from desra_core.files.hashing import digest, read_bytes
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Photo, decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import mask_key, remember_exported
-from desra_core.workspace.pictures import picture_files
+from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.records import REGION_FIELDS
 
 Form = Literal["coco", "labelme", "folder"]
 
 # Each holds a few copies of a decoded picture.
 _THREADS = 4
+# Names of images do not begin with a dot.
+_DOCUMENT = ".desra-export.json"
 
 
 class Exported(NamedTuple):
-    """The contents of an export.
-
-    Attributes:
-        images, regions, by_people: Images, the regions of their masks, and how many of the masks are human masks.
-        unpictured: Images of a mined corpus that were asked for but whose pictures were not kept.
-        failures: Why others were left out.
-        pictures: The folder in which a labelling tool finds the pictures.
-    """
+    """The contents of an export."""
 
     images: int
-    regions: int
-    by_people: int
-    unpictured: int
-    failures: list[ImageError]
-    pictures: Path
+    regions: int  # of their masks
+    by_people: int  # masks that are human masks
+    unpictured: int  # images of a mined corpus that were asked for but whose pictures were not kept
+    failures: list[ImageError]  # why others were left out
+    pictures: Path  # the folder in which a labelling tool finds the pictures
+
+
+class ExportFolder:
+    """An export that is being written, by one thread or several."""
+
+    def __init__(self, root: Path, stage: Path) -> None:
+        self.root = root
+        self._stage = stage
+        self._digests: dict[str, str] = {}
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file at a relative path (raises `desra_core.errors.TransientError`)."""
+        with storage_errors(self.root / path):
+            (self._stage / path).parent.mkdir(parents=True, exist_ok=True)
+            (self._stage / path).write_bytes(data)
+        self._digests[path] = digest(data)
+
+    def commit(self, document: dict[str, Any], *, overwrite: bool) -> None:
+        """Put all files in place, and remove the files of the export before that are not among them.
+
+        Args:
+            document: Further entries for the document of the export.
+            overwrite: Replace files that were edited since they were exported.
+
+        Raises:
+            UsageError: A file was edited, and may not be replaced.
+            TransientError: The disk is full or failed.
+        """
+        files = {path: [self._digests[path]] for path in sorted(self._digests)}
+        known: dict[str, list[str]] = (export_document(self.root) or {}).get("files", {})
+        # A file counts as unedited with its old hash and with its new one, also in the middle of an update.
+        both = {path: sorted({*known.get(path, []), *files.get(path, [])}) for path in known.keys() | files.keys()}
+        known_files = [] if overwrite else [(self.root / path, both[path]) for path in sorted(both)]
+        edited = [file for file, digests in known_files if file.exists() and digest(read_bytes(file)) not in digests]
+        if edited:
+            more = f", like {counted(len(edited) - 1, 'other file')}" if len(edited) > 1 else ""
+            remedy = "import it first, then export to another folder, or with --overwrite"
+            raise UsageError(edited[0], f"was edited since it was exported{more}", remedy)
+        with storage_errors(self.root):
+            if not self.root.exists() or not any(self.root.iterdir()):
+                _write_document(self._stage, document | {"files": files})
+                if self.root.exists():
+                    self.root.rmdir()
+                self._stage.rename(self.root)
+                return
+            _write_document(self.root, document | {"files": both})
+            for path in files:
+                (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+                (self._stage / path).replace(self.root / path)
+            for path in known.keys() - files.keys():
+                (self.root / path).unlink(missing_ok=True)
+            _write_document(self.root, document | {"files": files})
+            for folder in sorted((path for path in self.root.rglob("*") if path.is_dir()), reverse=True):
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 class _Written(NamedTuple):
     """An image whose files are written, its COCO annotations, and the key of its mask where that is the detector's."""
 
-    image: Annotated
+    image: MaskedImage
     annotations: list[dict[str, Any]]
     detected: str | None
 
@@ -82,7 +141,7 @@ def export_workspace(
 
     Args:
         workspace: Of any run.
-        output: A new folder, or that of an earlier export, which is brought up to date.
+        output: A new folder, or the folder of an earlier export, which is brought up to date.
         form: ``coco``: annotations.json, and the GAN results as 8-bit RGB below images; ``labelme``: NAME.json beside
             the GAN result NAME.png; ``folder``: see above.
         everything, worst: As for `desra_core.annotations.selection.select_images`.
@@ -105,15 +164,22 @@ def export_workspace(
         raise UsageError(workspace.root, "has no image to export that is done", remedy)
     source = workspace.dataset("gan_sr", "").parent if mined else settings.sources.main
     with open_export(output, workspace) as folder:
-        written, failures = _write_all(images, form, folder, pictures=pictures)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            results = list(pool.map(partial(_write, form=form, folder=folder, pictures=pictures), images))
+        written = [result for result in results if isinstance(result, _Written)]
+        failures = [result for result in results if isinstance(result, ImageError)]
+        if not written:
+            raise failures[0]
         if form == "coco":
-            rows = []
-            for image, annotations, _ in written:
-                path = Path(f"{image.name}.png") if pictures else image.files["gan_sr"].relative_to(source)
-                rows.append((path.as_posix(), image.shape, annotations))
-            folder.write("annotations.json", coco_document(rows))
+            names = [f"{one.image.name}.png" if pictures else
+                     one.image.files["gan_sr"].relative_to(source).as_posix() for one in written]  # fmt: skip
+            folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
-            folder.write("regions.csv", _regions_csv(image for image, *_ in written))
+            # The detector's regions, with the fields of desra_core.planning.tables.REGIONS.
+            regions = [region | {"image": one.image.name, "class_name": class_name(region)}
+                       for one in written for region in one.image.regions]  # fmt: skip
+            columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
+            folder.write("regions.csv", as_csv(regions, columns).encode())
         detected = [(image, key) for image, _, key in written if key]
         document = {
             "workspace": str(workspace.root.resolve()),
@@ -124,35 +190,66 @@ def export_workspace(
         }
         remember_exported(workspace, ((image.id, key) for image, key in detected))
         folder.commit(document, overwrite=overwrite)
+    copied = output / "images" if form == "coco" else output
     return Exported(
         images=len(written),
         regions=sum(image.human.regions if image.human else len(image.regions) for image, *_ in written),
         by_people=sum(image.human is not None for image, *_ in written),
         unpictured=len(chosen) - len(images),
         failures=failures,
-        pictures=source if not pictures else output / "images" if form == "coco" else output,
+        pictures=copied if pictures else source,
     )
 
 
-def _write_all(
-    images: Sequence[Annotated], form: Form, folder: ExportFolder, *, pictures: bool
-) -> tuple[list[_Written], list[ImageError]]:
-    """Write the files of all images on several threads; those that cannot be read end as errors."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = list(pool.map(partial(_write, form=form, folder=folder, pictures=pictures), images))
-    written = [result for result in results if isinstance(result, _Written)]
-    failures = [result for result in results if isinstance(result, ImageError)]
-    if not written:
-        raise failures[0]
-    return written, failures
+@contextlib.contextmanager
+def open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
+    """Begin an export to a folder, in which nothing changes before `ExportFolder.commit`.
+
+    Raises:
+        UsageError: The folder holds other things than an export of this workspace, or lies inside the workspace.
+        TransientError: The folder cannot be written.
+    """
+    if root.resolve().is_relative_to(workspace.root.resolve()):
+        raise UsageError(root, "lies inside the workspace", "name a folder outside of it as --output")
+    if root.exists() and not root.is_dir():
+        raise UsageError(root, "is a file", "name a folder as --output")
+    if root.is_dir() and any(root.iterdir()):
+        document = export_document(root)
+        if document is None:
+            raise UsageError(root, "is a folder with other things in it", "name a new folder as --output")
+        if document.get("workspace") != str(workspace.root.resolve()):
+            raise UsageError(root, f"holds an export of {document.get('workspace')}", "name a new folder as --output")
+    stage = root.with_name(f".{root.name}.unfinished")
+    with storage_errors(root):
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+    try:
+        yield ExportFolder(root, stage)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
-def _write(image: Annotated, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
+def export_document(folder: Path) -> dict[str, Any] | None:
+    """Read the document of an export; None where the folder holds none."""
+    try:
+        document = json.loads((folder / _DOCUMENT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def export_root(path: Path) -> Path | None:
+    """Find the folder of the export that a file or folder belongs to, if any."""
+    return next((folder for folder in (path, *path.parents) if (folder / _DOCUMENT).is_file()), None)
+
+
+def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
+    """Write the files of an image; an image that cannot be read ends as an error."""
     annotations: list[dict[str, Any]] = []
     try:
         if form == "coco":
             files = {f"images/{image.name}.png": _picture(image)} if pictures else {}
-            annotations = coco_annotations(image)
+            annotations = [_coco_annotation(annotation, image.shape) for annotation in image.annotations()]
         elif form == "labelme":
             files = {f"{image.name}.json": labelme_document(image), f"{image.name}.png": _picture(image)}
         else:
@@ -166,19 +263,18 @@ def _write(image: Annotated, *, form: Form, folder: ExportFolder, pictures: bool
     return _Written(image, annotations, detected)
 
 
-def _picture(image: Annotated) -> bytes:
-    """Encode the GAN result as labelling tools read it: 8-bit RGB PNG (raises `ImageError`)."""
+def _picture(image: MaskedImage) -> bytes:
+    """Encode the GAN result as labelling tools read it: 8-bit RGB PNG."""
     return encode_png(bgr8(_decoded(image, "gan_sr").pixels)[:, :, ::-1])
 
 
-def _plain_files(image: Annotated) -> dict[str, bytes]:
-    """The files of an image in the format ``folder``, by relative path (raises `ImageError`)."""
+def _plain_files(image: MaskedImage) -> dict[str, bytes]:
+    """Read or make the files of an image in the format ``folder``, by relative path."""
     files = {f"masks/{image.name}.png": read_bytes(image.files["mask"])}
     if image.human is not None:
         files[f"human/{image.name}.png"] = read_bytes(image.human.path)
     for kind in ("lr", "mse_sr", "gan_sr", "pseudo_gt"):
-        if kind in image.files:
-            path = image.files[kind]
+        if path := image.files.get(kind):
             files[f"{kind}/{image.name}{path.suffix}"] = read_bytes(path)
     if "pseudo_gt" not in image.files:
         mse_sr, gan_sr = _decoded(image, "mse_sr"), _decoded(image, "gan_sr")
@@ -187,25 +283,58 @@ def _plain_files(image: Annotated) -> dict[str, bytes]:
     return files
 
 
-def _decoded(image: Annotated, kind: str) -> Photo:
-    """Decode a result of an image (raises `ImageError`, also where its size is not the recorded one)."""
+def _decoded(image: MaskedImage, kind: str) -> Photo:
+    """Decode a result of an image, and check its size."""
     path = image.files[kind]
     photo = decode(read_bytes(path), path)
-    if photo.pixels.shape[:2] != image.shape:
-        height, width = photo.pixels.shape[:2]
+    height, width = photo.pixels.shape[:2]
+    if (height, width) != image.shape:
         raise ImageError(path, f"is {width}x{height} and was {image.shape[1]}x{image.shape[0]}", "run again")
     return photo
 
 
-def _regions_csv(images: Iterable[Annotated]) -> bytes:
-    """The detector's regions of some images, a row for each; fields as in `desra_core.planning.tables.REGIONS`."""
-    fields = [field.name for field in REGION_FIELDS]
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", *fields, "class_name"])
-    for image in images:
-        for region in image.regions:
-            label = region["dominant_class"]
-            name = "" if label is None else class_names()[label]
-            table.writerow([image.name, *(region[field] for field in fields), name])
-    return text.getvalue().encode()
+def _coco_document(names: Iterable[str], written: Iterable[_Written]) -> bytes:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for name, one in zip(names, written, strict=True):
+        height, width = one.image.shape
+        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
+        for annotation in one.annotations:
+            ids = {"id": len(annotations) + 1, "image_id": len(images), "category_id": 1}
+            annotations.append(ids | annotation)
+    document = {
+        "info": {"description": "Artifacts of a GAN super-resolution model, found by desra"},
+        "licenses": [],
+        "categories": [{"id": 1, "name": CATEGORY, "supercategory": ""}],
+        "images": images,
+        "annotations": annotations,
+    }
+    return json.dumps(document, indent=1).encode()
+
+
+def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str, Any]:
+    """Describe a component of a mask as a COCO annotation, without ids."""
+    from pycocotools import mask as coco
+
+    region = annotation.region
+    encoded = coco.encode(annotation.on(shape).astype(np.uint8, order="F"))
+    attributes: dict[str, Any] = {"mask_by": "detector" if region else "person"}
+    score = {}
+    if region:
+        if name := class_name(region):
+            attributes["class"] = name
+        attributes |= {"mean_similarity": region["mean_similarity"], "severity": region["severity"]}
+        score = {"score": region["severity"]}
+    return {
+        "segmentation": {"size": list(shape), "counts": encoded["counts"].decode()},
+        "bbox": [annotation.x, annotation.y, *annotation.crop.shape[::-1]],
+        "area": annotation.area,
+        # Not a crowd: crowds are left out where results are judged.
+        "iscrowd": 0,
+        **score,
+        "attributes": attributes,
+    }
+
+
+def _write_document(folder: Path, document: dict[str, Any]) -> None:
+    replace_file(folder / _DOCUMENT, json.dumps(document, indent=1).encode())

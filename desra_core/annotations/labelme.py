@@ -17,15 +17,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from desra_core.annotations.selection import Annotated, Annotation, Part
+from desra_core.annotations.selection import Annotation, MaskedImage, class_name
 from desra_core.errors import ImageError
 from desra_core.evaluation.coco_masks import decode_json, whole_number
+from desra_core.evaluation.table import counted
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode, encode_png
 
 LABEL = "artifact"
 
-# The first one whose users all can read masks.
+# The first version of LabelMe that reads masks.
 _VERSION = "5.5.0"
 # X-AnyLabeling calls a turned rectangle a rotation, and writes all four corners of others too.
 _RECTANGLES = {"rectangle": "rectangle", "oriented_rectangle": "rotated rectangle", "rotation": "rotated rectangle"}
@@ -36,17 +37,13 @@ _FAR = 2**20
 
 
 class LabelMeFile(NamedTuple):
-    """The contents of a LabelMe file.
-
-    ``width`` and ``height`` are None where it has no size, and ``image_path``, the picture's path relative to the
-    file's folder, is empty where it names none.
-    """
+    """The contents of a LabelMe file."""
 
     path: Path
-    width: int | None
+    width: int | None  # None where the file has no size
     height: int | None
     shapes: list[dict[str, Any]]
-    image_path: str = ""
+    image_path: str = ""  # the picture's path relative to the file's folder; empty where the file names none
 
     @property
     def labels(self) -> set[str]:
@@ -54,7 +51,7 @@ class LabelMeFile(NamedTuple):
         return {str(shape.get("label")) for shape in self.shapes}
 
     def kinds(self, label: str | None = None) -> tuple[str, ...]:
-        """List the kind of each shape with a label, or of all."""
+        """List the kind of each shape with a label, by default of all shapes."""
         kinds = [_kind(shape) for shape in self.shapes if label is None or shape.get("label") == label]
         return tuple(_RECTANGLES.get(kind, kind) for kind in kinds)
 
@@ -64,8 +61,12 @@ class LabelMeFile(NamedTuple):
         return tuple(f"region labelled {other}" for other in others)
 
 
-def labelme_document(image: Annotated) -> bytes:
-    """Write the LabelMe file of an image whose picture NAME.png lies beside it (raises `ImageError`)."""
+def labelme_document(image: MaskedImage) -> bytes:
+    """Write the LabelMe file of an image whose picture NAME.png lies beside it.
+
+    Raises:
+        ImageError: As `MaskedImage.annotations`.
+    """
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
@@ -82,7 +83,7 @@ def read_labelme(path: Path) -> LabelMeFile:
     """Read a LabelMe file, without the picture that may be in it.
 
     Raises:
-        ImageError: It cannot be read, is damaged, or is another kind of JSON.
+        ImageError: The file cannot be read, is damaged, or is another kind of JSON.
     """
     try:
         document = decode_json(read_bytes(path))
@@ -131,10 +132,11 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
             (x, y), radius = points[0], math.dist(*points)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
         elif kind == "mask" and len(points) == 2:
-            part = _mask(drawn, points, shape, file.path, number)
-            canvas.paste(Image.fromarray(part.crop.astype(np.uint8)), (part.x, part.y))
+            (x, y), corner = ((int(x), int(y)) for x, y in points)
+            crop = _crop(drawn, (x, y), corner, shape, file.path.with_name(f"{file.path.name}, shape {number}"))
+            canvas.paste(Image.fromarray(crop.astype(np.uint8)), (x, y))
         else:
-            reason = f"has as shape {number} a {kind} of {len(points)} points, which has no area"
+            reason = f"has as shape {number} a {kind} of {counted(len(points), 'point')}, which has no area"
             raise ImageError(file.path, reason, "draw polygons, rectangles, circles or masks")
         box = canvas.getbbox()
         if box is None:
@@ -147,43 +149,33 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
 
 
 def _shape(annotation: Annotation) -> dict[str, Any]:
-    part = annotation.part
-    polygon = _polygon(part)
-    height, width = part.crop.shape
-    corners = [[part.x, part.y], [part.x + width - 1, part.y + height - 1]]
-    crop = None if polygon else base64.b64encode(encode_png(part.crop.astype(np.uint8))).decode()
+    x, y, crop, region = annotation
+    polygon = _polygon(crop)
+    corners = [(0, 0), (crop.shape[1] - 1, crop.shape[0] - 1)]
+    description = "drawn by a person"
+    if region:
+        numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
+        description = ", ".join(filter(None, (class_name(region), numbers)))
     return {
         "label": LABEL,
-        "points": polygon or [[float(x), float(y)] for x, y in corners],
+        "points": [[float(x + column), float(y + row)] for column, row in polygon or corners],
         "group_id": None,
-        "description": _description(annotation),
+        "description": description,
         "shape_type": "polygon" if polygon else "mask",
         "flags": {},
-        "mask": crop,
+        "mask": None if polygon else base64.b64encode(encode_png(crop.astype(np.uint8))).decode(),
     }
 
 
-def _description(annotation: Annotation) -> str:
-    """Class and severity, for the annotator."""
-    if annotation.region is None:
-        return "drawn by a person"
-    numbers = (
-        f"severity {annotation.region['severity']:.1f}, mean similarity {annotation.region['mean_similarity']:.3f}"
-    )
-    return f"{annotation.class_name}, {numbers}" if annotation.class_name else numbers
-
-
-def _polygon(part: Part) -> list[list[float]]:
-    """The outline of a part, if drawing it gives the part back; else nothing."""
-    outlines, _ = cv2.findContours(part.crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+def _polygon(crop: Mask) -> list[tuple[int, int]]:
+    """The outline of a component, if drawing the outline gives the component back; else nothing."""
+    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     points = [(int(x), int(y)) for x, y in outlines[0][:, 0]]
     if len(points) < 3:
         return []
-    canvas = Image.fromarray(np.zeros(part.crop.shape, np.uint8))
+    canvas = Image.fromarray(np.zeros(crop.shape, np.uint8))
     ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
-    if not np.array_equal(np.asarray(canvas, np.bool_), part.crop):
-        return []
-    return [[float(part.x + x), float(part.y + y)] for x, y in points]
+    return points if np.array_equal(np.asarray(canvas, np.bool_), crop) else []
 
 
 def _kind(drawn: dict[str, Any]) -> str:
@@ -191,12 +183,12 @@ def _kind(drawn: dict[str, Any]) -> str:
 
 
 def _is_upright(points: Sequence[tuple[float, float]]) -> bool:
-    """Whether points are the four corners of a rectangle that is not turned."""
+    """Check whether points are the four corners of a rectangle that is not turned."""
     return len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in zip(*points, strict=True))
 
 
 def _around(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of a rectangle in the order of its outline."""
+    """Sort the corners of a rectangle along its outline."""
     x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     return sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
 
@@ -212,11 +204,10 @@ def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float,
     return found
 
 
-def _mask(
-    drawn: dict[str, Any], points: Sequence[tuple[float, float]], shape: tuple[int, int], path: Path, number: int
-) -> Part:
-    """The mask that a shape holds, at its place."""
-    where = path.with_name(f"{path.name}, shape {number}")
+def _crop(
+    drawn: dict[str, Any], first: tuple[int, int], last: tuple[int, int], shape: tuple[int, int], where: Path
+) -> Mask:
+    """Decode the mask that a shape holds, and check that it fits the box from its first to its last pixel."""
     encoded = drawn.get("mask")
     try:
         data = base64.b64decode(encoded, validate=True) if isinstance(encoded, str) else b""
@@ -225,11 +216,9 @@ def _mask(
     if not data:
         raise ImageError(where, "holds no mask", _SAVE_AGAIN)
     crop: Mask = np.asarray(decode(data, where).pixels.any(axis=2))
-    (x, y), (right, bottom) = ((int(x), int(y)) for x, y in points)
     height, width = crop.shape
-    on_image = min(x, y) >= 0 and x + width <= shape[1] and y + height <= shape[0]
-    if (right - x + 1, bottom - y + 1) != (width, height) or not on_image:
-        box = f"({x}, {y}) to ({right}, {bottom})"
-        raise ImageError(where, f"is a mask of {width}x{height} in the box {box} of an image of {shape[1]}x{shape[0]}",
-                         _SAVE_AGAIN)  # fmt: skip
-    return Part(x, y, crop, int(crop.sum()))
+    fits = (first[0] + width - 1, first[1] + height - 1) == last
+    if not fits or min(first) < 0 or last[0] >= shape[1] or last[1] >= shape[0]:
+        box = f"{first} to {last} of an image of {shape[1]}x{shape[0]}"
+        raise ImageError(where, f"is a mask of {width}x{height} in the box {box}", _SAVE_AGAIN)
+    return crop

@@ -21,36 +21,28 @@ from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import Target
 
 
-class Part(NamedTuple):
-    """One 8-connected component of a mask: left and top in pixels of the image, ``(h, w)`` bool, and its pixels."""
+class Annotation(NamedTuple):
+    """One 8-connected component of a mask."""
 
-    x: int
-    y: int
-    crop: Mask
-    area: int
+    x: int  # left, in pixels of the image
+    y: int  # top
+    crop: Mask  # (h, w) bool
+    region: dict[str, Any] | None = None  # the record of the detector's region; None where a person drew it
+
+    @property
+    def area(self) -> int:
+        """The pixels that are marked."""
+        return int(self.crop.sum())
 
     def on(self, shape: tuple[int, int]) -> Mask:
-        """Draw the part alone on an image of ``(H, W)``, column by column in memory, as run-length encodings go."""
+        """Draw the component alone on an image of ``(H, W)``, column by column in memory, as for run lengths."""
         mask = np.zeros(shape, np.bool_, order="F")
         mask[self.y : self.y + self.crop.shape[0], self.x : self.x + self.crop.shape[1]] = self.crop
         return mask
 
 
-class Annotation(NamedTuple):
-    """A part of a mask with what the detector recorded of it: ``region`` is None where a person drew it."""
-
-    part: Part
-    region: dict[str, Any] | None
-
-    @property
-    def class_name(self) -> str | None:
-        """The dominant ADE20K class, where there were labels."""
-        label = self.region["dominant_class"] if self.region else None
-        return None if label is None else class_names()[label]
-
-
-class Annotated(NamedTuple):
-    """An image to be exported, by its first name; ``files`` are its pictures by kind."""
+class MaskedImage(NamedTuple):
+    """An image to be exported, by its first name, with the detector's regions; ``files`` are its pictures by kind."""
 
     name: str
     id: str
@@ -68,33 +60,38 @@ class Annotated(NamedTuple):
         """Read the human mask, or else the detector's.
 
         Raises:
-            ImageError: It is of another size than the image.
+            ImageError: The mask cannot be read, or has another size than the image.
         """
         return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
 
     def annotations(self) -> list[Annotation]:
-        """List the parts of the mask, in reading order.
+        """List the components of the mask, in reading order.
 
         Raises:
-            ImageError: The mask is not the one whose regions are recorded.
+            ImageError: The components are not the recorded regions.
         """
         found = Components(self.mask())
-        places = zip(found.boxes[:, :2].tolist(), found.areas.tolist(), strict=True)
-        parts = [Part(x, y, found.crop(index), area) for index, ((x, y), area) in enumerate(places)]
+        drawn = [Annotation(x, y, found.crop(index)) for index, (x, y, *_) in enumerate(found.boxes.tolist())]
         if self.human:
-            return [Annotation(part, None) for part in parts]
-        boxes = [(part.x, part.y, *part.crop.shape[::-1], part.area) for part in parts]
+            return drawn
+        boxes = [(*box, area) for box, area in zip(found.boxes.tolist(), found.areas.tolist(), strict=True)]
         fields = ("x", "y", "width", "height", "area")
         if boxes != [tuple(region[field] for field in fields) for region in self.regions]:
             raise ImageError(self.files["mask"], "is not the mask that was recorded", "delete it, and run again")
-        return [Annotation(part, region) for part, region in zip(parts, self.regions, strict=True)]
+        return [one._replace(region=region) for one, region in zip(drawn, self.regions, strict=True)]
+
+
+def class_name(region: dict[str, Any]) -> str | None:
+    """Return the name of a region's dominant ADE20K class, where there were labels."""
+    label = region["dominant_class"]
+    return None if label is None else class_names()[label]
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     """Read a mask of an image of ``(H, W)``.
 
     Raises:
-        ImageError: It cannot be read, or has another size.
+        ImageError: The mask cannot be read, or has another size.
     """
     mask = decode_mask(read_bytes(path), path)
     if mask.shape != shape:
@@ -111,7 +108,7 @@ def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
     return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 
-def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[Annotated]:
+def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[MaskedImage]:
     """Choose images, sorted by name; of copies of one image, the first name.
 
     Args:
@@ -124,13 +121,10 @@ def select_images(workspace: Workspace, target: Target, *, everything: bool, wor
     if not everything:
         looked_at = pc.is_in(rows["id"], pa.array(human, pa.string()))
         rows = rows.filter(pc.or_(pc.greater(rows["artifact_pixels"], 0), looked_at))
-    found: dict[str, Annotated] = {}
+    found: dict[str, MaskedImage] = {}
     for row in rows.to_pylist():
         shape = (row["height"], row["width"])
-        image = Annotated(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {})
+        image = MaskedImage(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {})
         found.setdefault(image.id, image)
-    images = list(found.values())
-    if worst is None:
-        return images
-    chosen = sorted(images, key=lambda image: (-image.severity, image.name))[:worst]
+    chosen = sorted(found.values(), key=lambda image: (-image.severity, image.name))[:worst]
     return sorted(chosen, key=lambda image: image.name)

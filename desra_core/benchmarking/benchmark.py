@@ -1,4 +1,4 @@
-"""A benchmark of either kind: its methods, its images, which of them are left to judge, and how a worker judges one."""
+"""A benchmark of either kind: the methods it compares, its images, the work that is left, and judging one image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +17,76 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.benchmarking.data_sets import DataSet, Example
-from desra_core.benchmarking.methods import Method, load_methods
 from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors import NEEDED_INPUTS, DetectorInputs
+from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.files.hashing import digest, fingerprint, read_bytes
 from desra_core.images.codec import Labels, Pixels
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.stages.sources import read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
+# Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.
+_FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
+
+ClassWeights = npt.NDArray[np.float64]
+
+
+class OperatingPoint(NamedTuple):
+    """A row of the table: the masks of a method at one threshold of its scores."""
+
+    name: str
+    threshold: float
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its masks."""
+        return self.name.replace(", ", "-").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A detector, whose score maps are computed once per image, and the operating points at which masks are judged.
+
+    ``spec`` is its name or file as for `desra_core.detection.detectors.load_detector`, ``key`` identifies its scores,
+    ``weighs_classes`` says that class weights can apply to them, and ``weighted`` that they do.
+    """
+
+    name: str
+    spec: str
+    key: str
+    inputs: tuple[str, ...]
+    points: tuple[OperatingPoint, ...]
+    weighs_classes: bool = False
+    weighted: bool = False
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds of its curve, ascending; none where its own threshold is not positive."""
+        own = load_detector(self.spec).threshold
+        return tuple(own * factor for factor in _FACTORS) if own > 0 else ()
+
+    def detector(self, weights: ClassWeights | None) -> Detector:
+        """Load the detector; ``weights`` are the class weights of the benchmark, ``(150,)``."""
+        return applied(self.spec).weighted(weights) if self.weighted else load_detector(self.spec)
 
 
 class StageSettings(NamedTuple):
     """Settings of `judge_image` for all images; ``weights`` is ``(150,)`` float64, None without a weighted method."""
 
     methods: tuple[Method, ...]
-    weights: npt.NDArray[np.float64] | None
+    weights: ClassWeights | None
     benchmarking: Benchmarking
     device: str
     max_pixels: int
 
 
 class DecodedPair(NamedTuple):
-    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time that computing its labels took."""
+    """The decoded files of an image of ``shape`` ``(H, W)``; ``seconds`` is the time to compute its labels, if any."""
 
     path: Path
     shape: tuple[int, int]
@@ -70,11 +112,11 @@ class Job(ABC):
 
     @abstractmethod
     def failure(self, workspace: Workspace) -> ImageError | None:
-        """Return the error in its file, if it would come again."""
+        """Return the error in its file, if the image would fail again."""
 
     @abstractmethod
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
-        """Run the missing methods on a pair; returns the new content of the file (raises `ImageError`)."""
+        """Run the missing methods on a pair, and return the new content of the file (raises `ImageError`)."""
 
     @abstractmethod
     def failed(self, error: ImageError, workspace: Workspace) -> bytes:
@@ -88,7 +130,7 @@ JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[s
 
 @dataclass(frozen=True)
 class Benchmark(Generic[AnyJob]):
-    """Images to judge, and the methods to judge, as the table lists them.
+    """Images to judge, and the methods in the order of the table.
 
     ``work`` has every image that can be judged, with its job, and ``failures`` says why others cannot. ``unjudged`` are
     GAN results without a ground truth, ``lossy`` masks that are JPEG or lossy WebP. ``weights`` is ``(150,)`` float64,
@@ -101,7 +143,7 @@ class Benchmark(Generic[AnyJob]):
     failures: list[ImageError]
     unjudged: list[Path]
     lossy: list[Path]
-    weights: npt.NDArray[np.float64] | None
+    weights: ClassWeights | None
 
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
         """List the images that are left to judge, without those that would fail again."""
@@ -109,7 +151,7 @@ class Benchmark(Generic[AnyJob]):
         return [(image, job) for image, job in left if job]
 
     def failed(self) -> list[ImageError]:
-        """Why images cannot be judged: those that lack files, and those whose files are at fault."""
+        """List the errors of images that cannot be judged: of lacking files, and of files that are at fault."""
         return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
 
     @property
@@ -119,7 +161,7 @@ class Benchmark(Generic[AnyJob]):
 
     @property
     def runs_networks(self) -> bool:
-        """Whether class labels are computed."""
+        """Check whether class labels are computed."""
         return self.settings.segmenter != "none" and any("labels" in method.inputs for method in self.methods)
 
 
@@ -128,7 +170,19 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
 
     Raises `UsageError`: a method, the weights or the segmenter cannot be used, or lacks an input.
     """
-    methods, weights, segmentation = _choose_methods(settings, data_set)
+    segmentation = segmenter_key(settings.segmenter) if settings.segmenter != "none" else None
+    there = {role for example in data_set.examples for role in example.files} | ({"labels"} if segmentation else set())
+    source = settings.weights or ("published" if "labels" in there else "none")
+    if source != "none" and "labels" not in there:
+        remedy = "add --labels or --segmenter, or drop --weights"
+        raise UsageError("--weights", f"{source} needs class labels", remedy)
+    weights = load_weights(source) if source != "none" else None
+    methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
+    for method in methods:
+        for role in method.inputs:
+            if role not in there:
+                needed, remedy = NEEDED_INPUTS[role]
+                raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
     used = {"mse_sr", "gan_sr", *_MASKS}.union(*(method.inputs for method in methods))
     if segmentation:
         used.discard("labels")
@@ -146,26 +200,48 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
             hashes["labels"] = segmentation
         usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
         inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
-        # Equal pairs with other masks are other images.
+        # Not by content: two parts may hold the same pair with different masks.
         roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
         image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
         work.append((image, make_job(settings, example, files, inputs)))
-    return Benchmark(settings, methods, work, failures, data_set.unjudged, lossy, weights)
+    values = weights.values if weights else None
+    return Benchmark(settings, tuple(methods), work, failures, data_set.unjudged, lossy, values)
 
 
-def given_folders(settings: Benchmarking) -> dict[str, Path]:
-    """Collect the folders that flags name, by role (raises `UsageError` where they contradict each other)."""
-    if settings.labels and settings.segmenter != "none":
-        raise UsageError("--labels", "and --segmenter are both given", "leave one out")
-    roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
-    return {role: folder for role in roles if (folder := getattr(settings, role)) is not None}
+def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Method]:
+    """List the methods of a benchmark; ``specs`` are names and files of detectors, as `load_detector` takes them.
+
+    A detector that weighs classes gives two methods: with class weights, identified by ``weights_key`` (unless that is
+    None), and with weight 1. The operating points are the detector's ``thresholds``, else its own threshold.
+
+    Raises `UsageError`: a method is unknown, fails to load, or two have one name.
+    """
+    found: list[Method] = []
+    for spec in specs:
+        detector = load_detector(spec)
+        name = Path(spec).stem if spec.endswith(".py") else spec
+        key, inputs = detector_key(spec), tuple(detector.inputs)
+        weighs_classes = applied(spec).weighs_classes
+        if weighs_classes:
+            if weights_key is not None:
+                own = (OperatingPoint(name, detector.threshold),)
+                found.append(Method(name, spec, f"{key} {weights_key}", ("labels",), own, True, weighted=True))
+            name = f"{name}, weight 1"
+        points = [OperatingPoint(f"{name}, {value:g}", value) for value in getattr(detector, "thresholds", ())]
+        points = points or [OperatingPoint(name, detector.threshold)]
+        found.append(Method(name, spec, key, inputs, tuple(points), weighs_classes))
+    folders = [point.folder for method in found for point in method.points]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UsageError("--methods", f"has two methods called {folder}", "rename a file, or leave one out")
+    return found
 
 
 def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: StageSettings) -> None:
     """Run the methods that are missing on an image and publish the result. Workers call this.
 
-    Raises `ImageError`: the image cannot be judged; unless it is a `TransientError`, the failure is recorded in the
-    file, too.
+    Raises `ImageError`: the image cannot be judged. A failure that would come again (no `TransientError`) is recorded
+    in the file, too.
     """
     try:
         pair = _read_pair(image, job.missing, settings)
@@ -179,29 +255,8 @@ def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: Stage
     workspace.publish(job.path(workspace), content)
 
 
-def _choose_methods(
-    settings: Benchmarking, data_set: DataSet
-) -> tuple[tuple[Method, ...], npt.NDArray[np.float64] | None, str | None]:
-    """The methods, the class weights of DeSRA, and the key of the segmenter that computes class labels."""
-    segmentation = segmenter_key(settings.segmenter) if settings.segmenter != "none" else None
-    there = {role: any(role in example.files for example in data_set.examples) for role in ("labels", "lr")}
-    there["labels"] |= segmentation is not None
-    source = settings.weights or ("published" if there["labels"] else "none")
-    if source != "none" and not there["labels"]:
-        remedy = "add --labels or --segmenter, or drop --weights"
-        raise UsageError("--weights", f"{source} needs class labels", remedy)
-    weights = load_weights(source) if source != "none" else None
-    methods = load_methods(settings.methods.split(","), weights_key=weights.key if weights else None)
-    for method in methods:
-        for role in method.inputs:
-            if not there[role]:
-                needed, remedy = NEEDED_INPUTS[role]
-                raise UsageError("--methods", f"{method.name} needs {needed}", remedy)
-    return tuple(methods), weights.values if weights else None, segmentation
-
-
 def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Path]] | ImageError:
-    """The files of an image that are used, and those of its masks that are lossy; or why one cannot be read."""
+    """Hash the files of an image that are used, and list its lossy masks; or return why a file cannot be read."""
     files, lossy = {}, []
     try:
         for role, path in example.files.items():
@@ -215,11 +270,11 @@ def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Pat
     return files, lossy
 
 
-def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSettings) -> DecodedPair:
-    """Decode a pair and the other inputs of some methods."""
+def _read_pair(image: ImageRef, missing: tuple[str, ...], settings: StageSettings) -> DecodedPair:
+    """Decode a pair and the other inputs of the missing methods."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
-    inputs = {role for method in settings.methods if method.name in methods for role in method.inputs}
+    inputs = {role for method in settings.methods if method.name in missing for role in method.inputs}
     mse_sr, gan_sr = (read_photo(file, settings.max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
     if mse_sr.shape[:2] != gan_sr.shape[:2]:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
@@ -230,7 +285,6 @@ def _read_pair(image: ImageRef, methods: tuple[str, ...], settings: StageSetting
 
 
 def _read_labels(image: ImageRef, gan_sr: Pixels, settings: StageSettings) -> tuple[Labels, float | None]:
-    """The classes of a GAN result, and the seconds that it took to compute them."""
     if image.labels is not None:
         return read_label_file(image.labels, gan_sr.shape[:2], settings.max_pixels), None
     segmenter = load_segmenter(settings.benchmarking.segmenter, settings.device)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, read_coco
+from desra_core.evaluation.evaluation import all_failed
 from desra_core.images.scanning import ImageNames
+from desra_core.settings.models import Benchmarking
 from desra_core.workspace.matching import files_by_name
 
-# The roles of the folders of a data set, and their names in the published one.
+# The roles of the folders of a data set, and their names in the published data set.
 ROLES = {"mse_sr": "MSE-SR", "gan_sr": "GAN-SR", "gt_mask": "GT-Mask", "lr": "LR", "desra_mask": "DeSRA-Mask",
          "labels": "labels"}  # fmt: skip
 ANNOTATIONS = "annotations.json"
@@ -23,17 +25,12 @@ _SPELLINGS = {role.replace("_", ""): role for role in ROLES} | {"label": "labels
 _REMEDY = "name a folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file"
 
 
-@dataclass(frozen=True)
-class PartFolders:
-    """The folders of one SR model by role; a COCO file may stand for the folder of masks."""
-
-    name: str
-    folders: Mapping[str, Path]
-    coco: Path | None = None
+# A part of a data set: its name, its folders by role, and the COCO file in place of its folder of masks, if any.
+Part = tuple[str, Mapping[str, Path], Path | None]
 
 
 class Example(NamedTuple):
-    """The files of an image by role; its ground truth is one of them, or a mask of a COCO file."""
+    """The files of an image by role; its ground truth is one of the files, or a mask of a COCO file."""
 
     part: str
     name: str
@@ -42,31 +39,39 @@ class Example(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its part and name."""
+        """Part and name of the image."""
         return f"{self.part}/{self.name}" if self.part else self.name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The images of a data set that can be judged, errors for those that lack a file, GAN results without a mask."""
+    """The images that can be judged, errors for images that lack a file, and GAN results without a ground truth."""
 
     examples: list[Example] = field(default_factory=list)
     failures: list[ImageError] = field(default_factory=list)
     unjudged: list[Path] = field(default_factory=list)
 
 
+def given_folders(settings: Benchmarking) -> dict[str, Path]:
+    """Collect the folders that flags name, by role (raises `UsageError` where flags contradict each other)."""
+    if settings.labels and settings.segmenter != "none":
+        raise UsageError("--labels", "and --segmenter are both given", "leave one out")
+    roles = ("mse_sr", "gan_sr", "lr", "labels", "exclude")
+    return {role: folder for role in roles if (folder := getattr(settings, role)) is not None}
+
+
 def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
     """Find the images of a data set.
 
-    Files belong together when their relative paths agree without suffix. Where those of a folder agree with no GAN
-    result's, an ending that all of them share, such as ``_out`` or ``-mask``, is dropped.
+    Files belong together when their relative paths agree without suffix. An ending that all names of a folder share,
+    such as ``_out`` or ``-mask``, is dropped where more files find their GAN result without it.
 
     Args:
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
             perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
-            beside the folders. A COCO file called ``annotations.json`` may stand for ``GT-Mask`` in any of them.
-        given: Folders by role that replace those in ``root``. If there are several parts, each has a folder of its name
-            there.
+            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``.
+        given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
+            folder of each part's name.
         skip: The folder of the results, in case it lies inside one of the others.
 
     Raises:
@@ -74,19 +79,19 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
     """
     data_set = DataSet()
     for part in _find_parts(root, given):
-        _read_part(part, skip, data_set)
+        _read_part(*part, skip, data_set)
     return _not_empty(data_set, root)
 
 
 def read_pairs(folders: Mapping[str, Path], skip: Path) -> DataSet:
-    """Find the images of some folders by role, without a ground truth; otherwise as `read_data_set`."""
+    """Find the images of folders by role, which need no ground truth; otherwise as `read_data_set`."""
     data_set = DataSet()
-    _read_part(PartFolders("", folders), skip, data_set)
+    _read_part("", folders, None, skip, data_set)
     return _not_empty(data_set, folders["gan_sr"])
 
 
-def _find_parts(root: Path, given: Mapping[str, Path]) -> list[PartFolders]:
-    """The parts of a data set, by name."""
+def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
+    """Find the parts of a data set."""
     if root.is_file():
         if root.suffix.lower() != ".json":
             raise UsageError(root, "is no data set", _REMEDY)
@@ -111,8 +116,8 @@ def _find_parts(root: Path, given: Mapping[str, Path]) -> list[PartFolders]:
     return parts
 
 
-def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> PartFolders:
-    """A part that has all it needs; annotations.json in its folder stands for its masks."""
+def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = None) -> Part:
+    """Check that a part has all folders that it needs; annotations.json in its folder is its ground truth."""
     if coco:
         folders.pop("gt_mask", None)
     elif (place / ANNOTATIONS).is_file():
@@ -126,11 +131,11 @@ def _part(name: str, folders: dict[str, Path], place: Path, coco: Path | None = 
             raise UsageError(place, f"has no folder {ROLES[role]}", remedy)
     if coco is None and "gt_mask" not in folders:
         raise UsageError(place, f"has no folder {ROLES['gt_mask']} nor {ANNOTATIONS}", "add it")
-    return PartFolders(name, folders, coco)
+    return name, folders, coco
 
 
 def _folders(place: Path) -> dict[str, Path]:
-    """The folders of a place that have a role, in whatever spelling."""
+    """Find the folders of a place that have a role, in any spelling."""
     found: dict[str, Path] = {}
     for folder in _folders_in(place):
         spelling = "".join(character for character in folder.name.casefold() if character.isalnum())
@@ -154,36 +159,34 @@ def _not_empty(data_set: DataSet, place: Path) -> DataSet:
     if data_set.examples:
         return data_set
     if data_set.failures:
-        first, others = data_set.failures[0], len(data_set.failures) - 1
-        more = f" ({others} more files fail)" if others else ""
-        raise UsageError(first.subject, first.reason + more, first.remedy)
+        raise all_failed(data_set.failures)
     raise UsageError(place, "is an empty data set: no GAN result has a ground truth", "see that their names agree")
 
 
-def _read_part(part: PartFolders, skip: Path, data_set: DataSet) -> None:
+def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: Path, data_set: DataSet) -> None:
     """Add the images of a part to a data set."""
-    found, problems = files_by_name(part.folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
+    found, problems = files_by_name(folders, "gan_sr", skip=skip, empty="add them, or remove the folder")
     data_set.failures.extend(problems)
     files = _aligned(found)
-    coco_masks = _named(read_coco(part.coco), files["gan_sr"], part.coco) if part.coco else {}
+    coco_masks = _named(read_coco(coco), files["gan_sr"], coco) if coco else {}
     truths = files.get("gt_mask", {}).keys() | coco_masks.keys()
-    needs_truth = part.coco is not None or "gt_mask" in part.folders
+    needs_truth = coco is not None or "gt_mask" in folders
     for name in sorted(files["gan_sr"].keys() | truths):
         own = {role: paths[name] for role, paths in files.items() if name in paths}
         lacking = [role for role in ("gan_sr", "mse_sr", "labels") if role in files and role not in own]
         if "gan_sr" in own and needs_truth and name not in truths:
             data_set.unjudged.append(own["gan_sr"])
         elif lacking:
-            subject = own.get("gan_sr") or own.get("gt_mask") or f"{part.coco}: {name}"
+            subject = own.get("gan_sr") or own.get("gt_mask") or f"{coco}: {name}"
             remedy = "add it, or remove the mask" if lacking[0] == "gan_sr" else "add it, or remove this one"
-            reason = f"has no image of its name in {part.folders[lacking[0]]}"
+            reason = f"has no image of its name in {folders[lacking[0]]}"
             data_set.failures.append(ImageError(subject, reason, remedy))
         else:
-            data_set.examples.append(Example(part.name, name, own, coco_masks.get(name)))
+            data_set.examples.append(Example(part, name, own, coco_masks.get(name)))
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
-    """The same files, by names without a folder's common ending where that makes more twins."""
+    """Rename the files of a folder without their common ending where more of them find a twin that way."""
     others = [own for role, own in files.items() if role != "gan_sr"]
 
     def best(own: dict[str, Path], gan_sr: dict[str, Path]) -> dict[str, Path]:
@@ -198,18 +201,16 @@ def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]
 
 def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
     """Drop the end that all names share, from its first separator on."""
-    backwards = sorted(name[::-1] for name in files)
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(backwards[0], backwards[-1], strict=False)) if files else ()
-    ending = "".join(character for character, _ in alike)[::-1]
-    starts = [index for index, character in enumerate(ending) if character in "_-. "]
-    length = len(ending) - starts[0] if starts else 0
+    ending = os.path.commonprefix([name[::-1] for name in files])[::-1]  # noqa: RUF071 (by characters)
+    separator = re.search("[_. -]", ending)
+    length = len(ending) - separator.start() if separator else 0
     if length in (0, min(map(len, files), default=0)):
         return files
     return {name[:-length]: path for name, path in files.items()}
 
 
 def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
-    """The masks by the names of the GAN results; folders that only one of both knows are dropped."""
+    """Name the masks as the GAN results; folders that stand in only one of the two names are ignored."""
     names, named = ImageNames(gan_sr), dict[str, CocoMask]()
     for file_name, mask in masks.items():
         found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]

@@ -1,7 +1,7 @@
 """Inject artifacts of known place, kind and strength into a clean result, in forms that occur in practice.
 
-All kinds work on values in 0..255 (uint16 / 257) in float64 and are rounded once. In the texture kinds the last pixels
-before the border of the place fade, so that what is measured is the texture and not its outline.
+All kinds are computed on values in 0..255 (uint16 / 257) in float64 and rounded once. Textures fade towards the border
+of their place, so that a detector sees the texture and not its outline.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flatte
 FULL_CONTRAST = 40.0
 
 _FADE = 4
-# A ramp of 2.5 grey levels a pixel at full strength: D sees no edge in it.
+# At full strength a ramp of 2.5 grey levels per pixel, in which D sees no edge.
 _COLOUR_FADE = 16
 _HALO = 24
-# A larger gain would amplify the rounding of a flat area instead of edges.
+# A larger gain would amplify rounding in flat areas in place of edges.
 _MAX_RINGING_GAIN = 12.0
 _PAINTERLY_RADIUS = 5
 
@@ -39,17 +39,17 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
         gan_sr: ``(H, W, 1 or 3)`` uint8 or uint16.
         kind: One of `KINDS`:
 
-            - blotches: patches of some 10 to 20 px with a colour of their own and sharp borders;
+            - blotches: patches of some 10 to 20 px in other colours, with sharp borders;
             - checkerboard: the grid that a transposed convolution leaves, with a period of 4 or 8 px;
             - worms: bent, band-limited stripes 7 to 12 px apart;
             - colour_shift: another tint at the same luminance (BT.601), fading over 16 px;
-            - ringing: halos that swing along the image's own edges every 5 to 8 px, as of over-sharpening;
-            - flattening: texture brushed away between edges, as of an oil painting (Kuwahara's filter, 11x11 px).
+            - ringing: halos along the image's edges with a wavelength of 5 to 8 px, as from over-sharpening;
+            - flattening: texture removed between edges, as in an oil painting (Kuwahara's filter, 11x11 px).
         place: ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
-        strength: Above 0, at most 1. What is added has an RMS of ``40 * strength`` grey levels over the pixels and
-            channels of the place, before it is clipped to what a file can hold. Ringing stays weaker where the image
-            has no edges, a colour shift where colours leave no room. For flattening, the share of the difference to the
-            filtered image that is taken away.
+        strength: Above 0, at most 1. The change has an RMS of ``40 * strength`` grey levels over the pixels and
+            channels of the place, before it is clipped to the range of the dtype. Ringing stays weaker where the image
+            has no edges, a colour shift where colours leave no room. For flattening, the strength is the share of the
+            difference to the filtered image that is taken away.
         rng: Makes the pattern; the same state gives the same artifact.
 
     Returns:
@@ -100,7 +100,7 @@ def texture(pixels: Pixels, place: Mask) -> float:
 
 
 def _box(place: Mask) -> tuple[slice, slice]:
-    """The rows and columns of a place and what surrounds it."""
+    """Find the rows and columns of a place and its surroundings."""
     rows, columns = (np.flatnonzero(place.any(axis=axis)) for axis in (1, 0))
     top, left = (max(0, int(used[0]) - _HALO) for used in (rows, columns))
     return slice(top, int(rows[-1]) + 1 + _HALO), slice(left, int(columns[-1]) + 1 + _HALO)
@@ -111,15 +111,15 @@ def _rms(values: Levels) -> float:
 
 
 def _fade(inside: Mask, width: int) -> Levels:
-    """``(h, w, 1)``: 0 outside, rising to 1 over so many pixels."""
+    """Make weights ``(h, w, 1)`` that are 0 outside and rise to 1 over ``width`` pixels."""
     distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # OpenCV's last bit depends on where the array lies in memory; the squares are whole numbers.
+    # The last bit of OpenCV's distances depends on the array's place in memory; their squares are whole numbers.
     exact = np.sqrt(np.rint(np.square(distance[1:-1, 1:-1, np.newaxis], dtype=np.float64)))
     return np.minimum(1.0, exact / width)
 
 
 def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Levels:
-    """Gaussian noise of mean 0 and deviation 1, ``(h, w)`` or ``(h, w, C)``, smooth over sigma pixels."""
+    """Draw Gaussian noise of mean 0 and deviation 1, ``(h, w)`` or ``(h, w, C)``, smooth over sigma pixels."""
     pad = int(3 * sigma)
     raw = rng.standard_normal((shape[0] + 2 * pad, shape[1] + 2 * pad, *shape[2:]))
     smooth = cv2.GaussianBlur(raw, (0, 0), sigma)[pad:-pad, pad:-pad].reshape(shape)
@@ -139,7 +139,7 @@ def _checkerboard(levels: Levels, rng: np.random.Generator) -> Levels:
     period = int(rng.choice((4, 8)))
 
     def overlap(count: int) -> Levels:
-        """Along an axis, how much the kernels of neighbouring samples add up to: a period and its harmonic."""
+        """Sum up the kernels of neighbouring samples along an axis: a period and its harmonic."""
         phase = 2 * np.pi * np.arange(count) / period
         return np.asarray(np.cos(phase + rng.uniform(0, 2 * np.pi)) + 0.4 * np.cos(2 * phase))
 
@@ -173,15 +173,15 @@ def _ringing(levels: Levels, rng: np.random.Generator) -> Levels:
     window = np.exp(-(radius**2) / (2 * wavelength**2))
     wave = np.cos(2 * np.pi * radius / wavelength) * window
     kernel = wave - window * (wave.sum() / window.sum())
-    # So that it passes stripes of its wavelength at their own contrast.
+    # Stripes of this wavelength keep their contrast.
     kernel /= float((kernel * np.cos(2 * np.pi * offsets / wavelength)).sum())
     halo = cv2.filter2D(luminance(levels), cv2.CV_64F, kernel, borderType=cv2.BORDER_REFLECT_101)
     return np.repeat(halo[:, :, np.newaxis], levels.shape[2], axis=2)
 
 
 def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.Generator) -> Levels:
-    """The tint with the most room among eight; the room varies smoothly, so that the shift makes no texture."""
-    # Two directions across that of luminance, and across one another.
+    """Add the tint with the most room among eight; the room varies smoothly, so that the shift makes no texture."""
+    # Two directions at right angles to luminance and to each other.
     plane = np.linalg.svd([LUMINANCE])[2][1:]
     fade = _fade(inside, _COLOUR_FADE)
     amplitude = np.sqrt(3) * contrast / max(_rms(fade[inside]), 1e-9)
@@ -195,16 +195,16 @@ def _colour_shift(levels: Levels, inside: Mask, contrast: float, rng: np.random.
 
 
 def _room(levels: Levels, tint: Levels) -> Levels:
-    """``(h, w, 1)``: the share of a tint that every colour within 7 px can take and stay within 0..255."""
+    """Find the share of a tint, ``(h, w, 1)``, with which every colour within 7 px stays within 0..255."""
     limit = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
     share = np.minimum(1.0, limit.min(axis=2))
-    # A mean of minima over windows that all hold the pixel is no more than the pixel's own.
+    # The mean of minima over windows that all hold the pixel is at most the pixel's own share.
     least = cv2.erode(share, np.ones((15, 15), np.uint8))
     return np.asarray(cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis])
 
 
 def _painterly(levels: Levels) -> Levels:
-    """Kuwahara's filter: of the four squares with a corner in the pixel, the mean of the one that varies least."""
+    """Apply Kuwahara's filter: the mean of that square which varies least, of four with a corner in the pixel."""
     side = _PAINTERLY_RADIUS + 1
     best, least, grey = levels, np.full(levels.shape[:2], np.inf), luminance(levels)
     for anchor in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):
@@ -219,7 +219,7 @@ def _painterly(levels: Levels) -> Levels:
     return best
 
 
-# The pattern, how many pixels it fades over, and the most that it may be amplified by.
+# By kind: the pattern, the pixels over which it fades, and its largest gain.
 _PATTERNS: dict[str, tuple[Pattern, int, float]] = {
     "blotches": (_blotches, 1, np.inf),
     "checkerboard": (_checkerboard, _FADE, np.inf),

@@ -12,9 +12,16 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, StageSettings, given_folders, plan_benchmark
-from desra_core.benchmarking.data_sets import Example, read_data_set
-from desra_core.benchmarking.methods import Method, OperatingPoint
+from desra_core.benchmarking.benchmark import (
+    Benchmark,
+    DecodedPair,
+    Job,
+    Method,
+    OperatingPoint,
+    StageSettings,
+    plan_benchmark,
+)
+from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.detection.detectors import Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
 from desra_core.errors import ImageError, UsageError
@@ -24,7 +31,7 @@ from desra_core.evaluation.metrics import Agreement, compare_masks
 from desra_core.files.hashing import fingerprint
 from desra_core.images.codec import Mask, encode_mask
 from desra_core.settings import min_area_pixels
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from desra_core.stages.sources import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
@@ -35,7 +42,7 @@ JUDGED_VERSION = 2
 
 @dataclass(frozen=True)
 class PixelAgreement:
-    """Pixels of our mask and another program's: set in both, set in at least one, of equal value, and all."""
+    """Pixels of our mask and another program's: marked in both, marked in at least one, of equal value, and all."""
 
     intersection: int
     union: int
@@ -48,8 +55,8 @@ class MethodRun:
     """The results of a method on an image; ``key`` identifies all that they depend on.
 
     By operating point: the computing ``seconds`` for score map and mask in one thread, the ``agreements`` with the
-    ground truth, and those with the ``published`` DeSRA mask of the data set, if it has one. ``curve`` has the
-    agreements with the ground truth at `Method.thresholds`.
+    ground truth, and the agreements with the ``published`` DeSRA mask of the data set, if there is such a mask.
+    ``curve`` has the agreements with the ground truth at `Method.thresholds`.
     """
 
     key: str
@@ -61,7 +68,7 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of the data set: its runs by method, or why there are none.
+    """An image of the data set: its runs by method, or why it failed.
 
     ``labels_seconds`` is the time to compute class labels; None where they were read. ``failure`` has the key, subject,
     reason and remedy of an error that would come again.
@@ -77,12 +84,12 @@ class ImageRecord:
 
     @property
     def title(self) -> str:
-        """Its part and name."""
+        """Part and name of the image."""
         return f"{self.part}/{self.name}" if self.part else self.name
 
     @property
     def megapixels(self) -> float:
-        """Size of a result."""
+        """Size of a result in millions of pixels."""
         return self.height * self.width / 1e6
 
 
@@ -91,7 +98,7 @@ _RECORD = TypeAdapter(ImageRecord)
 
 @dataclass(frozen=True)
 class LabelledJob(Job):
-    """An image with its ground truth; ``keys`` are those of its runs by method, ``published`` its DeSRA mask."""
+    """An image with its ground truth; ``keys`` has the key of its run by method, ``published`` is its DeSRA mask."""
 
     ground_truth: File | CocoMask
     published: File | None
@@ -105,7 +112,7 @@ class LabelledJob(Job):
         return workspace.root / "masks" / point.folder / self.part / f"{self.name}.png"
 
     def record(self, workspace: Workspace) -> ImageRecord | None:
-        """Read the record; None where there is none, or a damaged one. A failure is dropped when its cause changed."""
+        """Read the record, without a failure whose files have changed; None where it is missing or damaged."""
         try:
             record = _RECORD.validate_json(self.path(workspace).read_bytes())
         except (OSError, ValueError):
@@ -149,9 +156,12 @@ class LabelledJob(Job):
                 run.seconds[point.name] = round(seconds + time.thread_time() - started, 4)
                 run.agreements[point.name] = compare_masks(valid(mask, FRAME), truth)
                 if published is not None and method.weighs_classes:
-                    run.published[point.name] = _compare_pixels(valid(mask, FRAME), published)
+                    ours = valid(mask, FRAME)
+                    parts = (ours & published, ours | published, ours == published)
+                    both, either, equal = (int(pixels.sum()) for pixels in parts)
+                    run.published[point.name] = PixelAgreement(both, either, equal, ours.size)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
-        # Outdated runs stay: their keys differ, and a method that is left out now may be asked for again.
+        # The runs of methods that are left out now stay: they may be asked for again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
         labels_seconds = pair.seconds if pair.seconds is not None or not record.runs else record.labels_seconds
         made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)
@@ -164,7 +174,7 @@ class LabelledJob(Job):
 
 
 def plan_labelled(settings: Benchmarking) -> Benchmark[LabelledJob]:
-    """Read a data set and list what each image is to be judged by. Writes nothing.
+    """Read a data set and list the methods that each image lacks. Writes nothing.
 
     Raises `UsageError`: the data set or a method cannot be used, or a setting contradicts another.
     """
@@ -195,13 +205,8 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
     return on_valid_region(decode_coco_mask(source), shape, image)
 
 
-def _compare_pixels(mask: Mask, other: Mask) -> PixelAgreement:
-    both, either, equal = (int(pixels.sum()) for pixels in (mask & other, mask | other, mask == other))
-    return PixelAgreement(both, either, equal, mask.size)
-
-
 def _timed_scores(method: Method, pair: DecodedPair, settings: StageSettings) -> tuple[Scores, float]:
-    """The score map of a pair, and the seconds that this thread computed for it."""
+    """Compute the score map of a pair, and measure the seconds of this thread."""
     detector = method.detector(settings.weights)
     if next(_calls(method.key)) == 0:  # the first call of a process also loads libraries and compiles
         score_pair(detector, method.name, pair.path, pair.inputs)
@@ -212,7 +217,7 @@ def _timed_scores(method: Method, pair: DecodedPair, settings: StageSettings) ->
 
 @cache
 def _calls(_key: str) -> Iterator[int]:
-    """Counts the calls of a method in this process."""
+    """Count the calls of a method in this process."""
     return itertools.count()
 
 

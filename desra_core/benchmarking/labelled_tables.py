@@ -1,31 +1,25 @@
-"""A benchmark with ground-truth masks, added up: the paper's table with times, curves, and all of it as files."""
+"""The results of a benchmark with ground-truth masks: the paper's table with times, curves, and files."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core import __version__
-from desra_core.benchmarking.benchmark import Benchmark
+from desra_core.benchmarking.benchmark import Benchmark, Method, OperatingPoint
 from desra_core.benchmarking.labelled import ImageRecord, LabelledJob, PixelAgreement, read_records
-from desra_core.benchmarking.methods import Method, OperatingPoint
 from desra_core.errors import ImageError, printable
-from desra_core.evaluation import metrics
-from desra_core.evaluation.evaluation_files import scores_document
-from desra_core.evaluation.metrics import Agreement, Interval, MaskScores, pooled, score_masks
-from desra_core.evaluation.table import as_markdown as as_markdown_table
-from desra_core.evaluation.table import as_text, fixed
+from desra_core.evaluation import metrics, table
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks, scores_document
+from desra_core.evaluation.table import Section, counted, failure_rows, fixed
 
 STEM = "benchmark"
 ALL = "all parts"
 
-# From the DeSRA paper: IoU, precision and recall, of the others IoU alone; see docs/design.md.
+# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/design.md.
 PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
     "DeSRA": (0.511, 0.7055, 0.6081),
     "NIQE": (0.029, None, None),
@@ -35,7 +29,7 @@ PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
     "LDL, 0.001": (0.353, None, None),
 }
 PUBLISHED_TITLE = "Published, on the authors' data (their Real-ESRGAN set; not measured here)"
-# As many are listed in the Markdown file.
+# Failures that the Markdown file lists.
 _FAILURES = 50
 
 Curve = list[tuple[float, Agreement]]
@@ -55,10 +49,10 @@ class MethodRow(NamedTuple):
 
 
 class PublishedRow(NamedTuple):
-    """Agreement of the masks at an operating point with those that came with the data set.
+    """Agreement of the masks at an operating point with the DeSRA masks of the data set.
 
-    ``iou`` is the mean over the images, where two empty masks count as 1; ``same`` counts the images whose masks are
-    equal, ``equal`` is the share of equal pixels. ``entry`` names the operating point.
+    ``entry`` names the operating point. ``same`` counts the images whose masks are equal, ``iou`` is the mean over the
+    images, where two empty masks count as 1, and ``equal`` is the share of equal pixels.
     """
 
     part: str
@@ -71,9 +65,10 @@ class PublishedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledResults:
-    """All numbers of a benchmark; ``curves`` are by method and ascending threshold, with the sums over all images.
+    """All numbers of a benchmark.
 
-    ``labels_seconds`` per megapixel is the median over the images whose class labels were computed; None without any.
+    ``curves`` are by method and ascending threshold, with the sums over all images. ``labels_seconds`` per megapixel is
+    the median over the images whose class labels were computed; None where none were.
     """
 
     rows: list[MethodRow]
@@ -85,7 +80,7 @@ class LabelledResults:
 
 
 def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
-    """Add up the records that are there: rows per part and operating point, those over all parts last."""
+    """Add up the records of the judged images: rows per part and operating point, and over all parts at the end."""
     records = read_records(benchmark)
     by_part: dict[str, list[ImageRecord]] = {}
     for record in records:
@@ -116,17 +111,19 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
 def row_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
     """Format the rows as text, measures with their 95 % intervals."""
     several = len({row.part for row in rows}) > 1
-    measures = {"IoU": "iou"}
+    measures = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
     if any(row.scores.empty_pairs for row in rows):
-        measures["IoU, both empty = 1"] = "iou_with_empty"
-    measures |= {"precision": "precision", "recall": "recall", "F1": "f1"}
-    return [
-        ({"part": row.part} if several else {})
-        | {"method": row.point.name, "images": str(row.scores.images)}
-        | {title: _measure(row.scores.values[name], row.scores.intervals[name]) for title, name in measures.items()}
-        | {"s/MP": f"{row.seconds:.3f}"}
-        for row in rows
-    ]
+        measures = {"iou": "IoU", "iou_with_empty": "IoU, both empty = 1"} | measures
+    formatted = []
+    for row in rows:
+        cells = {"part": row.part} if several else {}
+        cells |= {"method": row.point.name, "images": str(row.scores.images)}
+        for name, title in measures.items():
+            interval = row.scores.intervals[name]
+            bounds = f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else ""
+            cells[title] = fixed(row.scores.values[name]) + bounds
+        formatted.append(cells | {"s/MP": f"{row.seconds:.3f}"})
+    return formatted
 
 
 def published_cells(rows: Sequence[PublishedRow]) -> list[dict[str, str]]:
@@ -146,83 +143,61 @@ def published_cells(rows: Sequence[PublishedRow]) -> list[dict[str, str]]:
 
 
 def paper_cells() -> list[dict[str, str]]:
-    """`PUBLISHED` as text."""
-    names = ("IoU", "precision", "recall")
-    return [
-        {"method": method}
-        | {name: "–" if value is None else f"{value:g}" for name, value in zip(names, values, strict=True)}
-        for method, values in PUBLISHED.items()
-    ]
+    """Format the published numbers as text."""
+    names = ("method", "IoU", "precision", "recall")
+    rows = ((method, *("–" if value is None else f"{value:g}" for value in row)) for method, row in PUBLISHED.items())
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def times_note(results: LabelledResults) -> str:
-    """Say in a sentence what the times cover."""
+    """Explain the times in a sentence."""
     note = "s/MP: computing time in one thread for score map and mask, seconds per megapixel, the median over images"
     if results.labels_seconds is None:
         return f"{note}."
     return f"{note}; class labels take {results.labels_seconds:.3f} s/MP more, where they are used."
 
 
-def as_files(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, str]:
-    """Markdown, CSV and JSON by file name."""
-    document = json.dumps(_as_document(benchmark, results), indent=1, ensure_ascii=False, allow_nan=False)
-    return {
-        f"{STEM}.md": as_markdown(benchmark, results),
-        f"{STEM}.csv": as_csv([_numbers(row) for row in results.rows], ["part", "method"]),
-        f"{STEM}.json": f"{document}\n",
-    }
+def title_of(benchmark: Benchmark[LabelledJob]) -> str:
+    """Return the title of the results."""
+    return f"Benchmark on {printable(Path(benchmark.settings.dataset).name)}"
 
 
-def as_markdown(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
-    """Format the tables and their explanations as Markdown."""
+def sections_of(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> list[Section]:
+    """List the tables and their explanations."""
     settings = benchmark.settings
-    count = len(results.records)
     weights = ""
     if any(method.weighted for method in benchmark.methods):
         weights = f"Class weights: {Path(settings.weights or 'published').name}. "
-    parts = [
-        f"# Benchmark on {printable(Path(settings.dataset).name)}",
-        f"{count} image{'' if count == 1 else 's'}; regions above {settings.min_area}"
+    preface = (
+        f"{counted(len(results.records), 'image')}; regions above {settings.min_area}"
         f"{'' if settings.min_area.endswith('%') else ' px'}; judged on the valid region, without the 5 px frame. "
         "IoU is the mean over images; a region is right, or found, when at least half of it lies in the other mask; "
         f"in brackets {100 * metrics.CONFIDENCE:g} % intervals by the bootstrap over images. {weights}"
-        "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7.",
-    ]
+        "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7."
+    )
+    sections = [Section(note=preface)]
     if results.rows:
-        parts += [_table(row_cells(results.rows)), f"*{times_note(results)}*"]
+        sections.append(Section(note=times_note(results), table=row_cells(results.rows)))
     if results.published:
-        parts += ["## Agreement with the data set's DeSRA masks", _table(published_cells(results.published))]
+        cells = published_cells(results.published)
+        sections.append(Section("Agreement with the data set's DeSRA masks", table=cells))
+    return [*sections, Section(PUBLISHED_TITLE, table=paper_cells())]
+
+
+def as_files(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, str]:
+    """Format all results as Markdown, CSV and JSON, by file name."""
+    sections = sections_of(benchmark, results)
     if results.failures:
-        lines = [f"- {printable(error)}" for error in results.failures[:_FAILURES]]
+        lines = [printable(error) for error in results.failures[:_FAILURES]]
         if len(results.failures) > _FAILURES:
-            lines.append(f"- and {len(results.failures) - _FAILURES} more, in {STEM}.json")
-        parts += ["## Images that could not be judged", "\n".join(lines)]
-    parts += [f"## {PUBLISHED_TITLE}", _table(paper_cells())]
-    return "\n\n".join(parts) + "\n"
-
-
-def as_console_text(results: LabelledResults) -> str:
-    """Format the tables for a terminal."""
-    parts = []
-    if results.rows:
-        parts += [as_text(row_cells(results.rows)), times_note(results)]
-    if results.published:
-        parts += ["agreement with the data set's DeSRA masks", as_text(published_cells(results.published))]
-    return "\n".join([*parts, f"{PUBLISHED_TITLE[0].lower()}{PUBLISHED_TITLE[1:]}", as_text(paper_cells())])
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV under the names of their columns; without rows, under the given ones."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(rows[0]) if rows else columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return sink.getvalue()
-
-
-def failure_rows(failures: Iterable[ImageError]) -> list[dict[str, str]]:
-    """Failures as plain values for JSON."""
-    return [{"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in failures]
+            lines.append(f"and {len(results.failures) - _FAILURES} more, in {STEM}.json")
+        sections.append(Section("Images that could not be judged", lines))
+    rows = [_numbers(row) for row in results.rows]
+    return {
+        f"{STEM}.md": table.document_as_markdown(title_of(benchmark), sections),
+        f"{STEM}.csv": table.as_csv(rows, list(rows[0]) if rows else ["part", "method"]),
+        f"{STEM}.json": table.as_json(_as_document(benchmark, results)),
+    }
 
 
 def _curves(methods: Iterable[Method], records: Sequence[ImageRecord]) -> dict[str, Curve]:
@@ -236,22 +211,17 @@ def _curves(methods: Iterable[Method], records: Sequence[ImageRecord]) -> dict[s
 
 
 def _published_row(part: str, point: str, agreed: Sequence[PixelAgreement]) -> PublishedRow:
-    ious = [one.intersection / one.union if one.union else 1.0 for one in agreed]
-    same = sum(one.equal == one.pixels for one in agreed)
-    equal = sum(one.equal for one in agreed) / sum(one.pixels for one in agreed)
+    ious = [image.intersection / image.union if image.union else 1.0 for image in agreed]
+    same = sum(image.equal == image.pixels for image in agreed)
+    equal = sum(image.equal for image in agreed) / sum(image.pixels for image in agreed)
     return PublishedRow(part, point, len(agreed), same, sum(ious) / len(ious), equal)
 
 
 def _numbers(row: MethodRow) -> dict[str, Any]:
-    """A row of the CSV file: measures with the bounds of their intervals, and all counts."""
+    """Make a row of the CSV file: measures with the bounds of their intervals, and all counts."""
     scores, total = row.scores, row.scores.total
-    numbers: dict[str, Any] = {
-        "part": row.part,
-        "method": row.point.name,
-        "threshold": row.point.threshold,
-        "images": scores.images,
-        "empty_pairs": scores.empty_pairs,
-    }
+    numbers: dict[str, Any] = {"part": row.part, "method": row.point.name, "threshold": row.point.threshold}
+    numbers |= {"images": scores.images, "empty_pairs": scores.empty_pairs}
     for measure, value in scores.values.items():
         low, high = scores.intervals[measure] or (None, None)
         numbers |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
@@ -260,7 +230,7 @@ def _numbers(row: MethodRow) -> dict[str, Any]:
 
 
 def _as_document(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> dict[str, Any]:
-    """All numbers as plain values that JSON can hold; undefined ones are None."""
+    """Describe all numbers in plain values for JSON; undefined ones are None."""
     return {
         "desra": __version__,
         "settings": benchmark.settings.model_dump(mode="json"),
@@ -288,21 +258,5 @@ def _as_document(benchmark: Benchmark[LabelledJob], results: LabelledResults) ->
 def _image(record: ImageRecord) -> dict[str, Any]:
     agreements = {point: agreement for run in record.runs.values() for point, agreement in run.agreements.items()}
     counts = ("iou", "detected", "right", "marked", "found")
-    return {
-        "part": record.part,
-        "name": record.name,
-        "height": record.height,
-        "width": record.width,
-        "methods": {
-            point: {name: getattr(agreement, name) for name in counts} for point, agreement in agreements.items()
-        },
-    }
-
-
-def _table(rows: Sequence[dict[str, str]]) -> str:
-    cells = [{name: printable(cell).replace("|", "\\|") for name, cell in row.items()} for row in rows]
-    return as_markdown_table(cells)
-
-
-def _measure(value: float | None, interval: Interval | None) -> str:
-    return fixed(value) + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
+    methods = {point: {name: getattr(agreement, name) for name in counts} for point, agreement in agreements.items()}
+    return {name: getattr(record, name) for name in ("part", "name", "height", "width")} | {"methods": methods}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,13 +23,13 @@ STRENGTHS = (0.25, 0.5, 1.0)
 SIZES = (64**2, 128**2, 256**2)
 
 _CELL = 4
-# Windows and morphology of DeSRA join what is less than 18 px apart.
+# DeSRA's windows and morphology join regions less than 18 px apart.
 _GAP = 40
 _EXCLUDED_MARGIN = 20
 _FRAME = 8
-# Injected pixels per sheet: most of a sheet stays as clean as it was.
+# Share of injected pixels per sheet: most of a sheet stays as clean as it was.
 _SHARE = 0.2
-# Share that they can fill together with their gaps, because shapes are irregular.
+# Share of a sheet that artifacts can fill together with their gaps, because shapes are irregular.
 _PACKED = 0.5
 # Of the positions with room, the share that suits a kind best.
 _SUITABLE = 0.25
@@ -41,10 +41,10 @@ Cells = npt.NDArray[np.float64]
 
 
 class Case(NamedTuple):
-    """All that it takes to inject an artifact again, by `desra_core.benchmarking.injection.inject`.
+    """One artifact to inject, by `desra_core.benchmarking.injection.inject`.
 
     ``size`` is the wanted area in pixels, ``sheet`` the number of the injected image, ``y`` and ``x`` the top left
-    pixel of the box around its place, ``seed`` that of its shape and pattern.
+    pixel of the box around its place, ``seed`` the seed of its shape and pattern.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Case(NamedTuple):
     seed: int
 
     def place(self, shape: tuple[int, ...]) -> Mask:
-        """``(H, W)`` bool, the pixels of the artifact in an image of that shape."""
+        """Mark the pixels of the artifact in an image of this shape: ``(H, W)`` bool."""
         shaped = blob(self.size, self.seed)
         placed = np.zeros(shape[:2], np.bool_)
         placed[self.y : self.y + shaped.shape[0], self.x : self.x + shaped.shape[1]] = shaped
@@ -74,10 +74,10 @@ def cases(
 ) -> list[Case]:
     """Draw the artifacts to inject into an image: each kind in each strength and size once, as far as there is room.
 
-    Artifacts on one sheet are at least 40 px apart, and on average cover a fifth of it at most. As many sheets are used
-    as that takes, so that an image of any size costs some 8 MP of sheets, and at least one. Ringing and flattening go
-    where the image has detail, a colour shift where its colours have room: to the quarter of the positions that suit
-    them best.
+    Artifacts on one sheet are at least 40 px apart, and cover a fifth of the sheet on average at most. There are as
+    many sheets as that takes: some 8 MP for an image of any size, and at least one sheet. Ringing and flattening go
+    where the image has detail, a colour shift where its colours have room: to the quarter of the positions that suits
+    the kind best.
 
     Args:
         name, seed: Of the image; another name or seed draws other places and patterns.
@@ -95,20 +95,29 @@ def cases(
     wanted = list(itertools.product(kinds, map(float, strengths), map(int, sizes)))
     digests = {one: hashlib.blake2b(repr((name, seed, one)).encode(), digest_size=8).digest() for one in wanted}
     seeds = {one: int.from_bytes(digest) for one, digest in digests.items()}
-    # The area that each takes up, with the gap around it if it is small.
+    # The area that each artifact takes up, with the gap around small ones.
     area = sum(max(size / _SHARE, (math.sqrt(size) + _GAP) ** 2 / _PACKED) for *_, size in wanted)
-    count = math.ceil(area / (free.size * _CELL**2))
-    sheets = _Sheets(free, count, _guides(gan_sr))
+    guides = _guides(gan_sr)
+    blocked = [1 - free for _ in range(math.ceil(area / (free.size * _CELL**2)))]
+    used = [0] * len(blocked)
     drawn = []
     for one in sorted(wanted, key=lambda one: (-one[2], seeds[one])):
-        spot = sheets.place(one[0], blob(one[2], seeds[one]), np.random.default_rng(seeds[one]))
-        if spot is not None:
-            drawn.append(Case(*one, *spot, seeds[one]))
+        cells = _cells(blob(one[2], seeds[one]))
+        for sheet in sorted(range(len(used)), key=used.__getitem__):
+            spot = _spot(blocked[sheet], cells, guides.get(one[0]), np.random.default_rng(seeds[one]))
+            if spot is not None:
+                row, column = spot
+                used[sheet] += int(cells.sum())
+                taken = np.zeros_like(free)
+                taken[row : row + cells.shape[0], column : column + cells.shape[1]] = cells
+                np.maximum(blocked[sheet], cv2.dilate(taken, _DISC), out=blocked[sheet])
+                drawn.append(Case(*one, sheet, row * _CELL, column * _CELL, seeds[one]))
+                break
     return drawn
 
 
 def blob(size: int, seed: int) -> Mask:
-    """Draw an irregular region without holes, of about so many pixels, in its box; the same for the same seed."""
+    """Draw an irregular region without holes, of about ``size`` pixels, cut to its box; fixed by the seed."""
     rng = np.random.default_rng(seed)
     radius = math.sqrt(size / math.pi)
     half = math.ceil(2 * radius)
@@ -128,36 +137,21 @@ def blob(size: int, seed: int) -> Mask:
     return np.asarray(filled[top : top + high, left : left + wide] > 0)
 
 
-class _Sheets:
-    """The cells that are taken on each sheet."""
-
-    def __init__(self, free: Cells, count: int, guides: Mapping[str, Cells]) -> None:
-        self._blocked = [1 - free for _ in range(count)]
-        self._used = [0] * count
-        self._guides = guides
-
-    def place(self, kind: str, shaped: Mask, rng: np.random.Generator) -> tuple[int, int, int] | None:
-        """Find room for a shape on the emptiest sheet that has any: sheet, y and x, or None."""
-        cells = _cells(shaped)
-        for sheet in sorted(range(len(self._used)), key=self._used.__getitem__):
-            spots = np.argwhere(_sums(self._blocked[sheet], cells) == 0)
-            if not len(spots):
-                continue
-            if kind in self._guides:
-                merit = _sums(self._guides[kind], cells)[tuple(spots.T)]
-                best = np.argsort(-merit, kind="stable")[: math.ceil(_SUITABLE * len(spots))]
-                spots = spots[np.sort(best)]
-            row, column = map(int, spots[rng.integers(len(spots))])
-            self._used[sheet] += int(cells.sum())
-            taken = np.zeros_like(self._blocked[sheet])
-            taken[row : row + cells.shape[0], column : column + cells.shape[1]] = cells
-            np.maximum(self._blocked[sheet], cv2.dilate(taken, _DISC), out=self._blocked[sheet])
-            return sheet, row * _CELL, column * _CELL
+def _spot(blocked: Cells, cells: Cells, guide: Cells | None, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Draw a position of a shape where no cell is blocked: row and column, None where there is no room."""
+    spots = np.argwhere(_sums(blocked, cells) == 0)
+    if not len(spots):
         return None
+    if guide is not None:
+        merit = _sums(guide, cells)[tuple(spots.T)]
+        best = np.argsort(-merit, kind="stable")[: math.ceil(_SUITABLE * len(spots))]
+        spots = spots[np.sort(best)]
+    row, column = spots[rng.integers(len(spots))]
+    return int(row), int(column)
 
 
 def _free(shape: tuple[int, ...], exclude: Mask | None) -> Cells:
-    """1 for each cell that may hold injected pixels; the right and lower rest of the image is none."""
+    """Set the cells that may hold injected pixels to 1, without incomplete cells at the right and lower edge."""
     height, width = shape[0] // _CELL, shape[1] // _CELL
     taken = np.ones(shape[:2], np.uint8)
     valid(taken, _FRAME)[...] = 0
@@ -169,14 +163,14 @@ def _free(shape: tuple[int, ...], exclude: Mask | None) -> Cells:
 
 
 def _cells(values: npt.NDArray[Any]) -> Cells:
-    """The maximum of each cell; at the end of a side, what there is of it."""
+    """Take the maximum of each cell; cells at the end of a side may be incomplete."""
     rows, columns = (np.arange(0, side, _CELL) for side in values.shape)
     peaks = np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
     return np.asarray(peaks.astype(np.float64))
 
 
 def _sums(values: Cells, cells: Cells) -> Cells:
-    """At each position of a shape within the image, the sum of the values below it; empty where it does not fit."""
+    """Sum the values below a shape at each of its positions within the image; empty where the shape does not fit."""
     rows, columns = values.shape[0] - cells.shape[0] + 1, values.shape[1] - cells.shape[1] + 1
     if rows <= 0 or columns <= 0:
         return np.ones((0, 0))
@@ -185,7 +179,7 @@ def _sums(values: Cells, cells: Cells) -> Cells:
 
 
 def _guides(gan_sr: Pixels) -> dict[str, Cells]:
-    """How well each cell suits a kind that depends on what the image shows."""
+    """Measure how well each cell suits the kinds that depend on the image's content."""
     height, width = (side // _CELL * _CELL for side in gan_sr.shape[:2])
     levels = gan_sr[:height, :width].astype(np.float32) / (np.iinfo(gan_sr.dtype).max / 255)
 

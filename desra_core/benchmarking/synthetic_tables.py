@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from desra_core import __version__
 from desra_core.benchmarking.benchmark import Benchmark
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
-from desra_core.benchmarking.labelled_tables import as_csv, failure_rows
-from desra_core.benchmarking.synthetic import SyntheticJob
-from desra_core.benchmarking.synthetic_summary import RATIOS, GridPoint, MethodSummary, Rate, SyntheticSummary
+from desra_core.benchmarking.synthetic import RATIOS, GridPoint, MethodSummary, Rate, SyntheticJob, SyntheticSummary
 from desra_core.benchmarking.trial import FAINT
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError, printable
-from desra_core.evaluation.table import as_markdown as as_markdown_table
-from desra_core.evaluation.table import as_text, fixed, in_percent
+from desra_core.evaluation import table
+from desra_core.evaluation.table import Section, failure_rows, fixed, in_percent
 
 STEM = "synthetic"
 
-# Shares of the clean pixels that may be marked, for the table of what is found at that price.
+# Shares of the clean pixels that may be marked, for the table of the recall at that price.
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
-# By what the interval of a recall lies below, or above.
+# Bounds for the interval of a recall.
 _UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
 _VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
 _PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
 _NOTES = (
-    "An artifact is found where at least half of its place is marked. Left out are artifacts whose place a method "
-    "marks without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent.",
-    "With any threshold and minimal area (in brackets), the most that is found while no more than this share of the "
-    "clean pixels is marked. Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its "
+    "An artifact is found where at least half of its place is marked. Artifacts are left out where a method marks the "
+    "place without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent.",
+    "The highest recall of all thresholds and minimal areas (in brackets) that mark no more than this share of the "
+    "clean pixels. Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its "
     "--threshold 0.7.",
     "Of artifacts that add something (blotches, checkerboards, worms, ringing), by their contrast as a multiple of the "
-    "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides what a wall would not.",
+    "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides artifacts.",
 )
 _WHY = (
     "D compares local contrasts and nothing else. A shift of colour changes none. A flattened GAN result first grows "
     "like its MSE twin, which is flat itself, and then has to be 2.45 times flatter. A wide blotch has contrast at its "
     "border only. In texture, an artifact has to raise the contrast to 2.45 times that of the twin (weight 1)."
 )
-
-
-class Section(NamedTuple):
-    """A part of the results: a heading, a list, a paragraph and a table as text, in this order, as far as there are."""
-
-    heading: str = ""
-    bullets: Sequence[str] = ()
-    note: str = ""
-    table: Sequence[dict[str, str]] = ()
 
 
 def title_of(benchmark: Benchmark[SyntheticJob]) -> str:
@@ -60,10 +48,10 @@ def title_of(benchmark: Benchmark[SyntheticJob]) -> str:
 
 
 def sections_of(summary: SyntheticSummary) -> list[Section]:
-    """List all tables, below the artifacts that the first method misses."""
+    """List all tables, after the kinds of artifacts that DeSRA, else the first method, does not see."""
     methods = summary.methods
     if not methods or not summary.injected:
-        nothing = "Nothing could be injected: the images are too small, or all of them is marked or excluded."
+        nothing = "Nothing could be injected: the images are too small, or marked or excluded as a whole."
         return [Section(note=nothing)]
     preface = (
         f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
@@ -71,15 +59,19 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
         "contrast. False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded."
     )
     desra = [method for method in methods if method.method.startswith(DEFAULT)]
-    unseen = [
-        Section(f"What {method.method} does not see", statements(method), _WHY if method in desra[-1:] else "")
-        for method in desra or methods[:1]
+    unseen = []
+    for method in desra or methods[:1]:
+        why = _WHY if method in desra[-1:] else ""
+        unseen.append(Section(f"Artifacts that {method.method} does not see", statements(method), why))
+    kinds = [
+        {"kind": _named(kind)} | {method.method: _share(method.recall(kind=kind)) for method in methods}
+        for kind in (*KINDS, None)
     ]
     return [
         Section(note=preface),
         *unseen,
         Section("Methods at their own thresholds", note=_NOTES[0], table=[_method_row(method) for method in methods]),
-        Section("Recall by kind", table=_kind_rows(methods)),
+        Section("Recall by kind", table=kinds),
         Section("Recall by contrast over texture", note=_NOTES[2], table=_ratio_rows(methods)),
         Section("Recall at a price", note=_NOTES[1], table=[_budget_row(method) for method in methods]),
         *(
@@ -89,32 +81,23 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     ]
 
 
-def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Write sections as Markdown; headings of the second order below the title."""
-    return _joined(f"# {title}", sections, "## ", as_markdown_table) + "\n"
-
-
-def as_console_text(title: str, sections: Sequence[Section]) -> str:
-    """Write sections for a terminal, with the columns of tables aligned."""
-    return _joined(title, sections, "", as_text)
-
-
 def as_files(
     benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
 ) -> dict[str, str]:
-    """Markdown, CSV and JSON by file name; the CSV file has the recall by kind, strength and size, JSON all tables."""
+    """Format the results by file name: Markdown, CSV (recall by kind, strength and size) and JSON (all tables)."""
     tables = to_rows(summary)
     settings = benchmark.settings.model_dump(mode="json")
     document = {"desra": __version__, "settings": settings, **tables, "failures": failure_rows(failures)}
+    recall = tables["recall"]
     return {
-        f"{STEM}.md": as_markdown(title_of(benchmark), sections_of(summary)),
-        f"{STEM}.csv": as_csv(tables["recall"], ["method"]),
-        f"{STEM}.json": json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        f"{STEM}.md": table.document_as_markdown(title_of(benchmark), sections_of(summary)),
+        f"{STEM}.csv": table.as_csv(recall, list(recall[0]) if recall else ["method"]),
+        f"{STEM}.json": table.as_json(document),
     }
 
 
 def statements(method: MethodSummary) -> list[str]:
-    """Say in sentences with numbers what a method sees at its default point, and what it does not see."""
+    """Describe in sentences with numbers which artifacts a method sees at its default point, and which not."""
     rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).trials}
     lines = []
     for verdict in _VERDICTS:
@@ -156,9 +139,9 @@ def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
 
 
 def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
-    """Trace the operating curve of each method: the points of which no other finds more for less.
+    """Trace the operating curve of each method, without points that mark more and find no more than another one.
 
-    Of each the share of the clean pixels that are marked, ascending, and the recall.
+    A point is the share of the clean pixels that is marked, ascending, and the recall.
     """
     fronts = {}
     for method in summary.methods:
@@ -171,17 +154,6 @@ def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
     return fronts
 
 
-def _joined(
-    title: str, sections: Sequence[Section], mark: str, table: Callable[[Sequence[dict[str, str]]], str]
-) -> str:
-    parts = [title]
-    for section in sections:
-        heading = f"{mark}{section.heading}" if section.heading else ""
-        bullets = "\n".join(f"- {line}" for line in section.bullets)
-        parts += [heading, bullets, section.note, table(section.table) if section.table else ""]
-    return "\n\n".join(part for part in parts if part)
-
-
 def _verdict(rate: Rate) -> str:
     low, high = rate.interval
     if high <= _UNSEEN:
@@ -189,6 +161,10 @@ def _verdict(rate: Rate) -> str:
     if high <= _RARE:
         return _VERDICTS[1]
     return _VERDICTS[3] if low >= _COMMON else _VERDICTS[2]
+
+
+def _named(kind: str | None) -> str:
+    return (kind or "all").replace("_", " ")
 
 
 def _axes(method: MethodSummary) -> tuple[list[float], list[int]]:
@@ -209,14 +185,6 @@ def _method_row(method: MethodSummary) -> dict[str, str]:
     }
 
 
-def _kind_rows(methods: Sequence[MethodSummary]) -> list[dict[str, str]]:
-    rows = [
-        {"kind": kind.replace("_", " ")} | {method.method: _share(method.recall(kind=kind)) for method in methods}
-        for kind in KINDS
-    ]
-    return [*rows, {"kind": "all"} | {method.method: _share(method.default.rate) for method in methods}]
-
-
 def _ratio_rows(methods: Sequence[MethodSummary]) -> list[dict[str, str]]:
     ends = [f"below {RATIOS[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(RATIOS))]
     return [
@@ -231,7 +199,7 @@ def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
     def row(kind: str | None) -> dict[str, str]:
         cells = {f"strength {value:g}": method.recall(kind=kind, strength=value) for value in strengths}
         cells |= {f"{size:,} px": method.recall(kind=kind, size=size) for size in sizes}
-        return {"kind": (kind or "all").replace("_", " ")} | {name: _share(rate) for name, rate in cells.items()}
+        return {"kind": _named(kind)} | {name: _share(rate) for name, rate in cells.items()}
 
     return [row(kind) for kind in (*KINDS, None)]
 

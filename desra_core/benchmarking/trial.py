@@ -27,12 +27,14 @@ FAINT = 5.0
 # By threshold (outer) and minimal area (inner).
 Bits = tuple[tuple[bool, ...], ...]
 Counts = tuple[tuple[int, ...], ...]
+# An artifact: its case, its contrast, the texture at its place, and its pixels as indices of the flattened image.
+Injected = tuple[Case, float, float, npt.NDArray[np.intp]]
 
 
 class Design(NamedTuple):
     """The artifacts to inject, and the thresholds and minimal areas at which masks are judged.
 
-    ``factors`` are multiples of a detector's own threshold; ``min_area`` is the default among ``min_areas``, in pixels.
+    ``factors`` are multiples of a detector's own threshold; ``min_area`` is the default among ``min_areas`` (pixels).
     """
 
     strengths: tuple[float, ...] = STRENGTHS
@@ -46,9 +48,10 @@ class Design(NamedTuple):
 class Response(NamedTuple):
     """The response of one method to one injected artifact.
 
-    ``found`` says by threshold and minimal area whether at least half of the place is marked, ``already`` the same of
-    the pair without artifacts: a place that is marked anyway is no find. ``iou`` is that of the place and the region
-    that fits it best at the default point. `desra_core.benchmarking.injection` defines ``contrast`` and ``texture``.
+    ``found`` says by threshold and minimal area whether at least half of the place is marked, ``already`` whether at
+    least half was marked before the artifact was injected: such a place is no find. ``iou`` is the IoU of the place and
+    the region that fits it best at the default point. `desra_core.benchmarking.injection` defines ``contrast`` and
+    ``texture``.
     """
 
     case: Case
@@ -73,9 +76,9 @@ class FalseAlarms(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """One pair under all methods.
+    """The responses of all methods to one pair.
 
-    ``clean_pixels`` are those that are not excluded; ``faint`` counts the cases that were left out because their
+    ``clean_pixels`` counts the pixels that are not excluded, ``faint`` the cases that were left out because their
     contrast in this image is below `FAINT`. ``thresholds`` (ascending) and ``default``, the detector's own, are by
     method; ``min_areas`` (ascending) and the default ``min_area`` are in pixels. ``seconds`` is the time to score the
     injected images, by method, and ``scored_pixels`` their total size.
@@ -96,9 +99,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class ScoreGrid:
-    """Thresholds and minimal areas, each ascending, for images of ``(H, W)``; the default is one of each.
+    """Thresholds and minimal areas, each ascending, for images of ``(H, W)``, and the default of each.
 
-    The regions at the smallest minimal area include those at all others, so that a threshold costs one mask.
+    The mask at the smallest minimal area holds the regions of all larger ones, so that a threshold costs one mask.
     """
 
     shape: tuple[int, int]
@@ -108,9 +111,14 @@ class ScoreGrid:
     min_area: int
 
     def find(self, scores: Scores, places: Sequence[npt.NDArray[np.intp]]) -> list[tuple[Bits, float]]:
-        """Look for places in the scores of a `Detector`; returns `Response.found` and `Response.iou` of each place.
+        """Look for places in the scores of a `Detector`.
 
-        ``places`` has the pixels of each, as indices of the flattened image.
+        Args:
+            scores: ``(H - 2 f, W - 2 f)``.
+            places: The pixels of each place, as indices of the flattened image.
+
+        Returns:
+            `Response.found` and `Response.iou` of each place.
         """
         found: list[list[tuple[bool, ...]]] = [[] for _ in places]
         ious = [0.0] * len(places)
@@ -136,7 +144,7 @@ class ScoreGrid:
         return tuple(counted), tuple(marked)
 
     def _regions(self, scores: Scores) -> Iterator[tuple[float, Components]]:
-        """The regions at each threshold and the smallest minimal area."""
+        """Yield each threshold with its regions at the smallest minimal area."""
         highest = float(scores.max())
         for threshold in self.thresholds:
             mask = np.zeros(self.shape, np.bool_)
@@ -151,11 +159,12 @@ def run_trial(
     """Inject artifacts into a pair of results, clean or nearly so, and see which detectors find them.
 
     Args:
-        name: Of the image: with the seed it determines what is injected.
-        pair: The results, with the labels of the clean one.
-        detectors: By method. One that needs a lacking input or a larger image is left out. Nothing is injected near
-            what the first of the others marks in the clean pair at its own threshold and the smallest area.
-        design: Each detector's own threshold and ``min_area`` are added to its grid.
+        name: The name of the image. Name and seed determine the artifacts.
+        pair: The results, and the labels of the clean GAN result.
+        detectors: By method. A detector that needs a lacking input or a larger image is left out. Nothing is injected
+            near the regions that the first of the others marks in the clean pair, at its own threshold and the smallest
+            minimal area.
+        design: Each detector's own threshold and ``min_area`` are added to the grid.
         exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
 
     Raises:
@@ -179,12 +188,13 @@ def run_trial(
     clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
     known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
-    for key in list(usable)[:1]:
-        marked = score_mask(clean[key], shape, threshold=grids[key].threshold, min_area=areas[0])
+    if usable:
+        first = next(iter(usable))
+        marked = score_mask(clean[first], shape, threshold=grids[first].threshold, min_area=areas[0])
         drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
                       exclude=known | marked)  # fmt: skip
 
-    injected: list[_Injected] = []
+    injected: list[Injected] = []
     found: dict[str, list[tuple[Bits, float]]] = {key: [] for key in usable}
     seconds, scored_pixels = dict.fromkeys(usable, 0.0), 0
     for sheet, artifacts in _sheets(pair, drawn):
@@ -194,13 +204,13 @@ def run_trial(
             start = time.thread_time()
             scores = _score(detector, pair, sheet)
             seconds[key] += time.thread_time() - start
-            found[key] += grids[key].find(scores, [artifact.pixels for artifact in artifacts])
+            found[key] += grids[key].find(scores, [place for *_, place in artifacts])
     responses: list[Response] = []
     for key, grid in grids.items():
-        already = grid.find(clean[key], [artifact.pixels for artifact in injected])
+        already = grid.find(clean[key], [place for *_, place in injected])
         responses += [
-            Response(artifact.case, artifact.contrast, artifact.texture, key, after, before, iou)
-            for artifact, (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
+            Response(case, added, hidden, key, after, before, iou)
+            for (case, added, hidden, _), (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
         ]
     return Trial(
         image=name,
@@ -217,15 +227,8 @@ def run_trial(
     )
 
 
-class _Injected(NamedTuple):
-    case: Case
-    contrast: float
-    texture: float
-    pixels: npt.NDArray[np.intp]
-
-
-def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[_Injected]]]:
-    """The injected images, with those of their artifacts that can be seen."""
+def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixels, list[Injected]]]:
+    """Yield the injected images, each with those of its artifacts that are not faint."""
     by_sheet = sorted(drawn, key=lambda case: case.sheet)
     for _, group in groupby(by_sheet, key=lambda case: case.sheet):
         sheet, artifacts = pair.gan_sr, []
@@ -235,7 +238,7 @@ def _sheets(pair: DetectorInputs, drawn: Sequence[Case]) -> Iterator[tuple[Pixel
             change = contrast(sheet, after, place)
             if change >= FAINT:
                 sheet = after
-                artifacts.append(_Injected(case, change, texture(pair.mse_sr, place), np.flatnonzero(place)))
+                artifacts.append((case, change, texture(pair.mse_sr, place), np.flatnonzero(place)))
         if artifacts:
             yield sheet, artifacts
 

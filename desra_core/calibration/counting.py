@@ -1,14 +1,14 @@
 """Counts of similarity by class over a workspace: which images, which of them are counted already, and the sum.
 
-A shard has one Parquet file: the sum over its images, with their tokens in the metadata. A token identifies an image
-and all that its histogram depends on, save the keys that name the folder.
+A shard has one Parquet file: the sum over its images, with their tokens in the metadata. A token is a fingerprint of
+an image and of all that its histogram depends on, except the keys that name the folder.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +32,9 @@ from desra_core.stages.sources import read_content, read_labels
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
-from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
 from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, without_arrays
+from desra_core.workspace.records import Record, flags_of, gather_shard, read_records, read_shard, without_arrays
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -55,10 +54,11 @@ class HistogramJob(NamedTuple):
 def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, target: Target, max_pixels: int) -> pa.Table:
     """Count the pixels of an image by its stored map: a table of `ClassHistogram.to_table`. Workers call this.
 
-    ``target`` has the keys of the stored arrays, ``max_pixels`` bounds the label files that are decoded.
+    Label files of more than ``max_pixels`` are not decoded.
 
-    Raises `ImageError`: a mask has another size or is none.
-    Raises `TransientError`: a map, the labels or a mask have gone or changed.
+    Raises:
+        ImageError: A mask has another size, or is no mask.
+        TransientError: A map, the labels or a mask have gone or changed.
     """
     assert job.record.height is not None
     assert job.record.width is not None
@@ -80,10 +80,11 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
 
 
 class Exclusion:
-    """The masks of a folder by image name, whose pixels are not counted; None stands for no masks.
+    """The masks of a folder, whose pixels are not counted; without a folder there are none.
 
-    Raises `UsageError`: the folder does not exist or cannot be read, or holds two masks of one name.
-    Raises `TransientError`: a mask cannot be read.
+    Raises:
+        UsageError: The folder does not exist or cannot be read, or holds two masks of one name.
+        TransientError: A mask cannot be read.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -92,8 +93,8 @@ class Exclusion:
         if folder is None:
             return
         table, problems, _ = image_files(folder)
-        for problem in problems[:1]:
-            raise UsageError(problem.subject, problem.reason, problem.remedy)
+        if problems:
+            raise UsageError(problems[0].subject, problems[0].reason, problems[0].remedy)
         for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
             if name in self._files:
                 reason = f"is a mask of the same image as {self._files[name].path}"
@@ -105,7 +106,7 @@ class Exclusion:
         return [self._files[name] for name in map(normalized, image.names) if name in self._files]
 
     def unused(self, names: Iterable[str]) -> list[Path]:
-        """List the masks that belong to none of the named images (raises `UsageError` if all of them do not)."""
+        """List the masks that belong to none of the named images (raises `UsageError` if no mask belongs to one)."""
         known = {normalized(name) for name in names}
         unused = [file.path for name, file in sorted(self._files.items()) if name not in known]
         if self._folder is not None and len(unused) == len(self._files):
@@ -116,18 +117,14 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class ShardCount:
-    """The images of a shard that are to be counted, by token, and its file.
-
-    ``tokens`` are those counted, ``failed`` has subject, reason and remedy of others by token; ``time`` is that of the
-    file, None without one, or if it has counted an image that is not wanted any more.
-    """
+    """The count of a shard."""
 
     number: int
-    wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]
     file: Path
-    tokens: frozenset[str] = frozenset()
-    failed: dict[str, list[str]] = field(default_factory=dict)
-    time: str | None = None
+    wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]  # the images that are to be counted with their masks, by token
+    tokens: frozenset[str] = frozenset()  # of images that are counted
+    failed: dict[str, list[str]] = field(default_factory=dict)  # subject, reason and remedy of other images, by token
+    time: str | None = None  # of the file; None without a file, or where it has counted an image that is not wanted now
 
     @property
     def missing(self) -> list[str]:
@@ -136,14 +133,14 @@ class ShardCount:
 
     @property
     def failures(self) -> list[ImageError]:
-        """Why some images could not be counted, and will not be unless something changes."""
+        """The reasons why images could not be counted, and will not be before something changes."""
         return [ImageError(*error) for error in self.failed.values()]
 
 
 class Counting:
     """The images of a workspace whose maps and labels are there under its settings, shard by shard.
 
-    ``images`` is the number of images that can be counted, equal ones once; ``shards`` has the numbers of their shards.
+    ``images`` is the number of images that can be counted, equal images once; ``shards`` has their shards by number.
     """
 
     def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Exclusion) -> None:
@@ -159,7 +156,7 @@ class Counting:
 
     @property
     def human_masks(self) -> int:
-        """How many of the images have a human mask, whose pixels are not counted."""
+        """The number of images that have a human mask, whose pixels are not counted."""
         return len(self._human.keys() & set(self._rows["id"].to_pylist()))
 
     def suspect(self) -> tuple[int, int]:
@@ -167,9 +164,8 @@ class Counting:
         records = read_records(self.workspace, _MARKED)
         marked = pc.and_(pc.equal(records["mask_key"], self.target.mask_key), records["failed_stage"].is_null())
         marked = pc.and_(marked, pc.greater(records["artifact_pixels"], 0))
-        masked = {image.id for image in image_refs(self._rows) if self._masks(image)}
-        wanted = pa.array(set(self._rows["id"].to_pylist()) - masked, pa.string())
-        found = records.filter(pc.and_kleene(marked, pc.is_in(records["id"], wanted)))
+        unmasked = pa.array({image.id for image in image_refs(self._rows) if not self._masks(image)}, pa.string())
+        found = records.filter(pc.and_kleene(marked, pc.is_in(records["id"], unmasked)))
         return found.num_rows, int(pc.sum(found["artifact_pixels"]).as_py() or 0)
 
     def shard(self, number: int) -> ShardCount:
@@ -179,7 +175,7 @@ class Counting:
             masks = self._masks(image)
             labels = image.labels.hash if image.labels and self.target.reads_labels else None
             wanted[fingerprint(image.id, labels, [mask.hash for mask in masks])] = (image, masks)
-        shard = ShardCount(number, wanted, self._folder / f"{number:08d}.parquet")
+        shard = ShardCount(number, self._folder / f"{number:08d}.parquet", wanted)
         try:
             about: dict[str, Any] = json.loads(pq.read_schema(shard.file).metadata[_ABOUT])
             tokens, time = frozenset(about["tokens"]), about["time"]
@@ -212,20 +208,21 @@ class Counting:
     def add(self, number: int, results: Mapping[str, pa.Table | ImageError]) -> None:
         """Add the results of `count_stored` by token, tables or errors, to the file of a shard.
 
-        Transient errors are left out. Records of images whose map or labels are lost are marked: the next run makes
-        those anew.
+        Transient errors are left out. Records of images whose map or labels are lost are marked, so that the next run
+        makes these arrays anew.
         """
         shard = self.shard(number)
-        lost = [shard.wanted[token][0].id for token, result in results.items() if isinstance(result, LostError)]
+        tables, failed, lost = {}, {}, []
+        for token, result in results.items():
+            if not isinstance(result, ImageError):
+                tables[token] = result
+            elif isinstance(result, LostError):
+                lost.append(shard.wanted[token][0].id)
+            elif not isinstance(result, TransientError):
+                failed[token] = result.failure
         if lost:
             records = read_shard(self.workspace, number)
             gather_shard(self.workspace, number, [without_arrays(records[image_id]) for image_id in lost])
-        tables = {token: result for token, result in results.items() if not isinstance(result, ImageError)}
-        failed = {
-            token: result.failure
-            for token, result in results.items()
-            if isinstance(result, ImageError) and not isinstance(result, TransientError)
-        }
         if not tables and not failed:
             return
         stored = [read_table(shard.file, HISTOGRAM)] if shard.time else []
@@ -239,9 +236,9 @@ class Counting:
         self.workspace.publish_table(shard.file, table.replace_schema_metadata(metadata))
         shutil.rmtree(shard.file.with_suffix(""), ignore_errors=True)  # left by a killed run of an older desra
 
-    def counted(self) -> Iterator[ShardCount]:
+    def counted(self) -> list[ShardCount]:
         """List the shards that have a file."""
-        return (shard for number in self.shards if (shard := self.shard(number)).time)
+        return [shard for number in self.shards if (shard := self.shard(number)).time]
 
     def histogram(self) -> ClassHistogram:
         """Add up all shards (raises `UsageError` where a file is damaged)."""
@@ -253,15 +250,16 @@ class Counting:
 
 
 def histogram_key(target: Target) -> str:
-    """Name the folder of the histograms that are counted in one way, of one way to compare and to label."""
+    """Name the folder of the histograms: by the versions and settings of counting, comparing and labelling."""
     return fingerprint("histogram", HISTOGRAM_VERSION, target.similarity_key, target.segmentation_key)
 
 
 def corpus_of(calibrating: Calibrating) -> CorpusSettings:
-    """Derive the run that comes before a calibration: the latest one with what is given changed, keeping all maps.
+    """Derive the run that comes before a calibration: the latest run with the given changes, which keeps all maps.
 
-    Raises `UsageError`: no pairs or no labels are known, only one folder is given, or the workspace belongs to another
-    kind of run or to another detector.
+    Raises:
+        UsageError: No pairs or no labels are known, only one folder is given, or the workspace belongs to another kind
+            of run or to another detector.
     """
     workspace = Workspace(calibrating.workspace)
     folders = {"mse_sr": calibrating.mse_sr, "gan_sr": calibrating.gan_sr}
@@ -293,10 +291,11 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
 
 
 def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
-    """Find the images whose maps and labels are in a workspace. It must be locked.
+    """Find the images whose maps and labels are in a workspace. The workspace must be locked.
 
-    Raises `UsageError`: As `desra_core.planning.keys.target_of`; there is no manifest.
-    Raises `TransientError`: a mask cannot be read.
+    Raises:
+        UsageError: As `desra_core.planning.keys.target_of`; or the workspace has no manifest.
+        TransientError: A mask cannot be read.
     """
     workspace = Workspace(corpus.workspace)
     target, _ = target_of(corpus)
@@ -304,12 +303,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     if manifest is None:
         raise UsageError(workspace.root, "has no manifest", f"run desra {corpus.verb}")
     rows = asked_for(manifest)
-    rows = rows.slice(0, rows.num_rows if corpus.limit is None else corpus.limit)
-    return Counting(workspace, target, rows.filter(_countable(rows, workspace, target)), exclusion)
-
-
-def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array:
-    """Which rows of a manifest have their map and their labels."""
+    rows = rows.slice(0, corpus.limit)
     records = read_records(workspace, _COLUMNS)
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     record = {name: records[name].combine_chunks().take(index) for name in _COLUMNS}
@@ -318,7 +312,8 @@ def _countable(rows: pa.Table, workspace: Workspace, target: Target) -> pa.Array
     if not target.reads_labels:
         labelled = pc.and_(pc.equal(record["segmentation_key"], target.segmentation_key), record["labels_kept"])
     whole = pc.and_(index.is_valid(), record["failed_stage"].is_null())
-    return pa.array(flags_of(mapped) & flags_of(labelled) & flags_of(whole))
+    rows = rows.filter(pa.array(flags_of(mapped) & flags_of(labelled) & flags_of(whole)))
+    return Counting(workspace, target, rows, exclusion)
 
 
 def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:

@@ -28,17 +28,15 @@ _BITS_OF_FLOAT32 = 24
 
 
 class ClassHistogram(NamedTuple):
-    """How many pixels of each class have a D in each of 10,000 equal bins of 0..1; D = 1 counts to the last one.
+    """Counts of the pixels of each class by their D, in 10,000 equal bins of 0..1; D = 1 counts to the last bin.
 
-    Histograms of parts of a corpus add up to that of the whole (`merged`). ``counts`` is ``(K, 10000)`` int64, where K
-    is 150, or 1 for all classes together; ``images`` is ``(K,)`` int64, the images with a pixel of the class; ``seen``
-    and ``excluded`` are the numbers of images, and of pixels that were left out.
+    Histograms of parts of a corpus add up to that of the whole (`merged`).
     """
 
-    counts: npt.NDArray[np.int64]
-    images: npt.NDArray[np.int64]
-    seen: int
-    excluded: int
+    counts: npt.NDArray[np.int64]  # (K, 10000), where K is 150, or 1 for all classes together
+    images: npt.NDArray[np.int64]  # (K,) images with a pixel of the class
+    seen: int  # images
+    excluded: int  # pixels that were left out
 
     @property
     def pixels(self) -> npt.NDArray[np.int64]:
@@ -76,11 +74,16 @@ def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
 def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
     """Count the pixels of an image.
 
-    Of the same ``(h, w)`` pixels, ``similarity`` is float32 D in 0..1, ``labels`` the uint8 class index 0..149, and
-    ``exclude`` bool, True where not to count. ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is
-    ``floor(20 * D)`` of the published rule, which is a 500th of it, rounded down.
+    ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is ``floor(20 * D)`` of the published rule,
+    which is a 500th of it, rounded down.
 
-    Raises `ValueError`: D is no float32 or not finite.
+    Args:
+        similarity: ``(h, w)`` float32, D in 0..1.
+        labels: ``(h, w)`` uint8, the class index 0..149.
+        exclude: ``(h, w)`` bool, True where not to count.
+
+    Raises:
+        ValueError: D is no float32 or not finite.
     """
     if np.finfo(similarity.dtype).nmant >= _BITS_OF_FLOAT32:
         raise ValueError(f"similarity of dtype {similarity.dtype} has more bits than the bins separate; give float32")
@@ -101,8 +104,8 @@ def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = N
 def published_intervals(histogram: ClassHistogram, percentile: float = PERCENTILE) -> npt.NDArray[np.int64]:
     """Derive the ``interval_k`` of Eq. 9 by the authors' comment; -1 for classes without pixels.
 
-    D is cut into 20 bins; from the top, bins are counted until they hold more than ``percentile`` % of the pixels of
-    the class, strictly. The interval is that count less one.
+    D is cut into 20 bins; from the top, bins are counted until they hold strictly more than ``percentile`` % of the
+    pixels of the class. The interval is that count less one.
     """
     counts = histogram.counts.reshape(len(histogram.counts), INTERVAL_BINS, -1).sum(axis=2)
     return np.where(histogram.pixels > 0, _bins_held(counts, percentile) - 1, -1)
@@ -112,7 +115,7 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
     """Derive ``1 / q``, the weight that lifts the quantile q of D to 1; NaN for classes without pixels.
 
     q is the lower edge of the bin at which the bins from the top hold more than ``percentile`` % of the pixels of the
-    class. So more than that share really is lifted to 1, and q lies at most 0.0001 below the exact quantile.
+    class. So more than that share is lifted to 1, and q lies at most 0.0001 below the exact quantile.
     """
     # D of 8 or 16 bits is above 0.003; the first bin would have no finite weight.
     lower = np.maximum(BINS - _bins_held(histogram.counts, percentile), 1)
@@ -124,10 +127,15 @@ def false_alarm_threshold(
 ) -> float | None:
     """Find the highest threshold that at most a share of artifact-free pixels falls below, before any morphology.
 
-    ``rate`` is the share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below, with the
-    ``(K,)`` weights by class. The threshold, 0..1, is rounded down to four decimals and at most a bin's width times the
-    weight below the exact one: a bin counts as below as soon as its lower edge is. None without pixels, or if there is
-    no threshold above 0.
+    Args:
+        histogram: Over artifact-free pairs.
+        weights: ``(K,)`` by class.
+        rate: The share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below.
+
+    Returns:
+        The threshold, 0..1, rounded down to four decimals, and at most a bin's width times the weight below the exact
+        threshold: a bin counts as below as soon as its lower edge is. None without pixels, or where no threshold above
+        0 exists.
     """
     if not histogram.pixels.any():
         return None
@@ -144,7 +152,7 @@ def false_alarm_threshold(
 def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64], threshold: float) -> float | None:
     """Bound the share of artifact-free pixels whose adjusted similarity is below a threshold, before any morphology.
 
-    At most what the bins that straddle the threshold hold above the exact share; None without pixels.
+    The bound exceeds the exact share by at most the pixels of the bins around the threshold. None without pixels.
     """
     pixels = int(histogram.pixels.sum())
     below = int(histogram.counts[_lower_edges(weights) < threshold].sum())
@@ -152,17 +160,17 @@ def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64]
 
 
 def _bins_held(counts: npt.NDArray[np.int64], percentile: float) -> npt.NDArray[np.int64]:
-    """How many bins, from the top, hold more than a percentile of each row of ``(K, bins)``."""
+    """Count the bins, from the top, that hold more than a percentile of each row of ``(K, bins)``."""
     from_top = np.cumsum(counts[:, ::-1], axis=1)
     most = [_share_of(percentile / 100, int(total)) for total in from_top[:, -1]]
     return np.asarray((from_top <= np.array(most)[:, np.newaxis]).sum(axis=1) + 1)
 
 
 def _share_of(share: float, total: int) -> int:
-    """The largest whole number that is not above a share of the total, by the decimals that were given."""
+    """Round a share of a total down, exactly by the decimals of the share."""
     return int(Fraction(f"{share:.12g}") * total)
 
 
 def _lower_edges(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The least adjusted similarity of a pixel in each bin, ``(K, 10000)``."""
+    """Compute the least adjusted similarity of a pixel in each bin, ``(K, 10000)``."""
     return np.clip(weights[:, np.newaxis] * (np.arange(BINS) / BINS), 0, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,28 +19,24 @@ from desra_core.calibration.histogram import (
     published_intervals,
     quantile_weights,
 )
-from desra_core.detection.class_weights import (
-    WEIGHTS_VERSION,
-    class_names,
-    interval_weights,
-    load_weights,
-    published_table,
-)
+from desra_core.detection import class_weights
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError, printable
+from desra_core.evaluation.table import as_csv
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import content_key
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, Calibrating, Fallback, Rule
 
+_RULE = {"rule", "percentile", "min_pixels", "min_images", "fallback"}
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 
 class ClassWeight(NamedTuple):
-    """The weight of a class; ``interval`` if it follows from one (Eq. 9).
+    """The weight of a class; ``interval`` is that of Eq. 9, or None where the weight does not follow from one.
 
-    ``state`` is ``calibrated``, or for a class with too few pixels or images ``thin``, and without any ``unseen``: the
-    weight is then the fallback's.
+    A class with too few pixels or images is ``thin``, and a class without any is ``unseen``: both have the fallback's
+    weight.
     """
 
     class_index: int
@@ -65,18 +59,14 @@ class Suggestion(NamedTuple):
 
 
 class CalibratedWeights(NamedTuple):
-    """The weight of each class and what it rests on.
-
-    ``suggested`` is for the rate that was asked for, ``suggestions`` for several. ``below`` is the share of the counted
-    pixels below the default threshold with the derived and with the published weights. ``origin`` is for people.
-    """
+    """The weight of each class, with the counts and settings that it follows from."""
 
     rows: list[ClassWeight]
     histogram: ClassHistogram
-    suggested: Suggestion
-    suggestions: list[Suggestion]
-    below: tuple[float, float]
-    origin: dict[str, Any]
+    suggested: Suggestion  # for the rate of the settings
+    suggestions: list[Suggestion]  # for several rates
+    below: tuple[float, float]  # share of the pixels below the default threshold, with these and with published weights
+    origin: dict[str, Any]  # for people
 
 
 def derive_weights(
@@ -95,11 +85,11 @@ def derive_weights(
         rule: 20 bins as published (`published_intervals`), or the continuous quantile (`quantile_weights`).
         percentile: Share of a class's pixels that its weight is to lift to 1, in percent.
         min_pixels, min_images: A class with fewer is thin.
-        fallback: What thin and unseen classes get: the published interval, weight 1 (interval 0), or what the rule
-            gives for all classes taken together, published where there is no pixel at all.
+        fallback: The weight of thin and unseen classes: ``published``; ``one`` (interval 0); or ``pooled``, by the rule
+            from all classes taken together, and published where there is no pixel at all.
     """
-    published = published_table()
-    published_weights = interval_weights(published)
+    published = class_weights.published_table()
+    published_weights = class_weights.interval_weights(published)
     intervals, weights = _by_rule(histogram, rule, percentile)
     spare_intervals, spare_weights = published, published_weights
     if fallback == "one":
@@ -109,47 +99,33 @@ def derive_weights(
         spare_intervals, spare_weights = (np.full(len(published), values[0]) for values in pooled)
     enough = (histogram.pixels >= max(1, min_pixels)) & (histogram.images >= min_images)
     intervals, weights = np.where(enough, intervals, spare_intervals), np.where(enough, weights, spare_weights)
+    states = np.where(enough, "calibrated", np.where(histogram.pixels > 0, "thin", "unseen"))
+    columns = (weights, histogram.pixels, histogram.images, states, published, published_weights)
+    rows = zip(class_weights.class_names(), intervals.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        ClassWeight(
-            class_index=index,
-            name=name,
-            interval=int(intervals[index]) if intervals[index] >= 0 else None,
-            weight=float(weights[index]),
-            pixels=int(histogram.pixels[index]),
-            images=int(histogram.images[index]),
-            state="calibrated" if enough[index] else "thin" if histogram.pixels[index] else "unseen",
-            published_interval=int(published[index]),
-            published_weight=float(published_weights[index]),
-        )
-        for index, name in enumerate(class_names())
+        ClassWeight(index, name, interval if interval >= 0 else None, *rest)
+        for index, (name, interval, *rest) in enumerate(rows)
     ]
 
 
 def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, counting: Counting) -> CalibratedWeights:
     """Derive weights and thresholds from the counted histograms.
 
-    Raises `UsageError`: nothing was counted, or a file is damaged.
+    Raises:
+        UsageError: No pixel was counted, or a file is damaged.
     """
     histogram = counting.histogram()
     if not histogram.pixels.any():
         reason = "holds no pixel to be counted"
         raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
-    asked = {
-        name: getattr(calibrating, name) for name in ("rule", "percentile", "min_pixels", "min_images", "fallback")
-    }
-    rows = derive_weights(histogram, **asked)
-    ours, published = weight_values(rows), load_weights("published").values
+    rows = derive_weights(histogram, **calibrating.model_dump(include=_RULE))
+    ours, published = weight_values(rows), class_weights.load_weights("published").values
     rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
     suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
-    below = [false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published)]
-    return CalibratedWeights(
-        rows=rows,
-        histogram=histogram,
-        suggested=suggestions[rates.index(calibrating.false_alarm_rate)],
-        suggestions=suggestions,
-        below=(below[0], below[1]),
-        origin=_origin(calibrating, corpus, counting, histogram),
-    )
+    suggested = suggestions[rates.index(calibrating.false_alarm_rate)]
+    below = tuple(false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published))
+    origin = _origin(calibrating, corpus, counting, histogram)
+    return CalibratedWeights(rows, histogram, suggested, suggestions, (below[0], below[1]), origin)
 
 
 def suggest(
@@ -160,7 +136,7 @@ def suggest(
 
 
 def weight_values(rows: Iterable[ClassWeight]) -> npt.NDArray[np.float64]:
-    """Collect the weights, ``(150,)``: what `desra_core.detection.class_weights.load_weights` reads from the file."""
+    """Collect the weights, ``(150,)``, as `load_weights` reads them from the file."""
     return np.array([row.weight for row in rows])
 
 
@@ -172,19 +148,19 @@ def largest_differences(rows: Iterable[ClassWeight], count: int) -> list[ClassWe
 
 def write_weights(calibrated: CalibratedWeights, path: Path) -> None:
     """Write the weights as TOML with their origin, or as CSV, by the suffix (raises `TransientError`)."""
-    if path.suffix.lower() == ".csv":
-        data = to_csv(calibrated.rows)
-    else:
-        alarms = [suggestion._asdict() for suggestion in calibrated.suggestions]
-        suggested = calibrated.suggested._asdict()
-        data = to_toml(calibrated.rows, {"origin": calibrated.origin, "suggestion": suggested, "false_alarms": alarms})
-    replace_file(path, data)
+    about = {
+        "origin": calibrated.origin,
+        "suggestion": calibrated.suggested._asdict(),
+        "false_alarms": [suggestion._asdict() for suggestion in calibrated.suggestions],
+    }
+    csv_file = path.suffix.lower() == ".csv"
+    replace_file(path, to_csv(calibrated.rows) if csv_file else to_toml(calibrated.rows, about))
 
 
 def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
     """Encode a weights file with its origin: the tables of ``about`` (texts, numbers, lists of tables) come first."""
     lines = ["# Class weights of desra calibrate, for --weights of desra detect and desra mine.",
-             f"version = {WEIGHTS_VERSION}"]  # fmt: skip
+             f"version = {class_weights.WEIGHTS_VERSION}"]  # fmt: skip
     for name, content in about.items():
         tables = content if isinstance(content, list) else [content]
         for table in tables:
@@ -200,11 +176,8 @@ def to_toml(rows: Sequence[ClassWeight], about: Mapping[str, Any]) -> bytes:
 def to_csv(rows: Sequence[ClassWeight]) -> bytes:
     """Encode the table that ``--weights`` reads too: intervals if all classes have one, else weights."""
     column = "weight" if any(row.interval is None for row in rows) else "interval"
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["ade20k_index", "name", column])
-    writer.writerows([row.class_index, row.name, getattr(row, column)] for row in rows)
-    return sink.getvalue().encode()
+    table = ({"ade20k_index": row.class_index, "name": row.name, column: getattr(row, column)} for row in rows)
+    return as_csv(table, ["ade20k_index", "name", column]).encode()
 
 
 def _by_rule(
@@ -214,20 +187,23 @@ def _by_rule(
     if rule == "quantile":
         return np.full(len(histogram.counts), -1), quantile_weights(histogram, percentile)
     intervals = published_intervals(histogram, percentile)
-    return intervals, interval_weights(intervals)
+    return intervals, class_weights.interval_weights(intervals)
 
 
 def _origin(
     calibrating: Calibrating, corpus: CorpusSettings, counting: Counting, histogram: ClassHistogram
 ) -> dict[str, Any]:
-    models: dict[str, Any] = {}
     if isinstance(corpus, Mining):
-        for role in ("mse_model", "gan_model"):
-            path = getattr(corpus, role)
-            models |= {role: str(path), f"{role}_key": content_key(path)}
-        models |= {"photos": str(corpus.photos), "precision": corpus.precision}
+        models = {
+            "mse_model": str(corpus.mse_model),
+            "mse_model_key": content_key(corpus.mse_model),
+            "gan_model": str(corpus.gan_model),
+            "gan_model_key": content_key(corpus.gan_model),
+            "photos": str(corpus.photos),
+            "precision": corpus.precision,
+        }
     else:
-        models |= {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
+        models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr")}
     return {
         "desra": __version__,
         "counted": max(shard.time for shard in counting.counted() if shard.time),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 import tomllib
@@ -15,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.errors import UsageError
+from desra_core.errors import UsageError, described
+from desra_core.files.hashing import digest
 from desra_core.images.codec import Labels
 
 CLASS_COUNT = 150
-# The range of the similarity has so many bins; an interval is a number of bins.
+# The number of bins of the similarity; an interval is a number of bins.
 INTERVAL_BINS = 20
-# Of the TOML files of desra calibrate; raise it when their meaning changes.
+# The version of the TOML files of desra calibrate; raise it when their meaning changes.
 WEIGHTS_VERSION = 1
 
 _PUBLISHED = resources.files("desra_core.detection") / "semantic_intervals.csv"
@@ -57,16 +57,16 @@ def load_weights(source: str) -> Weights:
     except OSError as error:
         raise UsageError(source, f"class weights cannot be read ({error.strerror})", _FORMAT) from None
     rows = _toml_rows(content, source) if source.lower().endswith(".toml") else _csv_rows(content, source)
-    values = np.full(CLASS_COUNT, np.nan)
+    weights: dict[int, float] = {}
     for where, row in rows:
         index, weight = _parse(row, where)
-        if not np.isnan(values[index]):
+        if index in weights:
             raise UsageError(where, f"class {index} is there twice", "keep one row for it")
-        values[index] = weight
-    missing = np.flatnonzero(np.isnan(values))
-    if missing.size:
-        raise UsageError(source, f"has no row for {missing.size} classes, the first is {missing[0]}", _FORMAT)
-    return Weights(values, hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
+        weights[index] = weight
+    if missing := sorted(set(range(CLASS_COUNT)) - weights.keys()):
+        raise UsageError(source, f"has no row for {len(missing)} of the classes, the first is {missing[0]}", _FORMAT)
+    values = np.array([weights[index] for index in range(CLASS_COUNT)])
+    return Weights(values, digest(values.tobytes()))
 
 
 def weighted_scores(
@@ -111,21 +111,21 @@ def _published_rows() -> Iterator[dict[str, str]]:
 
 
 def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the rows of a table, each with its place in the file."""
+    """Yield the rows of a table, each with its place in the file."""
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error):
         raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
-    return ((f"{source}, line {line}", row) for line, row in enumerate(rows, start=2))
+    for line, row in enumerate(rows, start=2):
+        yield f"{source}, line {line}", row
 
 
 def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the classes of a file of desra calibrate, under the names of the table's columns."""
+    """Yield the classes of a file of desra calibrate, under the names of the table's columns."""
     try:
         document = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(source, f"is damaged or no TOML ({reason})", _FORMAT) from None
+        raise UsageError(source, f"is damaged or no TOML ({described(error)})", _FORMAT) from None
     version, classes = document.get("version"), document.get("class")
     if not isinstance(version, int) or not isinstance(classes, list) or not all(isinstance(c, dict) for c in classes):
         raise UsageError(source, "holds no class weights", _FORMAT)
@@ -134,19 +134,17 @@ def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any
         raise UsageError(source, reason, "run desra calibrate again")
     if len(classes) != CLASS_COUNT:
         raise UsageError(source, f"has weights for {len(classes)} classes", f"ADE20K has {CLASS_COUNT}; " + _FORMAT)
-    numbered = enumerate(classes, start=1)
-    return ((f"{source}, class table {number}", row | {"ade20k_index": row.get("index")}) for number, row in numbered)
+    for number, row in enumerate(classes, start=1):
+        yield f"{source}, class table {number}", row | {"ade20k_index": row.get("index")}
 
 
 def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
     try:
-        index = _whole(row["ade20k_index"])
+        index = _number(row["ade20k_index"], int)
         if "weight" in row:
-            if isinstance(row["weight"], bool):
-                raise TypeError(row["weight"])
-            weight = float(row["weight"])
+            weight = float(_number(row["weight"], int, float))
         else:
-            interval = _whole(row["interval"])
+            interval = _number(row["interval"], int)
             weight = INTERVAL_BINS / (INTERVAL_BINS - interval) if 0 <= interval < INTERVAL_BINS else math.nan
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UsageError(where, "is no class weight", _FORMAT) from None
@@ -158,8 +156,8 @@ def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
     return index, weight
 
 
-def _whole(value: Any) -> int:
-    """Read an index or interval: a text in CSV, and in TOML a number, of which 3.0 and true are refused."""
-    if not isinstance(value, str) and type(value) is not int:
+def _number(value: Any, *kinds: type) -> Any:
+    """Read a number: a text in CSV, in TOML a value of just one of these kinds (``true`` is an int for Python)."""
+    if not isinstance(value, str) and type(value) not in kinds:
         raise TypeError(value)
-    return int(value)
+    return kinds[-1](value)

@@ -1,7 +1,6 @@
 """From a score map to an artifact mask: threshold, morphology, holes, area filter (Section 3.3 of the paper).
 
 Everything runs on the valid map; pixels outside it do not exist. Only at the end the mask is padded to the image.
-Time and memory are linear in the pixels, however many components there are.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
-from desra_core.images.codec import Labels, Mask
+from desra_core.images.codec import Labels, Mask, Pixels
 from desra_core.images.tiling import row_strips
 
-# The paper's: of the adjusted similarity, in pixels of the image, and the side of the Gaussian window of D.
+# The paper's threshold of the adjusted similarity, its least area in pixels of the image, and the side of the Gaussian
+# window of D.
 THRESHOLD = 0.7
 MIN_AREA = 4000
 WINDOW = 11
@@ -29,26 +29,20 @@ Similarity = npt.NDArray[np.float32]
 
 
 class SimilarityMap(np.ndarray[Any, np.dtype[np.float32]]):
-    """Similarity that knows the width of the image's border in which it is undefined, as do its slices.
-
-    Attributes:
-        frame: Width of that border, in pixels.
-    """
+    """A map of the similarity. Its ``frame`` is the width in pixels of the image's border, which has no similarity."""
 
     frame: int = _FRAME
 
     def __new__(cls, similarity: Similarity, frame: int) -> SimilarityMap:
-        """View values as a map that knows its frame."""
+        """View values as a map."""
         known = np.asarray(similarity).view(cls)
         known.frame = frame
         return known
 
     def __array_finalize__(self, source: object) -> None:
-        """Keep the frame in arrays that NumPy makes from a map."""
         self.frame = getattr(source, "frame", _FRAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the frame in a copy for another process."""
         return SimilarityMap, (np.asarray(self), self.frame)
 
 
@@ -64,23 +58,21 @@ def artifact_mask(
     """Mark the artifacts of an image by the paper's D.
 
     Args:
-        similarity: ``(H - 2 frame, W - 2 frame)`` float32, as of `variance_similarity`.
+        similarity: ``(H - 2 frame, W - 2 frame)`` float32, from `variance_similarity`.
         threshold: A pixel is suspect where its adjusted similarity ``clip(w_k D, 0, 1)`` is below this; 0 < threshold
             <= 1.
         min_area: Components of at most this many pixels are dropped.
         labels: ``(H, W)`` uint8 ADE20K class of each pixel. Without labels every weight is 1.
         weights: ``(150,)`` float64, ``w_k`` by class.
-        frame: Width of the border in which the similarity is undefined, in pixels. By default that of a
-            `SimilarityMap`, or as the size of the labels says, or else that of the usual window.
+        frame: Width of the border in which the similarity is undefined, in pixels. By default the frame of a
+            `SimilarityMap`, else the frame by the size of the labels, else that of the usual window.
 
     Returns:
-        ``(H, W)`` bool. The frame is never marked.
+        ``(H, W)`` bool. The frame is never marked. Each step is monotone: the mask never grows when ``threshold`` falls
+        or when ``min_area`` or a weight rises.
 
     Raises:
         ValueError: The labels are not of the image's size.
-
-    Notes:
-        The mask never grows when ``threshold`` falls or ``min_area`` or a weight rises: each step is monotone.
     """
     if frame is None:
         frame = getattr(similarity, "frame", None)
@@ -137,8 +129,23 @@ def valid(image: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
     return image[frame : image.shape[0] - frame, frame : image.shape[1] - frame]
 
 
+def assemble_pseudo_gt(mse_sr: Pixels, gan_sr: Pixels, mask: Mask) -> Pixels:
+    """Compute the pseudo ground truth ``mask * mse_sr + (1 - mask) * gan_sr``.
+
+    Args:
+        mse_sr, gan_sr: ``(H, W, C)`` of one dtype.
+        mask: ``(H, W)``, true where there is an artifact.
+
+    Examples:
+        >>> mse_sr, gan_sr = np.full((1, 2, 1), 7, np.uint8), np.full((1, 2, 1), 9, np.uint8)
+        >>> assemble_pseudo_gt(mse_sr, gan_sr, np.array([[True, False]])).ravel().tolist()
+        [7, 9]
+    """
+    return np.where(mask[:, :, np.newaxis], mse_sr, gan_sr)
+
+
 def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Fill what an 8-connected path of zeros does not join to the border (``binary_fill_holes`` with 3x3 ones)."""
+    """Fill the zeros without an 8-connected path to the border (``binary_fill_holes`` with a 3x3 structure)."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(1 - binary, connectivity=8)
     height, width = binary.shape
     left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]

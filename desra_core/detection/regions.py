@@ -1,4 +1,4 @@
-"""Connected components of a mask, and the regions that the records hold."""
+"""The connected components of a mask, and the regions that records hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Severity = Callable[[Counts, npt.NDArray[np.float64], float], npt.NDArray[np.flo
 
 
 class Region(NamedTuple):
-    """One component of an artifact mask, as it is recorded. Coordinates and areas are pixels of the image."""
+    """One component of an artifact mask, as records hold it. Coordinates and areas are pixels of the image."""
 
     x: int
     y: int
@@ -35,7 +35,7 @@ class Region(NamedTuple):
 class Components:
     """The 8-connected components of an ``(H, W)`` bool mask, in the order of their first pixels, row by row.
 
-    Methods look at one strip of rows at a time: beside the numbers, the memory they take is bounded.
+    Methods read one strip of rows at a time: they need little memory beside the numbers.
 
     Attributes:
         numbers: ``(H, W)`` int32: 1 to N, and 0 where nothing is marked.
@@ -46,8 +46,8 @@ class Components:
     def __init__(self, mask: Mask) -> None:
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         self.numbers = np.asarray(numbers, np.int32)
-        # OpenCV's own order depends on how it scans, and may depend on its threads. Upwards and backwards, because of
-        # several assignments the last one counts: the first pixel's.
+        # OpenCV's own order depends on how it scans, and may depend on its threads. Go upwards and backwards, because
+        # the last of several assignments counts, which is then that of the first pixel.
         first = np.zeros(count, np.int64)
         for rows in reversed(list(row_strips(mask.shape))):
             where = np.flatnonzero(mask[rows])[::-1]
@@ -64,13 +64,13 @@ class Components:
         return len(self.areas)
 
     def strips(self) -> Iterator[tuple[slice, Mask, npt.NDArray[np.int32]]]:
-        """Go through the mask: rows, which of their pixels are marked, and the components of these, from 0."""
+        """Yield strips of the mask: their rows, the marked pixels, and the component of each marked pixel, from 0."""
         for rows in row_strips(self.numbers.shape):
             inside = self.numbers[rows] > 0
             yield rows, inside, self.numbers[rows][inside] - 1
 
     def overlap(self, other: Mask) -> Counts:
-        """Count the pixels of each that lie in another mask: ``(N,)``.
+        """Count the pixels of each component that lie in another mask: ``(N,)``.
 
         Raises:
             ValueError: The masks differ in size.
@@ -87,16 +87,16 @@ class Components:
         return np.asarray(2 * self.overlap(other) >= self.areas)
 
     def chosen(self, flags: Flags) -> Mask:
-        """Mark those components whose flag of ``(N,)`` is set: ``(H, W)`` bool."""
+        """Mark the components whose flag of ``(N,)`` is set: ``(H, W)`` bool."""
         return np.asarray(np.concatenate([[False], flags])[self.numbers])
 
     def crop(self, index: int) -> Mask:
-        """Cut a component out of the mask by its box, alone."""
+        """Return a component in its box, without other components."""
         x, y, width, height = self.boxes[index]
         return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
 
     def dominant_classes(self, labels: Labels | None) -> list[int | None]:
-        """Find the most frequent class of each by the ``(H, W)`` labels; the lower index wins a tie."""
+        """Find each component's most frequent class by the ``(H, W)`` labels; of equal ones the lower index."""
         if labels is None:
             return [None] * len(self)
         pixels: dict[int, int] = {}
@@ -114,7 +114,7 @@ class Components:
 def missing_similarity(
     area: Counts, mean_adjusted: npt.NDArray[np.float64], threshold: float
 ) -> npt.NDArray[np.float64]:
-    """Rank regions: ``area * (threshold - mean adjusted similarity)``. Any function of this form replaces it."""
+    """Compute the severity of regions: ``area * (threshold - mean adjusted similarity)``."""
     return area * (threshold - mean_adjusted)
 
 
@@ -127,7 +127,7 @@ def find_regions(
     weights: npt.NDArray[np.float64] | None = None,
     severity: Severity = missing_similarity,
 ) -> list[Region]:
-    """Measure the regions of a mask as records hold them: from top to bottom, and by similarity.
+    """Measure the regions of a mask as records hold them, from top to bottom, with similarity instead of scores.
 
     Args:
         mask: ``(H, W)`` bool.
@@ -135,7 +135,7 @@ def find_regions(
             width f is empty in the mask.
         threshold, labels, weights: As for `desra_core.detection.artifact_mask`. Without labels regions have no dominant
             class.
-        severity: Ranks regions from area (pixels), mean adjusted similarity (0..1) and threshold.
+        severity: Computes the severities from areas (pixels), mean adjusted similarities (0..1) and threshold.
 
     Raises:
         ValueError: The mask or the labels are of an image of another size.

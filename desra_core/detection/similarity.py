@@ -1,7 +1,7 @@
 """The paper's D (Eq. 7): how alike the local textures of two super-resolution results are.
 
-The paper calls D a distance. It is 1 where the textures agree and falls towards 0 where they differ, so it is
-called a similarity here.
+The paper calls D a distance. D is 1 where the textures agree and falls towards 0 where they differ, so it is called a
+similarity here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from desra_core.images.tiling import grid
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 SIGMA = 1.5
-# The 11 rows that a tile is filtered from fit into a 1 MiB L2 cache; smaller tiles filter more halo.
+# The 11 rows from which a row of a tile is filtered fit into a 1 MiB L2 cache; smaller tiles have more halo.
 TILE = 256
 
 _EPSILON = 1e-8
@@ -44,7 +44,7 @@ def variance_similarity(
 
     Args:
         mse_sr, gan_sr: ``(H, W)`` or ``(H, W, C)``: uint8, uint16 (divided by 257), or floats already in 0..255. Of 2
-            or 4 channels the last is alpha and ignored. Gray is compared with each colour. The dtypes may differ.
+            or 4 channels the last is alpha, which is ignored. Gray is compared with each colour. The dtypes may differ.
         window, sigma: Side and standard deviation of the Gaussian window, in pixels.
         tile: Side of the squares that are computed at a time. Bounds the extra memory; does not change the result.
         threads: How many tiles are computed at the same time; does not change the result.
@@ -85,11 +85,8 @@ def variance_similarity(
             rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
             similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
 
-    if threads == 1:
-        fill_share(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill_share, range(threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill_share, range(threads)))
     return SimilarityMap(similarity, halo)
 
 
@@ -102,7 +99,7 @@ def _colours(image: Samples, name: str) -> Samples:
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     colours = image[:, :, : image.shape[2] - (image.shape[2] in (2, 4))]
-    # Reductions, because a comparison per sample would need memory of the image's size. NaN fails them too.
+    # By min and max, because a comparison per sample needs memory of the image's size. NaN fails these checks too.
     if colours.dtype.kind == "f" and colours.size and not (colours.min() >= 0 and colours.max() <= 255):
         raise ValueError(f"{name} holds samples that are not finite or lie outside of 0..255")
     return colours
@@ -116,10 +113,7 @@ def _half_gaussian(window: int, sigma: float) -> tuple[float, ...]:
 
 
 def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
-    """Copy a tile's samples, in 0..255, to contiguous ``(H, W * channels)``.
-
-    So the kernel is compiled for one kind of array only, whatever the dtypes and strides of the images.
-    """
+    """Copy a tile's samples, in 0..255, to contiguous ``(H, W * channels)``: the kernel is compiled for these alone."""
     height, width, _ = part.shape
     rows = np.broadcast_to(part, (height, width, channels)).astype(np.float64, order="C")
     if part.dtype == np.uint16:
@@ -129,7 +123,7 @@ def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:
 
 def _compiled(kernel: _Kernel) -> _Kernel:
     """Compile a function at its first call and keep the result on disk, where that can be written."""
-    # No fastmath: with it a sample's value could depend on where in a vector, and so in which tile, it lies.
+    # No fastmath: with it the value of a sample could depend on its place in a vector, and so on the tile.
     try:
         compiled: _Kernel = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
     except RuntimeError:  # neither the package nor a home can be written: every process compiles anew

@@ -1,1 +1,1 @@
-"""Metrics: masks against masks by people, removal and addition of artifacts, fidelity of results."""
+"""Metrics: masks against human masks, and how faithful results are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import contextlib
 import json
 import math
 import re
@@ -26,13 +27,11 @@ _FORMAT = "give a COCO file whose images have id, file_name, width and height, a
 
 
 class CocoMask(NamedTuple):
-    """The artifacts of an image in a COCO file.
+    """The artifacts of an image of ``height`` and ``width`` pixels in a COCO file.
 
-    Attributes:
-        height, width: Of the image in pixels.
-        counts: Compressed run-length encoding, column by column.
-        kinds: The shape of each region: ``polygon``, ``box``, ``rotated box`` or ``RLE``.
-        left_out: A phrase for each shape that does not count, such as ``region of category text``.
+    ``counts`` is the compressed run-length encoding, column by column; ``kinds`` has the shape of each region:
+    ``polygon``, ``box``, ``rotated box`` or ``RLE``; ``left_out`` a phrase for each shape that does not count, such as
+    ``region of category text``.
     """
 
     height: int
@@ -44,7 +43,7 @@ class CocoMask(NamedTuple):
 
 @dataclass
 class _Image:
-    """An image of the file, and what its annotations hold."""
+    """An image of the file, and the content of its annotations."""
 
     name: str
     height: int
@@ -61,20 +60,19 @@ class _Image:
 
 
 def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]:
-    """Read the masks of all images, by file name; that of an image without annotations is empty.
+    """Read the masks of all images, by file name; the mask of an image without annotations is empty.
 
-    Ids may be numbers or text, sizes 384 or 384.0, and a category may be given by its name.
+    Ids may be numbers or text, sizes 384 or 384.0, and an annotation may name its category in place of the id.
 
     Args:
-        path: JSON, see `decode_json`. Segmentations are polygons, or run-length encodings, compressed or not; where
-            there is none, or an empty one, the box counts, turned by the attribute ``rotation`` (degrees) that CVAT
-            writes.
-        category: Only annotations of this one count; by default of `CATEGORY`, and where there is none of that name, of
-            all.
+        path: JSON, see `decode_json`. Segmentations are polygons or run-length encodings, compressed or not. In place
+            of a missing or empty one, the box counts, turned by CVAT's attribute ``rotation`` (degrees).
+        category: Only annotations of this category count; by default those of `CATEGORY`, or all if the file has no
+            category of that name.
 
     Raises:
-        UsageError: It cannot be read, has no such category, an image or annotation lacks something, an annotation is of
-            no known image or category, or its shape does not fit the image.
+        UsageError: The file cannot be read or has no such category, an image or annotation lacks something, an
+            annotation is of no known image or category, or its shape does not fit the image.
     """
     document = _document(path)
     images = _images(document, path)
@@ -93,18 +91,13 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
 
 
 def decode_json(data: bytes) -> Any:
-    """Parse a JSON file in UTF-8 (with a byte order mark or without), UTF-16, UTF-32, or GB18030, which holds GBK.
+    """Parse JSON in UTF-8, UTF-16, UTF-32 or GB18030 (which includes GBK), with a byte order mark or without.
 
-    Raises:
-        ValueError: It is no JSON, or text in another encoding.
+    Raises `ValueError`: the data is no JSON, or text in another encoding.
     """
     try:
-        return json.loads(data)
-    except UnicodeDecodeError:
-        pass
-    except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
-    try:
+        with contextlib.suppress(UnicodeDecodeError):
+            return json.loads(data)
         return json.loads(data.decode("gb18030"))
     except UnicodeDecodeError:
         raise ValueError("is text in another encoding than UTF-8, UTF-16 and GB18030") from None
@@ -124,7 +117,7 @@ def whole_number(value: Any) -> int | None:
 
 def decode_coco_mask(mask: CocoMask) -> Mask:
     """Decode a mask to ``(H, W)`` bool."""
-    # Not by pycocotools: its decode makes NumPy 2 warn.
+    # pycocotools' decode makes NumPy 2 warn.
     lengths = _run_lengths(mask.counts) or [mask.height * mask.width]
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.width, mask.height)
     return np.ascontiguousarray(columns.T)
@@ -162,13 +155,13 @@ def _entries(document: dict[str, Any], kind: str, needed: tuple[str, ...], path:
 
 
 def _id(value: Any) -> Id:
-    """An id, which one tool writes as 7 and another as 7.0 or "7"."""
+    """Read an id, which tools write as 7, 7.0 or "7"; None for anything else."""
     number = whole_number(value)
     return number if number is not None else value if isinstance(value, str) else None
 
 
 def _images(document: dict[str, Any], path: Path) -> dict[Id, _Image]:
-    """The images of the file by id."""
+    """Collect the images of the file by id."""
     images: dict[Id, _Image] = {}
     names: set[str] = set()
     for row in _entries(document, "images", ("id", "file_name", "width", "height"), path):
@@ -183,7 +176,7 @@ def _images(document: dict[str, Any], path: Path) -> dict[Id, _Image]:
 
 
 def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dict[Id, tuple[str, bool]]:
-    """The name of each category by its id, and whether its annotations count."""
+    """Collect the name of each category by its id, and whether its annotations count."""
     names = {_id(row["id"]): row["name"] for row in _entries(document, "categories", ("id", "name"), path)}
     if wanted is not None and wanted not in names.values():
         raise UsageError(path, f"has no category {wanted}", f"it has {', '.join(names.values()) or 'none'}")
@@ -196,7 +189,7 @@ def _categories(document: dict[str, Any], wanted: str | None, path: Path) -> dic
 
 
 def _category(annotation: dict[str, Any], categories: dict[Id, tuple[str, bool]], where: str) -> tuple[str, bool]:
-    """The name of an annotation's category, and whether it counts."""
+    """Find the name of an annotation's category, and whether it counts."""
     if not categories:
         return "", True
     value = annotation.get("category_id")
@@ -223,7 +216,7 @@ def _draw(annotation: dict[str, Any], image: _Image, where: str) -> None:
             image.kinds.append("RLE")
         else:
             _draw_outlines(annotation, image)
-    # Of a damaged file any value may have any type.
+    # In a damaged file any value may have any type.
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         why = f": {error}" if type(error) is ValueError and str(error) else ""
         reason = f"holds no mask of an image of {image.width}x{image.height} px{why}"
@@ -231,7 +224,7 @@ def _draw(annotation: dict[str, Any], image: _Image, where: str) -> None:
 
 
 def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
-    """Add polygons, or the box where there are none; raises ValueError or whatever Python does for damaged ones."""
+    """Add polygons, or the box without them; raises `ValueError`, or any error of Python for values of other types."""
     from pycocotools import mask as coco
 
     drawn, kind = [outline for outline in annotation.get("segmentation") or () if outline], "polygon"
@@ -242,7 +235,7 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
         image.left_out += ["outline of fewer than three points"] * (len(drawn) - len(outlines))
     else:
         outlines, kind = _outline_of_box(annotation)
-    # Far away, pycocotools would draw edges without end.
+    # pycocotools would not stop to draw edges to points that are far away.
     far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")
@@ -254,7 +247,7 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
 
 
 def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]:
-    """The outline of a box of left, top, width and height, turned clockwise around its middle, and its kind."""
+    """Make the outline of a box, turned clockwise around its middle, and name its kind."""
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError("the bbox is not left, top, width and height")
@@ -271,10 +264,7 @@ def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]
 
 
 def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> Any:
-    """Check a run-length encoding, and compress it.
-
-    pycocotools believes what it is given, and leaves pixels undefined that no run reaches.
-    """
+    """Compress a run-length encoding, after checks that pycocotools lacks: pixels behind the last run are undefined."""
     from pycocotools import mask as coco
 
     size, counts = [whole_number(side) for side in segmentation["size"]], segmentation["counts"]
@@ -289,9 +279,10 @@ def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> An
 
 
 def _run_lengths(counts: str) -> list[int]:
-    """Undo the compression, as ``rleFrString`` of pycocotools does without looking for the end of damaged ones.
+    """Undo the compression of ``rleFrString`` in pycocotools, which reads past the end of damaged text.
 
-    Numbers are written to the base 32 from the lowest digit on; from the fourth on, less the one before the last.
+    Numbers have the base 32, the lowest digit first; from the fourth number on, the number two places before is
+    subtracted.
     """
     lengths: list[int] = []
     value = shift = 0

@@ -1,28 +1,66 @@
-"""Compare a whole set of masks with its ground truth, and add up the measures."""
+"""Evaluate a set of masks: compare it with its ground truth, add up the measures, and write them to files.
+
+Severity labels are a CSV file that people fill in, with the columns ``image`` (the name: relative path without suffix),
+``region`` (the number of a ground-truth region of that image, in reading order from 1) and ``noticed`` (the share of
+viewers who noticed the region, 0..1; empty where no viewer was asked). The ``regions.csv`` that ``desra evaluate
+--output`` writes is made to be filled in. Where its columns ``x``, ``y``, ``width`` and ``height`` are kept, they must
+still be true.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.image_agreement import ImageAgreement, Sizes, compare_pair
+from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion, Sizes, compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, Pairing
-from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks
-from desra_core.evaluation.severity_labels import Ratings, check_ratings
+from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks, scores_document
+from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
+from desra_core.files.atomic import replace_file
 
-# Each holds two decoded masks and their components.
+# Each thread holds two decoded masks and their components.
 _THREADS = 8
+_RATING_COLUMNS = ("image", "region", "noticed")
+_BOX = ("x", "y", "width", "height")
+_FORMAT = "fill in the column noticed of the regions.csv that desra evaluate --output writes"
+
+Row = dict[str, Any]
+
+_MEASURES = ("iou", "precision", "recall", "f1")
+_COUNTS = tuple(field.name for field in fields(Agreement))
+_IMAGE_COLUMNS = ("image", "height", "width", *_MEASURES, *_COUNTS, "mask", "ground_truth")
+_CLASS_COLUMNS = ("class", "name", *_MEASURES, "pixel_precision", "pixel_recall", *_COUNTS)
+_REGION_COLUMNS = ("image", "region", *_BOX, "area", "share_inside", "class")
+
+
+class Rating(NamedTuple):
+    """A row of severity labels.
+
+    ``noticed`` is the share of viewers, None where none were asked; ``box`` the region's box, if all of it is given;
+    ``line`` the line of the file.
+    """
+
+    noticed: float | None
+    box: tuple[str, ...] | None
+    line: int
+
+
+# By image and number of the region.
+Ratings = dict[str, dict[int, Rating]]
 
 
 class SeverityLabels(NamedTuple):
-    """Ratings of ground-truth regions, their file, and the share of viewers from which on a region is prominent."""
+    """Ratings of ground-truth regions, their file, and the least share of viewers that makes a region prominent."""
 
     ratings: Ratings
     path: Path
@@ -36,10 +74,10 @@ class Evaluation:
     Attributes:
         pairing: The pairs, and the files that have no twin.
         images: The images that could be judged, by name.
-        failures: Files that could not, and names that are ambiguous.
-        sizes: The size that masks of one size with their ground truth have, where it had to be assumed; else None.
+        failures: Files that could not be judged, and names that are ambiguous.
+        sizes: The assumed size of masks that are as large as their ground truth; None where no size was assumed.
         scores: Of all images.
-        classes: The sums over the images with labels, by class; None where none has any.
+        classes: The sums over the images with labels, by class; None where no image has labels.
         severity, prominent: The severity labels, if there are any, and the scores against the prominent regions alone.
     """
 
@@ -59,7 +97,7 @@ class Evaluation:
 
     @property
     def unlabelled(self) -> int:
-        """Images without class labels."""
+        """Count the images without class labels."""
         return sum(image.classes is None for image in self.images)
 
 
@@ -74,15 +112,15 @@ def evaluate_masks(
 
     Args:
         pairing: The masks.
-        sizes: The size of masks that are as large as their ground truth, where no other file shows the image's: the
-            image's or that of its valid region. With ``auto`` it is the image's, unless one of these masks marks
-            something in the outermost 5 px: DeSRA marks nothing in the frame of an image.
+        sizes: The size of masks that are as large as their ground truth, where no other file shows the image's size:
+            the image's, or that of its valid region. ``auto`` takes the image's, unless one of these masks marks
+            something in the outermost 5 px, where DeSRA marks nothing.
         severity: Severity labels.
         on_judged: Called with the number of images judged and to be judged.
 
     Raises:
-        UsageError: Not one image could be judged (the message is that of the first failure, if there are any), or the
-            severity labels do not belong to this ground truth.
+        UsageError: No image could be judged (with the message of the first failure, if there are any), or the severity
+            labels do not belong to this ground truth.
     """
     taken: Sizes = "image" if sizes == "auto" else sizes
     results = _judged(pairing.pairs, severity, taken, on_judged, until_framed=sizes == "auto")
@@ -91,13 +129,20 @@ def evaluate_masks(
         results = _judged(pairing.pairs, severity, taken, on_judged) or []
     judged = [result for result in results if isinstance(result, ImageAgreement)]
     failures = pairing.failures + [result for result in results if isinstance(result, ImageError)]
+    if not judged and failures:
+        raise all_failed(failures)
     if not judged:
-        raise _nothing_judged(pairing, failures)
+        lacking = next(chain(pairing.without_ground_truth.values(), pairing.without_mask.values()), "the ground truth")
+        remedy = "a mask and its ground truth have the same path below their folders, suffix aside"
+        raise UsageError(lacking, "has no twin, and neither has any other mask", remedy)
     if severity:
         regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
         check_ratings(severity.ratings, severity.path, regions | {image.pair.name: image.marked for image in judged})
-    by_class = [image.classes for image in judged if image.classes is not None]
-    classes = sorted({index for image in by_class for index in image})
+    by_class: dict[int, list[Agreement]] = {}
+    for image in judged:
+        for index, agreement in (image.classes or {}).items():
+            by_class.setdefault(index, []).append(agreement)
+    labelled = any(image.classes is not None for image in judged)
     prominent = [image.prominent for image in judged if image.prominent is not None]
     return Evaluation(
         pairing=pairing,
@@ -105,12 +150,180 @@ def evaluate_masks(
         failures=failures,
         sizes=taken if any(image.assumed for image in judged) else None,
         scores=score_masks([image.agreement for image in judged]),
-        classes={index: pooled(image[index] for image in by_class if index in image) for index in classes}
-        if by_class
-        else None,
+        classes={index: pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
         severity=severity,
         prominent=score_masks(prominent) if severity else None,
     )
+
+
+def all_failed(failures: Sequence[ImageError]) -> UsageError:
+    """Make one error of the failures of all files: the first failure, and the number of the others."""
+    subject, reason, remedy = failures[0].failure
+    others = len(failures) - 1
+    more = f" ({counted(others, 'more file')} {'fails' if others == 1 else 'fail'})" if others else ""
+    return UsageError(subject, reason + more, remedy)
+
+
+def as_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Describe an evaluation without its single regions, in plain values for JSON; undefined ones are None."""
+    pairing = evaluation.pairing
+    document = scores_document(evaluation.scores) | {
+        "masks": str(pairing.masks),
+        "ground_truth": [str(folder) for folder in pairing.ground_truth],
+        "sizes": evaluation.sizes,
+        "without_ground_truth": {name: str(path) for name, path in pairing.without_ground_truth.items()},
+        "without_mask": {name: str(path) for name, path in pairing.without_mask.items()},
+        "not_looked_at": pairing.not_looked_at,
+        "outdated_human_masks": pairing.outdated,
+        "images_by_people": pairing.by_people,
+        "failures": failure_rows(evaluation.failures),
+        "lossy": [str(path) for path in evaluation.lossy],
+        "per_image": image_rows(evaluation),
+    }
+    if evaluation.classes is not None:
+        document |= {"unlabelled_images": evaluation.unlabelled, "per_class": class_rows(evaluation)}
+    if evaluation.severity and evaluation.prominent:
+        document["prominent"] = {
+            "severity_labels": str(evaluation.severity.path),
+            "noticed_by_at_least": evaluation.severity.least_noticed,
+            "rated_regions": rated_regions(evaluation),
+        } | scores_document(evaluation.prominent)
+    return document
+
+
+def rated_regions(evaluation: Evaluation) -> int:
+    """Count the judged regions that viewers were asked about."""
+    return sum(row["noticed"] is not None for row in region_rows(evaluation)) if evaluation.severity else 0
+
+
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write `as_document` (raises `TransientError`)."""
+    replace_file(path, as_json(as_document(evaluation)).encode())
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write images.csv, regions.csv, detections.csv and, with labels, classes.csv.
+
+    Returns:
+        The files.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    tables = {
+        "images.csv": (_IMAGE_COLUMNS, image_rows(evaluation)),
+        "regions.csv": ((*_REGION_COLUMNS, "found", "noticed"), region_rows(evaluation)),
+        "detections.csv": (
+            (*_REGION_COLUMNS, "right"),
+            [
+                _region_row(image, number, region) | {"right": region.covered}
+                for image in evaluation.images
+                for number, region in enumerate(image.detected, 1)
+            ],
+        ),
+    }
+    if evaluation.classes is not None:
+        tables["classes.csv"] = _CLASS_COLUMNS, class_rows(evaluation)
+    else:
+        (folder / "classes.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    for name, (columns, rows) in tables.items():
+        replace_file(folder / name, as_csv(rows, columns).encode())
+    return [folder / name for name in tables]
+
+
+def image_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per judged image."""
+    return [
+        {"image": image.pair.name, "height": image.shape[0], "width": image.shape[1]}
+        | _measures(image.agreement)
+        | vars(image.agreement)
+        | {"mask": str(image.pair.mask), "ground_truth": str(image.pair.ground_truth)}
+        for image in evaluation.images
+    ]
+
+
+def class_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per class of a marked pixel; pixels count by their own class, regions by their dominant one."""
+    return [
+        {"class": index, "name": class_names()[index]}
+        | _measures(agreement)
+        | {"pixel_precision": agreement.pixel_precision, "pixel_recall": agreement.pixel_recall}
+        | vars(agreement)
+        for index, agreement in (evaluation.classes or {}).items()
+    ]
+
+
+def region_rows(evaluation: Evaluation) -> list[Row]:
+    """Make a row per ground-truth region: whether it was found, and the share of viewers who noticed it, if known."""
+    ratings = evaluation.severity.ratings if evaluation.severity else {}
+    rows = []
+    for image in evaluation.images:
+        rated = ratings.get(image.pair.name, {})
+        for number, region in enumerate(image.marked, 1):
+            noticed = rated[number].noticed if number in rated else None
+            rows.append(_region_row(image, number, region) | {"found": region.covered, "noticed": noticed})
+    return rows
+
+
+def has_ratings(path: Path) -> bool:
+    """Check whether a file is a CSV with anything in its column ``noticed``."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return any((row.get("noticed") or "").strip() for row in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
+def read_ratings(path: Path) -> Ratings:
+    """Read a CSV of severity labels.
+
+    Raises:
+        UsageError: The file cannot be read, lacks a column or any rating, has two rows for a region, or holds a value
+            that is no number of a region or no share.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        missing = [column for column in _RATING_COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UsageError(path, f"has no column {missing[0]}", _FORMAT)
+        ratings: Ratings = {}
+        for row in reader:
+            region, rating = _rating(row, reader.line_num, path)
+            if rating != ratings.setdefault(row["image"], {}).setdefault(region, rating):
+                reason = f"rates region {region} of {row['image']} a second time"
+                raise UsageError(f"{path}, line {rating.line}", reason, "keep one row for it")
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "mend the file or its name") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(path, f"is no CSV file in UTF-8 ({error})", _FORMAT) from None
+    if not any(rating.noticed is not None for rows in ratings.values() for rating in rows.values()):
+        raise UsageError(path, "rates no region", _FORMAT)
+    return ratings
+
+
+def check_ratings(ratings: Ratings, path: Path, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
+    """Check that ratings belong to the ground truth.
+
+    Args:
+        ratings, path: Ratings and their file.
+        regions: The ground-truth regions by image; None for images that could not be judged.
+
+    Raises:
+        UsageError: A row names an image without ground truth, a region that the image does not have, or the box of
+            another region.
+    """
+    for image, rows in ratings.items():
+        for number, rating in rows.items():
+            where = f"{path}, line {rating.line}"
+            if image not in regions:
+                raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
+            of_image = regions[image]
+            if of_image is None:
+                continue
+            if number > len(of_image):
+                raise UsageError(where, f"names region {number} of {image}, which has {len(of_image)}", _FORMAT)
+            if rating.box and rating.box != tuple(map(str, of_image[number - 1][: len(_BOX)])):
+                raise UsageError(where, f"describes another region than number {number} of {image}", _FORMAT)
 
 
 def _judged(
@@ -121,10 +334,7 @@ def _judged(
     *,
     until_framed: bool = False,
 ) -> list[ImageAgreement | ImageError] | None:
-    """Compare all pairs in their order, a few at a time.
-
-    With ``until_framed`` None, as soon as a mask that is to have the image's size marks its frame.
-    """
+    """Compare all pairs in their order; with ``until_framed``, return None at the first mask that marks its frame."""
     results = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
@@ -140,24 +350,44 @@ def _judged(
 
 
 def _compare(pair: MaskPair, *, severity: SeverityLabels | None, sizes: Sizes) -> ImageAgreement | ImageError:
-    noticed, least = None, 0.0
+    prominent = None
     if severity is not None:
-        rows = severity.ratings.get(pair.name, {})
-        noticed = {number: rating.noticed for number, rating in rows.items() if rating.noticed is not None}
-        least = severity.least_noticed
+        noticed = {number: rating.noticed for number, rating in severity.ratings.get(pair.name, {}).items()}
+        prominent = {
+            number for number, share in noticed.items() if share is not None and share >= severity.least_noticed
+        }
     try:
-        return compare_pair(pair, sizes=sizes, noticed=noticed, least_noticed=least)
+        return compare_pair(pair, sizes=sizes, prominent=prominent)
     except ImageError as error:
         return error
     except MemoryError:
         return ImageError(pair.mask, "needs more memory than there is", "judge it on a larger machine")
 
 
-def _nothing_judged(pairing: Pairing, failures: Sequence[ImageError]) -> UsageError:
-    if failures:
-        subject, reason, remedy = failures[0].failure
-        others = f" ({len(failures) - 1} more files fail)" if len(failures) > 1 else ""
-        return UsageError(subject, reason + others, remedy)
-    lacking = next(chain(pairing.without_ground_truth.values(), pairing.without_mask.values()), "the ground truth")
-    remedy = "a mask and its ground truth have the same path below their folders, suffix aside"
-    return UsageError(lacking, "has no twin, and neither has any other mask", remedy)
+def _rating(row: dict[str, str], line: int, path: Path) -> tuple[int, Rating]:
+    """Parse a row; returns the number of its region and the rating."""
+    where = f"{path}, line {line}"
+    if None in row or None in row.values():
+        raise UsageError(where, "has more or fewer cells than there are columns", _FORMAT)
+    region, noticed = row["region"].strip(), row["noticed"].strip()
+    if not (region.isascii() and region.isdigit() and int(region) > 0):
+        raise UsageError(where, f"has the region {region!r}", "regions are numbered 1, 2, ... within each image")
+    try:
+        share = float(noticed) if noticed else None
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(where, f"has the share {noticed!r}", "shares of viewers are numbers in 0..1")
+    box = tuple(row.get(column, "").strip() for column in _BOX)
+    return int(region), Rating(share, box if all(box) else None, line)
+
+
+def _region_row(image: ImageAgreement, number: int, region: MaskRegion) -> Row:
+    """Make the columns that both tables of regions have; ``share_inside`` is the share inside the other mask."""
+    class_name = None if region.dominant_class is None else class_names()[region.dominant_class]
+    values = (image.pair.name, number, *region[:5], region.inside / region.area, class_name)
+    return dict(zip(_REGION_COLUMNS, values, strict=True))
+
+
+def _measures(agreement: Agreement) -> Row:
+    return {measure: getattr(agreement, measure) for measure in _MEASURES}

@@ -1,7 +1,6 @@
 """Measure how much two results of one photo differ outside of a mask, and how sharp a result is.
 
-Images are ``(H, W, 1 or 3)`` uint8 or uint16; every measure is taken on values in 0..255 (uint16 / 257), in float64.
-Strips of rows are measured one after the other, so that the extra memory does not grow with the image.
+Measures are taken on values in 0..255 (uint16 / 257), in float64, strip by strip of rows to bound the memory.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from desra_core.images.bit_depth import grey_levels, luminance
 from desra_core.images.codec import Mask, Pixels
 from desra_core.images.tiling import row_strips
 
-# SSIM with the Gaussian of Wang et al. (2004) looks so far around a pixel.
+# Pixels around a pixel that its SSIM depends on, with the Gaussian of Wang et al. (2004).
 _SSIM_HALO = 5
-# Keeps the similarity of gradients defined where there are none; for values in 0..255.
+# Keeps the similarity of gradients defined where both are 0; for values in 0..255.
 _GRADIENT_STABILISER = 170.0
-# Bounds the extra memory to some 50 MB; larger strips are not faster.
+# Pixels of a strip: bounds the extra memory to some 50 MB; larger strips are not faster.
 _STRIP = 2**18
 _DERIVATIVE = np.array([1.0, 0.0, -1.0])
 _MEAN = np.full(3, 1 / 3)
@@ -36,10 +35,10 @@ def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
         outside: ``(H, W)`` bool, the pixels that count.
 
     Returns:
-        Squared grey levels of 255. Sums of several images add up, see `psnr`.
+        Squared grey levels of 255. The sums of several images may be added up for `psnr`.
 
     Raises:
-        ValueError: The shapes differ, or nothing is outside.
+        ValueError: The shapes differ, or no pixel is outside.
     """
     _check_shapes(before, after, outside)
     total = 0.0
@@ -59,14 +58,9 @@ def psnr(squared_error_sum: float, pixels: int) -> float:
 def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
     """Average the SSIM map (Wang et al. 2004) of luminance over the pixels outside.
 
-    Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected; parameters as for
-    `squared_error`.
-
-    Returns:
-        -1..1, exactly 1 for equal images. The window of a pixel outside may reach inside.
-
-    Raises:
-        ValueError: The shapes differ, an image is smaller than 11 px a side, or nothing is outside.
+    Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, borders reflected. The window of a
+    pixel outside may reach inside. Parameters and errors are those of `squared_error`; images have at least 11 px a
+    side. Returns -1..1, exactly 1 for equal images.
     """
     from skimage.metrics import structural_similarity as ssim
 
@@ -85,15 +79,9 @@ def structural_similarity(before: Pixels, after: Pixels, outside: Mask) -> float
 def gradient_similarity(before: Pixels, after: Pixels, outside: Mask) -> float:
     """Average the similarity of the gradient magnitudes of luminance over the pixels outside (Xue et al. 2014, GMSD).
 
-    ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike the paper's, the images are
-    not averaged and halved first, because the texture that finetuning may cost is finer than that; and the mean is
-    taken, not the deviation. Parameters as for `squared_error`.
-
-    Returns:
-        Within 0..1, exactly 1 for equal images.
-
-    Raises:
-        ValueError: The shapes differ, or nothing is outside.
+    ``(2 g h + c) / (g^2 + h^2 + c)`` with c = 170 and Prewitt gradients g and h. Unlike in the paper, images are not
+    halved first, because finetuning may cost finer texture, and the mean is taken in place of the deviation. Parameters
+    and errors are those of `squared_error`. Returns 0..1, exactly 1 for equal images.
     """
     pixels = _check_shapes(before, after, outside)
     total = 0.0
@@ -112,7 +100,7 @@ def sharpness(pixels: Pixels) -> float:
 
 
 def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
-    """Count the pixels outside of images that can be compared."""
+    """Check the shapes, and count the pixels outside."""
     if before.shape != after.shape or before.shape[:2] != outside.shape:
         raise ValueError(f"the shapes {before.shape}, {after.shape} and {outside.shape} do not belong together")
     pixels = int(np.count_nonzero(outside))
@@ -122,14 +110,14 @@ def _check_shapes(before: Pixels, after: Pixels, outside: Mask) -> int:
 
 
 def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[slice, slice]:
-    """The rows that a filter reads to fill a strip, at least so many, and where in them the strip lies."""
+    """Find the rows (``least`` or more) that a filter reads to fill a strip, and the strip's place in these rows."""
     first = max(0, min(rows.start - halo, height - least))
     last = min(height, max(rows.stop + halo, least))
     return slice(first, last), slice(rows.start - first, min(rows.stop, height) - first)
 
 
 def _gradient_magnitude(pixels: Pixels, rows: slice) -> Levels:
-    """``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
+    """Compute ``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
     source, kept = _with_halo(rows, len(pixels), 1)
     grey = luminance(grey_levels(pixels[source]))
     across = cv2.sepFilter2D(grey, cv2.CV_64F, _DERIVATIVE, _MEAN, borderType=cv2.BORDER_REPLICATE)

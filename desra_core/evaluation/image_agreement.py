@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
@@ -21,18 +20,15 @@ from desra_core.evaluation.metrics import Agreement, count_agreement
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Mask, decode_labels, image_size
 
-# The size that masks have which are as large as their ground truth: that of the image or that of its valid region.
+# The size of masks that are as large as their ground truth: the image's, or that of its valid region.
 Sizes = Literal["image", "valid"]
 
 
 class MaskRegion(NamedTuple):
     """One 8-connected component of a mask.
 
-    Attributes:
-        x, y, width, height: Its box, in pixels of the image.
-        area: Pixels.
-        inside: How many of them lie in the other mask.
-        dominant_class: The most frequent ADE20K class; None without labels.
+    Box and area are in pixels of the image; ``inside`` is the number of its pixels in the other mask;
+    ``dominant_class`` the most frequent ADE20K class, None without labels.
     """
 
     x: int
@@ -45,7 +41,7 @@ class MaskRegion(NamedTuple):
 
     @property
     def covered(self) -> bool:
-        """Whether at least half of it lies in the other mask."""
+        """Check whether at least half of the region lies in the other mask."""
         return 2 * self.inside >= self.area
 
 
@@ -58,12 +54,12 @@ class ImageAgreement:
         shape: ``(H, W)`` of the image.
         agreement: Over the valid region.
         marked, detected: The regions of the ground truth and of the mask, each in reading order.
-        classes: The same counts by class: of pixels by their own class, of regions by their dominant one. None without
+        classes: The counts by class: of pixels by their own class, of regions by their dominant one. None without
             labels.
         prominent: Against the prominent regions alone, see `prominent_agreement`; None without ratings.
         lossy: The files that are JPEG or lossy WebP.
-        assumed: Whether the size of the image had to be taken from `Sizes`.
-        framed: Whether, with such a size, the mask marks something in the outermost 5 px.
+        assumed: Whether no file showed the size of the image, so that `Sizes` decided.
+        framed: Whether the size was assumed, and the mask marks something in the outermost 5 px.
     """
 
     pair: MaskPair
@@ -78,16 +74,13 @@ class ImageAgreement:
     framed: bool
 
 
-def compare_pair(
-    pair: MaskPair, *, sizes: Sizes = "image", noticed: Mapping[int, float] | None = None, least_noticed: float = 0.5
-) -> ImageAgreement:
+def compare_pair(pair: MaskPair, *, sizes: Sizes = "image", prominent: Collection[int] | None = None) -> ImageAgreement:
     """Read a mask and its ground truth, and compare them on the valid region.
 
     Args:
         pair: The masks.
-        sizes: The size that they have if both are of one size and no other file shows the image's.
-        noticed: The share of viewers by number of the ground-truth region, from 1.
-        least_noticed: Regions noticed by at least this share are prominent.
+        sizes: The size of both masks, where they are of one size and no other file shows the image's size.
+        prominent: The numbers of the prominent regions of the ground truth, from 1; None without ratings.
 
     Raises:
         ImageError: A file cannot be read, is not binary, or has a size that does not fit.
@@ -107,10 +100,7 @@ def compare_pair(
     detected, marked = Components(mask), Components(truth)
     found = mask_regions(marked, mask, classes, FRAME)
     right = mask_regions(detected, truth, classes, FRAME)
-    prominent = None
-    if noticed is not None:
-        flags = np.array([noticed.get(number, -1) >= least_noticed for number in range(1, len(marked) + 1)], np.bool_)
-        prominent = prominent_agreement(mask, truth, flags)
+    flags = None if prominent is None else np.isin(np.arange(1, len(marked) + 1), list(prominent))
     return ImageAgreement(
         pair=pair,
         shape=shape,
@@ -118,7 +108,7 @@ def compare_pair(
         marked=found,
         detected=right,
         classes=None if classes is None else _by_class(mask, truth, right, found, classes),
-        prominent=prominent,
+        prominent=None if flags is None else prominent_agreement(mask, truth, flags),
         lossy=tuple(compress(paths, map(is_lossy, contents))),
         assumed=assumed,
         framed=assumed and bool(np.count_nonzero(whole_mask) > np.count_nonzero(valid(whole_mask, FRAME))),
@@ -131,8 +121,8 @@ def mask_regions(components: Components, other: Mask, labels: Labels | None, off
     Args:
         components: Of an ``(H, W)`` mask.
         other: ``(H, W)`` bool.
-        labels: ``(H, W)`` uint8 in 0..149.
-        offset: Of the mask's left upper corner in the image, in pixels, to the right and down.
+        labels: ``(H, W)`` uint8 in 0..149, or None.
+        offset: Pixels from the image's left and upper edge to the mask's.
     """
     boxes = np.add(components.boxes, (offset, offset, 0, 0)).tolist()
     measured = components.areas.tolist(), components.overlap(other).tolist(), components.dominant_classes(labels)
@@ -140,10 +130,11 @@ def mask_regions(components: Components, other: Mask, labels: Labels | None, off
 
 
 def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agreement:
-    """Compare a mask with some regions of a ground truth; the others are neither right nor wrong.
+    """Compare a mask with the prominent regions of a ground truth; its other regions are neither right nor wrong.
 
-    Pixels of the others do not count. A detected region is right when at least half of its pixels outside of them lie
-    in a prominent one; one that is right only by all regions of the ground truth is left out; the rest is wrong.
+    Pixels of the other regions do not count. A detected region is right when at least half of its pixels outside of
+    the other regions lie in prominent ones. A detected region is left out when it is not right, but at least half of it
+    lies in the whole ground truth. All others are wrong.
 
     Args:
         mask, ground_truth: ``(H, W)`` bool.
@@ -159,7 +150,7 @@ def prominent_agreement(mask: Mask, ground_truth: Mask, prominent: Flags) -> Agr
 
 
 def _known_shape(pair: MaskPair, mask: Mask, truth: Mask, labels: Labels | None) -> tuple[int, int] | None:
-    """``(H, W)`` of the image, if its files show it (raises `ImageError` where they contradict each other)."""
+    """Find ``(H, W)`` of the image, if its files show it (raises `ImageError` where they contradict each other)."""
     shape = shape_of_image(mask, truth, pair.mask, pair.ground_truth)
     if shape is None and pair.whole:
         shape = mask.shape
@@ -182,18 +173,13 @@ def _covered(regions: Sequence[MaskRegion]) -> Flags:
 def _by_class(
     mask: Mask, truth: Mask, detected: list[MaskRegion], marked: list[MaskRegion], labels: Labels
 ) -> dict[int, Agreement]:
-    def pixels(part: Mask) -> npt.NDArray[np.intp]:
-        return np.bincount(labels[part], minlength=CLASS_COUNT)
-
-    def regions(chosen: Iterable[MaskRegion]) -> npt.NDArray[np.intp]:
-        classes = [region.dominant_class for region in chosen if region.dominant_class is not None]
-        return np.bincount(np.array(classes, np.int64), minlength=CLASS_COUNT)
-
-    right, found = ([region for region in one if region.covered] for one in (detected, marked))
-    rows = zip(
-        pixels(mask & truth), pixels(mask | truth), regions(detected), regions(right), regions(marked), regions(found),
-        pixels(mask), pixels(truth), strict=True,
-    )  # fmt: skip
+    regions = []
+    for chosen in (detected, marked):
+        regions.append([region.dominant_class for region in chosen])
+        regions.append([region.dominant_class for region in chosen if region.covered])
+    # In the order of the fields of Agreement.
+    columns = [labels[mask & truth], labels[mask | truth], *regions, labels[mask], labels[truth]]
+    rows = zip(*(np.bincount(np.array(column, np.intp), minlength=CLASS_COUNT) for column in columns), strict=True)
     return {index: Agreement(*map(int, row)) for index, row in enumerate(rows) if any(row)}
 
 

@@ -1,4 +1,4 @@
-"""Read masks as people and programs save them: 1-bit, gray, palette or colour, with or without the 5 px frame."""
+"""Read masks in all usual forms: 1-bit, gray, palette or colour, with or without the 5 px frame."""
 
 from __future__ import annotations
 
@@ -15,38 +15,25 @@ from desra_core.images.codec import Mask, Pixels, decode
 # Width of the border in which nothing is detected, in pixels.
 FRAME = 5
 
-# In a mask saved in a lossy format, only the surroundings of edges are gray: at most this share of it.
+# A lossy format makes only the surroundings of edges gray: at most this share of a mask.
 _MOST_GRAY = 0.25
-# JPEG's coarsest quantisation makes at most this of black.
+# The largest value that black can get by JPEG's coarsest quantisation.
 _NOISE = 31
 _SIZES = f"masks have the size of their image, or {2 * FRAME} px less each way"
 _REMEDY = "save it as PNG with 0 where nothing is and 255 where something is"
 
 
 def read_mask(path: Path) -> Mask:
-    """Read a mask; see `decode_mask`.
-
-    Raises:
-        ImageError: As `decode_mask`; a `TransientError` where the file cannot be read.
-    """
+    """Read a mask (raises as `decode_mask`, and `TransientError` where the file cannot be read)."""
     return decode_mask(read_bytes(path), path)
 
 
 def decode_mask(data: bytes, path: Path) -> Mask:
-    """Decode a mask of any usual kind of image.
+    """Decode the mask in the whole content of a file to ``(H, W)`` bool; ``path`` is named in errors.
 
-    Black pixels are not marked, and those of one other colour or value (255, 1, 65535) are. Transparent pixels are not
-    marked either. Lossy files (`is_lossy`) are thresholded at half of the range.
-
-    Args:
-        data: The whole file.
-        path: Named in errors.
-
-    Returns:
-        ``(H, W)`` bool.
-
-    Raises:
-        ImageError: The file is no image, is damaged, or is not binary.
+    Pixels of one colour or value other than black (255, 1, 65535) are marked; black and transparent pixels are not.
+    Lossy files (`is_lossy`) are thresholded at half of the range. Raises `ImageError`: the file is no image, is
+    damaged, or is not binary.
     """
     photo = decode(data, path)
     if is_lossy(data):
@@ -56,14 +43,14 @@ def decode_mask(data: bytes, path: Path) -> Mask:
     if photo.alpha is None:
         return marked
     opaque = _painted(photo.alpha[:, :, np.newaxis], path)
-    # A mask drawn on a transparent ground is all of one colour, or black below it.
+    # In a mask drawn on a transparent ground, transparent pixels are black, or all pixels have one colour.
     if not marked.all() and (marked & ~opaque).any():
         raise ImageError(path, "is one mask by its colours and another by its transparency", "save it without alpha")
     return marked & opaque
 
 
 def is_lossy(data: bytes) -> bool:
-    """Check whether the content of a file is JPEG or lossy WebP, whatever its suffix says."""
+    """Check whether the content of a file is JPEG or lossy WebP."""
     if data[:3] == b"\xff\xd8\xff":
         return True
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
@@ -78,10 +65,9 @@ def is_lossy(data: bytes) -> bool:
 
 
 def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path: Path) -> tuple[int, int] | None:
-    """Find ``(H, W)`` of the image of two masks of which one lacks the frame; None where they are of one size.
+    """Find ``(H, W)`` of the image of two masks of which one lacks the frame; None where both are of one size.
 
-    Raises:
-        ImageError: Their sizes do not belong together.
+    Raises `ImageError` where their sizes do not belong together.
     """
     if mask.shape == ground_truth.shape:
         return None
@@ -94,8 +80,7 @@ def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path
 def on_valid_region(mask: Mask, shape: tuple[int, int], path: Path) -> Mask:
     """Crop the mask of an image of ``(H, W)`` to ``(H - 10, W - 10)``, unless it has that size.
 
-    Raises:
-        ImageError: It has another size, or nothing is left of the image.
+    Raises `ImageError` where the mask has another size, or nothing is left of the image.
     """
     if mask.shape not in (shape, _without_frame(shape)):
         raise ImageError(path, f"is {_size(mask)} but its image is {shape[1]}x{shape[0]}", _SIZES)
@@ -114,7 +99,7 @@ def _size(mask: Mask) -> str:
 
 
 def _painted(pixels: Pixels, path: Path) -> Mask:
-    """Where ``(H, W, C)`` pixels are not black; all of those are equal."""
+    """Mark the ``(H, W, C)`` pixels that are not black, which must all be equal."""
     marked = np.asarray(_any_channel(pixels != 0))
     if not marked.any():
         return marked
@@ -129,7 +114,7 @@ def _painted(pixels: Pixels, path: Path) -> Mask:
 
 
 def _thresholded(pixels: Pixels, path: Path) -> Mask:
-    """Where 8-bit pixels that a lossy format has blurred are nearer to 255 than to 0."""
+    """Mark the 8-bit pixels of a lossy format that are nearer to 255 than to 0."""
     marked = pixels > 127
     gray = np.count_nonzero((pixels > 63) & (pixels < 192)) / pixels.size
     mask = np.asarray(_any_channel(marked))

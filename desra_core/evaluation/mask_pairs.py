@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class MaskPair(NamedTuple):
         name: The relative path without suffix.
         labels: Class labels: an image file, or a zarr array of a workspace.
         gan_sr: The GAN result.
-        whole: Whether both masks are known to have the image's size; else it is concluded from the files.
+        whole: Whether both masks are known to have the image's size; else the files must show the size.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Pairing(NamedTuple):
         without_ground_truth, without_mask: Masks and ground truths without a twin, by name.
         not_looked_at: The number of masks of a workspace without a ground truth.
         outdated: The number of human masks that do not count, see `desra_core.workspace.human_masks`.
-        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for folders.
+        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for two folders.
     """
 
     masks: Path
@@ -76,15 +76,9 @@ def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: P
     files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
     found, truths = files[_MASK], files[_GROUND_TRUTH]
     whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
-    of_names = _by_name(labels, found) if labels else {}, _by_name(gan_sr, found) if gan_sr else {}
-    return Pairing(
-        masks=masks,
-        ground_truth=(gt,),
-        pairs=_pairs(found, truths, *of_names, whole=whole),
-        failures=failures,
-        without_ground_truth=_lacking(found, truths),
-        without_mask=_lacking(truths, found),
-    )
+    further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
+    pairs, without_ground_truth, without_mask = _matched(found, truths, further, whole=whole)
+    return Pairing(masks, (gt,), pairs, failures, without_ground_truth, without_mask)
 
 
 def pair_workspace(
@@ -92,7 +86,7 @@ def pair_workspace(
 ) -> Pairing:
     """Match the masks of a workspace with its human masks, and the others with the files of a folder.
 
-    Labels and GAN results are the workspace's, where no folder is given and as far as it still has them.
+    Labels and GAN results are the workspace's, where no folder is given and as far as their files exist.
 
     Raises:
         UsageError: The folder is no workspace, or there is no ground truth.
@@ -102,30 +96,34 @@ def pair_workspace(
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
     files, failures = files_by_name(folders, _MASK)
-    found, given = files[_MASK], files.get(_GROUND_TRUTH, {})
+    found = files[_MASK]
     human, outdated = _human_masks(workspace, manifest)
-    truths = given | human
+    truths = files.get(_GROUND_TRUTH, {}) | human
     if not truths and not failures:
-        reason = "holds no masks by people" + (f" that count ({outdated} do not)" if outdated else "")
+        reason = "holds no human masks" + (f" that count ({outdated} do not)" if outdated else "")
         reason += "" if gt is None else f", and {gt} no images"
         raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
-    own_labels, own_gan_sr = _stored_files(workspace, manifest, found.keys() & truths.keys())
-    of_names = _by_name(labels, found) if labels else own_labels, _by_name(gan_sr, found) if gan_sr else own_gan_sr
-    return Pairing(
-        masks=workspace.masks,
-        ground_truth=((workspace.human,) if human else ()) + ((gt,) if gt is not None else ()),
-        pairs=_pairs(found, truths, *of_names, whole=True),
-        failures=failures,
-        without_ground_truth={},
-        without_mask=_lacking(truths, found),
-        not_looked_at=len(found.keys() - truths.keys()),
-        outdated=outdated,
-        by_people=len(found.keys() & human.keys()),
-    )
+    further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
+    ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
+    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
+        for name in image.names:
+            own = {
+                "labels": image.labels.path if image.labels else workspace.group(image.id) / "labels",
+                "gan_sr": image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name),
+            }
+            for role, folder in (("labels", labels), ("gan_sr", gan_sr)):
+                if folder is None and own[role].exists():
+                    further[role][name] = own[role]
+    pairs, not_looked_at, without_mask = _matched(found, truths, further, whole=True)
+    ground_truth = ((workspace.human,) if human else ()) + ((gt,) if gt is not None else ())
+    counts = (len(not_looked_at), outdated, len(found.keys() & human.keys()))
+    return Pairing(workspace.masks, ground_truth, pairs, failures, {}, without_mask, *counts)
 
 
-def _by_name(folder: Path, masks: Iterable[str]) -> dict[str, Path]:
-    """The image files of a folder by the names of masks, without names that two files share."""
+def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
+    """Collect the image files of a folder by the names of masks, without names that two files share."""
+    if folder is None:
+        return {}
     files, _, others = image_files(folder)
     if not files.num_rows:
         raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
@@ -135,45 +133,23 @@ def _by_name(folder: Path, masks: Iterable[str]) -> dict[str, Path]:
     return {name: root_of(folder) / path for name, path in named if times[name] == 1}
 
 
-def _pairs(
-    masks: Mapping[str, Path],
-    truths: Mapping[str, Path],
-    labels: Mapping[str, Path],
-    gan_sr: Mapping[str, Path],
-    *,
-    whole: bool,
-) -> list[MaskPair]:
-    return [
-        MaskPair(name, masks[name], truths[name], labels.get(name), gan_sr.get(name), whole)
+def _matched(
+    masks: dict[str, Path], truths: dict[str, Path], further: dict[str, dict[str, Path]], *, whole: bool
+) -> tuple[list[MaskPair], dict[str, Path], dict[str, Path]]:
+    """Pair masks and ground truths by name; returns the pairs, the other masks and the other ground truths."""
+    pairs = [
+        MaskPair(name, masks[name], truths[name], further["labels"].get(name), further["gan_sr"].get(name), whole)
         for name in sorted(masks.keys() & truths.keys())
     ]
-
-
-def _lacking(files: Mapping[str, Path], twins: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: files[name] for name in sorted(files.keys() - twins.keys())}
+    without_truth = {name: masks[name] for name in sorted(masks.keys() - truths.keys())}
+    return pairs, without_truth, {name: truths[name] for name in sorted(truths.keys() - masks.keys())}
 
 
 def _human_masks(workspace: Workspace, manifest: pa.Table) -> tuple[dict[str, Path], int]:
-    """The human masks that count, by every name of their image, and the number of those that do not."""
+    """Find the human masks that count, by every name of their image, and count those that do not."""
     key = (settings_document(workspace).get("target") or {}).get("gan_sr_key")
     by_id = read_human_masks(workspace, key)
     rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
     human = {name: by_id[image_id].path for name, image_id in rows if image_id in by_id}
     there = image_files(workspace.human).files.num_rows if workspace.human.is_dir() else 0
     return human, max(0, there - len(set(human.values())))
-
-
-def _stored_files(
-    workspace: Workspace, manifest: pa.Table, names: Iterable[str]
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Labels and GAN results of some images by name, as far as the files exist."""
-    labels: dict[str, Path] = {}
-    gan_sr: dict[str, Path] = {}
-    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], pa.array(sorted(names), pa.string())))):
-        for name in image.names:
-            labels[name] = image.labels.path if image.labels else workspace.group(image.id) / "labels"
-            gan_sr[name] = image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name)
-    return (
-        {name: path for name, path in labels.items() if path.exists()},
-        {name: path for name, path in gan_sr.items() if path.exists()},
-    )

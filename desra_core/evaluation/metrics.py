@@ -6,13 +6,14 @@ ground truth covers are right (precision); ground-truth regions that the mask co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from desra_core.detection.regions import Components, Flags
 from desra_core.images.codec import Mask
@@ -23,8 +24,8 @@ RESAMPLES = 2000
 SEED = 0
 INTERVAL_KIND = f"{100 * CONFIDENCE:g} % percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
 
-# Draws at a time, so that memory stays small for any number of images.
-_DRAWS = 2**22
+# Two-sided 95 % of the normal distribution.
+_Z = 1.959963984540054
 _WHY_UNDEFINED = {
     "iou": "no mask and no ground truth marks anything",
     "iou_with_empty": "there is no image",
@@ -43,10 +44,10 @@ class Agreement:
     The fields are also columns of the tables and keys of the JSON files that ``desra evaluate`` writes.
 
     Attributes:
-        intersection, union: Pixels.
-        detected, right: Regions of the mask; those of them that the ground truth covers.
-        marked, found: Regions of the ground truth; those of them that the mask covers.
-        mask_pixels, ground_truth_pixels: Marked pixels of each.
+        intersection, union: Pixels that are marked in both masks, and in at least one mask.
+        detected, right: Regions of the mask, and those of them that the ground truth covers.
+        marked, found: Regions of the ground truth, and those of them that the mask covers.
+        mask_pixels, ground_truth_pixels: Marked pixels of the mask, and of the ground truth.
     """
 
     intersection: int = 0
@@ -60,37 +61,37 @@ class Agreement:
 
     @property
     def empty(self) -> bool:
-        """Whether neither mask has a pixel: agreement, for which the published IoU is undefined."""
+        """Check whether neither mask marks a pixel: the masks agree, but the published IoU is undefined."""
         return self.union == 0
 
     @property
     def iou(self) -> float | None:
-        """Intersection over union; None where both are empty."""
-        return _ratio(self.intersection, self.union)
+        """Intersection over union; None where both masks are empty."""
+        return ratio(self.intersection, self.union)
 
     @property
     def precision(self) -> float | None:
-        """Share of the detected regions that are right; None without any."""
-        return _ratio(self.right, self.detected)
+        """Share of the detected regions that are right; None without detected regions."""
+        return ratio(self.right, self.detected)
 
     @property
     def recall(self) -> float | None:
-        """Share of the ground-truth regions that were found; None without any."""
-        return _ratio(self.found, self.marked)
+        """Share of the ground-truth regions that were found; None without ground-truth regions."""
+        return ratio(self.found, self.marked)
 
     @property
     def pixel_precision(self) -> float | None:
-        """Share of the mask's pixels that lie in the ground truth; None without any."""
-        return _ratio(self.intersection, self.mask_pixels)
+        """Share of the mask's pixels that lie in the ground truth; None for an empty mask."""
+        return ratio(self.intersection, self.mask_pixels)
 
     @property
     def pixel_recall(self) -> float | None:
-        """Share of the ground truth's pixels that lie in the mask; None without any."""
-        return _ratio(self.intersection, self.ground_truth_pixels)
+        """Share of the ground truth's pixels that lie in the mask; None for an empty ground truth."""
+        return ratio(self.intersection, self.ground_truth_pixels)
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of precision and recall; None where one is undefined, 0 where both are 0."""
+        """Harmonic mean of precision and recall; None where either is undefined, 0 where both are 0."""
         precision, recall = self.precision, self.recall
         if precision is None or recall is None:
             return None
@@ -102,11 +103,11 @@ class MaskScores:
     """The measures of a set of masks.
 
     Attributes:
-        images, empty_pairs: How many images there are, and in how many of them neither mask has a pixel.
+        images, empty_pairs: The number of images, and of those in which neither mask marks a pixel.
         total: The sums over the images, whose precision, recall and F1 are those of the set.
         values: By measure, in the order of `MEASURES`; None where undefined. ``iou`` is the published mean over images,
             without those whose masks are both empty; in ``iou_with_empty`` these count as 1.
-        intervals: Their 95 % intervals, see `bootstrap_intervals`.
+        intervals: The 95 % intervals by measure, see `bootstrap_intervals`.
     """
 
     images: int
@@ -116,23 +117,8 @@ class MaskScores:
     intervals: dict[str, Interval | None]
 
     @property
-    def iou(self) -> float | None:
-        """The published mean IoU."""
-        return self.values["iou"]
-
-    @property
-    def precision(self) -> float | None:
-        """The precision of the set."""
-        return self.total.precision
-
-    @property
-    def recall(self) -> float | None:
-        """The recall of the set."""
-        return self.total.recall
-
-    @property
     def undefined(self) -> dict[str, str]:
-        """Why a measure has no value, by its name."""
+        """Explain by name why a measure has no value."""
         return {measure: _WHY_UNDEFINED[measure] for measure, value in self.values.items() if value is None}
 
 
@@ -171,7 +157,7 @@ def pooled(agreements: Iterable[Agreement]) -> Agreement:
 
 
 def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> float | None:
-    """Average the IoU over images; None without any.
+    """Average the IoU over images; None where no IoU is defined.
 
     Args:
         agreements: One per image.
@@ -180,12 +166,12 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
-    # Added one after the other, as the published script does: sum() rounds otherwise from Python 3.12 on.
+    # Added one by one, as the published script does: sum() rounds otherwise from Python 3.12 on.
     return reduce(add, defined) / len(defined) if defined else None
 
 
 def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
-    """Measure a set of images, in the order in which the mean IoU is to be summed."""
+    """Measure a set of images; the mean IoU is summed in their order."""
     total = pooled(agreements)
     values = mean_iou(agreements), mean_iou(agreements, empty=1.0), total.precision, total.recall, total.f1
     return MaskScores(
@@ -195,6 +181,19 @@ def score_masks(agreements: Sequence[Agreement]) -> MaskScores:
         values=dict(zip(MEASURES, values, strict=True)),
         intervals=bootstrap_intervals(agreements),
     )
+
+
+def scores_document(scores: MaskScores) -> dict[str, Any]:
+    """Describe the measures of a set, their intervals, and why one is undefined."""
+    return {
+        **scores.values,
+        "intervals": scores.intervals,
+        "interval_kind": INTERVAL_KIND,
+        "undefined": scores.undefined,
+        "images": scores.images,
+        "empty_pairs": scores.empty_pairs,
+        **vars(scores.total),
+    }
 
 
 def bootstrap_intervals(
@@ -217,47 +216,54 @@ def bootstrap_intervals(
     images = len(agreements)
     if images < 2:
         return dict.fromkeys(MEASURES)
-    columns = np.array(
-        [
-            (row.iou or 0, not row.empty, row.empty, row.right, row.detected, row.found, row.marked)
-            for row in agreements
-        ],
-        np.float64,
-    )
-    draws = np.random.default_rng(seed)
-    size = max(1, _DRAWS // images)
-    batches = [min(size, resamples - start) for start in range(0, resamples, size)]
-    values = np.concatenate([_resampled(draws, columns, count) for count in batches], axis=1)
+    counts = [(a.iou or 0, not a.empty, a.empty, a.right, a.detected, a.found, a.marked) for a in agreements]
+    columns = np.array(counts, np.float64)
+    draws, sums = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        times = np.bincount(draws.integers(images, size=images), minlength=images)
+        # The columns from 1 on are whole numbers, whose matrix product is exact.
+        sums.append([(times * columns[:, 0]).sum(), *(times @ columns[:, 1:])])
+    iou, with_pixels, empty, right, all_detected, found, all_marked = np.transpose(sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = right / all_detected, found / all_marked
+        # 2 / (1/p + 1/r) is 0 where one of them is 0, and F1 is 0 where both are.
+        f1 = 2 / (1 / precision + 1 / recall)
+        values = iou / with_pixels, (iou + empty) / (with_pixels + empty), precision, recall, f1
     tail = (1 - confidence) / 2
     defined, detected, marked = np.count_nonzero(columns[:, [1, 4, 6]], axis=0)
-    rests_on = (defined, images, detected, marked, min(detected, marked))
-    return {
-        measure: _bounds(row[np.isfinite(row)], tail) if support > 1 else None
-        for measure, row, support in zip(MEASURES, values, rests_on, strict=True)
-    }
+    support = (defined, images, detected, marked, min(detected, marked))
+    intervals: dict[str, Interval | None] = dict.fromkeys(MEASURES)
+    for measure, row, images_behind in zip(MEASURES, values, support, strict=True):
+        finite = row[np.isfinite(row)]
+        if images_behind > 1 and finite.size:
+            low, high = np.quantile(finite, [tail, 1 - tail])
+            intervals[measure] = float(low), float(high)
+    return intervals
 
 
-def _resampled(draws: np.random.Generator, columns: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Draw sets of images, and measure each: ``(5, count)`` in the order of `MEASURES`, NaN where undefined."""
-    images = len(columns)
-    chosen = draws.integers(images, size=(count, images)) + images * np.arange(count)[:, np.newaxis]
-    times = np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
-    _, defined, empty, right, detected, found, marked = (times @ columns).T
-    # The others are whole numbers; this sum a matrix product would round by the size of the batch.
-    iou = (times * columns[:, 0]).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = right / detected, found / marked
-        # 2 / (1/p + 1/r) is 0 where one of them is 0; so is F1 where both are.
-        f1 = 2 / (1 / precision + 1 / recall)
-        return np.stack([iou / defined, (iou + empty) / (defined + empty), precision, recall, f1])
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Compute the 95 % interval of a share after so many successes in so many independent trials (Wilson 1927).
+
+    Returns:
+        Bounds within 0..1; ``(0, 1)`` without trials.
+
+    Raises:
+        ValueError: There are more successes than trials, or fewer than none.
+
+    Examples:
+        >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
+        [0.4902, 0.9433]
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials")
+    if trials == 0:
+        return 0.0, 1.0
+    share, spread = successes / trials, _Z**2 / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _bounds(values: npt.NDArray[np.float64], tail: float) -> Interval | None:
-    if not values.size:
-        return None
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _ratio(part: int, whole: int) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """Divide, or return None where the whole is 0."""
     return part / whole if whole else None

@@ -1,7 +1,6 @@
 """Measure LPIPS (Zhang et al. 2018): a distance of two images in the features of AlexNet, close to people's judgement.
 
-The heads come with the package ``lpips``; the weights of AlexNet are a file that the user gives. Nothing is
-downloaded. torch and lpips are imported where they are used.
+The heads come with the package ``lpips``, the weights of AlexNet from a file of the user; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# AlexNet's two poolings leave nothing of smaller images.
+# The smallest side of which AlexNet's two poolings leave something.
 _LEAST = 31
-# The features of a pair take about 200 bytes per pixel: larger images are measured window by window.
+# Larger images are measured by windows of this side: the features of a pair take about 200 bytes per pixel.
 _WINDOW = 1024
 _REMEDY = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
@@ -31,22 +30,18 @@ _REMEDY = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 def load_lpips(path: Path) -> nn.Module:
     """Build LPIPS (version 0.1, AlexNet) on the CPU.
 
-    Args:
-        path: The state dict of torchvision's AlexNet, as torch or safetensors saves it; the classifier is not read. The
-            file cannot run code.
-
-    Raises:
-        UsageError: The file cannot be used.
+    ``path`` is the state dict of torchvision's AlexNet, as torch or safetensors saves it; its classifier is not read,
+    and it cannot run code. Raises `UsageError` where the file cannot be used.
     """
     third_party.mend_torchvision()
-    from desra_core.networks.weights import read_weights
+    from desra_core.networks.checkpoints import read_weights
 
     try:
         weights = read_weights(path)
     except UsageError as error:
         raise UsageError(path, error.reason, _REMEDY) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torchvision, about how lpips asks for an AlexNet without weights
+        warnings.simplefilter("ignore")  # torchvision warns of the way in which lpips asks for AlexNet
         import lpips
 
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -59,12 +54,12 @@ def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
     """Measure the perceptual distance of two images.
 
     Args:
-        model: Of `load_lpips`.
+        model: The network that `load_lpips` returns.
         before, after: ``(H, W, 1 or 3)`` uint8 or uint16, of one shape. Gray counts as three equal channels.
 
     Returns:
-        0 for equal images, about 1 for unrelated ones. An image larger than 1024 px a side gets the mean over the
-        windows of one size that it is cut into, one smaller than 31 px is extended by its border pixels.
+        0 for equal images, about 1 for unrelated ones. Images larger than 1024 px a side are cut into windows of one
+        size, whose mean is taken; images smaller than 31 px are extended by their border pixels.
 
     Raises:
         ValueError: The shapes differ.
@@ -80,7 +75,7 @@ def lpips_distance(model: nn.Module, before: Pixels, after: Pixels) -> float:
 
 
 def _fill_backbone(backbone: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Load AlexNet's convolutions: ``features.3.weight`` is ``slice2.3.weight`` here."""
+    """Load AlexNet's convolutions, whose ``features.3.weight`` is called ``slice2.3.weight`` in lpips."""
     state = backbone.state_dict()
     for name, value in state.items():
         source = "features." + name.partition(".")[2]
@@ -94,7 +89,7 @@ def _fill_backbone(backbone: nn.Module, weights: dict[str, Any], path: Path) -> 
 
 
 def _batch(pixels: Pixels, part: Rectangle) -> torch.Tensor:
-    """A part of an image as ``(1, 3, h, w)`` float32 in -1..1."""
+    """Convert a part of an image to ``(1, 3, h, w)`` float32 in -1..1."""
     import torch
 
     missing = [(0, max(0, _LEAST - side)) for side in (part.height, part.width)]

@@ -1,8 +1,47 @@
-"""Numbers and tables for people: on the command line, in the Prefect UI and in the report."""
+"""Numbers and tables: for people on the command line, in the Prefect UI and in the report, for programs as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from desra_core.errors import ImageError, printable
+
+
+class Section(NamedTuple):
+    """A part of a document, in this order: a heading, a list, a paragraph and a table; empty parts are left out."""
+
+    heading: str = ""
+    bullets: Sequence[str] = ()
+    note: str = ""
+    table: Sequence[dict[str, str]] = ()
+
+
+def document_as_text(title: str, sections: Sequence[Section]) -> str:
+    """Format sections for a terminal, with the columns of tables aligned."""
+    return _joined(title, sections, "", as_text)
+
+
+def document_as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Format sections as Markdown; headings of the second order below the title."""
+    return _joined(f"# {title}", sections, "## ", as_markdown) + "\n"
+
+
+def _joined(
+    title: str, sections: Sequence[Section], mark: str, table: Callable[[Sequence[dict[str, str]]], str]
+) -> str:
+    parts = [title]
+    for section in sections:
+        parts += [
+            f"{mark}{section.heading}" if section.heading else "",
+            "\n".join(f"- {line}" for line in section.bullets),
+            section.note,
+            table(section.table) if section.table else "",
+        ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def as_text(rows: Sequence[dict[str, str]]) -> str:
@@ -16,8 +55,29 @@ def as_text(rows: Sequence[dict[str, str]]) -> str:
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """Format rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[printable(cell).replace("|", "\\|") for cell in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Format rows as CSV; undefined values are empty, flags are true or false."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def as_json(document: Any) -> str:
+    """Format plain values as a JSON file."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def failure_rows(failures: Iterable[ImageError]) -> list[dict[str, str]]:
+    """Describe failures in plain values for JSON."""
+    return [{"file": error.subject, "reason": error.reason, "remedy": error.remedy} for error in failures]
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

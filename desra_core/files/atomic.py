@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and one line for each way in which a disk fails."""
+"""Write files whole or not at all, and turn failures of a disk into errors of one line."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ def replace_file(
     scratch: Path | None = None,
     mode: int = 0o666,
 ) -> None:
-    """Write a file beside its place and move it there: readers see the old content or the new one, whole.
+    """Write a file beside its place and move it there, so that readers see the whole old or the whole new content.
 
     Args:
         path: The file; missing folders are made.
         content: The bytes, or a function that writes them.
-        durable: Wait until the disk has it: for files that a power cut must not take.
-        scratch: A new name on the same disk for the unfinished file; by default one beside ``path``.
+        durable: Wait until the content is on the disk, so that it survives a power cut.
+        scratch: A new name on the same disk for the unfinished file; by default `scratch_in` the folder of ``path``.
         mode: Rights of the file, less the umask.
 
     Raises:
+        ImageError: The name is too long.
         TransientError: The disk is full or failed; the file is as it was before.
     """
     scratch = scratch or scratch_in(path.parent)
@@ -51,7 +52,7 @@ def replace_file(
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can ever read; it is left alone where it is this very secret already.
+    """Write a file that only its owner can read, unless the file holds this secret already.
 
     Raises:
         TransientError: The disk is full or failed.
@@ -64,12 +65,12 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def scratch_in(folder: Path) -> Path:
-    """Return a new name for an unfinished file, which `is_unfinished` knows should it be left."""
+    """Return a new name for an unfinished file, by which `is_unfinished` and `sweep` know it."""
     return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
 
 
 def is_unfinished(name: str) -> bool:
-    """Check whether a name is one of `scratch_in`."""
+    """Check whether a file's name was made by `scratch_in`."""
     return name.startswith(".") and name.endswith(_SCRATCH)
 
 
@@ -99,7 +100,7 @@ def _too_long(subject: object) -> ImageError:
 
 @contextlib.contextmanager
 def storage_errors(subject: object) -> Iterator[None]:
-    """Turn a failure to write into one line about ``subject``.
+    """Turn a failure to write the file ``subject`` into an error of one line.
 
     Raises:
         ImageError: The name of the file is too long.
@@ -118,17 +119,20 @@ def storage_errors(subject: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading_errors(subject: object) -> Iterator[None]:
-    """Turn a failure to read into one line about ``subject``; a file that is not there stays FileNotFoundError.
+    """Turn a failure to read the file ``subject`` into an error of one line.
 
     Raises:
+        FileNotFoundError: There is no such file.
         TransientError: In place of any other OSError of the system.
     """
     try:
         yield
     except FileNotFoundError:
         raise
+    except PermissionError:
+        raise TransientError(subject, "may not be read (permission denied)", "give read permission to it") from None
     except OSError as error:
-        if not error.errno:  # Arrow raises such for damaged files
+        if not error.errno:  # Arrow raises such errors for damaged files
             raise
         reason = f"cannot be read ({os.strerror(error.errno)})"
         raise TransientError(subject, reason, "check the disk and run again") from None

@@ -1,4 +1,4 @@
-"""Locks on files. The system frees them when their process dies, however it dies; a note in the file says who it is."""
+"""Locks on files. The system frees a lock when its process ends, in any way; a note in the file names the process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def locked(
     Args:
         path: The file; it is made where it is missing, its folder is not.
         note: Written into the file as JSON for as long as the lock is held; None leaves the content as it is.
-        read_only: For a file that is there and that this user may not write. Network file systems refuse such locks.
+        read_only: Lock a file that exists and that this user may not write. Network file systems refuse such locks.
 
     Yields:
-        None where this process has the lock now, else what `holder` returns about the one that has it.
+        None where this process has the lock now, else the note of the process that has it, as `holder` returns it.
 
     Raises:
         FileNotFoundError: The folder is missing, or the file was deleted meanwhile.
@@ -36,19 +36,18 @@ def locked(
             if (other := holder(path)) is not None:
                 yield other
                 return
-            time.sleep(0.01)  # another process only looked who holds it
+            time.sleep(0.01)  # another process was in `holder` just now
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, "was deleted", str(path))
-        if note is None:
-            yield None
-            return
-        file.truncate(0)
-        file.write(json.dumps(note))
-        file.flush()
+        if note is not None:
+            file.truncate(0)
+            file.write(json.dumps(note))
+            file.flush()
         try:
             yield None
         finally:
-            file.truncate(0)
+            if note is not None:
+                file.truncate(0)
 
 
 def holder(path: Path) -> dict[str, Any] | None:
@@ -65,7 +64,7 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Read the note in a lock file, whoever wrote it; ``{}`` where there is none."""
+    """Read the note in a lock file, whether the lock is held or not; ``{}`` where there is none."""
     try:
         note = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from desra_core.errors import UsageError
 from desra_core.evaluation.perceptual import load_lpips
 from desra_core.files.atomic import sweep
 from desra_core.files.hashing import content_key, fingerprint
-from desra_core.gate.criteria import Verdict, decide, score
+from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
-from desra_core.gate.verdict import VerdictDocument, publish_verdict
-from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds
 from desra_core.planning.keys import load_settings, result_key
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing
@@ -60,9 +58,9 @@ class Comparison:
         return [(image, names) for image, names in lacking if names]
 
     def work(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
-        """List the same, but so few candidates at a time, on all images, that a worker can keep their networks.
+        """List what is missing by groups of candidates, each small enough for a worker to keep the group's networks.
 
-        Else each of them would be loaded for every image anew.
+        With larger groups, a worker would load each network again for every image.
         """
         missing = self.missing()
         sizes = [candidate.model.stat().st_size for candidate in self.candidates if candidate.model]
@@ -81,25 +79,25 @@ class Comparison:
         return [image for image in self.images if image.id not in lacking]
 
     def best(self, verdict: Verdict) -> Candidate | None:
-        """Find the best candidate of a verdict; None where there are none."""
+        """Find the best candidate of a verdict; None without candidates."""
         return next((c for c in self.candidates[:-1] if c.name == verdict.best), None)
 
     @property
     def human_masks(self) -> int:
-        """How many of the images have a human mask that counts."""
+        """Count the images that have a human mask that counts."""
         human = read_human_masks(Workspace(self.settings.workspace), self.target.gan_sr_key)
         return sum(image.id in human for image in self.images)
 
     @property
     def key(self) -> str:
-        """Identifies what is judged, by what."""
+        """Identify the candidates and the images."""
         return fingerprint([candidate.key for candidate in self.candidates], [image.id for image in self.images])
 
 
 def plan_comparison(settings: Comparing) -> Comparison:
     """Find the models, split the checkpoints into candidates and choose held-out images. The workspace must be locked.
 
-    The judgement keys and candidate files are recorded, so that desra gc keeps them.
+    The keys of the judgements and the files of the candidates are recorded, so that desra gc keeps both.
 
     Raises:
         UsageError: A model is missing, cannot be used or is of another scale; the workspace has no run in it or no LR
@@ -122,8 +120,8 @@ def plan_comparison(settings: Comparing) -> Comparison:
     before = settings.before or recorded("gan_model")
     mse_model = None if corpus.sources.gan_sr else settings.mse_model or recorded("mse_model")
     pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
-    # The hash of the content as order: a fair sample of the held-out images, and the same one in every run.
-    # An image that only a person has marked cannot show whether the detector finds less.
+    # Sorted by content hash: a fair sample of the held-out images, and the same sample in every run.
+    # An image that has only a human mask cannot show whether the detector finds less.
     marked = sorted(
         (found.image for found in pools.with_artifacts("held_out") if found.detected), key=lambda image: image.id
     )
@@ -133,10 +131,7 @@ def plan_comparison(settings: Comparing) -> Comparison:
         detection = [target.similarity_key, target.weighting_key, target.threshold, target.min_area]
         return fingerprint("judge", JUDGE_VERSION, models, detection, candidate)
 
-    found = [
-        Candidate(name, model, judge_key(model.stem), source, kind)
-        for name, model, source, kind in _split_checkpoints(workspace, settings.after)
-    ]
+    found = _split_checkpoints(workspace, settings.after, judge_key)
     noted = (read_json(workspace.compared(settings.after)) or {}).get("candidates", [])
     _check_scales(found, before, mse_model, loaded_before={each["judgements"] for each in noted})
     if settings.lpips:
@@ -157,12 +152,18 @@ def plan_comparison(settings: Comparing) -> Comparison:
     )
 
 
-def verdict_of(comparison: Comparison) -> Verdict:
-    """Hold the scores of all candidates against the gate; nothing is written.
+def verdict_of(comparison: Comparison, images: Sequence[ImageRef] | None = None) -> Verdict:
+    """Compare the scores of all candidates with the gate's limits; nothing is written.
 
-    Images that lack the judgement of one candidate are left out for all of them.
+    ``images`` are those on which every candidate was judged, by default the result of `Comparison.judged`.
     """
-    return _verdict(comparison, comparison.judged())
+    workspace = Workspace(comparison.settings.workspace)
+    judged = comparison.judged() if images is None else images
+    scores = []
+    for candidate in comparison.candidates:
+        judgements = (read_judgement(workspace, candidate, image) for image in judged)
+        scores.append(score(candidate.name, [judgement for judgement in judgements if judgement is not None]))
+    return decide(scores[:-1], scores[-1], comparison.settings)
 
 
 def decide_and_publish(comparison: Comparison) -> Verdict:
@@ -174,22 +175,17 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
     """
     workspace = Workspace(comparison.settings.workspace)
     judged = comparison.judged()
-    verdict = _verdict(comparison, judged)
-    run = RunFolder(comparison.settings.after)
-    before, mse_model, best = comparison.before, comparison.mse_model, comparison.best(verdict)
-
-    def checkpoint(path: Path) -> dict[str, str]:
-        return {"path": str(path), "key": content_key(path)}
-
-    best_document = None
-    if best is not None and best.source is not None:
-        best_document = checkpoint(best.source) | {"weights": best.weights, "file": str(best.model)}
-    document = {
+    verdict = verdict_of(comparison, judged)
+    run, best = RunFolder(comparison.settings.after), comparison.best(verdict)
+    checkpoints = {"before": comparison.before, "mse_model": comparison.mse_model, "best": best and best.source}
+    documents = {
+        role: {"path": str(path), "key": content_key(path)} if path else None for role, path in checkpoints.items()
+    }
+    if best and documents["best"]:
+        documents["best"] |= {"weights": best.weights, "file": str(best.model)}
+    document = documents | {
         "verdict": verdict,
-        "before": checkpoint(before),
-        "mse_model": checkpoint(mse_model) if mse_model else None,
         "after": str(comparison.settings.after),
-        "best": best_document,
         "pictures": _pictures(workspace, comparison, best) if best else [],
         "finetune": read_json(run.document),
         "losses": read_json(run.losses) or [],
@@ -198,28 +194,16 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
         "mask_key": comparison.target.mask_key,
     }
     try:
-        publish_verdict(workspace, VerdictDocument.model_validate(document))
+        content = VerdictDocument.model_validate(document).model_dump_json(indent=1, exclude_unset=True)
     except ValidationError:
         remedy = "name the saved checkpoint itself as --after"
         raise UsageError(run.document, "is damaged or of another version", remedy) from None
+    workspace.publish(workspace.verdict, content.encode(), durable=True)
     return verdict
 
 
-def _verdict(comparison: Comparison, images: Sequence[ImageRef]) -> Verdict:
-    workspace = Workspace(comparison.settings.workspace)
-    scores = []
-    for candidate in comparison.candidates:
-        judgements = (read_judgement(workspace, candidate, image) for image in images)
-        scores.append(score(candidate.name, [judgement for judgement in judgements if judgement is not None]))
-    return decide(scores[:-1], scores[-1], comparison.settings)
-
-
-def _split_checkpoints(workspace: Workspace, after: Path) -> list[tuple[str, Path, Path, str]]:
-    """Save both kinds of weights of each checkpoint alone: what is judged is what is promoted.
-
-    Returns:
-        The name of each candidate, its file, the checkpoint and the kind of weights.
-    """
+def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[str], str]) -> list[Candidate]:
+    """Save each kind of weights of each checkpoint to a file of its own, which is judged and promoted as it is."""
     files = RunFolder(after).models() if after.is_dir() else [after]
     if not files:
         raise UsageError(after, "holds no saved model", "name the folder of a finetune, or a checkpoint")
@@ -233,16 +217,17 @@ def _split_checkpoints(workspace: Workspace, after: Path) -> list[tuple[str, Pat
         for kind, weights in kinds.items():
             path = folder / f"{content}-{kind}.pth"
             if not path.exists():
-                # Under both names: tools differ in which they look for first.
+                # Under both names, because tools differ in the name that they prefer.
                 save_torch(path, {"params": weights, "params_ema": weights})
-            found.append((f"{stem} {kind}" if len(kinds) > 1 else stem, path, file, kind))
+            name = f"{stem} {kind}" if len(kinds) > 1 else stem
+            found.append(Candidate(name, path, judge_key(path.stem), file, kind))
     return found
 
 
 def _check_scales(
     candidates: Sequence[Candidate], before: Path, mse_model: Path | None, *, loaded_before: set[str]
 ) -> None:
-    """See that all models can be used and enlarge by the same factor, but for those that an earlier plan has loaded."""
+    """Check that all models can be used and have one scale, without candidates that an earlier plan has checked."""
     old = load_model(before)
     if mse_model:
         load_pair(mse_model, before)
@@ -260,9 +245,9 @@ def _check_scales(
 def judge_settings(
     comparison: Comparison, weights: Weights, *, device: str, tile: int, threads: int, max_pixels: int
 ) -> JudgeSettings:
-    """Collect what the judge stage needs of a comparison, on some machine.
+    """Collect the settings of the judge stage for a machine.
 
-    Stored MSE and old results serve again where they are of the models that are compared.
+    Stored results of the MSE and the old model are used again where they come from the models that are compared.
     """
     corpus, target = comparison.corpus, comparison.target
 
@@ -287,7 +272,7 @@ def judge_settings(
 
 
 def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> list[dict[str, Any]]:
-    """The worst regions before, each with the paths of its crops below the gate's folder."""
+    """List the worst regions before, each with the paths of its crops below the gate's folder."""
     control = comparison.candidates[-1]
     keys = {"lr": control.key, "mse_sr": control.key, "before": control.key, "after": best.key}
     found: list[dict[str, Any]] = []

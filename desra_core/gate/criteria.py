@@ -1,17 +1,24 @@
-"""The criteria of the gate: judgements add up to scores, and scores are held against the gate's limits."""
+"""The criteria of the gate: judgements are added up to scores, and scores compared with the gate's limits.
+
+The verdict is stored with its models, images and pictures in ``gate/verdict.json`` of the workspace.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import psnr
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import Interval, ratio, wilson_interval
+from desra_core.evaluation.table import in_percent
 from desra_core.settings.models import Gate
-
-Interval = tuple[float, float]
+from desra_core.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,15 @@ class OldRegion(NewRegion):
 
 @dataclass(frozen=True)
 class Judgement:
-    """One held-out image under one candidate, against the old model's result.
+    """A candidate's result of one held-out image, compared with the old model's.
 
     Attributes:
-        image, id: Its name and the hash of its content.
-        candidate: The candidate's name.
-        pixels, outside_pixels: All of the result's, and those outside of the mask before.
+        image, id: Name of the image, and the hash of its content.
+        candidate: Name of the candidate.
+        pixels, outside_pixels: Pixels of the result, and those outside of the mask before.
         squared_error, ssim, gradient_similarity: Outside of the mask before, see `desra_core.evaluation.fidelity`; the
-            first is a sum.
-        lpips: Distance of the whole images, where it was asked for.
+            squared error is a sum.
+        lpips: Distance of the whole images, where LPIPS was asked for.
         sharpness_before, sharpness_after: Of the whole images, in grey levels of 255 per pixel.
     """
 
@@ -66,7 +73,7 @@ class Judgement:
 
     @property
     def clean(self) -> bool:
-        """Whether the old model's result has no artifact."""
+        """Check whether the old model's result has no artifact."""
         return not self.regions
 
 
@@ -77,16 +84,17 @@ class Score:
     Attributes:
         images, clean_images: All judged images, and those without an artifact before.
         regions, gone, removal, removal_interval: Artifact regions before, those of them that are gone, and their share;
-            None where there are none.
+            None without regions.
         images_added, addition, addition_interval, regions_added: Images with an added region, their share (None without
             images), and the added regions.
         area_before, area_after: Artifact pixels of all images.
-        psnr, ssim, gradient_similarity: Against the old model's results, outside of the masks before: over all pixels
-            together. The first is None where nothing differs, all are without images.
-        lpips: The mean over the images that have it; None where none has.
+        psnr, ssim, gradient_similarity: Against the old model's results, over all pixels outside of the masks before.
+            All are None without images, ``psnr`` also where nothing differs.
+        lpips: The mean over the images with LPIPS; None without such images.
         detail_loss: The share of the clean images' sharpness that is lost, below 0 where they became sharper; None
             where there is no sharpness to lose.
-        classes: Regions and those gone by class name, the most frequent first; under ``""`` where there are no labels.
+        classes: Regions, and those of them that are gone, by class name (``""`` without labels), the most frequent
+            first.
     """
 
     candidate: str
@@ -115,11 +123,11 @@ class Verdict:
     """The gate's decision on the candidates of one finetune.
 
     Attributes:
-        passed, best: Whether a candidate passes, and the name of the best one; None where there are none.
-        reasons: Why the best one does not pass, a sentence for each criterion; empty where it passes.
-        scores, control: Of the candidates as they were given, and of the control.
-        thresholds: ``min_removal`` and ``max_detail_loss`` as they were then.
-        undecided: Whether the best one misses nothing, but images are missing by which something could be shown.
+        passed, best: Whether a candidate passes, and the name of the best candidate; None without candidates.
+        reasons: A sentence for each criterion that the best candidate does not meet.
+        scores, control: The scores of the candidates in the given order, and of the control.
+        thresholds: ``min_removal`` and ``max_detail_loss`` of the gate.
+        undecided: Whether the best candidate misses no criterion, but no judged image can show one of them.
     """
 
     passed: bool
@@ -132,17 +140,91 @@ class Verdict:
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:
-        """The verdict in a word."""
+        """The verdict in one word."""
         return "passed" if self.passed else "undecided" if self.undecided else "failed"
 
 
-def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
-    """Hold candidates to the gate, and choose the best.
+class Checkpoint(BaseModel):
+    """A file of a model and the key of its content."""
 
-    A candidate passes when it meets all three criteria of `unmet`. The best one misses the fewest of them. Of several,
-    it is the one with the most merit, then the one with the highest PSNR to the old model, then the first. Merit is
-    ``removal * (1 - detail_loss / max_detail_loss)``: the last region is not worth the texture of all photos. Where the
-    best one misses nothing but what no image could show, the verdict is undecided.
+    path: str
+    key: str
+
+
+class BestCandidate(Checkpoint):
+    """The best candidate: one kind of weights of a checkpoint, alone in ``file``."""
+
+    weights: str
+    file: str
+
+
+class PicturedRegion(BaseModel):
+    """A region before finetuning, and the paths of its crops below the gate's folder by kind."""
+
+    image: str
+    region: OldRegion
+    crops: dict[str, str]
+
+
+class TrainedImage(BaseModel):
+    """An image that was trained on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    severity: float
+
+
+class FinetuneRecord(BaseModel):
+    """The training of the candidates: the run.json of `desra_core.training.run_folder`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    parent: Checkpoint
+    discriminator: Checkpoint | None
+    training: dict[str, Any]
+    precision: str | None = None
+    images: list[TrainedImage]
+    data: str
+    versions: dict[str, str]
+
+
+class VerdictDocument(BaseModel):
+    """A verdict with its models, images and pictures."""
+
+    verdict: Verdict
+    before: Checkpoint
+    mse_model: Checkpoint | None
+    after: str
+    best: BestCandidate | None
+    pictures: list[PicturedRegion]
+    finetune: FinetuneRecord | None
+    losses: list[dict[str, float]]
+    images: list[str] = []
+    key: str = ""
+    mask_key: str
+
+    @property
+    def best_score(self) -> Score | None:
+        """The score of the best candidate; None without candidates."""
+        return next((score for score in self.verdict.scores if score.candidate == self.verdict.best), None)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not {"min_removal", "max_detail_loss"} <= self.verdict.thresholds.keys():
+            raise ValueError("a threshold is missing")
+        if (self.verdict.best is None) != (self.best_score is None):
+            raise ValueError("the score of the best candidate is missing")
+        return self
+
+
+def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
+    """Compare candidates with the gate's limits, and choose the best candidate.
+
+    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; ties are
+    decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
+    max_detail_loss)``: the last region is not worth the texture of all photos. The verdict is undecided where the best
+    candidate misses no criterion, but no judged image can show one of them.
     """
     found = [unmet(candidate, control, gate) for candidate in scores]
 
@@ -170,10 +252,10 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
 
 
 def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Say which of the three criteria a candidate misses, and which of them no judged image can show.
+    """Find the criteria that a candidate misses, and those that no judged image can show.
 
-    Of the artifact regions, ``gate.min_removal`` must be gone. No more images may gain a region than by the noise of
-    the control. Clean images may lose ``gate.max_detail_loss`` of their sharpness.
+    The share ``gate.min_removal`` of the artifact regions must be gone. No more images may gain a region than by the
+    noise of the control. Clean images may lose the share ``gate.max_detail_loss`` of their sharpness.
 
     Returns:
         A sentence for each criterion that is missed, and for each that cannot be shown.
@@ -226,27 +308,63 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
         clean_images=len(clean),
         regions=len(regions),
         gone=gone,
-        removal=_ratio(gone, len(regions)),
+        removal=ratio(gone, len(regions)),
         removal_interval=wilson_interval(gone, len(regions)),
         images_added=images_added,
-        addition=_ratio(images_added, len(judged)),
+        addition=ratio(images_added, len(judged)),
         addition_interval=wilson_interval(images_added, len(judged)),
         regions_added=sum(len(judgement.added) for judgement in judged),
         area_before=sum(judgement.artifact_pixels_before for judgement in judged),
         area_after=sum(judgement.artifact_pixels_after for judgement in judged),
         psnr=psnr(error, outside) if error else None,
-        ssim=_ratio(ssim, outside),
-        gradient_similarity=_ratio(gms, outside),
-        lpips=_ratio(sum(distances), len(distances)),
+        ssim=ratio(ssim, outside),
+        gradient_similarity=ratio(gms, outside),
+        lpips=ratio(sum(distances), len(distances)),
         detail_loss=1 - kept / sharpness if sharpness else None,
         classes=dict(sorted(classes.items(), key=lambda item: (-item[1][0], item[0]))),
     )
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def read_verdict(workspace: Workspace) -> tuple[VerdictDocument, datetime] | None:
+    """Read the latest verdict and its time; None where none was published (raises `UsageError`: damaged)."""
+    remedy = "run desra compare again"
+    try:
+        document = VerdictDocument.model_validate_json(workspace.verdict.read_bytes())
+        return document, datetime.fromtimestamp(workspace.verdict.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(workspace.verdict, f"cannot be read ({error.strerror})", remedy) from None
+    except ValueError:
+        raise UsageError(workspace.verdict, "is damaged or of another version", remedy) from None
+
+
+def score_rows(verdict: Verdict) -> list[dict[str, str]]:
+    """Format the scores of all candidates and of the control; LPIPS only where it was measured."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    rows = []
+    scores = (*verdict.scores, verdict.control)
+    measured = any(score.lpips is not None for score in scores)
+    for score in scores:
+        added = in_percent(score.addition, score.addition_interval)
+        rows.append({
+            "candidate": score.candidate,
+            "regions gone": f"{score.gone} of {score.regions}",
+            "removal": in_percent(score.removal, score.removal_interval),
+            "images with added": f"{score.images_added} of {score.images}, {added}",
+            "artifact area": in_percent(score.area_after / score.area_before if score.area_before else None),
+            "PSNR": "same" if score.psnr is None else f"{score.psnr:.1f} dB",
+            "SSIM": number(score.ssim),
+            "GMS": number(score.gradient_similarity),
+            **({"LPIPS": number(score.lpips)} if measured else {}),
+            "detail lost": in_percent(score.detail_loss),
+        })  # fmt: skip
+    return rows
 
 
 def _percent(share: float) -> str:
-    """Percent to four digits, so that what just misses a threshold does not read like it."""
+    """Format a share in percent with four digits, so that a near miss does not read like the threshold."""
     return f"{100 * share:.4g} %"

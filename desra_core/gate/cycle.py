@@ -1,4 +1,4 @@
-"""One turn of the cycle: which of its settings go to mining, to the finetune and to the gate."""
+"""One turn of the cycle: the settings of its mining, of its finetune and of its gate."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def mining_of(cycling: Cycling) -> Mining:
-    """Mine with the workspace's current model where one was promoted, else with the one that was given."""
+    """Make the settings of mining: with the workspace's current model, or the given one where none was promoted."""
     return mining_with_current(_part(Mining, cycling))
 
 
 def mining_with_current(mining: Mining) -> Mining:
-    """Replace the GAN model by the workspace's current one, where one was promoted."""
+    """Replace the GAN model by the workspace's current model, where one was promoted."""
     current = current_model(Workspace(mining.workspace))
     return mining.model_copy(update={"gan_model": current}) if current else mining
 
 
 def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning:
-    """Finetune the model that mined, in a folder of the workspace named after all that goes into the finetune."""
+    """Make the settings of the finetune: of the model that mined, in a folder named after all that goes into it."""
     discriminator = _discriminator_of(mining.gan_model, cycling)
     return _part(Finetuning, cycling, gan_model=mining.gan_model, discriminator=discriminator)
 
 
 def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
-    """Finetune the workspace's current model with its own discriminator, where one was promoted.
+    """Replace the GAN model by the workspace's current model and its discriminator, where a model was promoted.
 
     Raises `UsageError` where the workspace holds the artifacts of another model.
     """
@@ -58,13 +58,13 @@ def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
 
 
 def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
-    """Judge all that a finetune saved; the cycle promotes the best itself, last."""
+    """Make the settings of the gate: it judges all saved models; the cycle itself promotes the best one at its end."""
     models = {"before": mining.gan_model, "mse_model": mining.mse_model}
     return _part(Comparing, cycling, **models, after=after, promote=False)
 
 
 def check_training(cycling: Cycling, mining: Mining) -> None:
-    """Check before hours of mining that all networks can be used (raises `UsageError`)."""
+    """Check, before hours of mining, that all networks can be used (raises `UsageError`)."""
     check_networks(mining.gan_model, finetuning_of(cycling, mining))
     if cycling.lpips:
         load_lpips(cycling.lpips)
@@ -79,10 +79,7 @@ def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) ->
 
 
 def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
-    """The discriminator that a model was trained with, if it is there.
-
-    The given one belongs to the given model; that of a finetuned model lies where the finetune saved it.
-    """
+    """Find the discriminator that a model was trained with: given with a given model, saved beside a finetuned one."""
     if given.gan_model and content_key(model) == content_key(given.gan_model):
         return given.discriminator
     source = (read_json(model.with_name("model.json")) or {}).get("source", "")
@@ -91,6 +88,6 @@ def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
 
 
 def _part(kind: type[Settings], cycling: Cycling, **other: object) -> Settings:
-    """The fields of a cycle that are also those of one of its parts."""
+    """Make the settings of a part of the cycle from the fields of the same name."""
     shared = {name: getattr(cycling, name) for name in kind.model_fields if hasattr(cycling, name)}
     return kind(**(shared | other))

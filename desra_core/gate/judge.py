@@ -2,16 +2,21 @@
 
 Each candidate is compared with the old model's result. A candidate is a finetuned model, or the control: the old
 model's result with noise of 2 grey levels, which shows how many regions the measure itself adds.
+
+A region before is *gone* when less than half of its pixels lie in the mask after; a region after was *added* when less
+than half of its pixels lie in the mask before. That other mask is taken at a quarter of the minimal area: otherwise
+noise of 2 grey levels would delete and add regions next to the minimal area or the threshold.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +25,11 @@ from pydantic import TypeAdapter
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
+from desra_core.detection.regions import Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
 from desra_core.evaluation.perceptual import load_lpips, lpips_distance
-from desra_core.evaluation.removal import LOOSENESS, uncovered
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
@@ -43,10 +48,12 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 
-# Regions of an image of which there are pictures in the report.
+# Regions of an image that the report shows.
 _PICTURED_REGIONS = 2
 # Grey levels of 255.
 _NOISE = 2
+# The low-area mask is taken at the minimal area divided by this.
+_LOOSENESS = 4
 
 _CODEC = TypeAdapter(Judgement)
 _kept_lpips = lru_cache(maxsize=1)(load_lpips)
@@ -55,7 +62,8 @@ _kept_lpips = lru_cache(maxsize=1)(load_lpips)
 class Candidate(NamedTuple):
     """A model to be judged: one kind of ``weights`` of the checkpoint ``source``, alone in the file ``model``.
 
-    ``key`` names its judgements, which hold for one old model and one way of detection. The control has no model.
+    ``key`` names its judgements: they hold for one old model and one set of detection settings. The control has no
+    model.
     """
 
     name: str
@@ -69,9 +77,9 @@ class Candidate(NamedTuple):
 class JudgeSettings:
     """The models, the detection and the machine of the judge stage.
 
-    ``mse_model`` is None where MSE results are files. ``mse_sr_key`` and ``before_key`` name results in the workspace
-    that serve again; ``weights`` is ``(150,)`` float64, or None where there are no labels; ``lpips`` is a file of
-    weights.
+    ``mse_model`` is None where MSE results are files. ``mse_sr_key`` and ``before_key`` name stored results of the
+    workspace that are used again; ``weights`` is ``(150,)`` float64, or None where there are no labels; ``lpips`` is a
+    file of weights.
     """
 
     candidates: tuple[Candidate, ...]
@@ -89,16 +97,6 @@ class JudgeSettings:
     max_pixels: int
 
 
-@dataclass(frozen=True, eq=False)
-class DetectionSettings:
-    """How artifacts are found in one image: ``min_area`` and ``window`` in pixels, ``weights`` ``(150,)`` by class."""
-
-    threshold: float = THRESHOLD
-    min_area: int = MIN_AREA
-    window: int = WINDOW
-    weights: npt.NDArray[np.float64] | None = None
-
-
 class Artifacts(NamedTuple):
     """The artifacts of a result ``(H, W, C)``; ``low_area_mask`` is the mask at a quarter of the minimal area."""
 
@@ -109,7 +107,7 @@ class Artifacts(NamedTuple):
 
 
 def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace, settings: JudgeSettings) -> None:
-    """Judge the candidates of some names on an image, and publish each judgement (raises `ImageError`)."""
+    """Judge those candidates on an image whose names are missing, and publish each judgement (raises `ImageError`)."""
     results = ResultsOfPhoto(image, workspace, settings)
     try:
         before = results.detect(results.before)
@@ -124,7 +122,8 @@ def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace,
                 pictures = {"after": after}
             lpips = _kept_lpips(settings.lpips) if settings.lpips else None
             judgement = judge(image.names[0], image.id, candidate.name, before, results.detect(after), lpips=lpips)
-            _publish_crops(judgement, candidate.key, pictures, before.mask.shape, image, workspace)
+            for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
+                workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
             document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
@@ -143,25 +142,19 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
 
 
 def _labels_hash(image: ImageRef) -> str | None:
-    """The content of the file of labels, where there is one."""
     return image.labels.hash if image.labels else None
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:
-    """List the regions before of which there are pictures, the most severe first; none with a severity below zero."""
+    """List the regions before that the report shows, the most severe first, without those of a severity below 0."""
     severe = [region for region in judgement.regions if region.severity >= 0]
     return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
 
 
-def _publish_crops(
-    judgement: Judgement,
-    key: str,
-    pictures: dict[str, Pixels],
-    shape: tuple[int, int],
-    image: ImageRef,
-    workspace: Workspace,
-) -> None:
-    """Publish the worst regions of an image, cut out of pictures of its results' size, or of the photo itself."""
+def _crops(
+    judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
+) -> Iterator[tuple[str, int, bytes]]:
+    """Cut the worst regions out of pictures of the results' ``shape`` or the LR photo's; yields kind, rank and WebP."""
     from desra_core.images.crops import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
@@ -169,12 +162,11 @@ def _publish_crops(
         for kind, pixels in pictures.items():
             scale = shape[0] // pixels.shape[0]
             rows, columns = (np.arange(part.start, part.stop) // scale for part in window.slices)
-            crop = fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1])
-            workspace.publish(workspace.judged_crop(key, image.id, kind, rank), encode_webp(crop))
+            yield kind, rank, encode_webp(fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1]))
 
 
 class ResultsOfPhoto:
-    """The results of one photo by the models in question: from the workspace where they are there, else inferred."""
+    """The results of one photo by the models that are compared: read from the workspace where stored, else inferred."""
 
     def __init__(self, image: ImageRef, workspace: Workspace, settings: JudgeSettings) -> None:
         assert image.lr is not None
@@ -200,17 +192,12 @@ class ResultsOfPhoto:
             raise ImageError(self._image.path, reason, error.remedy) from None
 
     def detect(self, result: Pixels) -> Artifacts:
-        """Find the artifacts of a result, as the workspace's own were found (raises `ImageError`)."""
+        """Find the artifacts of a result with the settings of the workspace (raises `ImageError`)."""
         settings, corpus = self._settings, self._settings.corpus
         if result.shape != self.mse_sr.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, self.mse_sr))
-            raise ImageError(
-                self._image.path,
-                f"becomes {sizes} px by the models that are compared",
-                "give models of one scale, and the photos that the results were made from",
-            )
-        min_area = min_area_pixels(corpus.min_area, *result.shape[:2])
-        detection = DetectionSettings(corpus.threshold, min_area, corpus.window, settings.weights)
+            remedy = "give models of one scale, and the photos that the results were made from"
+            raise ImageError(self._image.path, f"becomes {sizes} px by the models that are compared", remedy)
         labels: Labels | None = None
         if settings.weights is not None:
             if self._image.labels is not None:
@@ -218,7 +205,17 @@ class ResultsOfPhoto:
                 labels = decode_labels(content, path, max_pixels=settings.max_pixels)
             elif corpus.segmenter.startswith("mmseg:"):
                 labels = load_segmenter(corpus.segmenter, settings.device)(result)
-        return detect(self.mse_sr, result, labels, detection, tile=settings.tile, threads=settings.threads)
+        return detect(
+            self.mse_sr,
+            result,
+            labels,
+            threshold=corpus.threshold,
+            min_area=min_area_pixels(corpus.min_area, *result.shape[:2]),
+            window=corpus.window,
+            weights=settings.weights,
+            tile=settings.tile,
+            threads=settings.threads,
+        )
 
     def _stored(self, role: str, key: str | None, model: Path) -> Pixels:
         stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if key else None
@@ -228,9 +225,12 @@ class ResultsOfPhoto:
 def detect(
     mse_sr: Pixels,
     result: Pixels,
-    labels: Labels | None,
-    settings: DetectionSettings,
+    labels: Labels | None = None,
     *,
+    threshold: float = THRESHOLD,
+    min_area: int = MIN_AREA,
+    window: int = WINDOW,
+    weights: npt.NDArray[np.float64] | None = None,
     tile: int = TILE,
     threads: int = 1,
 ) -> Artifacts:
@@ -239,26 +239,19 @@ def detect(
     Args:
         mse_sr, result: ``(H, W, 1 or 3)`` uint8 or uint16, of one size.
         labels: ``(H, W)`` uint8 ADE20K class of each pixel, or None.
-        tile, threads: As for `desra_core.detection.variance_similarity`.
+        threshold, min_area, weights: As for `desra_core.detection.artifact_mask`.
+        window, tile, threads: As for `desra_core.detection.variance_similarity`.
 
     Raises:
         ValueError: The images differ in size, or are smaller than the window.
     """
-    similarity = variance_similarity(mse_sr, result, window=settings.window, tile=tile, threads=threads)
-
-    def mask(min_area: int) -> Mask:
-        return artifact_mask(
-            similarity,
-            threshold=settings.threshold,
-            min_area=min_area,
-            labels=labels,
-            weights=settings.weights,
-            frame=settings.window // 2,
-        )
-
-    strict = mask(settings.min_area)
-    regions = find_regions(strict, similarity, threshold=settings.threshold, labels=labels, weights=settings.weights)
-    return Artifacts(result, strict, mask(settings.min_area // LOOSENESS), regions)
+    similarity = variance_similarity(mse_sr, result, window=window, tile=tile, threads=threads)
+    weighting: dict[str, Any] = {"threshold": threshold, "labels": labels, "weights": weights}
+    strict, low_area = (
+        artifact_mask(similarity, min_area=area, frame=window // 2, **weighting)
+        for area in (min_area, min_area // _LOOSENESS)
+    )
+    return Artifacts(result, strict, low_area, find_regions(strict, similarity, **weighting))
 
 
 def judge(
@@ -268,8 +261,8 @@ def judge(
 
     Args:
         image, image_id, candidate: Names for the judgement.
-        before, after: What `detect` found in the old model's and in the candidate's result, with the same settings.
-        lpips: What `desra_core.evaluation.perceptual.load_lpips` returns, to measure that distance too.
+        before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
+        lpips: The network of `desra_core.evaluation.perceptual.load_lpips`, to measure that distance too.
 
     Raises:
         ValueError: The results differ in shape, or are smaller than 11 px a side.
@@ -277,21 +270,22 @@ def judge(
     outside = ~before.mask
     names = class_names()
 
-    def fields(region: Region) -> tuple[int, int, int, int, int, str | None, float]:
+    def described(region: Region) -> NewRegion:
         class_name = None if region.dominant_class is None else names[region.dominant_class]
-        return region.x, region.y, region.width, region.height, region.area, class_name, region.severity
+        return NewRegion(*region[:5], class_name, region.severity)
 
-    gone = uncovered(before.mask, after.low_area_mask)
-    new = uncovered(after.mask, before.low_area_mask)
+    kept = Components(before.mask).covered(after.low_area_mask).tolist()
+    known = Components(after.mask).covered(before.low_area_mask).tolist()
     return Judgement(
         image=image,
         id=image_id,
         candidate=candidate,
         pixels=outside.size,
         regions=[
-            OldRegion(*fields(region), gone=bool(is_gone)) for region, is_gone in zip(before.regions, gone, strict=True)
+            OldRegion(**vars(described(region)), gone=not is_kept)
+            for region, is_kept in zip(before.regions, kept, strict=True)
         ],
-        added=[NewRegion(*fields(region)) for region, is_new in zip(after.regions, new, strict=True) if is_new],
+        added=[described(region) for region, is_known in zip(after.regions, known, strict=True) if not is_known],
         artifact_pixels_before=int(np.count_nonzero(before.mask)),
         artifact_pixels_after=int(np.count_nonzero(after.mask)),
         outside_pixels=int(np.count_nonzero(outside)),
@@ -305,9 +299,9 @@ def judge(
 
 
 def noisy(pixels: Pixels, seed_text: str) -> Pixels:
-    """Add the noise of the control, in which nothing was finetuned.
+    """Add the noise of the control to the old model's result.
 
-    Every sample changes by a whole number of grey levels of 255 from -2 to 2, each as likely, and is clipped.
+    Every sample changes by -2 to 2 whole grey levels of 255, each as likely, and is clipped.
 
     Args:
         pixels: ``(H, W, C)`` uint8 or uint16.

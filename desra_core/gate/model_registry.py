@@ -4,15 +4,15 @@
 
     WS/models/0000/     the model that the first finetune started from
       model.pth
-      model.json        how it came about
-      history.json      the events up to this one: number, kind, time, model (content key), source, and
-                        of a promotion the verdict, of a rollback the number of the entry that it restores
-    WS/models/0001/     the first promoted one
-    WS/models/current   a link to the entry that counts
+      model.json        its origin
+      history.json      the events up to this entry: number, kind, time, model (content key), source; of a
+                        promotion also the verdict, of a rollback the number of the entry that it restores
+    WS/models/0001/     the first promoted model
+    WS/models/current   a link to the current entry
 
-An entry never changes and is never deleted, so the path of a model stays valid. Models and their history are switched
-together, by renaming the link. A promotion that was killed before that leaves an entry that is in no history; the next
-one takes the next number.
+An entry never changes and is never deleted, so the path of a model stays valid. Model and history are switched
+together, by renaming the link. A promotion that was killed before leaves an entry that is in no history; the next
+promotion takes the next number.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from desra_core.workspace import Workspace
 Event = dict[str, Any]
 
 
-# An entry to be made: its event, still without a number, the model to copy and its record.
+# A new entry: its event (still without a number), the model to copy, and its record.
 _Step = tuple[Event, Path, Any]
 
 
@@ -46,13 +46,13 @@ def promote(
     Args:
         workspace: Must be locked.
         model: The checkpoint that passed the gate.
-        parent: The model that it was finetuned from: the current one, or any one as long as none was promoted.
-        record: How the model came about, for ``model.json``; like ``verdict``, JSON values only.
+        parent: The model that it was finetuned from: the current model, or any model while none was promoted.
+        record: The origin of the model, for ``model.json``; like ``verdict``, JSON values only.
         verdict: Summary of the gate's verdict, for the history.
 
     Raises:
-        UsageError: The parent is not the current model, or the first model is its own parent; a model cannot be read.
-        TransientError: The disk is full or failed. The current model is the one from before.
+        UsageError: The parent is not the current model, or is the model itself; or a model cannot be read.
+        TransientError: The disk is full or failed. The current model is as it was before.
     """
     current, past = current_model(workspace), history(workspace)
     key = content_key(model)
@@ -72,7 +72,7 @@ def promote(
 
 
 def rollback(workspace: Workspace) -> Path:
-    """Undo the latest promotion that was not undone yet; returns the folder of the new entry, of the earlier model.
+    """Undo the latest promotion that was not undone yet; returns the folder of the new entry with the earlier model.
 
     The workspace must be locked. The current model need not be readable.
 
@@ -112,7 +112,7 @@ def history(workspace: Workspace) -> list[Event]:
 
 
 def rolled_back(workspace: Workspace, model: Path) -> bool:
-    """Say whether a model was promoted once and is no longer the current one."""
+    """Check whether a model was promoted once and is no longer the current one."""
     past, key = history(workspace), content_key(model)
     promoted = {event["model"] for event in past if event["kind"] == "promotion"}
     return key in promoted and key != past[-1]["model"]
@@ -128,7 +128,7 @@ def _event(kind: str, key: str, source: Path, **more: Any) -> Event:
 
 
 def _line(events: Iterable[Event]) -> list[Event]:
-    """The events that no rollback has undone; the last one brought the model that is current."""
+    """List the events that no rollback has undone; the last of them made the current model current."""
     line: list[Event] = []
     for event in events:
         if event["kind"] == "rollback":
@@ -139,13 +139,13 @@ def _line(events: Iterable[Event]) -> list[Event]:
 
 
 def _current(workspace: Workspace) -> Path | None:
-    """The folder of the current entry."""
+    """Find the folder of the current entry."""
     link = _models(workspace) / "current"
     try:
         entry = link.parent / os.readlink(link)
     except FileNotFoundError:
         return None
-    except OSError as error:  # a copy of the workspace that followed links has a folder there
+    except OSError as error:  # copying the workspace may have replaced the link by a folder
         reason = f"cannot be read as a link ({error.strerror})"
         raise UsageError(link, reason, "replace it by a link to the folder beside it that is to count") from None
     if not entry.is_dir():
@@ -155,7 +155,7 @@ def _current(workspace: Workspace) -> Path | None:
 
 
 def _checked(entry: Path, key: str, remedy: str) -> Path:
-    """The model of an entry, if it still is the one that was put there."""
+    """Return the model of an entry, if its content has not changed."""
     model = entry / "model.pth"
     if not model.exists():
         raise UsageError(model, "does not exist", remedy)
@@ -165,7 +165,7 @@ def _checked(entry: Path, key: str, remedy: str) -> Path:
 
 
 def _events(entry: Path) -> list[Event]:
-    """The history of an entry, which must be whole."""
+    """Read the history of an entry (raises `UsageError` where it is damaged)."""
     events = _read(entry / "history.json")
     with contextlib.suppress(AttributeError, LookupError, TypeError):
         if all({"number", "kind", "model"} <= event.keys() for event in events) and _line(events):
@@ -182,7 +182,7 @@ def _read(path: Path) -> Any:
 
 
 def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path:
-    """Make an entry for each step, and link to the last one. After an error the link is the one from before."""
+    """Make an entry for each step, and link to the last one. After an error the link is as it was before."""
     models, link = _models(workspace), _models(workspace) / "current.new"
     with storage_errors(models):
         scratch = workspace.scratch()
@@ -195,7 +195,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
                 past = [*past, {"number": number, **event}]
                 names.append(f"{number:04d}")
                 _write_entry(scratch / names[-1], model, {"model.json": record, "history.json": past})
-            link.symlink_to(names[-1])  # first: it takes space on the disk, the renames hardly any
+            link.symlink_to(names[-1])  # before the renames: unlike them, it needs space on the disk
             for name in names:
                 os.rename(scratch / name, models / name)
             _sync(models)
@@ -205,13 +205,13 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 link.unlink()
-    with contextlib.suppress(OSError):  # the switch is done: an error now would make people roll back twice
+    with contextlib.suppress(OSError):  # the switch is done: after an error people would roll back twice
         _sync(models)
     return models / names[-1]
 
 
 def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
-    """Write an entry, durably; the last event of its history says which content the model must have."""
+    """Write an entry durably; the model must have the content that the last event of the history names."""
     folder.mkdir(parents=True)
     shutil.copyfile(source, folder / "model.pth")
     if content_key(folder / "model.pth") != documents["history.json"][-1]["model"]:
@@ -223,7 +223,7 @@ def _write_entry(folder: Path, source: Path, documents: dict[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""List what lies in a workspace, and how much of the disk it takes. No link is followed."""
+"""List the files of a workspace, and how much of the disk they take. No link is followed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,20 @@ _FILES = {
     "scan_failures.parquet", "gathered.json", "lock",
 }  # fmt: skip
 _BATCH = 65_536
-_KEY = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"[0-9a-f]{32}")  # 128 bits as hex
 
 
 class Item(NamedTuple):
     """A file or folder of a workspace, and why it may be deleted.
 
-    ``path`` is relative to the workspace. ``owner`` is the name of the image it belongs to, or the image's id where
-    ``kind`` is maps; ``part`` is then the array. Items of the kind `UNKNOWN` are not desra's and never deleted.
+    Attributes:
+        kind: The name of its folder; `EMPTY` for empty folders, and `UNKNOWN` for items that are not desra's and are
+            never deleted.
+        path: Relative to the workspace.
+        files, bytes: Its size.
+        reason: Why it may be deleted; None where it stays.
+        owner: The name of the image that it belongs to; where ``kind`` is maps, the id of that image.
+        part: The array, where ``kind`` is maps.
     """
 
     kind: str
@@ -69,22 +75,16 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
     """
     found: dict[str, Size] = {}
     for entry in entries(workspace.root):
-        kind = "tables"
-        if entry.is_dir(follow_symlinks=False):
-            kind = entry.name if entry.name in FOLDERS else "other"
+        folder = entry.name if entry.name in FOLDERS else "other"
+        kind = folder if entry.is_dir(follow_symlinks=False) else "tables"
         size, before = size_of(entry), found.get(kind, Size(0, 0))
         found[kind] = Size(before.files + size.files, before.bytes + size.bytes)
-    held = ((kind, size) for kind, size in found.items() if size.files)
-    return dict(sorted(held, key=lambda item: (-item[1].bytes, item[0])))
-
-
-def images_contents(workspace: Workspace) -> pa.Table:
-    """List what belongs to images, empty folders, and what no workspace has (schema `ITEMS`)."""
-    return table_of(_listed(workspace))
+    kinds = sorted((kind for kind in found if found[kind].files), key=lambda kind: (-found[kind].bytes, kind))
+    return {kind: found[kind] for kind in kinds}
 
 
 def table_of(items: Iterable[Item]) -> pa.Table:
-    """Turn items into a table (schema `ITEMS`); only so many of them are Python objects at a time."""
+    """Turn items into a table (schema `ITEMS`), in batches, so that few items are Python objects at a time."""
     rows, batches = iter(items), []
     while batch := list(islice(rows, _BATCH)):
         columns = [pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), ITEMS.types, strict=True)]
@@ -92,22 +92,17 @@ def table_of(items: Iterable[Item]) -> pa.Table:
     return pa.Table.from_batches(batches, ITEMS).combine_chunks()
 
 
-def is_key(name: str) -> bool:
-    """Say whether a name is a key: 128 bits as hex."""
-    return _KEY.fullmatch(name) is not None
-
-
 def item(
     workspace: Workspace, path: Path | str, kind: str, reason: str | None = None, *, owner: str = "", part: str = ""
 ) -> Item:
-    """Measure a file or folder of a workspace."""
+    """Return the item of a file or folder of a workspace, with its size."""
     place = os.fspath(path).removeprefix(f"{workspace.root}/")
-    # A path can be of any bytes.
+    # The bytes of a path need not be text.
     return Item(kind, place.encode("utf-8", "backslashreplace").decode(), *size_of(path), reason, owner, part)
 
 
 def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """List a folder, sorted by name; nothing where it is none, or gone (raises `UsageError`)."""
+    """List a folder, sorted by name; nothing where there is no such folder (raises `UsageError`)."""
     try:
         with os.scandir(folder) as found:
             listed = sorted(found, key=lambda entry: entry.name)
@@ -124,28 +119,25 @@ def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def size_of(place: os.PathLike[str] | str) -> Size:
-    """Measure a file, or all files below a folder; what is gone or cannot be read is left out."""
+    """Measure a file, or all files below a folder; files that vanish or cannot be read are left out."""
     try:
         status = os.lstat(place)
-    except FileNotFoundError:  # deleted meanwhile
+    except FileNotFoundError:
         return Size(0, 0)
     if not stat.S_ISDIR(status.st_mode):
         return Size(1, status.st_size)
-    files = size = 0
-    folders = [os.fspath(place)]
-    while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # of a run that is going on
-                    size += entry.stat(follow_symlinks=False).st_size
-                    files += 1
-    return Size(files, size)
+    found = []
+    for folder, folders, names in os.walk(place):
+        for name in (*names, *folders):  # links to folders are among the folders
+            with contextlib.suppress(FileNotFoundError):  # deleted by a run that is going on
+                status = os.lstat(os.path.join(folder, name))
+                if not stat.S_ISDIR(status.st_mode):
+                    found.append(status.st_size)
+    return Size(len(found), sum(found))
 
 
-def _listed(workspace: Workspace) -> Iterator[Item]:
+def images_contents(workspace: Workspace) -> Iterator[Item]:
+    """List the files of images, empty folders, and files that no workspace has (kind `UNKNOWN`)."""
     for entry in entries(workspace.root):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
@@ -186,22 +178,20 @@ def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
         yield item(workspace, outer.path, EMPTY if is_text(outer.name) else UNKNOWN)
     for group in groups:
         image_id = group.name.removesuffix(".zarr")
-        known = group.name == f"{image_id}.zarr" and is_key(image_id) and image_id[:2] == outer.name
-        if not known or not group.is_dir(follow_symlinks=False):
+        is_named_so = group.name == f"{image_id}.zarr" and KEY.fullmatch(image_id) and image_id[:2] == outer.name
+        if not is_named_so or not group.is_dir(follow_symlinks=False):
             yield item(workspace, group.path, UNKNOWN)
             continue
         members = list(entries(group.path))
         if not members:
             yield item(workspace, group.path, EMPTY, owner=image_id)
         for entry in members:
-            if entry.name in ARRAYS and entry.is_dir(follow_symlinks=False):
-                yield item(workspace, entry.path, "maps", owner=image_id, part=entry.name)
-            elif entry.name == "zarr.json" and _is_file(entry):
-                yield item(workspace, entry.path, "maps", owner=image_id)
-            else:
-                yield item(workspace, entry.path, UNKNOWN, owner=image_id)
+            is_array = entry.name in ARRAYS and entry.is_dir(follow_symlinks=False)
+            is_known = is_array or (entry.name == "zarr.json" and _is_file(entry))
+            part = entry.name if is_array else ""
+            yield item(workspace, entry.path, "maps" if is_known else UNKNOWN, owner=image_id, part=part)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a plain file whose name is text."""
+    """Whether an entry is a plain file whose name is text."""
     return entry.is_file(follow_symlinks=False) and is_text(entry.name)

@@ -1,11 +1,11 @@
 """Find finetune folders and gate records that gc may delete.
 
-Kept whole: the latest finetune, and unfinished ones of the current model. Kept without training images and state: those
-that a document names, which is the settings of the latest run, the latest verdict, the record of a promoted model, or
+Kept whole are the latest finetune, and unfinished ones of the current model. Kept without training images and state are
+those that a document names: the settings of the latest run, the latest verdict, the record of a promoted model, or
 run.json of a finetune that stays. So after a rollback, the finetune of that model is found ended and judged. The others
-are deleted whole: a partly deleted one would look like a run in progress.
+are deleted whole: a partly deleted finetune would look like a run in progress.
 
-Of the gate, judgements stay of the latest comparison and of the finetunes that stay.
+Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from desra_core.files.atomic import is_unfinished
 from desra_core.files.hashing import content_key
 from desra_core.files.locks import holder
 from desra_core.gate.model_registry import history
-from desra_core.housekeeping.contents import UNKNOWN, Item, entries, is_key, item, own_entries
+from desra_core.housekeeping.contents import KEY, UNKNOWN, Item, entries, item, own_entries
 from desra_core.settings import CorpusSettings
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
@@ -33,25 +33,27 @@ _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "mode
 _MODEL = re.compile(r"iteration_\d{6}(\.discriminator)?\.(pth|json)")
 _CANDIDATE = re.compile(r"[0-9a-f]{32}-\w+\.pth")
 # The folders of the gate, and the names in them.
-_GATE = {
-    "judgements": re.compile(r"[0-9a-f]{32}"),
-    "candidates": _CANDIDATE,
-    "compared": re.compile(r"[0-9a-f]{32}\.json"),
-}
+_GATE = {"judgements": KEY, "candidates": _CANDIDATE, "compared": re.compile(r"[0-9a-f]{32}\.json")}
 
 
 def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
-    """List what may go of such finetunes and judgements, and unknown files among them. Nothing is changed.
+    """List finetunes and judgements that may be deleted, whole or in part, and unknown files; nothing is changed.
 
-    ``settings`` are those of the latest run. Raises `UsageError` where the history of the models is damaged.
+    Args:
+        workspace: Of any run that has ended.
+        settings: Those of the latest run.
+
+    Raises:
+        UsageError: The history of the models is damaged.
     """
     runs: dict[str, RunFolder] = {}
     for entry in own_entries(workspace.finetune("")):
-        if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
+        if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
-    latest = max(runs, key=lambda key: _time(runs[key]), default="")
+    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, latest_notes = _comparisons(workspace)
@@ -66,13 +68,20 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
         staying |= named
         texts += [_text(runs[key].document) for key in named]
     for key, run in runs.items():
-        if key in staying:
-            yield from _within(workspace, run, whole=key in whole)
-        else:
+        if key not in staying:
             reason = "finetunes that others have replaced" if run.document.exists() else "finetunes that never began"
             yield item(workspace, run.root, "finetunes", reason)
+            continue
+        for entry, known in () if _is_running(run) else _parts(run):
+            if _is_scratch(entry):
+                yield item(workspace, entry.path, "finetunes", UNFINISHED)
+            elif not known:
+                yield item(workspace, entry.path, UNKNOWN)
+        for path in (run.data, run.state) if key not in whole and _has_ended(run) else ():
+            if path.exists():
+                yield item(workspace, path, "finetunes", "states of superseded finetunes")
     kept = {name for name, note in notes.items() if any(key in note["after"] for key in staying)} | latest_notes
-    # Candidates of the others are split off their checkpoints again when they are asked for.
+    # Other candidates are made from their checkpoints again when they are asked for.
     at_hand = {name for name in kept if latest and latest in notes[name]["after"]} | latest_notes
     needed = {
         "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
@@ -81,19 +90,6 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
     }
     if notes:
         yield from _of_gate(workspace, needed)
-
-
-def _within(workspace: Workspace, run: RunFolder, *, whole: bool) -> Iterator[Item]:
-    """List files of a kept finetune that are not needed, and unknown ones."""
-    for entry, known in () if _is_running(run) else _parts(run):
-        if _is_scratch(entry):
-            yield item(workspace, entry.path, "finetunes", UNFINISHED)
-        elif not known:
-            yield item(workspace, entry.path, UNKNOWN)
-    if not whole and _has_ended(run):
-        for path in (run.data, run.state):
-            if path.exists():
-                yield item(workspace, path, "finetunes", "states of superseded finetunes")
 
 
 def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
@@ -114,10 +110,10 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 
 
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
-    """The notes of the gate on its comparisons, by file name, and the names of the latest ones.
+    """Read the notes of the gate on its comparisons, by file name, and name the latest ones.
 
-    Latest are that of the latest verdict and those without a verdict yet. There are no notes where one is damaged, or
-    that of the verdict is missing as in earlier versions: then the gate is left alone.
+    The latest are the note of the latest verdict and notes without a verdict yet. No notes are returned, so that the
+    gate is left alone, where a note is damaged or, as in earlier versions, the note of the verdict is missing.
     """
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
@@ -137,7 +133,7 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
 
 
 def _stays_whole(run: RunFolder, model: str | None) -> bool:
-    """Whether a finetune that is not the latest stays whole: it could go on, is running, or holds unknown files."""
+    """Whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
     document = read_json(run.document)
@@ -149,15 +145,12 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
 def _has_ended(run: RunFolder) -> bool:
     """Whether a finetune has done what it was last asked to do."""
     training = (read_json(run.document) or {}).get("training", {})
-    progress = read_json(run.progress) or {}
-    if progress.get("worse", 0) >= training.get("patience", 1):
-        return True
-    reached = progress.get("iteration", 0)
-    return reached >= progress.get("iterations", training.get("iterations", 1)) and run.model(reached).exists()
+    asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
+    return run.reached(asked, training.get("patience", 1))
 
 
 def _is_running(run: RunFolder) -> bool:
-    """Whether a process holds a finetune's folder, as a worker does whose driver has died."""
+    """Whether a process holds the folder of a finetune; a worker does so even where its driver has died."""
     try:
         return holder(run.root / "lock") is not None
     except OSError:
@@ -166,8 +159,7 @@ def _is_running(run: RunFolder) -> bool:
 
 def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
     """The key of the model that the next finetune starts from; None where it cannot be known."""
-    past = history(workspace)
-    if past:
+    if past := history(workspace):
         return str(past[-1]["model"])
     given: Path | None = getattr(settings, "gan_model", None)
     with contextlib.suppress(UsageError):
@@ -176,16 +168,11 @@ def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
 
 
 def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """List the entries of a finetune's folder and of its models, each with whether a finetune makes such entries."""
+    """List the entries of a finetune's folder and of its models, and whether a finetune makes an entry of that name."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
     for entry in own_entries(run.root / "models"):
         yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
-
-
-def _time(run: RunFolder) -> float:
-    """When a finetune was begun or last went on."""
-    return max((path.stat().st_mtime for path in (run.document, run.progress) if path.exists()), default=0.0)
 
 
 def _is_scratch(entry: os.DirEntry[str]) -> bool:

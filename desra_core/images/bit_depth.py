@@ -1,6 +1,6 @@
-"""Samples of 8 and of 16 bits: a 16-bit photo as 8 bits, or as values in 0..255, and their luminance.
+"""Convert samples of 16 bits to 8 bits or to values in 0..255, and compute their luminance.
 
-`desra_core.images.codec` keeps 16 bits when it decodes, and an SR result has the depth of its photo.
+`desra_core.images.codec` decodes a 16-bit photo to 16 bits, and an SR result has the depth of its photo.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Decode and encode image files; BGR, alpha and EXIF are handled only here.
 
-PNG is read by `desra_core.images.png`, TIFF by `desra_core.images.tiff`, all else by `desra_core.images.pillow`.
-Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16: 16 bits
-are kept, see `desra_core.images.bit_depth`. ICC profiles are not applied; their presence is recorded.
+TIFF is read by `desra_core.images.tiff`, all other files by `desra_core.images.decoders`. Everywhere else an image is
+an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16: 16 bits are kept. ICC profiles are not
+applied; their presence is recorded.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,9 +20,11 @@ import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from desra_core.errors import ImageError, TooLargeError
-from desra_core.images import pillow, png, tiff
+from desra_core.images import tiff
+from desra_core.images.decoders import PNG_SIGNATURE, Picture, PillowPicture, PngPicture
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
@@ -31,20 +34,21 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
-# Deflate stops near 1000 samples a byte: a large file whose header promises far more is truncated or a bomb.
+# Deflate stops near 1000 samples a byte: a large image with far more by its header is truncated or a bomb.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
-_PNG_HEADER = 24  # bytes from the beginning to the end of its size
-_BATCH = 128  # files whose size is asked for at a time
+_PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
+_BATCH = 128  # files whose headers are read at a time
 _TRANSPOSED = frozenset({5, 6, 7, 8})
 
 
 class Photo(NamedTuple):
     """A decoded image file.
 
-    ``pixels`` is ``(H, W, 1 or 3)`` RGB, uint8 or uint16; ``alpha`` is ``(H, W)`` of the same dtype, or None.
-    ``further_pages`` counts the full pages of a TIFF file beside the first, which is the one that is read, among its
-    first 256 pages.
+    Attributes:
+        pixels: ``(H, W, 1 or 3)`` RGB, uint8 or uint16.
+        alpha: ``(H, W)`` of the same dtype, or None.
+        further_pages: The number of full pages of a TIFF file that are not read, among its first 256 pages.
     """
 
     pixels: Pixels
@@ -54,7 +58,7 @@ class Photo(NamedTuple):
 
 
 def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
-    """Decode an image file: EXIF orientation applied, alpha apart, 16 bits kept, palettes expanded.
+    """Decode an image file: EXIF orientation applied, alpha separate, 16 bits kept, palettes expanded.
 
     Args:
         data: The whole file.
@@ -63,14 +67,15 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
     Raises:
         ImageError: The file is empty, no image, of an unsupported colour model, truncated or damaged.
-        TransientError: It has more than ``max_pixels``.
+        TooLargeError: The image has more than ``max_pixels``.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
     pixels = _upright(picture.channels(indices=False), picture.orientation)
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
-    return Photo(_contiguous(pixels[:, :, :colours]), alpha, picture.has_icc_profile, picture.further_pages)
+    colour: Pixels = np.ascontiguousarray(pixels[:, :, :colours])  # type: ignore[assignment]
+    return Photo(colour, alpha, picture.has_icc_profile, picture.further_pages)
 
 
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
@@ -81,7 +86,7 @@ def image_size(data: bytes, path: Path) -> tuple[int, int]:
 
 
 def most_pixels(files: Iterable[Path]) -> int:
-    """Return the pixel count of the largest of some images by their headers; 0 where none can be read."""
+    """Return the pixel count of the largest image, by the headers of the files; 0 where none can be read."""
     most = 0
     with ThreadPoolExecutor() as pool:
         remaining = iter(files)
@@ -120,14 +125,14 @@ def decode_mask(data: bytes, path: Path) -> Mask:
 def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     """Encode ``(H, W)`` or ``(H, W, 1..4)`` pixels, uint8 or uint16, alpha last, as PNG.
 
-    ``alpha`` of ``(H, W)`` and the same dtype may come apart.
+    ``alpha`` is ``(H, W)`` of the same dtype, where it is not in the pixels.
     """
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     channels = pixels.shape[2] + (alpha is not None)
     if channels == 1:
         return _encode(pixels, [])
     if channels == 2:  # which OpenCV does not write
-        return bytes(imagecodecs.png_encode(_contiguous(pixels) if alpha is None else np.dstack([pixels, alpha])))
+        return bytes(imagecodecs.png_encode(np.dstack([pixels] if alpha is None else [pixels, alpha])))
     ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
     ordered[:, :, :3] = pixels[:, :, 2::-1]
     ordered[:, :, 3:] = pixels[:, :, 3:] if alpha is None else alpha[:, :, np.newaxis]
@@ -139,17 +144,14 @@ def _pixel_count(path: Path) -> int:
         with path.open("rb") as file:
             start = file.read(_PNG_HEADER)
             file.seek(0)
-            if start.startswith(png.SIGNATURE):
+            if start.startswith(PNG_SIGNATURE):
                 return math.prod(struct.unpack(">II", start[-8:]))
             if start.startswith(tiff.SIGNATURES):
                 return math.prod(tiff.stored_size(file))
-            return math.prod(pillow.stored_size(file))
-    except Exception:  # noqa: BLE001 of a damaged file, which the stage that reads it reports
+            with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+                return image.height * image.width
+    except Exception:  # noqa: BLE001 of a damaged file, which the stage that reads the file reports
         return 0
-
-
-def _contiguous(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels)  # type: ignore[return-value]
 
 
 def _encode(array: Pixels, options: list[int]) -> bytes:
@@ -159,15 +161,15 @@ def _encode(array: Pixels, options: list[int]) -> bytes:
     return encoded.tobytes()
 
 
-def _opened(data: bytes, path: Path) -> png.PngPicture | tiff.TiffPicture | pillow.PillowPicture:
-    """Read the header of an image file: ``(H, W)`` as stored, and the EXIF orientation that turns it."""
+def _opened(data: bytes, path: Path) -> Picture:
+    """Read the header of an image file."""
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
-    if data.startswith(png.SIGNATURE):
-        return png.PngPicture(data, path)
+    if data.startswith(PNG_SIGNATURE):
+        return PngPicture(data, path)
     if data.startswith(tiff.SIGNATURES):
         return tiff.TiffPicture(data, path)
-    return pillow.PillowPicture(data, path)
+    return PillowPicture(data, path)
 
 
 def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:

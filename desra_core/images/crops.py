@@ -14,7 +14,7 @@ from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Pixels
 from desra_core.images.tiling import Rectangle
 
-# Sides in pixels: of the smallest window, so that a small region keeps its surroundings, and of the largest crop shown.
+# Sides in pixels: of the smallest window, which shows the surroundings of a small region, and of the largest crop.
 _SMALLEST, LARGEST = 192, 400
 _CONTEXT = 1.4
 _QUALITY = 88
@@ -23,7 +23,7 @@ RGB = npt.NDArray[np.uint8]
 
 
 def window_around(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Rectangle:
-    """Return a region's box with some context, square where the image of ``(H, W)`` has room.
+    """Return a region's box with some context, square where the image of ``shape`` ``(H, W)`` has room.
 
     Examples:
         >>> window_around(0, 500, 100, 300, (1000, 1000))

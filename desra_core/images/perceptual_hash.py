@@ -1,4 +1,4 @@
-"""Photos that show the same: re-encoded, resized or lightly edited copies are found by a perceptual hash."""
+"""Find re-encoded, resized or lightly edited copies of a photo by a perceptual hash."""
 
 from __future__ import annotations
 
@@ -32,27 +32,25 @@ def signature(pixels: Pixels) -> Signature:
 
 
 class Duplicates:
-    """Signatures with the group of each.
+    """Signatures of photos with the group of each.
 
-    All are compared, which for 100,000 of them takes far less time than to decode the photo.
+    A photo is compared with all others: with 100,000, that takes far less time than decoding it.
     """
 
     def __init__(self) -> None:
-        self._signatures = np.empty((_WORDS, 1024), np.uint64)
+        self._signatures = bytearray()
         self._groups: list[str] = []
 
     def add(self, found: Signature, group: str) -> None:
         """Remember a photo."""
-        if len(self._groups) == self._signatures.shape[1]:
-            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)], axis=1)
-        self._signatures[:, len(self._groups)] = np.frombuffer(found, np.uint64)
+        self._signatures += found
         self._groups.append(group)
 
     def group(self, wanted: Signature) -> str | None:
-        """Return the group of the nearest photo within `MAX_DISTANCE`; of the first one, where several are as near."""
+        """Return the group of the nearest photo within `MAX_DISTANCE`, of several as near the first; None without."""
         if not self._groups:
             return None
-        differing = self._signatures[:, : len(self._groups)] ^ np.frombuffer(wanted, np.uint64)[:, np.newaxis]
-        distances = np.bitwise_count(differing).sum(axis=0)
+        known = np.frombuffer(self._signatures, np.uint64).reshape(-1, _WORDS)
+        distances = np.bitwise_count(known ^ np.frombuffer(wanted, np.uint64)).sum(axis=1)
         nearest = int(distances.argmin())
         return self._groups[nearest] if distances[nearest] <= MAX_DISTANCE else None

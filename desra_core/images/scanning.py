@@ -20,8 +20,8 @@ import pyarrow as pa
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.images.codec import SUFFIXES
 
-# Folders that machines put beside photos, in lower case: thumbnails, deleted files, the other half of a Mac's files.
-# Folders whose names begin with a dot are left out anyway.
+# Folders that machines put beside photos, in lower case: thumbnails, deleted files, a Mac's metadata. Folders whose
+# names begin with a dot are left out anyway.
 LEFT_OUT = frozenset(
     {
         "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "__macosx",
@@ -32,8 +32,8 @@ LEFT_OUT = frozenset(
 # The prefix that Label Studio gives to the names of files.
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 _BATCH = 65_536
-_KINDS = 12  # so many kinds of other files are counted apart
-_WORKSPACE = ("lock", "settings.json", "manifest.parquet")  # the pictures of a folder with these are no photos
+_KINDS = 12  # the number of kinds of other files that have counts of their own
+_WORKSPACE = ("lock", "settings.json", "manifest.parquet")  # a folder with these files is a workspace, without photos
 _NO_SUFFIX, _OTHERS, _EXCLUDED = "without a suffix", "of other kinds", "excluded by --exclude"
 FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 
@@ -41,9 +41,11 @@ FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int
 class Found(NamedTuple):
     """The image files of a place.
 
-    ``files`` has a row per file with ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes)
-    and ``mtime`` (ns); ``problems`` are files that could not be looked at; ``passed_over`` counts the other files by
-    kind, see `kinds_in_words`, and those left out by each glob of ``exclude``, 0 included.
+    Attributes:
+        files: A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and
+            ``mtime`` (ns).
+        problems: Files and folders that cannot be read.
+        passed_over: The number of other files by kind, and of files that each glob of ``exclude`` leaves out, even 0.
     """
 
     files: pa.Table
@@ -52,12 +54,12 @@ class Found(NamedTuple):
 
 
 def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = ()) -> Found:
-    """List the image files below a folder, but for hidden ones, those in ``skip``, workspaces and `LEFT_OUT` folders.
+    """List the image files below a folder, without hidden files, ``skip``, workspaces and `LEFT_OUT` folders.
 
     Args:
-        place: The folder; or a single file, or a glob, whose folder is `root_of`.
+        place: The folder; or a single file or a glob, whose folder is `root_of`.
         skip: A folder to leave out.
-        exclude: Globs of files and folders to leave out: of their names, or with a slash of their relative paths.
+        exclude: Globs of files and folders to leave out, matched to names or, with a slash, to relative paths.
 
     Raises:
         UsageError: The folder or file does not exist, or nothing matches the glob.
@@ -140,14 +142,14 @@ class _Search:
             folders = [relative[: found.start()] for found in re.finditer("/", relative)]
             if walked.intersection(["", *folders]):
                 continue
-            if is_folder := os.path.isdir(path):
+            if os.path.isdir(path):
                 walked.add(relative)
             over = above(os.path.dirname(relative)) if relative else frozenset()
             if over is not None:
-                yield from self._entry(path, is_folder, over)
+                yield from self._entry(path, over)
 
     def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-        """Yield the image files below a folder, following links, but not in circles nor into workspaces."""
+        """Yield the image files below a folder; follow links, but not in circles nor into workspaces."""
         try:
             within = self._within(folder, above)
             if within is None:
@@ -155,20 +157,21 @@ class _Search:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        yield from self._entry(entry.path, _is_folder(entry), within)
+                        yield from self._entry(entry.path, within)
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
 
     def _within(self, folder: Path | str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
-        """Add a folder to those above it; None where it is one of them already, a workspace, or to be skipped."""
+        """Add a folder to the folders above it; None where it is already among them, a workspace, or to be skipped."""
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         skipped = self.skip is not None and self.skip.exists() and os.path.samefile(folder, self.skip)
         workspace = all(os.path.isfile(os.path.join(folder, name)) for name in _WORKSPACE)
         return None if here in above or skipped or workspace else above | {here}
 
-    def _entry(self, path: str, is_folder: bool, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    def _entry(self, path: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        is_folder = os.path.isdir(path)
         if self._left_out(self.relative(path), is_folder=is_folder):
             return
         if is_folder:
@@ -179,7 +182,7 @@ class _Search:
             self.passed_over[suffix or _NO_SUFFIX] += 1
 
     def _left_out(self, relative: str, *, is_folder: bool = True) -> bool:
-        """Check whether a folder or file is left out, and count it then."""
+        """Check whether a folder or file is left out, and count it if so."""
         name = os.path.basename(relative)
         if is_folder and name.lower() in LEFT_OUT:
             self.passed_over[f"{name}/"] += 1
@@ -189,15 +192,8 @@ class _Search:
         return bool(excluding)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
 def root_of(place: Path) -> Path:
-    """Return the folder of a place: names of its files are relative to it."""
+    """Return the folder of a place, to which the names of its files are relative."""
     if place.is_dir():
         return place
     if _is_glob(place):
@@ -217,13 +213,13 @@ def is_selection(place: Path) -> bool:
 
 
 def no_images(place: Path, remedy: str, passed_over: Mapping[str, int]) -> UsageError:
-    """Return the error of a place without an image, which says what is there instead."""
+    """Return the error for a place without images, which lists the other files there."""
     others = kinds_in_words(passed_over)
     return UsageError(place, "holds no images" + (f", but {others}" if others else ""), remedy)
 
 
 def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
-    """Describe for people what was passed over; None where nothing was.
+    """Write the counts of `Found.passed_over` in words; None where there are none.
 
     Examples:
         >>> kinds_in_words({".txt": 1, ".heic": 3, "@eaDir/": 2})
@@ -234,7 +230,7 @@ def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
 
 
 def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
-    """Return a matcher of relative paths (NFC) for each glob, by its kind of ``passed_over``; ``*`` matches slashes."""
+    """Return a matcher of relative paths (NFC) for each glob, by its kind in `Found`; ``*`` matches slashes too."""
 
     def matcher(one: str) -> Callable[[str], bool]:
         pattern = re.compile(fnmatch.translate(normalized(one))).match
@@ -251,10 +247,10 @@ def normalized(text: str) -> str:
 
 
 class ImageNames:
-    """Names of images, found by the paths that other tools write of their files.
+    """Finds the names of images by the paths that other tools write.
 
     Args:
-        names: Relative paths with ``/`` and without suffix, or with it where two images would else share one.
+        names: Relative paths with ``/`` and without suffix, or with suffix where two images would share a name.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -266,14 +262,14 @@ class ImageNames:
             self._by_last.setdefault(plain.rpartition("/")[2], []).append(name)
 
     def exact(self, path: str) -> list[str]:
-        """Return the images at this path, with a suffix or without; several where names differ in NFC and NFD."""
+        """Return the images at this path, with a suffix or without; several where only NFC and NFD differ."""
         for name in _with_and_without_suffix(path):
             if found := self._by_path.get(normalized(name)):
                 return [name] if name in found else found
         return []
 
     def ending_like(self, path: str) -> list[str]:
-        """Return the images whose path ends like this, with a suffix or without."""
+        """Return the images whose paths end with this path, with a suffix or without."""
         for plain in _with_and_without_suffix(normalized(path)):
             found = self._by_last.get(plain.rpartition("/")[2], ())
             if ending := [name for name in found if f"/{normalized(name)}".endswith(f"/{plain}")]:
@@ -283,8 +279,8 @@ class ImageNames:
     def find(self, path: str) -> list[str]:
         r"""Find the images that a path may mean: none, one, or several where the path fits them equally well.
 
-        It may be relative to another folder, absolute, or of Windows: the image counts whose name is the longest end of
-        the path, else one whose name ends with the path.
+        The path may be relative to another folder, absolute, or of Windows. First choice is the image whose name is the
+        longest end of the path, second choice an image whose name ends with the path.
 
         Examples:
             >>> names = ImageNames(["x", "s1/x", "s1/y", "s2/y"])
@@ -303,6 +299,6 @@ class ImageNames:
 
 
 def _with_and_without_suffix(path: str) -> tuple[str, str]:
-    """Return a path without its suffix and as it is, the likelier first: ``a.b`` may be a name without suffix."""
+    """Return a path without its suffix and as it is, the likelier first: ``a.b`` may be a name with a dot."""
     stem, suffix = os.path.splitext(path)
     return (stem, path) if suffix.lower() in SUFFIXES else (path, stem)

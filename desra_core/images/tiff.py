@@ -1,4 +1,4 @@
-"""Read TIFF files with tifffile: the first full picture of a file, or an error that says why it is not read.
+"""Read TIFF files with tifffile: the first full picture of a file.
 
 Only `desra_core.images.codec` uses this.
 """
@@ -19,6 +19,7 @@ from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
 from desra_core.errors import ImageError
+from desra_core.images.decoders import END_OF_JPEG, Picture
 
 if TYPE_CHECKING:
     from desra_core.images.codec import Pixels
@@ -50,22 +51,17 @@ _MOST_PAGES = 256
 _LARGEST_TILE = 2**24  # pixels of a tile, in an image that is smaller
 _BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
-_ROWS = 64  # that are divided by alpha at a time
+_ROWS = 64  # rows that are divided by alpha at a time
 
-# tifffile logs what it works around; what matters is an error here.
+# tifffile logs the faults that it works around. Those that matter are errors here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
-class TiffPicture:
-    """The full picture of a TIFF file, not turned yet.
-
-    Raises:
-        ImageError: The file is damaged, or its picture is of a kind that is not read.
-    """
+class TiffPicture(Picture):
+    """The first full picture of a TIFF file."""
 
     def __init__(self, data: bytes, path: Path) -> None:
-        self._data = data
-        self._path = path
+        super().__init__(data, path)
         try:
             self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             self.further_pages = len(further)
@@ -74,18 +70,16 @@ class TiffPicture:
             self.orientation = orientation if isinstance(orientation, int) else 1
             self.has_icc_profile = 34675 in self._page.tags
             if self._page.compression not in _PREDICTED:
-                self._page.predictor = 1  # which means nothing there
-            self._check_kind()
+                self._page.predictor = 1  # the tag means nothing there
+            unread = self._unread()
         except _DAMAGE as error:
             reason = f"has a damaged header ({error or 'no end of it'})"
             raise ImageError(path, reason, "save it again as PNG, or remove it") from None
+        if unread:
+            raise ImageError(path, *unread)
 
     def channels(self, *, indices: bool) -> Pixels:
-        """Decode to ``(H, W, C)``, uint8 or uint16, alpha last, palettes expanded unless ``indices`` are asked for.
-
-        Raises:
-            ImageError: The file is truncated or damaged.
-        """
+        """Decode the picture as `Picture` says."""
         page = self._page
         overruns = False
         try:
@@ -104,59 +98,58 @@ class TiffPicture:
                 _divide_by_alpha(whole)
             return whole
         except _DAMAGE as error:
-            reason = f"is truncated or damaged ({_OVERRUN if overruns else error})"
-            raise ImageError(self._path, reason, "copy it again, or remove it") from None
+            raise self._damaged(_OVERRUN if overruns else error) from None
 
     @property
     def _model(self) -> str:
         page, photometric = self._page, self._page.photometric
         if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG and page.planarconfig == 1:
-            return "RGB"  # which JPEG's decoder makes of it
+            return "RGB"  # JPEG's decoder converts it
         return _MODELS.get(PHOTOMETRIC(photometric), "") if photometric in _MODELS else f"number {int(photometric)}"
 
-    def _check_kind(self) -> None:
+    def _unread(self) -> tuple[str, str] | None:
+        """Return why a picture of this kind is not read, and what to do; None where it is read."""
         page, model = self._page, self._model
-        if 0 in self.size:
-            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
-        if page.imagedepth != 1:
-            raise ImageError(self._path, f"is a volume of {page.imagedepth} slices", "save each slice as a file")
         kind, bits = page.sampleformat, page.bitspersample
-        if kind not in (1, 4):
-            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
-            reason = f"has the colour model {short} ({bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')})"
-            raise ImageError(self._path, reason, "convert it to 8 or 16 bits without sign")
-        if model not in _BITS:
-            raise ImageError(self._path, f"has the colour model {model}", "convert it to RGB or gray")
-        if bits not in _BITS[model]:
-            short = "I" if bits == 32 and model == "gray" else model
-            reason = f"has the colour model {short} of {bits} bits per sample"
-            raise ImageError(self._path, reason, "convert it to 8 or 16 bits")
-        if page.compression not in _COMPRESSIONS:
-            name = getattr(page.compression, "name", str(page.compression))
-            raise ImageError(self._path, f"is compressed by the method {name}", "save it again with LZW or deflate")
         colours = 3 if model == "RGB" else 1
         most = _MOST_SAMPLES if model == "RGB" else 2
         if page.compression == COMPRESSION.JPEG or page.compression in _FAX:
             most = colours
+        if 0 in self.size:
+            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
+        if page.imagedepth != 1:
+            return f"is a volume of {page.imagedepth} slices", "save each slice as a file"
+        if kind not in (1, 4):
+            short = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
+            samples = f"{bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')}"
+            return f"has the colour model {short} ({samples})", "convert it to 8 or 16 bits without sign"
+        if model not in _BITS:
+            return f"has the colour model {model}", "convert it to RGB or gray"
+        if bits not in _BITS[model]:
+            short = "I" if bits == 32 and model == "gray" else model
+            return f"has the colour model {short} of {bits} bits per sample", "convert it to 8 or 16 bits"
+        if page.compression not in _COMPRESSIONS:
+            name = getattr(page.compression, "name", str(page.compression))
+            return f"is compressed by the method {name}", "save it again with LZW or deflate"
+        remedy = "save it again as RGB or gray, with or without alpha"
         if not colours <= page.samplesperpixel <= most:
-            reason = f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}"
-            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+            return f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}", remedy
         if (self._alpha() or (0, False))[1] and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
-            reason = f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha"
-            raise ImageError(self._path, reason, "save it again as RGB or gray, with or without alpha")
+            return f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha", remedy
+        return None
 
     def _check_segments(self) -> bool:
-        """Check that every strip or tile begins in the file, as tifffile reads absent ones as black.
+        """Check that every strip or tile begins in the file, because tifffile reads absent ones as black.
 
-        Returns whether one reaches beyond the end of the file by its header. Some programs write such headers although
-        nothing is missing; where something is, decoders fail, but for fax.
+        Returns whether a strip or tile reaches beyond the end of the file by its header. Some programs write such
+        headers although nothing is missing; where something is missing, all decoders but fax fail.
         """
         page = self._page
         wanted = math.prod(page.chunked)
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
         here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
         if here < wanted:
-            raise ValueError(f"{wanted - here} of its {wanted} strips or tiles are missing")
+            raise ValueError(f"strips or tiles that are missing: {wanted - here} of {wanted}")
         overruns = any(offset + count > len(self._data) for offset, count in parts)
         if overruns and page.compression in _FAX:
             raise ValueError(_OVERRUN)
@@ -168,12 +161,12 @@ class TiffPicture:
         return overruns
 
     def _check_jpegs(self, parts: Iterable[tuple[int, int]]) -> None:
-        """Check, before decoding, that each strip or tile is whole and none decodes to more pixels than it may have."""
+        """Check, before decoding, that each strip or tile is whole and has no more pixels than the header says."""
         page = self._page
         width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
         for offset, count in parts:
             part = self._data[offset : offset + count]
-            if not part.rstrip(b"\0").endswith(b"\xff\xd9"):
+            if not part.rstrip(b"\0").endswith(END_OF_JPEG):
                 raise ValueError("a strip or tile stops without an end marker")
             with Image.open(io.BytesIO(part)) as image:
                 if image.width > width or image.height > max(height, 8):
@@ -186,15 +179,18 @@ class TiffPicture:
         gray = samples[:, :, :1]
         if self._model == "palette":
             gray = gray.astype(np.uint8, copy=False)
-            return gray if indices else _palette(page)[gray[:, :, 0]]
+            stored = np.asarray(page.colormap).T
+            if stored.max() > 255:  # 16 bits; some programs write 8
+                stored = stored >> 8
+            return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]
         gray = _full_range(gray, page.bitspersample)
         return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
 
     def _alpha(self) -> tuple[int, bool] | None:
-        """Return which sample is alpha, and whether colours are multiplied by it.
+        """Return the index of the alpha sample, and whether colours are multiplied by alpha; None without alpha.
 
-        A sample without a stated meaning is not, unless it is the only extra one of a file that states none at all, as
-        older programs write them.
+        An extra sample without a stated meaning is alpha only where it is the only one and the file states no meanings,
+        as older programs write files.
         """
         page = self._page
         colours = 3 if self._model == "RGB" else 1
@@ -214,15 +210,17 @@ def stored_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _full_pages(file: TiffFile) -> list[TiffPage]:
-    """Return the pages that are pictures: no masks, and copies of reduced size only where there is nothing else.
+    """Return the pages with full pictures, without masks; where there are none, the first picture of reduced size.
 
-    A damaged file can name pages without end: only the first 256 are looked at.
+    Only the first 256 pages are looked at, because a damaged file can name pages without end.
     """
     found = list(islice(_pages(file), _MOST_PAGES))
-    pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == 4)]
+    pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == PHOTOMETRIC.MASK)]
     full = [page for page in pages if not int(page.subfiletype) & _REDUCED]
-    if not full and (not pages or len(found) == _MOST_PAGES):
-        raise ValueError("no picture in it" if not pages else f"no full picture among its first {_MOST_PAGES} pages")
+    if not pages:
+        raise ValueError("no picture in it")
+    if not full and len(found) == _MOST_PAGES:
+        raise ValueError(f"no full picture among its first {_MOST_PAGES} pages")
     return full or pages[:1]
 
 
@@ -240,14 +238,6 @@ def _pages(file: TiffFile) -> Iterator[TiffPage]:
 def _full_range(samples: Pixels, bits: int) -> Pixels:
     """Spread samples of 1, 2 or 4 bits over the range of 8 bits."""
     return samples if bits >= 8 else samples.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
-
-
-def _palette(page: TiffPage) -> Pixels:
-    """Return ``(256, 3)`` colours of 8 bits, which some programs write with 8 bits instead of 16."""
-    stored = np.asarray(page.colormap).T
-    colours: Pixels = np.zeros((256, 3), np.uint8)
-    colours[: len(stored)] = (stored if stored.max() < 256 else stored >> 8)[:256]
-    return colours
 
 
 def _divide_by_alpha(pixels: Pixels) -> None:

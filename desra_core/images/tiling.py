@@ -21,18 +21,18 @@ class Rectangle(NamedTuple):
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
     def source(self, halo: int) -> Rectangle:
-        """Return the part of its input that a filter reads to fill this one, if it keeps the valid region only."""
+        """Return the part of the input that a filter with a valid output reads to compute this part of its output."""
         return Rectangle(self.y, self.x, self.height + 2 * halo, self.width + 2 * halo)
 
 
 def row_strips(shape: tuple[int, ...], pixels: int = 2**20) -> Iterator[slice]:
-    """Yield ranges of rows of about so many pixels, from top to bottom, to bound the memory of copies."""
+    """Yield ranges of rows of about ``pixels`` pixels, from top to bottom, to bound the memory of copies."""
     step = max(1, pixels // shape[1])
     return (slice(row, row + step) for row in range(0, shape[0], step))
 
 
 def grid(height: int, width: int, size: int) -> Iterator[Rectangle]:
-    """Yield tiles of ``size`` x ``size`` that cover an image exactly once, row by row; smaller at its end.
+    """Yield tiles of ``size`` x ``size`` that cover an image exactly once, row by row; the last ones are smaller.
 
     >>> [tile.x for tile in grid(2, 5, 2)], [tile.width for tile in grid(2, 5, 2)]
     ([0, 2, 4], [2, 2, 1])
@@ -43,7 +43,7 @@ def grid(height: int, width: int, size: int) -> Iterator[Rectangle]:
 
 
 class Window(NamedTuple):
-    """A part of an image that a network sees, and the part of it whose results are kept."""
+    """A part of an image that a network gets, and the part of its results that is kept."""
 
     source: Rectangle
     kept: Rectangle
@@ -55,15 +55,15 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
     Args:
         height, width: The size of the image, multiples of ``multiple``.
         side: The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
-        halo: Least distance in pixels of a kept pixel from the border of its window, but where that is the border of
-            the image; a multiple of ``multiple``.
-        multiple: Windows start at multiples of it, and so are their sizes.
+        halo: Least distance in pixels of a kept pixel from a border of its window that is no border of the image; a
+            multiple of ``multiple``.
+        multiple: Starts and sizes of windows are multiples of this.
 
     Returns:
         The windows row by row. Their kept parts cover the image exactly once.
 
-        >>> [(window.source.x, window.kept.x, window.kept.width) for window in windows(4, 10, side=6, halo=1)] [(0, 0,
-        5), (4, 5, 5)]
+        >>> [(window.source.x, window.kept.x, window.kept.width) for window in windows(4, 10, side=6, halo=1)]
+        [(0, 0, 5), (4, 5, 5)]
     """
     rows = _spans(height, side, halo, multiple)
     columns = _spans(width, side, halo, multiple)
@@ -75,14 +75,14 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
 
 
 def _spans(length: int, side: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
-    """`windows` in one dimension: start and size of each, first and last + 1 of what it keeps."""
+    """Cut `windows` in one dimension: start and size of each, first and last + 1 of the pixels that it keeps."""
     if length <= side:
         return [(0, length, 0, length)]
     count = -(-(length - 2 * halo) // (side - 2 * halo))
-    # The smallest size with which the last one ends at the image's end: count * size - (count - 1) * 2 * halo >= length
+    # The smallest size with which the windows reach the image's end: count * size - (count - 1) * 2 * halo >= length
     size = -(-(length + 2 * halo * (count - 1)) // (count * multiple)) * multiple
     blocks = (length - size) // multiple
     starts = [index * blocks // (count - 1) * multiple for index in range(count)]
-    # Half-way through each overlap, which leaves half of it, at least the halo, on either side.
+    # Cut half-way through each overlap, which leaves at least the halo on either side.
     cuts = [0, *((start + size + after) // 2 for start, after in itertools.pairwise(starts)), length]
     return [(start, size, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True)]

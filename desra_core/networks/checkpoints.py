@@ -1,9 +1,16 @@
-"""Load super-resolution networks from checkpoint files."""
+"""Read the weights of checkpoint files without running code in them, and load super-resolution networks.
+
+torch is imported where it is used.
+"""
 
 from __future__ import annotations
 
+import pickle
+import re
+import struct
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from cachetools import LRUCache, cached
 
 from desra_core import third_party
-from desra_core.errors import UsageError
+from desra_core.errors import UsageError, described
 from desra_core.files.hashing import content_key
 from desra_core.gpu import exact_on, is_broken, is_unusable
+from desra_core.networks.architectures import Traits, traits_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,46 +31,65 @@ Precision = Literal["float32", "bfloat16"]
 
 # The networks that a process keeps may take so much together: 12 models like RRDBNet.
 KEPT_BYTES = 800_000_000
-# A worker's threads that need a model at the same time wait for one of them to load it.
+# Threads of a worker that need the same model wait until one thread has loaded it.
 _LOADING = threading.Lock()
-# GPUs have the memory for larger windows, which lose less to halos; where one does not, windows shrink by themselves.
+# GPUs have the memory for larger windows, which lose less to halos. Where memory runs out, windows become smaller.
 _GPU_TILE_FACTOR = 2
 _REMEDY = "give the checkpoint of a super-resolution network, such as RRDBNet, SRVGGNetCompact or SwinIR"
-# spandrel and the networks raise these where weights look like those of an architecture, but do not fit it.
-_MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+# Raised by torch.load, safetensors, spandrel and mmcv for files that are damaged, or no checkpoint or config, and by
+# networks that do not fit the weights or the config.
+LOAD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+
+# Tools put these before the names of a network's tensors: the names of dicts in a checkpoint, which are prefixes in
+# safetensors; those of torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer.
+_EMA_WRAPPERS = (
+    "params_ema.", "params-ema.", "net_g_ema.", "netG_ema.", "generator_ema.", "model_ema.", "ema_model.",
+    "ema_state_dict.", "ema_model_state_dict.", "model_ema_state_dict.", "ema.",
+)  # fmt: skip
+_WRAPPERS = (
+    *_EMA_WRAPPERS, "model_state_dict.", "state_dict.", "params.", "_orig_mod.", "module.", "net_g.", "netG.",
+    "generator.", "model.", "net.", "network.",
+)  # fmt: skip
+
+_WAY = "load it with torch.load(path, weights_only=False) and torch.save its weights alone"
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A super-resolution network and how to run it on windows of an image. Lengths are in LR pixels."""
+    """A super-resolution network, and how to run it on windows of an image.
+
+    Attributes:
+        path: The checkpoint.
+        network: In evaluation mode, its weights float32 and in channels-last format.
+        architecture: spandrel's name of the architecture.
+        scale: By how much the network enlarges.
+        traits: The sizes of windows.
+        device: The torch device.
+        dtype: The number format in which the network computes.
+    """
 
     path: Path
     network: nn.Module
-    """In evaluation mode, its weights float32 and in channels-last format."""
     architecture: str
     scale: int
-    halo: int
-    """The context that a result pixel needs around it."""
-    multiple: int
-    """Windows start at multiples of it, and their sizes are multiples of it."""
-    minimum: int
-    """The least side of a window."""
-    tile: int
-    """The largest default side of a window."""
+    traits: Traits
     device: str
     dtype: torch.dtype
-    """The number format in which the network computes."""
 
     @property
     def kept_bytes(self) -> int:
-        """The size that counts among the networks that are kept: its weights, but at most a third of all."""
+        """The size of the weights, but at most a third of `KEPT_BYTES`, to which the sizes of kept networks add up."""
         tensors = (*self.network.parameters(), *self.network.buffers())
         return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Run the network on ``(N, 3, h, w)`` values in 0..1; returns ``(N, 3, h * scale, w * scale)``, not clamped.
 
-        Both are float32. On a GPU float32 means just that, not TF32, and what it gives can be reproduced.
+        Both are float32. On a GPU the network computes exactly, as `desra_core.gpu.exact_on` says.
         """
         import torch
 
@@ -75,16 +102,15 @@ class Model:
 def load_model(path: Path, device: str = "cpu", precision: Precision = "float32") -> Model:
     """Load a network, once per process for the same content, device and precision.
 
-    The latest ones are kept, as many as fit into `KEPT_BYTES` and at least three: the pair of a run and one more.
+    The latest networks are kept, as many as fit into `KEPT_BYTES` and at least three: the pair of a run and a third.
 
     Args:
-        path: Weights of a 3-channel SR network that spandrel knows, as torch or safetensors saves them. Cannot run
-            code.
+        path: Weights of a 3-channel SR network that spandrel knows, saved by torch or safetensors. Code in the file is
+            not run.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
-        precision: The number format in which it computes. On a CPU with AVX512-BF16, bfloat16 takes about half the time
-            of float32, and the three networks of Real-ESRGAN with SRVGG layers then gave results at 49 to 65 dB of
-            those in float32 (six photos; 12 levels of 255 at most). Casting whole networks took as long and gave 0.3 to
-            6 dB less.
+        precision: The number format in which the network computes. On a CPU with AVX512-BF16, bfloat16 takes about half
+            the time of float32. The results of Real-ESRGAN's three SRVGG networks then had a PSNR of 49 to 65 dB
+            against those in float32 (six photos; at most 12 levels of 255 apart).
 
     Raises:
         UsageError: The file or the device cannot be used.
@@ -112,38 +138,28 @@ def load_pair(
 def _loaded(path: Path, _key: str, device: str, precision: Precision) -> Model:
     import torch
 
-    from desra_core.networks.architectures import traits_of
-
     descriptor = recognised(path, precision)
     network = descriptor.model.eval().requires_grad_(False).float()
     requirements = descriptor.size_requirements
     traits = traits_of(descriptor.architecture.id, network, requirements.multiple_of, requirements.minimum)
     if precision == "bfloat16" and traits.last is not None:
         _keep_float32(traits.last)
+    if device != "cpu":
+        traits = traits._replace(tile=traits.tile * _GPU_TILE_FACTOR)
     try:
         network.to(device, memory_format=torch.channels_last)
     except (AssertionError, RuntimeError) as error:
         if is_broken(error):
             raise
         raise _no_device(device, error) from None
-    model = Model(
-        path=path,
-        network=network,
-        architecture=str(descriptor.architecture.name),
-        scale=int(descriptor.scale),
-        halo=traits.halo,
-        multiple=traits.multiple,
-        minimum=traits.minimum,
-        tile=traits.tile * (1 if device == "cpu" else _GPU_TILE_FACTOR),
-        device=device,
-        dtype=getattr(torch, precision),
-    )
+    name, scale = str(descriptor.architecture.name), int(descriptor.scale)
+    model = Model(path, network, name, scale, traits, device, getattr(torch, precision))
     _try_out(model)
     return model
 
 
 def recognised(path: Path, precision: Precision = "float32") -> Any:
-    """Recognise the network that the weights of a file are for; returns spandrel's descriptor with that network.
+    """Find the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
     Raises:
         UsageError: As `load_model`, but for the device.
@@ -153,32 +169,26 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
         warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
         from spandrel import ModelLoader, UnsupportedModelError
 
-        from desra_core.networks.weights import read_weights
-
         weights = read_weights(path)
         try:
             descriptor = ModelLoader().load_from_state_dict(weights)
         except UnsupportedModelError:
             raise UsageError(path, "is of no architecture that spandrel knows", _REMEDY) from None
-        except _MISFIT_ERRORS as error:
-            reason = f"does not fit the architecture that it looks like ({type(error).__name__}: {error})"
-            raise UsageError(path, " ".join(reason.split())[:300], _REMEDY) from None
-    _check_purpose(descriptor, path, precision)
-    return descriptor
-
-
-def _check_purpose(descriptor: Any, path: Path, precision: Precision) -> None:
+        except LOAD_ERRORS as error:
+            reason = f"does not fit the architecture that it looks like ({described(error)})"
+            raise UsageError(path, reason, _REMEDY) from None
     name = descriptor.architecture.name
     if descriptor.purpose != "SR":
         raise UsageError(path, f"is a network for {descriptor.purpose.lower()} ({name})", _REMEDY)
     channels = descriptor.input_channels, descriptor.output_channels
     if channels != (3, 3):
-        remedy = "give a network for colour images: it gets gray ones as three equal channels"
+        remedy = "give a network for colour images: gray images are given to it as three equal channels"
         raise UsageError(path, f"maps {channels[0]} channels to {channels[1]} ({name})", remedy)
     if int(descriptor.scale) != descriptor.scale or descriptor.scale < 2:
         raise UsageError(path, f"enlarges by {descriptor.scale} ({name})", "give a network of scale 2, 3, 4 or so")
     if precision == "bfloat16" and not descriptor.supports_bfloat16:
         raise UsageError(path, f"is a network that cannot compute in bfloat16 ({name})", "use float32")
+    return descriptor
 
 
 def _keep_float32(module: Any) -> None:
@@ -195,26 +205,194 @@ def _keep_float32(module: Any) -> None:
 
 
 def _no_device(device: str, error: Exception) -> UsageError:
-    return UsageError(f"device {device!r}", f"cannot be used ({' '.join(str(error).split())[:200]})",
-                      "use cpu, or cuda with a driver and a torch for it")  # fmt: skip
+    remedy = "use cpu, or cuda with a driver and a torch for it"
+    return UsageError(f"device {device!r}", f"cannot be used ({described(error)})", remedy)
 
 
 def _try_out(model: Model) -> None:
-    """Run the network on a small image: it must map it to one of `scale` times its size (raises `UsageError`)."""
+    """Run the network on a small image, which shows whether it can be run and enlarges by its scale."""
     import torch
 
-    side = -(-max(16, model.minimum) // model.multiple) * model.multiple
+    multiple = model.traits.multiple
+    side = -(-max(16, model.traits.minimum) // multiple) * multiple
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shape = tuple(model(torch.zeros((1, 3, side, side), device=model.device)).shape)
-    except _MISFIT_ERRORS as error:
+    except LOAD_ERRORS as error:
         if is_broken(error):
             raise
         if is_unusable(error):
             raise _no_device(model.device, error) from None
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UsageError(model.path, f"cannot be run ({model.architecture}: {problem})", _REMEDY) from None
+        raise UsageError(model.path, f"cannot be run ({model.architecture}: {described(error)})", _REMEDY) from None
     if shape != (1, 3, side * model.scale, side * model.scale):
-        raise UsageError(model.path, f"does not enlarge images by {model.scale} ({model.architecture})",
-                         _REMEDY)  # fmt: skip
+        reason = f"does not enlarge images by {model.scale} ({model.architecture})"
+        raise UsageError(model.path, reason, _REMEDY)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Read the tensors of a checkpoint by name, onto the CPU.
+
+    Args:
+        path: A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or below the
+            names that other tools, Lightning and torch.compile give them, nested in any order. Averaged weights, such
+            as those below ``params_ema``, go before raw ones.
+
+    Raises:
+        UsageError: The file is no checkpoint, only a part of one, would run code, holds several networks, or values
+            that are not finite.
+    """
+    kinds = _kinds(path)
+    return _finite(kinds["ema" if "ema" in kinds else "raw"], path)
+
+
+def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
+    """Read both kinds of weights that a training tool saves, ``raw`` and ``ema``; only ``raw`` where they are equal.
+
+    Raises:
+        UsageError: As `read_weights`.
+    """
+    import torch
+
+    kinds = {kind: _finite(weights, path) for kind, weights in _kinds(path).items()}
+    raw, ema = next(iter(kinds.values())), kinds.get("ema", {})
+    same = raw.keys() == ema.keys() and all(torch.equal(raw[name], ema[name]) for name in raw)
+    return {"raw": raw} if same or len(kinds) == 1 else kinds
+
+
+def load_checkpoint(path: Path, way: str) -> Any:
+    """Read a file of ``torch.save`` onto the CPU, without running code in it.
+
+    The training log that mmengine saves beside weights is left out.
+
+    Args:
+        path: The file.
+        way: How to save the weights of a trusted file alone, for the error about an object that could run code.
+
+    Raises:
+        UsageError: The file is no checkpoint, only a part of one, or would run code.
+    """
+    import torch
+
+    torch.serialization.add_safe_globals(_safe_globals())
+    try:
+        with path.open("rb") as file:  # by its path, torch judges a file by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        if "TorchScript" in str(error):
+            remedy = "load it with torch.jit.load where you trust it, and torch.save its state_dict()"
+            raise UsageError(path, "is a TorchScript program, not a checkpoint", remedy) from None
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"holds an object of {refused[1]} beside its weights, and loading such objects can run code"
+            remedy = f"if you trust it, and where {refused[1].partition('.')[0]} is installed, {way}"
+            raise UsageError(path, reason, remedy) from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> UsageError:
+    return UsageError(path, "is not a checkpoint, or only a part of one", "download or copy the checkpoint again")
+
+
+class _TrainingLog:
+    """In place of mmengine's HistoryBuffer, and of ``getattr``, by which its pickle finds methods; holds nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        """Called by the unpickler."""
+
+
+def _safe_globals() -> list[Any]:
+    """The classes and functions of a training log: stand-ins, and NumPy's under the names of NumPy 1 and 2."""
+    import numpy as np
+
+    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr")
+    named: list[tuple[Any, str]] = [(_TrainingLog, name) for name in names]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        named += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    return [*named, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}]
+
+
+def _kinds(path: Path) -> dict[str, dict[str, Any]]:
+    """Find the tensors of the network in a file, by its own names: ``raw``, ``ema`` or both."""
+    content = _content(path)
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for wrappers, tensors in _networks(_flattened(content)):
+        kind = "ema" if any(f".{wrapper}" in f".{wrappers}" for wrapper in _EMA_WRAPPERS) else "raw"
+        other, _ = found.setdefault(kind, (wrappers, tensors))
+        if other != wrappers:
+            reason = f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}"
+            raise UsageError(path, reason, "torch.save the weights of one of them alone")
+    kinds: dict[str, dict[str, Any]] = {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
+    kinds = kinds or {"raw": _without_common_wrappers(content)}
+    if not all(kinds.values()):
+        raise UsageError(path, "holds no weights", _REMEDY)
+    return kinds
+
+
+def _content(path: Path) -> Mapping[Any, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    content_key(path)  # raises where there is no such file
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes with the length of its JSON header
+    content: Any
+    try:
+        content = load_file(path) if is_safetensors else load_checkpoint(path, _WAY)
+    except (*LOAD_ERRORS, SafetensorError):
+        raise _damaged(path) from None
+    if not isinstance(content, Mapping):
+        raise UsageError(path, f"holds a {type(content).__name__} instead of named weights", _REMEDY)
+    return content
+
+
+def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every network that spandrel knows, with the wrappers around its names.
+
+    The names of old ESRGAN begin with a wrapper themselves, so a network is looked for before wrappers are removed.
+    """
+    third_party.mend_torchvision()
+    from spandrel import MAIN_REGISTRY
+
+    if any(known.detect(tensors) for known in MAIN_REGISTRY.architectures("detection")):
+        yield wrappers, tensors
+        return
+    first = f"{next(iter(tensors), '').partition('.')[0]}."
+    common = () if first in _WRAPPERS or not all(name.startswith(first) for name in tensors) else (first,)
+    for wrapper in (*_WRAPPERS, *common):
+        inner = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
+        if inner:
+            yield from _networks(inner, f"{wrappers}{wrapper}")
+
+
+def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the dicts and prefixes that are around all tensors of another network, such as a discriminator."""
+    from spandrel import canonicalize_state_dict
+
+    tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
+    while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors
+
+
+def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """List all tensors of nested dicts, the name of a dict before their own names."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, Mapping):
+            found |= _flattened(value, f"{prefix}{name}.")
+    return found
+
+
+def _finite(weights: dict[str, Any], path: Path) -> dict[str, Any]:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UsageError(path, f"has values in {name} that are not finite", "copy or train it again")
+    return weights

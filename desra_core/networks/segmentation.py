@@ -1,40 +1,56 @@
 """Label every pixel of a GAN result with its ADE20K class.
 
-A segmenter is named by a spec, ``mmseg:CONFIG,CHECKPOINT``. Its key, a fingerprint of everything that
-determines its labels, is found without importing torch.
+A segmenter is named by a spec, ``mmseg:CONFIG,CHECKPOINT``. Its key, a fingerprint of everything that determines its
+labels, is found without importing torch and mmseg.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from desra_core.errors import ImageError, UsageError
+from desra_core import third_party
+from desra_core.errors import ImageError, UsageError, described
+from desra_core.files.hashing import content_key
 from desra_core.gpu import exact_on
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Labels, Pixels
-from desra_core.networks.mmseg import load_mmseg, mmseg_key
+from desra_core.images.tiling import row_strips
+from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-_BAND_ROWS = 512
+Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
+
 # Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
 _SMALL_SIZE = 128
 # Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128
-# Networks that do not fit their config raise these.
-_MISFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_CONFIG_REMEDY = "use the config of MMSegmentation 0.x for this checkpoint (its wheel holds them in mmseg/.mim/configs)"
+_WAY = (
+    "c = torch.load(path, weights_only=False), then torch.save(dict(state_dict=c['state_dict'], "
+    "meta=dict(CLASSES=list(c['meta']['dataset_meta']['classes']))), new_path)"
+)
 
 
 class Segmenter(Protocol):
-    """A segmentation model for ADE20K's 150 classes."""
+    """A segmentation model for ADE20K's 150 classes.
+
+    Attributes:
+        key: Fingerprint of everything that determines the labels.
+    """
 
     key: str
-    """Fingerprint of everything that determines the labels."""
 
     def __call__(self, gan_sr: Pixels) -> Labels:
         """Return the ADE20K class of each pixel, ``(H, W)`` uint8 in 0..149, of ``(H, W, 1 or 3)`` pixels."""
@@ -42,7 +58,7 @@ class Segmenter(Protocol):
 
 
 def segmenter_key(spec: str) -> str:
-    """Fingerprint a segmenter: the content of its config, of that one's bases and of its checkpoint.
+    """Fingerprint a segmenter: the content of its config, of the configs that this inherits, and of its checkpoint.
 
     Args:
         spec: ``mmseg:CONFIG,CHECKPOINT``.
@@ -50,7 +66,7 @@ def segmenter_key(spec: str) -> str:
     Raises:
         UsageError: The spec is malformed, or a file is missing, unreadable or no Python config.
     """
-    return f"mmseg:{mmseg_key(*_mmseg_files(spec))}"
+    return _key(*_files(spec))
 
 
 def load_segmenter(spec: str, device: str) -> Segmenter:
@@ -63,26 +79,25 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
     Raises:
         UsageError: As `segmenter_key` and `MMSegSegmenter`.
     """
-    config, checkpoint = _mmseg_files(spec)
+    config, checkpoint = _files(spec)
     with exact_on(device):
-        return _loaded(config, checkpoint, mmseg_key(config, checkpoint), device)
+        return _loaded(config, checkpoint, _key(config, checkpoint), device)
 
 
 def try_segmenter(spec: str) -> None:
     """Load a segmenter and label a small image on the CPU, to fail before anything is started.
 
     Raises:
-        UsageError: As `load_segmenter`, or it cannot be run.
+        UsageError: As `load_segmenter`, or the model cannot be run.
     """
     segmenter = load_segmenter(spec, "cpu")
     try:
         segmenter(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
-    except (UsageError, MemoryError):
-        raise
-    except _MISFIT_ERRORS as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    except LOAD_ERRORS as error:
         remedy = "give the config of a model that labels whole images, such as SegFormer"
-        raise UsageError(_mmseg_files(spec)[0], f"describes a model that cannot be run ({problem})", remedy) from None
+        raise UsageError(
+            _files(spec)[0], f"describes a model that cannot be run ({described(error)})", remedy
+        ) from None
 
 
 class MMSegSegmenter:
@@ -92,9 +107,10 @@ class MMSegSegmenter:
     nine bytes per pixel instead of about 1200.
 
     Args:
-        config: A config of MMSegmentation 0.x. It is a Python file, which is run: take it from where you take code.
-        checkpoint: Weights that fit the config, with the classes in ``meta`` as 0.x or 1.x writes them. Cannot run
-            code.
+        config: A config of MMSegmentation 0.x for an ``EncoderDecoder`` that sees the whole image once. It is a Python
+            file, which is run: trust its source as you trust the source of a program.
+        checkpoint: Weights that fit the config; ``meta`` names ADE20K's 150 classes, as 0.x or 1.x writes it. Code in
+            the file is not run.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
 
     Raises:
@@ -102,11 +118,13 @@ class MMSegSegmenter:
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
-        self.key = f"mmseg:{mmseg_key(config, checkpoint)}"
+        self.key = _key(config, checkpoint)
         self._checkpoint = checkpoint
         self._device = device
-        self._model, self._pipeline = load_mmseg(config, checkpoint)
-        self._model.to(device)
+        third_party.mend_mmcv()
+        self._model, self._pipeline = _built(config)
+        _load_weights(self._model, config, checkpoint)
+        self._model.eval().to(device)
 
     def __call__(self, gan_sr: Pixels) -> Labels:
         """Label ``(H, W, 1 or 3)`` pixels, uint8 or uint16; returns ``(H, W)`` uint8.
@@ -131,31 +149,27 @@ class MMSegSegmenter:
 
     def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
         """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its unpadded size."""
-        # In bands of rows: the temporaries of `bgr8` for 16 bits are six times the image.
+        # In strips: the temporaries of `bgr8` for 16 bits are six times the image.
         bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
-        for top in range(0, gan_sr.shape[0], _BAND_ROWS):
-            bgr[top : top + _BAND_ROWS] = bgr8(gan_sr[top : top + _BAND_ROWS])
-        names = {"filename": None, "ori_filename": None}  # as for an array given to inference_segmentor
-        views = self._pipeline({"img": bgr, "img_shape": bgr.shape, "ori_shape": bgr.shape, **names})
-        rows, columns = views["img_metas"][0].data["img_shape"][:2]
+        for rows in row_strips(gan_sr.shape):
+            bgr[rows] = bgr8(gan_sr[rows])
+        views = _views(self._pipeline, bgr)
+        height, width = views["img_metas"][0].data["img_shape"][:2]
         # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not
-        return views["img"][0].data[None].to(self._device), (int(rows), int(columns))
+        return views["img"][0].data[None].to(self._device), (int(height), int(width))
 
     def _logits(self, network_input: torch.Tensor) -> torch.Tensor:
         model = self._model
         try:
-            logits: torch.Tensor = model.decode_head.forward_test(
-                model.extract_feat(network_input), None, model.test_cfg
-            )
+            features = model.extract_feat(network_input)
+            logits: torch.Tensor = model.decode_head.forward_test(features, None, model.test_cfg)
         except RuntimeError as error:
             if "Kernel size can't be greater than actual input size" not in str(error):
                 raise
-            rows, columns = network_input.shape[2:]
-            raise ImageError(
-                f"an image that becomes {columns}x{rows} pixels for segmentation",
-                "is too narrow for the model",
-                "crop it to a less extreme ratio, or remove it",
-            ) from None
+            height, width = network_input.shape[2:]
+            subject = f"an image that becomes {width}x{height} pixels for segmentation"
+            remedy = "crop it to a less extreme ratio, or remove it"
+            raise ImageError(subject, "is too narrow for the model", remedy) from None
         if not bool(logits.isfinite().all()):
             raise UsageError(self._checkpoint, "gives values that are not finite", "copy or train it again")
         return logits
@@ -171,13 +185,13 @@ def upsampled_argmax(
 ) -> torch.Tensor:
     """Resize logits to image size as MMSegmentation does, and keep only the winning class.
 
-    One class at a time: each value is the same to the bit as when all are resized at once, which is not so for a band
-    of rows. Equal values go to the lower class, as in ``argmax``.
+    Classes are resized one at a time: each value is the same to the bit as when all are resized at once. (Resizing
+    strips of rows would change bits.) Of classes with equal values the lower one wins, as in ``argmax``.
 
     Args:
         logits: ``(1, classes, h, w)``, at most 256 classes.
         network_size: The size of the network's input, to which mmseg resizes first.
-        kept_size: The part of it that is not padding.
+        kept_size: The part of the input that is not padding.
         size: The size of the image.
         align_corners: As the decode head has it.
 
@@ -213,7 +227,7 @@ def _possible_winners(logits: torch.Tensor, network_size: tuple[int, ...]) -> li
     """List the classes that may win some pixel, ascending: only they need resizing.
 
     Where logits are first resized by a factor of 1 or more, a pixel is a mean of values within a 3x3 window.
-    So a class stays below another one there if its maximum is below the other's minimum.
+    So a class loses there if its maximum in the window is below the minimum of another class.
     """
     from torch.nn.functional import max_pool2d
 
@@ -232,7 +246,7 @@ def _loaded(config: Path, checkpoint: Path, _key: str, device: str) -> MMSegSegm
     return MMSegSegmenter(config, checkpoint, device)
 
 
-def _mmseg_files(spec: str) -> tuple[Path, Path]:
+def _files(spec: str) -> tuple[Path, Path]:
     kind, _, names = spec.partition(":")
     parts = [name.strip() for name in names.split(",")]
     if kind != "mmseg" or len(parts) != 2 or not all(parts):
@@ -240,3 +254,137 @@ def _mmseg_files(spec: str) -> tuple[Path, Path]:
         raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT", remedy)
     config, checkpoint = (Path(name).expanduser().absolute() for name in parts)
     return config, checkpoint
+
+
+def _key(config: Path, checkpoint: Path) -> str:
+    configs = hashlib.blake2b(digest_size=16)
+    for path in _config_chain(config):
+        configs.update(bytes.fromhex(content_key(path)))
+    return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
+
+
+def _config_chain(config: Path) -> list[Path]:
+    """List a config and, depth first, the files that it inherits from by ``_base_``."""
+    content_key(config)
+    try:
+        body = ast.parse(config.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(config, f"is not a Python file ({described(error)})", _CONFIG_REMEDY) from None
+    chain = [config]
+    for statement in body:
+        if isinstance(statement, ast.Assign) and "_base_" in map(ast.unparse, statement.targets):
+            try:
+                bases = ast.literal_eval(statement.value)
+            except ValueError:
+                raise UsageError(config, "computes its _base_", "write _base_ as plain strings") from None
+            for base in [bases] if isinstance(bases, str) else bases:
+                chain += _config_chain(config.parent / base)
+    return chain
+
+
+def _built(config: Path) -> tuple[Any, Pipeline]:
+    """Build the ``EncoderDecoder`` of a config, and its test pipeline without the step that loads a file."""
+    from mmcv import Config
+    from mmseg.datasets.pipelines import Compose
+    from mmseg.models import build_segmentor
+
+    search_path = sys.path.copy()
+    try:
+        settings = Config.fromfile(str(config))
+    except LOAD_ERRORS as error:
+        sys.path[:] = search_path
+        _drop_frames(error)
+        raise UsageError(config, f"cannot be run as a config ({described(error)})", _CONFIG_REMEDY) from None
+    if not isinstance(settings.get("model"), dict):
+        raise UsageError(config, "describes no model", _CONFIG_REMEDY)
+    if "data" not in settings:
+        generation = "is of MMSegmentation 1.x" if "data_preprocessor" in settings.model else "has no test pipeline"
+        raise UsageError(config, generation, _CONFIG_REMEDY)
+    if settings.model.get("type") != "EncoderDecoder":
+        raise UsageError(config, "describes no EncoderDecoder", "use a config of such a model, for example SegFormer")
+    try:
+        settings.model.pretrained = None
+        settings.model.train_cfg = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*avg_non_ignore")  # about a loss, for training
+            model = build_segmentor(settings.model, test_cfg=settings.get("test_cfg"))
+        pipeline = Compose(settings.data.test.pipeline[1:])
+        mode, classes = model.test_cfg.mode, model.decode_head.out_channels
+    except LOAD_ERRORS as error:
+        reason = f"describes no model that can be built ({described(error)})"
+        raise UsageError(config, reason, _CONFIG_REMEDY) from None
+    if mode != "whole":
+        reason = f"infers in {mode} mode, but the class weights assume whole images"
+        raise UsageError(config, reason, "set model.test_cfg = dict(mode='whole')")
+    if classes != 150:
+        raise UsageError(config, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
+    _check_single_view(pipeline, config)
+    return model, pipeline
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Free the objects that mmcv leaves when a config fails.
+
+    mmcv removes a temporary folder with an open self-deleting file in it, whose finalizer then prints a traceback.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _views(pipeline: Pipeline, bgr: Any) -> dict[str, Any]:
+    """Run a test pipeline on an image, as ``inference_segmentor`` does for an array."""
+    sizes = {"img_shape": bgr.shape, "ori_shape": bgr.shape}
+    return pipeline({"img": bgr, **sizes, "filename": None, "ori_filename": None})
+
+
+def _check_single_view(pipeline: Pipeline, path: Path) -> None:
+    """Check with a small image that the pipeline gives the network one view of it, not flipped."""
+    try:
+        views = _views(pipeline, np.zeros((64, 64, 3), np.uint8))
+        flips = [meta.data["flip"] for meta in views["img_metas"]]
+        sizes = [view.data.shape for view in views["img"]]
+    except LOAD_ERRORS as error:
+        raise UsageError(path, f"has a test pipeline that fails ({described(error)})", _CONFIG_REMEDY) from None
+    if flips != [False] or len(sizes) != 1 or len(sizes[0]) != 3:
+        reason = f"has a test pipeline that makes {len(sizes)} views of an image, scaled or flipped"
+        raise UsageError(path, reason, "leave it one img_scale, no img_ratios and flip=False")
+
+
+def _load_weights(model: Any, config: Path, path: Path) -> None:
+    content = load_checkpoint(path, _WAY)
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        reason = "is not a checkpoint of MMSegmentation: it has no state_dict"
+        raise UsageError(path, reason, "download or copy the checkpoint again")
+    _check_classes(content.get("meta"), path)
+    weights = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
+    needed = {name: value.shape for name, value in model.state_dict().items()}
+    given = {name: getattr(value, "shape", None) for name, value in weights.items()}
+    wrong = [name for name in sorted(needed.keys() | given) if name not in given or given[name] != needed.get(name, 0)]
+    if wrong:
+        reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
+        raise UsageError(path, reason, "give the config that it was trained with")
+    model.load_state_dict(weights)
+
+
+def _check_classes(meta: Any, path: Path) -> None:
+    """Compare ``CLASSES``, as 0.x writes it, or ``dataset_meta['classes']``, as 1.x does, to ADE20K's names."""
+    from mmseg.datasets import ADE20KDataset
+
+    meta = meta if isinstance(meta, Mapping) else {}
+    newer = meta.get("dataset_meta")
+    names = meta.get("CLASSES") or (newer.get("classes") if isinstance(newer, Mapping) else None)
+    if not isinstance(names, list | tuple):
+        raise UsageError(
+            path, "does not name its classes", "use a checkpoint as MMSegmentation saves it, with its meta"
+        )
+    names, expected = ([str(name).strip() for name in given] for given in (names, ADE20KDataset.CLASSES))
+    remedy = "use a checkpoint trained on ADE20K: the weights of the classes are for it alone"
+    if len(names) != len(expected):
+        raise UsageError(path, f"has {len(names)} classes where ADE20K has {len(expected)}", remedy)
+    for index, (name, ade) in enumerate(zip(names, expected, strict=True)):
+        if name != ade:
+            raise UsageError(path, f"calls class {index} {name!r} where ADE20K has {ade!r}", remedy)

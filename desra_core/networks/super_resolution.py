@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Result(NamedTuple):
     """An enlarged photo.
 
-    ``pixels`` has ``scale`` times the height and width of the photo, its dtype and its number of channels.
-    ``tile`` is the side of the windows if memory ran out with those of the default side, and None otherwise.
+    Attributes:
+        pixels: The photo at ``scale`` times its height and width, of its dtype and number of channels.
+        tile: The side of the windows if memory ran out with the default side, else None.
     """
 
     pixels: Pixels
@@ -34,7 +35,8 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
 
     Args:
         model: From `desra_core.networks.checkpoints.load_model`.
-        pixels: ``(H, W, 1 or 3)`` uint8 or uint16. Gray is replicated, and of the result the luminance is taken.
+        pixels: ``(H, W, 1 or 3)`` uint8 or uint16. The network gets gray as three equal channels, and the gray result
+            is the luminance of its values.
 
     Returns:
         The network's values, clamped to 0..1 and rounded once, half to even.
@@ -47,8 +49,8 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
     source = _padded(pixels, model)
     tile: int | None = None
-    while not _fill(sr, source, model, tile or model.tile):
-        tile = _smaller(min(tile or model.tile, max(source.shape[:2])), model)
+    while not _fill(sr, source, model, tile or model.traits.tile):
+        tile = _smaller(min(tile or model.traits.tile, max(source.shape[:2])), model)
     return Result(sr, tile)
 
 
@@ -61,7 +63,10 @@ def resize_alpha(alpha: Pixels, scale: int) -> Pixels:
 
 def _padded(pixels: Pixels, model: Model) -> Pixels:
     """Continue an image to the right and below by reflection to a size that the network takes."""
-    sizes = (max(model.minimum, -(-side // model.multiple) * model.multiple) for side in pixels.shape[:2])
+    sizes = (
+        max(model.traits.minimum, -(-side // model.traits.multiple) * model.traits.multiple)
+        for side in pixels.shape[:2]
+    )
     margins = [(0, size - side) for size, side in zip(sizes, pixels.shape[:2], strict=True)]
     if not any(map(any, margins)):
         return pixels
@@ -70,18 +75,18 @@ def _padded(pixels: Pixels, model: Model) -> Pixels:
 
 def _smaller(side: int, model: Model) -> int:
     """Halve the side of a window, but keep 32 px beside its halos (raises `MemoryError` where it cannot be smaller)."""
-    least = -(-(2 * model.halo + 32) // model.multiple) * model.multiple
-    smaller = max(side // 2 // model.multiple * model.multiple, least)
+    least = -(-(2 * model.traits.halo + 32) // model.traits.multiple) * model.traits.multiple
+    smaller = max(side // 2 // model.traits.multiple * model.traits.multiple, least)
     if smaller >= side:
         raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
     return smaller
 
 
 def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
-    """Write the whole result, or return False when memory runs out even with one window at a time."""
+    """Write the whole result; return False when memory runs out with one window at a time."""
     import torch
 
-    todo = windows(*source.shape[:2], side=side, halo=model.halo, multiple=model.multiple)
+    todo = windows(*source.shape[:2], side=side, halo=model.traits.halo, multiple=model.traits.multiple)
     count = min(len(todo), max(1, side**2 // (todo[0].source.height * todo[0].source.width)))
     while todo:
         fits = True
@@ -94,7 +99,7 @@ def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
         if fits:
             todo = todo[count:]
             continue
-        # Not before the handler has ended: until then, the traceback holds the tensors.
+        # Outside of the handler, because the traceback holds the tensors.
         if model.device.startswith("cuda"):
             torch.cuda.empty_cache()
         if count == 1:
@@ -108,7 +113,7 @@ def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> Non
     import torch
 
     stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
-    # Until the results are in the machine's memory: the next batch then finds the GPU's free.
+    # Hold the GPU until the results are in the machine's memory, so that its memory is free for the next batch.
     with torch.inference_mode(), exact_on(model.device):
         scaled = torch.from_numpy(stacked).to(model.device).div_(np.iinfo(source.dtype).max)
         values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Resolve the settings of a run to cache keys, which are compared with those in the records."""
+"""Resolve the settings of a run to cache keys, which are compared with the keys in the records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from desra_core import __version__
 from desra_core.detection.class_weights import Weights, load_weights
-from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS
+from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import UsageError
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.networks.checkpoints import load_pair
@@ -26,7 +26,7 @@ SUPER_RESOLUTION_VERSION = 1
 MASK_VERSION = 1
 
 _KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
-# Whose numbers results depend on.
+# Packages on whose versions results depend.
 _PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
 
 
@@ -34,24 +34,31 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     """Resolve settings to keys and class weights.
 
     Raises:
-        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or unreadable
-            weights, config, checkpoint or detector.
+        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or an unreadable
+            file of weights, config, checkpoint or detector.
     """
     labelled = settings.segmenter != "none"
     detector = detector_of(settings)
-    inputs = _inputs(settings, labelled)
+    _check_inputs(settings, detector, labelled)
     source = settings.weights or ("published" if labelled and detector.weighs_classes else "none")
     if source != "none" and not labelled:
         raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
     weights = load_weights(source)
-    result_keys = _result_keys(settings)
-    mse_sr_key, gan_sr_key = result_keys or (None, None)
+    mse_sr_key = gan_sr_key = None
+    if isinstance(settings, Mining):
+        mse_sr_key = result_key(settings.mse_model, settings.precision)
+        gan_sr_key = result_key(settings.gan_model, settings.precision)
+        if mse_sr_key == gan_sr_key:
+            reason = f"is the same as {settings.mse_model}"
+            raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
     segmentation_key = settings.segmenter.partition(":")[0]
     if segmentation_key == "mmseg":
-        segmentation_key = segmenter_key(settings.segmenter)
-        # Where results are files, they are part of an image's id.
-        segmentation_key = f"mmseg:{fingerprint(segmentation_key, gan_sr_key or DECODING_VERSION)}"
-    labels_key = segmentation_key if "labels" in inputs else None
+        segmented = fingerprint(segmenter_key(settings.segmenter), gan_sr_key or DECODING_VERSION)
+        segmentation_key = f"mmseg:{segmented}"
+    labels_first = "labels" in detector.inputs
+    labels_key = segmentation_key if labels_first else None
+    # Results that are files are part of an image's id.
+    result_keys = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
     similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
     threshold = -detector.score_threshold
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
@@ -69,14 +76,13 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
         method=detector.name,
-        labels_first="labels" in inputs,
+        labels_first=labels_first,
     )
     return target, weights
 
 
-def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
-    """List the inputs that the scores of a run depend on, and see that they are given."""
-    detector = detector_of(settings)
+def _check_inputs(settings: CorpusSettings, detector: AppliedDetector, labelled: bool) -> None:
+    """Check that the inputs of the detector are given, and no class weights that it ignores (raises `UsageError`)."""
     if settings.weights not in (None, "none") and not detector.weighs_classes:
         raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
     given = {"lr": settings.sources.lr is not None, "labels": labelled}
@@ -84,20 +90,15 @@ def _inputs(settings: CorpusSettings, labelled: bool) -> tuple[str, ...]:
         if not given[name]:
             needed, remedy = NEEDED_INPUTS[name]
             raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
-    return detector.inputs
 
 
 def result_key(model: Path, precision: str) -> str:
-    """Identify what a checkpoint makes of photos.
-
-    Raises:
-        UsageError: The file cannot be read.
-    """
+    """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
     return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
 
 
 def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Record the settings and keys of a run, and the versions of packages that results depend on."""
+    """Write the settings and keys of a run, and the versions of packages that results depend on."""
     document = {
         "verb": settings.verb,
         "settings": settings.model_dump(mode="json"),
@@ -109,10 +110,9 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 
 
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
-    """Check that a workspace is new or of this kind of run, which would take the images of another for replaced ones.
+    """Check that a workspace is new or of this kind of run (raises `UsageError`).
 
-    Raises:
-        UsageError: It belongs to another kind.
+    To another kind of run, all its images would seem to be replaced.
     """
     kind = settings_document(workspace).get("verb", settings.verb)
     if kind != settings.verb:
@@ -121,10 +121,10 @@ def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
 
 
 def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
-    """Check that models can be used, unless the latest run has used them, before anything is changed.
+    """Check that models can be loaded and run, unless the latest run used them.
 
     Raises:
-        UsageError: One cannot be loaded or run, or the scales of the two that enlarge differ.
+        UsageError: A model cannot be loaded or run, or the scales of the MSE and the GAN model differ.
     """
     before = settings_document(workspace).get("target", {})
     keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
@@ -148,18 +148,8 @@ def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
         raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine") from None
 
 
-def _result_keys(settings: CorpusSettings) -> tuple[str, ...]:
-    """Keys of the MSE and the GAN result; none where they are files."""
-    if not isinstance(settings, Mining):
-        return ()
-    keys = tuple(result_key(model, settings.precision) for model in (settings.mse_model, settings.gan_model))
-    if keys[0] == keys[1]:
-        raise UsageError(settings.gan_model, f"is the same as {settings.mse_model}", "give the GAN-trained twin of it")
-    return keys
-
-
 def settings_document(workspace: Workspace) -> dict[str, Any]:
-    """Read what `save_settings` wrote: verb, settings, target and versions; empty where nothing can be read."""
+    """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
     try:
         document = json.loads(workspace.settings.read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Plan a run: compare the manifest, the records and the files of a workspace with what is wanted."""
+"""Plan a run: compare the manifest, the records and the files of a workspace with the target of the run."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ from desra_core.images.codec import most_pixels
 from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import Flags, Held, OnDisk, flags_of
+from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import FURTHER, Target, kept_whole, stages_for
-from desra_core.workspace.records import gather_journals, read_records
+from desra_core.workspace.products import Target, kept_whole, stages_for
+from desra_core.workspace.records import SCHEMA, Flags, flags_of, gather_journals, read_records
 
-_COLUMNS = [
-    "id", "height", "width", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "labels_hash",
-    "weighting_key", "proven_weight", "threshold", "min_area", "mask_key", "artifact_pixels",
-    "failed_stage", "failed_key", "subject", "reason", "remedy", "transient",
-    *(product.column for product in FURTHER),
-]  # fmt: skip
+# The columns of the records that decide whether there is anything to do.
+COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
 
 
 class Work(NamedTuple):
     """The work that is left, as flags per manifest row.
 
     Attributes:
-        lacking: The rows for which a stage is to run, by its name. Whatever is done, the mask comes last.
+        lacking: The rows for which a stage is to run, by its name. The mask is made last, and whenever another is.
         failed: Images that failed for good under the very same settings.
         dropped: Images that are computed again only because their maps were not kept.
+        whole: Images of which everything is kept, see `kept_whole`.
     """
 
     lacking: dict[str, Flags]
     failed: Flags
     dropped: Flags
+    whole: Flags
 
     @property
     def pending(self) -> Flags:
@@ -50,7 +48,7 @@ class Work(NamedTuple):
 
 
 class Standing:
-    """Predicates of what the records say of manifest rows, held against a target: arrays of one flag per row.
+    """Compare the records of manifest rows with a target: arrays of one flag per row.
 
     Attributes:
         same_labels: The label file is the one that was read, or none is read.
@@ -89,11 +87,6 @@ class Standing:
         """Rows whose record has a true flag."""
         return flags_of(self.columns[column])
 
-    @property
-    def marked(self) -> Flags:
-        """Rows of images in which the detector found an artifact."""
-        return flags_of(pc.greater(self.columns["artifact_pixels"], 0))
-
     def _number(self, column: str) -> npt.NDArray[np.float64]:
         return np.asarray(pc.cast(self.columns[column], pa.float64()).to_numpy(zero_copy_only=False))
 
@@ -107,10 +100,11 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         target: The keys of the run.
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
-    standing = Standing(rows, records.select(_COLUMNS), target)
+    standing = Standing(rows, records.select(COLUMNS), target)
     says_mapped = standing.says("similarity_kept")
-    whole = kept_whole(target.keep, standing.marked, held.marked)
-    # All of these is kept under any --keep: training reads what a person has marked, whatever the detector says.
+    artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
+    whole = kept_whole(target.keep, artifact, held.marked)
+    # Images that a person has marked are kept whole under any --keep: training reads them.
     forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
     has_similarity = standing.same_similarity & says_mapped & held.arrays["similarity"]
@@ -122,8 +116,8 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    further = [flags for name, flags in has.items() if name != "segmentation"]
-    has_further = np.logical_and.reduce(further) if further else np.ones(rows.num_rows, bool)
+    every = np.ones(rows.num_rows, bool)
+    has_further = np.logical_and.reduce([every, *(has[name] for name in has if name != "segmentation")])
     mapped = np.logical_and.reduce([has_similarity, *has.values()])
     intact = has_similarity | ~says_mapped
 
@@ -133,13 +127,13 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & kept & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
-    # Nothing but the mask is made of images that are known to be clean, where maps of such images are not kept.
+    # Of images that are known to be clean, only the mask is made where their maps are not kept.
     mask_only = standing.clean & intact & (target.keep == "artifacts") & ~forced
     similarity = pending & ~(has_similarity & has_pair) & ~mask_only
     lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
     lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
     dropped = similarity & standing.same_similarity & ~standing.failed & ~says_mapped
-    return Work(lacking, standing.failed_for_good, dropped)
+    return Work(lacking, standing.failed_for_good, dropped, whole)
 
 
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
@@ -151,7 +145,7 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     manifest = read_manifest(workspace)
     assert manifest is not None
     rows = manifest.filter(manifest["present"])
-    standing = Standing(rows, read_records(workspace, [*_COLUMNS, "regions"]), target)
+    standing = Standing(rows, read_records(workspace, [*COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
     columns |= {name: standing.columns[name] for name in ("height", "width", "artifact_pixels", "regions")}
     return pa.table(columns).filter(pa.array(standing.current & ~standing.failed)).combine_chunks()
@@ -162,10 +156,11 @@ class Plan:
 
     Attributes:
         target: The keys of the run.
-        images, failed, pending, dropped: Names in the run; those that failed for good before; those with anything to
-            do; those among them that are computed again only because a looser setting needs maps that ``--keep``
-            dropped.
-        failures, retries: Why those failed, and why some of the pending ones did when they were last tried (schema
+        images: Number of names in the run.
+        failed: Names that failed for good before.
+        pending: Names with anything to do.
+        dropped: Pending names that are computed again only because a looser setting needs maps that ``--keep`` dropped.
+        failures, retries: Why the failed names failed, and why pending names failed when they were last tried (schema
             `desra_core.workspace.matching.FAILURES`).
         shards: Number of pending names by shard, of the shards that have any.
     """
@@ -173,9 +168,8 @@ class Plan:
     def __init__(self, manifest: pa.Table, rows: pa.Table, records: pa.Table, target: Target, held: Held) -> None:
         work = assess(rows, records, target, held)
         self.target = target
-        self.failures, self.retries = (
-            failure_table(rows.filter(pa.array(flags)), records) for flags in (work.failed, work.pending)
-        )
+        self.failures = failure_table(rows.filter(pa.array(work.failed)), records)
+        self.retries = failure_table(rows.filter(pa.array(work.pending)), records)
         self.images = rows.num_rows
         self.failed = int(work.failed.sum())
         self.dropped = int(work.dropped.sum())
@@ -186,7 +180,6 @@ class Plan:
         self._pending = rows.filter(pa.array(pending))
         self._held = held.filter(pending)
         self.pending = self._pending.num_rows
-        self._role = "lr" if target.super_resolves else "gan_sr"
         shards, counts = np.unique(self._pending["shard"].to_numpy(), return_counts=True)
         self.shards: dict[int, int] = dict(zip(shards.tolist(), counts.tolist(), strict=True))
 
@@ -198,19 +191,20 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Names whose mask is there and up to date."""
+        """Number of names with a current mask."""
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """Read headers for the pixels of the largest photo (GAN result, where that is a file) with anything to do."""
-        return most_pixels(role_files(self._pending.select([f"{self._role}_path"]), self._role))
+        """Read the number of pixels of the largest pending photo, or GAN result where that is a file, from headers."""
+        role = "lr" if self.target.super_resolves else "gan_sr"
+        return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
 
     def rows(self, shard: int) -> pa.Table:
         """Get the manifest rows of one shard that are part of the run, finished ones included."""
         return self._rows.filter(pc.equal(self._rows["shard"], shard))
 
     def pending_rows(self, shard: int) -> tuple[pa.Table, Held]:
-        """Get the manifest rows of one shard with anything to do, and what the workspace held of them."""
+        """Get the manifest rows of one shard with anything to do, and the files that the workspace held for them."""
         flags = pc.equal(self._pending["shard"], shard).combine_chunks()
         return self._pending.filter(flags), self._held.filter(flags_of(flags))
 
@@ -220,11 +214,11 @@ class Plan:
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
     def after(self, workspace: Workspace) -> Plan:
-        """Plan again after the run. Only images that had anything to do are looked at: the lock kept the rest."""
+        """Plan again after the run, for the images that had anything to do: the lock kept the others as they were."""
         if not self.pending:
             return self
-        held = OnDisk.of_rows(workspace, self._pending).held(self._pending, self.target.gan_sr_key)
-        after = Plan(self._manifest, self._pending, read_records(workspace, _COLUMNS), self.target, held)
+        held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)
+        after = Plan(self._manifest, self._pending, read_records(workspace, COLUMNS), self.target, held)
         after.images, after.failed = self.images, self.failed + after.failed
         after._rows, after.failures = self._rows, pa.concat_tables([self.failures, after.failures])
         return after
@@ -232,10 +226,9 @@ class Plan:
 
 def make_plan(workspace: Workspace, manifest: pa.Table, target: Target, *, limit: int | None = None) -> Plan:
     """Plan a run over a manifest; nothing is computed or written."""
-    rows = asked_for(manifest)
-    rows = rows.slice(0, rows.num_rows if limit is None else limit)
-    held = OnDisk.of(workspace).held(rows, target.gan_sr_key)
-    return Plan(manifest, rows, read_records(workspace, _COLUMNS), target, held)
+    rows = asked_for(manifest).slice(0, limit)
+    held = held_by(workspace, rows, target.gan_sr_key)
+    return Plan(manifest, rows, read_records(workspace, COLUMNS), target, held)
 
 
 class Prepared(NamedTuple):
@@ -250,7 +243,7 @@ class Prepared(NamedTuple):
 def prepare(
     settings: CorpusSettings, *, rescan: bool = True, on_hashed: Callable[[int, int], None] | None = None
 ) -> Prepared:
-    """Scan the folders, resolve the settings and find out what there is to do. The workspace must be locked.
+    """Scan the folders, resolve the settings and plan the run. The workspace must be locked.
 
     Args:
         settings: Settings of the run.
@@ -269,11 +262,7 @@ def prepare(
     scanned = None
     if manifest is None:
         scanned = scan(
-            settings.sources,
-            workspace,
-            shard_size=settings.shard_size,
-            limit=settings.limit,
-            on_hashed=on_hashed,
+            settings.sources, workspace, shard_size=settings.shard_size, limit=settings.limit, on_hashed=on_hashed
         )
         manifest = scanned.manifest
     save_settings(workspace, settings, target)
@@ -283,12 +272,15 @@ def prepare(
 
 def failure_table(manifest: pa.Table, records: pa.Table) -> pa.Table:
     """Turn failed records into rows of the schema `desra_core.workspace.matching.FAILURES`, one per name."""
-    failed = records.filter(records["failed_stage"].is_valid())
-    index = pc.index_in(manifest["id"].combine_chunks(), failed["id"].combine_chunks())
-    rows = manifest.filter(index.is_valid())
-    record = failed.take(index.drop_null())
-    columns = [rows["name"], record["failed_stage"], *(record[field] for field in Failure._fields)]
+    rows, failed = with_records(manifest, records.filter(records["failed_stage"].is_valid()))
+    columns = [rows["name"], failed["failed_stage"], *(failed[field] for field in Failure._fields)]
     return pa.table(columns, schema=FAILURES)
+
+
+def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of a manifest that have a record, and the record of each row."""
+    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
+    return manifest.filter(index.is_valid()).combine_chunks(), records.take(index.drop_null()).combine_chunks()
 
 
 def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The tables of a whole corpus for people: regions, failures and dataset, made from the records of its images."""
+"""The tables of a corpus for readers: regions, failures and dataset, made from the records of its images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import class_names
-from desra_core.planning.plan import failure_table
+from desra_core.planning.plan import failure_table, with_records
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
-from desra_core.workspace.inventory import flags_of
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole
-from desra_core.workspace.records import REGION_FIELDS, read_records
+from desra_core.workspace.records import REGION_FIELDS, flags_of, read_records
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
 )
 # Paths are relative to the dataset. Rows with one ``made_under`` come from the same models and settings; clean images,
 # which are there with --keep all, have none. Where ``mask_by`` is ``person``, not ``detector``, pixels and regions are
-# those of the person's mask; the severity is the detector's everywhere.
+# those of the human mask; the severity is always that of the detector.
 IMAGES = pa.schema(
     [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
     + [pa.field(name, pa.int32()) for name in ("height", "width")]
@@ -37,11 +36,7 @@ _COLUMNS = [
 
 
 def publish_tables(workspace: Workspace, target: Target) -> None:
-    """Write the tables of regions, of failures and, of a mined corpus, of the dataset.
-
-    Raises:
-        TransientError: The disk is full or failed.
-    """
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
     manifest = read_manifest(workspace)
     assert manifest is not None
     records = read_records(workspace, _COLUMNS)
@@ -73,14 +68,13 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
 def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
     """One row per image of the dataset, sorted by name."""
     human = read_human_masks(workspace, target.gan_sr_key)
-    # An image that only a person has marked may still wait for its pictures.
+    # An image that only a person has marked may not have its pictures yet.
     pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
     marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
     whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
     records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
-    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
-    names = manifest["name"].combine_chunks().filter(index.is_valid())
-    records = records.take(index.drop_null()).combine_chunks()
+    rows, records = with_records(manifest, records)
+    names = rows["name"].combine_chunks()
     files = [pc.binary_join_element_wise(kind, pc.binary_join_element_wise(names, "png", "."), "/") for kind in DATASET]
     lists = records["regions"].combine_chunks()
     severities = pc.struct_field(pc.list_flatten(lists), "severity")
@@ -96,21 +90,17 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
 
 
 def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str]) -> pa.Array:
-    """A column with the values that some images have by id in place of the others."""
+    """Replace the values of the images that have a value by id."""
     index = pc.index_in(ids, pa.array(by_id, pa.string()))
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
 
 
 def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
     """One row per region and name, sorted by name, regions of a name from top to bottom."""
-    index = pc.index_in(manifest["id"].combine_chunks(), records["id"].combine_chunks())
-    names = manifest["name"].combine_chunks().filter(index.is_valid())
-    ids = manifest["id"].combine_chunks().filter(index.is_valid())
-    lists = records["regions"].combine_chunks().take(index.drop_null())
-    parents = pc.list_parent_indices(lists)
-    fields = pc.list_flatten(lists)
-    columns = [names.take(parents), ids.take(parents)]
-    columns += [pc.struct_field(fields, field.name) for field in REGION_FIELDS]
-    classes = pc.struct_field(fields, "dominant_class")
-    columns.append(pa.array(class_names(), pa.string()).take(classes))
-    return pa.table(columns, schema=REGIONS)
+    rows, records = with_records(manifest, records)
+    lists = records["regions"].combine_chunks()
+    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
+    regions = pc.list_flatten(lists)
+    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
+    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
+    return pa.table([*images.columns, *fields, classes], schema=REGIONS)

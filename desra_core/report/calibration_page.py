@@ -16,7 +16,7 @@ from desra_core.calibration.results import (
     write_weights,
 )
 from desra_core.detection.mask import THRESHOLD
-from desra_core.evaluation.table import as_markdown
+from desra_core.evaluation.table import as_markdown, counted
 from desra_core.files.atomic import replace_file
 from desra_core.report import charts
 from desra_core.report.charts import inline
@@ -32,7 +32,10 @@ _FIGURE_BINS = 40
 def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]:
     """Write the weights file, and beside it a page and the figure of D by class; return these files.
 
-    The same weights give the same bytes. Raises a `TransientError` where the disk is full or failed.
+    The same weights give the same bytes.
+
+    Raises:
+        TransientError: The disk is full or failed.
     """
     page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
     write_weights(calibrated, output)
@@ -42,17 +45,16 @@ def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]
 
 
 def render(calibrated: CalibratedWeights, output: Path) -> str:
-    """Render the page."""
-    rows = _by_pixels(calibrated.rows)
+    """Render the page about the weights in the file ``output``."""
+    rows = calibrated.rows
     seen = [row for row in rows if row.pixels]
-    changed = largest_differences(calibrated.rows, _DIFFERENCES)
+    changed = largest_differences(rows, _DIFFERENCES)
     ratios = {row.name: row.weight / row.published_weight for row in changed}
     differences = charts.bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
     return render_page(
         "calibration.html.j2",
         name=output.name,
-        histogram=calibrated.histogram,
-        pixels=int(calibrated.histogram.pixels.sum()),
+        calibrated=calibrated,
         states={state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")},
         distributions=inline(class_distributions(calibrated), "Distribution of the similarity in each class"),
         drawn=min(len(seen), _DRAWN),
@@ -60,10 +62,8 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
         classes=class_rows(seen),
         unseen=class_rows([row for row in rows if not row.pixels]),
         suggestions=suggestion_rows(calibrated.suggestions),
-        suggested=calibrated.suggested,
         threshold=_threshold(calibrated.suggested.threshold),
         default_threshold=THRESHOLD,
-        below=calibrated.below,
         origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
     )
 
@@ -74,19 +74,15 @@ def class_distributions(calibrated: CalibratedWeights) -> Figure:
     rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_DRAWN]}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _FIGURE_BINS, -1).sum(axis=2)
     return charts.distributions(
-        {name: counts[row.class_index].tolist() for name, row in rows.items()},
-        edges=np.linspace(0, 1, _FIGURE_BINS + 1).tolist(),
+        {name: counts[row.class_index] for name, row in rows.items()},
+        edges=np.linspace(0, 1, _FIGURE_BINS + 1),
         xlabel="similarity D; a line where the class's weight lifts it to 1",
         marks={name: 1 / row.weight for name, row in rows.items()},
     )
 
 
-def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
-    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
-
-
 def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
-    """Write classes as rows of a table, those with most pixels first."""
+    """Write classes as rows of a table, the classes with most pixels first."""
     return [
         {
             "class": f"{row.class_index} {row.name}",
@@ -102,14 +98,6 @@ def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
     ]
 
 
-def _note(row: ClassWeight) -> str:
-    """Say of a class that it has the fallback, or the ratio to the published weight."""
-    if row.state != "calibrated":
-        return f"{row.state}: fallback"
-    ratio = row.weight / row.published_weight
-    return "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
-
-
 def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
     """Write thresholds by rate as rows of a table."""
     return [
@@ -122,17 +110,32 @@ def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
     ]
 
 
+def calibration_markdown(calibrated: CalibratedWeights) -> str:
+    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
+    histogram = calibrated.histogram
+    seen = [row for row in calibrated.rows if row.pixels]
+    unseen = counted(len(calibrated.rows) - len(seen), "class is", "classes are")
+    pixels = int(histogram.pixels.sum())
+    parts = [
+        f"{counted(pixels, 'pixel')} of {counted(histogram.seen, 'image')}; {unseen} unseen.",
+        as_markdown(suggestion_rows(calibrated.suggestions)),
+        "Shares of pixels before erosion, dilation, hole filling and the area filter.",
+        as_markdown(class_rows(seen)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
+    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
+
+
+def _note(row: ClassWeight) -> str:
+    if row.state != "calibrated":
+        return f"{row.state}: fallback"
+    ratio = row.weight / row.published_weight
+    return "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
+
+
 def _threshold(value: float | None) -> str:
     """Write a threshold as it is given to ``--threshold``."""
     return "none" if value is None else f"{value:.4g}"
-
-
-def calibration_markdown(calibrated: CalibratedWeights) -> str:
-    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
-    seen = [row for row in calibrated.rows if row.pixels]
-    unseen = len(calibrated.rows) - len(seen)
-    histogram = calibrated.histogram
-    counted = f"{int(histogram.pixels.sum()):,} pixels of {histogram.seen:,} images; {unseen} classes are unseen."
-    meaning = "Shares of pixels before erosion, dilation, hole filling and the area filter."
-    parts = [counted, as_markdown(suggestion_rows(calibrated.suggestions)), meaning, as_markdown(class_rows(seen))]
-    return "\n\n".join(parts) + "\n"

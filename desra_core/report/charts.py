@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,8 +26,6 @@ from desra_core.report.wording import number_label, shortened, tick
 Numbers = Sequence[float] | npt.NDArray[Any]
 Points = Sequence[tuple[float, float]]
 Values = npt.NDArray[np.float64]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Print shows these colours. They occur nowhere else in a figure, so that in a page `inline` can replace each by a
 # colour of the page's light or dark scheme.
@@ -59,25 +57,14 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.parse_math": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
 }
+_in_style = matplotlib.rc_context(_STYLE)
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-# An SVG inside a page needs no prologue, no namespaces, of which each is an address, and no font but the page's.
+# An SVG inside a page needs no prologue, no namespaces (each looks like an address), and no font but the page's.
 _NOT_INLINE = re.compile(r'^.*?(?=<svg)| xmlns(:\w+)?="[^"]*"| font-family: [^;"]*;', re.DOTALL)
-
-
-def _in_style(draw: Callable[P, R]) -> Callable[P, R]:
-    styled: Callable[P, R] = matplotlib.rc_context(_STYLE)(draw)
-    return styled
 
 
 @_in_style
@@ -89,16 +76,19 @@ def line_chart(
     marks: Mapping[str, tuple[float, float]] = {},
     log_x: bool = False,
 ) -> Figure:
-    """Draw up to eight curves by name (raises `ValueError` for more).
+    """Draw up to eight curves by name.
 
     Args:
-        curves: Points ``(x, y)`` in the order in which they are joined; those that are not finite are left out.
+        curves: Points ``(x, y)`` in the order in which they are joined; points that are not finite are left out.
         marks: Single points by their names, which are written beside them.
-        log_x: Draw a logarithmic x axis, and leave points at 0 and below out.
+        log_x: Draw a logarithmic x axis, and leave out points at 0 and below.
+
+    Raises:
+        ValueError: There are more curves than differ without colour.
     """
     if len(curves) > len(_LINES):
         raise ValueError(f"{len(curves)} curves cannot be drawn; {len(_LINES)} differ without colour")
-    figure, axes = _new_axes(_WIDTH, 3.2)
+    figure, axes = _new_axes(_WIDTH, 3.2, xlabel, ylabel)
     if log_x:
         axes.set_xscale("log")
     for (name, curve), (colour, dashes, marker) in zip(curves.items(), _LINES, strict=False):
@@ -108,7 +98,6 @@ def line_chart(
                   markevery=max(1, len(points) // _MARKERS), label=shortened(name, _LABEL))  # fmt: skip
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
-        axes.update_datalim([(x, y)])
         axes.autoscale_view()
         # The name stands on the side towards the middle, where there is room; only drawing gives the place.
         right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
@@ -120,26 +109,23 @@ def line_chart(
         columns = max(1, min(len(curves), _CHARACTERS // (longest + 9)))
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
     _number_axes(axes)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
     return figure
 
 
 @_in_style
-def bar_chart(
-    values: Mapping[str, float], *, xlabel: str, intervals: Mapping[str, tuple[float, float]] | None = None
-) -> Figure:
+def bar_chart(values: Mapping[str, float], *, xlabel: str, intervals: Mapping[str, tuple[float, float]] = {}) -> Figure:
     """Draw horizontal bars from the first at the top to the last, each with its value.
 
-    A value that is not finite has no bar and a dash. ``intervals`` are the lower and upper ends of an interval around
-    some of the values.
+    Args:
+        values: Lengths by name; a value that is not finite has a dash in place of a bar.
+        intervals: The lower and upper end of an interval around some of the values.
     """
-    figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)))
+    figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)), xlabel)
     rows = np.arange(len(values))
     lengths = np.nan_to_num(np.array(list(values.values()), np.float64), posinf=0, neginf=0)
     axes.barh(rows, lengths, height=0.66, color=BAR)
     for row, (name, value) in enumerate(values.items()):
-        low, high = (intervals or {}).get(name, (value, value))
+        low, high = intervals.get(name, (value, value))
         if high > low:
             axes.plot([low, high], [row, row], color=INK, linewidth=1.1, marker="|", markersize=6)
         label = number_label(value) if np.isfinite(value) else "–"
@@ -150,29 +136,24 @@ def bar_chart(
     axes.margins(x=0.12)
     if (lengths >= 0).all():
         axes.set_xlim(left=0)
-    axes.set_xlabel(xlabel)
     return figure
 
 
 @_in_style
 def distributions(
-    histograms: Mapping[str, Numbers],
-    *,
-    edges: Numbers,
-    xlabel: str,
-    marks: Mapping[str, float] = {},
+    histograms: Mapping[str, Numbers], *, edges: Numbers, xlabel: str, marks: Mapping[str, float] = {}
 ) -> Figure:
     """Draw a histogram for each name, one below the other on one axis, like figure 10 of the DeSRA paper.
 
-    Each shows shares, so that histograms of many and of few values can be compared. Its highest bin is as high as its
-    row, and the share in that bin is written beside it.
+    Each histogram shows shares, so that those of many and of few values can be compared. The highest bin is as high as
+    the row, and the share in that bin is written beside it.
 
     Args:
-        histograms: Counts per bin, by name; the row of one without any count is empty.
+        histograms: Counts per bin, by name; a histogram without any count has an empty row.
         edges: Of the bins, one more than there are counts.
-        marks: Where to draw a line, such as a percentile, with its value beside it.
+        marks: By name, the place of a line, such as a percentile, with its value beside it.
     """
-    figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)))
+    figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)), xlabel)
     for row, (name, counts) in enumerate(histograms.items()):
         shares = np.array(counts, np.float64) / max(float(np.sum(counts)), 1e-300)
         peak = float(shares.max(initial=0))
@@ -195,7 +176,6 @@ def distributions(
     axes.spines["left"].set_visible(False)
     _number_axes(axes, y=False)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(xlabel)
     return figure
 
 
@@ -207,9 +187,8 @@ def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
     """
     table = np.array(values, np.float64).reshape(len(rows), len(columns))
     finite = table[np.isfinite(table)]
-    low, high = float(finite.min(initial=0)), float(finite.max(initial=1))
-    if low < 0 or high > 1:
-        low, high = float(finite.min()), float(finite.max())
+    within = ((finite >= 0) & (finite <= 1)).all()
+    low, high = (0.0, 1.0) if within else (float(finite.min()), float(finite.max()))
     figure, axes = _new_axes(_WIDTH, 0.5 + 0.3 * max(1, len(rows)))
     shades = (np.where(np.isfinite(table), table, low) - low) / (high - low or 1)
     colours = matplotlib.colormaps[_CELLS](shades)
@@ -232,10 +211,13 @@ def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
 def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: float = 1.0) -> Figure:
     """Draw how many of ``(N,)`` values, at least one, lie in each of 36 bins.
 
-    The ``scale`` of the x axis is ``linear`` from 0 to ``top``, or from the smallest to the largest value ``log`` or
-    ``asinh``, for values on both sides of 0 that spread over decades.
+    Args:
+        values: The values.
+        scale: Of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
+            ``asinh``, the same for values on both sides of 0 that spread over decades.
+        top: The end of a linear axis.
     """
-    figure, axes = _new_axes(_WIDTH, 2.0)
+    figure, axes = _new_axes(_WIDTH, 2.0, xlabel, ylabel)
     if scale == "linear":
         edges, ticks = np.linspace(0, top, _BINS + 1), [0, 0.25, 0.5, 0.75, 1]
     elif scale == "log":
@@ -254,45 +236,42 @@ def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: floa
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     axes.stairs(counts, edges, fill=True, color=BAR)
     axes.set_xlim(edges[0], edges[-1])
+    if sum(edges[0] <= place <= edges[-1] for place in ticks) < 3:  # values that are nearly alike
+        ticks = list(MaxNLocator(nbins=5).tick_values(edges[0], edges[-1]))
     shown = [place for place in ticks if edges[0] <= place <= edges[-1]]
-    if len(shown) < 3:  # values that are nearly alike
-        even = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
-        shown = [place for place in even if edges[0] <= place <= edges[-1]]
     axes.set_xticks(shown, [tick(place) for place in shown])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: tick(value))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
     return figure
 
 
 @_in_style
-def stage_bars(times: Mapping[str, tuple[float, float]], parts: frozenset[str] = frozenset()) -> Figure:
+def stage_bars(times: Mapping[str, tuple[float, float]], parts: Collection[str] = ()) -> Figure:
     """Draw seconds per image by stage: a bar for the mean and a line for the median, paler for ``parts``."""
-    figure, axes = _new_axes(4.4, 0.55 + 0.3 * len(times))
-    rows = np.arange(len(times))[::-1]
+    figure, axes = _new_axes(4.4, 0.55 + 0.3 * len(times), "seconds per image: mean (bar), median (line)")
     colours = [SOFT if name in parts else BAR for name in times]
-    axes.barh(rows, [mean for mean, _ in times.values()], height=0.62, color=colours)
-    for row, (_, median) in zip(rows, times.values(), strict=True):
+    axes.barh(range(len(times)), [mean for mean, _ in times.values()], height=0.62, color=colours)
+    for row, (_, median) in enumerate(times.values()):
         axes.plot([median] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4)
-    axes.set_yticks(rows, list(times))
-    axes.tick_params(axis="y", length=0)
+    _name_rows(axes, list(times), top=0.5, bottom=0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel("seconds per image: mean (bar), median (line)")
     return figure
 
 
 @_in_style
 def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> Figure | None:
-    """Draw iterations and values of up to three losses by name; None where there is no point.
+    """Draw up to three losses by iteration; None where there is no point.
 
-    Of many points, means of neighbours are drawn. ``title`` is that of the y axis, ``best`` an iteration to mark.
+    Args:
+        title: Of the y axis.
+        curves: Points (iteration, value) by name; of many points, means of neighbours are drawn.
+        best: An iteration to mark.
     """
     drawn = {label: points for label, curve in curves.items() if len(points := thinned(curve))}
     if not drawn:
         return None
-    figure, axes = _new_axes(4.4, 2.2)
+    figure, axes = _new_axes(4.4, 2.2, "iteration", title)
     # The dashes of later curves are drawn over a solid line that they may lie on.
     for (label, points), colour, (_, dashes, _) in zip(drawn.items(), (BAR, ALERT, INK), _LINES, strict=False):
         axes.plot(*points.T, color=colour, linestyle=dashes, linewidth=1.3, label=label,
@@ -303,16 +282,12 @@ def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> F
         axes.text(best, 1, "best", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     if len(drawn) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, frameon=False, borderpad=0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: tick(value))
-    axes.set_xlabel("iteration")
-    axes.set_ylabel(title)
+    _number_axes(axes)
     return figure
 
 
 def thinned(points: Points) -> Values:
-    """Keep finite points, ``(N, 2)``; average neighbours down to 500, so that no page becomes large by them."""
+    """Keep finite points, ``(N, 2)``; of more than 500 points, average neighbours, so that a page stays small."""
     values = _finite(points)
     parts = np.array_split(values, min(len(values), _LOSS_POINTS)) if len(values) else []
     return np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
@@ -322,7 +297,7 @@ def inline(figure: Figure, title: str) -> Markup:
     """Turn a figure into an ``svg`` element, which takes on the page's font and its light or dark scheme."""
     sink = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(sink, format="svg", metadata=_NO_METADATA)
+        figure.savefig(sink, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = _NOT_INLINE.sub("", sink.getvalue())
     for stand_in, colour in _PAGE_COLOURS.items():
         svg = svg.replace(stand_in, colour)
@@ -332,32 +307,26 @@ def inline(figure: Figure, title: str) -> Markup:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure for print: black on white, PNG of 200 dpi or SVG whose letters are outlines.
 
-    Raises `UsageError` for another suffix, and `TransientError` where the disk is full or failed.
+    Raises:
+        UsageError: The path has another suffix.
+        TransientError: The disk is full or failed.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise UsageError(path, "is neither a PNG nor an SVG file", "name one with the suffix .png or .svg")
     metadata = {"Software": None} if kind == "png" else _NO_METADATA
-    figure.patch.set_alpha(1)
-    try:
-        with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
-            replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, facecolor="white",
-                                                           metadata=metadata))  # fmt: skip
-    finally:
-        figure.patch.set_alpha(0)
+    with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
+        replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, metadata=metadata))
 
 
-def _new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A clear figure of a size in inches, with one axes."""
+def _new_axes(width: float, height: float, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
+    """A figure of a size in inches, with one axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    return figure, axes
+    return figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty, where all values are alike."""
+    """A range that is not empty even where all values are alike."""
     return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
 
 
@@ -367,14 +336,14 @@ def _finite(curve: Points) -> Values:
 
 
 def _name_rows(axes: Axes, names: list[str], *, top: float = 0.6, bottom: float = 0.6) -> None:
-    """Rows from the top down."""
+    """Name the rows 0 to N - 1 of the y axis, from the top down."""
     axes.set_yticks(range(len(names)), [shortened(name, _LABEL) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 1 + bottom, -top)
 
 
 def _number_axes(axes: Axes, *, y: bool = True) -> None:
-    """Few ticks, which read 10 k or 0.001."""
+    """Set few ticks, with labels like 10 k or 0.001."""
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(nbins=6))

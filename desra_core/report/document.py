@@ -1,4 +1,4 @@
-"""HTML pages from ``templates/``: one look, one script, and everything, pictures too, in one file."""
+"""HTML pages from ``templates/``: one look, one script, and everything, also the pictures, in one file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,19 @@ from desra_core import __version__
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.table import counted, fixed
 from desra_core.images.crops import RGB, encode_webp
-from desra_core.report import wording
+from desra_core.report import charts, wording
 from desra_core.report.pictures import FALSE, HEAT, MISSED, OUTLINE, RIGHT
 
-_FILTERS = (counted, fixed, wording.count, wording.percent, wording.decimal, wording.severity, wording.duration,
-            wording.shortened, wording.stage_name, wording.short_path)  # fmt: skip
 # Stops of the CSS gradient that shows the colour map.
 _STOPS = 12
 # Each holds a whole decoded picture, of 800 MB at the very most.
 _THREADS = 2
-_PREFIX = "data:image/webp;base64,"
 
 Item = TypeVar("Item")
 
 
 class Cell(NamedTuple):
-    """A picture as a data URI, or why there is none."""
+    """A picture of some kind as a data URI; where ``uri`` is None, ``reason`` says why."""
 
     kind: str
     uri: str | None
@@ -46,8 +43,8 @@ class Cell(NamedTuple):
 def render_page(template: str, **content: Any) -> str:
     """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
-    ``content`` are its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters are
-    the formatters of `desra_core.report.wording`. The page asks for no other file.
+    ``content`` are its variables; a lacking variable is an error. Text is escaped, `markupsafe.Markup` is not. Filters
+    are the formatters of `desra_core.report.wording` and `charts.inline`. The page asks for no other file.
     """
     folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
@@ -57,10 +54,15 @@ def render_page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {function.__name__: function for function in _FILTERS} | {"csp_hash": csp_hash}
+    formatters: list[Callable[..., str]] = [
+        charts.inline, counted, fixed, csp_hash, wording.count, wording.percent, wording.decimal, wording.severity,
+        wording.duration, wording.moment, wording.shortened, wording.stage_name, wording.short_path,
+    ]  # fmt: skip
+    environment.filters |= {formatter.__name__: formatter for formatter in formatters}
     colours = [matplotlib.colors.to_hex(matplotlib.colormaps[HEAT](step / _STOPS)) for step in range(_STOPS + 1)]
     environment.globals |= {
         "version": __version__,
+        "charts": charts,
         "style": Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704 our own
         "script": Markup((folder / "viewer.js").read_text("utf-8")),  # noqa: S704 our own
         "heat": ", ".join(colours),
@@ -85,7 +87,7 @@ def hex_colour(colour: tuple[int, int, int]) -> str:
 
 
 def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
-    """Make a picture and encode it; where that raises an `ImageError`, the cell says why there is none."""
+    """Make a picture and encode it; where ``make`` raises an `ImageError`, the cell has its reason."""
     try:
         pixels = make()
     except ImageError as error:
@@ -97,15 +99,16 @@ def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
 
 def as_uri(webp: bytes) -> str:
     """Write a WebP file as a data URI."""
-    return _PREFIX + base64.b64encode(webp).decode()
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 def cells_within(
     budget: int, items: Sequence[Item], draw: Callable[[Item], list[Cell]]
 ) -> list[tuple[Item, list[Cell]]]:
-    """Draw items in their order, in two threads, and return those that a page has room for with their pictures.
+    """Draw items in their order, in two threads, as long as all data URIs together fit into ``budget`` characters.
 
-    All data URIs together have at most ``budget`` characters.
+    Returns:
+        The items that fit, each with its pictures.
     """
     drawn = []
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -7,33 +7,31 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 from desra_core.detection.class_weights import class_names
-from desra_core.errors import ImageError, printable
-from desra_core.evaluation.evaluation import Evaluation
-from desra_core.evaluation.evaluation_files import class_rows, image_rows, rated_regions
+from desra_core.errors import ImageError
+from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
 from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.metrics import Agreement, MaskScores
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import MaskScores, wilson_interval
+from desra_core.evaluation.table import counted, fixed
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import decode
 from desra_core.images.crops import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, distributions, inline
 from desra_core.report.document import Cell, make_cell, render_page
-from desra_core.report.maps import MAX_PIXELS
-from desra_core.report.pictures import AGREEMENT_SIDE, drawn_agreement
+from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 
 KINDS = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}
 NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
 WORST = 6
 
-_ROWS, _CLASSES, _LISTED = 200, 20, 200
+_ROWS, _LISTED = 200, 200
 _BINS, _DRAWN_CLASSES = 20, 12
 # Areas of regions, in pixels.
 _EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
@@ -41,12 +39,35 @@ _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detec
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
-    """Write the page of an evaluation: one HTML file that needs no other file, the same bytes every time.
+    """Write the page of an evaluation to ``path``, and return that: one HTML file that needs no other file.
 
-    Raises a `TransientError` where the disk is full or failed.
+    The same evaluation gives the same bytes.
+
+    Raises:
+        TransientError: The disk is full or failed.
     """
-    page = render_page("evaluation.html.j2", **_content(evaluation)).encode()
-    replace_file(path, page)
+    prominent, worst = evaluation.prominent, worst_images(evaluation.images)
+    rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
+    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
+    by_class = {class_names()[index]: (counts.found, counts.marked) for index, counts in ranked if counts.marked}
+    page = render_page(
+        "evaluation.html.j2",
+        evaluation=evaluation,
+        masks=evaluation.pairing.masks,
+        tiles=_tiles(evaluation.scores),
+        rated=rated_regions(evaluation),
+        prominent_tiles=_tiles(prominent) if prominent else [],
+        notes=_notes(evaluation),
+        plots=_charts(evaluation),
+        worst={kind: [(image, _cells(image)) for image in found] for kind, found in worst.items()},
+        kinds=KINDS,
+        rows=rows[:_ROWS],
+        all_rows=len(rows),
+        classes=sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
+        class_chart=_shares(dict(list(by_class.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if by_class else "",
+        listed=_LISTED,
+    )
+    replace_file(path, page.encode())
     return path
 
 
@@ -70,46 +91,15 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
     return {kind: found for kind, found in chosen.items() if found}
 
 
-def _content(evaluation: Evaluation) -> dict[str, Any]:
-    pairing, scores, worst = evaluation.pairing, evaluation.scores, worst_images(evaluation.images)
-    rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
-    return {
-        "masks": printable(pairing.masks),
-        "ground_truth": [printable(folder) for folder in pairing.ground_truth],
-        "scores": scores,
-        "tiles": _tiles(scores),
-        "severity": evaluation.severity,
-        "rated": rated_regions(evaluation),
-        "prominent": evaluation.prominent,
-        "prominent_tiles": _tiles(evaluation.prominent) if evaluation.prominent else [],
-        "notes": _notes(evaluation),
-        "charts": _charts(evaluation),
-        "worst": {kind: [(image, _cells(image)) for image in found] for kind, found in worst.items()},
-        "kinds": KINDS,
-        "rows": rows[:_ROWS],
-        "all_rows": len(rows),
-        "classes": sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
-        "classes_at_once": _CLASSES,
-        "class_chart": _class_chart(evaluation.classes or {}),
-        "unlabelled": evaluation.unlabelled,
-        "failures": evaluation.failures,
-        "without_ground_truth": [printable(path) for path in pairing.without_ground_truth.values()],
-        "without_mask": [printable(path) for path in pairing.without_mask.values()],
-        "not_looked_at": pairing.not_looked_at,
-        "listed": _LISTED,
-    }
-
-
-def _tiles(scores: MaskScores) -> list[tuple[str, str, str]]:
+def _tiles(scores: MaskScores) -> list[tuple[str, str, bool, str]]:
     """Write value, name and interval of each measure; a dash and the reason where it is undefined."""
     tiles = []
     for measure, name in NAMES.items():
         value, interval = scores.values[measure], scores.intervals[measure]
+        more = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
         if value is None:
-            tiles.append(("–", name, f"undefined: {scores.undefined[measure]}"))
-        else:
-            bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-            tiles.append((f"{value:.3f}", name, bounds))
+            more = f"undefined: {scores.undefined[measure]}"
+        tiles.append((fixed(value), name, False, more))
     return tiles
 
 
@@ -117,19 +107,20 @@ def _notes(evaluation: Evaluation) -> list[str]:
     """Write the notes that a reader needs to judge the numbers."""
     notes = []
     if evaluation.scores.images == 1:
-        notes.append("One image was judged: nothing tells how far these numbers hold for others.")
+        notes.append("One image was judged: these numbers may not hold for other images.")
     if evaluation.failures:
-        notes.append(f"{len(evaluation.failures):,} files could not be judged; they are listed below.")
+        notes.append(f"{counted(len(evaluation.failures), 'file')} could not be judged: see below.")
     if evaluation.lossy:
-        notes.append(f"{len(evaluation.lossy):,} masks are JPEG or lossy WebP, thresholded at half: their edges are "
-                     "uncertain.")  # fmt: skip
+        lossy = counted(len(evaluation.lossy), "mask is", "masks are")
+        notes.append(f"{lossy} JPEG or lossy WebP, thresholded at half: edges are uncertain.")
     if evaluation.sizes is not None:
         taken = {"image": "that of the image, of which 5 px a side are cropped", "valid": "that without the 5 px frame"}
         notes.append(f"The size of masks as large as their ground truth was taken for {taken[evaluation.sizes]}; "
                      "--size says otherwise.")  # fmt: skip
     if evaluation.pairing.outdated:
-        notes.append(f"{evaluation.pairing.outdated:,} masks by people were drawn on another photo or on another "
-                     "model's result, and do not count.")  # fmt: skip
+        outdated = counted(evaluation.pairing.outdated, "human mask does not count: it was",
+                           "human masks do not count: they were")  # fmt: skip
+        notes.append(f"{outdated} drawn on another photo or on another model's result.")
     return notes
 
 
@@ -144,24 +135,23 @@ def _cells(image: ImageAgreement) -> list[Cell]:
 def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
     """Read two masks again and draw them with `drawn_agreement`.
 
-    Raises an `ImageError` where a mask cannot be read any more or has another size now.
+    Raises:
+        ImageError: A mask cannot be read any more, or has another size now.
     """
     mask, truth = (
         np.pad(on_valid_region(read_mask(path), image.shape, path), FRAME)
         for path in (image.pair.mask, image.pair.ground_truth)
     )
-    shapes = {mask.shape, truth.shape, image.shape if gan_sr is None else gan_sr.shape[:2]}
-    if shapes != {image.shape}:
-        raise ImageError(image.pair.mask, "is of another size now", "evaluate again")
     return drawn_agreement(mask, truth, gan_sr)
 
 
 def gan_sr_of(image: ImageAgreement) -> RGB | None:
     """Read the whole GAN result of an image; None where its file is not known, cannot be read or has another size."""
-    if image.pair.gan_sr is None:
+    path = image.pair.gan_sr
+    if path is None:
         return None
     try:
-        pixels = decode(read_bytes(image.pair.gan_sr), image.pair.gan_sr, max_pixels=MAX_PIXELS).pixels
+        pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
     except ImageError:
         return None
     return rgb8(pixels) if pixels.shape[:2] == image.shape else None
@@ -169,16 +159,16 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
 
 def _charts(evaluation: Evaluation) -> list[Markup]:
     """Draw how the measures of single images spread, and as far as defined recall and precision by area of regions."""
-    histograms: dict[str, list[int]] = {}
+    histograms: dict[str, npt.NDArray[np.int64]] = {}
     marks: dict[str, float] = {}
     for measure in ("iou", "precision", "recall"):
         values = [getattr(image.agreement, measure) for image in evaluation.images]
         counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
-        histograms[NAMES[measure]] = counts.tolist()
+        histograms[NAMES[measure]] = counts
         of_set = evaluation.scores.values[measure]
         if of_set is not None:
             marks[NAMES[measure]] = of_set
-    figure = distributions(histograms, edges=edges.tolist(), xlabel="of one image; the line: of all", marks=marks)
+    figure = distributions(histograms, edges=edges, xlabel="of one image; the line: of all", marks=marks)
     charts = [inline(figure, "How the measures of single images spread, and those of all")]
     sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
     for title, of_images in sides.items():
@@ -191,13 +181,6 @@ def _charts(evaluation: Evaluation) -> list[Markup]:
         if regions:
             charts.append(_shares(parts, title, "by area"))
     return charts
-
-
-def _class_chart(classes: Mapping[int, Agreement]) -> Markup | str:
-    """Draw the recall of the classes with the most ground-truth regions; empty without any."""
-    names, ranked = class_names(), sorted(classes.items(), key=lambda item: (-item[1].marked, item[0]))
-    parts = {names[index]: (agreement.found, agreement.marked) for index, agreement in ranked if agreement.marked}
-    return _shares(dict(list(parts.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if parts else ""
 
 
 def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:

@@ -8,21 +8,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from desra_core.errors import ImageError, UsageError, printable
-from desra_core.evaluation.table import as_markdown
+from desra_core.evaluation.table import as_markdown, counted
 from desra_core.files.hashing import read_bytes
-from desra_core.gate.criteria import Score, Verdict
+from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
-from desra_core.gate.verdict import PicturedRegion, VerdictDocument, read_verdict, score_rows
 from desra_core.images.codec import decode
 from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each of `desra_core.gate.verdict.COLUMNS`.
+# A line for each column of `desra_core.gate.criteria.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
@@ -51,68 +48,77 @@ _MARKDOWN_CARDS = 3
 
 
 def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | None:
-    """Read the latest verdict and all that belongs to it, for ``report_finetuning.html.j2``; None where there is none.
+    """Read the latest verdict as the variables of ``report_finetuning.html.j2``; None where there is no verdict.
 
-    ``mask_key`` is that of the latest run: the page notes a verdict under other settings. Raises a `UsageError` where
-    the verdict is damaged.
+    Args:
+        workspace: The workspace.
+        mask_key: The mask key of the latest run, to note a verdict under other settings.
+
+    Raises:
+        UsageError: The verdict is damaged.
     """
     read = read_verdict(workspace)
     if read is None:
         return None
     document, judged = read
     rows, cards = _rows(document.verdict), _cards(workspace, document, _CARDS)
-    past, notes = _history(workspace)
+    past: list[Event] | None = None
+    notes = []
+    try:
+        past = history(workspace)
+        current_model(workspace)
+    except UsageError as error:
+        notes.append(wording.shortened(error, 480))
     if mask_key is not None and document.mask_key != mask_key:
         notes.insert(0, "The latest run had other settings, or another model, than this verdict rests on.")
     training = document.finetune.training if document.finetune else {}
     if document.finetune and document.finetune.precision:
-        # The number format that was used, whatever had been asked for.
+        # The number format that was used, which may differ from the setting.
         training = training | {"amp": document.finetune.precision}
+    saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
+    plots = []
+    for title, names in LOSSES:
+        curves = {label: _points(document, name) for name, label in names.items()}
+        if figure := loss_curves(title, curves, best=int(saved[1]) if saved else None):
+            plots.append(inline(figure, f"The {title} by iteration"))
     return {
         "document": document,
-        "judged": wording.moment(judged),
+        "judged": judged,
         "notes": notes,
-        "tiles": _tiles(document.verdict, document.best_score) if document.best_score else [],
+        "tiles": _tiles(document.verdict),
         "columns": {name: COLUMNS[name] for name in rows[0][1]},
         "rows": rows,
         "cards": cards,
         "kinds": KINDS,
         "characters": sum(characters(cells) for _, cells in cards),  # of the page, for the pictures
-        "plots": _plots(document),
+        "plots": plots,
         "training": wording.settings_rows(training),
         "current": _current(past, document),
         "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
     }
 
 
-def _tiles(verdict: Verdict, best: Score) -> list[tuple[str, str, bool]]:
-    """Write numbers of the best candidate, each with its meaning and whether the gate asks for another one."""
-    asked, noise = verdict.thresholds, verdict.control.images_added
+def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
+    """Write numbers of the best candidate, each with its meaning and whether it falls short of the gate's demand."""
+    best = next((score for score in verdict.scores if score.candidate == verdict.best), None)
+    if best is None:
+        return []
+    asked, noise, lost = verdict.thresholds, verdict.control.images_added, best.detail_loss
+    removed = f"of {counted(best.regions, 'artifact region is', 'artifact regions are')} gone"
+    added = f"{wording.count(best.images_added)} of {wording.count(best.images)}"
     left = best.area_after / best.area_before if best.area_before else None
-    lost = best.detail_loss
-    sharper = lost is not None and lost < 0
+    change = "gained" if lost is not None and lost < 0 else "lost"
+    sharpness = wording.percent(None if lost is None else abs(lost))
     return [
-        (
-            wording.percent(best.removal),
-            f"of {wording.count(best.regions)} artifact regions are gone",
-            best.removal is None or best.removal < asked["min_removal"],
-        ),
-        (
-            f"{wording.count(best.images_added)} of {wording.count(best.images)}",
-            f"images gained a region; by noise alone {wording.count(noise)}",
-            best.images_added > noise,
-        ),
+        (wording.percent(best.removal), removed, best.removal is None or best.removal < asked["min_removal"]),
+        (added, f"images gained a region; by noise alone {wording.count(noise)}", best.images_added > noise),
         (wording.percent(left), "of the artifact area is left", False),
-        (
-            wording.percent(None if lost is None else abs(lost)),
-            f"of the sharpness of clean images {'gained' if sharper else 'lost'}",
-            lost is None or lost > asked["max_detail_loss"],
-        ),
+        (sharpness, f"of the sharpness of clean images {change}", lost is None or lost > asked["max_detail_loss"]),
     ]
 
 
 def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
-    """Write roles and rows of the score table, the control last; of very many candidates the last ones and the best."""
+    """Write roles and rows of the score table, the control last; of very many candidates the best and the last ones."""
     rows = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
             for row in score_rows(verdict)]  # fmt: skip
     roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
@@ -121,7 +127,7 @@ def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
 
 
 def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[tuple[PicturedRegion, list[Cell]]]:
-    """Read the crops of the first regions, before and after, which lie below the gate's folder."""
+    """Read the crops of the first regions."""
     return [
         (picture, [_crop(workspace.gate, kind, picture.crops.get(kind)) for kind in KINDS])
         for picture in document.pictures[:most]
@@ -129,7 +135,7 @@ def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[t
 
 
 def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
-    """Read a crop as it was published, or say why it is not here."""
+    """Read a crop below the gate's folder as it was published; a cell without a picture has the reason."""
     if crop is None:
         return Cell(kind, None, reason="None was made.")
     # The path is read from a file, which must not make the page show other files.
@@ -145,31 +151,8 @@ def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
     return Cell(kind, as_uri(data), width, height)
 
 
-def _plots(document: VerdictDocument) -> list[Markup]:
-    """The curves of the losses that were logged, with a line where the best candidate was saved."""
-    saved = re.search(r"iteration_(\d+)", Path(document.best.path).name) if document.best else None
-    drawn = []
-    for title, names in LOSSES:
-        curves = {label: _points(document, name) for name, label in names.items()}
-        figure = loss_curves(title, curves, best=int(saved[1]) if saved else None)
-        if figure:
-            drawn.append(inline(figure, f"The {title} by iteration"))
-    return drawn
-
-
 def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
     return [(row["iteration"], row[loss]) for row in document.losses if {"iteration", loss} <= row.keys()]
-
-
-def _history(workspace: Workspace) -> tuple[list[Event] | None, list[str]]:
-    """The events so far, oldest first, None where they cannot be read; and what is wrong with the current model."""
-    past: list[Event] | None = None
-    try:
-        past = history(workspace)
-        current_model(workspace)
-    except UsageError as error:
-        return past, [wording.shortened(error, 480)]
-    return past, []
 
 
 def _current(past: list[Event] | None, document: VerdictDocument) -> str:
@@ -181,13 +164,17 @@ def _current(past: list[Event] | None, document: VerdictDocument) -> str:
     model = past[-1]
     if document.best and Path(str(model.get("source"))).name == Path(document.best.file).name:
         return "the finetuned one"
-    return "the old one" if model["model"] == document.before.key else "another one than these two"
+    return "the old one" if model["model"] == document.before.key else "neither of these two"
 
 
 def _entry(event: Event) -> dict[str, str]:
-    """An event in the history of the workspace's model, in words."""
-    kinds = {"origin": "where the first finetune started", "promotion": "promoted"}
-    kind = f"rolled back to {event.get('restores')}" if event["kind"] == "rollback" else str(event["kind"])
+    """Write an event in the history of the workspace's model in words."""
+    kinds = {
+        "origin": "where the first finetune started",
+        "promotion": "promoted",
+        "rollback": f"rolled back to {event.get('restores')}",
+    }
+    kind = str(event["kind"])
     try:
         when = wording.moment(datetime.fromisoformat(str(event.get("time"))))
     except (ValueError, OverflowError):
@@ -198,7 +185,8 @@ def _entry(event: Event) -> dict[str, str]:
 def verdict_markdown(workspace: Workspace) -> str:
     """Write the latest verdict of a workspace in Markdown: outcome, scores, some regions before and after, pixel loss.
 
-    Raises a `UsageError` where the verdict is damaged.
+    Raises:
+        UsageError: The verdict is damaged.
     """
     read = read_verdict(workspace)
     if read is None:

@@ -1,8 +1,14 @@
-"""Pictures of a stored image, 8-bit RGB: crops of every kind at one scale, heat maps, masks and class labels drawn."""
+"""Pictures of a stored image, 8-bit RGB: crops of every kind at one scale, heat maps, masks and class labels drawn.
+
+The files and arrays of a workspace are read only: a damaged one is reported, not repaired or deleted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -10,12 +16,18 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.class_weights import class_names
-from desra_core.images.codec import Labels, Mask
+from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.detectors import AppliedDetector, applied
+from desra_core.detection.regions import Components
+from desra_core.errors import ImageError, LostError
+from desra_core.files.hashing import read_bytes
+from desra_core.images.codec import Labels, Mask, Pixels, decode, decode_labels
 from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
 from desra_core.images.tiling import Rectangle
-from desra_core.report.maps import StoredImage
+from desra_core.workspace.arrays import StoredArray
 
+# A larger picture is not decoded for a part of it; 800 MB as RGB.
+MAX_PIXELS = 2**28
 # Kinds of picture of a region, with their captions.
 KINDS = {
     "lr": "LR",
@@ -26,9 +38,9 @@ KINDS = {
     "pseudo_gt": "pseudo-GT",
 }
 HEAT = "inferno"
-# Of the artifact mask and of a human mask, apart in brightness too.
+# Of the artifact mask and of a human mask; they differ in brightness too.
 OUTLINE, HUMAN_OUTLINE = (0, 214, 255), (255, 64, 200)
-# A mask held against a ground truth: of Okabe and Ito, apart in brightness too.
+# A mask held against a ground truth: colours of Okabe and Ito, which differ in brightness too.
 RIGHT, FALSE, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)
 # Longer side of such a picture, in pixels.
 AGREEMENT_SIDE = 480
@@ -40,6 +52,81 @@ _GROUND, _OPACITY = 70, 0.72
 _CLASS_COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0),
                   (240, 228, 66), (0, 0, 0))  # fmt: skip
 _OTHER = (150, 150, 150)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """The places where the pictures and maps of an image are stored.
+
+    Its methods raise an `ImageError` for a file or array that is missing, damaged or of another size.
+    """
+
+    files: Mapping[str, Path]  # of mse_sr, gan_sr and mask, and perhaps of lr, pseudo_gt, human and labels
+    group: Path  # the folder of the zarr arrays: similarity, which holds minus the scores, and perhaps labels
+    shape: tuple[int, int]  # (H, W) of the results; 0 where it is unknown, because the image has failed since
+    measure: AppliedDetector = applied()  # noqa: RUF009 frozen; the detector of the run
+
+    def picture(self, kind: str) -> Pixels:
+        """Read a whole picture as its file holds it; all but the LR photo must have the size of the results."""
+        path = self.files.get(kind)
+        if path is None:
+            raise ImageError("LR photo" if kind == "lr" else kind, "none of this name", "add it to its folder")
+        pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
+        if kind != "lr":
+            self._check_size(pixels, path)
+        return pixels
+
+    def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
+        """Read a window of the scores, NaN in the frame; other chunks are not read."""
+        stored = np.full((window.height, window.width), np.nan, np.float32)
+        return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
+
+    def label_reader(self) -> Callable[[Rectangle], Labels]:
+        """Return a function that reads the classes of a window, from the label file if there is one, else as stored.
+
+        The function may raise an `ImageError`, too.
+        """
+        file = self.files.get("labels")
+        if file is None:
+            return self._stored_labels
+        labels = decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS)
+        _check_labels(labels, file)
+        self._check_size(labels, file)
+        return lambda window: labels[window.slices]
+
+    def _stored_labels(self, window: Rectangle) -> Labels:
+        labels = self._read("labels", "label map", window, np.zeros((window.height, window.width), np.uint8), -1)
+        _check_labels(labels, "label map")
+        return labels
+
+    def _read(
+        self, array: str, name: str, window: Rectangle, values: npt.NDArray[Any], lowest: float
+    ) -> npt.NDArray[Any]:
+        """Fill ``values`` with the part of a window that is not in the frame; all of it must lie above ``lowest``."""
+        path, (height, width) = self.group / array, self.shape
+        if not path.exists():
+            raise ImageError(name, "is not kept", "run again with --keep maps")
+        try:
+            stored = StoredArray(path)
+            frame = (height - stored.shape[0]) // 2
+            if frame < 0 or (stored.shape[0] + 2 * frame, stored.shape[1] + 2 * frame) != self.shape:
+                raise ImageError(name, "is of an image of another size", "run again")
+            left, top = max(window.x, frame), max(window.y, frame)
+            right, bottom = min(window.x + window.width, width - frame), min(window.y + window.height, height - frame)
+            inside = (slice(top - window.y, bottom - window.y), slice(left - window.x, right - window.x))
+            values[inside] = stored.window(slice(top - frame, bottom - frame), slice(left - frame, right - frame))
+            damaged = not (values[inside] > lowest).all()
+        except (LostError, ValueError, IndexError):
+            damaged = True
+        if damaged:
+            raise ImageError(name, "is damaged", "run again")
+        return values
+
+    def _check_size(self, pixels: Pixels, path: Path) -> None:
+        height, width = pixels.shape[:2]
+        if (height, width) != self.shape:
+            reason = f"is {width}x{height} now, and was {self.shape[1]}x{self.shape[0]}"
+            raise ImageError(path, reason, "run again")
 
 
 class ClassShare(NamedTuple):
@@ -72,47 +159,43 @@ class Crops:
     def make(self, kind: str) -> RGB:
         """Make the picture of a kind: lr, mse_sr, gan_sr, difference, mask, human or pseudo_gt.
 
-        One that cannot be made raises an `ImageError` that says why.
+        Raises:
+            ImageError: A file or array of it is missing or damaged.
         """
         if kind == "lr":
-            return self._lr()
+            return fitted(self._lr(), self._largest)
         if kind == "difference":
-            return heat_map(self._fitted(self._image.measure.heat(self._image.scores(self._window))))
+            return heat_map(fitted(self._image.measure.heat(self._image.scores(self._window)), self._largest))
         if kind == "mask":
             return self._overlay(self._mask("mask"), self._region(), OUTLINE)
         if kind == "human":
             return self._overlay(self._mask("human"), self._mask("human"), HUMAN_OUTLINE)
         if kind == "pseudo_gt" and kind not in self._image.files:
             mask = self._mask("mask")[..., np.newaxis]
-            return self._fitted(np.where(mask, self._result("mse_sr"), self._result("gan_sr")))
-        return self._fitted(self._result(kind))
-
-    def _fitted(self, crop: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return fitted(crop, self._largest)
+            return fitted(np.where(mask, self._result("mse_sr"), self._result("gan_sr")), self._largest)
+        return fitted(self._result(kind), self._largest)
 
     def _result(self, kind: str) -> RGB:
         """Cut the window out of a picture that has the size of the results."""
         if kind not in self._cut:
-            pixels = rgb8(self._image.picture(kind))
-            self._cut[kind] = pixels[self._window.slices].copy()
+            self._cut[kind] = rgb8(self._image.picture(kind))[self._window.slices].copy()
         return self._cut[kind]
 
     def _mask(self, kind: str) -> Mask:
         return np.asarray(self._result(kind)[:, :, 0] > 127)
 
     def _lr(self) -> RGB:
-        """Show the LR pixels under the window, each one visible."""
+        """Cut out the LR pixels under the window, each repeated where it lies under several pixels."""
         pixels = rgb8(self._image.picture("lr"))
-        # The LR pixel under each row and column of the window.
         height, width = self._image.shape
         rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
         columns = np.arange(width)[self._window.slices[1]] * pixels.shape[1] // width
-        return self._fitted(pixels[rows[:, np.newaxis], columns])
+        return np.asarray(pixels[rows[:, np.newaxis], columns])
 
     def _overlay(self, mask: Mask, region: Mask, colour: tuple[int, int, int]) -> RGB:
         """Outline a mask and tint a region on the scaled GAN result, so that lines keep their width."""
-        image = self._fitted(self._result("gan_sr")).astype(np.float64)
-        mask, region = (self._fitted(part.astype(np.uint8) * np.uint8(255)) > 127 for part in (mask, region))
+        image = fitted(self._result("gan_sr"), self._largest).astype(np.float64)
+        mask, region = (fitted(part.astype(np.uint8) * np.uint8(255), self._largest) > 127 for part in (mask, region))
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0
         opacity = np.where(mask & ~inner, np.where(region, 1.0, _DIM), _TINT * region)
         return np.rint(image + (colour - image) * opacity[..., np.newaxis]).astype(np.uint8)
@@ -122,11 +205,9 @@ class Crops:
         mask = self._mask("mask")
         if self._box is None:
             return mask
-        _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        left, top, width, height = self._box
-        box = (left - self._window.x, top - self._window.y, width, height)
-        found = np.flatnonzero((stats[:, : cv2.CC_STAT_AREA] == box).all(axis=1) & (np.arange(len(stats)) > 0))
-        return np.asarray(np.isin(components, found)) if found.size else mask
+        components = Components(mask)
+        wanted = (np.add(components.boxes, (self._window.x, self._window.y, 0, 0)) == self._box).all(axis=1)
+        return components.chosen(wanted) if wanted.any() else mask
 
 
 def heat_map(values: npt.NDArray[np.floating[Any]]) -> RGB:
@@ -136,19 +217,24 @@ def heat_map(values: npt.NDArray[np.floating[Any]]) -> RGB:
 
 
 def drawn_agreement(mask: Mask, ground_truth: Mask, gan_sr: RGB | None) -> RGB:
-    """Draw what a mask and its ground truth have in common: right, false and missed pixels in three colours.
+    """Draw a mask over its ground truth: right, false and missed pixels in three colours.
 
-    Both are ``(H, W)`` bool. They lie over the ``(H, W, 3)`` uint8 GAN result in gray, or over plain gray. The longer
-    side of the picture is `AGREEMENT_SIDE` at most.
+    Args:
+        mask, ground_truth: ``(H, W)`` bool.
+        gan_sr: The ``(H, W, 3)`` uint8 GAN result, drawn in gray below the colours; a plain gray where it is None.
+
+    Returns:
+        ``(h, w, 3)`` uint8, of at most `AGREEMENT_SIDE` on the longer side.
     """
     ground = np.full((*mask.shape, 3), _GROUND, np.uint8) if gan_sr is None else gan_sr
     picture = fitted(ground, AGREEMENT_SIDE).astype(np.float64)
+    opacity = 1.0
     if gan_sr is not None:
         picture[:] = np.rint(picture.mean(axis=2, keepdims=True) * 0.75)
+        opacity = _OPACITY
     parts = ((mask & ground_truth, RIGHT), (mask & ~ground_truth, FALSE), (ground_truth & ~mask, MISSED))
     for part, colour in parts:
         share = fitted(part.astype(np.float32), AGREEMENT_SIDE).astype(np.float64)  # of each shown pixel
-        opacity = _OPACITY if gan_sr is not None else 1.0
         picture += opacity * share[..., np.newaxis] * (np.array(colour) - picture)
     return np.rint(picture).astype(np.uint8)
 
@@ -176,3 +262,8 @@ def _by_pixels(labels: Labels) -> npt.NDArray[np.int64]:
     """List the classes that occur, those with most pixels first."""
     pixels = np.bincount(labels.ravel())
     return np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
+
+
+def _check_labels(labels: Labels, subject: object) -> None:
+    if labels.max() >= CLASS_COUNT:
+        raise ImageError(subject, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")

@@ -14,19 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.detection.detectors import DEFAULT
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import failure_table
 from desra_core.planning.tables import REGIONS
-from desra_core.report.maps import StoredImage
+from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
+from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.pictures import picture_files
 from desra_core.workspace.products import PRODUCTS
 from desra_core.workspace.records import read_records
 
@@ -62,8 +61,7 @@ class WorkspaceResults:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the latest run."""
-        settings: dict[str, Any] = self.document.get("settings", {})
-        return settings
+        return dict(self.document.get("settings", {}))
 
     def human_masks(self) -> dict[str, HumanMask]:
         """Read which human masks count, by image id."""
@@ -71,46 +69,47 @@ class WorkspaceResults:
         return read_human_masks(self.workspace, key if isinstance(key, str) else None)
 
     def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
-        """Find where some images are stored: by name, the id of each at the same place in ``ids``."""
+        """Find where some images are stored, by name; ``ids`` has the id of each image at the place of its name."""
         by_name = dict(zip(names, ids, strict=True))
-        wanted = pa.array(sorted(set(by_name.values())), pa.string())
-        rows = self.images.filter(pc.is_in(self.images["id"], wanted)).select(["id", "height", "width"]).to_pylist()
-        shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows}
+        rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
+        shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}
         files, measure = picture_files(self.workspace, self.verb, sorted(by_name)), recorded_detector(self.settings)
+        human = self.human_masks()
+        for name in [name for name in files if by_name[name] in human]:
+            files[name]["human"] = human[by_name[name]].path
         return {
             name: StoredImage(files.get(name, {}), self.workspace.group(key), shapes.get(key, (0, 0)), measure)
             for name, key in by_name.items()
         }
 
 
-@dataclass(frozen=True)
 class CorpusSummary:
-    """The corpus in numbers: image names as ``desra status`` counts them, pixels of all images that are done."""
+    """The corpus in numbers: image names as ``desra status`` counts them, and pixels of all images that are done."""
 
-    images: int
-    done: int
-    failed: int
-    pending: int
-    marked: int  # images with artifacts among those done
-    outdated: int  # of these, those whose mask was made under other settings than those of the latest run
-    pixels: int
-    artifact_pixels: int
-    regions: int
-    seconds: float  # computing time of all stages
-
-    @property
-    def marked_share(self) -> float | None:
-        """Of the images done, the share with artifacts."""
-        return self.marked / self.done if self.done else None
-
-    @property
-    def pixel_share(self) -> float | None:
-        """Of the pixels of all images done, the share in masks."""
-        return self.artifact_pixels / self.pixels if self.pixels else None
+    def __init__(self, results: WorkspaceResults) -> None:
+        images = results.images
+        failed = images["failed_stage"].is_valid()
+        done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
+        marked = _marked(done)
+        wanted = (results.document.get("target") or {}).get("mask_key")
+        self.images = images.num_rows + results.unscanned
+        self.done = done.num_rows
+        self.failed = _total(failed) + results.unscanned
+        self.pending = self.images - self.done - self.failed
+        self.marked = marked.num_rows  # images with artifacts
+        # Of these, the images whose mask was made under other settings than those of the latest run.
+        self.outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
+        self.pixels = _total(pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64())))
+        self.artifact_pixels = _total(done["artifact_pixels"])
+        self.regions = results.regions.num_rows
+        self.marked_share = self.marked / self.done if self.done else None
+        self.pixel_share = self.artifact_pixels / self.pixels if self.pixels else None
+        # Computing time of all stages.
+        self.seconds = sum(time.total for time in stage_times(results.seconds) if not time.part)
 
 
 class StageTime(NamedTuple):
-    """Computing time of one stage, in seconds; a ``part`` is contained in the stage before it."""
+    """Computing time of one stage, in seconds; a ``part`` is contained in the time of the stage before it."""
 
     stage: str
     part: bool
@@ -126,7 +125,7 @@ class StageTime(NamedTuple):
 
 
 def read_results(workspace: Workspace) -> WorkspaceResults:
-    """Read the tables of a workspace; nothing is written.
+    """Read the tables of a workspace, and write nothing.
 
     Raises:
         UsageError: The folder is no workspace, or a table of it is damaged.
@@ -144,6 +143,7 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
     images = rows
     for name in _RECORD:
         images = images.append_column(name, records[name].combine_chunks().take(index))
+    seconds = records.filter(pc.is_in(records["id"], rows["id"].combine_chunks()))["seconds"]
     regions = read_table(workspace.regions, REGIONS)
     unscanned = read_table(workspace.scan_failures, FAILURES)
     metadata = pq.read_schema(workspace.manifest).metadata or {}
@@ -153,7 +153,7 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
         document=document,
         sources={role: metadata[role.encode()].decode() for role in _ROLES if role.encode() in metadata},
         images=images,
-        seconds=_seconds(records, rows["id"].combine_chunks()),
+        seconds=flat_seconds(seconds),
         regions=regions.filter(pc.is_in(regions["image"], rows["name"].combine_chunks())),
         failures=pa.concat_tables([unscanned, failure_table(rows, records)]).sort_by("name"),
         vanished=vanished,
@@ -164,7 +164,7 @@ def read_results(workspace: Workspace) -> WorkspaceResults:
 
 
 def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
-    """Read the detector of a run, and its threshold, from its settings; DeSRA's where they do not say."""
+    """Read the detector of a run, and its threshold, from its settings; by default DeSRA with its usual threshold."""
     method, threshold = settings.get("method"), settings.get("threshold")
     if not isinstance(method, str) or not method:
         method = DEFAULT
@@ -174,35 +174,8 @@ def recorded_detector(settings: dict[str, Any]) -> AppliedDetector:
 
 
 def firsts(images: pa.Table) -> pa.Table:
-    """Keep the first name of each image content among rows of `WorkspaceResults.images`: id, name, height, width."""
-    grouped = images.group_by("id", use_threads=False)
-    return grouped.aggregate([(name, "min") for name in ("name", "height", "width")]).rename_columns(
-        ["id", "name", "height", "width"]
-    )
-
-
-def summarize(results: WorkspaceResults) -> CorpusSummary:
-    """Count images, regions and pixels of a workspace."""
-    images = results.images
-    failed = images["failed_stage"].is_valid()
-    done = images.filter(pc.and_(images["mask_key"].is_valid(), pc.invert(failed)))
-    marked = done.filter(pc.fill_null(pc.greater(done["artifact_pixels"], 0), False))
-    failures = _total(failed)
-    wanted = (results.document.get("target") or {}).get("mask_key")
-    outdated = _total(pc.not_equal(marked["mask_key"], wanted)) if isinstance(wanted, str) else 0
-    areas = pc.multiply(pc.cast(done["height"], pa.int64()), pc.cast(done["width"], pa.int64()))
-    return CorpusSummary(
-        images=images.num_rows + results.unscanned,
-        done=done.num_rows,
-        failed=failures + results.unscanned,
-        pending=images.num_rows - done.num_rows - failures,
-        marked=marked.num_rows,
-        outdated=outdated,
-        pixels=_total(areas),
-        artifact_pixels=_total(done["artifact_pixels"]),
-        regions=results.regions.num_rows,
-        seconds=sum(time.total for time in stage_times(results.seconds) if not time.part),
-    )
+    """Keep the first name of each image content among rows of `WorkspaceResults.images`: columns id and name."""
+    return images.group_by("id", use_threads=False).aggregate([("name", "min")]).rename_columns(["id", "name"])
 
 
 def stage_times(seconds: pa.Table) -> list[StageTime]:
@@ -229,7 +202,7 @@ def class_counts(regions: pa.Table) -> list[dict[str, Any]]:
 
 def masked_shares(results: WorkspaceResults) -> npt.NDArray[np.float64]:
     """Compute the masked share of each image with artifacts."""
-    marked = results.images.filter(pc.fill_null(pc.greater(results.images["artifact_pixels"], 0), False))
+    marked = _marked(results.images)
     areas = numbers(marked["height"]) * numbers(marked["width"])
     return numbers(marked["artifact_pixels"]) / np.maximum(areas, 1)
 
@@ -239,15 +212,19 @@ def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
 
 
-def _seconds(records: pa.Table, ids: pa.Array) -> pa.Table:
-    """Flatten the maps of these images."""
+def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
+    """Flatten maps from stage to seconds to the columns ``stage`` and ``seconds``."""
     schema = pa.schema([("stage", pa.string()), ("seconds", pa.float64())])
     tables = [schema.empty_table()]
-    for maps in records.filter(pc.is_in(records["id"], ids))["seconds"].chunks:
-        if len(maps):
-            used = slice(maps.offsets[0].as_py(), maps.offsets[-1].as_py())
-            tables.append(pa.table([maps.keys[used], maps.items[used]], schema=schema))
+    for chunk in maps.chunks:
+        if len(chunk):
+            used = slice(chunk.offsets[0].as_py(), chunk.offsets[-1].as_py())
+            tables.append(pa.table([chunk.keys[used], chunk.items[used]], schema=schema))
     return pa.concat_tables(tables)
+
+
+def _marked(images: pa.Table) -> pa.Table:
+    return images.filter(pc.fill_null(pc.greater(images["artifact_pixels"], 0), False))
 
 
 def _total(column: pa.ChunkedArray) -> int:

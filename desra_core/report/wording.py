@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel
 
+from desra_core import settings as settings_module
 from desra_core.errors import printable
-from desra_core.settings import corpus as settings_module
 from desra_core.workspace.products import PRODUCTS
 
 # A file name may have 4000 characters; a page has to stay readable, and below its size.
@@ -44,14 +43,18 @@ _SETTINGS = ROLES | {
 }
 
 
-def settings_rows(settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+def settings_rows(settings: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
     """Write the settings of a run as rows of name, value and meaning; a nested setting gives a row per leaf."""
     models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     meanings = {name: field.description or "" for model in models for name, field in model.model_fields.items()}
     rows = []
-    for path, value in _leaves(settings):
-        label = " ".join(_SETTINGS.get(part, part.replace("_", " ")) for part in path)
-        rows.append((shortened(label), _value(path[-1], value, settings), meanings.get(path[0], "")))
+    for name, value in settings.items():
+        path = (*above, name)
+        if isinstance(value, dict) and value:
+            rows += settings_rows(value, path)
+        else:
+            label = " ".join(_SETTINGS.get(part, part.replace("_", " ")) for part in path)
+            rows.append((shortened(label), _value(name, value, settings), meanings.get(path[0], "")))
     return rows
 
 
@@ -125,14 +128,6 @@ def short_path(path: str) -> str:
     """Write the end of a path: a file and its folder."""
     parts = PurePath(path).parts
     return shortened(path if len(parts) <= 3 else "/".join(("…", *parts[-2:])), 90)
-
-
-def _leaves(settings: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, (*above, name))
-        else:
-            yield (*above, name), value
 
 
 def _value(name: str, value: Any, settings: dict[str, Any]) -> str:

@@ -1,30 +1,187 @@
 """Settings of a run: frozen models behind flags, TOML files and flow parameters.
 
-Gives the settings of a corpus; those of models, benchmarks and serving are in modules of their own.
+Gives the settings of a corpus; those of models and benchmarks, and of serving, are in modules of their own.
 """
 
-from desra_core.settings.corpus import (
-    CorpusSettings,
-    Detection,
-    Machine,
-    MinArea,
-    Mining,
-    at_home,
-    detector_of,
-    folder_of,
-    min_area_pixels,
-    whole_path,
-)
+from __future__ import annotations
 
-__all__ = [
-    "CorpusSettings",
-    "Detection",
-    "Machine",
-    "MinArea",
-    "Mining",
-    "at_home",
-    "detector_of",
-    "folder_of",
-    "min_area_pixels",
-    "whole_path",
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from desra_core.detection.detectors import DEFAULT, METHODS, AppliedDetector, applied
+from desra_core.networks.checkpoints import Precision
+from desra_core.workspace.matching import Sources
+
+
+def at_home(path: str | Path) -> Path:
+    """Replace a leading ``~`` by the home folder: a shell does that on the command line, but not in TOML files."""
+    return Path(os.path.expanduser(path))
+
+
+def whole_path(path: str | Path) -> Path:
+    """Make a path absolute, for workers that run in other folders; ``~`` is the home folder."""
+    return at_home(path).absolute()
+
+
+def _not_above_all(min_area: str) -> str:
+    if min_area.endswith("%") and Decimal(min_area[:-1]) > 100:
+        raise ValueError("is more than the whole image")
+    return min_area
+
+
+MinArea = Annotated[
+    str,
+    StringConstraints(pattern=r"^\d+$|^\d+(\.\d+)?%$"),
+    AfterValidator(_not_above_all),
+    Field(description="Regions up to this size are dropped: pixels, or a share of the image like 0.1%."),
 ]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and without other fields than those declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(Frozen):
+    """The workers, memory and devices of a run. Nothing here changes a result or enters a cache key."""
+
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes; by default one per core, fewer for large images."
+    )
+    memory: str | None = Field(
+        None,
+        pattern=r"(?i)^\d+(\.\d+)? ?([KMGT]i?)?B?$",
+        description="Memory of one worker (on a GPU, of each of its threads), like 4GB; by default 80 % of the "
+        "machine, shared evenly.",
+    )
+    scheduler: str | None = Field(
+        None, pattern=r"^\w+://.+", description="Address of a running Dask scheduler, like tcp://host:8786."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where networks run.")
+    tile: int = Field(256, ge=32, description="Side of a tile in pixels. Any value gives the same result.")
+    log_level: Literal["warning", "info", "debug"] = Field(
+        "warning", description="Log each shard (info) and each image (debug) on stderr, from every worker."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log on stderr: text for readers, or json, an object per line, for programs."
+    )
+
+
+class CorpusSettings(Frozen):
+    """Settings of detection that desra mine and desra detect share."""
+
+    verb: ClassVar[str]
+
+    workspace: Path = Field(description="Folder that holds everything the runs of a corpus produce.")
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+|labels:.+)$",
+        description="Where class labels come from: none, mmseg:CONFIG,CHECKPOINT or labels:DIR.",
+    )
+    weights: str | None = Field(
+        None, description="Class weights: published, none, or a TOML or CSV file. By default published with labels."
+    )
+    threshold: float = Field(0.7, gt=0, le=1, description="Suspect where the adjusted similarity is below this.")
+    min_area: MinArea = "4000"
+    window: int = Field(11, ge=3, le=255, description="Side of the Gaussian window in pixels; odd.")
+    keep: Literal["artifacts", "maps", "all"] = Field(
+        "artifacts",
+        description="Keep arrays of images with artifacts only (artifacts), similarity and labels of all (maps), or "
+        "all of all, SR results and dataset included (all).",
+    )
+    limit: int | None = Field(None, ge=1, description="Take only the first so many images, by name.")
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="Glob of files and folders to leave out, by name (thumbs, '*_old.png') or, with a slash in it, by "
+        "path below the folder (2019/raw/*). May be given several times.",
+    )
+    shard_size: int = Field(1000, ge=1, description="Images scheduled together, for images that are new.")
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError("is even, but a window has a middle: give an odd number")
+        return window
+
+    @property
+    def labels(self) -> Path | None:
+        """The folder of label files, if labels come from one."""
+        return Path(self.segmenter.removeprefix("labels:")) if self.segmenter.startswith("labels:") else None
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
+        raise NotImplementedError
+
+
+class Detection(CorpusSettings):
+    """Settings of desra detect, which compares two folders of super-resolution results."""
+
+    verb: ClassVar[str] = "detect"
+
+    mse_sr: Path = Field(description="Folder of the MSE-trained model's results; or one file, or a glob in quotes.")
+    gan_sr: Path = Field(description="Folder of the GAN-trained model's results; or one file, or a glob in quotes.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, for the pictures of the report.")
+    method: str = Field(DEFAULT, description=f"Detector: {', '.join(METHODS)}, or a .py file of your own.")
+    threshold: float = Field(
+        0.7,
+        gt=0,
+        description=f"Suspect where the adjusted similarity is below this; for another --method than {DEFAULT}, where "
+        "its score is above, by default the method's own threshold.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_threshold(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "threshold" in values:
+            return values
+        return values | {"threshold": applied(str(values.get("method", DEFAULT))).threshold}
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
+        return Sources(self.mse_sr, self.gan_sr, self.lr, self.labels, self.exclude)
+
+
+class Mining(CorpusSettings):
+    """Settings of desra mine, which compares the results of two models for a folder of photos."""
+
+    verb: ClassVar[str] = "mine"
+
+    photos: Path = Field(description="Folder of low-resolution photos; or one photo, or a glob in quotes.")
+    mse_model: Path = Field(description="Checkpoint of the MSE-trained model.")
+    gan_model: Path = Field(description="Checkpoint of the GAN-trained model, finetuned from the MSE one.")
+    precision: Precision = Field(
+        "float32", description="Number format of inference; bfloat16 is faster and changes results a little."
+    )
+    keep_mse: bool = Field(
+        False, description="Keep the MSE model's result of every image: a new GAN model then needs only its own."
+    )
+
+    @property
+    def sources(self) -> Sources:
+        """The folders to scan."""
+        return Sources(lr=self.photos, labels=self.labels, exclude=self.exclude)
+
+
+def folder_of(settings: BaseModel) -> Path:
+    """Return the folder that a command works in: its workspace, or its output where it has no workspace."""
+    return Path(getattr(settings, "workspace", None) or getattr(settings, "output"))  # noqa: B009 - of some kinds
+
+
+def detector_of(settings: CorpusSettings) -> AppliedDetector:
+    """Return the detector of a run with its threshold."""
+    return applied(settings.method if isinstance(settings, Detection) else DEFAULT, settings.threshold)
+
+
+def min_area_pixels(min_area: str, height: int, width: int) -> int:
+    """Compute the minimal area in pixels for an image of the given size; a percentage is rounded down."""
+    if min_area.endswith("%"):
+        return int(Decimal(min_area[:-1]) * height * width / 100)
+    return int(min_area)

@@ -1,27 +1,37 @@
-"""Settings of finetuning, the gate, the cycle and calibration."""
+"""Settings of finetuning, the gate, the cycle, calibration and benchmarks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from desra_core.settings import Mining, whole_path
+from desra_core.detection.detectors import METHODS
+from desra_core.settings import Frozen, MinArea, Mining, whole_path
 
 PERCENTILE = 85.0
 RATE = 0.001
-# A class with less gets no weight of its own.
+# A class with fewer pixels or images gets no weight of its own.
 MIN_PIXELS, MIN_IMAGES = 100_000, 3
 
 Rule = Literal["published", "quantile"]
 Fallback = Literal["published", "one", "pooled"]
 
+SYNTHETIC = "synthetic"
 
-class Gate(BaseModel):
+
+_LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
+_PHOTOS = "Folder of the LR photos, where the latest run recorded none."
+
+
+def _path_unless(*words: str | None) -> AfterValidator:
+    """Make a text an absolute path, unless it is one of these words."""
+    return AfterValidator(lambda text: text if text in words else str(whole_path(text)))
+
+
+class Gate(Frozen):
     """Limits that a finetuned model must keep before it may replace the old one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
     max_detail_loss: float = Field(
@@ -33,29 +43,30 @@ class Gate(BaseModel):
 
 # The values of a preset, for fields that were not given.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None},
+    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 }
-# Of a discriminator that starts from nothing: the most steps, and as a share of the iterations.
+# Steps of a discriminator that starts from nothing: at most so many, and so large a share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
-def _left_to_the_preset(schema: dict[str, Any]) -> None:
-    """Keep the default out of forms, which send what they show, and so would overrule the preset."""
-    del schema["default"]
+def _without_preset_defaults(schema: dict[str, Any]) -> None:
+    """Keep these defaults out of forms, which send what they show, and so would overrule the preset."""
+    for name in _PRESETS["cpu"]:
+        schema["properties"][name].pop("default", None)
 
 
-class Training(BaseModel):
+class Training(Frozen):
     """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
 
     preset: Literal["paper", "cpu"] = Field(
         "paper", description="Defaults of the other flags: the authors', or what a CPU can do in minutes."
     )
     group_by: str = Field(
         "duplicates",
-        description="What stays together in the training or in the held-out pool: duplicates, folder, or a regular "
-        "expression on names.",
+        description="Images that stay together in the training or in the held-out pool: duplicates, folder, or a "
+        "regular expression on names.",
     )
     images: int = Field(50, ge=1, description="The most severe images of the training pool to train on.")
     iterations: int = Field(1000, ge=1, le=999_999, description="Steps of the generator.")
@@ -63,28 +74,21 @@ class Training(BaseModel):
         256,
         ge=32,
         description="Side of a patch in SR pixels, where the image is as large. By default 256, or 96 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
-    batch: int = Field(
-        12,
-        ge=1,
-        description="Patches of a step. By default 12, or 8 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
-    )
+    batch: int = Field(12, ge=1, description="Patches of a step. By default 12, or 8 with preset cpu.")
     accumulate: int = Field(1, ge=1, description="Parts that the patches of a step are computed in, to save memory.")
     mask_share: float = Field(0.5, ge=0, le=1, description="Share of the patches that overlap an artifact mask.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of Adam, for generator and discriminator.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of Adam, for generator and discriminator.")
     pixel: Literal["l1", "l2"] = Field("l1", description="Pixel loss: absolute or squared differences.")
     pixel_weight: float = Field(1.0, ge=0, description="Weight of the pixel loss.")
     mask_weight: float = Field(1.0, gt=0, description="Weight of masked pixels in the pixel loss; others have 1.")
     keep_weight: float = Field(
         0.0, ge=0, description="Weight of the L1 distance to the old model's result outside the masks."
     )
-    perceptual: str = Field(
+    perceptual: Annotated[str, _path_unless("vgg19", "off")] = Field(
         "vgg19",
         description="Weights of the perceptual loss: vgg19 (torchvision gets them), a local file, or off. By default "
         "vgg19, or off with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
     )
     perceptual_weight: float = Field(1.0, gt=0, description="Weight of the perceptual loss.")
     gan_weight: float = Field(0.1, ge=0, description="Weight of the GAN loss; with 0 there is no discriminator.")
@@ -92,17 +96,13 @@ class Training(BaseModel):
         None, description="Checkpoint of the discriminator that the GAN model was trained with."
     )
     discriminator_features: int = Field(
-        64,
-        ge=4,
-        description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu.",
-        json_schema_extra=_left_to_the_preset,
+        64, ge=4, description="Width of a discriminator that starts from nothing. By default 64, or 16 with preset cpu."
     )
     warmup: int | None = Field(
         _WARMUP,
         ge=0,
         description="Steps of a discriminator that starts from nothing before the generator moves. By default 200, or "
         "with preset cpu a fifth of the iterations, at most 200.",
-        json_schema_extra=_left_to_the_preset,
     )
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of the weights.")
     amp: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -114,7 +114,7 @@ class Training(BaseModel):
     patience: int = Field(
         4, ge=1, description="Stop when the mean pixel loss has not fallen by 1 % for so many checkpoints."
     )
-    seed: int = Field(0, ge=0, description="Of patches and of a discriminator that starts from nothing.")
+    seed: int = Field(0, ge=0, description="Seed of the patches, and of a discriminator that starts from nothing.")
 
     @property
     def warmup_steps(self) -> int:
@@ -129,15 +129,10 @@ class Training(BaseModel):
         preset = values.get("preset", "paper") if isinstance(values, dict) else None
         return _PRESETS[preset] | values if preset in _PRESETS else values
 
-    @field_validator("perceptual")
-    @classmethod
-    def _absolute(cls, perceptual: str) -> str:
-        return perceptual if perceptual in ("vgg19", "off") else str(whole_path(perceptual))
-
     @field_validator("accumulate")
     @classmethod
     def _divides(cls, accumulate: int, info: ValidationInfo) -> int:
-        batch = info.data.get("batch", accumulate)  # absent where it is not accepted itself
+        batch = info.data.get("batch", accumulate)  # absent where the batch is invalid
         if batch % accumulate:
             raise ValueError(f"a batch of {batch} cannot be computed in so many equal parts")
         return accumulate
@@ -157,11 +152,11 @@ class Finetuning(Training):
     gan_model: Path | None = Field(
         None, description="Checkpoint of the GAN-trained model; by default what the latest desra mine used."
     )
-    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
+    lr: Path | None = Field(None, description=_PHOTOS)
 
 
 class Comparing(Gate):
-    """A model, what became of it, and the held-out images of a workspace."""
+    """A model, its finetuned candidates, and the held-out images of a workspace that judge them."""
 
     verb: ClassVar[str] = "compare"
 
@@ -173,32 +168,27 @@ class Comparing(Gate):
     mse_model: Path | None = Field(
         None, description="Checkpoint of the MSE-trained model; by default what the latest desra mine used."
     )
-    lr: Path | None = Field(None, description="Folder of the LR photos, where the latest run recorded none.")
-    group_by: str = Field("duplicates", description="As for the finetune.")
-    lpips: Path | None = Field(
-        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
-    )
+    lr: Path | None = Field(None, description=_PHOTOS)
+    group_by: str = Field("duplicates", description="Images that stay together, as for the finetune.")
+    lpips: Path | None = Field(None, description=_LPIPS)
     promote: bool = Field(False, description="Make the best one the workspace's current model, if it passes.")
 
 
 class Cycling(Mining, Training, Gate):
-    """Photos, two models, and all that it takes to make the one of them better."""
+    """Photos, two models, and the settings of mining, finetuning and the gate."""
 
     verb: ClassVar[str] = "cycle"
 
-    lpips: Path | None = Field(
-        None, description="AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
-    )
+    lpips: Path | None = Field(None, description=_LPIPS)
     keep_mse: bool = Field(
         True, description="Keep the MSE model's result of every image: a promoted GAN model then needs only its own."
     )
     promote: bool = Field(True, description="Make the best model the workspace's current one, if it passes.")
 
 
-class Calibrating(BaseModel):
-    """Artifact-free pairs, and how class weights are derived from them."""
+class Calibrating(Frozen):
+    """Settings of desra calibrate, which derives class weights from artifact-free pairs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     verb: ClassVar[str] = "calibrate"
 
     workspace: Path = Field(description="Workspace of desra detect or mine, or a new folder.")
@@ -217,8 +207,8 @@ class Calibrating(BaseModel):
     )
     exclude: Path | None = Field(
         None,
-        description="Folder of masks by image name whose pixels are not counted, beside the masks by people that the "
-        "workspace holds.",
+        description="Folder of masks by image name whose pixels are not counted; those of human masks in the "
+        "workspace are not counted either.",
     )
     rule: Rule = Field("published", description="20 bins as published, or the quantile to a ten-thousandth (quantile).")
     percentile: float = Field(
@@ -231,15 +221,67 @@ class Calibrating(BaseModel):
     min_images: int = Field(MIN_IMAGES, ge=1, description="A class in fewer images gets the fallback.")
     fallback: Fallback = Field(
         "published",
-        description="Weight of classes of which too little was seen: published, one, or that of all classes taken "
-        "together (pooled).",
+        description="Weight of classes with too few pixels or images: published, one, or that of all classes together "
+        "(pooled).",
     )
 
     @field_validator("output")
     @classmethod
     def _known_format(cls, output: Path) -> Path:
         if output.suffix.lower() not in (".toml", ".csv"):
-            raise ValueError("the suffix says what is written")
+            raise ValueError("has another suffix than .toml or .csv")
         if output.is_dir():
             raise ValueError("is a folder")
         return output
+
+
+class Benchmarking(Frozen):
+    """Detectors, and pairs to measure them on: with human masks, or clean pairs that get injected artifacts."""
+
+    verb: ClassVar[str] = "benchmark"
+
+    dataset: Annotated[str, _path_unless(SYNTHETIC)] = Field(
+        description="Folder with MSE-SR, GAN-SR and GT-Mask in it, a folder of such folders, or a COCO file; or the "
+        "word synthetic: artifacts are injected into the clean results of --mse-sr and --gan-sr; no masks needed."
+    )
+    output: Path = Field(description="Folder for masks, tables and the page; the same one again goes on.")
+    methods: str = Field(
+        ",".join(METHODS), description=f"Detectors, by commas: {', '.join(METHODS)}, and .py files of your own."
+    )
+    min_area: MinArea = "4000"
+    mse_sr: Path | None = Field(None, description="Folder of the MSE-trained model's results, where it lies elsewhere.")
+    gan_sr: Path | None = Field(None, description="Folder of the GAN-trained model's results, where it lies elsewhere.")
+    lr: Path | None = Field(None, description="Folder of the low-resolution inputs, where it lies elsewhere.")
+    labels: Path | None = Field(None, description="Folder of class-index PNGs by image name, where it lies elsewhere.")
+    segmenter: str = Field(
+        "none",
+        pattern=r"^(none|mmseg:.+,.+)$",
+        description="Segmenter for class labels that are not given: none or mmseg:CONFIG,CHECKPOINT.",
+    )
+    weights: Annotated[str | None, _path_unless(None, "published", "none")] = Field(
+        None,
+        description="Class weights of desra: published, none, or a file. By default published when there are labels.",
+    )
+    exclude: Path | None = Field(
+        None, description="With synthetic: folder of human masks; the artifacts that they mark are no false alarms."
+    )
+    seed: int = Field(0, ge=0, description="With synthetic: seed of the artifacts that are injected.")
+
+    @field_validator("methods")
+    @classmethod
+    def _files(cls, methods: str) -> str:
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        if not names:
+            raise ValueError("names no method")
+        return ",".join(str(whole_path(name)) if name.endswith(".py") else name for name in names)
+
+    @field_validator("segmenter")
+    @classmethod
+    def _models(cls, segmenter: str) -> str:
+        kind, colon, paths = segmenter.partition(":")
+        return kind + colon + ",".join(str(whole_path(path.strip())) for path in paths.split(",") if path.strip())
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether artifacts are injected."""
+        return self.dataset == SYNTHETIC

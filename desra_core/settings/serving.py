@@ -1,4 +1,4 @@
-"""Settings of `desra serve`: what runs when, where failures are posted, how long runs are kept."""
+"""Settings of `desra serve`: times of runs, the address for failures, and how long runs are kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from tzlocal import get_localzone_name
 
 from desra_core.errors import UsageError
+from desra_core.settings import Frozen
 from desra_core.settings.models import Cycling
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -22,24 +23,20 @@ _DAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "satu
 _CLOCK = re.compile(rf"(daily|weekdays|(?:{'|'.join(_DAYS)})s?) at (\d\d?):(\d\d)")
 # Lowest and highest value of each field of a cron expression; both 0 and 7 are Sunday.
 _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
-# Below, a server would be busy planning runs; Prefect itself keeps no run for less than the other.
-_SHORTEST_PERIOD = timedelta(seconds=10)
-_SHORTEST_HISTORY = timedelta(days=1)
-# Beyond, dates come to an end.
-_LONGEST_SPAN = timedelta(days=36500)
+_SHORTEST_PERIOD = timedelta(seconds=10)  # with shorter periods, a server is busy with planning runs
+_SHORTEST_HISTORY = timedelta(days=1)  # Prefect keeps no run for less
+_LONGEST_SPAN = timedelta(days=36500)  # longer spans lead to dates that Python does not have
 
 
 class Period(NamedTuple):
-    """When a flow runs: by a cron expression, or as often as that; neither where it never runs by itself."""
+    """The times at which a flow runs: a cron expression or a period; neither where it never runs by itself."""
 
     cron: str | None = None
     every: timedelta | None = None
 
 
-class FinetuneTrigger(BaseModel):
+class FinetuneTrigger(Frozen):
     """When a mining run starts a finetune."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifacts: int = Field(
         ge=1,
@@ -50,7 +47,7 @@ class FinetuneTrigger(BaseModel):
 
 
 class Serving(Cycling):
-    """A corpus that grows, and what is done about it by the clock."""
+    """A corpus that grows, and the times at which it is mined and its model is finetuned."""
 
     verb: ClassVar[str] = "serve"
 
@@ -72,7 +69,7 @@ class Serving(Cycling):
         "finetune; 0 for never.",
     )
     timezone: str | None = Field(
-        None, description="Of the clock times, like Europe/Berlin; by default that of this machine."
+        None, description="Time zone of the clock times, like Europe/Berlin; by default that of this machine."
     )
     webhook: str | None = Field(
         None,
@@ -87,8 +84,8 @@ class Serving(Cycling):
         4200,
         ge=0,
         le=65533,
-        description="Of the Prefect server on this machine; the report and Dask's dashboard are at the next two. 0 for "
-        "any free ones.",
+        description="Port of the Prefect server on this machine; the report and Dask's dashboard are at the next two. "
+        "0 for any free ports.",
     )
 
     @field_validator("mine_at", "cycle_at")
@@ -125,13 +122,13 @@ class Serving(Cycling):
 
 
 def workspace_of(parameters: Mapping[str, Any]) -> str | None:
-    """Find the workspace in the parameters of a flow, as a server stores them; None where they name none."""
-    given = (one for one in parameters.values() if isinstance(one, dict) and "workspace" in one)
+    """Find the workspace in the parameters of a flow, as a server stores them; None where there is no workspace."""
+    given = (each for each in parameters.values() if isinstance(each, dict) and "workspace" in each)
     return next((str(settings["workspace"]) for settings in given), None)
 
 
 def parse_span(text: str) -> timedelta:
-    """Parse a length of time like ``90 days``; ValueError where it is none."""
+    """Parse a length of time like ``90 days``; other texts raise ValueError."""
     found = _SPAN.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("no length of time like 90 days or 12 hours")
@@ -142,7 +139,7 @@ def parse_span(text: str) -> timedelta:
 
 
 def parse_period(text: str) -> Period:
-    """Parse when something runs, in words or as a cron expression; ValueError where it is neither.
+    """Parse times in words or as a cron expression; other texts raise ValueError.
 
     Examples:
         >>> parse_period("daily at 2:00")
@@ -175,10 +172,10 @@ def _is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
     low, high = bounds
     for part in field.split(","):
         found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
-        if found is None or not 1 <= int(found[3] or 1) <= high:
+        if found is None:
             return False
-        first = int(found[1]) if found[1] else low
-        if not low <= first <= (int(found[2]) if found[2] else first) <= high:
+        first, step = int(found[1] or low), int(found[3] or 1)
+        if not (low <= first <= int(found[2] or first) <= high and 1 <= step <= high):
             return False
     return True
 
@@ -187,7 +184,7 @@ def local_timezone() -> str:
     """Find the name of this machine's time zone; UTC where it has none.
 
     Raises:
-        UsageError: It has one whose name cannot be found, as where a container has a copy of the file.
+        UsageError: The name of its zone cannot be found, as in a container that has only a copy of the zone's file.
     """
     name = None
     with contextlib.suppress(LookupError, OSError, ValueError):

@@ -3,62 +3,75 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from desra_core.detection.class_weights import Weights
+from desra_core.detection.detectors import AppliedDetector
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
-from desra_core.settings import CorpusSettings
+from desra_core.settings import CorpusSettings, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import Target
+from desra_core.workspace.products import Target, spared_arrays
 from desra_core.workspace.records import Record, without_arrays, write_journal
-
-Stage = Callable[[ImageRef, Record, Workspace, Any], Record]
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """A run, as the ``settings_of`` of each stage needs it.
+    """The inputs of a stage that are the same for all images of a run.
 
-    ``key`` is that of the product that the stage makes; ``device`` is ``cpu`` or ``cuda``; ``tile`` (px) and
-    ``threads`` are for the similarity of one image; images of more than ``max_pixels`` are refused.
+    Attributes:
+        settings, target, weights: The settings of the run, as keys too, and its class weights.
+        key: The cache key of the product that the stage makes.
+        device: ``cpu`` or ``cuda``: where networks run.
+        tile, threads: Side of a tile in pixels, and number of threads, of the similarity of one image.
+        max_pixels: Images of more pixels are refused.
     """
 
     settings: CorpusSettings
     target: Target
-    key: str
     weights: Weights
+    key: str
     device: str
     tile: int
     threads: int
     max_pixels: int
 
+    @property
+    def detector(self) -> AppliedDetector:
+        """The detector and its threshold."""
+        return detector_of(self.settings)
 
-def run_stage(
-    stage: Stage,
-    image: ImageRef,
-    record: Record,
-    workspace: Workspace,
-    settings: Any,
-    mask_key: str,
-    *,
-    spared: Collection[str] = (),
-) -> Record:
-    """Run a stage on an image and journal what became of it.
+    @property
+    def class_weights(self) -> npt.NDArray[np.float64] | None:
+        """The weights of the classes, ``(150,)``, or None where none apply."""
+        weighted = self.target.segmentation_key != "none" and self.detector.weighs_classes
+        return self.weights.values if weighted else None
 
-    A permanent failure is a record too: the image's masks go, the record says why, and ``mask_key`` tells under
-    which settings. Transient failures are raised, to be tried again. Of an image that is done and clean the arrays go,
-    but for those that are ``spared``.
+
+Stage = Callable[[ImageRef, Record, Workspace, StageJob], Record]
+
+
+def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
+    """Run a stage on an image, and journal the new record.
+
+    A permanent failure is a record too: the masks of the image go, and the record says why it failed. Transient
+    failures are raised, to be tried again. Arrays of an image that is done and clean go, but for those that every
+    image keeps.
 
     Raises:
         TransientError: Storage failed, or a file changed since the scan.
     """
     name = stage.__name__.removesuffix("_stage")
     started = time.perf_counter()
+    cleared = replace(
+        record, failed_stage=None, failed_key=None, subject=None, reason=None, remedy=None, transient=False
+    )
     try:
-        made = stage(image, _cleared(record), workspace, settings)
+        made = stage(image, cleared, workspace, job)
     except TransientError:
         raise
     except MemoryError:
@@ -67,16 +80,16 @@ def run_stage(
     except ImageError as error:
         for image_name in image.names:
             workspace.withdraw(image_name)
-        made = failure(image, record, name, mask_key, error)
+        made = failure(image, record, name, job.target, error)
     made = replace(made, seconds=made.seconds | {name: round(time.perf_counter() - started, 4)})
     write_journal(workspace, image.shard, made)
     if made.mask_key and not made.similarity_kept:
-        workspace.drop_group(image.id, spared=spared)
+        workspace.drop_group(image.id, spared=spared_arrays(job.target))
     return made
 
 
-def failure(image: ImageRef, record: Record, stage: str, mask_key: str, error: ImageError) -> Record:
-    """Return the record of an image whose stage raised."""
+def failure(image: ImageRef, record: Record, stage: str, target: Target, error: ImageError) -> Record:
+    """Return the record of an image whose stage raised an error."""
     return replace(
         without_arrays(record) if isinstance(error, LostError) else record,
         mask_key=None,
@@ -84,12 +97,7 @@ def failure(image: ImageRef, record: Record, stage: str, mask_key: str, error: I
         regions=[],
         labels_hash=image.labels.hash if image.labels else None,
         failed_stage=stage,
-        failed_key=mask_key,
+        failed_key=target.run_key,
         **error.failure._asdict(),
         transient=isinstance(error, TransientError),
     )
-
-
-def _cleared(record: Record) -> Record:
-    """The record without an earlier failure."""
-    return replace(record, failed_stage=None, failed_key=None, subject=None, reason=None, remedy=None, transient=False)

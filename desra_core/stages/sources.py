@@ -1,4 +1,4 @@
-"""Where the stages take their images from: files that must not have changed since the scan, and stored arrays."""
+"""Inputs of the stages: files, which must not have changed since the scan, and stored arrays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixe
 def read_labels(
     image: ImageRef, record: Record, workspace: Workspace, segmentation_key: str | None, max_pixels: int
 ) -> Labels | None:
-    """Read labels of the image's size with values below 150; None where none were asked for or none are needed.
+    """Read labels of the image's size with values below 150; None where the run has no labels or needs none.
 
     Raises:
         ImageError: A label file has another size or other classes, or cannot be read.
@@ -47,9 +47,7 @@ def read_labels(
             stored: Labels = read_array(workspace, image.id, "labels", key=record.segmentation_key)
             return stored
         return None
-    assert record.height is not None
-    assert record.width is not None
-    return read_label_file(image.labels, (record.height, record.width), max_pixels)
+    return read_label_file(image.labels, record.shape, max_pixels)
 
 
 def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +20,7 @@ from torch import nn
 from desra_core.errors import UsageError
 from desra_core.gpu import lacks_memory
 from desra_core.settings.models import Training
-from desra_core.training.generator import load_generator
-from desra_core.training.losses import PerceptualLoss, gan_loss, keep_loss, load_discriminator, pixel_loss
+from desra_core.training import networks
 from desra_core.training.patches import draw_batch, open_frozen
 from desra_core.training.plan import settle_precision
 from desra_core.training.run_folder import Board, RunFolder, load_state, read_json, save_torch, write_json
@@ -30,38 +29,33 @@ BETAS = (0.9, 0.99)
 SAVE_SECONDS = 60.0
 PROGRESS_SECONDS = 1.0
 
-# Losses are logged as means of so many steps.
+# The log has the means of the losses over this many steps.
 _LOG_EVERY = 10
-# Early stop: a checkpoint is no better unless its mean pixel loss is this much below that of the best one so far.
+# Early stop: a checkpoint is better when its mean pixel loss is lower than the best one's by this share.
 _IMPROVEMENT = 0.01
-# A result with a larger mean absolute error, of a range of 1, is no image.
+# A result with a larger mean absolute error, in a range of 1, is no image.
 _DIVERGED = 0.2
 
 State = dict[str, Any]
 Losses = dict[str, float]
 
 
-class Ended(NamedTuple):
-    """How a finetune ended: the iterations done, and whether it stopped because the loss had stopped falling."""
-
-    iteration: int
-    early: bool
-
-
-def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> Ended:
-    """Finetune a model on the frozen images of a run, from where the run was left.
+def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, threads: int) -> int:
+    """Finetune a model on the frozen images of a run, from its last saved state on.
 
     Args:
-        run: Its folder, with its document and its images.
+        run: The folder of the run, with its document and its images.
         gan_model: The parent.
-        training: How.
+        training: The settings.
         device: ``cpu`` or a CUDA device.
-        threads: CPU threads of a run that starts. One that goes on keeps its number, because the last bits depend on
-            it.
+        threads: CPU threads of a new run. A run that goes on keeps its number, because the last bits depend on it.
+
+    Returns:
+        The iterations done: fewer than those asked for where the loss no longer fell.
 
     Raises:
         UsageError: A model or a saved state cannot be used, a batch needs more memory than there is, or the losses are
-            not finite or diverge: the last good model is named.
+            not finite or diverge: the error names the last good model.
         TransientError: The disk is full or failed.
     """
     with run.locked(), _memory_explained(training):
@@ -104,11 +98,11 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
                 saved = trainer.save_state()
             written = trainer.write_progress(written)
         trainer.write_progress(0.0)
-        return Ended(state["iteration"], early=state["iteration"] < training.iterations)
+        return int(state["iteration"])
 
 
 class Trainer:
-    """Networks, optimisers and AMP state of a run, and its counters (``state``), as they were left or new.
+    """Networks, optimisers and AMP state of a run, and its counters (``state``): as they were saved, or new.
 
     The discriminator is None where ``gan_weight`` is 0. Raises as `finetune`.
     """
@@ -121,25 +115,27 @@ class Trainer:
         torch.manual_seed(training.seed)
         self._run, self._training, self._device = run, training, device
         self._amp: torch.dtype = getattr(torch, precision)
-        self.generator = load_generator(gan_model)
+        self.generator = networks.load_generator(gan_model)
         self._network = _placed(self.generator.network, device)
         self._ema = copy.deepcopy(self._network).requires_grad_(False)
         self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS)
         self._discriminator: nn.Module | None = None
         self._optimizer_d: torch.optim.Optimizer | None = None
         if training.gan_weight:
-            discriminator = load_discriminator(training.discriminator, training.discriminator_features).train()
+            discriminator = networks.load_discriminator(training.discriminator, training.discriminator_features).train()
             self._discriminator = _placed(discriminator, device)
             self._optimizer_d = torch.optim.Adam(self._discriminator.parameters(), training.learning_rate, BETAS)
-        self._perceptual = None if training.perceptual == "off" else PerceptualLoss(training.perceptual).to(device)
+        self._perceptual: nn.Module | None = None
+        if training.perceptual != "off":
+            self._perceptual = networks.PerceptualLoss(training.perceptual).to(device)
         self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=precision == "float16")
         self.state = self._resumed() or {"iteration": 0, "warmed": 0, "threads": threads, "sums": {}, "since": {},
                                          "losses": [], "best": None, "worse": 0}  # fmt: skip
-        # With more iterations, or fewer, nothing is warmed up again.
+        # A run whose iterations have begun is not warmed up again, whatever the settings are now.
         self.warmup: int = self.state["warmed"] if self.state["iteration"] else training.warmup_steps
 
     def step(self, batch: list[torch.Tensor]) -> Losses:
-        """Move the generator, then the discriminator; returns the losses before."""
+        """Make a step of the generator, then of the discriminator; returns the losses before the step."""
         training, losses, results = self._training, Losses(), []
         parts = self._parts(batch)
 
@@ -152,9 +148,9 @@ class Trainer:
             with self._autocast():
                 sr = self._network(lr)
             sr = sr.float()
-            loss = training.pixel_weight * add("pixel", pixel_loss(sr, pseudo_gt, mask, training))
+            loss = training.pixel_weight * add("pixel", networks.pixel_loss(sr, pseudo_gt, mask, training))
             if training.keep_weight:
-                loss = loss + training.keep_weight * add("keep", keep_loss(sr, pseudo_gt, mask))
+                loss = loss + training.keep_weight * add("keep", networks.keep_loss(sr, pseudo_gt, mask))
             if self._perceptual is not None:
                 with self._autocast():
                     loss = loss + training.perceptual_weight * add("perceptual", self._perceptual(sr, pseudo_gt))
@@ -162,7 +158,7 @@ class Trainer:
                 self._discriminator.requires_grad_(False)
                 with self._autocast():
                     logits = self._discriminator(sr)
-                loss = loss + training.gan_weight * add("gan", gan_loss(logits.float(), real=True))
+                loss = loss + training.gan_weight * add("gan", networks.gan_loss(logits.float(), real=True))
             self._check(losses, sr, pseudo_gt)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             results.append(sr.detach())
@@ -177,14 +173,14 @@ class Trainer:
         return losses
 
     def warm_up(self, batch: list[torch.Tensor]) -> None:
-        """Move the discriminator alone: a new one cannot guide the generator yet."""
+        """Make a step of the discriminator alone: a new discriminator cannot guide the generator yet."""
         with torch.no_grad(), self._autocast():
             pairs = [(pseudo_gt, self._network(lr).float()) for lr, pseudo_gt, _ in self._parts(batch)]
         self._move_discriminator(pairs, lambda _, value: value / self._training.accumulate)
         self._scaler.update()
 
     def enlarge(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return LR patches, the network's results of them and the pseudo-GT; the results must be images."""
+        """Return LR patches, the network's results and the pseudo-GT (raises `UsageError` where they diverge)."""
         lr, pseudo_gt, _ = batch
         self._network.eval()
         with torch.no_grad(), self._autocast():
@@ -194,7 +190,7 @@ class Trainer:
         return lr, sr, pseudo_gt
 
     def save_model(self) -> None:
-        """Save both kinds of weights for the usual tools, with a record of where they come from beside."""
+        """Save both kinds of weights in the form of the usual tools, and beside them a record of their origin."""
         path = self._run.model(self.state["iteration"])
         document = read_json(self._run.document) or {}
         write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"]})
@@ -204,7 +200,7 @@ class Trainer:
         save_torch(path, {name: self.generator.checkpoint_weights(net.state_dict()) for name, net in weights.items()})
 
     def save_state(self) -> float:
-        """Save all that it takes to go on; returns when."""
+        """Save all that a killed run needs to go on; returns the time."""
         random = {"rng": torch.get_rng_state()}
         if self._device.startswith("cuda"):
             random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
@@ -224,7 +220,7 @@ class Trainer:
         return time.monotonic()
 
     def _resumed(self) -> State | None:
-        """Put everything back where `save_state` found it; returns the counters."""
+        """Restore what `save_state` saved; returns the counters, None where nothing is saved."""
         state = load_state(self._run.state)
         if state is None:
             return None
@@ -237,13 +233,13 @@ class Trainer:
         return state
 
     def _moving(self) -> dict[str, Any]:
-        """Everything that has a state dict of its own."""
+        """Collect all parts that have a state dict."""
         parts = {"generator": self._network, "ema": self._ema, "optimizer": self._optimizer, "scaler": self._scaler,
                  "discriminator": self._discriminator, "optimizer_d": self._optimizer_d}  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
     def _move_discriminator(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], add: Callable[..., Any]) -> None:
-        """Make a step of the discriminator: pseudo-GT is real, results are not."""
+        """Make a step of the discriminator: it learns to call pseudo-GT real, and results fake."""
         assert self._discriminator is not None
         assert self._optimizer_d is not None
         self._discriminator.requires_grad_(True)
@@ -252,19 +248,19 @@ class Trainer:
             for name, image, real in (("real", pair[0], True), ("fake", pair[1], False)):
                 with self._autocast():
                     logits = self._discriminator(image)
-                loss = add(f"discriminator_{name}", gan_loss(logits.float(), real=real))
+                loss = add(f"discriminator_{name}", networks.gan_loss(logits.float(), real=real))
                 self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer_d)
 
     def _parts(self, batch: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-        """The parts of a batch that are computed one after the other: LR, pseudo-GT and mask each."""
+        """Split a batch into the parts that are computed one after the other: LR, pseudo-GT and mask each."""
         return list(zip(*(tensor.chunk(self._training.accumulate) for tensor in batch), strict=True))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.partition(":")[0], self._amp, enabled=self._amp != torch.float32)
 
     def _check(self, losses: Losses, sr: torch.Tensor, pseudo_gt: torch.Tensor) -> None:
-        """Stop before a step that would spoil the weights, and before spoilt ones are saved as a model."""
+        """Raise `UsageError` before a step that would spoil the weights, and before spoilt weights are saved."""
         error = (sr - pseudo_gt).detach().abs().mean().item()
         bad = [name for name, value in (losses | {"pixel": error}).items() if not math.isfinite(value)]
         if not bad and error <= _DIVERGED:
@@ -276,7 +272,7 @@ class Trainer:
 
 
 def compare_with_best(state: State) -> None:
-    """Count the checkpoints in a row that are no better than the best one before."""
+    """Count the latest checkpoints in a row that are no better than the best checkpoint before them."""
     mean = state["since"]["pixel"] / state["since"]["steps"]
     state["since"] = {}
     if state["best"] is None or mean < (1 - _IMPROVEMENT) * state["best"]:
@@ -299,13 +295,13 @@ def _log(state: State, losses: Losses, board: Board) -> None:
 
 
 def _placed(module: nn.Module, device: str) -> nn.Module:
-    """Move a module to a device, its weights in the memory format in which convolutions are fastest."""
+    """Move a module to a device, in the memory format of the fastest convolutions."""
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @contextlib.contextmanager
 def _memory_explained(training: Training) -> Iterator[None]:
-    """Turn a lack of memory into an error that says which flags to change."""
+    """Turn a lack of memory into an error that names the flags to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.pseudo_gt import assemble_pseudo_gt
+from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes
@@ -19,7 +19,7 @@ from desra_core.images.codec import Mask, Pixels, decode
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
-# Tries to find a patch without a mask in one image; then the last one is taken.
+# Tries to find a patch without masked pixels in one image; then the last patch is taken.
 _TRIES = 20
 _ANEW = "delete the run's folder and start anew"
 
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float32]
 
 
 class Sample(NamedTuple):
-    """The files of a training image; without ``pseudo_gt`` it is assembled from the two results.
+    """The files of a training image; a missing ``pseudo_gt`` is assembled from the two results.
 
-    ``human`` is the content hash of the mask where it is a human mask.
+    ``human`` is the content hash of the mask where the mask is a human one.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Sample(NamedTuple):
 
 
 class TrainingPair(NamedTuple):
-    """An image to train on.
+    """An image to train on, with ``(H, W) = (h * scale, w * scale)``.
 
-    ``lr`` is ``(h, w, C)``, ``pseudo_gt`` ``(h * scale, w * scale, C)``, uint8 or uint16; ``mask`` ``(h * scale,
-    w * scale)`` bool; ``marked`` the flat indices of the LR pixels that have a masked SR pixel.
+    ``lr`` is ``(h, w, C)`` and ``pseudo_gt`` ``(H, W, C)``, uint8 or uint16; ``mask`` is ``(H, W)`` bool; ``marked``
+    has the flat indices of the LR pixels with a masked SR pixel.
     """
 
     lr: Pixels
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
 
 def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
-    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`, also where they do not fit together)."""
+    """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`: unreadable, or of sizes that do not fit)."""
     lr = decode(read_bytes(sample.lr), sample.lr).pixels
     mask: Mask = decode(read_bytes(sample.mask), sample.mask).pixels[:, :, 0] > 0
     files = [sample.mse_sr, sample.gan_sr] if sample.pseudo_gt is None else [sample.pseudo_gt]
@@ -97,7 +97,7 @@ def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
 
 
 def open_frozen(folder: Path) -> list[TrainingPair]:
-    """Open the images that `freeze` wrote to the folders in a folder, by name (raises `UsageError`)."""
+    """Open the images that `freeze` wrote to the subfolders of a folder, by name (raises `UsageError`)."""
     pairs = []
     for part in sorted(folder.glob("*/")):
         try:
@@ -118,35 +118,30 @@ def draw_batch(
     """Cut out the patches of a step: aligned, each mirrored left to right or not.
 
     Args:
-        pairs: The images; each is as likely as any other.
+        pairs: The images, each drawn with the same probability.
         size: Number of patches.
-        patch: Side in SR pixels; smaller where an image of the batch is, and a multiple of 8 and of ``scale``.
-        mask_share: The probability of a patch to overlap a mask; the others overlap none where such a patch is found.
+        patch: Side in SR pixels. It is lowered to the smallest image of the batch, and to a multiple of 8 and of
+            ``scale``.
+        mask_share: The probability of a patch to overlap a mask. Other patches overlap none where one is found.
         scale: SR pixels per LR pixel and side.
         seed: The same seed gives the same patches.
     """
     rng = np.random.default_rng(list(seed))
     chosen = [pairs[index] for index in rng.integers(len(pairs), size=size)]
     side = _floored(min(max(patch // scale, _step(scale)), *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
-    cuts = [_cut(pair, side, scale, rng, marked=rng.random() < mask_share) for pair in chosen]
-    lr, pseudo_gt, mask = (np.stack(parts) for parts in zip(*cuts, strict=True))
-    lr, pseudo_gt = (np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)) for stacked in (lr, pseudo_gt))
-    return Batch(lr, pseudo_gt, mask[:, np.newaxis].astype(np.float32))
-
-
-def _cut(
-    pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, *, marked: bool
-) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-    top, left = _place(pair, side, scale, rng, marked=marked)
-    sr = (slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale))
-    parts = pair.lr[top : top + side, left : left + side], pair.pseudo_gt[sr], pair.mask[sr]
-    if rng.random() < 0.5:
-        parts = tuple(part[:, ::-1] for part in parts)  # type: ignore[assignment]
-    return _colour(parts[0]), _colour(parts[1]), parts[2]
+    cuts = []
+    for pair in chosen:
+        top, left = _place(pair, side, scale, rng, marked=rng.random() < mask_share)
+        sr = (slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale))
+        parts = pair.lr[top : top + side, left : left + side], pair.pseudo_gt[sr], pair.mask[sr]
+        step = -1 if rng.random() < 0.5 else 1
+        cuts.append([part[:, ::step] for part in parts])
+    lr, pseudo_gt, mask = zip(*cuts, strict=True)
+    return Batch(_colour(lr), _colour(pseudo_gt), np.stack(mask)[:, np.newaxis].astype(np.float32))
 
 
 def _place(pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, *, marked: bool) -> tuple[int, int]:
-    """Top and left of a patch in LR pixels."""
+    """Draw the top and left of a patch, in LR pixels."""
     height, width = pair.lr.shape[:2]
     if marked and pair.marked.size:
         row, column = divmod(int(rng.choice(pair.marked)), width)
@@ -160,14 +155,15 @@ def _place(pair: TrainingPair, side: int, scale: int, rng: np.random.Generator, 
     return top, left
 
 
-def _colour(part: npt.NDArray[Any]) -> Floats:
-    """``(s, s, C)`` pixels as ``(s, s, 3)`` in 0..1."""
-    values = part.astype(np.float32) / np.float32(np.iinfo(part.dtype).max)
-    return np.broadcast_to(values, (*values.shape[:2], 3))
+def _colour(patches: Sequence[Pixels]) -> Floats:
+    """Stack ``(s, s, C)`` pixels to ``(N, 3, s, s)`` float32 in 0..1."""
+    values = [patch.astype(np.float32) / np.float32(np.iinfo(patch.dtype).max) for patch in patches]
+    stacked = np.stack([np.broadcast_to(value, (*value.shape[:2], 3)) for value in values])
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def _step(scale: int) -> int:
-    """LR pixels whose SR pixels are a multiple of what the discriminator takes."""
+    """Compute the number of LR pixels whose SR pixels are a multiple of 8, as the discriminator needs."""
     return _DISCRIMINATOR_MULTIPLE // math.gcd(_DISCRIMINATOR_MULTIPLE, scale)
 
 

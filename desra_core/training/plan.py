@@ -21,22 +21,20 @@ from desra_core.training.run_folder import RunFolder, read_json, write_json
 from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
-# With more of them, the same run goes on.
+# Settings that do not count in the name of a run's folder: with more iterations, the same run goes on.
 _OPEN_ENDED = {"preset", "iterations", "patience"}
 # Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
-# For run.json: who has made a mask, by whether it is a human mask.
-_BY = ("detector", "person")
-# Images in a row, from the first, that cannot be used before the others are not tried.
+# When none of the first images can be used, no more than these are tried.
 _TRIES = 20
 
 
 class FinetunePlan(NamedTuple):
     """A finetune that may begin or go on.
 
-    ``samples`` are the images of the training pool that have artifacts, the most severe first; there are none where the
-    run's images are frozen already (``begun``). ``ended`` is a run with nothing left to do. ``warning`` says which
-    images the gate will lack to judge a run that is to begin.
+    ``samples`` are the images of the training pool that have artifacts, the most severe first; empty where the run's
+    images are frozen already (``begun``). ``ended`` says that nothing is left to do. ``warning`` says which images the
+    gate will lack to judge a run that is to begin.
     """
 
     run: RunFolder
@@ -50,14 +48,14 @@ class FinetunePlan(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether there is no artifact to train on."""
+        """Check whether there is no artifact to train on."""
         return not self.begun and not self.samples
 
 
 def plan_finetune(settings: Finetuning) -> FinetunePlan:
-    """Find the parent, the run and the images. The workspace must be locked; nothing is written but pools.
+    """Find the parent, the run and the images. The workspace must be locked; only the pools are written.
 
-    Without an ``output``, the run's folder is named after its models, its settings and the images it would take now.
+    Without an ``output``, the run's folder is named after its models, its settings and its images as of now.
 
     Raises:
         UsageError: No model is known, a network cannot be used, or the run's folder holds another finetune.
@@ -86,12 +84,12 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     if document is not None:
         _check_same(run, document, identity)
     elif run.root.exists():
-        # A run that was killed while it began leaves no more than these.
+        # A run that was killed while it began leaves only these and unfinished files.
         names = [path.name for path in run.root.iterdir()]
         if any(name not in ("data", "lock") and not name.startswith(".") for name in names):
             raise UsageError(run.root, "is a folder with other things in it", "name a new folder as --output")
     ended = document is not None and run.reached(training.iterations, training.patience)
-    # Of an older run desra gc drops the images: one that is to go on freezes them again.
+    # desra gc deletes the images of older runs: a run that goes on without its images freezes them again.
     begun = ended or (document is not None and run.data.is_dir())
     if begun:
         return FinetunePlan(run, gan_model, training, target.mask_key, [], begun, ended, None)
@@ -101,9 +99,8 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
 
 
 def check_networks(gan_model: Path, training: Training) -> int:
-    """Load the networks of a finetune, to raise `UsageError` before anything starts; returns the parent's scale."""
-    from desra_core.training.generator import load_generator
-    from desra_core.training.losses import PerceptualLoss, load_discriminator
+    """Load the networks of a finetune and return the parent's scale (raises `UsageError`, before anything starts)."""
+    from desra_core.training.networks import PerceptualLoss, load_discriminator, load_generator
 
     if training.gan_weight:
         load_discriminator(training.discriminator, training.discriminator_features)
@@ -115,14 +112,14 @@ def check_networks(gan_model: Path, training: Training) -> int:
 def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
     """Freeze the images of a run and write its document.
 
-    Images that cannot be used are left out and the next ones taken in their place.
+    Images that cannot be used are left out, and the next ones are taken in their place.
 
     Returns:
         The number of images, and why others were left out.
 
     Raises:
-        UsageError: None can be used, or none of the first ones, as with a model of another scale: the first one's
-            reason is given. Or the run was begun on other images.
+        UsageError: None of the first 20 images can be used, as with a model of another scale (with the reason of the
+            first image); or the run was begun on other images.
         TransientError: The disk is full or failed.
     """
     shutil.rmtree(plan.run.data, ignore_errors=True)
@@ -145,20 +142,19 @@ def begin(plan: FinetunePlan, scale: int) -> tuple[int, list[ImageError]]:
         shutil.rmtree(plan.run.data, ignore_errors=True)
         reason = "has lost its training images, and the workspace has others by now"
         raise UsageError(plan.run.root, reason, "name another --output")
-    document = (
-        _identity(plan.gan_model, plan.training)
-        | {
-            "made_under": plan.made_under,
-            "images": [
-                {"name": each.name, "id": each.id, "severity": each.severity, "mask_by": _BY[each.human is not None]}
-                for each in used
-            ],
-            "data": data,
-            "versions": {"desra": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in _PACKAGES},
-        }
-        | {name: before[name] for name in ("precision",) if before and name in before}
-    )
+    versions = {"desra": __version__, "python": platform.python_version()}
+    document = _identity(plan.gan_model, plan.training) | {
+        "made_under": plan.made_under,
+        "images": [
+            {"name": sample.name, "id": sample.id, "severity": sample.severity,
+             "mask_by": "person" if sample.human else "detector"}
+            for sample in used
+        ],
+        "data": data,
+        "versions": versions | {name: version(name) for name in _PACKAGES},
+    }  # fmt: skip
+    if before and "precision" in before:
+        document["precision"] = before["precision"]
     write_json(plan.run.document, document, durable=True)
     return len(used), errors
 
@@ -169,9 +165,9 @@ def usual_precision(device: str) -> str:
 
 
 def settle_precision(run: RunFolder, training: Training, device: str) -> str:
-    """Look up the number format of a run, or record it when it begins: it stays the same on every machine.
+    """Look up the number format of a run, or record it when the run begins: it stays the same on every machine.
 
-    It is ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.
+    Returns ``float32``, ``bfloat16`` or ``float16``. Raises `TransientError`.
     """
     document = read_json(run.document)
     if document and "precision" in document:
@@ -183,23 +179,15 @@ def settle_precision(run: RunFolder, training: Training, device: str) -> str:
 
 
 def _identity(gan_model: Path, training: Training) -> dict[str, Any]:
-    """The models and settings that a run may not change, for its document."""
-    return {
-        "parent": _reference(gan_model),
-        "discriminator": _reference(training.discriminator),
-        "perceptual": None if training.perceptual in ("vgg19", "off") else _reference(Path(training.perceptual)),
-        "training": training.model_dump(mode="json"),
-        "seed": training.seed,
-    }
-
-
-def _reference(path: Path | None) -> dict[str, str] | None:
-    """The path of a model and the key of its content, for a document."""
-    return None if path is None else {"path": str(path), "key": content_key(path)}
+    """Describe the models and settings that a run may not change, for its document."""
+    vgg19 = None if training.perceptual in ("vgg19", "off") else Path(training.perceptual)
+    models = {"parent": gan_model, "discriminator": training.discriminator, "perceptual": vgg19}
+    found = {role: {"path": str(path), "key": content_key(path)} if path else None for role, path in models.items()}
+    return found | {"training": training.model_dump(mode="json"), "seed": training.seed}
 
 
 def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, Any]) -> None:
-    """See that the run's folder holds the finetune that is asked for."""
+    """Check that the run's folder holds the finetune that is asked for."""
     remedy = "name another --output, or give the same again"
     for role in ("parent", "discriminator", "perceptual"):
         before, now = document.get(role) or {}, identity[role] or {}
@@ -216,7 +204,7 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
 
 
 def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) -> Sample:
-    """Where the files of an image lie: in the dataset of a mined corpus, else among the sources."""
+    """Find the files of an image: in the dataset of a mined corpus, else among the sources."""
     image, name = found.image, found.image.names[0]
     human = None if found.human is None else digest(read_bytes(found.human.path))
     if corpus.verb == "mine":
@@ -225,17 +213,9 @@ def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) 
     assert image.lr is not None
     assert image.mse_sr is not None
     assert image.gan_sr is not None
-    return Sample(
-        name=name,
-        id=image.id,
-        severity=found.severity,
-        lr=image.lr.path,
-        mask=workspace.mask(name) if found.human is None else found.human.path,
-        pseudo_gt=None,
-        mse_sr=image.mse_sr.path,
-        gan_sr=image.gan_sr.path,
-        human=human,
-    )
+    mask = workspace.mask(name) if found.human is None else found.human.path
+    sources = (image.lr.path, mask, None, image.mse_sr.path, image.gan_sr.path)
+    return Sample(name, image.id, found.severity, *sources, human=human)
 
 
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:

@@ -42,16 +42,14 @@ _SCHEMA = pa.schema(
     [("id", pa.string()), ("group", pa.string()), ("pool", pa.string()), ("signature", pa.binary()),
      ("group_by", pa.string())]
 )  # fmt: skip
-# Photos that are decoded at a time.
-_BATCH = 512
-# Clean images whose pools are looked up at a time, until there are enough of a pool.
+# Clean images whose pools are looked up at a time, until enough of a pool are found.
 _CLEAN_AT_ONCE = 64
 
 
 class ArtifactImage(NamedTuple):
-    """An image with artifacts, by its human mask where it has one, else by the detector's.
+    """An image with artifacts by its human mask, or by the detector's mask where it has no human mask.
 
-    ``severity`` is the sum over the detector's regions; it is 0 where there are none and ``detected`` is False.
+    ``severity`` is the sum over the detector's regions; without any, it is 0 and ``detected`` is False.
     """
 
     image: ImageRef
@@ -63,17 +61,17 @@ class ArtifactImage(NamedTuple):
 class Pools:
     """The images of a workspace that are done under the settings of its latest run, by pool.
 
-    A human mask decides whether an image has artifacts, else the detector does. Clean is an image in which both find
-    none: one that the detector marks and a person does not is neither.
+    A human mask decides whether an image has artifacts; without one, the detector decides. An image is clean where both
+    find no artifact. An image that the detector marks and its human mask does not is in neither group.
 
     Args:
         workspace: Must be locked: images are assigned to pools when they are first asked for.
         settings, target: Of the latest run.
         group_by: As for `assign_pools`.
-        lr: Folder of the LR photos, where the latest run had none.
+        lr: Folder of the LR photos, where the latest run had no such folder.
 
     Raises:
-        UsageError: There is no LR folder, or another one.
+        UsageError: There is no LR folder, or it holds no photo of any image.
     """
 
     def __init__(
@@ -89,7 +87,12 @@ class Pools:
             if lr is None:
                 remedy = "give --lr with the folder of the photos that the results were made from"
                 raise UsageError(workspace.root, "records no LR photos", remedy)
-            self._lr = _photos(lr, workspace, manifest)
+            sources = Sources(lr=lr)
+            photos = match(sources, workspace.root).images
+            # By the names of the workspace's images, in their spelling.
+            names = spelled_like(photos["name"], manifest["name"]).to_pylist()
+            paths = (sources.main / path for path in photos["lr_path"].to_pylist())
+            self._lr = dict(zip(names, paths, strict=True))
             if self._lr.keys().isdisjoint(self._manifest["name"].to_pylist()):
                 remedy = "name the folder that mirrors theirs"
                 raise UsageError(lr, "holds no photo of any image of the workspace", remedy)
@@ -98,20 +101,20 @@ class Pools:
         self._human = read_human_masks(workspace, target.gan_sr_key)
         undetected = set(done["id"].filter(pc.equal(done["artifact_pixels"], 0)).to_pylist())
         human_only = undetected & {image_id for image_id, human in self._human.items() if human.pixels}
-        # By the hash of their content, which is a fair sample however few are taken.
+        # In the order of content hashes, so that any number of them is a fair sample.
         self._clean_ids = sorted(undetected - human_only)
+        # The dataset may lack the pictures of a mined image until the next run makes them.
         self._human_only = {
             image_id
             for image_id in human_only
-            # Of a mined image the next run makes the pictures, if they were not kept.
             if not target.super_resolves or workspace.dataset("mask", self._human[image_id].name).exists()
         }
 
     def with_artifacts(self, pool: Pool) -> list[ArtifactImage]:
         """List the images of a pool that have artifacts.
 
-        Those with a human mask come first, because they are sure; then the more severe ones, and among equals those
-        with more pixels in the human mask.
+        Images with a human mask come first, because their artifacts are certain. The order within both groups is by
+        severity, then by the pixels of the human mask, descending.
         """
         regions = self._marked["regions"].combine_chunks()
         severities = pc.struct_field(pc.list_flatten(regions), "severity")
@@ -141,20 +144,14 @@ class Pools:
         return found[:count]
 
     def lacking(self) -> str | None:
-        """Say which held-out images the gate lacks to judge a finetune; None where it has images of both kinds."""
+        """Describe the held-out images that the gate lacks to judge a finetune; None where it has both kinds."""
         held_out = self.with_artifacts("held_out")
-        counts = {
-            "with artifacts": (
-                len(held_out) + len(self.with_artifacts("training")),
-                any(image.detected for image in held_out),
-            ),
-            "without artifacts": (len(self._clean_ids), bool(self.clean("held_out", 1))),
-        }
-        missing = [
-            f"none of the {count} photos {kind} is held out" if count else f"there is no photo {kind}"
-            for kind, (count, judges) in counts.items()
-            if not judges
-        ]
+        missing = []
+        if not any(image.detected for image in held_out):
+            count = len(held_out) + len(self.with_artifacts("training"))
+            missing.append(_none_held_out(count, "with artifacts"))
+        if not self.clean("held_out", 1):
+            missing.append(_none_held_out(len(self._clean_ids), "without artifacts"))
         if not missing:
             return None
         about = math.ceil(1 / (1 - TRAINING_SHARE))
@@ -164,7 +161,7 @@ class Pools:
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
-        """The images of some ids that are in a pool and have an LR photo."""
+        """List those of some images, by their ids, that are in a pool and have an LR photo."""
         images = {}
         for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))):
             if self._lr is None:
@@ -175,28 +172,25 @@ class Pools:
         return [images[key] for key in ids if key in images and pools.get(key) == pool]
 
 
-def _photos(folder: Path, workspace: Workspace, manifest: pa.Table) -> dict[str, Path]:
-    """The photos of a folder by name, as the images of the workspace are spelled."""
-    sources = Sources(lr=folder)
-    found = match(sources, workspace.root).images
-    names, paths = spelled_like(found["name"], manifest["name"]).to_pylist(), found["lr_path"].to_pylist()
-    return {name: sources.main / path for name, path in zip(names, paths, strict=True)}
+def _none_held_out(count: int, kind: str) -> str:
+    return f"none of the {count} photos {kind} is held out" if count else f"there is no photo {kind}"
 
 
 def note_trained(workspace: Workspace, group_by: str) -> None:
     """Record the artifact images of the training pool when a finetune ends, for `count_new`.
 
-    Of desra detect, whose results come from elsewhere, nothing is recorded. Raises as `count_new`, or `TransientError`.
+    Nothing is recorded for a workspace of desra detect, whose results come from elsewhere. Raises as `count_new`, or
+    `TransientError`.
     """
     if isinstance(load_settings(workspace)[0], Mining):
         workspace.publish(workspace.gathered, json.dumps(_training_ids(workspace, group_by)).encode())
 
 
 def count_new(workspace: Workspace, group_by: str) -> int:
-    """Count the artifact images of the training pool that were not there when the last finetune ended.
+    """Count the artifact images that have come to the training pool since the last finetune ended.
 
-    The workspace, of desra mine, must be locked; ``group_by`` is as for `assign_pools`. Raises `UsageError` where
-    nothing was mined yet.
+    The workspace must be one of desra mine, and locked; ``group_by`` is as for `assign_pools`. Raises `UsageError`
+    where nothing was mined yet.
     """
     known = set(read_json(workspace.gathered) or [])
     return len(set(_training_ids(workspace, group_by)) - known)
@@ -224,19 +218,19 @@ def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str
     Args:
         workspace: Must be locked.
         images: With their LR photos.
-        group_by: ``duplicates``: an image joins the group of the nearest known one that shows the same, else founds
-            one; ``folder``: its folder; or a regular expression, of which the first group, or else all that matched,
-            counts (images that it does not match are groups of their own).
+        group_by: ``duplicates``: an image joins the group of its nearest known near-duplicate, else it founds a group;
+            ``folder``: its folder is its group; or a regular expression, whose first group (or whole match, without
+            groups) names the group. An image that does not match is a group of its own.
 
     Returns:
         Pools by image id. Photos that cannot be decoded have none.
 
     Raises:
-        UsageError: The pattern is none, or the images of this workspace were grouped in another way before.
+        UsageError: ``group_by`` is no regular expression, or the workspace was split by another one before.
     """
     known = read_table(workspace.split, _SCHEMA).to_pylist()
     if known and known[0]["group_by"] != group_by:
-        remedy = "keep to it: with another one, what was trained on could become a judge"
+        remedy = "keep to it: with another one, the gate could judge by images that were trained on"
         raise UsageError("--group-by", f"{group_by}, but this workspace was split by {known[0]['group_by']}", remedy)
     pools: dict[str, Pool] = {row["id"]: row["pool"] for row in known}
     unique = {image.id: image for image in images if image.id not in pools}
@@ -262,7 +256,7 @@ def _by_name(fresh: list[ImageRef], group_by: str) -> list[dict[str, Any]]:
     for image in fresh:
         name = image.names[0]
         found = pattern.search(name)
-        group = name if found is None else found[1] if pattern.groups else found[0]
+        group = found[1 if pattern.groups else 0] if found else None
         rows.append({"id": image.id, "group": group or name})
     return rows
 
@@ -273,11 +267,8 @@ def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[d
         duplicates.add(row["signature"], row["group"])
     rows = []
     with ThreadPoolExecutor() as executor:
-        for start in range(0, len(fresh), _BATCH):
-            batch = fresh[start : start + _BATCH]
-            for image, found in zip(batch, executor.map(_signature, batch), strict=True):
-                if found is None:
-                    continue
+        for image, found in zip(fresh, executor.map(_signature, fresh), strict=True):
+            if found is not None:
                 group = duplicates.group(found) or image.id
                 duplicates.add(found, group)
                 rows.append({"id": image.id, "group": group, "signature": found})
@@ -285,7 +276,7 @@ def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[d
 
 
 def _signature(image: ImageRef) -> bytes | None:
-    """The signature of an LR photo; None where it cannot be decoded."""
+    """Compute the signature of an LR photo; None where it cannot be decoded."""
     assert image.lr is not None
     try:
         return signature(decode(read_bytes(image.lr.path), image.lr.path).pixels)

@@ -1,15 +1,15 @@
-"""The folder of a finetune: what is in it, and how it gets there whole or not at all.
+"""The folder of a finetune: its files, which are written whole or not at all.
 
 ::
 
     RUN/
       run.json            parents, training images and their hash, settings, versions: what makes the run this one
       data/0000/          lr, pseudo_gt and mask of each training image, as arrays
-      state.pth           all that it takes to go on
+      state.pth           all that a killed run needs to go on
       losses.json         means of the losses since the start
-      progress.json       how far the run is
-      models/iteration_000250.pth, .json   `params` and `params_ema`, and where they come from
-      tensorboard/        losses as scalars, and at each checkpoint the same patches as pictures
+      progress.json       the iterations done, and those asked for
+      models/iteration_000250.pth, .json   `params` and `params_ema`, and their origin
+      tensorboard/        losses as scalars, and at each checkpoint pictures of the same patches
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from desra_core.errors import LockedError, TransientError, UsageError
 from desra_core.files.atomic import replace_file, storage_errors, sweep
-from desra_core.files.hashing import LOAD_ERRORS
 from desra_core.files.locks import locked
+from desra_core.networks.checkpoints import LOAD_ERRORS
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
 
     def model(self, iteration: int) -> Path:
-        """Name the model after so many iterations."""
+        """Return the file of the model after some iterations."""
         return self.root / "models" / f"iteration_{iteration:06d}.pth"
 
     def models(self) -> list[Path]:
@@ -57,9 +57,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one process, and delete what a killed one left half-written.
+        """Hold the folder for this process, and delete the unfinished files of a killed one.
 
-        Raises `LockedError` where another process holds it, `TransientError` where it cannot be written.
+        Raises `LockedError` where another process holds the folder, `TransientError` where it cannot be written.
         """
         with contextlib.ExitStack() as stack:
             with storage_errors(self.root):
@@ -72,7 +72,7 @@ class RunFolder:
             yield
 
     def reached(self, iterations: int, patience: int) -> bool:
-        """Say whether the last wanted model is saved, or the run stopped early."""
+        """Check whether the model of the last iteration is saved, or the run stopped early."""
         progress = read_json(self.progress) or {}
         return self.model(iterations).exists() or progress.get("worse", 0) >= patience
 
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_torch(path: Path, content: dict[str, Any]) -> None:
-    """Save tensors, whole and durably, or leave the file as it was (raises `TransientError`)."""
+    """Save tensors durably; after a failure the file is as it was before (raises `TransientError`)."""
     import torch
 
     try:
@@ -101,7 +101,7 @@ def save_torch(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Load the state that a run was left in, on the CPU; None where there is none (raises `UsageError`)."""
+    """Load the saved state of a run onto the CPU; None where there is no state (raises `UsageError`: damaged)."""
     if not path.exists():
         return None
     import torch
@@ -114,10 +114,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Board:
-    """Writes a TensorBoard event file of a run; events of others beyond the given iteration are purged.
+    """A TensorBoard event file of a run; TensorBoard drops events of earlier files beyond the given iteration.
 
-    Not torch's own writer: where the disk is full, its thread dies and loses events. All methods raise `TransientError`
-    then.
+    torch's own writer is not used, because its thread dies and loses events where the disk is full. Here all methods
+    raise `TransientError` then.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:

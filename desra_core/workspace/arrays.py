@@ -23,11 +23,7 @@ _SHARD = 4096
 
 
 def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArray[Any], *, key: str) -> None:
-    """Store an ``(H, W)`` or ``(H, W, C)`` array under the key of the settings that made it, in place of any older one.
-
-    Raises:
-        TransientError: The disk is full or failed.
-    """
+    """Store an ``(H, W)`` or ``(H, W, C)`` array under its cache key, over any older one (raises `TransientError`)."""
     group = workspace.group(image_id)
     with storage_errors(group / name):
         if not (group / "zarr.json").exists():
@@ -48,7 +44,7 @@ def write_array(workspace: Workspace, image_id: str, name: str, array: npt.NDArr
             drop_array(workspace, image_id, name)
             try:
                 scratch.rename(group / name)
-            except OSError:  # where Dask runs an image twice, the other one has written the same bytes
+            except OSError:  # where Dask runs an image twice, the other run has written the same bytes
                 if not (group / name).exists():
                     raise
         finally:
@@ -59,8 +55,7 @@ class StoredArray:
     """An array of a workspace, opened to be read; reading never changes or deletes anything.
 
     Attributes:
-        shape: Its shape.
-        key: Of the settings that made it.
+        shape, key: Its shape and its cache key.
 
     Raises:
         LostError: It is missing or damaged.
@@ -104,7 +99,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """As `read_array`, but return None for a lost array: the caller makes it anew, and `write_array` replaces it."""
+    """Read an array as `read_array` does; None where it is lost, for the caller to make it anew."""
     with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
     return None

@@ -1,9 +1,9 @@
 """Human masks: which images have one, and on which results they were drawn.
 
-A mask counts for the image content and for the GAN model whose result it was drawn on: another model is wrong in other
-places. Masks that do not count stay where they are, and count again when photo and model are those again.
+A mask counts for the image content and for the GAN model on whose result it was drawn: another model is wrong in other
+places. Masks that do not count stay where they are, and count again when the photo and the model are the same again.
 
-A workspace remembers the masks by the detector that were exported: one that comes back unchanged is no human mask.
+A workspace remembers the detector masks that were exported: one of them that comes back unchanged is no human mask.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ HUMAN_MASKS = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
      ("regions", pa.int32())]
 )  # fmt: skip
-# Masks by the detector that were exported: the image's id, and the key of `mask_key`.
+# Detector masks that were exported: the image's id, and the key of `mask_key`.
 EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
 
 
 class HumanMask(NamedTuple):
-    """A mask by a person: a name of its image, its file, and how many pixels and 8-connected regions it marks."""
+    """A human mask: a name of its image, its file, and how many pixels and 8-connected regions it marks."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ class HumanMask(NamedTuple):
 
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:
-    """Read which human masks a workspace has, those included that do not count (schema `HUMAN_MASKS`)."""
+    """Read which human masks a workspace has, also those that do not count (schema `HUMAN_MASKS`)."""
     remedy = "bring it back from a copy, or delete it and import the masks again"
     table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
     there = [workspace.human_mask(name).exists() for name in table["name"].to_pylist()]
@@ -53,7 +53,7 @@ def human_mask_rows(workspace: Workspace) -> pa.Table:
 
 
 def that_count(rows: pa.Table, gan_sr_key: str | None) -> pa.Table:
-    """Filter rows of the schema `HUMAN_MASKS` by the model whose results they were drawn on, None for files."""
+    """Filter rows of the schema `HUMAN_MASKS` by the GAN model on whose results they were drawn, None for files."""
     keys = rows["gan_sr_key"]
     return rows.filter(pc.is_null(keys) if gan_sr_key is None else pc.fill_null(pc.equal(keys, gan_sr_key), False))
 
@@ -67,35 +67,24 @@ def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, 
     }
 
 
-def resting_in_words(count: int) -> str:
-    """Say how many images of something rest on masks by people.
-
-    Examples:
-        >>> resting_in_words(1), resting_in_words(20)
-        ("1 image rests on a person's mask", "20 images rest on people's masks")
-    """
-    return "1 image rests on a person's mask" if count == 1 else f"{count} images rest on people's masks"
-
-
 def find_human_mask(
     workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
 ) -> HumanMask | None:
-    """Return the human mask that counts for an image; most images have no file of one, which is quick to see."""
-    if not any(workspace.human_mask(name).exists() for name in names):
+    """Return the human mask that counts for an image, if there is one."""
+    if not any(workspace.human_mask(name).exists() for name in names):  # so most images need no table
         return None
     return read_human_masks(workspace, gan_sr_key).get(image_id)
 
 
 def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None:
-    """Move human masks to the new names of their images, given by old ones; no new name may be another's old one.
+    """Rename human masks, given the new names of their images by the old names, none of which is a new name, too.
 
-    Where another image's mask has the new name already, both stay as they are.
+    Where the mask of another image has the new name already, both stay as they are.
     """
     table = read_table(workspace.human_manifest, HUMAN_MASKS)
-    names = table["name"].to_pylist()
-    moved = {old: renamed[old] for old in names if old in renamed}
-    taken = set(names)
-    moved = {old: new for old, new in moved.items() if new not in taken and workspace.human_mask(old).exists()}
+    names = dict.fromkeys(table["name"].to_pylist())
+    moved = {old: renamed[old] for old in names if old in renamed and renamed[old] not in names}
+    moved = {old: new for old, new in moved.items() if workspace.human_mask(old).exists()}
     for old, new in moved.items():
         workspace.publish(workspace.human_mask(new), workspace.human_mask(old).read_bytes(), durable=True)
     if moved:
@@ -111,7 +100,7 @@ def mask_key(mask: Mask) -> str:
 
 
 def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[str, str]]:
-    """Read the masks by the detector that were ever exported of some images: image id and `mask_key` of each."""
+    """Read the detector masks that were ever exported of some images: image id and `mask_key` of each."""
     wanted = pa.array(set(ids), pa.string())
     found: set[tuple[str, str]] = set()
     for path in sorted(workspace.exported.glob("*.parquet")):
@@ -127,6 +116,6 @@ def remember_exported(workspace: Workspace, masks: Iterable[tuple[str, str]]) ->
     new = sorted(masks - exported_masks(workspace, (image_id for image_id, _ in masks)))
     if new:
         table = pa.Table.from_arrays(list(map(list, zip(*new, strict=True))), schema=EXPORTED)
-        # A file of its own: another export may be writing, too.
+        # Each export has its own file, since another export may be writing, too.
         path = workspace.exported / f"{fingerprint(new)}.parquet"
         replace_file(path, lambda file: pq.write_table(table, file), durable=True)

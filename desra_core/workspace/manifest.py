@@ -1,6 +1,6 @@
-"""The images of a workspace: identify content, assign shards, keep the manifest.
+"""The manifest of a workspace: its images, identified by content, and the shard of each.
 
-Everything is columns of an Arrow table; no Python object per image outlives its batch.
+Images are rows of an Arrow table; no Python object of an image outlives its batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import read_records
+from desra_core.workspace.records import flags_of, read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -64,9 +64,12 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and the files that could not become part of it (schema `FAILURES`).
+    """The manifest after a scan, and how the scan changed it.
 
-    ``passed_over`` counts the other files, see `desra_core.images.scanning.kinds_in_words`.
+    Attributes:
+        manifest, failures: The images, and the files that could not become images (schema `FAILURES`).
+        passed_over: Counts of the other files, see `desra_core.images.scanning.kinds_in_words`.
+        added, replaced, vanished: Numbers of images.
     """
 
     manifest: pa.Table
@@ -87,14 +90,14 @@ def scan(
 ) -> Corpus:
     """Bring the manifest of a workspace up to date with its source folders.
 
-    Files of unchanged size and modification time keep their hash, unless a run found other content in one, or an
-    image's id would change though no file has. A new image enters a new shard and stays there; a changed file is a new
-    image at the same name, and the outputs of the old one go; a vanished file keeps its row and outputs. Nothing in the
-    source folders is ever written.
+    Files of unchanged size and modification time keep their hash, unless a run found other content in a file, or the
+    id of an image would change though no file has changed. A new image enters a new shard and stays there. A changed
+    file is a new image of the same name, and the outputs of the old image are deleted. A vanished file keeps its row
+    and outputs. Nothing is ever written into the source folders.
 
     Args:
-        sources: Where to look.
-        workspace: Its own folder is left out of the scan, should it lie inside a source folder.
+        sources: The folders to scan.
+        workspace: Its folder is left out of the scan, where it lies inside a source folder.
         shard_size: Images per new shard.
         limit: Take only the first so many images, by name.
         on_hashed: Called now and then with the number of files hashed and to be hashed.
@@ -104,17 +107,17 @@ def scan(
     """
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
-    beyond = found.num_rows if limit is None else min(limit, found.num_rows)
+    asked = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
-    current, unreadable = _identified(found.slice(0, beyond), _trusted(previous, workspace), sources, on_hashed)
+    current, unreadable = _identified(asked, _trusted(previous, workspace), sources, on_hashed)
     if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
         trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
         trusted = trusted.replace_schema_metadata(_roots(sources))
-        current, unreadable = _identified(found.slice(0, beyond), trusted, sources, on_hashed)
+        current, unreadable = _identified(asked, trusted, sources, on_hashed)
         previous = _mended(previous, current, sources, doubted)
     failures = pa.concat_tables([failures, unreadable])
-    if beyond < found.num_rows:
-        failures = failures.filter(pc.less(failures["name"], found["name"][beyond]))
+    if asked.num_rows < found.num_rows:
+        failures = failures.filter(pc.less(failures["name"], found["name"][asked.num_rows]))
     readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
     unasked = _unasked(previous, found, sources, workspace)
     manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
@@ -146,14 +149,14 @@ def read_manifest(workspace: Workspace) -> pa.Table | None:
 
 
 def asked_for(manifest: pa.Table) -> pa.Table:
-    """Return the rows of images that the latest scan was asked for and has found, those beyond a limit included."""
+    """Return the rows of images that the latest scan was asked for and found, also those beyond ``--limit``."""
     return manifest.filter(pc.and_(manifest["present"], pc.fill_null(manifest["asked"], True)))
 
 
 def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRef]:
     """Return the images of some rows of a manifest, in their order; rows of equal content are one image.
 
-    With a ``manifest``, an image has all its names there, vanished ones too: they share its record.
+    With a ``manifest``, an image has all its names there, also vanished names: they share its record.
     """
     roots = {role: Path(root.decode()) for role, root in _stored_roots(rows).items()}
 
@@ -161,21 +164,16 @@ def image_refs(rows: pa.Table, manifest: pa.Table | None = None) -> list[ImageRe
         path, content = row[f"{role}_path"], row[f"{role}_hash"]
         return File(roots[role] / path, content) if path and content else None
 
-    by_id: dict[str, list[dict[str, Any]]] = {}
+    first: dict[str, dict[str, Any]] = {}
     for row in rows.to_pylist():
-        by_id.setdefault(row["id"], []).append(row)
+        first.setdefault(row["id"], row)
     named = rows if manifest is None else manifest.filter(pc.is_in(manifest["id"], rows["id"].combine_chunks()))
     names: dict[str, list[str]] = {}
     for name, image_id in zip(named["name"].to_pylist(), named["id"].to_pylist(), strict=True):
         names.setdefault(image_id, []).append(name)
     return [
-        ImageRef(
-            id=image_id,
-            shard=int(same[0]["shard"]),
-            names=tuple(names[image_id]),
-            **{role: file(same[0], role) for role in ROLES},
-        )
-        for image_id, same in by_id.items()
+        ImageRef(image_id, row["shard"], tuple(names[image_id]), **{role: file(row, role) for role in ROLES})
+        for image_id, row in first.items()
     ]
 
 
@@ -188,10 +186,10 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
 def _under_new_names(
     workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
 ) -> pa.Table | None:
-    """Return the manifest with the names that files have now; outputs and human masks are moved along.
+    """Return the manifest with the names that files have now; outputs and human masks are renamed, too.
 
-    A file's name changes when another one of the same name but for the suffix joins it or goes: ``a`` becomes
-    ``a.jpg`` and back.
+    The name of a file changes when a file that differs by the suffix only appears or vanishes: ``a`` becomes ``a.jpg``
+    and back.
     """
     if previous is None:
         return None
@@ -203,14 +201,14 @@ def _under_new_names(
     renamed = dict(zip(names.filter(changed).to_pylist(), now.filter(changed).to_pylist(), strict=True))
     if not renamed:
         return previous
-    # An image that has vanished gives way where its name is that of another file now.
+    # A vanished image loses its outputs where its name is now that of another file.
     taken = pc.and_(pc.invert(changed), pc.is_in(names, now.filter(changed)))
     for name in names.filter(taken).to_pylist():
         workspace.withdraw(name)
     previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
-    # A name that is another's old one is taken once it is free. Each round of moves is written down before the next, or
-    # a run after one that was cut off would move another image's outputs.
+    # A new name may be the old name of another image: it is given once it is free. Each round is published before the
+    # next: otherwise a run after a killed run would rename the outputs of another image.
     while renamed:
         free = {old: new for old, new in renamed.items() if new not in renamed}
         rename_human_masks(workspace, free)
@@ -224,7 +222,7 @@ def _under_new_names(
 
 
 def _roots(sources: Sources) -> dict[str, str]:
-    return {role: str(sources.folder(role)) for role in sources.used()}
+    return {role: str(folder) for role, folder in sources.folders.items()}
 
 
 def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
@@ -239,14 +237,13 @@ def _identified(
     hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
     unknown = {
         role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
-        for role in sources.used()
+        for role in sources.places
     }
     total, done = sum(int(flags.sum()) for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for role in sources.used():
-            folder, rows = sources.folder(role), np.flatnonzero(unknown[role])
-            assert folder is not None
+        for role, folder in sources.folders.items():
+            rows = np.flatnonzero(unknown[role])
             new = [pa.array([], pa.string())]
             for start in range(0, rows.size, _HASH_BATCH):
                 batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
@@ -256,7 +253,7 @@ def _identified(
                     for name, result in zip(batch["name"].to_pylist(), results, strict=True)
                     if isinstance(result, ImageError)
                 ]
-                new.append(pa.array((r if isinstance(r, str) else None for r in results), pa.string()))
+                new.append(pa.array((None if isinstance(r, ImageError) else r for r in results), pa.string()))
                 done += len(results)
                 if on_hashed:
                     on_hashed(done, total)
@@ -275,17 +272,21 @@ def _identified(
     return table.append_column("id", _ids_with_labels(contents, labels)), problems
 
 
+def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
+    """The row of a manifest for each name of a table; nulls where the manifest lacks the name."""
+    index = pc.index_in(table["name"].combine_chunks(), manifest["name"].combine_chunks())
+    return manifest.take(index).combine_chunks()
+
+
 def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
     """Hashes of the files whose folder, path, size and time are as before; null for the others."""
-    if previous is None or _stored_roots(previous).get(role) != str(sources.folder(role)).encode():
+    if previous is None or _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
         return pa.nulls(found.num_rows, pa.string())
-    rows = pc.index_in(found["name"].combine_chunks(), previous["name"].combine_chunks())
-    same = rows.is_valid()
-    for field in ("path", "size", "mtime"):
-        before = previous[f"{role}_{field}"].combine_chunks().take(rows)
-        same = pc.and_(same, pc.fill_null(pc.equal(found[f"{role}_{field}"].combine_chunks(), before), False))
-    known = previous[f"{role}_hash"].combine_chunks().take(rows)
-    return pc.if_else(same, known, pa.scalar(None, pa.string()))
+    before = _aligned(found, previous)
+    fields = [f"{role}_{field}" for field in ("path", "size", "mtime")]
+    same = [flags_of(pc.equal(found[field].combine_chunks(), before[field].combine_chunks())) for field in fields]
+    known = pa.array(np.logical_and.reduce(same))
+    return pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:
@@ -296,7 +297,7 @@ def _hashed(path: Path) -> str | ImageError:
 
 
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """The manifest without the images whose file a run has found to be other than the manifest says."""
+    """The manifest without the images of which a run found a file changed."""
     if previous is None:
         return None
     records = read_records(workspace, ["id", "reason"])
@@ -305,43 +306,45 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 
 
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
-    """Names whose id would change though every stored hash is as before; with all names of the same image.
+    """All names of images whose id would change though every stored hash is as before.
 
-    The cause is a damaged manifest, or labels that once differed from those of an equal image that has gone.
+    The cause is a damaged manifest, or labels that once differed from those of an equal image that has vanished.
     """
-    rows = pc.index_in(current["name"].combine_chunks(), previous["name"].combine_chunks())
-    before = previous["id"].combine_chunks().take(rows)
-    other = pc.fill_null(pc.not_equal(current["id"].combine_chunks(), before), False)
+    before = _aligned(current, previous)
+    changed = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
     for role in ROLES:
-        now, before = current[f"{role}_hash"].combine_chunks(), previous[f"{role}_hash"].combine_chunks().take(rows)
-        same = pc.or_(pc.fill_null(pc.equal(now, before), False), pc.and_(now.is_null(), before.is_null()))
-        other = pc.and_(other, same)
-    alike = pc.is_in(current["content"], current["content"].filter(other).combine_chunks())
+        now, then = (table[f"{role}_hash"].combine_chunks() for table in (current, before))
+        changed &= flags_of(pc.equal(now, then)) | flags_of(pc.and_(now.is_null(), then.is_null()))
+    alike = pc.is_in(current["content"], current["content"].filter(pa.array(changed)).combine_chunks())
     names: list[str] = current["name"].filter(alike).to_pylist()
     return names
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """The manifest with the ids corrected of images whose files are as it says."""
-    now = {row["name"]: row for row in current.filter(pc.is_in(current["name"], pa.array(doubted))).to_pylist()}
-    ids = previous["id"].to_pylist()
-    for index, name in enumerate(previous["name"].to_pylist()):
-        if name not in now:
-            continue
-        row, before = now[name], previous.slice(index, 1).to_pylist()[0]
-        same = all(row[f"{role}_hash"] == before[f"{role}_hash"] for role in sources.identity)
-        if same and ids[index] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"])):
-            ids[index] = row["id"]
+    """The manifest with corrected ids, for images whose files are as the manifest says."""
+    before, now = (
+        {row["name"]: row for row in table.filter(pc.is_in(table["name"], pa.array(doubted))).to_pylist()}
+        for table in (previous, current)
+    )
+    mended = {
+        name: row["id"]
+        for name, row in now.items()
+        if name in before
+        and all(row[f"{role}_hash"] == before[name][f"{role}_hash"] for role in sources.identity)
+        and before[name]["id"] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"]))
+    }
+    names, known = previous["name"].to_pylist(), previous["id"].to_pylist()
+    ids = [mended.get(name, image_id) for name, image_id in zip(names, known, strict=True)]
     return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
 
 
 def _id_by_labels(image_id: str, labels: str | None) -> str:
-    """The id of an image that differs from an equal one by its labels."""
+    """The id of an image that differs from an image of equal results by its labels."""
     return digest(f"{image_id} {labels}".encode())
 
 
 def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Ids of images: equal ones share one, but for those whose labels, and so masks, differ from the first one's."""
+    """Ids of images: equal images share an id, unless their labels, and so their masks, differ from the first's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
@@ -352,9 +355,9 @@ def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
 
 
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
-    """Names of images whose files are still in the main folder, but are not among those asked for."""
+    """Names of images whose files are in the main folder, but not asked for."""
     role = sources.identity[-1]
-    selects = any((place := sources.place(one)) and is_selection(place) for one in sources.identity)
+    selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
         return pa.array([], pa.string())
     there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
@@ -366,10 +369,7 @@ def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, works
 def _with_shards(
     current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
-    """Return the manifest sorted by name, how many images are new, and the names of replaced ones.
-
-    Its rows are the current ones with their shards, then those that are known but not current.
-    """
+    """Give images their shards; returns the manifest, the number of new images, and the names of replaced images."""
     ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
     known = MANIFEST.empty_table() if previous is None else previous
     shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -32,7 +31,7 @@ class Sources:
     """Where the files of a corpus are: pairs of results, or low-resolution photos.
 
     Each place is a folder, a single file, or a glob. Files belong together when their paths below the folders agree
-    without suffix. What ``exclude`` matches is no part of it, see `image_files`.
+    without suffix. Files that match ``exclude`` are left out, see `image_files`.
     """
 
     mse_sr: Path | None = None
@@ -47,31 +46,28 @@ class Sources:
         return ("mse_sr", "gan_sr") if self.gan_sr is not None else ("lr",)
 
     @property
+    def places(self) -> dict[str, Path]:
+        """The folders, files or globs that were given, by role."""
+        return {role: place for role in ROLES if (place := getattr(self, role)) is not None}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of these places, by role."""
+        return {role: root_of(place) for role, place in self.places.items()}
+
+    @property
     def main(self) -> Path:
         """The folder by whose files the images are named."""
-        folder = self.folder(self.identity[-1])
-        assert folder is not None
-        return folder
-
-    def place(self, role: str) -> Path | None:
-        """Return the folder, file or glob that was given for a role, if any was."""
-        place: Path | None = getattr(self, role)
-        return place
-
-    def folder(self, role: str) -> Path | None:
-        """Return the folder of a role, if there is one."""
-        place = self.place(role)
-        return None if place is None else root_of(place)
+        return self.folders[self.identity[-1]]
 
     @property
     def selects(self) -> bool:
         """Whether only some files of the main folder are asked for."""
-        place = self.place(self.identity[-1])
-        return bool(self.exclude) or (place is not None and is_selection(place))
+        return bool(self.exclude) or is_selection(self.places[self.identity[-1]])
 
     def exclusion(self) -> list[str]:
         """Return the globs of ``exclude`` relative to the folders; they may be absolute or relative to elsewhere."""
-        folders = [os.path.join(os.path.abspath(root_of(place)), "") for role in ROLES if (place := self.place(role))]
+        folders = [os.path.join(os.path.abspath(folder), "") for folder in self.folders.values()]
 
         def below(pattern: str) -> str:
             if not pattern.startswith(("/", "./", "../")):
@@ -82,18 +78,16 @@ class Sources:
 
         return list(map(below, self.exclude))
 
-    def used(self) -> list[str]:
-        """Return the roles that have a folder."""
-        return [role for role in ROLES if self.place(role) is not None]
-
 
 class Matched(NamedTuple):
     """The images of some folders.
 
-    ``images`` has one row per name that has all it needs, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
-    ``ROLE_mtime`` (ns); ``failures`` are the files that belong to none (schema `FAILURES`); ``passed_over`` as in
-    `desra_core.images.scanning.Found`. A name is a relative path without its suffix, or with it where two images would
-    else share it.
+    Attributes:
+        images: One row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
+            ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
+            otherwise have the same name.
+        failures: The files that belong to no image (schema `FAILURES`).
+        passed_over: As in `desra_core.images.scanning.Found`.
     """
 
     images: pa.Table
@@ -104,12 +98,12 @@ class Matched(NamedTuple):
 def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
 
-    Where a single file or a glob asks for some files of a folder, files of the other folders that are no twins of them
-    do not count as lacking one. Two single files are twins whatever their names are.
+    Where a single file or a glob asks for some files of a folder, other files of the other folders do not count as
+    lacking a twin. Two single files are twins whatever their names are.
 
     Args:
         sources: The folders.
-        skip: The workspace: a folder to leave out, should it lie inside one of them.
+        skip: The workspace, which is left out where it lies inside a folder.
 
     Raises:
         UsageError: A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with
@@ -119,10 +113,8 @@ def match(sources: Sources, skip: Path) -> Matched:
     failures = [FAILURES.empty_table()]
     passed_over: Counter[str] = Counter()
     exclude = sources.exclusion()
-    for role in sources.used():
-        place, folder = sources.place(role), sources.folder(role)
-        assert place is not None
-        assert folder is not None
+    for role, place in sources.places.items():
+        folder = root_of(place)
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
         tables[role], problems, others = image_files(place, skip, exclude)
@@ -130,42 +122,44 @@ def match(sources: Sources, skip: Path) -> Matched:
             raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", others)
         failures.append(failure_rows(problems))
         passed_over.update(others)
-    for drop in (without_ambiguity, _without_clashes, partial(_without_long_names, workspace=Workspace(skip))):
-        tables, dropped = drop(tables)
-        failures.append(dropped)
-    tables = _twins_by_order(tables, sources)
+    tables, ambiguous = without_ambiguity(tables)
+    failures.append(ambiguous)
+    for find, reason, remedy in (
+        (_clashing, "has the mask {}.png, but so is a folder called", "rename one of them"),
+        (_overlong, "has too long a name for its mask, NAME.png", "shorten it"),
+    ):
+        names = sorted(find(tables, Workspace(skip)))
+        failures.append(
+            pa.Table.from_pylist([scan_failure(name, reason.format(name), remedy) for name in names], FAILURES)
+        )
+        unfit = pa.array(names, pa.string())
+        tables = {role: table.filter(pc.invert(pc.is_in(table["name"], unfit))) for role, table in tables.items()}
+    main = sources.identity[-1]
+    for role, table in tables.items():
+        # Twins get the name of the file in the main folder: spellings may differ, and names of single files.
+        single = all(sources.places[each].is_file() for each in (role, main)) and len(table) == len(tables[main]) == 1
+        names = tables[main]["name"]
+        tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
     return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
 
 
-def _twins_by_order(tables: dict[str, pa.Table], sources: Sources) -> dict[str, pa.Table]:
-    """Give twins the names of the main folder's files: in its spelling, and where both are single files at all."""
-    main = sources.identity[-1]
-    names = tables[main]["name"]
-    named = {}
-    for role, table in tables.items():
-        places = [sources.place(one) for one in (role, main)]
-        single = all(place and place.is_file() for place in places) and table.num_rows == len(names) == 1
-        named[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
-    return named
-
-
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
-    """One row per image that has all it needs, and rows of the schema `FAILURES` about the others.
-
-    Raises:
-        UsageError: No file of a folder is a twin of one in the main folder.
-    """
+    """One row per image with all its files, and tables of failures of the others (raises `UsageError`)."""
     *others, main = sources.identity
-    selective = {role for role in sources.used() if (place := sources.place(role)) and is_selection(place)}
-    joined = _renamed(tables[main], main)
+    selective = {role for role, place in sources.places.items() if is_selection(place)}
+
+    def renamed(files: pa.Table, role: str) -> pa.Table:
+        return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
+
+    joined = renamed(tables[main], main)
     for role in (*others, *(role for role in ROLES if role not in sources.identity)):
-        table = _renamed(tables.get(role, FILES.empty_table()), role)
+        table = renamed(tables.get(role, FILES.empty_table()), role)
         here, there = joined["name"], table["name"]
         if len(here) and len(there) and not pc.any(pc.is_in(there, here.combine_chunks())).as_py():
             names = f"{pc.min(there)}, but {pc.min(here)}"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
-            raise UsageError(sources.folder(role), reason, "name folders of the same images")
+            raise UsageError(sources.folders[role], reason, "name folders of the same images")
         join = "full outer" if role in others and main not in selective else "left outer"
         joined = joined.join(table, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
@@ -175,29 +169,22 @@ def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, li
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
         if role not in selective or twin in selective:  # else the twin was not asked for
-            subjects = pc.binary_join_element_wise(
-                f"{sources.folder(twin)}", lacking[f"{twin}_path"].combine_chunks(), "/"
-            )
-            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.place(role)}"
-            texts = (
-                pa.array([text] * len(subjects), pa.string()) for text in ("scan", reason, "add the twin, or remove it")
-            )
-            stage, reasons, remedies = texts
+            paths = lacking[f"{twin}_path"].combine_chunks()
+            subjects = pc.binary_join_element_wise(f"{sources.folders[twin]}", paths, "/")
+            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.places[role]}"
+            texts = ("scan", reason, "add the twin, or remove it")
+            stage, reasons, remedies = (pa.array([text] * len(paths), pa.string()) for text in texts)
             columns = [lacking["name"].combine_chunks(), stage, subjects, reasons, remedies]
             failures.append(pa.table(columns, schema=FAILURES))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
     return joined, failures
 
 
-def _renamed(files: pa.Table, role: str) -> pa.Table:
-    return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
-
-
 def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
     """Spell names as they are spelled among known ones that are the same text.
 
-    A Mac writes an umlaut as a letter and a mark (NFD), others write one character (NFC). Known names stay, and so do
-    those whose known spelling is another of the names.
+    A Mac writes an umlaut as a letter and a mark (NFD), other systems write one character (NFC). Known names stay, and
+    so do names whose known spelling is among the names already.
     """
     other = pc.invert(pc.is_in(names, known.combine_chunks()))
     if not pc.any(other).as_py():
@@ -240,8 +227,8 @@ def files_by_name(
         folders: By role.
         main: One of the roles.
         skip: A folder to leave out.
-        empty: The remedy of an error where a folder holds no images, with the role as ``{role}``; None where it may be
-            so.
+        empty: The remedy of an error where a folder holds no images, with the role as ``{role}``; None where a folder
+            may be empty.
 
     Returns:
         The files, and an error for each that cannot be read and each name that several files share, see
@@ -290,7 +277,7 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
     kept = {}
     for role, table in tables.items():
         rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
-        suffixed = table.filter(pc.is_in(table["name"], _texts(clear)))
+        suffixed = table.filter(pc.is_in(table["name"], pa.array(clear, pa.string())))
         suffixed = suffixed.set_column(0, "name", suffixed["path"])
         kept[role] = pa.concat_tables([rest, suffixed])
         for name in _doubled(kept[role]).column("name").to_pylist():
@@ -299,42 +286,26 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
     return kept, pa.Table.from_pylist(problems, FAILURES)
 
 
-def _without_clashes(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
-    folders: set[str] = set()
+def _clashing(tables: dict[str, pa.Table], _: Workspace) -> set[str]:
+    """Names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
+    folders, names = set[str](), set[str]()
     for table in tables.values():
         for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
             folders |= {str(folder)[:-4] for folder in PurePosixPath(name).parents if folder.suffix == ".png"}
-    clashing: set[str] = set()
     for table in tables.values():
-        clashing.update(table["name"].filter(pc.is_in(table["name"], _texts(folders))).to_pylist())
-    return _without(
-        tables, clashing, lambda name: f"has the mask {name}.png, but so is a folder called", "rename one of them"
-    )
+        names.update(table["name"].filter(pc.is_in(table["name"], pa.array(folders, pa.string()))).to_pylist())
+    return names
 
 
-def _without_long_names(tables: dict[str, pa.Table], workspace: Workspace) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names that no file of a workspace can have: masks and pictures are called NAME.png."""
+def _overlong(tables: dict[str, pa.Table], workspace: Workspace) -> set[str]:
+    """Names that no file of a workspace can have: masks and pictures are called NAME.png."""
     long = set[str]()
     for table in tables.values():
         names = table["name"]
         long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
         suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
         long |= {name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))}
-    return _without(tables, long, lambda _: "has too long a name for its mask, NAME.png", "shorten it")
-
-
-def _without(
-    tables: dict[str, pa.Table], names: set[str], reason: Callable[[str], str], remedy: str
-) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names from tables of `image_files`; returns them, and rows of the schema `FAILURES` about the names."""
-    kept = {role: table.filter(pc.invert(pc.is_in(table["name"], _texts(names)))) for role, table in tables.items()}
-    problems = [scan_failure(name, reason(name), remedy) for name in sorted(names)]
-    return kept, pa.Table.from_pylist(problems, FAILURES)
-
-
-def _texts(names: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(names), pa.string())
+    return long
 
 
 def _doubled(table: pa.Table) -> pa.Table:

@@ -5,14 +5,14 @@
     WS/
       manifest.parquet          every image: name, files, sizes, content hashes, id, shard
       settings.json             the settings of the latest run
-      outcomes/00000003.parquet the records of the images of shard 3: what was done, under which settings
+      outcomes/00000003.parquet the records of the images of shard 3: the products made, and their settings
       journal/00000003/ID.json  records of images whose shard is in flight
       maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
       masks/NAME.png            1-bit artifact masks
-      human/NAME.png            1-bit masks drawn or corrected by people (desra import)
-      human/manifest.parquet    which image and GAN model each was drawn for (`workspace.human_masks`)
+      human/NAME.png            1-bit human masks, drawn or corrected (desra import)
+      human/manifest.parquet    the image and GAN model of each human mask (`workspace.human_masks`)
       imports/000001.parquet    the masks that the first import replaced, until it is taken back
-      exported/KEY.parquet      which masks by the detector people were given (desra export)
+      exported/KEY.parquet      the detector masks that were exported (desra export)
       dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
       dataset/manifest.parquet  one row per image of the dataset
       regions.parquet           one row per artifact region
@@ -21,8 +21,8 @@
       finetunes/KEY/            the finetunes of desra cycle, and those without an --output
       gathered.json             the images with artifacts that the latest finetune could choose from
       gate/verdict.json         the latest verdict on finetuned models
-      gate/judgements/KEY/      what was found of each candidate on each image
-      gate/compared/KEY.json    which of them the latest comparison of a finetune rests on
+      gate/judgements/KEY/      the judgement of a candidate on each image
+      gate/compared/KEY.json    the judgements of the latest comparison of a finetune
       calibration/KEY/          histograms of similarity by class, one per shard (desra calibrate)
       failures.parquet          one row per image that could not be processed
       report.html               the page to forward
@@ -41,7 +41,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +59,7 @@ from desra_core.files.locks import holder, locked
 # The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
 
-# Distinguishes this process from another one of the same number, in another container or after a restart.
+# Distinguishes this process from another process of the same number, in another container or after a restart.
 _PROCESS = uuid.uuid4().hex
 
 
@@ -71,6 +71,16 @@ class _Below:
 
     def __get__(self, workspace: Workspace, _: object) -> Path:
         return workspace.root / self._name
+
+
+class _Named:
+    """A path below the root of a workspace, with the names and numbers in it that a caller gives."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def __get__(self, workspace: Workspace, _: object) -> Callable[..., Path]:
+        return lambda *given: workspace.root / self._pattern.format(*given)
 
 
 @dataclass(frozen=True)
@@ -102,49 +112,26 @@ class Workspace:
     prefect_home = _Below("prefect")
     lock = _Below("lock")
 
-    def shard_records(self, shard: int) -> Path:
-        """Return the table of a finished shard."""
-        return self.records / f"{shard:08d}.parquet"
-
-    def shard_journal(self, shard: int) -> Path:
-        """Return the folder of a shard in flight."""
-        return self.journal / f"{shard:08d}"
-
-    def group(self, image_id: str) -> Path:
-        """Return the zarr group of an image."""
-        return self.maps / image_id[:2] / f"{image_id}.zarr"
-
-    def mask(self, name: str) -> Path:
-        """Return the mask of an image."""
-        return self.masks / f"{name}.png"
-
-    def human_mask(self, name: str) -> Path:
-        """Return the mask of an image by a person; it is empty where a person found no artifact."""
-        return self.human / f"{name}.png"
-
-    def dataset(self, kind: str, name: str) -> Path:
-        """Return a picture of an image in the dataset; ``kind`` is one of `DATASET`."""
-        return self.root / "dataset" / kind / f"{name}.png"
-
-    def finetune(self, key: str) -> Path:
-        """Return the folder of a finetune that was given no --output."""
-        return self.root / "finetunes" / key
-
-    def judgement(self, key: str, image_id: str) -> Path:
-        """Return what the gate found of a candidate on an image (JSON)."""
-        return self.gate / "judgements" / key / f"{image_id}.json"
-
-    def judged_crop(self, key: str, image_id: str, kind: str, rank: int) -> Path:
-        """Return a picture of one of the worst regions of a judged image (WebP)."""
-        return self.gate / "judgements" / key / f"{image_id}-{rank}-{kind}.webp"
+    # By the number of a shard: the table of a finished shard, and the folder of one in flight.
+    shard_records = _Named("outcomes/{:08d}.parquet")
+    shard_journal = _Named("journal/{:08d}")
+    # By the id of an image.
+    group = _Named("maps/{0:.2}/{0}.zarr")
+    # By the name of an image. A human mask is empty where a person found no artifact.
+    mask = _Named("masks/{}.png")
+    human_mask = _Named("human/{}.png")
+    # By kind, of `DATASET`, and name of an image.
+    dataset = _Named("dataset/{}/{}.png")
+    # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: a picture of it.
+    judgement = _Named("gate/judgements/{}/{}.json")
+    judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
+    # By key.
+    finetune = _Named("finetunes/{}")
+    calibration = _Named("calibration/{}")
 
     def compared(self, after: Path) -> Path:
-        """Return the judgements and candidates that the latest comparison of a finetune rests on (JSON)."""
+        """Return the file with the judgements and candidates of the latest comparison of a finetune (JSON)."""
         return self.gate / "compared" / f"{fingerprint(str(after))}.json"
-
-    def calibration(self, key: str) -> Path:
-        """Return the folder of histograms that were counted alike."""
-        return self.root / "calibration" / key
 
     def withdraw(self, name: str) -> None:
         """Delete the mask and the dataset pictures of an image, as far as they are there."""
@@ -164,7 +151,7 @@ class Workspace:
                 before.replace(after)
 
     def drop_group(self, image_id: str, *, spared: Collection[str] = ()) -> None:
-        """Delete the arrays of an image but for those of some names, if there are any."""
+        """Delete the arrays of an image, but for those with the spared names."""
         group = self.group(image_id)
         if not any((group / name).exists() for name in spared):
             shutil.rmtree(group, ignore_errors=True)
@@ -180,7 +167,7 @@ class Workspace:
         return folder / uuid.uuid4().hex
 
     def exists(self) -> bool:
-        """Check whether the folder is a workspace; an empty folder is none."""
+        """Check whether the folder is a workspace; an empty folder is not."""
         return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # also if a disk fails
 
     def create(self) -> None:
@@ -200,10 +187,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the workspace where there is none, and hold it; a command that fails leaves no new one behind.
+        """Make the workspace where there is none, and hold it (raises as `create` and `locked`).
 
-        Raises:
-            UsageError: As `create` and `locked`.
+        A command that fails leaves no new workspace behind.
         """
         new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
         is_new = not os.path.exists(self.lock)
@@ -214,7 +200,7 @@ class Workspace:
             except BaseException:
                 if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
                     shutil.rmtree(self.root / "tmp", ignore_errors=True)
-                    with contextlib.suppress(OSError):  # another process uses a folder by now
+                    with contextlib.suppress(OSError):  # where another process has begun to use a folder
                         self.lock.unlink()
                         for folder in new_folders:
                             folder.rmdir()
@@ -261,7 +247,7 @@ class Workspace:
                 raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
             if other is None:
                 shutil.rmtree(self.root / "tmp", ignore_errors=True)
-            elif not me.items() <= other.items():  # else it is a flow that a command calls, which holds the lock
+            elif not me.items() <= other.items():  # otherwise the command that calls this flow holds the lock
                 raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
             yield
 

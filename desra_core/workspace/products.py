@@ -22,7 +22,7 @@ F = TypeVar("F", bool, npt.NDArray[np.bool_])
 
 @dataclass(frozen=True)
 class Target:
-    """The settings of a run as keys: an image is done when its record and its files agree with them.
+    """The settings of a run as keys: an image is done when its record and its files agree with these.
 
     ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
     similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def run_key(self) -> str:
-        """The key of all that is wanted: an image that failed for good under it is not tried again."""
+        """The key of all products of the run: an image that failed for good under this key is not tried again."""
         keys = [product.key(self) for product in FURTHER]
         return fingerprint(self.mask_key, *keys) if any(keys) else self.mask_key
 
@@ -74,12 +74,12 @@ class Product:
     """Something that a run makes of every image that needs it.
 
     Attributes:
-        name: Of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the functions ``NAME_stage``,
-            ``settings_of`` and, where it runs networks, ``network``.
+        name: The name of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the function
+            ``NAME_stage`` and, where it runs networks, ``network``.
         title: The stage in words for people.
         key: Gives the cache key under a target, or None where the product is not wanted.
-        arrays: What the stage stores in the zarr group of the image. The last one is the product itself.
-        needs: Gives the arrays that must have been made before, as far as a run makes them.
+        arrays: The arrays that the stage stores in the zarr group of the image. The last of them is the product.
+        needs: Gives the arrays that must have been made before, where a run makes them.
         gpu: Whether the stage runs networks, on a GPU where there is one.
         column: The column of the record with the key under which the product was made.
         kept: The column that says whether it was stored; None where the record need not say so.
@@ -95,9 +95,9 @@ class Product:
     kept: str | None = None
 
 
-# In the order of people's reading; `stages_for` puts those of a run in the order of their needs. A further product is
+# In an order for readers; `stages_for` puts the products of a run in the order of their needs. A further product is
 # declared between segmentation and mask, with a ``column``: it is made of every image whose similarity map is stored,
-# and goes with that map.
+# and is deleted with that map.
 PRODUCTS = (
     Product(
         "super_resolution",

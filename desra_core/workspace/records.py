@@ -1,7 +1,7 @@
 """The record of each image: small, journaled by workers and gathered into tables by the driver.
 
-A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files; when a shard is
-through, its records become one Parquet file and the journal goes. A journaled record is always the newer one.
+A record is the unit of resuming. A worker writes it as JSON once a stage has committed its files. When a shard is
+done, its records become one Parquet file, and its journal is deleted. A journaled record is always the newest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,49 +24,16 @@ from desra_core.files.atomic import reading_errors
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.products import FURTHER
 
+Flags = npt.NDArray[np.bool_]
+
 _NUMBER = "[0-9]" * 8
 
 REGION_FIELDS = [
-    pa.field("x", pa.int32()),
-    pa.field("y", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
+    *(pa.field(name, pa.int32()) for name in ("x", "y", "width", "height")),
     pa.field("area", pa.int64()),
     pa.field("dominant_class", pa.int16()),
-    pa.field("mean_similarity", pa.float64()),
-    pa.field("severity", pa.float64()),
+    *(pa.field(name, pa.float64()) for name in ("mean_similarity", "severity")),
 ]
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("height", pa.int32()),
-        pa.field("width", pa.int32()),
-        pa.field("icc_profile", pa.bool_()),
-        pa.field("further_pages", pa.int32()),
-        pa.field("tile", pa.int32()),
-        pa.field("similarity_key", pa.string()),
-        pa.field("similarity_kept", pa.bool_()),
-        pa.field("segmentation_key", pa.string()),
-        pa.field("labels_kept", pa.bool_()),
-        pa.field("labels_hash", pa.string()),
-        pa.field("weighting_key", pa.string()),
-        pa.field("proven_weight", pa.float64()),
-        pa.field("threshold", pa.float64()),
-        pa.field("min_area", pa.int64()),
-        pa.field("mask_key", pa.string()),
-        pa.field("artifact_pixels", pa.int64()),
-        pa.field("regions", pa.list_(pa.struct(REGION_FIELDS))),
-        pa.field("failed_stage", pa.string()),
-        pa.field("failed_key", pa.string()),
-        pa.field("subject", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("remedy", pa.string()),
-        pa.field("transient", pa.bool_()),
-        pa.field("seconds", pa.map_(pa.string(), pa.float64())),
-        *(pa.field(product.column, pa.string()) for product in FURTHER),
-    ]
-)
-_FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
 
 
 @dataclass(frozen=True)
@@ -76,13 +44,13 @@ class Record:
         icc_profile: Whether the GAN result, or the photo, has a colour profile, which is ignored.
         further_pages: Full pages of that file beside the first, which are not read; None in records from before they
             were counted.
-        tile: Side in LR pixels of the windows that were used to infer it, where memory forced smaller ones than usual.
+        tile: Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
         similarity_key, segmentation_key, mask_key: Settings under which each product was made; None where it was not.
             ``mask_key`` is set once the mask is published.
         similarity_kept, labels_kept: Whether the array lies in the image's zarr group.
         proven_weight: When set, the mask is empty for all class weights from this value up, whatever the labels.
-        threshold, min_area, weighting_key, labels_hash: What ``artifact_pixels`` was found with; ``min_area`` in
-            pixels, ``weighting_key`` for class weights and the origin of the labels.
+        threshold, min_area, weighting_key, labels_hash: The settings under which ``artifact_pixels`` was found:
+            ``min_area`` in pixels, ``weighting_key`` for class weights and the origin of the labels.
         artifact_pixels: Pixels in the mask; None while unknown.
         regions: One dict per region, fields as in `desra_core.detection.Region`.
         failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
@@ -124,9 +92,39 @@ class Record:
         return self.failed_stage is not None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image that has been decoded."""
+        assert self.height is not None
+        assert self.width is not None
+        return self.height, self.width
+
+    @property
     def error(self) -> ImageError:
         """The failure of a failed image, in the words of the error that was raised."""
         return ImageError(self.subject, self.reason or "", self.remedy or "")
+
+
+# Types of the fields of a record in tables: by name, or else by annotation.
+_TYPES = {
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "bool": pa.bool_(),
+    "int | None": pa.int32(),
+    "float | None": pa.float64(),
+    "min_area": pa.int64(),
+    "artifact_pixels": pa.int64(),
+    "regions": pa.list_(pa.struct(REGION_FIELDS)),
+    "seconds": pa.map_(pa.string(), pa.float64()),
+}
+_FURTHER_COLUMNS = {product.column: product.name for product in FURTHER}
+SCHEMA = pa.schema(
+    [
+        pa.field(field.name, _TYPES.get(field.name) or _TYPES[str(field.type)], nullable=field.name != "id")
+        for field in dataclasses.fields(Record)
+        if field.name != "further"
+    ]
+    + [pa.field(column, pa.string()) for column in _FURTHER_COLUMNS]
+)
 
 
 def without_arrays(record: Record) -> Record:
@@ -168,8 +166,8 @@ def gather_journals(workspace: Workspace) -> None:
 def read_records(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     """Read the newest record of every image, as one table with the given columns of `SCHEMA`.
 
-    Shards in flight are gathered in memory only. Of an image that came back after it was replaced there may be two
-    records; the one in the later shard is the newer one.
+    Shards in flight are gathered in memory only. An image that came back after it was replaced may have two records;
+    the record in the later shard is newer.
     """
     names = columns or SCHEMA.names
     journaled = set(_journaled_shards(workspace))
@@ -193,9 +191,14 @@ def finished_shards(workspace: Workspace) -> list[int]:
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Records as rows of `SCHEMA`."""
+    """Return records as rows of `SCHEMA`."""
     rows = [_as_row(record) | {"seconds": list(record.seconds.items())} for record in records]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def flags_of(values: pa.Array) -> Flags:
+    """Return Arrow booleans as NumPy ones; null is false."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _journaled_shards(workspace: Workspace) -> list[int]:
@@ -203,12 +206,9 @@ def _journaled_shards(workspace: Workspace) -> list[int]:
 
 
 def _journaled(folder: Path) -> dict[str, Record | None]:
-    """The records of a journal by image id; None for what is damaged.
+    """Read the records of a journal by image id (raises `TransientError`); None for a record that is damaged.
 
-    Such an image begins anew: what an older table says of it does not count any more, for its files may be newer.
-
-    Raises:
-        TransientError: A record cannot be read now.
+    Such an image begins anew: an older record in the table does not count any more, for its files may be newer.
     """
     records: dict[str, Record | None] = {}
     with reading_errors(folder):

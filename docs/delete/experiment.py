@@ -23,8 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 
 from desra_core.evaluation.table import as_markdown
-from desra_core.gate.criteria import Verdict
-from desra_core.gate.verdict import score_rows
+from desra_core.gate.criteria import Verdict, score_rows
 
 HERE = Path(__file__).parent
 MODELS = HERE.parents[1] / "deployments" / "demo" / "models"

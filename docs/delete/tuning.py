@@ -18,10 +18,10 @@ import torch
 
 from desra_core.evaluation.table import as_markdown
 from desra_core.gate.criteria import Score, score
-from desra_core.gate.judge import DetectionSettings, detect, judge
+from desra_core.gate.judge import detect, judge
 from desra_core.images.codec import decode
 from desra_core.networks import load_model, super_resolve
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import read_kinds
 from desra_core.planning.keys import load_settings
 from desra_core.settings.models import Training
 from desra_core.training.loop import finetune
@@ -105,7 +105,7 @@ def _scores(saved: Path, judges: list[ImageRef]) -> dict[str, Score]:
             assert image.lr is not None
             lr = decode(image.lr.path.read_bytes(), image.lr.path).pixels
             mse_sr, *results = (super_resolve(model, lr).pixels for model in (mse, old, new))
-            before, after = (detect(mse_sr, result, None, DetectionSettings()) for result in results)
+            before, after = (detect(mse_sr, result) for result in results)
             judgements.append(judge(image.names[0], image.id, kind, before, after))
         path.unlink()
         scores[kind] = score(kind, judgements)

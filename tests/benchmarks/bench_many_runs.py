@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import httpx
-from bench_orchestration import WORKERS, mask_stage, similarity_stage
+from bench_orchestration import WORKERS, mask_stage, no_op_job, similarity_stage
 from markdown import print_table
 from pairs import write_tiny_pairs
 
 from deployments.serving.connection import wait_for_task_runs
 from deployments.serving.server import prefect_server
 from desra_core.settings import Detection, Machine
+from desra_core.stages import Stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import Target
 
@@ -81,11 +82,13 @@ def _no_ops(number: int, settings: Detection, target: Target, *_: object) -> "li
     """As many stages as a run can have. They publish no mask, so that there is all to do again for the next run."""
     from tasks.shards import StageSpec
 
-    made = (target.similarity_key, b"")
+    def stage(name: str, function: Stage, key: str) -> StageSpec:
+        return StageSpec(name, function, no_op_job(settings, target, f"{key} {number}", b""), {})
+
     return [
-        StageSpec("similarity", "similarity", similarity_stage, made, f"similarity {number}", {}),
-        StageSpec("segmentation", "mask", similarity_stage, made, f"segmentation {number}", {}),
-        StageSpec("mask", "mask", mask_stage, (target.mask_key, b""), f"mask {number}", {}),
+        stage("similarity", similarity_stage, "similarity"),
+        stage("mask", similarity_stage, "segmentation"),
+        stage("mask", mask_stage, "mask"),
     ]
 
 

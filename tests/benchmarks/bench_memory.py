@@ -24,7 +24,7 @@ from desra_core.stages import run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs, read_manifest
 from desra_core.workspace.records import Record, read_shard
-from tasks.stages import stages_of
+from tasks.shards import stages_of
 
 SIDE = 4096
 SMALL = 256
@@ -120,7 +120,7 @@ def measure(folder: Path, stage: str) -> dict[str, int]:
 
 
 class _OneProcess:
-    """What the settings of the stages are made from, in the place of a cluster."""
+    """What the jobs of the stages are made from, in the place of a cluster."""
 
     threads, max_pixels, gpus = 1, 2**40, 0
 
@@ -140,8 +140,7 @@ def _run_stages(corpus: Path, names: list[str]) -> Record:
     (image,) = image_refs(manifest)
     record = read_shard(workspace, image.shard).get(image.id, Record(image.id))
     for name in names:
-        function, settings_ = stages[name].function, stages[name].settings
-        record = run_stage(function, image, record, workspace, settings_, plan.target.mask_key)
+        record = run_stage(stages[name].function, image, record, workspace, stages[name].job)
     return record
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,12 +22,14 @@ from pairs import write_tiny_pairs
 
 from deployments.serving.connection import wait_for_task_runs
 from deployments.serving.server import prefect_server
+from desra_core.detection.class_weights import load_weights
 from desra_core.images.codec import encode_mask
 from desra_core.planning.plan import Plan, make_plan, prepare
-from desra_core.settings import Detection, Machine
-from desra_core.stages import Stage
+from desra_core.settings import CorpusSettings, Detection, Machine
+from desra_core.stages import Stage, StageJob
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef, image_refs, read_manifest
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record, gather_shard, write_journal
 
 IMAGES = 2000
@@ -36,26 +38,33 @@ SIDE = 16
 WORKERS = 2
 STAGES = 2
 
-Settings = tuple[str, bytes]
+
+@dataclass(frozen=True)
+class NoOp(StageJob):
+    """A job for stages that compute nothing: they publish this mask, if it has bytes."""
+
+    mask: bytes = b""
 
 
-def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, settings: Settings) -> Record:
+def no_op_job(settings: CorpusSettings, target: Target, key: str, mask: bytes) -> NoOp:
+    return NoOp(settings, target, load_weights("none"), key, "cpu", tile=256, threads=1, max_pixels=2**26, mask=mask)
+
+
+def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job: NoOp) -> Record:
     """Nothing, but the record says that the map was made."""
-    return replace(record, height=SIDE, width=SIDE, similarity_key=settings[0])
+    return replace(record, height=SIDE, width=SIDE, similarity_key=job.target.similarity_key)
 
 
-def mask_stage(image: ImageRef, record: Record, workspace: Workspace, settings: Settings) -> Record:
+def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: NoOp) -> Record:
     """Publish the mask if there is one, and say so in the record."""
-    for name in image.names if settings[1] else ():
-        workspace.publish(workspace.mask(name), settings[1])
-    return replace(record, mask_key=settings[0], artifact_pixels=0, threshold=0.7, min_area=4000)
+    for name in image.names if job.mask else ():
+        workspace.publish(workspace.mask(name), job.mask)
+    return replace(record, mask_key=job.target.mask_key, artifact_pixels=0, threshold=0.7, min_area=4000)
 
 
-def uncommitted(
-    stage: Stage, image: ImageRef, record: Record, workspace: Workspace, settings: Any, **_: object
-) -> Record:
+def uncommitted(stage: Stage, image: ImageRef, record: Record, workspace: Workspace, job: NoOp) -> Record:
     """Stand in for `desra_core.stages.run_stage`: the stage alone, without a journal."""
-    return stage(image, record, workspace, settings)
+    return stage(image, record, workspace, job)
 
 
 def no_op(image: ImageRef, record: Record) -> Record:
@@ -79,10 +88,10 @@ def run() -> None:
             started = time.perf_counter()
             with prefect_server(workspace):
                 server = time.perf_counter() - started
-                _print_costs(_measured(workspace, plan), server)
+                _print_costs(_measured(workspace, detection, plan), server)
 
 
-def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
+def _measured(workspace: Workspace, detection: Detection, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
     from tasks.dask_connection import open_dask
     from tasks.dask_map import ImageJob
@@ -92,16 +101,20 @@ def _measured(workspace: Workspace, plan: Plan) -> dict[str, float]:
     manifest = read_manifest(workspace)
     assert manifest is not None
     keys = (plan.target.similarity_key, plan.target.mask_key)
+
+    def jobs(mask: bytes) -> list[NoOp]:
+        return [no_op_job(detection, plan.target, key, mask) for key in keys]
+
     mask = encode_mask(np.zeros((SIDE, SIDE), np.bool_))
-    seconds = {"plain loop": _timed(lambda: _call_all(workspace, work, keys))}
-    seconds["commits in a plain loop"] = _timed(lambda: _commit_all(workspace, work, mask, keys))
+    seconds = {"plain loop": _timed(lambda: _call_all(workspace, work, *jobs(b"")))}
+    seconds["commits in a plain loop"] = _timed(lambda: _commit_all(workspace, work, *jobs(mask)))
     _forget(workspace)
 
     def specs(mask: bytes) -> list[Any]:
         functions = (similarity_stage, mask_stage)
         return [
-            StageSpec(name, name, function, (key, mask), key, {})
-            for name, function, key in zip(("similarity", "mask"), functions, keys, strict=True)
+            StageSpec(name, function, job, {})
+            for name, function, job in zip(("similarity", "mask"), functions, jobs(mask), strict=True)
         ]
 
     with ExitStack() as stack:
@@ -146,19 +159,19 @@ def flow_seconds(workspace: Workspace, plan: Plan, stages: list[Any], dask: Any)
     return elapsed
 
 
-def _call_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], keys: tuple[str, str]) -> None:
+def _call_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], similarity: NoOp, mask: NoOp) -> None:
     """The no-ops of all images, one after the other in this process."""
     for image, empty in work:
-        record = similarity_stage(image, empty, workspace, (keys[0], b""))
-        mask_stage(image, record, workspace, (keys[1], b""))
+        record = similarity_stage(image, empty, workspace, similarity)
+        mask_stage(image, record, workspace, mask)
 
 
-def _commit_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], mask: bytes, keys: tuple[str, str]) -> None:
+def _commit_all(workspace: Workspace, work: list[tuple[ImageRef, Record]], similarity: NoOp, mask: NoOp) -> None:
     """The commits of all images, one after the other in this process: two journal entries and a mask, then gather."""
     for image, empty in work:
-        record = similarity_stage(image, empty, workspace, (keys[0], mask))
+        record = similarity_stage(image, empty, workspace, similarity)
         write_journal(workspace, image.shard, record)
-        write_journal(workspace, image.shard, mask_stage(image, record, workspace, (keys[1], mask)))
+        write_journal(workspace, image.shard, mask_stage(image, record, workspace, mask))
     for shard in sorted({image.shard for image, _ in work}):
         gather_shard(workspace, shard)
 

@@ -124,10 +124,10 @@ def test_a_finetune_is_judged_by_images_that_it_has_not_seen(place, copied, comp
     }
     workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist([row], HUMAN_MASKS))
     again = desra_here("compare", "--workspace", copied, "--after", place.run.root)
-    assert "people   1 image rests on a person's mask\n" in again.stdout
+    assert "people   1 image with a human mask\n" in again.stdout
 
 
-def test_an_image_that_cannot_be_judged_is_told_and_judged_later(
+def test_an_image_that_cannot_be_judged_is_named_and_judged_later(
     place, copied, make_photos, desra, compare, tmp_path
 ) -> None:
     photos = tmp_path / "photos"
@@ -271,7 +271,7 @@ def test_results_of_other_tools(place, desra_here, compare, tmp_path) -> None:
     assert told.returncode == 3
 
 
-def test_what_cannot_be_used_costs_one_line_and_no_server(place, copied, make_models, desra_here, tmp_path) -> None:
+def test_unusable_inputs_cost_one_line_and_no_server(place, copied, make_models, desra_here, tmp_path) -> None:
     other = make_models(tmp_path / "x2", scale=2)[1]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("no checkpoint")

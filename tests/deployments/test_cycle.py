@@ -86,7 +86,7 @@ def verdict_of(workspace: Path) -> tuple[Verdict, dict[str, Any]]:
     return TypeAdapter(Verdict).validate_python(document["verdict"]), document
 
 
-def test_what_does_not_pass_is_not_promoted(place, judged, desra_here) -> None:
+def test_a_model_that_does_not_pass_is_not_promoted(place, judged, desra_here) -> None:
     """And the same command again has nothing to do."""
     assert judged.run.returncode == 3, judged.run.stderr
     reason = "failed   0 of 4 artifact regions are gone, 0 % (95 % interval: 0 to 49 %), where 75 % are asked for."
@@ -231,7 +231,7 @@ def check_that_it_stays_rolled_back(run: subprocess.CompletedProcess[str], works
     assert history(workspace)[-1]["kind"] == "rollback"
 
 
-def test_what_was_rolled_back_is_not_promoted_again_by_itself(place, promoted, desra_here, tmp_path) -> None:
+def test_a_rolled_back_model_is_not_promoted_again_by_itself(place, promoted, desra_here, tmp_path) -> None:
     """Not even after the first promotion, when the model that was given is current again."""
     workspace = Workspace(copy(promoted.ws, tmp_path / "ws"))
     assert desra_here("rollback", "--workspace", workspace.root).returncode == 0
@@ -250,7 +250,7 @@ def test_nothing_is_promoted_where_that_was_not_asked_for(place, judged, desra_h
     assert not (ws / "models").exists()
 
 
-def test_a_finetune_is_known_by_what_it_is_made_of(place, judged, desra_here, tmp_path) -> None:
+def test_a_finetune_is_known_by_its_inputs(place, judged, desra_here, tmp_path) -> None:
     """Not by where the models lie; and with more iterations the same one goes on."""
     ws = copy(judged.ws, tmp_path / "ws")
     moved = SimpleNamespace(photos=place.photos, mse=place.mse, gan=Path(shutil.copy(place.gan, tmp_path / "g.pth")))
@@ -278,7 +278,7 @@ def test_without_artifacts_nothing_is_trained(place, desra_here, tmp_path) -> No
     assert not (ws / "finetunes").exists()
 
 
-def test_where_nothing_can_judge_that_is_told_before_training_and_the_verdict_is_undecided(
+def test_without_held_out_images_a_warning_comes_first_and_the_verdict_is_undecided(
     place, desra, desra_here, tmp_path
 ) -> None:
     """All photos are bright, so none is clean."""
@@ -305,7 +305,7 @@ def test_where_nothing_can_judge_that_is_told_before_training_and_the_verdict_is
     assert "undecided No clean image" in again.stdout
 
 
-def test_what_cannot_be_used_is_told_before_hours_of_mining(place, desra_here, monkeypatch, tmp_path) -> None:
+def test_unusable_inputs_are_named_before_hours_of_mining(place, desra_here, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded
     for more, reason in {

@@ -33,7 +33,7 @@ def mtimes(folder: Path) -> dict[str, int]:
 
 
 def test_every_reference_mask_in_one_workspace(shared_data, desra, tmp_path) -> None:
-    """All six settings one after the other, so that each has to be told from what the others left."""
+    """All six settings one after the other: each run meets the products of the others."""
     pairs, workspace = shared_data / "pairs", tmp_path / "ws"
     for kind, threshold, min_area in SETTINGS:
         labels = ["--labels", pairs / "labels"] if kind == "semantic" else []
@@ -93,7 +93,7 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
     assert "mse_sr: has no file of the same relative path" in one.stderr
 
 
-def test_changes_redo_only_what_depends_on_them(make_pairs, desra, tmp_path) -> None:
+def test_changes_redo_only_dependent_products(make_pairs, desra, tmp_path) -> None:
     names = make_pairs(tmp_path, 6)
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
@@ -194,7 +194,7 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra, desra
     assert len(read_masks(workspace)) == 3
     assert sources == {role: mtimes(bad_folder / role) for role in sources}
 
-    again = desra_here(*command)  # what failed for good is told again, and not tried again
+    again = desra_here(*command)  # images that failed for good are named again, and not tried again
     assert again.returncode == 1
     assert "nothing to do" in again.stdout
     assert sorted(line for line in again.stderr.splitlines() if line.startswith("failed: ")) == sorted(lines)
@@ -236,7 +236,7 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path
     assert "no Dask scheduler answers" in alone
 
 
-def test_what_may_pass_is_tried_again(make_pairs, desra_alone, desra_here, tmp_path) -> None:
+def test_failures_that_may_pass_are_tried_again(make_pairs, desra_alone, desra_here, tmp_path) -> None:
     names = make_pairs(tmp_path, 3)
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
@@ -304,7 +304,7 @@ def test_equal_content_is_computed_once_and_masked_at_each_path(make_pairs, desr
     assert len(pq.read_table(workspace / "outcomes" / "00000000.parquet")) == 2
 
 
-def test_an_error_among_lines_of_json_is_of_its_level_and_says_of_which_workspace(desra_here, tmp_path) -> None:
+def test_an_error_as_json_has_its_level_and_workspace(desra_here, tmp_path) -> None:
     paths = {"--mse-sr": tmp_path / "nowhere", "--gan-sr": tmp_path, "--workspace": tmp_path / "ws"}
     run = desra_here("detect", *(part for pair in paths.items() for part in pair), "--log-format", "json")
     warning, error = (json.loads(line) for line in run.stderr.splitlines())

@@ -63,7 +63,7 @@ def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
 
 
 def trained(mined: SimpleNamespace, output: Path, **changes: object) -> RunFolder:
-    """What comes out without servers and workers, on all training images there are."""
+    """Train without servers and workers, on all training images."""
     threads = len(os.sched_getaffinity(0))  # as many as the one worker has: last bits depend on it
     settings = TINY | {"images": 50} | changes
     return train(Finetuning(workspace=mined.ws, output=output, **settings), threads=threads)
@@ -84,7 +84,7 @@ def finetuned(mined, desra) -> SimpleNamespace:
     return SimpleNamespace(arguments=arguments, output=mined.root / "run", run=desra(*arguments))
 
 
-def test_what_it_leaves(mined, finetuned, undisturbed) -> None:
+def test_a_finetune_leaves_models_losses_and_pictures(mined, finetuned, undisturbed) -> None:
     run = RunFolder(finetuned.output)
     assert finetuned.run.returncode == 0, finetuned.run.stderr
     document = json.loads(run.document.read_bytes())
@@ -264,7 +264,7 @@ def test_results_of_other_tools_need_the_photos_and_the_model(mined, detected, d
         assert np.array_equal(np.load(tmp_path / f"run/data/{index:04d}/pseudo_gt.npy"), expected)
 
 
-def test_models_of_another_scale_are_told_once(mined, make_models, monkeypatch, tmp_path) -> None:
+def test_models_of_another_scale_are_named_once(mined, make_models, monkeypatch, tmp_path) -> None:
     other = make_models(tmp_path / "x2", scale=2)[1]
     settings = Finetuning(workspace=mined.ws, output=tmp_path / "run", gan_model=other, preset="cpu")
     with Workspace(mined.ws).locked():
@@ -290,7 +290,7 @@ def test_images_that_cannot_be_used_are_replaced_by_the_next(mined, tmp_path) ->
     assert names == [sample.name for sample in plan.samples[1:4]]
 
 
-def test_what_cannot_be_used_costs_one_line_and_no_server(mined, desra_here, monkeypatch, tmp_path) -> None:
+def test_unusable_inputs_cost_one_line_and_no_server(mined, desra_here, monkeypatch, tmp_path) -> None:
     mend_torchvision()
     from spandrel.architectures.SPAN import SPAN
 

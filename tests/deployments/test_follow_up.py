@@ -24,7 +24,7 @@ def mine(served: Served) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_what_gathers_is_finetuned_on_once(serve, make_photos, tmp_path) -> None:
+def test_gathered_images_start_one_finetune(serve, make_photos, tmp_path) -> None:
     make_photos(tmp_path / "photos", 6)
     served = serve(**TINY)
     assert mine(served)["state"]["type"] == "COMPLETED"

@@ -88,7 +88,7 @@ def test_awkward_photos_and_detect_on_the_exports(mine, desra, tmp_path) -> None
 
 
 @pytest.mark.slow
-def test_what_changed_is_redone_and_nothing_else(mine, make_models, make_photos, tmp_path) -> None:
+def test_only_changed_photos_are_redone(mine, make_models, make_photos, tmp_path) -> None:
     names = make_photos(tmp_path / "photos", 6)
     first = mine()
     assert first.returncode == 0, first.stderr

@@ -1,4 +1,4 @@
-"""What a person sees in the morning of a run that a clock has started: a real server, a real worker, a real browser.
+"""The view in the morning of a run that a clock has started: a real server, a real worker, a real browser.
 
 All pictures are kept in the folder that DESRA_PICTURES names; `run` and `worst-regions` of them are in docs/schedule.
 """
@@ -54,7 +54,7 @@ def keep(page: Page, tmp_path: Path) -> Callable[[str], None]:
 
 @pytest.mark.slow
 def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, keep: Callable[[str], None]) -> None:
-    # Nobody starts it.
+    # The clock starts it.
     run = until(lambda: served.runs(type={"any_": ["RUNNING"]}))[0]
     page.go(f"{served.ui}/runs/flow-run/{run['id']}")
     page.wait_for("Running")
@@ -107,7 +107,7 @@ def test_a_scheduled_run_can_be_followed_and_read(served: Served, page: Page, ke
     assert idle["total_run_time"] < 20
     page.go(f"{served.ui}/artifacts/artifact/{artifacts(served, idle['id'])['overview']['id']}")
     page.wait_for("shards with nothing to do, which are not submitted: 1 (00000)")
-    page.wait_for("since the last scan: 0 images are new, 0 have changed; 0 have vanished so far")
+    page.wait_for("since the last scan: 0 new images, 0 changed images; vanished so far: 0 images")
     page.go(f"{served.ui}/runs")
     page.wait_for(idle["name"])
     keep("runs")

@@ -190,7 +190,7 @@ def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus,
 
 
 @pytest.mark.parametrize(("signalled", "code"), [(KeyboardInterrupt, 130), (lambda: SystemExit(143), 143)])
-def test_what_fails_while_a_run_is_stopped_does_not_hide_that_it_was(signalled, code, capsys) -> None:
+def test_an_error_while_a_run_is_stopped_does_not_hide_the_stop(signalled, code, capsys) -> None:
     def run() -> int:
         try:
             raise signalled()

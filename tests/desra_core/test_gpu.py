@@ -1,4 +1,4 @@
-"""What errors of a GPU mean, and how it is made to compute exactly: the switches are there without one."""
+"""The meaning of a GPU's errors, and the switches for exact results, which exist without a GPU too."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NEITHER = [
 
 
 @pytest.mark.parametrize("error", [*LACKS, *BROKEN, *UNUSABLE, *NEITHER], ids=lambda error: str(error)[:40])
-def test_what_an_error_means(error: Exception) -> None:
+def test_the_meaning_of_an_error(error: Exception) -> None:
     assert lacks_memory(error) == (error in LACKS)
     assert is_broken(error) == (error in BROKEN)
     assert is_unusable(error) == (error in UNUSABLE)
@@ -64,7 +64,7 @@ def switches() -> list[object]:
 
 @pytest.fixture(params=["untouched", "conv", "cudnn", "all", "matmul", "old"])
 def touched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A process in which somebody has set one of torch's switches for TF32, new or old."""
+    """A process in which one of torch's switches for TF32 was set, new or old."""
     places = {"conv": cudnn.conv, "cudnn": cudnn, "all": torch.backends, "matmul": cuda.matmul}
     before = [(place, place.fp32_precision) for place in (torch.backends, cudnn, cuda.matmul, cudnn.conv, cudnn.rnn)]
     if request.param in places:
@@ -76,11 +76,11 @@ def touched(request: pytest.FixtureRequest) -> Iterator[None]:
         cudnn.allow_tf32 = True
     for place, precision in before:
         place.fp32_precision = precision
-    assert cudnn.allow_tf32 is True  # which torch refuses to tell where new and old ones disagree
+    assert cudnn.allow_tf32 is True  # torch raises an error here where new and old switches disagree
 
 
 @pytest.mark.usefixtures("touched")
-def test_a_gpu_computes_exactly_whatever_somebody_has_set() -> None:
+def test_a_gpu_computes_exactly_whatever_was_set() -> None:
     before = switches()
     for _ in range(2):
         with exact_on("cuda:0"):

@@ -32,7 +32,7 @@ SMOOTH = cv2.resize(RNG.integers(0, 256, (7, 9, 3), np.uint8), (57, 43), interpo
 
 
 class Case(NamedTuple):
-    """A file with what it holds, ``(H, W, C)`` with alpha last, or a part of what is said of it."""
+    """A file with its true pixels, ``(H, W, C)`` with alpha last, or a part of the message that refuses it."""
 
     name: str
     data: bytes
@@ -205,15 +205,15 @@ def refused_tiffs() -> Iterator[Case]:
         ("white-premultiplied", tiff_file(Page(random_samples(8, 2), 0, 8, extra=1)), "MINISWHITE, multiplied"),
         ("volume", odd(1, 1, {32997: (3,)}), "volume of 3 slices"),
         ("no-pixels", odd(1, 1, {256: (0,)}), "damaged header (a picture of 0x21"),
-        ("missing-strip", tiff_file(Absent(random_samples(8, 1), 1, 8)), "1 of its 5 strips or tiles are missing"),
-        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "1 of its 6 strips or tiles"),
+        ("missing-strip", tiff_file(Absent(random_samples(8, 1), 1, 8)), "strips or tiles that are missing: 1 of 5"),
+        ("missing-tile", tiff_file(Absent(random_samples(8, 1), 1, 8, tile=16)), "tiles that are missing: 1 of 6"),
         ("no-page", b"II*\0\0\0\0\0", "damaged header"), ("cut-header", b"MM\0*\0", "damaged header"),
     ):  # fmt: skip
         yield Case(f"tiff-refused-{name}", data, refused=reason)
 
 
 def overruns() -> Iterator[Case]:
-    """The last strip or tile is said to be longer than what is left of the file, with all of it there, and not."""
+    """Files whose last strip or tile reaches beyond the end by its header, with and without missing bytes."""
     smooth = cv2.resize(SMOOTH, SHAPE[::-1])
     for (compression, predictor), tile in product(STORAGE, (0, 16)):
         data = tiff_file(Page(smooth, 2, 8, compression=compression, predictor=predictor, tile=tile))
@@ -235,7 +235,7 @@ def changed_last(data: bytes, tag: TiffTag, value: int) -> bytes:
 
 
 class Absent(Page):
-    """A page of which one strip or tile was never written."""
+    """A page without one of its strips or tiles."""
 
     def _encoded(self, part: np.ndarray, order: str) -> bytes:
         self.written = getattr(self, "written", 0) + 1
@@ -243,7 +243,7 @@ class Absent(Page):
 
 
 def bent(page: Page, tags: dict[int, tuple[int, ...]]) -> Page:
-    """A page whose tags say what its samples are not."""
+    """A page with wrong tags about its samples."""
     page.tags |= tags
     return page
 

@@ -1,4 +1,4 @@
-"""Each mend is needed in this environment, or skipped saying so, and is enough. Each import has its own process."""
+"""Each mend is needed in this environment, else its test is skipped, and is enough. Each import has a process."""
 
 import subprocess
 import sys

@@ -5,7 +5,7 @@ import torch
 
 from deployments.demo import MODELS
 from desra_core.third_party import mend_torchvision
-from desra_core.training.losses import load_discriminator
+from desra_core.training.networks import load_discriminator
 from docs import demo_models
 
 

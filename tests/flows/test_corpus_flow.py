@@ -28,14 +28,13 @@ from desra_core.settings.models import Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as module
-from flows import webhook as webhook_module
+from flows import corpus_flow as webhook_module
 from flows.compare import compare
-from flows.corpus_flow import corpus_flow, run_name
+from flows.corpus_flow import corpus_flow, report_cancelled, report_failure, run_name
 from flows.cycle import cycle
 from flows.detect import detect
 from flows.finetune import finetune
 from flows.mine import mine
-from flows.webhook import report_cancelled, report_failure
 from tasks.logs import say
 from tests.conftest import client_of, keyed
 
@@ -95,7 +94,7 @@ def latest(url: str, name: str) -> dict[str, Any]:
 
 
 def logs(url: str, run: dict[str, Any], *, wait_for: str) -> str:
-    """What a run has logged, once it holds some words: logs arrive a little later."""
+    """Return the log of a run once it holds some words: logs arrive a little later."""
     query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
     for _ in range(100):
         told = "\n".join(log["message"] for log in httpx.post(f"{url}/logs/filter", json=query).json())
@@ -147,7 +146,7 @@ def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
     assert len(tries) == 1
 
 
-def test_what_went_well_says_so(url, webhook) -> None:
+def test_a_completed_run_prints_a_line(url, webhook) -> None:
     flow, _ = raising("well")
     assert flow() == Ended("all is well")
     run = latest(url, "well")
@@ -163,7 +162,7 @@ def said(stderr: str) -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.parametrize(("flawed", "level"), [(False, "info"), (True, "warning")])
 def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webhook, capsys) -> None:
-    """Where nobody looks at it; once, also where the run has called others."""
+    """A failed run of a deployment sends one message, also where the run has called others."""
 
     @corpus_flow("inner")
     def inner() -> Ended:
@@ -186,7 +185,7 @@ def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webho
     assert f"\n{warning}{latest(url, 'night')['name']} completed: all is well\n" in "\n" + capsys.readouterr().err
 
 
-def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
+def test_only_errors_that_may_pass_are_tried_again(url, by_itself) -> None:
     full = TransientError("/ws", "the disk is full", "free some space")
     flow, tries = raising("patient", full, ConnectionError("reset"))
     assert flow() == Ended("all is well")
@@ -206,7 +205,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(url, by_itself) -> None:
         assert len(tries) == 1
 
 
-def test_who_starts_a_run_by_hand_is_told_at_once(url) -> None:
+def test_a_run_by_hand_fails_at_once(url) -> None:
     full = TransientError("/ws", "the disk is full", "free some space")
     flow, tries = raising("impatient", full)
     with pytest.raises(TransientError):
@@ -214,7 +213,7 @@ def test_who_starts_a_run_by_hand_is_told_at_once(url) -> None:
     assert len(tries) == 1
 
 
-def test_a_run_that_is_not_whole_fails_where_nobody_looks(url, by_itself, monkeypatch) -> None:
+def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) -> None:
     broken = TransientError("2 shards could not finish", "the disk is full", "run again")
 
     @corpus_flow("partial")
@@ -265,7 +264,7 @@ def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     assert [message["flow"] for message in webhook.received] == ["outer"]
 
 
-def test_a_run_that_was_killed_is_told_by_its_worker(url, webhook, capsys) -> None:
+def test_the_worker_reports_a_killed_run(url, webhook, capsys) -> None:
     """Which runs the hook in another process, without the environment of the run."""
     with get_client(sync_client=True) as client:
         serving = Serving(**PATHS, name="killed", mine_at="never", cycle_at="never")
@@ -311,7 +310,7 @@ def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> N
     assert latest(url, "mine")["state"]["message"].endswith(told)
 
 
-def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
+def test_images_with_passing_failures_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
     """Until it has passed; what cannot pass in this run is no failure of it."""
     names = make_pairs(tmp_path, 2)
     workspace = Workspace(tmp_path / "ws")
@@ -337,7 +336,7 @@ def test_images_that_fail_for_what_may_pass_are_tried_again(url, by_itself, make
     assert summary.in_one_line.endswith(", 1 image failed")
 
 
-def test_a_workspace_that_has_vanished_is_told_at_once(url, by_itself, tmp_path) -> None:
+def test_a_vanished_workspace_is_an_error_at_once(url, by_itself, tmp_path) -> None:
     gone = tmp_path / "gone"
     for flow, settings in ((finetune, Finetuning(workspace=gone)), (compare, Comparing(workspace=gone, after=gone))):
         with pytest.raises(UsageError, match="gone: is no workspace with a run in it"):
@@ -349,7 +348,7 @@ def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_pat
     """Where one has vanished, a disk is not mounted: all would be mined anew, to another disk."""
     mse, gan = make_models(tmp_path)
     paths = {"photos": tmp_path, "workspace": tmp_path / "gone", "mse_model": mse, "gan_model": gan}
-    told = "gone: is no workspace, and with it all that was done before is gone; bring it back, or "
+    told = "gone: is no workspace: all earlier results are gone with it; bring it back, or "
     for flow, settings in ((mine, Mining(**paths)), (cycle, Cycling(**paths))):
         with pytest.raises(UsageError, match=told):
             flow(settings)
@@ -360,7 +359,7 @@ def test_no_run_by_itself_makes_a_workspace(url, by_itself, make_models, tmp_pat
     assert not list((tmp_path / "gone").iterdir())
 
 
-def test_what_a_cycle_would_lack_in_the_end_is_told_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
+def test_a_cycle_checks_its_last_inputs_before_it_mines(url, by_itself, make_models, tmp_path) -> None:
     mse, gan = make_models(tmp_path)
     Workspace(tmp_path / "ws").create()
     settings = Cycling(photos=tmp_path, workspace=tmp_path / "ws", mse_model=mse, gan_model=gan, preset="cpu",

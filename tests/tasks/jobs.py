@@ -63,7 +63,7 @@ ERRORS = {
 
 
 def follow(dask: Dask, folder: Path, fate: str) -> tuple[int, int]:
-    """What the function returns, and how often we were told that time passes."""
+    """Return the result of the function, and the number of calls of ``on_second``."""
     folder.mkdir()
     seconds: list[float] = []
     result = dask.follow(

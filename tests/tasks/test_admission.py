@@ -19,7 +19,7 @@ import desra_core
 import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
-from tasks import lost_workers
+from tasks import dask_map
 from tasks.dask_connection import open_dask
 from tasks.dask_map import ImageJob
 from tests.conftest import refusal
@@ -129,7 +129,7 @@ def test_a_worker_is_no_scheduler(elsewhere) -> None:
         pass
 
 
-def test_one_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) -> None:
+def test_a_worker_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) -> None:
     bare, old = elsewhere.worker("bare", BARE), elsewhere.worker("old", **other)
     with pytest.raises(AbsentError) as refused, open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path):
         pass
@@ -149,7 +149,7 @@ def test_one_of_another_version_gets_no_work(elsewhere, other, tmp_path, capfd) 
     assert warnings(capfd) == []
 
 
-def test_one_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) -> None:
+def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) -> None:
     elsewhere.worker("good")
     results: list[object] = []
 
@@ -178,8 +178,8 @@ def test_one_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) ->
     assert later in elsewhere.addresses().values()
 
 
-def test_what_needs_a_gpu_is_passed_on_to_workers_with_one(elsewhere, other, tmp_path, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 600)  # however long a worker takes to start
+def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(dask_map, "LOST_SECONDS", 600)  # however long a worker takes to start
     elsewhere.worker("cpu")
     results: list[object] = []
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
@@ -196,9 +196,9 @@ def test_what_needs_a_gpu_is_passed_on_to_workers_with_one(elsewhere, other, tmp
     assert results == ["good"] * 3
 
 
-def test_one_that_has_failed_once_may_pass_later(elsewhere, tmp_path, monkeypatch) -> None:
+def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> None:
     """Its disk had a hiccup, or it was started again with the right desra, on the same port."""
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(dask_map, "LOST_SECONDS", 0.5)
     address = elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         dask._admission._refuse(address, "fails", "wait")
@@ -206,9 +206,9 @@ def test_one_that_has_failed_once_may_pass_later(elsewhere, tmp_path, monkeypatc
         assert [result for _, result in dask.map(work, names(1))] == [None]
 
 
-def test_what_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monkeypatch) -> None:
+def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monkeypatch) -> None:
     """At the moment at which the run gives up."""
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
+    monkeypatch.setattr(dask_map, "LOST_SECONDS", 1)
     elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         others, cancel, cancelled = dask._admission.others, dask._client.cancel, threading.Event()
@@ -237,7 +237,7 @@ def away(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     return workspace, before
 
 
-def test_one_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, capfd) -> None:
+def test_a_worker_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, capfd) -> None:
     workspace, before = away
     blind = elsewhere.worker("blind", before=before)
     told = f"this worker does not see {workspace}, where the results go; have that folder there under the same path"
@@ -266,8 +266,8 @@ def test_a_run_with_none_but_such_workers_is_refused(elsewhere, away, desra, mak
 
 
 @pytest.mark.slow
-def test_a_run_does_not_wait_for_ever_for_workers_that_get_no_work(elsewhere, other, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 4)
+def test_a_run_does_not_wait_without_end_for_refused_workers(elsewhere, other, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dask_map, "LOST_SECONDS", 4)
     elsewhere.worker("good")
 
     def stuck(image, about) -> None:

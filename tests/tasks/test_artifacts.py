@@ -7,36 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from desra_core.errors import TransientError
-from tasks.artifacts import Summary, ranges
+from tasks.artifacts import line_of, problem_of, ranges
 
 FULL = TransientError("/ws/masks", "the disk is full", "free some space")
 
 
-def summary(**fields: object) -> Summary:
-    ended = {"flow_run": "", "task_runs": 5, "regions": 31, "failures": 0, "broken_shards": (), "images": 20,
-             "computed": 0, "failed": 0, "passing": 0, "trouble": None}  # fmt: skip
-    return Summary(**(ended | fields))
-
-
 @pytest.mark.parametrize(
-    ("fields", "line"),
+    ("counts", "line"),
     [
-        ({"computed": 5}, "5 of 20 images computed: 31 artifact regions in all, 0 images failed"),
+        ({"pending": 5}, "5 of 20 images computed: 31 artifact regions in all, 0 images failed"),
         ({"failures": 1}, "nothing new: 31 artifact regions in all, 1 image failed"),
-        ({"failed": 3, "failures": 4}, "0 of 20 images computed: 31 artifact regions in all, 4 images failed"),
+        (
+            {"pending": 3, "failed": 3, "failures": 4, "regions": 1},
+            "0 of 20 images computed: 1 artifact region in all, 4 images failed",
+        ),
     ],
 )
-def test_what_it_says(fields, line) -> None:
-    assert summary(**fields).in_one_line == line
-    assert summary(**fields).problem is None
+def test_the_line_of_a_run(counts, line) -> None:
+    assert line_of(**({"images": 20, "pending": 0, "failed": 0, "regions": 31, "failures": 0} | counts)) == line
 
 
-def test_what_may_pass_is_a_problem_and_a_broken_photo_is_none() -> None:
-    assert summary(computed=2, failed=3, failures=3).problem is None
+def test_a_failure_that_may_pass_is_a_problem_and_a_broken_photo_is_none() -> None:
+    assert problem_of([], []) is None
     reason = "failed for a reason that may pass, the first: /ws/masks: the disk is full; free some space"
-    assert str(summary(failed=3, passing=2, trouble=FULL).problem) == f"2 images: {reason}"
-    broken = summary(broken_shards=("worker gone", "again"), failed=3, passing=2, trouble=FULL).problem
-    assert str(broken) == "2 shards could not finish: worker gone; run again"
+    assert str(problem_of([], [FULL, FULL])) == f"2 images: {reason}"
+    assert str(problem_of(["worker gone", "again"], [FULL])) == "2 shards could not finish: worker gone; run again"
+    assert str(problem_of(["worker gone"], [])) == "1 shard could not finish: worker gone; run again"
 
 
 @given(st.sets(st.integers(0, 60)))

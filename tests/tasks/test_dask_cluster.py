@@ -39,13 +39,13 @@ def test_an_ordinary_photo_fits_where_there_is_memory_for_it(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])
-def test_an_image_that_is_too_large_for_all_gets_what_there_is(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+def test_an_image_too_large_for_this_machine_gets_all_its_memory(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     found = share(monkeypatch, 16, 128, gpus, 10**11)
     assert (found.workers, found.gpu_threads) == (1, GPU_THREADS if not gpus else 1)
     assert found.memory * (1 + gpus) <= 0.8 * 128 * GIB
 
 
-def test_what_somebody_has_said_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_numbers_of_workers_and_memory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "MEMORY_LIMIT", 128 * GIB)
     assert share_of(Machine(workers=12), NETWORK_WORKER_BYTES, 0, PHOTO).workers == 12
     assert share_of(Machine(memory="5GB"), NETWORK_WORKER_BYTES, 0, PHOTO).memory == 5_000_000_000

@@ -35,7 +35,7 @@ def test_memory_and_workers_bound_the_image_size() -> None:
         assert cluster.gpus == 0
 
 
-def test_nobody_asks_for_sizes_that_change_nothing(monkeypatch) -> None:
+def test_sizes_that_change_nothing_are_not_read(monkeypatch) -> None:
     """Of a scheduler that runs elsewhere: its workers are as they are, and a million headers take minutes to read."""
 
     def unwanted() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from desra_core.workspace.records import Record
 from tasks.dask_connection import open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import configure
-from tests.tasks.jobs import ERRORS, done, follow, images, job
+from tests.tasks.jobs import ERRORS, done, follow, images, job, leaves
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -112,7 +113,7 @@ def refuse(*_: object) -> Record:
         raise TransientError("a", "b", "c") from None
 
 
-def test_what_led_to_an_error_does_not_garble_it(dask: Dask) -> None:
+def test_the_cause_of_an_error_does_not_garble_it(dask: Dask) -> None:
     with pytest.raises(TransientError, match="a: b; c"):
         dask.call(lambda: refuse(), resources={})
     [(_, result)] = dask.map(job(refuse), images("photo"))
@@ -127,7 +128,7 @@ def test_a_long_computation_is_followed(dask: Dask, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fate", ERRORS)
-def test_what_a_followed_computation_raises_is_raised_at_once(dask: Dask, tmp_path: Path, fate: str) -> None:
+def test_an_error_of_a_followed_computation_is_raised_at_once(dask: Dask, tmp_path: Path, fate: str) -> None:
     with pytest.raises(type(ERRORS[fate]), match=str(ERRORS[fate])):
         follow(dask, tmp_path / "calls", fate)
     assert len(list((tmp_path / "calls").iterdir())) == 1
@@ -140,3 +141,78 @@ def test_every_worker_records_its_images(capfd) -> None:
     records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"stage"' in line]
     assert {record["image"] for record in records} == {"a", "b"}
     assert {(record["stage"], record["shard"], record["level"]) for record in records} == {("done", "00000", "debug")}
+
+
+def killer(image: ImageRef, outcome: Record) -> Record:
+    if image.id == "killer":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done(image, outcome)
+
+
+def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
+    """Images that wait on these workers may be given up with it, since Dask cannot distinguish them."""
+    work = images("killer", *(f"photo{index}" for index in range(10)))
+    results = {image.id: result for image, result in dask.map(job(killer), work)}
+    assert len(results) == len(work)
+    assert "--memory" in str(results["killer"])
+    errors = [result for result in results.values() if isinstance(result, ImageError)]
+    assert all(isinstance(error, TransientError) for error in errors)
+    assert all("took its worker down" in error.reason for error in errors)
+
+
+def test_a_run_whose_workers_have_gone_ends() -> None:
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        [(_, result)] = cluster.map(job(leaves), images("photo"))
+    assert "the Dask workers have gone" in str(result)
+
+
+def on_a_broken_gpu(image: ImageRef, outcome: Record) -> Record:
+    """Once a process has met the image that breaks its GPU, everything fails there; it breaks one GPU only."""
+    import torch
+
+    marker = Path(os.environ["MARKERS"]) / image.id
+    if image.id == "breaks" and not marker.exists():
+        marker.touch()
+        os.environ["GPU"] = "broken"
+    if "GPU" in os.environ:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+    return done(image, outcome)
+
+
+def test_a_worker_whose_gpu_is_broken_makes_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what has failed there is computed elsewhere, as is what waits behind it."""
+    monkeypatch.setenv("MARKERS", str(tmp_path))
+    work = images("breaks", *(f"photo{index}" for index in range(20)))
+    with open_dask(Machine(workers=2, memory="1GB")) as cluster:
+        before = set(cluster._client.run(os.getpid).values())
+        results = {image.id: result for image, result in cluster.map(job(on_a_broken_gpu), work)}
+        cluster._client.wait_for_workers(2)
+        assert len(before & set(cluster._client.run(os.getpid).values())) == 1
+        told = (
+            "failed with its GPU \\(CUDA error: device-side assert triggered\\); run again; if it stays, see nvidia-smi"
+        )
+        with pytest.raises(TransientError, match=f"the computation: {told}"):
+            cluster.call(lambda: assert_on_the_device(), resources={})
+    assert results == {image.id: Record(image.id, mask_key="done") for image, _ in work}
+
+
+def assert_on_the_device() -> None:
+    import torch
+
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.slow
+def test_a_followed_computation_without_workers_ends(tmp_path: Path) -> None:
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        list(cluster.map(job(leaves), images("photo")))
+        with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
+            follow(cluster, tmp_path / "calls", "well")
+
+
+def test_a_followed_computation_survives_its_worker(dask: Dask, tmp_path: Path) -> None:
+    result, _ = follow(dask, tmp_path / "calls", "killed once")
+    assert result == 2
+    with pytest.raises(TransientError, match="took its worker down, most likely out of memory; raise --memory"):
+        follow(dask, tmp_path / "more calls", "killed")
+    assert len(list((tmp_path / "more calls").iterdir())) > 2

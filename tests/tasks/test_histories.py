@@ -20,7 +20,7 @@ from desra_core.errors import UsageError
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Mining
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.inventory import held_by
 from tests.conftest import photo
 from tests.in_process import process
 
@@ -56,7 +56,7 @@ def results(workspace: Workspace) -> dict[str, bytes]:
 
 
 def check(workspace: Workspace) -> None:
-    """Tables and files tell the same."""
+    """Tables and files agree."""
     rows = pq.read_table(workspace.dataset_manifest).to_pylist()
     root = workspace.dataset_manifest.parent
     for row in rows:
@@ -197,7 +197,6 @@ def test_both_ways_to_look_for_pictures_agree(corpus: Corpus) -> None:
     workspace = corpus.run()
     workspace.dataset("lr", "b").unlink()
     rows = pq.read_table(workspace.manifest)
-    disks = (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows))
-    listed, looked = (disk.held(rows, None).pictures for disk in disks)
+    listed, looked = (held_by(workspace, rows, None, each=each).pictures for each in (False, True))
     assert listed.tolist() == looked.tolist()
     assert 0 < (listed == len(DATASET)).sum() < (listed > 0).sum() < rows.num_rows

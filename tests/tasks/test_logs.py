@@ -1,4 +1,4 @@
-"""What a run says on stderr: lines, records of shards and images, and both as JSON."""
+"""Lines of a run on stderr, records of shards and images, and both as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_errors_and_warnings_are_of_their_level(capsys) -> None:
     ]  # fmt: skip
 
 
-def test_json_lines_carry_what_they_are_about(capsys) -> None:
+def test_json_lines_carry_their_ids(capsys) -> None:
     configure("info", "json")
     carry(workspace="/ws")
     say("planning")

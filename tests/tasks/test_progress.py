@@ -1,4 +1,4 @@
-"""What a run says of how far it is."""
+"""Progress of a run: bar, lines and artifact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.progress import ReadingProgress, RunProgress
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test moves."""
 
     now = 100.0
 
@@ -83,7 +83,7 @@ def test_images_are_done_at_the_end_of_their_last_stage(clock: Clock) -> None:
     assert progress.line() == "98 of 100 images, 2 failed, 10.0 images/s, 0:00:00 left"
 
 
-def test_a_run_that_goes_on_has_the_speed_of_what_is_new(clock: Clock) -> None:
+def test_a_resumed_run_shows_the_speed_of_its_new_steps(clock: Clock) -> None:
     progress = RunProgress("train", 1000, 1, unit="iterations")
     clock.now += 30
     progress.reached(900, "")
@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_has_the_speed_of_what_is_new(clock: Clock) -> None:
 
 
 def test_a_retry_goes_back(clock: Clock) -> None:
-    """To its last saved state, which is behind what it had told."""
+    """To its last saved state, which is behind the progress that it had shown."""
     progress = RunProgress("train", 100, 1, unit="iterations")
     progress.reached(50, "")
     clock.now += 10
@@ -111,7 +111,7 @@ def test_images(clock: Clock) -> None:
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_the_time_left_does_not_climb_for_lack_of_an_image(clock: Clock, stages: int) -> None:
-    """Nor does the speed fall; nothing is told before the first image, however long it takes."""
+    """Nor does the speed fall; no time is shown before the first image, however long it takes."""
     progress = RunProgress("mine", 5, stages)
     clock.now += 40
     assert "left" not in progress.line()

@@ -22,11 +22,7 @@ from desra_core.errors import AbsentError
 from desra_core.settings import Machine
 from tasks import dask_connection
 from tasks.dask_cluster import (
-    EMBEDDED_DASHBOARD,
-    EMBEDDED_GPUS,
-    EMBEDDED_KEY,
-    EMBEDDED_MACHINE,
-    EMBEDDED_SCHEDULER,
+    Embedded,
     StandingCluster,
     standing_cluster,
     visible_gpus,
@@ -72,24 +68,24 @@ def test_runs_share_its_workers_unless_they_want_their_own() -> None:
         pass
 
 
-def test_nobody_else_on_the_machine_gets_in(cluster, monkeypatch) -> None:
+def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
     """To the cluster of desra serve and to that of a single run, whose schedulers take code and run it."""
-    key = Path(cluster.environment[EMBEDDED_KEY])
+    key = Path(cluster.embedded.key)
     assert key.stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(logging.getLogger("distributed"), "disabled", True)
     with open_dask(Machine(workers=1, memory="1GB"), alone=True) as own:
-        for address in (cluster.address, own._client.scheduler.address):
+        for address in (cluster.embedded.address, own._client.scheduler.address):
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
                     Client(plain, security=stranger, timeout=1)
-    with connected(cluster.address, str(key)) as owner:
+    with connected(cluster.embedded.address, str(key)) as owner:
         assert owner.submit(os.getpid).result() != os.getpid()
 
 
-def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
-    """It shows what runs and lets nobody do anything; but it would show it to all who use the machine."""
+def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
+    """The dashboard is read-only, but shows the tasks to every user who knows its address."""
     with open_dask(Machine()) as dask:
-        assert dask.dashboard == cluster.environment[EMBEDDED_DASHBOARD]
+        assert dask.dashboard == cluster.embedded.dashboard
     base, _, hidden = dask.dashboard.removesuffix("/status").rpartition("/")
     assert httpx.get(dask.dashboard).status_code == 200
     assert httpx.get(f"{base}/{hidden}/json/counts.json").json()["workers"] == 1
@@ -104,9 +100,9 @@ def test_the_dashboard_is_for_who_knows_its_address(cluster, tmp_path) -> None:
         page.wait_for("Workers")
 
 
-def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
+def test_the_tasks_of_a_killed_run_are_stopped(cluster) -> None:
     first = worker_of(Machine())
-    with connected(cluster.address, cluster.environment[EMBEDDED_KEY]) as killed:
+    with connected(cluster.embedded.address, cluster.embedded.key) as killed:
         left = killed.submit(time.sleep, 60)
         while not any(killed.processing().values()):
             time.sleep(0.05)
@@ -115,17 +111,17 @@ def test_what_a_killed_run_has_left_is_stopped(cluster) -> None:
         assert left.status != "finished"
 
 
-def test_a_run_waits_for_the_gpus_that_there_are_to_be(monkeypatch, tmp_path) -> None:
+def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
     monkeypatch.setattr(dask_connection, "_AWAIT_SECONDS", 1)
-    monkeypatch.setenv(EMBEDDED_GPUS, "1")
+    monkeypatch.setenv(Embedded.VARIABLE, cluster.embedded.model_copy(update={"gpus": 1}).model_dump_json())
     with (
         pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),
         open_dask(Machine()),
     ):
         pass
     with standing_cluster(SMALL, gpus=1, key=tmp_path / "dask.pem") as other:
-        assert (other.workers, other.gpus) == (2, 1)
+        assert (len(other.cluster.worker_spec), other.embedded.gpus) == (2, 1)
         for name, value in other.environment.items():
             monkeypatch.setenv(name, value)
         with open_dask(Machine()) as dask:
@@ -138,14 +134,15 @@ def test_its_memory_is_given_back() -> None:
     assert worker_of(Machine()) != first
 
 
-def test_images_that_are_too_large_for_its_workers_get_others(monkeypatch) -> None:
+def test_images_that_are_too_large_for_its_workers_get_others(cluster, monkeypatch) -> None:
     with open_dask(Machine()) as dask:
         standing = dask.max_pixels
     # Workers of its own would be no larger: somebody has said so, to desra serve or to the run.
     for machine in (Machine(), SMALL):
         with open_dask(machine, most_pixels=lambda: 2 * standing) as dask:
             assert dask.max_pixels == standing
-        monkeypatch.setenv(EMBEDDED_MACHINE, "{}")
+        unbound = cluster.embedded.model_copy(update={"machine": Machine()})
+        monkeypatch.setenv(Embedded.VARIABLE, unbound.model_dump_json())
     first = worker_of(Machine(), most_pixels=lambda: standing)
     assert worker_of(Machine(), most_pixels=lambda: standing + 1) != first
     with open_dask(Machine(), most_pixels=lambda: standing + 1) as dask:
@@ -170,8 +167,8 @@ def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path)
 
 @pytest.mark.slow
 def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
-    key = cluster.environment[EMBEDDED_KEY]
-    with dask_config.set({LOST: "2s"}), connected(cluster.address, key) as client:
+    key = cluster.embedded.key
+    with dask_config.set({LOST: "2s"}), connected(cluster.embedded.address, key) as client:
         client.retire_workers(list(client.scheduler_info(n_workers=-1)["workers"]))
         for _ in range(600):
             cluster.keep_up()
@@ -181,11 +178,12 @@ def test_a_worker_that_has_ended_for_good_is_replaced(cluster) -> None:
     assert worker_of(Machine())
 
 
-def test_one_that_has_gone_is_told(monkeypatch) -> None:
-    monkeypatch.setenv(EMBEDDED_SCHEDULER, "tls://127.0.0.1:9")
+def test_a_cluster_of_desra_serve_that_has_gone_is_named(cluster, monkeypatch) -> None:
+    gone = cluster.embedded.model_copy(update={"address": "tls://127.0.0.1:9"})
+    monkeypatch.setenv(Embedded.VARIABLE, gone.model_dump_json())
     with pytest.raises(AbsentError, match=r"tls://127\.0\.0\.1:9: no Dask scheduler answers"), open_dask(Machine()):
         pass
-    monkeypatch.delenv(EMBEDDED_SCHEDULER)
+    monkeypatch.delenv(Embedded.VARIABLE)
     release_embedded()
 
 

@@ -1,39 +1,46 @@
-"""Ways to find artifacts in a pair of results, behind one protocol: DeSRA and what it is compared with.
+"""Detectors find artifacts in a pair of results. All have one protocol: DeSRA, and the detectors to compare it with.
 
-A module of this package holds one `Detector` under the name ``detector``; so does a file of a user's own, which
-``--method FILE.py`` runs. A new one is such a module and its line in `METHODS`. `load_detector` and `detector_key` find
-one by its name, `score_pair` calls it, and `desra_core.detection.detectors.applied` says how runs use it.
+A module of this package has a `Detector` named ``detector``; so has a user's file for ``--method FILE.py``. A new
+detector is such a module and its line in `METHODS`. `load_detector` and `detector_key` find a detector by its name,
+`score_pair` calls it, and `applied` gives the `AppliedDetector` by which runs use it.
+
+Scores are larger where a pixel is worse. A workspace stores minus the score, because DeSRA's similarity came first: in
+the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Minus a float is exact.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from pathlib import Path, PurePath
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import ImageError, UsageError, described, printable
 from desra_core.files.hashing import content_key
 from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]
 
-# The detectors of this package, and the version of each: raise it when a bit of its scores changes. The first is the
-# one that runs use unless the user names another.
+# The detectors of this package, and the version of each: raise it when a bit of its scores changes. Runs use the first
+# one unless the user names another.
 METHODS = {"desra": 1, "ldl": 1, "ssim": 1, "niqe": 1}
 DEFAULT = next(iter(METHODS))
 _REMEDY = f"name one of {', '.join(METHODS)}, or a .py file that sets detector, as the README shows"
-# Of a detector's ``inputs``: what to call them, and how to give them.
+# For each of a detector's ``inputs``: its name in messages, and the flags that give it.
 NEEDED_INPUTS = {"lr": ("LR photos", "give --lr"), "labels": ("class labels", "add --labels or --segmenter")}
+# Pictures show scores up to this many times the threshold.
+TIMES = 2
 
 
 class DetectorInputs(NamedTuple):
-    """A pair and what else detectors may ask for; shapes and dtypes as for `Detector`."""
+    """A pair and the other inputs of detectors; shapes and dtypes as for `Detector`."""
 
     mse_sr: Pixels
     gan_sr: Pixels
@@ -46,9 +53,9 @@ class Detector(Protocol):
     """Scores the pixels of a GAN result by how much they look like an artifact; more is worse.
 
     Attributes:
-        threshold: A pixel is suspect where its score is above this, unless the user says otherwise.
+        threshold: A pixel is suspect where its score is above this, unless the user gives another threshold.
         smallest: Images with a shorter side are refused, in pixels.
-        inputs: Which of ``lr`` and ``labels`` it cannot do without; it is not given the others.
+        inputs: Which of ``lr`` and ``labels`` the detector needs; it does not get the others.
     """
 
     threshold: float
@@ -72,7 +79,7 @@ def load_detector(method: str) -> Detector:
     """Load the detector of a name in `METHODS`, or of a file.
 
     Raises:
-        UsageError: There is none of this name, or the file fails or holds none.
+        UsageError: There is no detector of this name, or the file fails or sets no detector.
     """
     if method in METHODS:
         return cast(Detector, import_module(f"{__name__}.{method}").detector)
@@ -80,24 +87,24 @@ def load_detector(method: str) -> Detector:
 
 
 def detector_key(method: str) -> str:
-    """Identify the scores of a detector: its name and version, or the content of its file.
+    """Return a key for the scores of a detector: its name and version, or the content of its file, which is not run.
 
     Raises:
-        UsageError: As `load_detector`, but for what running the file would show.
+        UsageError: There is no detector of this name, or the file cannot be read.
     """
     return f"{method} {METHODS[method]}" if method in METHODS else content_key(_checked_path(method))
 
 
 def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInputs) -> Scores:
-    """Give a detector the inputs that it asks for, and check that it returns a score map.
+    """Call a detector with the inputs that it needs, and check that it returns a score map.
 
     Args:
-        detector, name: A detector, which may be a user's own, and what it is called.
+        detector, name: A detector, which may be a user's own, and its name for messages.
         image: The file to name in errors.
-        inputs: The pair and what else there is.
+        inputs: The pair and its other inputs.
 
     Raises:
-        ImageError: The image is too small, an input is lacking, or the detector raises or returns anything but a score
+        ImageError: The image is too small, an input is missing, or the detector raises or returns anything but a score
             map.
     """
     height, width = inputs.gan_sr.shape[:2]
@@ -108,19 +115,126 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
         if getattr(inputs, key) is None:
             needed, remedy = NEEDED_INPUTS[key]
             raise ImageError(image, f"has no {needed}, which {name} needs", remedy)
-    lr = inputs.lr if "lr" in detector.inputs else None
-    labels = inputs.labels if "labels" in detector.inputs else None
+    lr, labels = (getattr(inputs, key) if key in detector.inputs else None for key in NEEDED_INPUTS)
     try:
         scores = np.asarray(detector(inputs.mse_sr, inputs.gan_sr, lr, labels))
     except Exception as error:  # noqa: BLE001 a user's file may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ImageError(image, f"makes {name} fail ({reason})", "mend the method, or take another") from None
+        reason = f"makes {name} fail ({described(error)})"
+        raise ImageError(image, reason, "mend the method, or take another") from None
     frame = height - scores.shape[0] if scores.ndim == 2 and scores.dtype.kind in "fiub" else -1
     if frame < 0 or frame % 2 or scores.shape[1] != width - frame or not np.isfinite(scores).all():
         returned = f"{scores.dtype} of the shape {scores.shape}"
         reason = f"makes {name} return {returned} instead of finite scores of the shape (H - 2 f, W - 2 f)"
         raise ImageError(image, reason, "mend the method, or take another")
     return scores
+
+
+@dataclass(frozen=True)
+class AppliedDetector:
+    """A detector as runs use it, with the threshold of the run. DeSRA overrides some of what is defined here.
+
+    Attributes:
+        name: One of `METHODS`, or the path of a user's file.
+        threshold: As people give and read it.
+        weighs_classes: Whether class weights (Eq. 9) apply to its scores.
+        usual_threshold: The default threshold, as people give it; None for that of the `Detector`.
+        highest: The largest possible value, as people read values.
+        limit: All scores lie below this. (A lost chunk of a map is read as zeros, which no score of DeSRA is.)
+        word, worse: The name of a value for people, and the side of the threshold on which artifacts lie.
+    """
+
+    name: str
+    threshold: float
+    weighs_classes: ClassVar[bool] = False
+    usual_threshold: ClassVar[float | None] = None
+    highest: ClassVar[float | None] = None
+    limit: ClassVar[float] = math.inf
+    word: ClassVar[str] = "score"
+    worse: ClassVar[str] = "above"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Which of ``lr`` and ``labels`` its scores depend on (raises as `load_detector`)."""
+        return tuple(load_detector(self.name).inputs)
+
+    @property
+    def score_threshold(self) -> float:
+        """The score above which a pixel is suspect (raises `UsageError` where the threshold is out of range)."""
+        return self.threshold
+
+    def weighted(self, _weights: npt.NDArray[np.float64] | None) -> Detector:
+        """Load the detector, with class weights where they apply."""
+        return load_detector(self.name)
+
+    def scores_key(self, decoding: int, _window: int, labels_key: str | None) -> tuple[object, ...]:
+        """Return the parts of a score map's cache key that do not depend on the pair."""
+        return "score", decoding, detector_key(self.name), labels_key
+
+    def score(self, image: object, inputs: DetectorInputs, _window: int, _tile: int, _threads: int) -> Scores:
+        """Compute the float32 score map of a pair, before class weights (raises `ImageError`, which names the image).
+
+        Window, tile and threads are those of `desra_core.detection.similarity.variance_similarity`.
+        """
+        return score_pair(load_detector(self.name), self.name, image, inputs).astype(np.float32)
+
+    @property
+    def title(self) -> str:
+        """The name of the detector, shortened."""
+        name = printable(PurePath(self.name).name)
+        return name if len(name) <= 40 else f"{name[:20]} … {name[-20:]}"
+
+    @property
+    def picture(self) -> str:
+        """The name of the quantity that heat maps show: `pictured` scores, from 0 to `top`."""
+        return f"{self.title} score"
+
+    def pictured(self, scores: Any) -> Any:
+        """Turn scores into the quantity of a heat map."""
+        return scores
+
+    @property
+    def pictured_threshold(self) -> float:
+        """The threshold in the quantity of a heat map."""
+        return float(self.pictured(self.score_threshold))
+
+    @property
+    def axis(self) -> str:
+        """The name of the quantity that people read."""
+        return self.picture
+
+    @property
+    def top(self) -> float:
+        """The largest value that charts and heat maps show."""
+        return self.highest or TIMES * self.threshold
+
+    def value(self, scores: Any) -> Any:
+        """Turn a score, or an array of scores, into the values that people read."""
+        return scores
+
+    def text(self, score: float) -> str:
+        """Write a score as people read it."""
+        return f"{score:.3g}"
+
+    def heat(self, scores: Scores) -> Scores:
+        """Turn scores into 0..1 of a colour scale; NaN stays NaN."""
+        return np.asarray(np.clip(self.pictured(scores) / self.top, 0, 1))
+
+
+def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetector:
+    """Return a detector as runs use it.
+
+    Args:
+        name: One of `METHODS`, or the path of a user's file, which is not read where a threshold is given.
+        threshold: As people give it; by default the detector's own.
+
+    Raises:
+        UsageError: The threshold is that of a detector which cannot be loaded.
+    """
+    module = import_module(f"{__name__}.{name}") if name in METHODS else None
+    kind: type[AppliedDetector] = getattr(module, "applied_class", AppliedDetector)
+    if threshold is None:
+        threshold = kind.usual_threshold or load_detector(name).threshold
+    return kind(name, threshold)
 
 
 def _checked_path(method: str) -> Path:
@@ -132,18 +246,17 @@ def _checked_path(method: str) -> Path:
 
 @lru_cache(maxsize=8)
 def _load_file(path: Path, key: str) -> Detector:
-    """Run a file, once per process and content."""
+    """Run a file and return its detector, once per process and content."""
     name = f"desra_detector_{key}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their module
+    sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 a user's file may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(path, f"fails ({reason})", "mend it") from None
+        raise UsageError(path, f"fails ({described(error)})", "mend the file") from None
     detector = getattr(module, "detector", None)
     if not isinstance(detector, Detector) or isinstance(detector, type):
         raise UsageError(path, "holds no detector", _REMEDY)

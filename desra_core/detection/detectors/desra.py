@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
-from desra_core.detection.detectors import METHODS, Detector, DetectorInputs, Scores
-from desra_core.detection.detectors.applied import AppliedDetector
+from desra_core.detection.detectors import METHODS, AppliedDetector, Detector, DetectorInputs, Scores
 from desra_core.detection.mask import THRESHOLD, WINDOW, valid
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import Labels, Pixels
@@ -18,13 +17,13 @@ from desra_core.images.codec import Labels, Pixels
 
 @dataclass(frozen=True)
 class Desra:
-    """Scores ``1 - clip(w_k D, 0, 1)``, in 0..1: positive, as benchmarks need it, which multiply the threshold.
+    """Scores ``1 - clip(w_k D, 0, 1)``: in 0..1, because benchmarks multiply the threshold.
 
-    For thresholds T of the similarity of 0.5 and above the subtraction is exact where it matters: just the pixels
-    whose adjusted similarity is below T have a score above 1 - T. Runs leave out the 1, and are exact for every T.
+    For thresholds T of the similarity of 0.5 and above, exactly the pixels whose adjusted similarity is below T have a
+    score above 1 - T. In runs scores are ``-D``, which is exact for every T.
 
     Args:
-        weights: ``(150,)`` float64, ``w_k`` by class, which need labels; without them every weight is 1.
+        weights: ``(150,)`` float64, ``w_k`` by class, which need labels; without weights every weight is 1.
     """
 
     weights: npt.NDArray[np.float64] | None = None
@@ -56,7 +55,6 @@ class AppliedDesra(AppliedDetector):
     worse: ClassVar[str] = "below"
     picture: ClassVar[str] = "1 − D"
     axis: ClassVar[str] = "D"
-    top: ClassVar[float] = 1.0
     highest: ClassVar[float | None] = 1.0
     limit: ClassVar[float] = 0.0
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -69,11 +67,11 @@ class AppliedDesra(AppliedDetector):
         return -self.threshold
 
     def weighted(self, weights: npt.NDArray[np.float64] | None) -> Detector:
-        """Load it, with class weights."""
+        """Load DeSRA with class weights."""
         return cast(Detector, Desra(weights))
 
     def scores_key(self, decoding: int, window: int, _labels_key: str | None) -> tuple[object, ...]:
-        """Identify the similarity: class weights are applied to it later."""
+        """Return the key's parts of the similarity. Class weights are applied to it later."""
         return "similarity", METHODS["desra"], decoding, window
 
     def score(self, image: object, inputs: DetectorInputs, window: int, tile: int, threads: int) -> Scores:
@@ -96,14 +94,9 @@ class AppliedDesra(AppliedDetector):
         """Write a similarity."""
         return f"{-score:.3f}"
 
-    def pictured(self, scores: Scores) -> Scores:
+    def pictured(self, scores: Any) -> Any:
         """Turn scores into ``1 - D``."""
         return 1 + scores
-
-    @property
-    def pictured_threshold(self) -> float:
-        """The threshold of ``1 - D``."""
-        return 1 - self.threshold
 
 
 detector = Desra()

@@ -24,7 +24,7 @@ class LDL:
     """
 
     threshold: ClassVar[float] = 0.005
-    # Those of the DeSRA paper, at which benchmarks judge it.
+    # The thresholds in the DeSRA paper, at which benchmarks judge LDL.
     thresholds: ClassVar[tuple[float, ...]] = (0.01, 0.005, 0.001)
     smallest: ClassVar[int] = _SIDE
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -37,7 +37,7 @@ class LDL:
         for channel in range(3):
             residual += np.abs(_unit(mse_sr, channel) - _unit(gan_sr, channel))
         weight = float(residual.var(ddof=1)) ** _EXPONENT
-        # Around the mean, so that little is lost where two large squares are subtracted.
+        # Subtract the mean, so that the difference of two squares below loses little precision.
         residual -= residual.mean()
         half = _SIDE // 2
         padded = np.pad(residual, half, mode="reflect")

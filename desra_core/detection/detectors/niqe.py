@@ -23,12 +23,12 @@ _BLOCK = 96
 class NIQE:
     """The distance of a block's statistics to those of natural images, which basicsr ships.
 
-    Features, statistics and blocks of 96x96 px are those of basicsr's ``calculate_niqe``. Instead of one distance of
-    all blocks together each has its own, for which the natural images' covariance stands alone. The last blocks of a
-    row and of a column end at the border and give their score to what the others leave.
+    Features, statistics and blocks of 96x96 px are those of basicsr's ``calculate_niqe``. It computes one distance for
+    all blocks together; here each block has its own, by the covariance of natural images alone. The last blocks of a
+    row and of a column end at the border; of them, the pixels that no other block covers are scored.
     """
 
-    # There is no published one: on the pairs of docs/benchmarks.md this marks as much as DeSRA does at weight 1.
+    # No threshold is published. On the pairs of docs/benchmarks.md this one marks as much as DeSRA does at weight 1.
     threshold: ClassVar[float] = 10.5
     smallest: ClassVar[int] = _BLOCK
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -39,7 +39,7 @@ class NIQE:
         """Score a GAN result, from 0 upwards; there is no frame. A block without texture scores 0."""
         _, mean, inverse, _ = _library()
         scores = np.empty(gan_sr.shape[:2], np.float32)
-        # Backwards: where blocks overlap, the scores are those of the first ones.
+        # Backwards, so that where blocks overlap the scores of the first block stay.
         for (top, left), features in reversed(block_features(gan_sr)):
             away = mean - features
             distance = float(np.sqrt(np.maximum(away @ inverse @ away, 0)))
@@ -48,7 +48,7 @@ class NIQE:
 
 
 def block_features(gan_sr: Pixels) -> list[tuple[tuple[int, int], npt.NDArray[np.float64]]]:
-    """Compute top, left and the 36 features of each block, from top to bottom; not finite where there is no texture."""
+    """Compute the place (top, left) and the 36 features of each block; not finite for blocks without texture."""
     niqe, _, _, window = _library()
     luminance = np.empty(gan_sr.shape[:2], np.float32)
     for rows in row_strips(luminance.shape):

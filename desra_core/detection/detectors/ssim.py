@@ -18,7 +18,7 @@ _STRIP = 2**18
 class SSIM:
     """One minus the SSIM (Wang et al. 2004) of each colour, averaged: Gaussian window of 11x11 px and sigma 1.5."""
 
-    # There is no published one: on the pairs of docs/benchmarks.md this marks as much as DeSRA does at weight 1.
+    # No threshold is published. On the pairs of docs/benchmarks.md this one marks as much as DeSRA does at weight 1.
     threshold: ClassVar[float] = 0.65
     smallest: ClassVar[int] = 2 * _HALO + 1
     inputs: ClassVar[tuple[str, ...]] = ()

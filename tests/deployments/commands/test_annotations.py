@@ -51,7 +51,7 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
-        "1 mask by people, 1 of them other than the detector's and 1 without any artifact",
+        "1 human mask, 1 of them other than the detector's and 1 without any artifact",
         "regions  0 in 0 images",
         "left out 1 image, whose mask is as exported: it keeps what counts now; --unchanged takes such masks too",
         f"masks    {workspace.human}, which pseudo-GT, finetune, evaluation and calibration prefer",
@@ -63,27 +63,27 @@ def test_there_and_back(desra_here: Desra, mined, workspace, tmp_path) -> None:
     assert not workspace.human_mask(mined.names[2]).exists()
     run = desra_here("import", "labelme", out, "--workspace", workspace.root, "--unchanged")
     assert run.stdout.splitlines()[:2] == [
-        "2 masks by people, 1 of them other than the detector's and 1 without any artifact",
+        "2 human masks, 1 of them other than the detector's and 1 without any artifact",
         "regions  1 in 1 image: 1 polygon",
     ]
     assert np.array_equal(mask(workspace.human_mask(mined.names[2])), mask(workspace.mask(mined.names[2])))
     models = ("--mse-model", mined.mse, "--gan-model", mined.gan)
     again = desra_here("mine", mined.root / "photos", *models, "--workspace", workspace.root)
     assert "nothing to do: 3 of 3 images done" in again.stdout, again.stderr
-    assert "people   2 images rest on people's masks" in again.stdout
+    assert "people   2 images with a human mask" in again.stdout
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images")
     assert f"{mined.names[1]}.json: was edited since it was exported" in refusal(coco)
     coco = desra_here("export", "--workspace", workspace.root, "--format", "coco", "--output", out, "--no-images",
                       "--overwrite", "--all")  # fmt: skip
-    assert "2 images with 1 region exported, 2 of the masks by people" in coco.stdout
+    assert "2 images with 1 region exported, 2 of them with a human mask" in coco.stdout
     assert "1 clean image left out: desra mine --keep all keeps their pictures" in coco.stderr
     assert f"pictures {workspace.root}/dataset/gan_sr" in coco.stdout
     run = desra_here("import", "coco", out / "annotations.json", "--workspace", workspace.root)
-    assert "2 masks by people, 1 of them other" in run.stdout
+    assert "2 human masks, 1 of them other" in run.stdout
 
 
 def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_path) -> None:
-    """Nobody has looked at the others: they follow the detector, to the last byte of the dataset."""
+    """Images without a human mask follow the detector, to the last byte of the dataset."""
     names = [name for name in mined.names if workspace.dataset("mask", name).exists()]
     shutil.copytree(workspace.root / "dataset", tmp_path / "dataset")
     out = tmp_path / "out"
@@ -99,12 +99,12 @@ def test_two_of_nine_files_were_edited(desra_here: Desra, mined, workspace, tmp_
     document = json.loads(edited.read_bytes())
     edited.write_text(json.dumps(document | {"shapes": [*document["shapes"], rectangle, rectangle]}))
     run = desra_here("import", "labelme", out, "--workspace", workspace.root)
-    assert "1 mask by people" in run.stdout
+    assert "1 human mask" in run.stdout
     assert "regions  3 in 1 image: 2 rectangles, 1 polygon" in run.stdout
     assert workspace.dataset("mask", names[0]).read_bytes() != (tmp_path / f"dataset/mask/{names[0]}.png").read_bytes()
     run = desra_here("import", "--undo", "--workspace", workspace.root)
     assert run.stdout.splitlines() == [
-        "taken back: the masks of 1 image, of which 0 have an earlier one again",
+        "taken back: the masks of 1 image, of which 0 have an earlier mask again",
         "dataset  mask and pseudo-GT of 1 image made again",
         f"masks    {workspace.human}",
     ]
@@ -131,7 +131,7 @@ def test_an_image_that_only_a_person_had_marked_leaves_the_dataset(desra_here: D
     assert "pending    0" in desra_here("status", "--workspace", workspace.root).stdout
 
 
-def test_what_is_left_out_is_told(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_left_out_shapes_are_counted(desra_here: Desra, mined, workspace, tmp_path) -> None:
     size = dict(zip(("height", "width"), mask(workspace.mask(mined.names[0])).shape, strict=True))
     images = [{"id": number, "file_name": f"{name}.png", **size} for number, name in enumerate(mined.names[::2])]
     boxes = [{"bbox": [4, 4, 9, 9], "segmentation": []}, {"segmentation": [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]},
@@ -163,7 +163,7 @@ def test_bad_files_cost_a_line_each_and_nothing_changes(desra_here: Desra, mined
     assert not workspace.human.exists()
 
 
-def test_what_is_waiting_for_a_run(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_images_that_wait_for_a_run_are_counted(desra_here: Desra, mined, workspace, tmp_path) -> None:
     path = tmp_path / f"drawn/{mined.names[0]}.json"
     path.parent.mkdir(parents=True)
     rectangle = {"label": "artifact", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
@@ -190,7 +190,7 @@ def test_commands_that_cannot_be_carried_out(desra_here: Desra, workspace, tmp_p
     )
 
 
-def test_one_image_that_cannot_be_read(desra_here: Desra, mined, workspace, tmp_path) -> None:
+def test_an_unreadable_image_is_left_out(desra_here: Desra, mined, workspace, tmp_path) -> None:
     workspace.dataset("gan_sr", mined.names[1]).write_bytes(b"")
     run = desra_here("export", "--workspace", workspace.root, "--format", "labelme", "--output", tmp_path / "out")
     assert run.returncode == 1

@@ -11,7 +11,7 @@ import pytest
 
 from deployments.commands.runs import Workspace
 from desra_core.report.benchmark_page import plan
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, judge, make_plain, write
 from tests.conftest import refusal
 
@@ -44,7 +44,7 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     assert header.split() == ["method", "images", "IoU", "precision", "recall", "F1", "s/MP"] or "both empty" in header
     told = [row.split("  ")[0] for row in rows[:7]]
     assert told == ["desra", "desra, weight 1", "ldl, 0.01", "ldl, 0.005", "ldl, 0.001", "ssim", "niqe"]
-    assert "published, on the authors' data" in run.stdout
+    assert "Published, on the authors' data" in run.stdout
     document = json.loads((output / "benchmark.json").read_bytes())
     assert [row["method"] for row in document["table"]] == told
     assert all(row["seconds_per_megapixel"] > 0 for row in document["table"])
@@ -60,7 +60,7 @@ def test_a_data_set_is_judged_by_all_methods(plain, tmp_path, desra, desra_here)
     assert [image.names for image, _ in plan(asked).missing()] == [(names[2],)]
 
 
-def test_what_is_known_is_told_without_servers(plain, tmp_path, desra_here) -> None:
+def test_known_results_are_printed_without_servers(plain, tmp_path, desra_here) -> None:
     judge(plain[0], tmp_path / "out")
     command = ("benchmark", plain[0], "--output", tmp_path / "out", "--min-area", 100)
     run = desra_here(*command, "--methods", FAST)

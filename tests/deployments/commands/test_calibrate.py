@@ -93,7 +93,7 @@ def test_weights_of_ones_own_models(pairs, desra, desra_here, tmp_path) -> None:
     exclude = ("--exclude", tmp_path / "exclude")
     run = desra("calibrate", *pairs.flags, *flags, *exclude, "--workers", 1)
     assert run.returncode == 0, run.stderr
-    assert f"warning: 1 masks of --exclude belong to no image, the first is {tmp_path / 'exclude/nothing.png'}" in (
+    assert f"warning: 1 mask of --exclude belongs to no image, the first is {tmp_path / 'exclude/nothing.png'}" in (
         run.stderr
     )
     assert "6 of 6 images, 0 failed" in run.stderr
@@ -190,7 +190,7 @@ def test_shares_and_thresholds_are_those_of_all_counted_pixels(counted, pairs) -
         assert threshold == pytest.approx(min(1, adjusted[int(0.02 * adjusted.size)]), abs=3e-4)
 
 
-def test_an_image_that_cannot_be_counted_is_told(workspace, pairs, desra_here, tmp_path) -> None:
+def test_an_image_that_cannot_be_counted_is_named(workspace, pairs, desra_here, tmp_path) -> None:
     path = tmp_path / f"exclude/{pairs.names[2]}.png"
     write(path, np.zeros((5, 5), np.uint8))
     exclude = tmp_path / "exclude"

@@ -69,7 +69,7 @@ def test_the_published_numbers(desra_here: Desra, shared_data: Path, tmp_path: P
     assert [path.name for path in numbers.parent.iterdir()] == ["numbers.json"]
 
 
-def test_what_it_prints_and_writes(desra_here: Desra, data: Path) -> None:
+def test_the_printed_scores_and_the_written_files(desra_here: Desra, data: Path) -> None:
     before = contents(data)
     run = desra_here(*folders(data), "--output", data / "out")
     assert run.returncode == 0
@@ -260,8 +260,8 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     before = contents(workspace.root)
     run = desra_here("evaluate", "--workspace", workspace.root)
     assert run.stdout.startswith("1 image judged\n  IoU        0.5000 ")
-    assert run.stdout.endswith("people   1 image rests on a person's mask\n")
-    assert run.stderr == "2 images without a mask by a person: not judged\n"
+    assert run.stdout.endswith("people   1 image with a human mask\n")
+    assert run.stderr == "2 images without a human mask: not judged\n"
     run = desra_here("evaluate", "--workspace", workspace.root, "--gt", tmp_path / "gt", "--output", tmp_path / "out")
     assert "1 of 2 detected regions right" in run.stdout
     assert "1 of 3 ground-truth regions found" in run.stdout
@@ -269,7 +269,7 @@ def test_masks_by_people_in_a_workspace(desra_here: Desra, tmp_path: Path) -> No
     assert contents(workspace.root) == before
 
 
-def test_it_needs_no_server_and_no_networks(data: Path) -> None:
+def test_evaluate_needs_no_server_and_no_networks(data: Path) -> None:
     """A process of its own, from the arguments to the page."""
     arguments = ["desra", *map(str, folders(data)), "--output", str(data / "out")]
     code = f"""

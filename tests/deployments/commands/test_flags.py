@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from deployments import cli
 from deployments.commands.flags import paths_at_home, with_flags
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.benchmark import Benchmarking
-from desra_core.settings.models import Calibrating, Comparing, Cycling, Finetuning
+from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning
 from desra_core.settings.serving import Serving
 
 KINDS: dict[type[BaseModel], dict[str, Any]] = {
@@ -73,7 +72,7 @@ def paths_of(kind: type[BaseModel]) -> dict[str, str]:
 
 
 def run(kind: type[BaseModel], *arguments: str) -> str:
-    """What a command with these flags is asked to do, as JSON."""
+    """Return the settings of a command with these flags, as JSON."""
     asked: list[BaseModel] = []
 
     def command(settings: BaseModel, machine: Machine) -> None:

@@ -104,7 +104,7 @@ def test_a_workspace_in_use_is_left_alone(ws: Path, desra_here) -> None:
         assert files(ws) == before
 
 
-def test_what_is_no_workspace_is_refused(desra_here, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_workspace_is_refused(desra_here, tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/a.png").touch()
     for folder in (tmp_path, tmp_path / "none"):
@@ -114,13 +114,13 @@ def test_what_is_no_workspace_is_refused(desra_here, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "masks"]
 
 
-def test_what_cannot_be_deleted_is_named(ws: Path, desra_here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_deleted_are_named(ws: Path, desra_here, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: Workspace, path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     (ws / "masks/none.png").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.housekeeping.sweep._delete", refused)
+        patch.setattr("desra_core.housekeeping.garbage._delete", refused)
         run = desra_here("gc", "--workspace", ws, "--apply")
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].endswith(

@@ -17,7 +17,7 @@ from deployments.serving import connection
 from deployments.serving.connection import AGAIN, check_server, configure, connected
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
-from flows.webhook import post_to_webhook
+from flows.corpus_flow import post_to_webhook
 from tests.served import DEAD, HttpProxy
 
 PROXIES = (f"http://{DEAD}", DEAD, f"https://{DEAD}", f"socks5://u:p@{DEAD}", f"socks5h://{DEAD}", f"socks://{DEAD}/",
@@ -90,8 +90,8 @@ class SocksProxy(socketserver.StreamRequestHandler):
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize(("scheme", "handler"), [("http", HttpProxy), ("socks5", SocksProxy), ("socks", SocksProxy)])
-def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, environment, monkeypatch) -> None:
-    """A server that somebody has configured, and the webhook."""
+def test_other_hosts_are_reached_by_their_proxy(scheme, handler, name, environment, monkeypatch) -> None:
+    """A configured server, and the webhook."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
         proxy.asked = []
         threading.Thread(target=proxy.serve_forever, args=[0.01], daemon=True).start()
@@ -102,7 +102,7 @@ def test_what_is_elsewhere_is_asked_for_by_its_proxy(scheme, handler, name, envi
     assert proxy.asked == ["http://prefect.example/api/health", "http://hook.example/x"]
 
 
-def test_a_server_that_says_nothing_keeps_nobody(monkeypatch) -> None:
+def test_a_silent_server_does_not_hold_up_a_command(monkeypatch) -> None:
     monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(connection, "_MOST_RETRIES", 0)
     with socket.socket() as silent:

@@ -1,4 +1,4 @@
-"""Runs that were cut off, on a real server: which are told from those that go on, what of them, and what follows."""
+"""Runs that were cut off, on a real server: found among the runs that go on, marked, and replaced."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def pool(prefect_environment, request) -> Iterator[Pool]:
         yield Pool(client, request.node.name.replace("[", "-").replace("]", ""))
 
 
-def test_what_was_cut_off_is_told_with_all_that_it_has_called(pool) -> None:
+def test_interrupted_runs_are_marked_with_their_subflows_and_tasks(pool) -> None:
     run = pool.run("cycle")
     task, child = pool.called(run)
     deep_task, grandchild = pool.called(child)
@@ -118,7 +118,7 @@ def test_what_was_cut_off_is_told_with_all_that_it_has_called(pool) -> None:
     assert mark_interrupted(pool.name, pool.client, "again") == []
 
 
-def test_what_a_person_had_started_is_told_apart_from_what_it_has_called(pool) -> None:
+def test_runs_by_hand_are_marked_apart_from_their_subflows(pool) -> None:
     """On the server of a workspace that is free, so that none of these goes on."""
     of_pool = pool.run("cycle")
     _, child = pool.called(of_pool)
@@ -145,7 +145,7 @@ def test_what_a_person_had_started_is_told_apart_from_what_it_has_called(pool) -
     assert resume_interrupted(pool.name, pool.client) == []
 
 
-def test_of_what_was_missed_one_run_is_left(pool) -> None:
+def test_one_missed_run_is_left(pool) -> None:
     """As after a week without desra serve, or when a cycle took a day."""
     often = Pool(pool.client, f"{pool.name}-often", mine_at="every 60 seconds")
     now = datetime.now(UTC)
@@ -178,7 +178,7 @@ def test_a_run_that_has_a_process_goes_on(pool) -> None:
     assert len(mark_interrupted(pool.name, pool.client, "yes")) == 1
 
 
-def test_what_is_new_may_not_have_a_process_yet(pool) -> None:
+def test_new_runs_may_not_have_a_process_yet(pool) -> None:
     run = pool.run("mine", "PENDING")
     assert mark_interrupted(pool.name, pool.client, "no", settled=timedelta(minutes=2)) == []
     assert pool.state(run)[0] == "PENDING"
@@ -194,7 +194,7 @@ def test_one_run_per_deployment_goes_on_with_the_latest_parameters(pool) -> None
     pool.run("cycle")
     mark_interrupted(pool.name, pool.client, "cut")
     told = resume_interrupted(pool.name, pool.client)
-    assert [line.partition(" was cut off: ")[2] for line in told] == ["another run goes on with what it left"] * 2
+    assert [line.partition(" was cut off: ")[2] for line in told] == ["another run goes on from there"] * 2
     waiting = {run["parameters"].keys() - {"trigger"} == {"cycling"}: run["parameters"] for run in pool.waiting()}
     assert waiting.keys() == {True, False}
     assert waiting[False]["mining"]["threshold"] == 0.5
@@ -216,14 +216,14 @@ def _deleted(pool: Pool, deployment: str) -> None:
 
 
 @pytest.mark.parametrize("event", [_newer_version, _deleted])
-def test_what_is_no_longer_accepted_is_told_once(event: Callable[[Pool, str], None], pool) -> None:
+def test_a_run_that_is_no_longer_accepted_is_reported_once(event: Callable[[Pool, str], None], pool) -> None:
     deployment = pool.deployment("mine")["id"]
     pool.ask("PATCH", f"/deployments/{deployment}", enforce_parameter_schema=False)
     run = pool.run("mine", mining={"thresold": 0.5})
     event(pool, deployment)
     mark_interrupted(pool.name, pool.client, "cut")
     (told,) = resume_interrupted(pool.name, pool.client)
-    assert "was cut off, and is not gone on with: the server does not accept another run (" in told
+    assert "was cut off, and is not resumed: the server does not accept another run (" in told
     assert "\n" not in told
     assert pool.state(run) == ("CRASHED", "Crashed")
     assert pool.waiting() == []
@@ -258,12 +258,12 @@ def test_how_each_run_has_ended_is_a_line(prefect_environment, capsys) -> None:
             ("second", Failed(message="/gan.pth: does not exist; check the path")),
             ("third", Crashed(message="Process exited with status code: -9")),
             ("fourth", Cancelled(message="by somebody")),
-            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on with what it left")),
+            ("fifth", Crashed(name=INTERRUPTED, message="the run died; the next run goes on from there")),
         ):
             end(name, state)
         endings.say_new()
         assert resume_interrupted("desra-outcomes", client) == [
-            "warning: fifth was cut off: another run goes on with what it left"
+            "warning: fifth was cut off: another run goes on from there"
         ]
         sixth = end("sixth", Failed(message="a reason\nof two lines"))
         endings.say_new()

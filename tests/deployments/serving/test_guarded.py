@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,9 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from deployments.serving.connection import watch_at
-from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, prefect_server
-from deployments.serving.standing import Served, standing
+from deployments.serving.guarded import report_server
+from deployments.serving.processes import Served, standing
+from deployments.serving.server import HISTORY, Server, prefect_server
 from desra_core.errors import UsageError
 from desra_core.files.atomic import write_secret
 from desra_core.workspace import Workspace
@@ -51,7 +52,7 @@ def test_the_key_is_new_and_for_its_owner_alone(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("key", [None, STALE_KEY, "of:another server"])
-def test_nobody_reads_or_writes_without_it(guarded: Guarded, key: str | None) -> None:
+def test_requests_without_the_key_are_refused(guarded: Guarded, key: str | None) -> None:
     auth = httpx.BasicAuth(*key.split(":")) if key else None
     for method, path in (("POST", "flow_runs/filter"), ("POST", "flows/"), ("GET", "admin/version"), ("GET", "docs")):
         answer = httpx.request(method, f"{guarded.url}/{path}", auth=auth, json={"name": "f"})
@@ -59,7 +60,7 @@ def test_nobody_reads_or_writes_without_it(guarded: Guarded, key: str | None) ->
     assert httpx.post(f"{guarded.keyed}/flows/filter", json={}).status_code == 200
 
 
-def test_nobody_listens_without_it(guarded: Guarded) -> None:
+def test_live_updates_need_the_key(guarded: Guarded) -> None:
     def is_let_in(path: str, key: str | None) -> bool:
         try:
             with connect(f"{guarded.url.replace('http', 'ws')}/{path}", subprotocols=key and ["prefect"]) as socket:
@@ -138,7 +139,7 @@ def test_a_browser_gets_in_by_the_page_that_is_printed(guarded: Guarded, on_a_te
         assert not any(guarded.key.partition(":")[2] in request for request in page.requests)
 
 
-def test_the_key_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_another_user_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -182,3 +183,76 @@ def test_the_key_goes_with_its_server(tmp_path: Path) -> None:
     write_secret(key, servers[0]._key)
     servers[0].stop()
     assert not key.exists()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.create()
+    return workspace
+
+
+def test_the_report_and_its_pages_as_they_are_now(workspace: Workspace) -> None:
+    with report_server(workspace, 0) as address:
+        early = httpx.get(address)
+        assert (early.status_code, early.text) == (404, "There is no report yet: the first run writes it.")
+        for text in ("<p>größer", "<p>new"):
+            workspace.report.write_text(text, "utf-8")
+            answer = httpx.get(address)
+            assert (answer.text, answer.headers["Cache-Control"]) == (text, "no-cache")
+        page = workspace.root / "pages" / "set 0" / "a#1.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("one image", "utf-8")
+        assert httpx.get(address.replace("report.html", "pages/set%200/a%231.html")).text == "one image"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+
+
+def test_nothing_else_is_shown(workspace: Workspace) -> None:
+    workspace.report.write_text("report", "utf-8")
+    workspace.settings.write_text("{}", "utf-8")
+    (workspace.root / "pages").mkdir()
+    with report_server(workspace, 0) as address:
+        port, _, secret = address.removesuffix("/report.html").rpartition(":")[2].partition("/")
+        inside = ("", "settings.json", "masks/", "pages/", "pages/../settings.json", "pages/%2e%2e/settings.json")
+        for path in (
+            *(f"{secret}/{path}" for path in inside),
+            "",
+            "report.html",
+            "pages/",
+            f"{secret[:-1]}/report.html",
+        ):
+            assert asked(int(port), path) == 404, path
+
+
+def asked(port: int, path: str, host: str = "localhost") -> int:
+    """The status of an answer to just this path, which clients would mend."""
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        with raw.makefile("rb") as answer:
+            return int(answer.readline().split()[1])
+
+
+def test_the_report_is_at_a_secret_address(workspace: Workspace) -> None:
+    """Others have accounts on this machine, or lead a browser here by a name of their own."""
+    workspace.report.write_text("report", "utf-8")
+    addresses = []
+    for _ in range(2):
+        with report_server(workspace, 0) as address:
+            port, _, path = address.rpartition(":")[2].partition("/")
+            assert asked(int(port), path) == asked(int(port), path, f"127.0.0.1:{port}") == 200
+            assert asked(int(port), path, f"rebound.example:{port}") == 400
+            addresses.append(path)
+    [secret] = [path for path in workspace.prefect_home.iterdir() if path.read_text() in address]
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert addresses[0] == addresses[1]  # links of older runs lead there still
+
+
+def test_a_port_that_is_taken_is_told(workspace: Workspace) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        told = rf"^--port {port - 1}: the port beside it, {port}, where the report would be, cannot be had \(Address "
+        with pytest.raises(UsageError, match=told), report_server(workspace, port):
+            pass

@@ -26,8 +26,7 @@ from rich.console import Console
 
 from deployments.serving import schedules
 from deployments.serving.connection import connected
-from deployments.serving.schedules import check_alone, deployments_of, next_run, register
-from deployments.serving.worker import NAME
+from deployments.serving.schedules import WORKER, check_alone, deployments_of, next_run, register
 from desra_core.errors import UsageError
 from desra_core.gate.cycle import mining_of
 from desra_core.settings import Machine, Mining
@@ -90,7 +89,7 @@ def test_mine_and_cycle_want_the_same_of_every_image(declared) -> None:
     assert "machine" not in deployments_of(given, Machine(workers=3, memory="4GB"))[0].parameters
 
 
-def test_what_never_runs_by_itself_has_no_schedule() -> None:
+def test_a_flow_that_never_runs_by_itself_has_no_schedule() -> None:
     mine, finetune, cycle = deployments_of(
         serving(mine_at="every 15 minutes", cycle_at="never", finetune_after=0), Machine()
     )
@@ -108,7 +107,7 @@ def test_forms_have_help_texts() -> None:
             assert all(field.get("description") for field in definition.get("properties", {}).values())
 
 
-def test_a_form_leaves_to_the_preset_what_nobody_fills_in() -> None:
+def test_empty_fields_of_a_form_are_left_to_the_preset() -> None:
     """A form sends the defaults that it shows."""
     for flow in ("finetune", "cycle"):
         [fields] = [
@@ -134,7 +133,7 @@ def client(prefect_environment) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def test_a_server_takes_them_and_refuses_bad_values(client, prefect_environment) -> None:
+def test_a_server_takes_deployments_and_refuses_bad_values(client, prefect_environment) -> None:
     register(deployments_of(serving(name="corpus", mine_at="daily at 2:00"), Machine()), client)
     url = keyed(prefect_environment)
     found = httpx.get(f"{url}/deployments/name/mine/corpus").json()
@@ -210,8 +209,8 @@ POSTED = (
 )
 
 
-def test_nobody_says_what_the_process_of_a_run_is(client, prefect_environment) -> None:
-    """Not who starts a run: that is refused. What else somebody writes to a run or a deployment, the worker ignores."""
+def test_a_request_cannot_choose_the_process_of_a_run(client, prefect_environment) -> None:
+    """The server refuses a process in a posted run; the worker ignores one that is written to a run or a deployment."""
     deployed = deployments_of(serving(name="closed", mine_at="never"), Machine())[0]
     _make_open_pool(deployed.work_pool, client)  # as an older version has left it
     register([deployed], client)
@@ -316,13 +315,13 @@ _FILL_IN = """(() => {
 
 
 def test_two_machines_do_not_serve_one_pool(prefect_environment) -> None:
-    own = NAME + socket.gethostname()
+    own = WORKER + socket.gethostname()
     with client_of(prefect_environment), connected() as client:
         check_alone("desra-alone", client)  # there is no such pool yet
         client.create_work_pool(WorkPoolCreate(name="desra-alone", type="process"))
         client.send_worker_heartbeat("desra-alone", own, heartbeat_interval_seconds=30)
         check_alone("desra-alone", client)
-        client.send_worker_heartbeat("desra-alone", f"{NAME}elsewhere", heartbeat_interval_seconds=30)
+        client.send_worker_heartbeat("desra-alone", f"{WORKER}elsewhere", heartbeat_interval_seconds=30)
         told = r"the work pool desra-alone: has another worker already \(desra serve on elsewhere\); stop that one"
         with pytest.raises(UsageError, match=told):
             check_alone("desra-alone", client)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from distributed import Client
 
 from deployments.serving import serve
 from deployments.serving.flow_runs import Endings
-from deployments.serving.serve import alarm_at_the_end, look_after, stoppable
-from deployments.serving.standing import standing
+from deployments.serving.processes import new_mark, standing
+from deployments.serving.serve import Worker, alarm_at_the_end, look_after, stoppable
+from deployments.serving.server import HISTORY, Server
 from desra_core.errors import UsageError
 from desra_core.settings import Mining
 from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
-from flows import webhook as webhooks
+from flows import corpus_flow as webhooks
 from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process
 from tests.served import FINAL, PATIENCE, Failing, until
@@ -124,7 +127,7 @@ def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_
         assert "the next start goes on with it" in served.said()
     again = serve()
     assert not any(process.is_running() for process in own)
-    assert "was cut off: another run goes on with what it left" in again.said()
+    assert "was cut off: another run goes on from there" in again.said()
     cut = again.run(run_id)
     assert (cut["state"]["type"], cut["state"]["name"]) == ("CRASHED", "Crashed")
     query = {
@@ -157,7 +160,7 @@ def test_a_server_that_dies_in_mid_run_does_not_disturb_it(serve, make_photos, t
 
 @pytest.mark.slow
 def test_a_run_that_a_person_cancels(serve, make_photos, webhook, tmp_path) -> None:
-    """In the UI: it ends, nobody is alarmed, and it is not started again; the next one goes on with what it left."""
+    """In the UI: the run ends without an alarm and is not started again; the next run goes on with its work."""
     make_photos(tmp_path / "photos", 200)
     served = serve(webhook=webhook[0])
     run_id = served.start("mine")
@@ -262,12 +265,12 @@ def config(make_models, make_photos, tmp_path) -> Callable[..., Path]:
         ({"mse-model": "/nowhere/mse.pth"}, "/nowhere/mse.pth"),
     ],
 )
-def test_a_bad_setting_is_told_before_anything_starts(given, line, config, desra_here) -> None:
+def test_a_bad_setting_is_an_error_before_anything_starts(given, line, config, desra_here) -> None:
     file = config(**given)
     assert line.replace("FILE", str(file)) in refusal(desra_here("serve", file))
 
 
-def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> None:
+def test_a_workspace_is_served_by_one_process(config, desra_here, tmp_path) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     with standing(workspace):
@@ -276,7 +279,7 @@ def test_nobody_else_may_have_the_workspace(config, desra_here, tmp_path) -> Non
         assert f"is in use by process {holder}" in refusal(desra_here("serve", config()))
 
 
-def test_a_server_that_is_down_is_told(config, desra_here) -> None:
+def test_a_server_that_is_down_is_an_error(config, desra_here) -> None:
     """PREFECT_API_URL names one that does not answer."""
     settings = config(**{"cycle-at": "never", "perceptual": "off"})
     told = refusal(desra_here("serve", settings), server=True)
@@ -298,7 +301,7 @@ def hangup() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_once_and_later_ones_do_not_disturb(number, hangup, capsys) -> None:
+def test_later_signals_do_not_disturb_the_end(number, hangup, capsys) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     ended = False
     with stoppable():
@@ -322,7 +325,7 @@ def test_nohup_outlives_its_terminal(hangup) -> None:
     assert outlived
 
 
-def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
+def test_the_reason_of_a_failed_start_is_printed(prefect_environment, tmp_path, monkeypatch, capsys) -> None:
     paths = {name: tmp_path / name for name in ("photos", "mse_model", "gan_model", "workspace")}
     Workspace(paths["workspace"]).create()
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -331,7 +334,7 @@ def test_why_a_start_has_failed_is_told(prefect_environment, tmp_path, monkeypat
     assert capsys.readouterr().err.count("warning: process.log: the process did not start; read that log\n") == 5
 
 
-def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) -> None:
+def test_a_vanished_workspace_ends_desra_serve(tmp_path, monkeypatch) -> None:
     """Before anything that is started again makes another one at that place."""
     told = []
     monkeypatch.setattr(webhooks, "post_to_webhook", lambda address, message: told.append((address, message)))
@@ -346,3 +349,46 @@ def test_a_workspace_that_vanishes_ends_it_and_is_told(tmp_path, monkeypatch) ->
     assert message["text"] == f"workspace: desra serve has ended: {line}"
     assert message["workspace"] == str(paths["workspace"])
     assert not paths["workspace"].exists()
+
+
+def test_a_worker_ends_with_its_runs(tmp_path) -> None:
+    mark = new_mark()
+    beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | mark)
+    with Worker("pool", {}, mark, tmp_path / "ws" / "worker.log").running() as worker:
+        environment = worker._environment | worker._mark
+        run = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | environment)
+        assert worker.exit_code is None
+    assert worker.exit_code is not None
+    assert run.wait(timeout=10) is not None
+    assert beside.poll() is None
+    beside.communicate(b"\n")
+    run.stdin.close()
+
+
+def test_relative_paths_of_the_environment_become_absolute(tmp_path, monkeypatch) -> None:
+    """Worker and server have folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib:/abs")
+    monkeypatch.setenv("TMPDIR", "scratch")
+    workspace = Workspace(tmp_path / "ws")
+    workspace.prefect_home.mkdir(parents=True)
+    server = Server(workspace, history=HISTORY)
+    with Worker("pool", {}, new_mark(), workspace.prefect_home / "worker.log").running() as worker:
+        server._launch()
+        for process in (worker._process, server._process):
+            told = psutil.Process(process.pid).environ()
+            assert told["PYTHONPATH"].endswith(f"{tmp_path / 'lib'}:/abs")
+            assert told["TMPDIR"] == str(tmp_path / "scratch")
+            assert told["PYTHONSAFEPATH"] == "1"
+    server.stop()
+
+
+def test_runs_find_this_desra_with_this_python(tmp_path) -> None:
+    with Worker("pool", {}, new_mark(), tmp_path / "worker.log").running() as worker:
+        found = subprocess.run(
+            ["python", "-c", "import sys, deployments; print(sys.executable, deployments.__file__)"],
+            cwd=tmp_path, env=os.environ | worker._environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    python, module = found.stdout.split()
+    assert Path(python).parent == Path(sys.executable).parent
+    assert Path(module) == Path(serve.__file__).parents[1] / "__init__.py"

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prefect import flow
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, Settings, temporary_settings
 
 from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
 from deployments.serving.connection import CONSOLE
-from deployments.serving.retention import HISTORY
-from deployments.serving.server import Server, ServerLostError
+from deployments.serving.server import HISTORY, Server, ServerLostError, compact, forget_results, server_settings
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
-from tests.conftest import desra_command
+from tests.conftest import desra_command, keyed
 from tests.served import DEAD, HttpProxy, until
 
 
@@ -46,7 +50,7 @@ def server(environment, tmp_path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tmp_path, monkeypatch) -> None:
+def test_a_slow_start_is_awaited_and_a_failed_start_is_repeated(server, tmp_path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(servers, "say", said.append)
     monkeypatch.setattr(servers, "_PATIENCE_SECONDS", 0.2)
@@ -62,11 +66,11 @@ def test_a_slow_start_is_waited_for_and_one_that_fails_is_tried_again(server, tm
     server.start()
     killer.join()
     assert said[0].startswith("the Prefect server does not answer yet after ")
-    assert said[0].endswith(" s; its process lives, and is waited for")
+    assert said[0].endswith(" s; its process is still running")
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
+def test_a_failed_start_names_the_reason(server, monkeypatch) -> None:
     server.log.parent.mkdir()
     server.log.write_text("OlderError: that of an earlier run\n")
     monkeypatch.setenv(CONSOLE, "CRITICAL")  # as desra serve sets it for itself
@@ -80,14 +84,14 @@ def test_a_start_that_fails_says_why(server, monkeypatch) -> None:
     )
 
 
-def test_one_that_never_answers_is_told_as_that(server, monkeypatch) -> None:
+def test_a_server_that_never_answers_is_an_error(server, monkeypatch) -> None:
     """Not by the signal that has ended it for that."""
     monkeypatch.setattr(servers, "_START_SECONDS", 0)
-    with pytest.raises(UsageError, match=r"did not start \(it did not answer within 0 minutes, twice\); read that log"):
+    with pytest.raises(UsageError, match=r"did not start \(it did not answer within 0 minutes\); read that log"):
         server.start()
 
 
-def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> None:
+def test_another_process_at_the_port_does_not_get_the_key(server, monkeypatch) -> None:
     """Another user may have taken it since it was found free, and would get the key."""
     monkeypatch.setattr(servers, "_START_SECONDS", 2)
     with ThreadingHTTPServer(("127.0.0.1", server._port), HttpProxy) as other, subprocess.Popen(["sleep", "60"]) as own:
@@ -101,7 +105,7 @@ def test_somebody_else_at_the_port_is_not_taken_for_it(server, monkeypatch) -> N
 
 
 def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, monkeypatch, capsys) -> None:
-    """The work goes on without it; else a port that is taken would have it started for ever."""
+    """The work goes on without it; else a port that is taken would start the server again without end."""
 
     class Impatient(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
@@ -120,12 +124,13 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
     with servers._kept_up(server):
         assert given_up.wait(60)
     assert server.starts == 5
-    told = "warning: server.log: the Prefect server ends again and again; read that log; the work goes on without it"
+    ended = "the Prefect server ends again and again; read that log"
+    told = f"warning: server.log: {ended}; the work goes on without the server"
     assert capsys.readouterr().err.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize("size", ["700k", "3m"])
-def test_a_disk_too_small_for_the_database_is_told_as_that(size, small_disk, environment) -> None:
+def test_a_disk_too_small_for_the_database_is_named(size, small_disk, environment) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", small_disk], check=True)
     workspace = Workspace(small_disk / "ws")
     workspace.create()
@@ -144,7 +149,7 @@ def run_of(corpus: Path, workspace: Path) -> list[str]:
     return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10")
 
 
-def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environment, make_pairs, tmp_path) -> None:
+def test_a_full_folder_of_temporary_files_is_named(small_disk, environment, make_pairs, tmp_path) -> None:
     make_pairs(tmp_path, 1)
     (small_disk / "large").write_bytes(bytes(600_000))
     refused = subprocess.run(
@@ -152,12 +157,12 @@ def test_a_full_folder_of_temporary_files_is_told_as_that(small_disk, environmen
         check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    line = f"error: {small_disk}: the disk is full, and temporary files find no room there; free some space, or name "
+    line = f"error: {small_disk}: the disk is full, and has no room for temporary files; free some space, or name "
     assert refused.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in refused.stderr
 
 
-def test_a_working_folder_that_is_gone_is_told_as_that(tmp_path) -> None:
+def test_a_vanished_working_folder_is_named(tmp_path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     command = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, *desra_command("status", "--workspace", "ws")]
@@ -167,9 +172,7 @@ def test_a_working_folder_that_is_gone_is_told_as_that(tmp_path) -> None:
     assert (refused.returncode, refused.stderr) == (2, line)
 
 
-def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
-    prefect_environment, tmp_path, monkeypatch
-) -> None:
+def test_a_server_that_has_gone_before_the_run_is_named(prefect_environment, tmp_path, monkeypatch) -> None:
     """Prefect's own error for that is no one of httpx."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_environment["PREFECT_API_URL"])
 
@@ -195,7 +198,7 @@ def test_a_server_that_has_gone_before_the_run_begins_is_told_as_that(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_server_that_wants_another_key_is_told_as_that(prefect_environment, tmp_path, monkeypatch) -> None:
+def test_a_server_with_another_key_is_named(prefect_environment, tmp_path, monkeypatch) -> None:
     """It has not gone, and to start anew would not help."""
     url = prefect_environment["PREFECT_API_URL"]
     monkeypatch.setenv("PREFECT_API_URL", url)
@@ -268,3 +271,135 @@ def test_a_port_that_is_taken_is_told(workspace) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--port {port}: cannot be had \(.+\); give another one"):
             Server(workspace, port=port, history=HISTORY)
+
+
+def test_prefect_takes_the_settings_of_the_server(monkeypatch) -> None:
+    for name, value in server_settings(timedelta(days=30)).items():
+        monkeypatch.setenv(name, value)
+    services = Settings().server.services
+    assert services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert services.db_vacuum.retention_period == timedelta(days=30)
+    assert services.event_persister.enabled is False
+    assert Settings().server.events.retention_period == timedelta(days=3)
+    assert server_settings(timedelta(days=1))["PREFECT_SERVER_EVENTS_RETENTION_PERIOD"] == "PT86400S"
+
+
+def test_old_results_are_forgotten(tmp_path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    for name, days in (("old", 91), ("older", 400), ("new", 89)):
+        (storage / name).write_text("{}")
+        moment = time.time() - days * 86400
+        os.utime(storage / name, (moment, moment))
+    (tmp_path / "worker.log").write_bytes(b"x" * 11_000_000)
+    (tmp_path / "server.log").write_bytes(b"kept")
+    assert forget_results(tmp_path, timedelta(days=90)) == 2
+    assert [path.name for path in storage.iterdir()] == ["new"]
+    assert (tmp_path / "worker.log").stat().st_size == 0
+    assert (tmp_path / "server.log").read_bytes() == b"kept"
+    assert forget_results(tmp_path / "nowhere", timedelta(days=90)) == 0
+
+
+def test_the_writer_of_an_emptied_log_goes_on_at_its_beginning(tmp_path) -> None:
+    path = tmp_path / "worker.log"
+    with path.open("ab") as log:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    assert writer.stdin is not None
+    writer.stdin.write(b"x" * 11_000_000)
+    writer.stdin.flush()
+    deadline = time.monotonic() + 30
+    while path.stat().st_size < 11_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    forget_results(tmp_path, timedelta(days=90))
+    writer.communicate(b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_the_space_of_deleted_rows_is_given_back(tmp_path) -> None:
+    database = tmp_path / "prefect.db"
+    connection = sqlite3.connect(database)
+    connection.execute("CREATE TABLE event (data)")
+    connection.executemany("INSERT INTO event VALUES (?)", [(b"x" * 4000,)] * 500)
+    connection.commit()
+    full = database.stat().st_size
+    compact(tmp_path)
+    assert database.stat().st_size == full  # nothing is free
+    connection.execute("DELETE FROM event WHERE rowid > 300")
+    connection.commit()
+    compact(tmp_path)
+    assert database.stat().st_size == full  # not worth it
+    connection.execute("DELETE FROM event WHERE rowid > 10")
+    connection.commit()
+    connection.close()
+    compact(tmp_path)
+    assert database.stat().st_size < full / 10
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM event").fetchone() == (10,)
+    Path(database).write_bytes(b"damaged" * 1000)
+    compact(tmp_path)
+    compact(tmp_path / "nowhere")
+
+
+def rows(database: Path, *tables: str) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
+KEPT = ("flow_run", "flow_run_state", "task_run", "task_run_state", "log", "artifact", "artifact_collection")
+
+
+@pytest.mark.slow
+def test_the_server_deletes_old_runs_with_their_tasks_and_logs(workspace, environment, monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # not used for this machine
+    monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_ORPHAN_CLEANUP_LOOP_SECONDS", "2")  # not once a day
+    server = Server(workspace, history=timedelta(days=30))
+    database = workspace.prefect_home / "prefect.db"
+
+    def ask(path: str, **content: object) -> dict[str, Any]:
+        answer = httpx.post(f"{keyed(os.environ)}/{path}", json=content, timeout=60).raise_for_status()
+        return answer.json() if answer.content else {}
+
+    def through(what: str, one: str) -> str:
+        for kind in ("RUNNING", "COMPLETED"):
+            ask(f"{what}/{one}/set_state", state={"type": kind, "name": kind.title()}, force=True)
+        return one
+
+    def run(name: str, **of: str) -> str:
+        one = ask("flow_runs/", flow_id=flow, name=name, **of)["id"]
+        task = ask("task_runs/", flow_run_id=one, task_key="t", dynamic_key="1")["id"]
+        ask("artifacts/", key=name, type="markdown", data="d", flow_run_id=one)
+        log = {"name": "desra", "level": 20, "message": "m", "timestamp": "2026-01-01T00:00:00Z", "flow_run_id": one}
+        httpx.post(f"{keyed(os.environ)}/logs/", json=[log]).raise_for_status()
+        if name != "going-on":
+            through("task_runs", task)
+            through("flow_runs", one)
+        return task
+
+    server.start()
+    try:
+        flow = ask("flows/", name="mine")["id"]
+        for name in ("new", "going-on"):
+            run(name)
+    finally:
+        server.stop()
+    few = rows(database, *KEPT)
+    assert few["artifact_collection"] == few["log"] == few["flow_run"] == 2
+    server.start()
+    try:
+        run("part-of-old", parent_task_run_id=run("old"))
+    finally:
+        server.stop()
+    assert all(count > few[table] for table, count in rows(database, *KEPT).items())
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE flow_run SET end_time = datetime('now', '-31 days') WHERE name LIKE '%old'")
+        connection.execute("UPDATE flow_run SET end_time = datetime('now', '-29 days') WHERE name = 'new'")
+        connection.execute("UPDATE flow_run SET start_time = datetime('now', '-31 days') WHERE name = 'going-on'")
+    server.start()
+    try:
+        deadline = time.monotonic() + 120
+        while rows(database, *KEPT) != few:
+            assert time.monotonic() < deadline, rows(database, *KEPT)
+            time.sleep(0.5)
+    finally:
+        server.stop()
+    assert rows(database, "events") == {"events": 0}

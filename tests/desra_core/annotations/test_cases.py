@@ -1,4 +1,4 @@
-"""Files that people's tools wrote and that came out wrong once: read to the pixel, or told for what they are."""
+"""Files of labelling tools that were read wrongly once: read to the pixel, or refused with the right reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_was_drawn_is_read(
     assert (correction.kinds, correction.left_out) == (kinds, left_out)
 
 
-def test_a_region_of_an_unknown_category_is_told(make_workspace) -> None:
+def test_a_region_of_an_unknown_category_is_refused(make_workspace) -> None:
     workspace = make_workspace({"p1": np.zeros((320, 384), bool)})
     with pytest.raises(UsageError, match=r"annotation 1: is of category 7, which is not there; .* artifact \(1\)"):
         read(workspace, "coco", CASES / "08-coco-category/cat_unknown_id.json")

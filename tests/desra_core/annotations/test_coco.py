@@ -96,7 +96,7 @@ def coco_file(folder: Path, *annotations: dict, categories: tuple[str, ...] = ("
 
 
 def test_rectangles_and_categories(tmp_path: Path) -> None:
-    """What CVAT writes of a rectangle is a box with an empty outline."""
+    """CVAT writes a rectangle as a box with an empty outline."""
     box = {"segmentation": [], "bbox": [4, 3, 6, 5]}
     expected = np.zeros((20, 30), bool)
     expected[3:8, 4:10] = True

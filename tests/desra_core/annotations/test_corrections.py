@@ -1,4 +1,4 @@
-"""Corrected masks: every pixel comes back, and what does not fit is told before anything changes."""
+"""Corrected masks: every pixel comes back, and files that do not fit are errors before anything changes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_round_trip_loses_nothing(make_workspace, tmp_path: Path, form: str) -
     corrections = bring_back(workspace, form, tmp_path / "out" / EXPORTS[form])
     assert equal(all_masks(workspace.human), all_masks(workspace.masks))
     assert not any(correction.changed for correction in corrections)
-    # Once more, from the masks by people.
+    # Once more, from the human masks.
     export_workspace(workspace, tmp_path / "again", form)
     shutil.rmtree(workspace.human)
     bring_back(workspace, form, tmp_path / "again" / EXPORTS[form])
@@ -225,8 +225,8 @@ def test_bad_labelme_files_cost_a_line_each(workspace: Workspace, labelme: Path)
     edit(labelme / "clean.json", imageWidth=31)
     (labelme / "a/marked.json").write_text("{")
     errors = problems(workspace, "labelme", labelme)
-    told = {Path(error.subject).relative_to(labelme).as_posix(): error.reason for error in errors}
-    assert told == {
+    reasons_by_file = {Path(error.subject).relative_to(labelme).as_posix(): error.reason for error in errors}
+    assert reasons_by_file == {
         "a/marked.json": "is no JSON",
         "clean.json": "is of 31x24 px but the image has 30x24",
         "stranger.json": "matches no finished image of this workspace",
@@ -278,7 +278,7 @@ def test_one_image_corrected_in_two_ways(workspace: Workspace, labelme: Path, co
     edit(labelme / "twin.json", shapes=[])
     (error,) = problems(workspace, "labelme", labelme)
     assert (Path(error.subject).name, Path(error.reason).name) == ("twin.json", "marked.json")
-    # What nobody has edited or confirmed contradicts nothing.
+    # Masks that were neither edited nor confirmed contradict nothing.
     shutil.rmtree(workspace.human)
     assert not problems(workspace, "labelme", labelme, unchanged=False)
     images = json.loads(coco.read_bytes())["images"]
@@ -287,14 +287,14 @@ def test_one_image_corrected_in_two_ways(workspace: Workspace, labelme: Path, co
     assert "is of the same image as" in error.reason
 
 
-def test_what_was_exported_from_another_result(workspace: Workspace, labelme: Path, coco: Path) -> None:
+def test_an_export_of_another_result_is_refused(workspace: Workspace, labelme: Path, coco: Path) -> None:
     source = workspace.root.parent / "gan_sr/clean.png"
     source.write_bytes(encode_png(np.zeros((*CLEAN.shape, 3), np.uint8)))
     plan = prepare(load_settings(workspace)[0]).plan
     assert plan.pending == 1
     (error,) = problems(workspace, "labelme", labelme)
     assert error.reason == "matches no finished image of this workspace"
-    # The same once it is done, as the records may tell.
+    # The same once the image is done.
     manifest = read_manifest(workspace).to_pylist()
     row = next(row for row in manifest if row["name"] == "clean")
     known = next(iter(read_shard(workspace, 0).values()))
@@ -319,8 +319,8 @@ def test_places_without_anything_to_import(workspace: Workspace, tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", EXPORTS)
-def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Path, form: str) -> None:
-    """Whatever a tool has made of the file around the masks, and wherever it has put it."""
+def test_masks_as_exported_are_recognised(workspace: Workspace, tmp_path: Path, form: str) -> None:
+    """The tool may have written the rest of the file anew, and to another place."""
     export_workspace(workspace, tmp_path / "out", form, everything=True)
     elsewhere = tmp_path / "elsewhere"
     for path in (tmp_path / "out").rglob("*.json"):
@@ -343,7 +343,7 @@ def test_what_nobody_has_edited_is_told_apart(workspace: Workspace, tmp_path: Pa
     )  # fmt: skip
     assert all_masks(workspace.human).keys() == {"clean"}
     assert len(bring_back(workspace, form, elsewhere / EXPORTS[form])) == 2
-    # Exported again, a mask by a person stays one, confirmed ones too.
+    # Exported again, a human mask stays a human mask, also a confirmed one.
     export_workspace(workspace, tmp_path / "again", form)
     names = {one.name for one in bring_back(workspace, form, tmp_path / "again" / EXPORTS[form], unchanged=False)}
     assert names == {"a/marked", "clean"}
@@ -354,7 +354,7 @@ def test_a_person_may_go_back_to_what_the_detector_marked(workspace: Workspace, 
     older = Path(shutil.copytree(labelme, tmp_path / "older"))
     edit(labelme / "a/marked.json", shapes=[])
     bring_back(workspace, "labelme", labelme, unchanged=False)
-    # Another person's copy of the export, in which nobody has edited the image.
+    # Another person's copy of the export, in which the image is as exported.
     assert bring_back(workspace, "labelme", older, unchanged=False) == []
     edit(labelme / "a/marked.json", shapes=detected)
     assert [one.pixels for one in bring_back(workspace, "labelme", labelme, unchanged=False)] == [MARKED.sum()]
@@ -367,8 +367,8 @@ def test_a_person_may_go_back_to_what_the_detector_marked(workspace: Workspace, 
     assert np.array_equal(all_masks(workspace.human)["a/marked"] > 0, MARKED)
 
 
-def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, labelme: Path, coco: Path) -> None:
-    """What was exported once stays known, whatever the detector says by now."""
+def test_masks_of_an_older_threshold_are_no_human_masks(workspace: Workspace, labelme: Path, coco: Path) -> None:
+    """Masks of earlier exports stay known, also when the detector marks other regions now."""
     with_less = MARKED.copy()
     with_less[:8] = False
     workspace.publish(workspace.mask("a/marked"), encode_mask(with_less))
@@ -380,7 +380,7 @@ def test_masks_of_an_older_threshold_are_none_by_a_person(workspace: Workspace, 
         ]  # fmt: skip
 
 
-def test_a_workspace_that_was_made_anew_knows_them_by_the_export(
+def test_a_workspace_that_was_made_anew_knows_the_masks_of_the_export(
     workspace: Workspace, labelme: Path, coco: Path
 ) -> None:
     shutil.rmtree(workspace.exported)
@@ -388,7 +388,7 @@ def test_a_workspace_that_was_made_anew_knows_them_by_the_export(
         assert bring_back(workspace, form, path, unchanged=False) == []
 
 
-def test_a_clean_image_from_elsewhere_is_a_persons_word(workspace: Workspace, tmp_path: Path) -> None:
+def test_an_empty_file_from_elsewhere_is_a_human_mask(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "clean.json").write_text(json.dumps({"shapes": []}))
     (correction,) = bring_back(workspace, "labelme", tmp_path / "clean.json", unchanged=False)
     assert (correction.as_exported, correction.changed) == (False, False)
@@ -420,7 +420,7 @@ def test_imports_are_taken_back_one_by_one(workspace: Workspace, labelme: Path, 
 def test_an_import_that_was_killed_and_run_again_is_one(
     workspace: Workspace, labelme: Path, coco: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it is run: taken back, it leaves what was there before the first time."""
+    """Undone, it leaves the masks of before the first try, however often it was run."""
     bring_back(workspace, "coco", coco)
     before = files(workspace.human)
     edit(labelme / "a/marked.json", shapes=[])
@@ -532,8 +532,8 @@ def test_which_image_cannot_be_decided(pages: Workspace, tmp_path: Path, places:
     assert error.reason == reason
 
 
-def test_the_picture_itself_tells_where_it_is(pages: Workspace, tmp_path: Path) -> None:
-    """In an export, or where the workspace has it from, whatever the folders above are called."""
+def test_the_place_of_the_picture_identifies_the_image(pages: Workspace, tmp_path: Path) -> None:
+    """The picture may lie in an export or in the source folder, below folders of any name."""
     export_workspace(pages, tmp_path / "s1", "labelme", everything=True)
     for folder in (tmp_path / "s1", pages.root.parent / "gan_sr"):
         for name in ("x", "s1/x"):

@@ -1,4 +1,4 @@
-"""What an export holds, and what it leaves alone."""
+"""The files of an export, and the files that an export leaves alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.annotations import export_folder
 from desra_core.annotations.corrections import read_corrections
-from desra_core.annotations.export import export_workspace
+from desra_core.annotations.export import ExportFolder, export_workspace
 from desra_core.annotations.publication import publish_corrections
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
@@ -89,7 +88,7 @@ def test_plain_folders(workspace: Workspace, tmp_path: Path) -> None:
     assert not (tmp_path / "out/human").exists()
 
 
-def test_a_mask_by_a_person_takes_the_place_of_the_detectors(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_human_mask_takes_the_place_of_the_detectors(workspace: Workspace, tmp_path: Path) -> None:
     export_workspace(workspace, tmp_path / "out", "labelme", everything=True)
     path = tmp_path / "out/set0/clean.json"
     document = json.loads(path.read_bytes())
@@ -139,7 +138,7 @@ def test_copies_are_exported_once(make_workspace, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a.png"]
 
 
-def test_what_cannot_be_read_is_left_out(workspace: Workspace, tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out(workspace: Workspace, tmp_path: Path) -> None:
     (workspace.root.parent / "gan_sr/large.png").write_bytes(b"")
     exported = export_workspace(workspace, tmp_path / "out", "labelme")
     assert exported.images == 1
@@ -190,7 +189,7 @@ def test_an_export_is_brought_up_to_date(workspace: Workspace, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("form", ["labelme", "coco", "folder"])
-def test_what_a_person_edited_is_not_replaced(workspace: Workspace, tmp_path: Path, form: str) -> None:
+def test_edited_files_are_not_replaced(workspace: Workspace, tmp_path: Path, form: str) -> None:
     out = tmp_path / "out"
     export_workspace(workspace, out, form)
     edited = {"labelme": "large.json", "coco": "annotations.json", "folder": "masks/large.png"}[form]
@@ -256,7 +255,7 @@ def test_a_full_disk_leaves_no_half_export(workspace: Workspace, tmp_path: Path,
     def full(*_: object) -> None:
         raise TransientError("out", "the disk is full", "free some space and run again")
 
-    monkeypatch.setattr(export_folder.ExportFolder, "write", full)
+    monkeypatch.setattr(ExportFolder, "write", full)
     with pytest.raises(TransientError):
         export_workspace(workspace, tmp_path / "out", "labelme")
     assert not list(tmp_path.glob("out*"))

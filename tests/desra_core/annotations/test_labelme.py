@@ -1,4 +1,4 @@
-"""LabelMe files: what they hold of a mask, drawn by LabelMe's own rules, and what is drawn in them."""
+"""LabelMe files: masks written and read, by LabelMe's own rules of drawing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from desra_core.annotations.labelme import draw_shapes, labelme_document, read_labelme
-from desra_core.annotations.selection import Annotated
+from desra_core.annotations.selection import MaskedImage
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask
 from desra_core.workspace.human_masks import HumanMask
@@ -27,11 +27,11 @@ SHAPE = (40, 50)
 EIGHT = np.ones((3, 3), bool)
 
 
-def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> Annotated:
-    """As a person's mask: the detector's needs regions that go with it."""
+def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> MaskedImage:
+    """An image with a human mask, which needs no recorded regions."""
     path = folder / "mask.png"
     path.write_bytes(encode_mask(mask))
-    return Annotated(name, "id", mask.shape, [], HumanMask(name, path, 1, 1), {})
+    return MaskedImage(name, "id", mask.shape, [], HumanMask(name, path, 1, 1), {})
 
 
 def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -151,7 +151,7 @@ TURNED = [[10, 2], [20, 12], [12, 20], [2, 10]]
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 3, 0, 1), (3, 2, 1, 0), (0, 1, 3, 2)])
 @pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
 def test_rectangles_of_four_corners(kind: str, order: tuple[int, ...], tmp_path: Path) -> None:
-    """As X-AnyLabeling saves them; one that is not turned is what its two corners would be."""
+    """As X-AnyLabeling saves them; a rectangle that is not turned equals that of its two corners."""
     shape = {"label": "artifact", "points": [CORNERS[index] for index in order], "shape_type": kind, "direction": 0.0}
     upright = labelme_mask({"points": [CORNERS[0], CORNERS[2]], "shape_type": "rectangle"}, SHAPE)
     assert np.array_equal(draw_shapes(read_labelme(stored(tmp_path, shape)), SHAPE), upright)
@@ -160,7 +160,7 @@ def test_rectangles_of_four_corners(kind: str, order: tuple[int, ...], tmp_path:
     assert file.kinds() == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
 
 
-def test_kinds_and_what_is_left_out(tmp_path: Path) -> None:
+def test_kinds_and_other_labels(tmp_path: Path) -> None:
     shapes = [{"label": name[0], "points": points, "shape_type": kind} for name, (kind, points) in SHAPES.items()]
     file = read_labelme(stored(tmp_path, *shapes))
     kinds = ("polygon", "polygon", "polygon", "polygon", "rotated rectangle", "rectangle", "circle")
@@ -196,8 +196,8 @@ def shape_with(**fields: Any) -> dict[str, Any]:
     [
         (shape_with(shape_type="polygon"), "has as shape 1 a polygon of 2 points, which has no area"),
         (shape_with(shape_type="linestrip", points=[[1, 1], [2, 2], [3, 1]]), "a linestrip of 3 points"),
-        (shape_with(shape_type="point", points=[[1, 1]]), "a point of 1 points"),
-        (shape_with(shape_type="rectangle", points=[[1, 1]]), "a rectangle of 1 points"),
+        (shape_with(shape_type="point", points=[[1, 1]]), "a point of 1 point, "),
+        (shape_with(shape_type="rectangle", points=[[1, 1]]), "a rectangle of 1 point, "),
         (shape_with(shape_type="rectangle", points=[[1, 1], [9, 1], [9, 9]]), "a rectangle of 3 points"),
         (shape_with(shape_type="line"), "has as shape 1 a line of 2 points, which has no area"),
         (shape_with(shape_type="rotation"), "a rotation of 2 points"),
@@ -244,7 +244,7 @@ def test_odd_but_sound_files(tmp_path: Path) -> None:
     for width in ("wide", 0, 50.5, [50], True):
         with pytest.raises(ImageError, match="has no valid size"):
             read_labelme(stored(tmp_path, imageWidth=width))
-    # What its flags say is for people; nothing is drawn.
+    # Flags of the file draw nothing.
     file = read_labelme(stored(tmp_path, flags={"clean": True}))
     assert not draw_shapes(file, SHAPE).any()
     grouped = shape_with(group_id=7, flags={"sure": False}, description=None)

@@ -1,4 +1,4 @@
-"""Benchmarks whose pages are not drawn: that takes longer than to judge a small data set, and has tests of its own."""
+"""Benchmarks without pages: drawing takes longer than judging a small data set, and has its own tests."""
 
 from __future__ import annotations
 

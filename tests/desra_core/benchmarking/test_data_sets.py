@@ -1,4 +1,4 @@
-"""Data sets as people keep them: spellings, endings, what lacks, and what is refused in a line."""
+"""Data sets as people keep them: spellings, endings, missing files, and mistakes that are refused in one line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_endings_that_all_files_of_a_folder_have_are_dropped(tmp_path) -> None:
 
 
 def test_names_that_agree_keep_their_endings(tmp_path) -> None:
-    """Photos of one subject end alike by chance."""
+    """The names of photos of one subject may end alike by chance."""
     for name in ("1_a", "2_a", "11_a"):
         touch(tmp_path, f"GAN-SR/{name}.png", f"MSE-SR/{name}.png", f"GT-Mask/{name}.png")
     touch(tmp_path, "DeSRA-Mask/1_a.png")
@@ -103,7 +103,7 @@ def test_a_coco_file_stands_for_masks(tmp_path) -> None:
 
 
 def test_a_coco_file_of_other_folders_and_boxes(tmp_path) -> None:
-    """The same reader as for masks that people correct."""
+    """The file is read as one of corrected masks."""
     touch(tmp_path, *(f"{role}/{name}.png" for role in ("GAN-SR", "MSE-SR") for name in ("a/x", "b/x", "b/ü")))
     files = ["C:\\\\data\\\\a\\\\x.png", "/data/b/x.png", "0123abcd-u\u0308.png"]
     images = [{"id": str(n), "file_name": name, "width": 5.0, "height": "4"} for n, name in enumerate(files)]
@@ -126,7 +126,7 @@ def test_two_images_of_a_coco_file_cannot_be_one(tmp_path) -> None:
         read_data_set(tmp_path, {}, tmp_path / "out")
 
 
-def test_what_lacks_is_told(tmp_path) -> None:
+def test_missing_files_are_reported(tmp_path) -> None:
     touch(tmp_path, *(f"{role}/{name}.png" for role in ("MSE-SR", "GAN-SR", "GT-Mask") for name in "ab"))
     touch(tmp_path, "GAN-SR/c.png", "GAN-SR/d.png", "GT-Mask/d.png", "GT-Mask/e.png", "GAN-SR/a.jpg")
     data_set = read_data_set(tmp_path, {}, tmp_path / "out")
@@ -149,7 +149,7 @@ def test_pairs_need_no_masks(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_no_data_set_is_refused(tmp_path, name) -> None:
+def test_folders_that_are_no_data_set_are_refused(tmp_path, name) -> None:
     complete = ("MSE-SR/a.png", "GAN-SR/a.png", "GT-Mask/a.png")
     touch(tmp_path, "file.txt", "broken.json", *complete, "empty/x.txt", "no_mse/GAN-SR/a.png", "no_mse/GT-Mask/a.png")
     touch(tmp_path / "no_truth", *complete[:2])
@@ -165,9 +165,9 @@ def test_what_is_no_data_set_is_refused(tmp_path, name) -> None:
     assert name in str(raised.value)
 
 
-def test_a_set_without_any_usable_image_is_told_by_the_first(tmp_path) -> None:
+def test_a_set_without_any_usable_image_reports_the_first_failure(tmp_path) -> None:
     touch(tmp_path, "MSE-SR/x.png", "GAN-SR/a.png", "GAN-SR/b.png", "GT-Mask/a.png", "GT-Mask/b.png")
-    with pytest.raises(UsageError, match=r"a.png: has no image of its name in .* \(1 more files fail\)"):
+    with pytest.raises(UsageError, match=r"a.png: has no image of its name in .* \(1 more file fails\)"):
         read_data_set(tmp_path, {}, tmp_path / "out")
 
 
@@ -185,7 +185,7 @@ def test_results_inside_the_data_set_are_not_read(tmp_path) -> None:
 
 
 def test_no_name_is_emptied(tmp_path) -> None:
-    """All that a name is may be the ending of the others."""
+    """A whole name may be the ending of all others."""
     touch(tmp_path, *(f"{role}/{name}.png" for role in ("GAN-SR", "MSE-SR") for name in ("_out", "1_out")))
     touch(tmp_path, "GT-Mask/1.png", "GT-Mask/3.png")
     with pytest.raises(UsageError, match="has no image of its name"):

@@ -1,4 +1,4 @@
-"""Injected artifacts are what they are called, as strong as they say, and nowhere else."""
+"""Injected artifacts have the named kind and strength, and change no pixel outside of their place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRENGTHS = (0.25, 0.5, 1.0)
 
 
 def photo(shape: tuple[int, int, int] = (160, 176, 3), dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
-    """Mid-grey with soft colours, some edges and fine texture: nothing is clipped by what is added."""
+    """Make a mid-grey image with soft colours, some edges and fine texture: no injection is clipped."""
     rng = np.random.default_rng(seed)
     smooth = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), 12).reshape(shape)
     levels = 128 + 8 * smooth / smooth.std() + 4 * rng.standard_normal((*shape[:2], 1))
@@ -69,7 +69,7 @@ def test_only_the_place_changes(kind: str, dtype: type, channels: int, strength:
 
 
 def test_nothing_depends_on_where_arrays_lie() -> None:
-    """OpenCV's distances do, in the last bit; with this noise that once moved a pixel."""
+    """The last bit of OpenCV's distances does; with this noise that bit once changed a pixel."""
     draw = np.random.default_rng(118)
     shape = (int(draw.integers(20, 90)), int(draw.integers(20, 90)), 3)
     pixels = draw.integers(0, 65535, shape, np.uint16, endpoint=True)
@@ -167,7 +167,7 @@ def test_worms_are_stripes_of_7_to_12_px_in_a_direction(seed: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([np.uint8, np.uint16]), st.floats(0.1, 1))
 def test_a_colour_shift_keeps_luminance(seed: int, dtype: type, strength: float) -> None:
-    """Also where colours are at the end of what a file can hold."""
+    """This also holds for colours at the end of the range."""
     draw = np.random.default_rng(seed)
     extreme = np.clip(draw.normal(128, draw.uniform(5, 120), (90, 90, 3)), 0, 255) * (np.iinfo(dtype).max / 255)
     pixels = np.rint(extreme).astype(dtype)
@@ -244,7 +244,7 @@ def test_texture_is_the_deviation_in_a_gaussian_window() -> None:
     assert texture(pixels * np.uint16(257), place) == pytest.approx(texture(pixels, place), rel=1e-6)
 
 
-def test_what_cannot_be_injected_is_refused() -> None:
+def test_impossible_injections_are_refused() -> None:
     pixels, place = photo(), disc((160, 176))
     gray = pixels[:, :, :1]
     for wrong, told in (

@@ -16,7 +16,7 @@ from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
 from desra_core.report.benchmark_page import plan, publish_results
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, as_coco, as_published, ground_truth, judge, make_plain, run_here, write
 from tests.desra_core.evaluation import published_scripts as slow
 
@@ -45,7 +45,7 @@ def read(path: Path) -> np.ndarray:
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def test_a_row_is_what_the_published_scripts_would_print(plain, judged) -> None:
+def test_a_row_has_the_numbers_of_the_published_scripts(plain, judged) -> None:
     names = plain[1]
     output = judged[0].settings.output
     truths = [ground_truth(index)[5:-5, 5:-5] > 0 for index in range(len(names))]
@@ -79,7 +79,7 @@ def test_masks_are_those_of_detection(plain, judged) -> None:
 
 @pytest.mark.parametrize(("min_area", "detected"), [("11000", 2), ("30000", 0), ("20%", 2), ("60%", 0)])
 def test_small_regions_do_not_count(plain, tmp_path, min_area, detected) -> None:
-    """The artifacts cover 100 times 120 px and some surroundings, a quarter of the image and more."""
+    """The artifacts cover 100 x 120 px and their surroundings: more than a quarter of the image."""
     judge(plain[0], tmp_path / "out", min_area=min_area, methods="desra")
     rows = {row["method"]: row for row in table(tmp_path / "out")}
     assert rows["desra, weight 1"]["detected"] == str(detected)
@@ -107,7 +107,7 @@ def test_a_method_folder_alone_is_a_data_set(plain, judged, tmp_path) -> None:
 
 
 def test_the_curve_goes_through_the_operating_point(plain, judged) -> None:
-    """Its points are what other thresholds give, of which the middle one is the method's own."""
+    """Each of its points is the result of another threshold; the middle threshold is the method's own."""
     folder, names = plain
     benchmark, _ = judged
     results = results_of(benchmark)
@@ -127,7 +127,7 @@ def test_the_curve_goes_through_the_operating_point(plain, judged) -> None:
 
 
 def test_agreement_with_published_masks(plain, judged, tmp_path) -> None:
-    """Our own masks, once whole and once without the frame, and one that differs in four pixels."""
+    """The published masks are ours, with and without the frame; one of them differs in four pixels."""
     folder, names = plain
     shutil.copytree(folder, tmp_path / "set")
     ours = judged[0].settings.output / "masks" / "desra-weight-1"
@@ -182,7 +182,7 @@ def test_only_what_is_new_is_computed(plain, tmp_path) -> None:
 
 
 def test_parts_may_have_the_same_names(plain, tmp_path) -> None:
-    """And the very same images; JPEG masks are read, and told."""
+    """Parts with the same images stay apart; JPEG masks are read and reported."""
     folder, names = plain
     for part in ("LDL", "SwinIR"):
         shutil.copytree(folder, tmp_path / "set" / part)
@@ -196,7 +196,7 @@ def test_parts_may_have_the_same_names(plain, tmp_path) -> None:
     assert [row["marked"] for row in ours] == [row["marked"] for row in table(tmp_path / "out", "SwinIR")]
 
 
-def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
+def test_failures_are_reported_and_the_others_go_on(plain, tmp_path) -> None:
     folder, names = plain
     root = tmp_path / "set"
     shutil.copytree(folder, root)
@@ -220,7 +220,7 @@ def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
     assert publish_results(plan(benchmark.settings)).judged == 2
 
 
-def test_a_detector_of_ones_own(plain, tmp_path) -> None:
+def test_a_detector_in_a_file(plain, tmp_path) -> None:
     folder, names = plain
     path = tmp_path / "grain.py"
     path.write_text(
@@ -248,7 +248,7 @@ def test_a_detector_of_ones_own(plain, tmp_path) -> None:
 
 
 def test_labels_are_computed_where_there_are_none(plain, judged, tmp_path, monkeypatch) -> None:
-    """By whatever model: here one that looks them up."""
+    """The model of this test looks the labels up."""
     folder, names = plain
     for role in ("mse_sr", "gan_sr", "gt_mask"):
         shutil.copytree(folder / role, tmp_path / "set" / role)
@@ -270,7 +270,7 @@ def test_labels_are_computed_where_there_are_none(plain, judged, tmp_path, monke
     assert {work.missing for _, work in plan(benchmark.settings).missing()} == {("desra",)}
 
 
-def test_what_an_image_lost_counts_no_longer(plain, tmp_path) -> None:
+def test_results_of_a_lost_input_no_longer_count(plain, tmp_path) -> None:
     folder, names = plain
     root = tmp_path / "set"
     as_published(folder, root, names)
@@ -322,7 +322,7 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
 
 
 def test_the_published_numbers_of_the_shared_pairs(shared_data, tmp_path) -> None:
-    """What the authors' scripts print for masks of weight 1, and the very masks of their detection by class."""
+    """The numbers of the authors' scripts for masks of weight 1, and the masks of their detection by class."""
     pairs, root = shared_data / "pairs", tmp_path / "set"
     root.mkdir()
     for role in ("mse_sr", "gan_sr", "gt_mask", "labels"):

@@ -1,4 +1,4 @@
-"""Cases: fixed by name and seed, apart from one another and from what is excluded, of the size that was asked for."""
+"""Cases: fixed by name and seed, apart from each other and from excluded pixels, of the given size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_blobs(side: int, seed: int) -> None:
 
 
 def test_blobs_are_irregular() -> None:
-    """None is a disc, and no two are alike."""
+    """No shape is a disc, and no two are alike."""
     shapes = [blob(64**2, seed) for seed in range(8)]
     for shaped in shapes:
         contours, _ = cv2.findContours(shaped.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -97,8 +97,8 @@ def test_cases_depend_on_name_and_seed_alone() -> None:
     assert len(pickle.dumps(drawn[0])) < 300
 
 
-def test_fixed_for_ever() -> None:
-    """Another number here means that all published tables are of other artifacts."""
+def test_cases_and_shapes_stay_as_published() -> None:
+    """If a number here changes, all published tables are of other artifacts."""
     first = min(cases("a", photo((300, 300, 3)), **SMALL), key=lambda case: case[:3])
     assert first == Case("blotches", 0.5, 256, *first[3:6], 5739803970879232626)
     assert int(blob(256, first.seed).sum()) == 250

@@ -1,4 +1,4 @@
-"""The synthetic benchmark as a run: what it computes, what it computes again, and what it writes."""
+"""The synthetic benchmark as a run: its trials, its files, and the images that a second run computes again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.synthetic import read_trials
-from desra_core.benchmarking.synthetic_summary import summarise
-from desra_core.benchmarking.synthetic_tables import as_markdown, sections_of
+from desra_core.benchmarking.synthetic import read_trials, summarise
+from desra_core.benchmarking.synthetic_tables import sections_of
 from desra_core.benchmarking.trial import Design, run_trial
 from desra_core.detection.detectors import DetectorInputs
+from desra_core.evaluation.table import document_as_markdown
 from desra_core.images.codec import decode
 from desra_core.report.benchmark_page import plan
 from tests.benchmark_sets import make_plain, run_here, spoil, write
@@ -30,7 +30,7 @@ def spoiled(plain, tmp_path_factory):
     return spoil(plain[0], tmp_path_factory.mktemp("spoiled") / "out")
 
 
-def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None:
+def test_results_are_the_sums_of_the_trials(plain, spoiled) -> None:
     folder, names = plain
     benchmark, published = spoiled
     assert [method.name for method in benchmark.methods] == ["desra, weight 1"]
@@ -43,11 +43,11 @@ def test_it_says_what_the_trials_of_its_images_add_up_to(plain, spoiled) -> None
     # Times differ; all else is what one call says.
     sections = [section for section in sections_of(summarise(expected)) if "s per MP" not in str(section.table)]
     assert len(sections) == 6
-    assert all(as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
+    assert all(document_as_markdown("", [section]).removeprefix("# \n\n") in published.markdown for section in sections)
     assert published.judged == 2
 
 
-def test_its_files(spoiled) -> None:
+def test_files_of_a_synthetic_benchmark(spoiled) -> None:
     benchmark, published = spoiled
     names = [path.name for path in published.files]
     assert names == ["synthetic.md", "synthetic.csv", "synthetic.json", "synthetic.html"]
@@ -60,7 +60,7 @@ def test_its_files(spoiled) -> None:
     assert document["settings"]["seed"] == 0
     assert published.markdown == (root / "synthetic.md").read_text()
     page = (root / "synthetic.html").read_text()
-    assert "What desra, weight 1 does not see" in page
+    assert "Artifacts that desra, weight 1 does not see" in page
     assert page.count("<svg") == 2
 
 
@@ -76,7 +76,7 @@ def test_only_what_is_new_is_computed(plain, spoiled, tmp_path) -> None:
     assert [work.name for _, work in excluded.missing()] == [names[1]]
 
 
-def test_what_people_have_marked_is_no_false_alarm(plain, tmp_path) -> None:
+def test_marks_of_a_human_mask_are_no_false_alarm(plain, tmp_path) -> None:
     folder, names = plain
     for name in names:
         write(tmp_path / "people" / f"{name}.png", np.full((190, 230), 255, np.uint8))
@@ -85,7 +85,7 @@ def test_what_people_have_marked_is_no_false_alarm(plain, tmp_path) -> None:
     assert "Nothing could be injected" in published.text
 
 
-def test_failures_are_told_and_the_others_go_on(plain, tmp_path) -> None:
+def test_failures_are_reported_and_the_others_go_on(plain, tmp_path) -> None:
     folder, names = plain
     for name, size in zip(names, ((200, 240), (10, 10)), strict=True):
         write(tmp_path / "people" / f"{name}.png", np.zeros(size, np.uint8))

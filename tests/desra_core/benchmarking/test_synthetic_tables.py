@@ -1,4 +1,4 @@
-"""Sums and sentences of the synthetic benchmark, held against counts that are made by hand."""
+"""Sums and sentences of the synthetic benchmark, compared with counts that are made by hand."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from hypothesis import strategies as st
 
 from desra_core.benchmarking.injection import KINDS
 from desra_core.benchmarking.places import Case
-from desra_core.benchmarking.synthetic_summary import RATIOS, Rate, SyntheticSummary, summarise
-from desra_core.benchmarking.synthetic_tables import (
-    Section,
-    as_console_text,
-    as_markdown,
-    curves,
-    sections_of,
-    statements,
-    to_rows,
-)
+from desra_core.benchmarking.synthetic import RATIOS, Rate, SyntheticSummary, summarise
+from desra_core.benchmarking.synthetic_tables import curves, sections_of, statements, to_rows
 from desra_core.benchmarking.trial import FalseAlarms, Response, Trial
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
+from desra_core.evaluation.table import Section, document_as_markdown, document_as_text
 
 STRENGTHS, SIZES = (0.25, 1.0), (64**2, 128**2)
 
@@ -35,7 +28,7 @@ def bits(rng: np.random.Generator, share: float) -> tuple[tuple[bool, ...], ...]
 
 
 def made(image: str, seed: int, *, methods: tuple[str, ...] = ("desra", "ssim"), clean_pixels: int = 10**6) -> Trial:
-    """A trial as it might come from an image: three thresholds, of which the second is the default, two areas."""
+    """Make the trial of an image: three thresholds, of which the second is the default, and two areas."""
     rng = np.random.default_rng(seed)
     drawn = [
         Case(kind, strength, size, 0, 4 * number, seed, number)
@@ -71,7 +64,7 @@ def made(image: str, seed: int, *, methods: tuple[str, ...] = ("desra", "ssim"),
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4, unique=True))
 def test_summary(seeds: list[int]) -> None:
-    """Each number once more, by going through all responses for it."""
+    """Each number is counted again by a loop over all responses."""
     trials = [made(f"{seed}", seed) for seed in seeds]
     summary = summarise(trials)
     assert summary.images == len(seeds)
@@ -115,7 +108,7 @@ def test_summary(seeds: list[int]) -> None:
         assert method.seconds_per_megapixel == pytest.approx(np.median([one.seconds["ssim"] for one in trials]) / 8)
 
 
-def test_best_is_the_most_for_the_price() -> None:
+def test_best_has_the_highest_recall_for_the_price() -> None:
     method = summarise([made("a", 4)]).methods[0]
     for budget in (0.0, 0.0002, 0.0005, 1.0):
         allowed = [point for point in method.curve if point.pixel_share <= budget]
@@ -128,8 +121,8 @@ def test_best_is_the_most_for_the_price() -> None:
             assert best.false_pixels == min(point.false_pixels for point in ties)
 
 
-def test_what_finds_as_much_for_more_is_left_out() -> None:
-    """All six points find a half; the last ones mark least."""
+def test_points_that_mark_more_for_the_same_recall_are_left_out() -> None:
+    """All six points find a half; the last point marks least."""
     same = told(worms=0.5)
     responses = tuple(row._replace(found=((index % 2 == 0,) * 2,) * 3) for index, row in enumerate(same.responses))
     pixels = ((600, 500), (400, 300), (200, 100))
@@ -173,7 +166,7 @@ def test_trials_that_do_not_belong_together(changed: dict) -> None:
 
 
 def told(**shares: float) -> Trial:
-    """A trial in which so many of 60 of a kind were found, all of strength 1."""
+    """Make a trial in which these shares of 60 artifacts of each kind were found, all of strength 1."""
     responses = []
     for number, (kind, share) in enumerate(shares.items()):
         for index in range(60):
@@ -197,23 +190,26 @@ def test_statements() -> None:
 
 
 def markdown(summary: SyntheticSummary) -> str:
-    return as_markdown("Title", sections_of(summary))
+    return document_as_markdown("Title", sections_of(summary))
 
 
 def test_sections_as_text() -> None:
     rows = [{"method": "a", "recall": "10 % (7–13) of 3"}, {"method": "desra, weight 1", "recall": "–"}]
     sections = [Section(note="One."), Section("More", ["one", "two - three"], "Two.", rows)]
     aligned = "method           recall\na                10 % (7–13) of 3\ndesra, weight 1  –"
-    assert as_console_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
+    assert document_as_text("Title", sections) == f"Title\n\nOne.\n\nMore\n\n- one\n- two - three\n\nTwo.\n\n{aligned}"
     table = "| method | recall |\n| --- | --- |\n| a | 10 % (7–13) of 3 |\n| desra, weight 1 | – |"
-    assert as_markdown("Title", sections) == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
+    assert (
+        document_as_markdown("Title", sections)
+        == f"# Title\n\nOne.\n\n## More\n\n- one\n- two - three\n\nTwo.\n\n{table}\n"
+    )
 
 
 def test_markdown() -> None:
     text = markdown(summarise([made("a", 1), made("b", 2)]))
     assert text.startswith("# Title\n\n41 artifacts in 2 pairs (2.0 MP that count as clean); 4 more were left out")
-    assert text.index("## What desra does not see") < text.index("## Methods at their own thresholds")
-    assert "## What ssim does not see" not in text
+    assert text.index("## Artifacts that desra does not see") < text.index("## Methods at their own thresholds")
+    assert "## Artifacts that ssim does not see" not in text
     assert "## ssim: recall by kind, strength and size" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 6

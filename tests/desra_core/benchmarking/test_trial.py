@@ -1,4 +1,4 @@
-"""The synthetic benchmark of a pair, held against masks that are made one by one; and its sums, added up slowly."""
+"""The trial of a pair, compared with masks that are made one by one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DESIGN = Design((0.25, 1.0), (24**2, 40**2), 2, (0.25, 1.5), (100, 300), 200)
 
 
 class Residual:
-    """A detector of a user's own: the blurred difference, with a frame of 3 px, which insists on labels."""
+    """A user's detector: the blurred difference with a frame of 3 px. It needs labels."""
 
     threshold = 6.0
     smallest = 20
@@ -42,7 +42,7 @@ class Residual:
 
 
 def pair(shape: tuple[int, int] = (260, 280), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A soft photo and its noisier twin, of which one part is spoilt already."""
+    """Make a soft photo and its noisier twin, which has an artifact already."""
     rng = np.random.default_rng(seed)
     smooth = cv2.GaussianBlur(rng.standard_normal((*shape, 3)), (0, 0), 9)
     mse_sr = 128 + 25 * smooth / smooth.std() + 4 * rng.standard_normal((*shape, 1))
@@ -74,7 +74,7 @@ def tried(inputs: dict[str, np.ndarray]) -> Trial:
 
 
 def test_trial(tried: Trial, inputs: dict[str, np.ndarray]) -> None:
-    """All counts once more, from the definitions: inject, score, mask, compare."""
+    """All counts are made again from the definitions: inject, score, mask, compare."""
     mse_sr, gan_sr, exclude, labels = (inputs[key] for key in ("mse_sr", "gan_sr", "exclude", "labels"))
     shape = gan_sr.shape[:2]
     clean = {name: method(mse_sr, gan_sr, None, labels) for name, method in METHODS.items()}
@@ -197,7 +197,7 @@ def test_images_of_two_sizes(inputs: dict[str, np.ndarray]) -> None:
 
 
 def test_real_pair(shared_data: Path) -> None:
-    """A strong grid on a real photo is found where it is not lost in texture, a change of colour is not."""
+    """A strong grid on a real photo is found outside of texture; a change of colour is not found."""
     read = [cv2.imread(str(shared_data / "pairs" / role / "computer.png")) for role in ("mse_sr", "gan_sr")]
     mse_sr, gan_sr = (np.ascontiguousarray(image[:600, :600, ::-1]) for image in read)
     design = Design((1.0,), (64**2, 90**2), factors=(1.0,), min_area=400)
@@ -219,7 +219,7 @@ def smooth(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> np
 
 
 def slow_grid(scores: np.ndarray, shape: tuple[int, int], places: list[np.ndarray], excluded: np.ndarray) -> tuple:
-    """Found, regions and pixels from a mask of its own for each point."""
+    """Count found places, regions and pixels with a separate mask for each point."""
     found = [[[] for _ in THRESHOLDS] for _ in places]
     regions, pixels = [[] for _ in THRESHOLDS], [[] for _ in THRESHOLDS]
     for row, threshold in enumerate(THRESHOLDS):

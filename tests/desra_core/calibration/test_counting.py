@@ -1,4 +1,4 @@
-"""A count of similarity by class over a workspace: what is counted, what is left to do, and what spoils a count."""
+"""A count of similarity by class over a workspace: its pixels, the images left to do, and changes that void a count."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def square(y: int, x: int, *, frame: int = 0) -> np.ndarray:
 
 
 def look_at(workspace: Workspace, name: str, mask: np.ndarray, gan_sr_key: str | None = None) -> Path:
-    """Give an image a mask by a person, drawn on files or on the results of a model."""
+    """Give an image a human mask, drawn on files or on the results of a model."""
     write(workspace.human_mask(name), mask)
     ids = {row["name"]: row["id"] for row in pq.read_table(workspace.manifest).to_pylist()}
     rows = read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()
@@ -164,7 +164,7 @@ def test_a_file_that_a_power_cut_has_emptied_is_counted_again(place) -> None:
     assert total(counting.histogram()) == (6 * 190 * 230, 6, 0)
 
 
-def test_new_images_are_added_to_what_is_counted(place, make_pairs) -> None:
+def test_new_images_are_added_to_the_count(place, make_pairs) -> None:
     limited = SimpleNamespace(**vars(place))
     limited.settings = place.settings.model_copy(update={"limit": 3})
     assert len(count_all(plan(limited))) == 3
@@ -177,7 +177,7 @@ def test_new_images_are_added_to_what_is_counted(place, make_pairs) -> None:
     assert len(again) < 3
 
 
-def test_a_mask_that_comes_changes_or_goes_spoils_its_shard_only(place) -> None:
+def test_a_mask_that_comes_changes_or_goes_voids_its_shard_only(place) -> None:
     count_all(plan(place))
     before = plan(place).histogram()
     third = place.names[2]
@@ -220,9 +220,9 @@ def test_an_image_whose_mask_is_unusable_is_left_out(place, mask: np.ndarray, re
     path = look_at(place.workspace, place.names[3], mask)
     counting = plan(place)
     assert len(count_all(counting)) == 6
-    told = [str(error) for shard in counting.counted() for error in shard.failures]
-    assert len(told) == 1
-    assert told[0].startswith(f"{path}: {reason}")
+    failures = [str(error) for shard in counting.counted() for error in shard.failures]
+    assert len(failures) == 1
+    assert failures[0].startswith(f"{path}: {reason}")
     assert counting.missing() == {}
     assert counting.histogram().seen == 5
     write(path, square(0, 0))
@@ -301,7 +301,7 @@ def test_folders_of_masks(place) -> None:
     write(place.root / "two/a.jpg", square(0, 0))
     with pytest.raises(UsageError, match="is a mask of the same image as"):
         Exclusion(place.root / "two")
-    # A workspace's own masks will do.
+    # The masks of a workspace can be excluded too.
     assert Exclusion(place.workspace.masks).unused(place.names) == []
 
 

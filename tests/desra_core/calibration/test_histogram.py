@@ -64,7 +64,7 @@ def slow_interval(found: list[Any], percentile: Fraction) -> int:
 
 
 def slow_quantile(found: list[Any], percentile: Fraction) -> Fraction:
-    """The largest D that more than the percentile reach."""
+    """The largest D that more than a percentile of the pixels reach."""
     ordered = sorted((Fraction(float(value)) for value in found), reverse=True)
     return next(value for value in ordered if 100 * sum(other >= value for other in ordered) > percentile * len(found))
 
@@ -120,7 +120,7 @@ def test_any_partition_of_the_images_gives_the_same(parts: list[int], random: An
 
 
 def test_pixels_of_images_are_pooled() -> None:
-    """As if all images were one."""
+    """The sum is that of one image with all pixels."""
     pairs = [image(seed) for seed in range(4)]
     together = count_image(*(np.concatenate([pair[part] for pair in pairs]) for part in (0, 1)))
     assert np.array_equal(merged(count_image(*pair).to_table() for pair in pairs).counts, together.counts)

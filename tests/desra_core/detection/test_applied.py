@@ -11,19 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.detection.class_weights import weighted_scores
-from desra_core.detection.detectors import METHODS, DetectorInputs, load_detector
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import METHODS, AppliedDetector, DetectorInputs, applied, load_detector
 from desra_core.detection.mask import artifact_mask, score_mask
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, UsageError
 from desra_core.settings import Detection
-from desra_core.settings.benchmark import Benchmarking
+from desra_core.settings.models import Benchmarking
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_minus_a_similarity_loses_no_pixel(seed: int, threshold: float, labelled: bool) -> None:
-    """At thresholds that values of the map hit, too."""
+    """Also at thresholds that equal a value of the map."""
     rng = np.random.default_rng(seed)
     similarity = rng.random((60, 50)).astype(np.float32)
     classes = rng.integers(0, 150, similarity.shape).astype(np.uint8) if labelled else None

@@ -1,4 +1,4 @@
-"""The table of classes and weights, and files that are none."""
+"""Tables of class weights, and files that are no such table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_no_weights() -> None:
     ],
     ids=["weight", "interval 0", "interval 10", "interval 19", "byte order mark", "CRLF", "more columns", "any order"],
 )
-def test_a_table_of_ones_own(tmp_path: Path, content: str, weight: float) -> None:
+def test_a_table_of_the_user(tmp_path: Path, content: str, weight: float) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(content, newline="")
     weights = load_weights(str(path))
@@ -75,10 +75,10 @@ def test_a_table_of_ones_own(tmp_path: Path, content: str, weight: float) -> Non
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "no row for 150 classes, the first is 0"),
-        ("ade20k_index,name,weight\n", "no row for 150 classes, the first is 0"),
-        (table().rsplit("\n", 2)[0], "no row for 1 class"),
-        (table().rsplit("\n", 4)[0], "no row for 3 classes, the first is 147"),
+        ("", "no row for 150 of the classes, the first is 0"),
+        ("ade20k_index,name,weight\n", "no row for 150 of the classes, the first is 0"),
+        (table().rsplit("\n", 2)[0], "no row for 1 of the classes"),
+        (table().rsplit("\n", 4)[0], "no row for 3 of the classes, the first is 147"),
         (table(changes={5: "4,again,1"}), "line 7: class 4 is there twice"),
         (table(changes={5: "150,too many,1"}), "line 7: has class 150; ADE20K classes are 0..149"),
         (table(changes={5: "-1,negative,1"}), "line 7: has class -1"),
@@ -94,7 +94,7 @@ def test_a_table_of_ones_own(tmp_path: Path, content: str, weight: float) -> Non
         (table("interval", 1, {5: "5,name,-1"}), "line 7: .*0..19"),
         (table("interval", 1, {5: "5,name,1.5"}), "line 7: is no class weight"),
         (table("mass"), "line 2: is no class weight"),
-        ("just some text", "no row for 150 classes"),
+        ("just some text", "no row for 150 of the classes"),
         ("just\nsome\ntext", "line 2: is no class weight"),
         (b"\x89PNG\r\n\x1a\n\0\xff\xfe", "are not a CSV file"),
         ('ade20k_index,name,weight\n0,"' + "x" * 200_000, "are not a CSV file"),

@@ -54,7 +54,7 @@ def pair(seed: int, shape: tuple[int, ...], dtype: type = np.uint8) -> tuple[np.
 
 
 def slow_ldl(mse_sr: np.ndarray, gan_sr: np.ndarray) -> np.ndarray:
-    """As LDL's own code does it, in torch, with every window unfolded."""
+    """Compute the map as LDL's own code does, in torch, with every window unfolded."""
     top = np.iinfo(mse_sr.dtype).max
     colours = [
         torch.from_numpy(np.broadcast_to(image / top, (*image.shape[:2], 3)).copy()) for image in (mse_sr, gan_sr)
@@ -74,7 +74,7 @@ def test_ldl_is_the_published_map(shape, dtype) -> None:
     np.testing.assert_allclose(scores, slow_ldl(mse_sr, gan_sr), rtol=1e-5, atol=1e-9)
 
 
-def test_ldl_of_equal_images_is_nothing() -> None:
+def test_ldl_of_equal_images_is_zero() -> None:
     image, _ = pair(2, (20, 20, 3))
     assert (load_detector("ldl")(image, image, None, None) == 0).all()
 
@@ -180,7 +180,7 @@ def test_a_file_is_a_detector_and_its_content_its_key(tmp_path) -> None:
         ("def broken(:", "SyntaxError"),
     ],
 )
-def test_what_is_no_detector_is_refused_in_one_line(content, reason, tmp_path) -> None:
+def test_a_file_without_a_detector_is_refused_in_one_line(content, reason, tmp_path) -> None:
     path = tmp_path / "own.py"
     if content is not None:
         path.write_text(content)
@@ -200,7 +200,7 @@ PAIR = DetectorInputs(*[np.zeros((20, 30, 3), np.uint8)] * 2)
 
 
 class Fixed:
-    """Returns what it is given."""
+    """A detector that returns fixed scores."""
 
     threshold, smallest, inputs = 1.0, 11, ()
 
@@ -217,7 +217,7 @@ class Fixed:
      np.zeros((20, 30, 1)), np.full((20, 30), np.nan), np.full((20, 30), np.inf), np.zeros((20, 30), complex),
      np.zeros((20, 30), object)],
 )  # fmt: skip
-def test_scores_that_are_none_are_refused(scores) -> None:
+def test_results_that_are_no_scores_are_refused(scores) -> None:
     with pytest.raises(ImageError, match=r"a\.png: makes mine return .* instead of finite scores of the shape \(H"):
         score_pair(Fixed(scores), "mine", IMAGE, PAIR)
 
@@ -230,24 +230,24 @@ def test_scores_with_a_frame_and_small_images() -> None:
 
 
 class Raising(Fixed):
-    """Fails with two lines."""
+    """A detector that raises an error of two lines."""
 
     def __call__(self, *_: object) -> object:
         raise ValueError("one\ntwo")
 
 
-def test_what_a_detector_raises_is_told_in_a_line() -> None:
+def test_an_error_of_a_detector_becomes_one_line() -> None:
     with pytest.raises(ImageError, match=r"a\.png: makes mine fail \(ValueError: one two\); mend the method"):
         score_pair(Raising(None), "mine", IMAGE, PAIR)
 
 
 @pytest.mark.parametrize("asked", [(), ("lr",), ("labels",), ("labels", "lr")])
-def test_a_detector_gets_what_it_asks_for_and_nothing_else(asked: tuple[str, ...]) -> None:
+def test_a_detector_gets_only_the_inputs_that_it_needs(asked: tuple[str, ...]) -> None:
     inputs = PAIR._replace(lr=np.zeros((10, 15, 3), np.uint8), labels=np.zeros((20, 30), np.uint8))
     given: list[object] = []
 
     class Asking(Fixed):
-        """Notes what it is given."""
+        """A detector that notes its inputs."""
 
         def __call__(self, *arguments: object) -> object:
             given.extend(arguments)

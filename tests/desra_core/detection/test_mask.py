@@ -114,7 +114,7 @@ def test_maps_larger_than_a_strip() -> None:
 
 
 def square(side: int, *, shape: tuple[int, int] = (60, 60)) -> np.ndarray:
-    """A map whose mask is one square of ``side`` pixels: 8 more on each axis than what is suspect."""
+    """A map whose mask is one square of ``side`` pixels: 8 more on each axis than the suspect square."""
     similarity = np.ones(shape, np.float32)
     similarity[20 : 20 + side - 8, 20 : 20 + side - 8] = 0
     return similarity
@@ -143,7 +143,7 @@ def test_small_suspects_are_eroded_and_kept_ones_grow_by_four() -> None:
 
 
 def test_holes_are_filled_before_the_area_counts() -> None:
-    """Also a hole whose outlet is diagonal stays open, and one at the border does."""
+    """A hole with a diagonal outlet stays open, and so does a hole at the border."""
     similarity = np.ones((80, 80), np.float32)
     similarity[10:70, 10:70] = 0
     similarity[25:55, 25:55] = 1
@@ -163,7 +163,7 @@ def test_nothing_and_everything() -> None:
 
 
 def test_many_components() -> None:
-    """Ten thousand of them: the slow formulation would need a pass for each."""
+    """With ten thousand components; the slow formulation needs a pass for each."""
     suspect = np.zeros((1800, 1800), np.float32)
     suspect[:] = 1
     for row in range(5):

@@ -88,7 +88,7 @@ def test_random_masks(height: int, width: int, frame: int, share: float, labelle
 
 
 def test_order_is_that_of_the_first_pixel() -> None:
-    """The lower left one begins further down, though its box begins further left."""
+    """The lower left region begins further down, though its box begins further left."""
     mask = np.zeros((40, 40), bool)
     mask[30:35, 5:10] = mask[8:12, 30:35] = mask[8:20, 10:15] = mask[9:11, 20:22] = True
     regions = find_regions(mask, np.zeros((30, 30), np.float32))
@@ -113,7 +113,7 @@ def test_empty_mask() -> None:
     assert find_regions(np.zeros((30, 30), bool), np.ones((20, 20), np.float32)) == []
 
 
-def test_severity_is_area_times_what_lacks() -> None:
+def test_severity_is_area_times_missing_similarity() -> None:
     mask = np.pad(np.ones((4, 5), bool), 5)
     similarity = np.full((4, 5), 0.25, np.float32)
     (region,) = find_regions(mask, similarity, threshold=0.75)
@@ -121,7 +121,7 @@ def test_severity_is_area_times_what_lacks() -> None:
 
 
 def test_another_severity() -> None:
-    """It sees the regions and nothing else, in particular no area of 0."""
+    """It gets the regions alone, so never an area of 0."""
     mask = np.zeros((20, 20), bool)
     mask[6:8, 6:9] = mask[12:14, 12:14] = True
     seen = []

@@ -1,4 +1,4 @@
-"""The rules of the authors' three metric scripts, written anew: slow, one component after the other."""
+"""The rules of the authors' three metric scripts, written again: slowly, component by component."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EIGHT = np.ones((3, 3), bool)
 
 
 def components(mask: np.ndarray) -> list[np.ndarray]:
-    """The 8-connected components of a mask, by their first pixel in reading order."""
+    """List the 8-connected components of a mask, by their first pixel in reading order."""
     numbers, count = ndimage.label(mask, EIGHT)
     found = [numbers == number for number in range(1, count + 1)]
     return sorted(found, key=lambda component: tuple(np.argwhere(component)[0]))
@@ -20,7 +20,7 @@ def lies_inside(component: np.ndarray, other: np.ndarray) -> bool:
 
 
 def iou(masks: list[np.ndarray], truths: list[np.ndarray]) -> float:
-    """NaN where one image is empty, as theirs is."""
+    """Compute the mean IoU: NaN where both masks of an image are empty, as in the authors' script."""
     total = 0.0
     for mask, truth in zip(masks, truths, strict=True):
         with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""COCO files: what they hold is read exactly, and what they should not hold is told in a line."""
+"""COCO files: their content is read exactly, and each mistake is refused in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def compressed(mask: np.ndarray) -> dict[str, Any]:
 
 
 def runs(mask: np.ndarray) -> dict[str, Any]:
-    """Column by column, one pixel after the other."""
+    """Encode run lengths column by column, pixel by pixel."""
     counts, value = [0], False
     for pixel in mask.T.ravel():
         if pixel != value:
@@ -58,7 +58,7 @@ def test_run_lengths_are_decoded_and_joined(tmp_path_factory, data) -> None:
 
 
 def test_long_runs_are_decoded(tmp_path) -> None:
-    """Counts of several digits, up and down."""
+    """Counts of several digits, larger and smaller than the ones before."""
     mask = np.zeros((300, 500), bool)
     mask[17:290, 40:300] = mask[3, 490:] = True
     image = {"id": 1, "file_name": "a.png", "width": 500, "height": 300}
@@ -122,7 +122,7 @@ def test_ids_and_sizes_as_tools_write_them(tmp_path, annotation, more) -> None:
 
 
 def test_large_and_odd_ids_stay_apart(tmp_path) -> None:
-    """Above 2^53, where floating-point numbers are not whole any more, and hexadecimal ones that look like such."""
+    """Ids above 2^53, where floating-point numbers skip integers, and hexadecimal ids that look like numbers."""
     keys = [2**60, 2**60 + 1, "1e5", 100_000, "0a", str(2**60 + 2)]
     images = [IMAGE | {"id": key, "file_name": f"{number}.png"} for number, key in enumerate(keys)]
     content = document(WHOLE, images=images)
@@ -176,7 +176,7 @@ def test_a_box_stands_for_a_missing_outline(tmp_path, segmentation) -> None:
 
 @pytest.mark.parametrize(("angle", "kind"), [(0, "box"), (360, "box"), (90, "rotated box"), (30.5, "rotated box")])
 def test_boxes_are_turned_as_cvat_turns_them(tmp_path, angle, kind) -> None:
-    """Clockwise around their middle, by the attribute that CVAT writes beside the box that is not turned."""
+    """CVAT writes the box before it is turned, and the clockwise angle around its middle as an attribute."""
     image = IMAGE | {"width": 120, "height": 100}
     content = document([], images=[image])
     content["annotations"][0] |= {"bbox": [30, 40, 60, 20], "attributes": {"occluded": False, "rotation": angle}}
@@ -191,7 +191,7 @@ def test_boxes_are_turned_as_cvat_turns_them(tmp_path, angle, kind) -> None:
     assert found.kinds == (kind,)
 
 
-def test_slivers_beside_a_whole_outline_are_told(tmp_path) -> None:
+def test_slivers_beside_a_whole_outline_are_reported(tmp_path) -> None:
     (found,) = read(tmp_path, document([[2, 1, 6, 1, 6, 3, 2, 3], [4, 1, 5, 1]])).values()
     assert decode_coco_mask(found).sum() == 8
     assert found.left_out == ("outline of fewer than three points",)
@@ -205,7 +205,7 @@ def test_files_in_other_encodings(tmp_path, encoding) -> None:
     assert list(read_coco(path)) == ["图/效果.png"]
 
 
-def test_a_file_in_an_encoding_that_cannot_be_told(tmp_path) -> None:
+def test_a_file_in_an_unknown_encoding(tmp_path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(document(WHOLE, info="café"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(UsageError, match="is text in another encoding than UTF-8, UTF-16 and GB18030"):
@@ -248,7 +248,7 @@ def test_a_file_in_an_encoding_that_cannot_be_told(tmp_path) -> None:
         (document([1, 1, 2, 2, 3, 3]), "holds no mask"),
     ],
 )
-def test_what_is_damaged_is_refused(tmp_path, content, told) -> None:
+def test_damaged_files_are_refused(tmp_path, content, told) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, content)
     assert told in str(raised.value)

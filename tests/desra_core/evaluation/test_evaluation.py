@@ -1,4 +1,4 @@
-"""A whole set of masks: the published numbers however the masks are saved, failures beside them, and the files."""
+"""Evaluating a set of masks: the published numbers for masks saved in any way, failures, files and severity labels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ import numpy as np
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks
-from desra_core.evaluation.evaluation_files import as_document, write_json, write_tables
+from desra_core.evaluation.evaluation import (
+    Evaluation,
+    Rating,
+    SeverityLabels,
+    as_document,
+    check_ratings,
+    evaluate_masks,
+    read_ratings,
+    write_json,
+    write_tables,
+)
+from desra_core.evaluation.image_agreement import MaskRegion
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.mask_pairs import pair_folders
-from desra_core.evaluation.severity_labels import read_ratings
 from desra_core.images.codec import encode_mask, encode_png
 
 
@@ -51,7 +60,7 @@ def test_numbers_of_a_set(folders: tuple[Path, Path]) -> None:
     assert [image.shape for image in evaluation.images] == [(60, 90), (40, 50), (50, 50)]
     scores = evaluation.scores
     assert (scores.images, scores.empty_pairs) == (3, 1)
-    assert (scores.iou, scores.values["iou_with_empty"]) == ((2 / 3 + 0) / 2, (2 / 3 + 0 + 1) / 3)
+    assert (scores.values["iou"], scores.values["iou_with_empty"]) == ((2 / 3 + 0) / 2, (2 / 3 + 0 + 1) / 3)
     assert (scores.total.precision, scores.total.recall) == (2 / 3, 2 / 3)
     assert evaluation.classes is None
     assert evaluation.prominent is None
@@ -81,7 +90,7 @@ def test_the_published_numbers(
     of_truth: Callable[[np.ndarray], np.ndarray],
     sizes: str | None,
 ) -> None:
-    """With the frame or without it on either side, which is told by the other side or by what the masks mark."""
+    """With the frame or without it on either side; the other side or the marked pixels show which."""
     pairs = shared_data / "pairs"
     published = json.loads((pairs / "metrics.json").read_text())
     for role, folder, change in (
@@ -102,7 +111,7 @@ def test_the_published_numbers(
 
 
 def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
-    """Each pair for itself: one mask without frame, one ground truth without, one pair of equal sizes."""
+    """The size is found for each pair: a mask without the frame, a ground truth without it, and equal sizes."""
     masks, gt = folders
     whole = as_document(evaluated(masks, gt))
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
@@ -113,8 +122,8 @@ def test_several_sizes_in_one_folder(folders: tuple[Path, Path]) -> None:
     assert mixed["iou"] == whole["iou"]
 
 
-def test_what_masks_of_one_size_have(folders: tuple[Path, Path]) -> None:
-    """One mask that marks its outermost 5 px tells it of all of them, and no other pair is changed by that."""
+def test_the_size_of_masks_as_large_as_their_ground_truth(folders: tuple[Path, Path]) -> None:
+    """One mask that marks its outermost 5 px decides for all of them; pairs of known size do not change."""
     masks, gt = folders
     (masks / "a.png").write_bytes(encode_mask(cropped(read_mask(masks / "a.png"))))
     touching = np.zeros((40, 50), bool)
@@ -131,7 +140,7 @@ def test_what_masks_of_one_size_have(folders: tuple[Path, Path]) -> None:
 
 
 def test_files_that_cannot_be_judged(folders: tuple[Path, Path]) -> None:
-    """One line each; the others are judged as if those were not there."""
+    """Each is reported in one line; the others are judged as without them."""
     masks, gt = folders
     for folder in folders:
         (folder / "other size.png").write_bytes(encode_mask(np.zeros((30, 30 if folder == gt else 31), bool)))
@@ -187,7 +196,7 @@ def test_jpeg_masks(folders: tuple[Path, Path]) -> None:
     assert lossy.lossy == [masks / "a.jpg"]
     assert as_document(lossy)["lossy"] == [str(masks / "a.jpg")]
     assert lossy.scores.total.precision == exact.scores.total.precision
-    assert lossy.scores.iou == pytest.approx(exact.scores.iou, abs=0.05)
+    assert lossy.scores.values["iou"] == pytest.approx(exact.scores.values["iou"], abs=0.05)
 
 
 def test_classes_of_a_set(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -260,7 +269,7 @@ def test_tables_of_an_earlier_evaluation_do_not_stay(folders: tuple[Path, Path],
 
 
 def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """A person fills in regions.csv; its scores are those of the prominent regions, and the next table has it again."""
+    """A person fills in regions.csv: the scores are those of prominent regions, and the next table has the ratings."""
     write_tables(evaluated(*folders), tmp_path)
     rows = read_csv(tmp_path / "regions.csv")
     for row, noticed in zip(rows, ("0.2", "", "0.5"), strict=True):
@@ -281,7 +290,7 @@ def test_ratings_come_back_with_the_table(folders: tuple[Path, Path], tmp_path: 
 
 
 def test_ratings_of_another_ground_truth(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """But of an image without a mask, and of one that failed, they are no mistake."""
+    """Ratings of an image without a mask, and of an image that failed, are no mistake."""
     masks, gt = folders
     (gt / "z.png").write_bytes(encode_mask(np.zeros((40, 50), bool)))
     (masks / "c.png").write_bytes(b"no image")
@@ -296,3 +305,87 @@ def test_progress(folders: tuple[Path, Path]) -> None:
     told: list[tuple[int, int]] = []
     evaluated(*folders, on_judged=lambda *counts: told.append(counts))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "noticed.csv"
+
+
+def test_reading(file: Path) -> None:
+    """Columns in any order, further columns, a byte order mark, a name with a comma and one with a line break."""
+    file.write_bytes(
+        b'\xef\xbb\xbfnoticed,note,region,image\r\n0.25,,1,a/b\r\n,nobody,2,a/b\r\n1,,3,"c,d"\r\n0,,1,"e\nf"\r\n'
+    )
+    assert read_ratings(file) == {
+        "a/b": {1: Rating(0.25, None, 2), 2: Rating(None, None, 3)},
+        "c,d": {3: Rating(1.0, None, 4)},
+        "e\nf": {1: Rating(0.0, None, 6)},
+    }
+
+
+def test_a_box_is_read_where_all_its_columns_are_filled(file: Path) -> None:
+    file.write_text("image,region,x,y,width,height,noticed\na,1,5,6,7,8,0.5\na,2,,,,,0.5\n")
+    assert read_ratings(file)["a"] == {1: Rating(0.5, ("5", "6", "7", "8"), 2), 2: Rating(0.5, None, 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,region\na,1\n", ": has no column noticed; fill in the column noticed of the regions.csv"),
+        ("image;region;noticed\na;1;1\n", ": has no column image;"),
+        ("", ": has no column image;"),
+        ("image,region,noticed\n", ": rates no region;"),
+        ("image,region,noticed\na,1,\n", ": rates no region;"),
+        ("image,region,noticed\na,1,0.5\na,1,0.5\n", ", line 3: rates region 1 of a a second time; keep one"),
+        ("image,region,noticed\na,1,0.5\na,01,0.6\n", ", line 3: rates region 1 of a a second time"),
+        ("image,region,noticed\na,1,1.01\n", ", line 2: has the share '1.01'; shares of viewers are numbers in 0..1"),
+        ("image,region,noticed\na,1,-0.1\n", ", line 2: has the share '-0.1'"),
+        ("image,region,noticed\na,1,nan\n", ", line 2: has the share 'nan'"),
+        ("image,region,noticed\na,1,60%\n", ", line 2: has the share '60%'"),
+        ("image,region,noticed\na,1,0.5\na,0,0.5\n", ", line 3: has the region '0'; regions are numbered 1, 2"),
+        ("image,region,noticed\na,1.0,0.5\n", ", line 2: has the region '1.0'"),
+        ("image,region,noticed\na,\u00b2,0.5\n", ", line 2: has the region"),
+        ("image,region,noticed\na,1\n", ", line 2: has more or fewer cells than there are columns"),
+        ("image,region,noticed\na,1,0.5,7\n", ", line 2: has more or fewer cells than there are columns"),
+        ('image,region,noticed\n"a,1,0.5\n', ": is no CSV file in UTF-8"),
+    ],
+)
+def test_mistakes(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(UsageError) as error:
+        read_ratings(file)
+    assert f"{file}{message}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_one_in_another_encoding(file: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_ratings(file)
+    file.write_bytes(b"image,region,noticed\n\xff,1,1\n")
+    with pytest.raises(UsageError, match="is no CSV file in UTF-8"):
+        read_ratings(file)
+
+
+REGIONS = {"a": [MaskRegion(5, 6, 7, 8, 40, 3, None)] * 2, "failed": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a,2,5,6,7,8,1\nb,1,,,,,1\nb,2,,,,,1", ", line 3: names b, an image without ground truth;"),
+        ("a,1,,,,,1\na,3,,,,,", ", line 3: names region 3 of a, which has 2;"),
+        ("a,1,5,6,7,9,1", ", line 2: describes another region than number 1 of a;"),
+    ],
+)
+def test_labels_of_another_ground_truth(file: Path, rows: str, message: str) -> None:
+    file.write_text(f"image,region,x,y,width,height,noticed\n{rows}\n")
+    with pytest.raises(UsageError) as error:
+        check_ratings(read_ratings(file), file, REGIONS)
+    assert f"{file}{message}" in str(error.value)
+
+
+def test_labels_of_this_ground_truth(file: Path) -> None:
+    """The regions of an image that could not be judged are unknown, so any rating of them is accepted."""
+    file.write_text("image,region,x,y,width,height,noticed\na,2,5,6,7,8,1\na,1,,,,,0\nfailed,9,1,1,1,1,1\n")
+    check_ratings(read_ratings(file), file, REGIONS)

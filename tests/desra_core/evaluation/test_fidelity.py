@@ -1,4 +1,4 @@
-"""Fidelity, held against formulations that look at one pixel after the other."""
+"""Fidelity, compared with slow formulations that go pixel by pixel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = st.tuples(st.integers(11, 24), st.integers(11, 24), st.sampled_from([1,
 
 
 def images(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A smooth image, a changed one, and pixels outside of which at least one is."""
+    """Make a smooth image, a changed one, and an outside of at least one pixel."""
     rng = np.random.default_rng(seed)
     before = cv2.GaussianBlur(rng.integers(0, 256, shape).astype(np.float32), (0, 0), 1).reshape(shape)
     before = np.clip(128 + 3 * (before - 128), 0, 255).astype(np.uint8)
@@ -32,7 +32,7 @@ def images(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def slow_gradient(pixels: np.ndarray, row: int, column: int) -> float:
-    """Prewitt over the nine pixels around one, those beyond the border being the nearest within."""
+    """Apply Prewitt's filters to the nine pixels around each pixel; border pixels are repeated."""
     weights = (1.0,) if pixels.shape[2] == 1 else (0.299, 0.587, 0.114)
 
     def luminance(y: int, x: int) -> float:
@@ -96,7 +96,7 @@ def test_sharpness(shape: tuple[int, int, int], seed: int) -> None:
 
 
 def test_sharpness_of_a_ramp_and_an_edge() -> None:
-    """A ramp rises by three levels a pixel, by half of that at its two ends; an edge counts half in either column."""
+    """A ramp rises by three levels per pixel, by half of that at both ends; an edge counts half in both columns."""
     ramp = np.repeat(np.arange(0, 60, 3, dtype=np.uint8)[None, :, None], 8, axis=0)
     assert sharpness(ramp) == pytest.approx((18 * 3 + 2 * 1.5) / 20)
     assert sharpness(np.repeat(ramp, 3, axis=2)) == pytest.approx((18 * 3 + 2 * 1.5) / 20)
@@ -131,8 +131,8 @@ def test_16_bits_are_finer_than_8() -> None:
     assert squared_error(before, after, np.ones((20, 20), bool)) == pytest.approx(400 / 257**2)
 
 
-def test_what_lies_inside_does_not_count() -> None:
-    """Beyond the halo of each measure: of one pixel for gradients, of five for SSIM."""
+def test_pixels_inside_do_not_count() -> None:
+    """This holds beyond the halo of each measure: one pixel for gradients, five for SSIM."""
     before, _, _ = images((40, 40, 3), 1)
     after = before.copy()
     after[10:20, 10:20] = 255 - after[10:20, 10:20]
@@ -147,7 +147,7 @@ def test_what_lies_inside_does_not_count() -> None:
     ("height", "width", "strip"), [(900, 700, 2**18), (61, 40, 1), (11, 40, 1), (49, 40, 12 * 40), (30, 40, 29 * 40)]
 )
 def test_images_of_several_strips(height: int, width: int, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also strips that are lower than the window of SSIM: all of them, or the last one."""
+    """All strips, or the last one, may have fewer rows than the window of SSIM."""
     before, after, outside = images((height, width, 3), height)
     monkeypatch.setattr(fidelity, "_STRIP", height * width)
     whole = [measure(before, after, outside) for measure in MEASURES] + [sharpness(before)]
@@ -157,7 +157,7 @@ def test_images_of_several_strips(height: int, width: int, strip: int, monkeypat
 
 
 def test_psnr() -> None:
-    """Of a pooled sum: two images of 100 pixels that differ by 1 and by 2 everywhere."""
+    """The PSNR of a pooled sum: two images of 100 pixels that differ by 1 and by 2 everywhere."""
     assert psnr(0, 100) == math.inf
     assert psnr(100 + 400, 200) == pytest.approx(10 * math.log10(65025 / 2.5))
     black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""One mask against its ground truth: the valid region, classes, prominent regions, and what tells the image's size."""
+"""One mask against its ground truth: the valid region, classes, prominent regions, and the size of the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.desra_core.evaluation.published_scripts import components, lies_insid
 
 
 def saved(folder: Path, **masks: np.ndarray) -> MaskPair:
-    """A pair of files; further arrays are labels and GAN result."""
+    """Write a pair of files; further arrays are labels and GAN result."""
     for name, pixels in masks.items():
         data = encode_mask(pixels) if pixels.dtype == bool else encode_png(pixels)
         (folder / f"{name}.png").write_bytes(data)
@@ -37,7 +37,7 @@ def blobs(seed: int, shape: tuple[int, int] = (60, 80)) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 2.5) > 0.51
 
 
-def test_whichever_lacks_its_frame(tmp_path: Path) -> None:
+def test_one_of_the_masks_lacks_its_frame(tmp_path: Path) -> None:
     mask, truth = blobs(1), blobs(2)
     expected = compare_masks(mask[5:-5, 5:-5], truth[5:-5, 5:-5])
     assert 0 < expected.right < expected.detected
@@ -51,7 +51,7 @@ def test_whichever_lacks_its_frame(tmp_path: Path) -> None:
 
 
 def test_masks_of_one_size(tmp_path: Path) -> None:
-    """Assumed to be the image's, unless told otherwise: by --size, by the labels or by the GAN result."""
+    """Assumed to be the image's, unless --size, the labels or the GAN result say otherwise."""
     mask, truth = blobs(1), blobs(2)
     cropped, all_of_it = compare_masks(mask[5:-5, 5:-5], truth[5:-5, 5:-5]), compare_masks(mask, truth)
     assert cropped != all_of_it
@@ -70,7 +70,7 @@ def test_masks_of_one_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_gan_result_that_is_stored_turned(tmp_path: Path, orientation: int) -> None:
-    """Its size is that of the upright picture, in every format that can tell it."""
+    """Its size is that of the upright picture, in every format that can record a rotation."""
     pair = saved(tmp_path, mask=blobs(1), truth=blobs(2))
     stored = Image.fromarray(np.zeros((90, 70) if orientation > 4 else (70, 90), np.uint8))
     exif = Image.Exif()
@@ -153,7 +153,7 @@ def test_files_that_contradict_each_other(tmp_path: Path) -> None:
 
 
 def slow_prominent(mask: np.ndarray, truth: np.ndarray, flags: np.ndarray) -> Agreement:
-    """As the docstring says, region by region."""
+    """Compute the agreement region by region, as the docstring of `prominent_agreement` defines it."""
     marked = components(truth)
     asked = np.any([np.zeros_like(mask), *(part for part, flag in zip(marked, flags, strict=True) if flag)], axis=0)
     ignored = truth & ~asked
@@ -182,7 +182,7 @@ def test_prominent_regions(seed: int, share: float, prominent: float) -> None:
     assert prominent_agreement(mask, truth, np.ones(len(flags), bool)) == everything
 
 
-def test_what_is_not_prominent_is_neither_right_nor_wrong() -> None:
+def test_regions_that_are_not_prominent_are_neither_right_nor_wrong() -> None:
     truth = np.zeros((20, 60), bool)
     truth[5:15, 5:15] = truth[5:15, 30:40] = True
     mask = np.zeros_like(truth)
@@ -195,22 +195,16 @@ def test_what_is_not_prominent_is_neither_right_nor_wrong() -> None:
     assert prominent_agreement(mask, truth, np.zeros(2, bool)).recall is None
 
 
-def test_prominent_by_the_share_of_viewers(tmp_path: Path) -> None:
+def test_prominent_regions_by_number(tmp_path: Path) -> None:
     truth = np.zeros((40, 60), bool)
     truth[6:12, 6:12] = truth[20:26, 20:26] = truth[20:26, 40:46] = True
     mask = truth.copy()
     mask[:30, :30] = False
     pair = saved(tmp_path, mask=mask, truth=truth)
     assert compare_pair(pair).prominent is None
-    # The second in reading order, at (20, 20), has half of the viewers; the third nobody was asked about.
-    for noticed, least, marked, found in (
-        ({1: 0.4, 2: 0.5}, 0.5, 1, 0),
-        ({1: 0.4, 2: 0.5}, 0.51, 0, 0),
-        ({1: 0.4, 2: 0.5, 3: 1.0}, 0.4, 3, 1),
-        ({3: 0.0}, 0.0, 1, 1),
-        ({}, 0.0, 0, 0),
-    ):
-        prominent = compare_pair(pair, noticed=noticed, least_noticed=least).prominent
+    # The mask marks the third region in reading order only.
+    for numbers, marked, found in (({2}, 1, 0), ({1, 2, 3}, 3, 1), ({3}, 1, 1), (set(), 0, 0)):
+        prominent = compare_pair(pair, prominent=numbers).prominent
         assert prominent is not None
         assert (prominent.marked, prominent.found) == (marked, found)
 

@@ -1,4 +1,4 @@
-"""Masks from every kind of file, with the frame and without it; what is no mask is refused in one line."""
+"""Masks from every kind of file, with and without the frame; files that are no mask are refused in one line."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_lossy_files_are_thresholded(mask: np.ndarray, kind: str, mode: str, qua
 
 
 def test_lossy_files_with_transparency_or_metadata(mask: np.ndarray) -> None:
-    """Whose pixels come after other chunks."""
+    """The pixels of these files come after other chunks."""
     white, gray = np.full((*mask.shape, 3), 255, np.uint8), mask.astype(np.uint8) * np.uint8(255)
     for pixels, options in ((np.dstack([white, gray]), {}), (painted(mask, 255, 255, 255), {"exif": b"Exif\0\0odd"})):
         data = saved(pixels, "WEBP", quality=90, **options)
@@ -108,7 +108,7 @@ def test_lossy_files_with_transparency_or_metadata(mask: np.ndarray) -> None:
         assert not is_lossy(saved(pixels, "WEBP", lossless=True, **options))
 
 
-def test_what_is_lossy_is_told_by_the_content() -> None:
+def test_lossy_files_are_known_by_their_content() -> None:
     for data in (b"", b"RIFF", b"RIFF\x00\x00\x00\x00WEBP", b"RIFF\x00\x00\x00\x00WEBPICCP\xff\xff\xff\xff"):
         assert not is_lossy(data)
 
@@ -120,7 +120,7 @@ def refused(data: bytes) -> str:
     return error.value.reason
 
 
-def test_what_is_not_binary_is_refused(mask: np.ndarray) -> None:
+def test_masks_that_are_not_binary_are_refused(mask: np.ndarray) -> None:
     gray = mask.astype(np.uint8)
     soft = cv2.GaussianBlur(gray * np.uint8(255), (0, 0), 8)
     half = np.dstack([gray * 255] * 3 + [gray * 100 + 100])
@@ -151,7 +151,7 @@ def test_reading(tmp_path: Path, mask: np.ndarray) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.integers(11, 40), st.integers(11, 40), st.booleans(), st.booleans())
 def test_the_valid_region_of_any_two_masks(height: int, width: int, framed: bool, truth_framed: bool) -> None:
-    """Whichever of the two lacks its frame, what is compared are the same pixels."""
+    """Whichever of the two masks lacks its frame, the same pixels are compared."""
     whole = np.random.default_rng(height * width).random((height, width)) < 0.5
     mask, truth = (whole if flag else whole[5:-5, 5:-5] for flag in (framed, truth_framed))
     shape = shape_of_image(mask, truth, PATH, PATH)

@@ -1,4 +1,4 @@
-"""Which masks belong together: nested folders, missing twins, doubtful names, and workspaces with masks by people."""
+"""Pairing masks: nested folders, missing twins, ambiguous names, and workspaces with human masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from desra_core.workspace.matching import Sources
 
 
 def put(folder: Path, *names: str) -> Path:
-    """Files of different content."""
+    """Write files of different content."""
     for index, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def test_labels_and_gan_results(tmp_path: Path) -> None:
 
 
 def test_a_name_with_two_candidates_is_left_out(tmp_path: Path) -> None:
-    """And told; the rest is judged. Where both sides have the same two files, they are two images."""
+    """The name is reported, and the rest judged. Where both sides have the same two files, they are two images."""
     masks = put(tmp_path / "masks", "a.jpg", "a.png", "b.png", "c.png", "c.jpg")
     gt = put(tmp_path / "gt", "a.png", "b.png", "c.png", "c.jpg")
     found = pair_folders(masks, gt)
@@ -80,7 +80,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """A workspace of pairs with labels, and a mask for each but the last."""
+    """Make a workspace of pairs with labels, and a mask for each image but the last."""
     folders = {role: put(tmp_path / role, "a.png", "b/c.png", "d.png", "e.png") for role in ("mse_sr", "gan_sr")}
     folders["labels"] = put(tmp_path / "labels", "a.png", "b/c.png", "d.png", "e.png")
     place = Workspace(tmp_path / "ws")
@@ -91,7 +91,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def look_at(workspace: Workspace, gan_sr_key: str | None = None, **ids: str | None) -> None:
-    """Give some images masks by people; without an id they are of the present image."""
+    """Give some images human masks; without an id they are of the present image."""
     manifest = read_manifest(workspace)
     assert manifest is not None
     known = dict(zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True))
@@ -103,7 +103,7 @@ def look_at(workspace: Workspace, gan_sr_key: str | None = None, **ids: str | No
     workspace.publish_table(workspace.human_manifest, pa.Table.from_pylist(rows, HUMAN_MASKS))
 
 
-def test_masks_by_people_win(tmp_path: Path, workspace: Workspace) -> None:
+def test_human_masks_win(tmp_path: Path, workspace: Workspace) -> None:
     look_at(workspace, a=None, e=None, d="of another photo")
     gt = put(tmp_path / "given", "a.png", "b/c.png", "elsewhere.png")
     found = pair_workspace(workspace, gt=gt)
@@ -128,7 +128,7 @@ def test_masks_of_another_model_do_not_count(workspace: Workspace) -> None:
     workspace.settings.write_text(json.dumps({"settings": {}, "target": {"gan_sr_key": "one model"}}))
     assert [pair.name for pair in pair_workspace(workspace).pairs] == ["a"]
     workspace.settings.write_text(json.dumps({"settings": {}, "target": {"gan_sr_key": "another"}}))
-    with pytest.raises(UsageError, match=r"holds no masks by people that count \(1 do not\); bring some"):
+    with pytest.raises(UsageError, match=r"holds no human masks that count \(1 do not\); bring some"):
         pair_workspace(workspace)
 
 
@@ -150,16 +150,16 @@ def test_a_mined_workspace(tmp_path: Path) -> None:
 
 
 def test_the_masks_of_a_workspace_by_their_folder(tmp_path: Path, workspace: Workspace) -> None:
-    """They are known to have the images' sizes."""
+    """Masks of a workspace are known to have their images' sizes."""
     (pair,) = pair_folders(workspace.masks, put(tmp_path / "given", "a.png")).pairs
     assert pair.whole
 
 
-def test_what_is_no_workspace_with_masks(tmp_path: Path, workspace: Workspace) -> None:
+def test_folders_that_are_no_workspace_with_masks(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="elsewhere: has no masks; name the workspace of desra detect or mine"):
         pair_workspace(Workspace(tmp_path / "elsewhere"))
-    with pytest.raises(UsageError, match="ws: holds no masks by people; bring some with desra import"):
+    with pytest.raises(UsageError, match="ws: holds no human masks; bring some with desra import"):
         pair_workspace(workspace)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no masks by people, and .*empty no images"):
+    with pytest.raises(UsageError, match=r"holds no human masks, and .*empty no images"):
         pair_workspace(workspace, gt=tmp_path / "empty")

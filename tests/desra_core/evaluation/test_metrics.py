@@ -1,4 +1,4 @@
-"""The measures, held against the published numbers and against the published scripts' rules written anew."""
+"""The measures, compared with the published numbers and with the rules of the published scripts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from desra_core.evaluation import metrics
 from desra_core.evaluation.mask_files import read_mask
 from desra_core.evaluation.metrics import (
     MEASURES,
@@ -21,6 +21,7 @@ from desra_core.evaluation.metrics import (
     mean_iou,
     pooled,
     score_masks,
+    wilson_interval,
 )
 from tests.desra_core.evaluation import published_scripts
 
@@ -109,7 +110,7 @@ def test_nothing_right_and_nothing_found_is_zero() -> None:
 
 
 def test_the_mean_is_summed_one_by_one() -> None:
-    """As the published script does; a compensated sum ends in another digit."""
+    """The published script sums so; a compensated sum ends in another digit."""
     agreements = [Agreement(intersection=1, union=10)] * 10
     assert mean_iou(agreements) == 0.09999999999999999
     assert math.fsum([0.1] * 10) / 10 == 0.1
@@ -140,7 +141,7 @@ def random_agreements(seed: int, count: int, *, detections: int = 9) -> list[Agr
 
 
 def slow_intervals(agreements: list[Agreement], resamples: int, confidence: float, seed: int) -> dict[str, object]:
-    """One resampled set after the other, measured by the functions for a set."""
+    """Measure one resampled set after the other by the functions for a set."""
     chosen = np.random.default_rng(seed).integers(len(agreements), size=(resamples, len(agreements)))
     values: dict[str, list[float]] = {measure: [] for measure in MEASURES}
     for row in chosen:
@@ -164,19 +165,14 @@ def test_the_same_as_one_set_after_the_other(count: int, detections: int) -> Non
             assert interval == (None if expected[measure] is None else pytest.approx(expected[measure], rel=1e-12))
 
 
-def test_the_draws_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit."""
-    rng = np.random.default_rng(0)
-    sets = [[Agreement(int(part), 9973) for part in rng.integers(1, 9000, 101)] for _ in range(10)]
-    whole = [bootstrap_intervals(agreements) for agreements in sets]
-    for size in (1, 7, 50):
-        monkeypatch.setattr(metrics, "_DRAWS", size * 101)
-        assert [bootstrap_intervals(agreements) for agreements in sets] == whole
-    assert bootstrap_intervals(sets[0], seed=1) != whole[0]
+def test_the_seed_decides_the_draws() -> None:
+    agreements = random_agreements(0, 20)
+    assert bootstrap_intervals(agreements) == bootstrap_intervals(agreements, seed=0)
+    assert bootstrap_intervals(agreements) != bootstrap_intervals(agreements, seed=1)
 
 
-def test_they_hold_what_they_promise() -> None:
-    """Of sets drawn from a large one, 95 % of the intervals hold its measure; bootstrap intervals are a bit short."""
+def test_intervals_hold_the_measure_as_often_as_they_say() -> None:
+    """95 % of the intervals of sets that are drawn from a large set hold the large set's measure, or slightly fewer."""
     population = random_agreements(5, 3000)
     total = pooled(population)
     truth = {"iou": mean_iou(population), "precision": total.precision, "recall": total.recall}
@@ -223,3 +219,33 @@ def test_why_a_measure_is_undefined() -> None:
         "precision": "no region was detected",
         "f1": "precision or recall is undefined",
     }
+
+
+def test_wilson_at_published_values() -> None:
+    """Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, trials), interval in published.items():
+        assert wilson_interval(successes, trials) == pytest.approx(interval, abs=5e-5)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 5000).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
+def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    low, high = wilson_interval(successes, trials)
+    reference = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+def test_wilson_without_trials_and_out_of_range() -> None:
+    assert wilson_interval(0, 0) == (0, 1)
+    for successes, trials in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="successes in"):
+            wilson_interval(successes, trials)

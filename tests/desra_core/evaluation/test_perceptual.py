@@ -1,4 +1,4 @@
-"""LPIPS against the package's own class, and every way in which the weights can be unusable. AlexNet is random here."""
+"""LPIPS, compared with the package's own class, and unusable weights of every kind. AlexNet is random here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def changed(photo: np.ndarray) -> np.ndarray:
 
 
 def reference(weights: dict[str, torch.Tensor], before: np.ndarray, after: np.ndarray) -> float:
-    """The distance by hand: features after each ReLU, unit length per pixel, the heads of the package."""
+    """Compute the distance by hand: features after each ReLU, unit length per pixel, the heads of the package."""
     heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", map_location="cpu")
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     network = torchvision.models.alexnet(weights=None).features.eval()

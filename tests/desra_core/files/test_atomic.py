@@ -51,7 +51,7 @@ def test_a_secret_is_replaced_whole_and_left_where_it_is_the_same(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "日本" * 42, ".hidden", "with space"])
-def test_any_name_will_do(tmp_path: Path, name: str) -> None:
+def test_any_file_name_works(tmp_path: Path, name: str) -> None:
     replace_file(tmp_path / name, b"x")
     assert left(tmp_path) == {name}
 
@@ -83,8 +83,10 @@ def test_an_error_while_writing(tmp_path: Path, error: BaseException, before: by
 
 @given(st.lists(st.tuples(st.binary(max_size=50), st.integers(0, 60))))
 @settings(deadline=None, max_examples=50)
-def test_whole_or_as_before_whenever_it_breaks_off(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
-    """Writes of one byte after the other, some of which break off after so many."""
+def test_a_write_that_breaks_off_leaves_the_old_or_the_new_content(
+    tmp_path_factory: pytest.TempPathFactory, steps: list
+) -> None:
+    """Writes byte by byte, of which some break off after a number of bytes."""
     path = tmp_path_factory.mktemp("x") / "file"
     expected = None
 
@@ -104,7 +106,7 @@ def test_whole_or_as_before_whenever_it_breaks_off(tmp_path_factory: pytest.Temp
         assert left(path.parent) <= {"file"}
 
 
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_allows(tmp_path: Path) -> None:
     """A limit on the size of files stands for it."""
     path = tmp_path / "file"
     path.write_bytes(b"before")
@@ -135,7 +137,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert left(tmp_path) == set()
 
 
-def test_places_where_nothing_can_be(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder" / "full").mkdir(parents=True)
     for path in (tmp_path / "file" / "below", tmp_path / "folder"):
@@ -174,7 +176,7 @@ replace_file(Path(sys.argv[1]), write)
 """
 
 
-def test_what_a_killed_process_leaves_is_swept_away(tmp_path: Path) -> None:
+def test_sweep_deletes_unfinished_files_of_a_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)

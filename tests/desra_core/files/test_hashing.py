@@ -1,4 +1,4 @@
-"""Keys of files: what counts is the content, and torch is not needed to tell."""
+"""Keys of files depend on their content, and need no torch."""
 
 from __future__ import annotations
 

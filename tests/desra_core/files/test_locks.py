@@ -1,4 +1,4 @@
-"""Locks on files: one process holds one, others are shown its note."""
+"""Locks on files: one process holds a lock, and other processes get its note."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_without_a_note_the_content_stays(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '"text"', "\0"])
-def test_a_lock_without_a_readable_note_is_held_all_the_same(path: Path, content: str) -> None:
+def test_a_lock_without_a_readable_note_is_held(path: Path, content: str) -> None:
     with path.open("w") as file:  # as any program may lock it, an older desra too
         file.write(content)
         file.flush()
@@ -83,7 +83,7 @@ def test_a_killed_holder_frees_the_lock_though_its_child_lives(path: Path) -> No
     os.close(theirs)
 
 
-def test_who_only_looks_keeps_no_one_out(path: Path) -> None:
+def test_looking_for_the_holder_does_not_take_the_lock(path: Path) -> None:
     with locked(path):
         pass
     with path.open() as looking:

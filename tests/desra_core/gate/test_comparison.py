@@ -1,4 +1,4 @@
-"""What is compared with what, and what is made of the judgements."""
+"""Planning a comparison, and the verdict that its judgements add up to."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from pydantic import TypeAdapter
 from desra_core.errors import UsageError
 from desra_core.gate import comparison as comparing
 from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
-from desra_core.gate.criteria import Verdict
+from desra_core.gate.criteria import Verdict, read_verdict
 from desra_core.gate.judge import CONTROL
-from desra_core.gate.verdict import read_verdict
 from desra_core.networks import checkpoints
-from desra_core.networks.weights import read_kinds
+from desra_core.networks.checkpoints import read_kinds
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
@@ -30,7 +29,7 @@ from tests.in_process import judge_all, process
 
 @pytest.fixture(scope="module")
 def mined(make_models, make_photos, tmp_path_factory) -> SimpleNamespace:
-    """A workspace, and a folder like a finetune's: its raw weights are weaker, its mean is the MSE model."""
+    """Make a workspace, and a folder like a finetune's: its raw weights are weaker, its EMA weights the MSE model's."""
     root = tmp_path_factory.mktemp("comparison")
     mse, gan = make_models(root / "models")
     make_photos(root / "photos", 18)
@@ -101,7 +100,7 @@ def test_kinds_of_weights(mined, tmp_path) -> None:
         read_kinds(tmp_path / "model.pth")
 
 
-def test_the_images_are_the_first_of_a_fair_order(plan) -> None:
+def test_the_images_are_the_first_by_content_hash(plan) -> None:
     images = plan().images
     assert len(images) == 6
     marked = images[:4]
@@ -110,7 +109,7 @@ def test_the_images_are_the_first_of_a_fair_order(plan) -> None:
     assert few == [*marked[:2], images[4]]
 
 
-def test_judgements_hold_for_one_old_model_and_one_way_of_detection(mined, workspace, plan, make_models, tmp_path):
+def test_judgements_hold_for_one_old_model_and_one_detection(mined, workspace, plan, make_models, tmp_path):
     def keys(**settings: Any) -> set[str]:
         return {candidate.key for candidate in plan(**settings).candidates}
 
@@ -127,12 +126,12 @@ def test_judgements_hold_for_one_old_model_and_one_way_of_detection(mined, works
     assert seen.isdisjoint(keys())
 
 
-def test_what_is_judged_has_a_key(plan, mined) -> None:
+def test_a_comparison_has_a_key(plan, mined) -> None:
     assert plan().key == plan(min_removal=0.1).key
     assert len({plan().key, plan(mined.mse).key, plan(held_out=1).key}) == 3
 
 
-def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan, monkeypatch) -> None:
+def test_the_verdict_names_its_models_and_images(mined, workspace, plan, monkeypatch) -> None:
     comparison = plan()
     assert len(comparison.missing()) == 6
     assert judge_all(comparison) == 6
@@ -170,7 +169,7 @@ def test_the_verdict_tells_what_it_rests_on(mined, workspace, plan, monkeypatch)
 
 @pytest.fixture
 def many(make_models, tmp_path) -> Path:
-    """The folder of a finetune that saved 6 models, of two kinds of weights each."""
+    """Make the folder of a finetune that saved 6 models with two kinds of weights each."""
     (tmp_path / "many/models").mkdir(parents=True)
     for number in range(6):
         weights = [
@@ -183,7 +182,7 @@ def many(make_models, tmp_path) -> Path:
 
 @pytest.mark.parametrize("kept", [1000, 6])
 def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) -> None:
-    """However few a process keeps, for all images together."""
+    """This holds for all images together, however few models a process keeps."""
     cache = checkpoints._loaded.cache
     cache.clear()
     comparison = plan(many)
@@ -208,8 +207,8 @@ def test_each_of_many_models_is_loaded_once(plan, many, monkeypatch, kept: int) 
     assert {times[candidate.model] for candidate in comparison.candidates[:-1]} == {1}
 
 
-def test_an_image_that_lacks_one_judgement_counts_for_nobody(workspace, plan) -> None:
-    """Else a candidate that fails on the worst photos would look better than the others."""
+def test_an_image_that_lacks_one_judgement_counts_for_no_candidate(workspace, plan) -> None:
+    """Otherwise a candidate that fails on the worst photos would look better than the others."""
     comparison = plan()
     judge_all(comparison)
     image, candidate = comparison.images[0], comparison.candidates[1]

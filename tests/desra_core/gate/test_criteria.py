@@ -1,4 +1,4 @@
-"""Scores against sums done by hand, and the gate at each of its thresholds."""
+"""Scores compared with sums by hand, and the gate at each of its thresholds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from desra_core.evaluation.removal import wilson_interval
+from desra_core.evaluation.metrics import wilson_interval
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Score, Verdict, decide, score
-from desra_core.gate.judge import DetectionSettings, detect, judge, noisy
+from desra_core.gate.judge import detect, judge, noisy
 from desra_core.settings.models import Gate
 
 PLAIN = Judgement(
@@ -87,7 +87,7 @@ def test_score_of_nothing() -> None:
     assert empty.classes == {}
 
 
-def test_score_of_what_nothing_changed() -> None:
+def test_score_of_a_candidate_that_changes_nothing() -> None:
     equal = score("new", [replace(PLAIN, regions=[fate(None, False)]), PLAIN])
     assert (equal.psnr, equal.ssim, equal.gradient_similarity, equal.detail_loss) == (None, 1, 1, 0)
     assert (equal.removal, equal.addition, equal.lpips) == (0, 0, None)
@@ -121,7 +121,7 @@ def test_each_criterion_at_its_threshold(change: dict[str, float], reason: str |
     assert verdict.outcome == ("passed" if reason is None else "undecided" if verdict.undecided else "failed")
 
 
-def test_what_is_missed_for_sure_is_a_failure_whatever_cannot_be_shown() -> None:
+def test_a_missed_criterion_fails_even_where_another_cannot_be_shown() -> None:
     unshown = {"detail_loss": None}
     added = replace(GOOD, images_added=1, **unshown)
     verdict = decide([added], CONTROL, GATE)
@@ -133,7 +133,7 @@ def test_what_is_missed_for_sure_is_a_failure_whatever_cannot_be_shown() -> None
     assert decide([], CONTROL, GATE).outcome == "failed"
 
 
-def test_verdicts_of_before_were_never_undecided() -> None:
+def test_older_verdicts_are_never_undecided() -> None:
     document = VERDICT.dump_python(decide([GOOD], CONTROL, GATE))
     assert document.pop("undecided") is False
     assert VERDICT.validate_python(document) == decide([GOOD], CONTROL, GATE)
@@ -243,15 +243,14 @@ def held_out(seed: int, blotch: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verdict_of(model) -> Verdict:
-    """The word on a candidate ``model(mse_sr, gan_sr, mask)``, over four images with an artifact and two without."""
-    detection = DetectionSettings(min_area=1000)
+    """Decide on a candidate ``model(mse_sr, gan_sr, mask)`` by four images with an artifact and two without."""
     judgements: dict[str, list[Judgement]] = {"new": [], "control": []}
     for seed in range(6):
         mse_sr, gan_sr = held_out(seed, seed < 4)
-        before = detect(mse_sr, gan_sr, None, detection)
+        before = detect(mse_sr, gan_sr, min_area=1000)
         results = {"new": model(mse_sr, gan_sr, before.mask[:, :, None]), "control": noisy(gan_sr, str(seed))}
         for name, result in results.items():
-            after = detect(mse_sr, result, None, detection)
+            after = detect(mse_sr, result, min_area=1000)
             judgements[name].append(judge(str(seed), str(seed), name, before, after))
     return decide([score("new", judgements["new"])], score("control", judgements["control"]), GATE)
 
@@ -265,8 +264,8 @@ def test_a_model_that_deletes_artifacts_only_passes() -> None:
     assert (verdict.control.gone, verdict.control.images_added) == (0, 0)
 
 
-def test_a_model_that_blurs_fails_for_the_detail_it_costs() -> None:
-    """Everything becomes the smooth result: all artifacts are gone, and all texture with them."""
+def test_a_model_that_blurs_fails_by_its_loss_of_detail() -> None:
+    """All results become the smooth one: all artifacts are gone, and all texture with them."""
     verdict = verdict_of(lambda mse_sr, gan_sr, mask: mse_sr)
     assert verdict.scores[0].removal == 1
     assert verdict.scores[0].images_added == 0
@@ -278,12 +277,12 @@ def test_a_model_that_blurs_fails_for_the_detail_it_costs() -> None:
     assert mild.scores[0].detail_loss > GATE.max_detail_loss
 
 
-def test_a_model_that_changes_nothing_fails_for_what_it_leaves() -> None:
+def test_a_model_that_changes_nothing_fails_by_its_removal() -> None:
     verdict = verdict_of(lambda mse_sr, gan_sr, mask: gan_sr)
     assert [reason.partition(" artifact")[0] for reason in verdict.reasons] == ["0 of 4"]
 
 
-def test_a_model_that_moves_artifacts_fails_for_those_it_adds() -> None:
+def test_a_model_that_moves_artifacts_fails_by_its_additions() -> None:
     def moved(mse_sr: np.ndarray, gan_sr: np.ndarray, mask: np.ndarray) -> np.ndarray:
         result = np.where(mask, mse_sr, gan_sr)
         result[60:, :60] = np.random.default_rng(9).integers(0, 256, (60, 60, 3))

@@ -167,7 +167,7 @@ def test_a_candidate_whose_numbers_overflow_names_the_photo(mined, workspace, tm
 
 
 def test_results_of_two_sizes(mined, workspace, make_models, tmp_path) -> None:
-    """As where results in files were made by a model of another scale."""
+    """The results in files may come from a model of another scale."""
     comparison, settings = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
     other = make_models(tmp_path / "x2", scale=2)[1]

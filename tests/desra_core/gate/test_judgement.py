@@ -1,4 +1,4 @@
-"""Judgements of results whose artifacts, losses and noise are known because they were put there."""
+"""Judgements of results with artifacts, losses and noise that the tests have put there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.gate.judge import Artifacts, DetectionSettings, detect, judge, noisy
+from desra_core.gate.judge import Artifacts, detect, judge, noisy
 
-SETTINGS = DetectionSettings(min_area=1000)
+MIN_AREA = 1000
 CODEC = TypeAdapter(Judgement)
 BLOTCHES = {"left": np.s_[30:90, 20:80], "right": np.s_[40:110, 140:220]}
 
@@ -39,35 +39,35 @@ def gan_sr(*blotches: str, seed: int = 0, texture: float = 4) -> np.ndarray:
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def judged(before: np.ndarray, after: np.ndarray, labels=None, detection=SETTINGS) -> Judgement:
-    found = [detect(mse_sr(), result, labels, detection) for result in (before, after)]
+def judged(before: np.ndarray, after: np.ndarray, labels=None, min_area=MIN_AREA) -> Judgement:
+    found = [detect(mse_sr(), result, labels, min_area=min_area) for result in (before, after)]
     return judge("set/photo.png", "0f", "model", *found)
 
 
-def test_detect_finds_what_detect_finds() -> None:
-    """With labels, whose heavy class in the upper rows keeps part of a blotch out of the mask."""
+def test_detect_is_the_detection_of_desra_detect() -> None:
+    """The labels have a class of a large weight in the upper rows, which keeps part of a blotch out of the mask."""
     labels = np.full((150, 240), 12, np.uint8)
     labels[:60] = 2
     weights = load_weights("published").values
     result = gan_sr("left", "right")
-    found = detect(mse_sr(), result, labels, DetectionSettings(0.6, 900, 9, weights), tile=64, threads=2)
-    similarity = variance_similarity(mse_sr(), result, window=9)
     weighting = {"threshold": 0.6, "labels": labels, "weights": weights}
+    found = detect(mse_sr(), result, min_area=900, window=9, **weighting, tile=64, threads=2)
+    similarity = variance_similarity(mse_sr(), result, window=9)
     mask = artifact_mask(similarity, min_area=900, frame=4, **weighting)
     assert found.pixels is result
     assert mask.any()
     assert np.array_equal(found.mask, mask)
     assert np.array_equal(found.low_area_mask, artifact_mask(similarity, min_area=225, frame=4, **weighting))
     assert found.regions == find_regions(mask, similarity, **weighting)
-    assert not np.array_equal(mask, detect(mse_sr(), result, None, DetectionSettings(0.6, 900, 9)).mask)
+    assert not np.array_equal(mask, detect(mse_sr(), result, threshold=0.6, min_area=900, window=9).mask)
 
 
 def test_the_loose_mask_is_taken_at_a_quarter_of_the_area() -> None:
-    """Rounded down: with 4003 px the least region has 1001."""
-    blotch = detect(mse_sr(), gan_sr("left"), None, SETTINGS)
+    """The quarter is rounded down: for 4003 px the smallest region has 1001."""
+    blotch = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA)
     (region,) = blotch.regions
     for quarter, there in ((region.area - 1, True), (region.area, False)):
-        found = detect(mse_sr(), gan_sr("left"), None, DetectionSettings(min_area=4 * quarter + 3))
+        found = detect(mse_sr(), gan_sr("left"), min_area=4 * quarter + 3)
         assert not found.mask.any()
         assert found.low_area_mask.any() == there
 
@@ -89,9 +89,9 @@ def test_one_blotch_deleted_one_kept_one_added() -> None:
 
 
 def test_fidelity_is_taken_outside_of_the_mask_before() -> None:
-    """What replaces a blotch costs nothing, beyond the halo of the measures."""
+    """The pixels that replace a blotch cost nothing, beyond the halo of the measures."""
     before = gan_sr("left")
-    after = np.where(detect(mse_sr(), before, None, SETTINGS).mask[:, :, None], mse_sr(), before)
+    after = np.where(detect(mse_sr(), before, min_area=MIN_AREA).mask[:, :, None], mse_sr(), before)
     judgement = judged(before, after)
     assert [region.gone for region in judgement.regions] == [True]
     assert judgement.squared_error == 0
@@ -116,22 +116,22 @@ def test_equal_results(blotches: tuple[str, ...]) -> None:
 
 
 def test_hysteresis_at_the_minimal_area() -> None:
-    """A region that falls just below the minimal area is not gone, and one that rises just above it not added."""
-    (region,) = detect(mse_sr(), gan_sr("left"), None, SETTINGS).regions
-    detection = DetectionSettings(min_area=region.area - 1)
+    """A region that shrinks just below the minimal area is not gone; a region that grows just above it is not added."""
+    (region,) = detect(mse_sr(), gan_sr("left"), min_area=MIN_AREA).regions
+    min_area = region.area - 1
     smaller = gan_sr("left")
     smaller[:, :30] = gan_sr()[:, :30]
-    fallen = judged(gan_sr("left"), smaller, detection=detection)
+    fallen = judged(gan_sr("left"), smaller, min_area=min_area)
     assert [fate.gone for fate in fallen.regions] == [False]
     assert fallen.artifact_pixels_after == 0
-    risen = judged(smaller, gan_sr("left"), detection=detection)
+    risen = judged(smaller, gan_sr("left"), min_area=min_area)
     assert risen.clean
     assert risen.artifact_pixels_after == region.area
     assert risen.added == []
 
 
 def test_exactly_half_is_neither_gone_nor_added() -> None:
-    """Masks made by hand: the right half of a region, and one pixel less."""
+    """The masks are made by hand: the right half of a region, and one pixel less."""
     pixels = np.zeros((30, 40, 1), np.uint8)
     similarity = np.full((20, 30), 0.2, np.float32)
 
@@ -164,15 +164,15 @@ def test_lpips_is_measured_where_there_is_a_model(monkeypatch: pytest.MonkeyPatc
         return model * float((after - before).max())
 
     monkeypatch.setattr("desra_core.gate.judge.lpips_distance", brightening)
-    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
+    found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
     other = found._replace(pixels=found.pixels + np.uint8(1))
     assert judge("a", "b", "c", found, other, lpips=0.25).lpips == 0.25
     assert judge("a", "b", "c", found, other).lpips is None
 
 
 def test_results_of_two_sizes() -> None:
-    found = detect(mse_sr(), gan_sr(), None, SETTINGS)
-    smaller = detect(mse_sr()[1:], gan_sr()[1:], None, SETTINGS)
+    found = detect(mse_sr(), gan_sr(), min_area=MIN_AREA)
+    smaller = detect(mse_sr()[1:], gan_sr()[1:], min_area=MIN_AREA)
     with pytest.raises(ValueError, match="cannot be compared"):
         judge("a", "b", "c", found, smaller)
 
@@ -203,7 +203,7 @@ def test_judgements_survive_json(judgement: Judgement) -> None:
 
 
 def test_a_real_judgement_survives_json() -> None:
-    """Its numbers are Python's, not numpy's, which JSON refuses."""
+    """Its numbers are Python's: JSON refuses NumPy's."""
     judgement = judged(gan_sr("left"), gan_sr("right"))
     document = json.loads(json.dumps(CODEC.dump_python(judgement)))
     assert CODEC.validate_python(document) == judgement

@@ -1,4 +1,4 @@
-"""Switching the current model: all or nothing, and back again."""
+"""Switching the current model: promotions and rollbacks happen as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Action = Callable[[Workspace], Path]
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: from then on no call reaches the disk, not even one that cleans up."""
+    """The end of the process: from then on no call reaches the disk, not even to clean up."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def chain(workspace: Workspace, *names: str) -> None:
 
 
 def current(workspace: Workspace) -> str | None:
-    """What is repeated in the current model, if there is one."""
+    """Read what the current model repeats, if there is one."""
     path = current_model(workspace)
     if path is None:
         return None
@@ -66,7 +66,7 @@ def current(workspace: Workspace) -> str | None:
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """Everything below a folder: content of files, targets of links."""
+    """Read everything below a folder: content of files, targets of links."""
     return {
         str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -75,7 +75,7 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 
 
 def intercept(patch: pytest.MonkeyPatch, names: Iterable[str], before: Callable[[str, Any], None]) -> list[str]:
-    """Do something before each call of these names in os and shutil; the result grows by those that went through."""
+    """Do something before each call of these functions of os and shutil; returns the growing list of calls."""
     passed: list[str] = []
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +94,7 @@ def intercept(patch: pytest.MonkeyPatch, names: Iterable[str], before: Callable[
 
 
 def check_entries(workspace: Workspace) -> None:
-    """Every folder there is holds a whole entry, also one that nothing refers to."""
+    """Check that every folder holds a whole entry, also an entry that nothing refers to."""
     for entry in (workspace.root / "models").glob("0*"):
         assert sorted(os.listdir(entry)) == ["history.json", "model.json", "model.pth"]
         events = json.loads((entry / "history.json").read_bytes())
@@ -168,7 +168,7 @@ def test_each_promotion_adds_to_the_history_and_changes_no_entry(workspace: Work
 
 
 def test_the_entry_is_the_parent_of_the_next(workspace: Workspace) -> None:
-    """What a run does that starts from `current_model`."""
+    """Do as a run that starts from `current_model`."""
     chain(workspace, "stock", "one")
     parent = current_model(workspace)
     assert parent is not None
@@ -185,7 +185,7 @@ def test_promoting_the_current_model_again_does_nothing(workspace: Workspace) ->
     assert tree(workspace.root) == before
 
 
-def test_what_cannot_be_promoted(workspace: Workspace) -> None:
+def test_models_that_cannot_be_promoted(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match=r"stock\.pth: is the very model that it was to replace"):
         promoted(workspace, "stock", "stock")
     assert not (workspace.root / "models").exists()
@@ -439,7 +439,7 @@ def test_a_link_to_nothing(workspace: Workspace) -> None:
 
 
 def test_a_folder_in_place_of_the_link(workspace: Workspace) -> None:
-    """As in a copy of the workspace that followed the link."""
+    """Copying a workspace may replace the link by the folder that it leads to."""
     chain(workspace, "stock", "one")
     (workspace.root / "models/current").unlink()
     shutil.copytree(workspace.root / "models/0001", workspace.root / "models/current")
@@ -447,7 +447,7 @@ def test_a_folder_in_place_of_the_link(workspace: Workspace) -> None:
         current_model(workspace)
 
 
-def test_a_damaged_model_is_told_and_can_be_rolled_back(workspace: Workspace) -> None:
+def test_a_damaged_model_is_reported_and_can_be_rolled_back(workspace: Workspace) -> None:
     chain(workspace, "stock", "one", "two")
     model = workspace.root / "models/0002/model.pth"
     whole = model.read_bytes()

@@ -1,4 +1,4 @@
-"""What a workspace takes of the disk."""
+"""The sizes of the parts of a workspace."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_sizes_by_kind_largest_first(tmp_path: Path) -> None:
 
 
 def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
-    """Those that its description names, so that whoever adds one adds it to `FOLDERS`."""
+    """All files and folders that the docstring of `workspace.paths` draws are in `FOLDERS`."""
     picture = re.search(r"^ +WS/$(.*?)^\S", str(described.__doc__) + '"', re.DOTALL | re.MULTILINE)
     paths = re.findall(r"^      (\S+)", picture[1], re.MULTILINE)
     assert len(paths) > 20
@@ -52,7 +52,7 @@ def test_every_part_of_a_workspace_is_known(tmp_path: Path) -> None:
         else:
             place.touch()
     assert {path.partition("/")[0] for path in paths if "/" in path} == set(FOLDERS)
-    table = images_contents(Workspace(tmp_path / "ws")).to_pylist()
+    table = [item._asdict() for item in images_contents(Workspace(tmp_path / "ws"))]
     assert [row["path"] for row in table if row["kind"] == "unknown" and "/" not in row["path"]] == []
 
 
@@ -63,4 +63,4 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("os.scandir", refused)
     with pytest.raises(UsageError, match=r"ws: cannot be read \(Permission denied\); check its permissions"):
         list(entries(tmp_path / "ws"))
-    assert size_of(tmp_path) == Size(0, 0)  # `desra status` tells of the rest
+    assert size_of(tmp_path) == Size(0, 0)  # `desra status` shows the rest

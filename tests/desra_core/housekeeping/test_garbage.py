@@ -1,4 +1,4 @@
-"""What no run needs of a workspace's images goes, nothing else does, and the next run has nothing to do."""
+"""A sweep deletes the files that no run needs, and nothing else: the next run has nothing to do."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import pytest
 
 from desra_core.calibration.counting import histogram_key
 from desra_core.errors import UsageError
-from desra_core.housekeeping import sweep as sweeping
-from desra_core.housekeeping.garbage import find_garbage
-from desra_core.housekeeping.sweep import sweep
+from desra_core.housekeeping import garbage as sweeping
+from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.codec import encode_mask
 from desra_core.planning.keys import load_settings, save_settings
 from desra_core.planning.plan import make_plan
@@ -63,13 +62,13 @@ def pending(workspace: Workspace) -> int:
 
 
 def going(workspace: Workspace, **options: bool) -> dict[str, str]:
-    """What would go, with the reasons."""
+    """Return the items that a sweep would delete, with the reasons."""
     table = find_garbage(workspace, **options).table
     return {row["path"]: row["reason"] for row in table.to_pylist() if row["kind"] != "unknown"}
 
 
 def swept(workspace: Workspace, **options: bool) -> dict[str, str]:
-    """Sweep, again and again: what was found goes, and no more; nothing is left to do and no result has changed."""
+    """Sweep twice: only the found items are deleted, nothing is left to do, and no result has changed."""
     before, found, left = results(workspace), find_garbage(workspace, **options).table, pending(workspace)
     dropped = sweep(workspace, **options).table
     assert dropped.sort_by("path").equals(found.sort_by("path"))
@@ -85,7 +84,7 @@ def swept(workspace: Workspace, **options: bool) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_histories_end_like_fresh_workspaces(corpus: Corpus, seed: int) -> None:
-    """With the very same files, not only the same results: no more is kept than the latest settings keep."""
+    """The files are the same, too: no more is kept than the latest settings keep."""
     rng = np.random.default_rng(seed)
     choices = {
         "threshold": [0.5, 0.9],
@@ -108,7 +107,7 @@ def test_random_histories_end_like_fresh_workspaces(corpus: Corpus, seed: int) -
     assert set(read_records(workspace)["id"].to_pylist()) == set(read_records(fresh)["id"].to_pylist())
 
 
-def test_what_earlier_settings_kept_goes(corpus: Corpus) -> None:
+def test_files_that_only_earlier_settings_kept_are_deleted(corpus: Corpus) -> None:
     workspace = corpus.run(keep="maps", keep_mse=True)
     everything = {path for path in holdings(workspace) if path.startswith("maps")}
     assert not going(workspace)
@@ -141,8 +140,8 @@ def test_labels_go_when_nothing_segments(corpus: Corpus) -> None:
     assert after["similarity_kept"]
 
 
-def test_what_a_person_marked_is_kept_as_an_artifact_is(corpus: Corpus) -> None:
-    """In the results of the model that is in use; and the mask itself always."""
+def test_images_with_human_masks_are_kept_like_artifacts(corpus: Corpus) -> None:
+    """Where the mask was drawn on results of the model in use; the mask itself is always kept."""
     workspace = corpus.run(keep="all")
     target = load_settings(workspace)[1]
     [clean, *_] = [row for row in read_records(workspace).to_pylist() if row["artifact_pixels"] == 0]
@@ -172,7 +171,7 @@ def test_what_a_person_marked_is_kept_as_an_artifact_is(corpus: Corpus) -> None:
 
 
 def test_images_that_are_not_done_are_left_alone(corpus: Corpus) -> None:
-    """The next run replaces what they have; those beyond a limit may be wanted again."""
+    """The next run replaces their files; images beyond a limit may be wanted again."""
     workspace = corpus.run(keep="all")
     held = holdings(workspace)
     process(corpus.settings("ws", gan_model=corpus.newer, limit=3))
@@ -240,7 +239,7 @@ def test_replaced_and_restored_photos(corpus: Corpus) -> None:
         assert (len(find_garbage(workspace).stale) == 0) == sweeps
 
 
-def test_vanished_photos_go_when_that_is_asked_for(corpus: Corpus) -> None:
+def test_vanished_photos_are_deleted_with_vanished(corpus: Corpus) -> None:
     workspace = corpus.run(keep="all")
     before = holdings(workspace)
     ids = {row["name"]: row["id"] for row in pq.read_table(workspace.manifest).to_pylist()}
@@ -270,7 +269,7 @@ def test_vanished_photos_go_when_that_is_asked_for(corpus: Corpus) -> None:
 
 
 def strew(workspace: Workspace, elsewhere: Path) -> tuple[set[str], set[str]]:
-    """Put things into a workspace that no image has; returns the paths of those that go and of the others."""
+    """Put files of no image into a workspace; returns the paths that a sweep deletes, and the others."""
     elsewhere.mkdir()
     (elsewhere / "a.png").write_bytes(b"mine")
     key = "0" * 32
@@ -303,7 +302,7 @@ def strew(workspace: Workspace, elsewhere: Path) -> tuple[set[str], set[str]]:
     return goes, stays | links.keys() | {os.fsdecode(b"masks/\xff\xfe.png")}
 
 
-def test_what_is_not_known_is_left_and_links_are_not_followed(corpus: Corpus, tmp_path: Path) -> None:
+def test_unknown_files_stay_and_links_are_not_followed(corpus: Corpus, tmp_path: Path) -> None:
     workspace = corpus.run()
     group = workspace.group("3" * 32) / "zarr.json"
     group.parent.mkdir(parents=True)
@@ -328,7 +327,7 @@ def test_what_is_not_known_is_left_and_links_are_not_followed(corpus: Corpus, tm
     assert pending(workspace) == 0
 
 
-def test_counts_stay_that_the_next_calibration_goes_on_with(corpus: Corpus) -> None:
+def test_histograms_that_the_next_calibration_needs_stay(corpus: Corpus) -> None:
     workspace = corpus.run(keep="maps")
     counted = [(workspace, histogram_key(load_settings(workspace)[1]))]
     corpus.run(keep="maps", gan_model=corpus.newer)
@@ -362,7 +361,7 @@ def test_a_dry_run_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
     assert tree(workspace.root) == files
 
 
-def test_killed_anywhere_the_next_one_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_after_a_killed_sweep_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = corpus.run("first", keep="maps", keep_mse=True)
     (corpus.photos / "b.png").unlink()
     cv2.imwrite(str(corpus.photos / "e.png"), photo(60, bright=True))

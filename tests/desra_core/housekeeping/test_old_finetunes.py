@@ -16,9 +16,8 @@ from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model, promote, rollback
-from desra_core.housekeeping.garbage import find_garbage
+from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.housekeeping.old_finetunes import old_finetunes
-from desra_core.housekeeping.sweep import sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
@@ -33,7 +32,7 @@ OPEN = {"min_removal": 0.0, "max_detail_loss": 1.0}
 
 
 class Turn(NamedTuple):
-    """What a cycle finds, and what it leaves."""
+    """The outcome of a cycle: the key and the weights of its finetune, and the verdict."""
 
     finetune: str
     was_ended: bool
@@ -97,7 +96,7 @@ def candidates(workspace: Workspace) -> set[str]:
     return {path.name for path in (workspace.gate / "candidates").iterdir()}
 
 
-def test_what_goes_of_three_turns(place, workspace: Workspace) -> None:
+def test_the_files_that_are_deleted_after_three_cycles(place, workspace: Workspace) -> None:
     failed, first, second = (workspace.finetune(each.finetune) for each in place.turns)
     judged, made = len(list((workspace.gate / "judgements").iterdir())), candidates(workspace)
     assert (judged, len(made)) == (3 * 2 + 2, 3 * 2)  # the first two have a control in common
@@ -181,7 +180,7 @@ KEYS = [str(number) * 32 for number in range(10)]
 
 
 class Fake:
-    """Finetunes as folders, without networks; the later they are made, the later they are."""
+    """Finetunes as folders, without networks; their times follow the order in which they are made."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir()
@@ -199,8 +198,8 @@ class Fake:
         for path in (run.data / "0000/lr.npy", run.state, run.losses, run.model(2), run.tensorboard / "events"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"1234567")
-        told = {"parent": {"key": parent}, "training": {"iterations": 2 if ended else 4, "patience": 4}} | document
-        run.document.write_text(json.dumps(told))
+        content = {"parent": {"key": parent}, "training": {"iterations": 2 if ended else 4, "patience": 4}} | document
+        run.document.write_text(json.dumps(content))
         run.progress.write_text(json.dumps({"iteration": 2, "iterations": 2 if ended else 4, "worse": 0}))
         self._time += 10
         for path in (run.document, run.progress):
@@ -209,9 +208,13 @@ class Fake:
 
     def compared(self, after: Path, key: str, *, verdict: bool = False) -> None:
         workspace = self.workspace
-        told = [{"name": "x", "judgements": key, "file": f"{key}-ema.pth"}, {"name": "control", "judgements": key[::-1],
-                                                                            "file": None}]  # fmt: skip
-        workspace.publish(workspace.compared(after), json.dumps({"after": str(after), "candidates": told}).encode())
+        candidates = [
+            {"name": "x", "judgements": key, "file": f"{key}-ema.pth"},
+            {"name": "control", "judgements": key[::-1], "file": None},
+        ]
+        workspace.publish(
+            workspace.compared(after), json.dumps({"after": str(after), "candidates": candidates}).encode()
+        )
         workspace.publish(workspace.judgement(key, "image"), b"{}")
         workspace.publish(workspace.gate / "candidates" / f"{key}-ema.pth", b"model")
         if verdict:
@@ -233,7 +236,7 @@ def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path / "fake")
 
 
-def test_the_latest_one_stays_and_the_others_go(fake: Fake) -> None:
+def test_the_latest_finetune_stays_and_the_others_are_deleted(fake: Fake) -> None:
     for key in KEYS[:3]:
         fake.finetune(key)
     assert fake.going() == {f"finetunes/{key}" for key in KEYS[:2]}
@@ -242,7 +245,7 @@ def test_the_latest_one_stays_and_the_others_go(fake: Fake) -> None:
     assert fake.going() == {f"finetunes/{key}" for key in KEYS[1:3]}
 
 
-def test_one_that_has_not_ended_stays_while_its_parent_is_in_use(fake: Fake) -> None:
+def test_an_unfinished_finetune_stays_while_its_parent_is_in_use(fake: Fake) -> None:
     from desra_core.files.hashing import content_key
 
     fake.finetune(KEYS[0], ended=False, parent=content_key(fake.gan))
@@ -251,12 +254,12 @@ def test_one_that_has_not_ended_stays_while_its_parent_is_in_use(fake: Fake) -> 
     shutil.rmtree(fake.workspace.finetune(KEYS[3]), ignore_errors=True)
     (fake.workspace.finetune(KEYS[3]) / "data/0000").mkdir(parents=True)  # cut off while it began
     assert fake.going() == {f"finetunes/{KEYS[1]}", f"finetunes/{KEYS[3]}"}
-    fake.gan.unlink()  # nobody can know
+    fake.gan.unlink()  # so the key of the model in use cannot be known
     assert fake.going() == {f"finetunes/{KEYS[3]}"}
 
 
 @pytest.mark.parametrize("place", ["settings", "verdict", "model", "discriminator", "after"])
-def test_one_that_a_document_names_stays_without_what_it_could_go_on_with(fake: Fake, place: str) -> None:
+def test_a_finetune_that_a_document_names_stays_without_data_and_state(fake: Fake, place: str) -> None:
     named, latest = fake.finetune(KEYS[0]), KEYS[1]
     path = str(named.model(2))
     documents = {
@@ -272,13 +275,13 @@ def test_one_that_a_document_names_stays_without_what_it_could_go_on_with(fake: 
     assert fake.going() == {f"finetunes/{KEYS[0]}/data", f"finetunes/{KEYS[0]}/state.pth"}
 
 
-def test_one_that_is_named_and_has_not_ended_can_go_on(fake: Fake) -> None:
+def test_an_unfinished_finetune_that_a_document_names_can_go_on(fake: Fake) -> None:
     named = fake.finetune(KEYS[0], ended=False)
     fake.finetune(KEYS[1], discriminator={"path": str(named.model(2))})
     assert fake.going() == set()
 
 
-def test_who_is_named_by_one_that_stays_stays(fake: Fake) -> None:
+def test_a_finetune_that_a_staying_finetune_names_stays(fake: Fake) -> None:
     oldest = fake.finetune(KEYS[0])
     middle = fake.finetune(KEYS[1], discriminator={"path": str(oldest.model(2))})
     fake.finetune(KEYS[2], discriminator={"path": str(middle.model(2))})
@@ -287,7 +290,7 @@ def test_who_is_named_by_one_that_stays_stays(fake: Fake) -> None:
     assert fake.going() == {f"finetunes/{key}" for key in KEYS[:3]}
 
 
-def test_one_that_holds_something_else_or_is_running_stays(fake: Fake) -> None:
+def test_a_finetune_with_unknown_files_or_in_progress_stays(fake: Fake) -> None:
     noted, models, running, dropped = (fake.finetune(key) for key in KEYS[:4])
     (noted.root / "notes.md").touch()
     (models.root / "models/best.pth").touch()
@@ -314,8 +317,8 @@ def test_half_written_files_go(fake: Fake) -> None:
     assert fake.going() == {str(path.relative_to(fake.workspace.root)) for path in scratch}
 
 
-def test_what_judged_stays_with_whom_it_judged(fake: Fake, tmp_path: Path) -> None:
-    """And with the latest verdict, and with comparisons after it that have no verdict yet."""
+def test_judgements_stay_with_the_finetunes_that_they_judge(fake: Fake, tmp_path: Path) -> None:
+    """They stay, too, with the latest verdict, and with later comparisons that have no verdict yet."""
     outside = tmp_path / "net_g.pth"
     fake.finetune(KEYS[0])
     latest = fake.finetune(KEYS[1])
@@ -342,7 +345,7 @@ def test_what_judged_stays_with_whom_it_judged(fake: Fake, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged", "another version"])
-def test_where_comparisons_are_not_written_down_the_gate_is_left_alone(fake: Fake, damage: str) -> None:
+def test_without_notes_on_comparisons_the_gate_is_left_alone(fake: Fake, damage: str) -> None:
     run, other = fake.finetune(KEYS[0]), fake.workspace.root / "other.pth"
     fake.compared(other, KEYS[6], verdict=True)
     fake.compared(run.root, KEYS[5], verdict=True)
@@ -356,8 +359,8 @@ def test_where_comparisons_are_not_written_down_the_gate_is_left_alone(fake: Fak
     assert fake.going() == set()
 
 
-def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, monkeypatch) -> None:
-    """Of half a one, a cycle would say that its folder holds other things, or train on some of its images."""
+def test_a_killed_sweep_leaves_no_finetune_half_deleted(place, workspace, monkeypatch) -> None:
+    """A cycle would refuse a half-deleted folder, or train on some of the images only."""
 
     class KilledError(BaseException):
         pass
@@ -372,7 +375,7 @@ def test_killed_while_it_deletes_no_finetune_is_half_there(place, workspace, mon
     found = [{path.relative_to(run.root) for path in run.root.rglob("*")} for run in runs]
     times = 0
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.housekeeping.sweep.shutil.rmtree", killed)
+        patch.setattr("desra_core.housekeeping.garbage.shutil.rmtree", killed)
         while any(row["kind"] == "finetunes" for row in find_garbage(workspace).table.to_pylist()):
             with pytest.raises(KilledError):
                 sweep(workspace)

@@ -54,7 +54,7 @@ def deep_png(pixels: np.ndarray, *chunks: bytes) -> bytes:
 
 
 def tiff(pixels: np.ndarray, **options) -> bytes:
-    """A TIFF whose directory comes first, so that what is cut off is pixels."""
+    """A TIFF whose directory comes first, so that cutting its end removes pixels."""
     sink = io.BytesIO()
     photometric = "rgb" if pixels.ndim == 3 else "minisblack"
     tifffile.imwrite(sink, pixels, photometric=photometric, metadata=None, rowsperstrip=16, **options)
@@ -152,7 +152,7 @@ def test_16_bit_png(channels: int) -> None:
 
 
 def test_16_bit_png_with_a_transparent_colour() -> None:
-    """It is compared as it is stored: what shares the upper 8 bits with it is opaque."""
+    """The colour is compared in 16 bits: other colours with the same upper 8 bits are opaque."""
     pixels = DEEP[:, :, :3].copy()
     pixels[2, 2:4] = [[0x1234, 0x5678, 0x9ABC], [0x1235, 0x5678, 0x9ABC]]
     photo = decode(deep_png(pixels, chunk(b"tRNS", struct.pack(">HHH", *pixels[2, 2].tolist()))), PATH)
@@ -183,7 +183,7 @@ def test_orientation_of_8_bits(kind: str, value: int) -> None:
 @pytest.mark.parametrize("value", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_orientation_of_16_bits(kind: str, value: int) -> None:
-    """Pillow turns 16-bit gray; colour it would cut to 8 bits, so its channels are held against turned gray ones."""
+    """Pillow cuts 16-bit colour to 8 bits, so each channel is compared to a gray image that Pillow has turned."""
     turned = []
     for channel in range(3):
         gray = saved(Image.fromarray(DEEP[:, :, channel]), kind, exif=orientation(value))
@@ -279,7 +279,7 @@ WHOLE = {
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_a_truncated_file_never_gives_a_partial_image(kind: str, data: st.DataObject) -> None:
-    """What is cut may be a trailer; then the image is the whole one."""
+    """Where only a trailer is cut off, the image is whole."""
     whole = WHOLE[kind]
     length = data.draw(st.integers(0, len(whole) - 1) | st.integers(len(whole) - 40, len(whole) - 1))
     result = outcome_of(whole[:length])
@@ -326,7 +326,7 @@ def test_tiffs_with_senseless_offsets(tag: int, kind: int) -> None:
         (tiff_file(claiming(Page(RGB, 2, 8, tile=16), 5_000, tile=30_000)), "tiles of 30000x30000 pixels"),
     ],
 )
-def test_what_is_refused(data: bytes, reason: str) -> None:
+def test_refused_files(data: bytes, reason: str) -> None:
     for function in (decode, decode_labels):
         with pytest.raises(ImageError, match=reason) as caught:
             function(data, PATH)
@@ -364,7 +364,7 @@ def test_labels_are_indices_in_gray_or_palette() -> None:
         (deep_png(np.full((3, 3, 1), 256, np.uint16)), "holds the label 256"),
     ],
 )
-def test_labels_that_are_none(data: bytes, reason: str) -> None:
+def test_files_that_are_no_labels(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         decode_labels(data, PATH)
 
@@ -427,7 +427,7 @@ def test_of_hundreds_of_pages_the_first_is_read() -> None:
 def test_nothing_is_printed_about_odd_files(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The libraries would: of a profile that is none, and of a strip that is not told."""
+    """The libraries warn about a damaged profile, and about a strip without a byte count."""
     png = png_file(RGB, 2, 8, chunk(b"iCCP", b"p\0\0nonsense"), chunk(b"gAMA", b"\0"))
     assert np.array_equal(decode(png, PATH).pixels, RGB)
     page = Page(RGB, 2, 8)
@@ -452,7 +452,7 @@ def test_nothing_is_printed_about_odd_files(
     ],
 )  # fmt: skip
 def test_cases_that_came_out_wrong(case: str, told: dict[str, str]) -> None:
-    """All are one photo, in its upper 8 bits; gray is a mix of it, and alpha loses some of it."""
+    """All files show one photo in their upper 8 bits; gray is a mix of its colours, and alpha hides a part of it."""
     truth = decode((SHARED / "cases/01-tiff16-planar/truth-high-bytes.png").read_bytes(), PATH).pixels.astype(int)
     paths = [path for path in sorted((SHARED / "cases" / case).iterdir()) if path.suffix in SUFFIXES]
     assert paths
@@ -474,7 +474,7 @@ def test_cases_that_came_out_wrong(case: str, told: dict[str, str]) -> None:
         assert (result.alpha is not None) == any(kind in path.name for kind in ("_assoc", "5samples", "grayalpha"))
 
 
-def test_the_largest_image_is_told_by_headers_alone(tmp_path: Path) -> None:
+def test_the_largest_image_is_found_by_headers_alone(tmp_path: Path) -> None:
     pixels = np.zeros((30, 50, 3), np.uint8)
     files = []
     for suffix in ("png", "jpg", "webp", "tiff", "bmp"):
@@ -490,7 +490,7 @@ def test_the_largest_image_is_told_by_headers_alone(tmp_path: Path) -> None:
     assert most_pixels([tmp_path / "text.png", tmp_path / "none.png"]) == most_pixels([]) == 0
 
 
-def test_the_size_is_told_of_what_pillow_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_found_where_pillow_does_not_open_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a PNG with much text, and of a TIFF with its full picture last and much that is not read."""
     (tmp_path / "text.png").write_bytes(png_file(RGB, 2, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21)))))
     assert most_pixels([tmp_path / "text.png"]) == 7 * 12

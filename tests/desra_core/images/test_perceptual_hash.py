@@ -1,4 +1,4 @@
-"""Copies of photos find each other, other photos do not; the nearest one is that of a plain search."""
+"""Copies of a photo get its group, other photos do not; the nearest photo is that of a plain search."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_copy_finds_its_photo(copy: str) -> None:
 
 
 @pytest.mark.parametrize("copy", ["itself", "16 bits"])
-def test_what_changes_no_brightness_changes_no_bit(copy: str) -> None:
+def test_copies_of_the_same_brightness_change_no_bit(copy: str) -> None:
     for pixels in ALL.values():
         assert signature(COPIES[copy](pixels)) == signature(pixels)
 
@@ -81,7 +81,7 @@ def test_other_photos_are_far_away() -> None:
     assert min(distance(*two) for two in itertools.combinations(found, 2)) > 2 * MAX_DISTANCE
 
 
-def test_a_mirrored_photo_is_another_one() -> None:
+def test_a_mirrored_photo_is_no_copy() -> None:
     for pixels in ALL.values():
         assert distance(signature(pixels[:, ::-1]), signature(pixels)) > MAX_DISTANCE
 
@@ -94,7 +94,7 @@ def test_any_size_has_a_signature(shape: tuple[int, int, int], dtype: type) -> N
 
 
 def nearest(known: list[tuple[bytes, str]], wanted: bytes) -> str | None:
-    """By comparing all, one after the other."""
+    """Find the nearest signature by comparing all in turn."""
     best, group = MAX_DISTANCE + 1, None
     for found, name in known:
         if distance(found, wanted) < best:

@@ -1,4 +1,4 @@
-"""The image files below a folder: which are taken, which are left out, and that none goes without a word."""
+"""The image files below a folder: which are taken, which are left out, and how those are counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path: Path) -> None:
     assert kinds_in_words({}) is None
 
 
-def test_of_many_kinds_the_most_frequent_are_told_apart(tmp_path: Path) -> None:
+def test_the_most_frequent_kinds_have_counts_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, *(f"frame.{number:04d}" for number in range(40)), "a.raw", "b.raw", "c.png")
     counts = image_files(tmp_path).passed_over
     assert counts[".raw"] == 2
@@ -38,7 +38,7 @@ def test_of_many_kinds_the_most_frequent_are_told_apart(tmp_path: Path) -> None:
     assert counts.total() == 42
 
 
-def test_every_suffix_of_a_jpeg_is_one(tmp_path: Path) -> None:
+def test_every_suffix_of_a_jpeg_is_taken(tmp_path: Path) -> None:
     names = [f"a.{suffix}" for suffix in ("jpg", "JPEG", "jfif", "JFIF", "jpe", "jif", "jfi", "pjpeg", "pjp")]
     assert taken(put(tmp_path, *names)) == sorted(names)
 
@@ -46,12 +46,12 @@ def test_every_suffix_of_a_jpeg_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "folder", [*sorted(LEFT_OUT), "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"]
 )
-def test_what_machines_put_beside_photos_is_left_out(tmp_path: Path, folder: str) -> None:
+def test_folders_that_machines_put_beside_photos_are_left_out(tmp_path: Path, folder: str) -> None:
     put(tmp_path, "a.png", f"{folder}/a.png/THUMB.jpg", f"trip/{folder}/b.png", f"trip/{folder}.png")
     found = image_files(tmp_path)
     assert sorted(found.files["path"].to_pylist()) == ["a.png", f"trip/{folder}.png"]
     assert found.passed_over == {f"{folder}/": 2}
-    assert taken(tmp_path / folder) == ["a.png/THUMB.jpg"], "who names it means it"
+    assert taken(tmp_path / folder) == ["a.png/THUMB.jpg"], "a folder that the user names is searched"
 
 
 @pytest.mark.parametrize("folder", [".thumbnails", ".AppleDouble", ".Trash-1000", ".@__thumb", ".git"])
@@ -81,7 +81,7 @@ def test_a_glob_leaves_files_and_folders_out(tmp_path: Path, exclude: list[str],
     assert all((passed_over[f"excluded by --exclude {one}"] > 0) == (one != "nothing") for one in exclude)
 
 
-def test_a_glob_leaves_out_what_a_mac_has_spelled(tmp_path: Path) -> None:
+def test_a_glob_leaves_out_decomposed_names_of_a_mac(tmp_path: Path) -> None:
     put(tmp_path, unicodedata.normalize("NFD", "Köln/a.png"), "b.png")
     assert taken(tmp_path, unicodedata.normalize("NFC", "Köln")) == ["b.png"]
 
@@ -124,8 +124,8 @@ def test_a_glob_that_matches_nothing_and_one_that_is_a_name(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("pattern", ["**/*.png", "**", "*", "s*/**/*.png"])
-def test_a_glob_finds_what_the_folder_does(tmp_path: Path, pattern: str) -> None:
-    """Nothing of a workspace, whether it is the one to skip or another, nothing twice by a link, nothing excluded."""
+def test_a_glob_finds_the_same_files_as_its_folder(tmp_path: Path, pattern: str) -> None:
+    """No files of any workspace, no file twice by a link, no excluded files."""
     put(tmp_path, "s0/a.png", "s1/b.png", "s1/old/x.png", "s1/@eaDir/x.png", "s1/mine/masks/x.png", "s1/mine/lr/x.png")
     put(tmp_path / "s1/other", "lock", "settings.json", "manifest.parquet", "masks/x.png", "dataset/lr/y.png")
     for name, target in (("s0/circle", "."), ("s1/up", "..")):
@@ -175,7 +175,7 @@ NAMES = ["x", "s1/x", "s1/y", "s2/y", "a.v2", "same.jpg", "same.png", "h\\i", "i
         ("/", []),
     ],
 )
-def test_a_path_means(path: str, found: list[str]) -> None:
+def test_the_images_of_a_path(path: str, found: list[str]) -> None:
     assert ImageNames(NAMES).find(path) == found
 
 

@@ -37,7 +37,7 @@ FULL_SIZE = {
 
 
 def build(name, networks):
-    """A network whose results of a photo are spread over 0..1, as those of a trained one are."""
+    """A network whose results are spread over 0..1, like those of a trained network."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
@@ -91,7 +91,7 @@ def plain():
 
 @pytest.fixture(scope="session")
 def save():
-    """Save a network's weights to a file in one of the ways that are around."""
+    """Save a network's weights to a file in one of the usual forms."""
 
     def write(network, path, content="params_ema"):
         weights = {name: value.clone() for name, value in network.state_dict().items()}

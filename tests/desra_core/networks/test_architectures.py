@@ -1,4 +1,4 @@
-"""How far a network looks: what a window's border does to results that lie a halo away from it."""
+"""The reach of a network: how much the border of a window changes results that lie a halo away."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ OTHERS = ["RRDBNet x4", "RRDBNet x2", "SwinIR M", "SwinIR L"]
 def test_an_exact_halo_is_the_radius_of_influence(name, checkpoint):
     model = load_model(checkpoint(name))
     reached = influence(model, edge=60)
-    assert 60 - model.halo <= reached < 60
+    assert 60 - model.traits.halo <= reached < 60
 
 
 @pytest.mark.parametrize("name", ["realesr-general-x4v3", "realesr-animevideov3"])
 def test_the_halo_of_real_networks_is_exact(name, shared_data):
     model = load_model(shared_data / "weights" / f"{name}.pth")
-    assert 60 - model.halo <= influence(model, edge=60)
+    assert 60 - model.traits.halo <= influence(model, edge=60)
 
 
 def influence(model, edge):
@@ -47,13 +47,13 @@ def test_a_border_beyond_the_halo_does_not_show_at_full_size(name, full_size_net
 
 
 def border_error(model):
-    """The largest difference, in 0..1, that cutting off the right half makes to what lies a halo away from it."""
-    edge = model.halo + 16
+    """The largest change, in 0..1, of results a halo away from the right half when that half is cut off."""
+    edge = model.traits.halo + 16
     pixels = torch.from_numpy(PHOTO[100:148, 100 : 100 + 2 * edge] / np.float32(255)).permute(2, 0, 1)[None]
     whole, part = model(pixels), model(pixels[..., :edge])
     assert whole.std() > 0.1
     assert (whole[..., : edge * model.scale] - part).abs().max() > 0.01
-    kept = slice(0, (edge - model.halo) * model.scale)
+    kept = slice(0, (edge - model.traits.halo) * model.scale)
     return float((whole[..., kept] - part[..., kept]).abs().max())
 
 

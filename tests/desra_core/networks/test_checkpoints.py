@@ -1,4 +1,4 @@
-"""Checkpoints of real networks in every usual form, and every way in which one can be unusable."""
+"""Checkpoints of real networks in every usual form, and unusable checkpoints of every kind."""
 
 import os
 import threading
@@ -31,9 +31,9 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_are_recognised_by_their_weights(name, checkpoint):
     model = load_model(checkpoint(name))
-    assert (model.architecture, model.scale, model.halo, model.multiple) == NAMES[name]
-    assert model.tile % model.multiple == 0
-    assert model.tile >= 4 * model.halo
+    assert (model.architecture, model.scale, model.traits.halo, model.traits.multiple) == NAMES[name]
+    assert model.traits.tile % model.traits.multiple == 0
+    assert model.traits.tile >= 4 * model.traits.halo
     assert not model.network.training
     assert not any(parameter.requires_grad for parameter in model.network.parameters())
     assert model.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_the_real_checkpoints(shared_data):
     for name in ("realesr-general-x4v3", "realesr-general-wdn-x4v3", "realesr-animevideov3"):
         model = load_model(shared_data / "weights" / f"{name}.pth")
         assert model.scale == 4
-        sizes[name] = model.halo
+        sizes[name] = model.traits.halo
     assert sizes == {"realesr-general-x4v3": 34, "realesr-general-wdn-x4v3": 34, "realesr-animevideov3": 18}
 
 
@@ -120,7 +120,7 @@ def test_a_pair_has_one_scale(checkpoint):
 
 
 def refusal(path, **options):
-    """The one line with which a file is refused, without the file's name."""
+    """Return the line that refuses a file."""
     with pytest.raises(UsageError) as caught:
         load_model(path, **options)
     line = str(caught.value)

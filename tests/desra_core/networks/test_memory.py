@@ -1,4 +1,4 @@
-"""What a large photo takes, and what happens when the system really gives no more memory."""
+"""The memory that a large photo takes, and windows when the system really gives no more memory."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ print(status("VmHWM") - before - result.nbytes)
 
 SCARCE = """
 pixels = photo(250, 220)
-expected = super_resolve(dataclasses.replace(model, tile=96), pixels).pixels.astype(int)
+expected = super_resolve(dataclasses.replace(model, traits=model.traits._replace(tile=96)), pixels).pixels.astype(int)
 size = status("VmSize")
 for spare in (160, 120, 90, 70, 50, 35):
     resource.setrlimit(resource.RLIMIT_AS, (size + spare * 2**20, resource.RLIM_INFINITY))

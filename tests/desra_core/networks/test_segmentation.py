@@ -129,14 +129,14 @@ def test_labels_on_cuda(folder):
 
 
 class Gpu(str):
-    """A CPU that is taken for a GPU."""
+    """A CPU with the name of a GPU."""
 
     def startswith(self, *_):
         return True
 
 
 def test_labels_are_computed_without_tf32(folder):
-    """As results are: else labels of a GPU and of a CPU would differ under one key."""
+    """Otherwise the labels of a GPU and of a CPU would differ under one key."""
     segmenter = MMSegSegmenter(folder / "config.py", folder / "v0.pth", "cpu")
     segmenter._device = Gpu("cpu")
     seen = set()
@@ -233,7 +233,7 @@ def test_malformed_spec(spec):
 
 
 def refusal(config, checkpoint):
-    """The one line with which a pair of files is refused."""
+    """Return the line that refuses a pair of files."""
     with pytest.raises(UsageError) as caught:
         load_segmenter(f"mmseg:{config},{checkpoint}", "cpu")
     line = str(caught.value)
@@ -297,7 +297,7 @@ def test_pickle_with_code_is_refused_unexecuted(folder, model, tmp_path):
         assert not (tmp_path / "exploded").exists()
 
 
-def test_numpy_scalars_of_1x_cost_nothing(folder, model, tmp_path):
+def test_numpy_scalars_of_1x_are_left_out(folder, model, tmp_path):
     content = {"state_dict": model.state_dict(), "meta": META, "message_hub": {"loss": np.float64(1)}}
     torch.save(content, tmp_path / "hub.pth")
     assert load_segmenter(f"mmseg:{folder / 'config.py'},{tmp_path / 'hub.pth'}", "cpu")
@@ -321,7 +321,7 @@ def test_weights_that_do_not_fit(folder, model, tmp_path):
     for name, weights in cases.items():
         torch.save({"state_dict": weights, "meta": META}, tmp_path / name)
         line = refusal(folder / "config.py", tmp_path / name)
-        assert f"does not fit {folder}/config.py: 1 parameters differ, such as {last}" in line
+        assert f"does not fit {folder}/config.py (parameters that differ: 1, such as {last})" in line
     torch.save({"state_dict": {**full, "extra": torch.zeros(1)}, "meta": META}, tmp_path / "unexpected")
     assert "such as extra" in refusal(folder / "config.py", tmp_path / "unexpected")
     for content in (full, [1, 2], torch.zeros(3)):
@@ -416,10 +416,10 @@ def test_weights_that_are_not_finite(folder, model, tmp_path):
         segmenter(photo("chelsea"))
 
 
-def test_a_model_that_cannot_be_run_is_told_before_anything_is_started(
+def test_a_model_that_cannot_be_run_is_refused_before_anything_is_started(
     folder, model, make_pairs, monkeypatch, tmp_path
 ):
-    """By planning, as checkpoints for super-resolution are; and what has been tried is not tried again."""
+    """Planning refuses it, like checkpoints for super-resolution, and tries no model twice."""
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     weights["decode_head.conv_seg.bias"][3] = torch.nan
     torch.save({"state_dict": weights, "meta": META}, tmp_path / "nan.pth")

@@ -12,11 +12,17 @@ import torch
 from desra_core import gpu
 from desra_core.errors import UsageError
 from desra_core.networks import super_resolution
+from desra_core.networks.architectures import Traits
 from desra_core.networks.checkpoints import Model, load_model
 from desra_core.networks.super_resolution import resize_alpha, super_resolve
 
 NAMES = ["SRVGGNetCompact x4", "SRVGGNetCompact x2", "RRDBNet x4", "RRDBNet x2", "SwinIR M", "SwinIR L", "SPAN"]
 PHOTO = skimage.data.chelsea()
+
+
+def tiled(model, tile):
+    """The model with windows of another side."""
+    return dataclasses.replace(model, traits=model.traits._replace(tile=tile))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +83,7 @@ def test_results_are_those_of_the_plain_way(name, case, model, golden):
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_do_not_show(name, sides, model, golden):
     whole = model(name)
-    small = dataclasses.replace(whole, tile=-(-(2 * whole.halo + 24) // whole.multiple) * whole.multiple)
+    small = tiled(whole, -(-(2 * whole.traits.halo + 24) // whole.traits.multiple) * whole.traits.multiple)
     pixels = PHOTO[: sides[0], : sides[1]]
     result = super_resolve(small, pixels).pixels
     error = difference(result, golden(name, pixels))
@@ -108,7 +114,7 @@ def test_strided_photos_are_as_good(model):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_photo_gives_the_same_bytes(precision, model):
-    chosen = dataclasses.replace(model("SRVGGNetCompact x4", precision=precision), tile=48)
+    chosen = tiled(model("SRVGGNetCompact x4", precision=precision), 48)
     results = [super_resolve(chosen, PHOTO[:90, :90]).pixels for _ in range(3)]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -134,7 +140,7 @@ def test_real_networks_in_windows(name, shared_data, plain):
     whole = load_model(shared_data / "weights" / f"{name}.pth")
     pixels = PHOTO[60:160, 80:210]
     expected = np.rint(plain(whole.network, pixels).clip(0, 1) * 255)
-    error = difference(super_resolve(dataclasses.replace(whole, tile=92), pixels).pixels, expected)
+    error = difference(super_resolve(tiled(whole, 92), pixels).pixels, expected)
     assert error.max() <= 1
     assert (error > 0).mean() < 1e-4
     rounded = super_resolve(load_model(whole.path, precision="bfloat16"), pixels).pixels
@@ -142,7 +148,7 @@ def test_real_networks_in_windows(name, shared_data, plain):
 
 
 class Nearest(torch.nn.Module):
-    """Enlarges by 2; runs out of memory above some number of pixels, and keeps a record."""
+    """Enlarges by 2, runs out of memory above a number of pixels, and records its calls."""
 
     def __init__(self, limit, error):
         super().__init__()
@@ -162,10 +168,7 @@ def nearest(limit, error=None, tile=64, halo=4, multiple=1):
         network=Nearest(limit, error),
         architecture="Nearest",
         scale=2,
-        halo=halo,
-        multiple=multiple,
-        minimum=multiple,
-        tile=tile,
+        traits=Traits(halo, tile, multiple, minimum=multiple),
         device="cpu",
         dtype=torch.float32,
     )
@@ -221,14 +224,14 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 
 class Gpu(str):
-    """A CPU that is taken for a GPU."""
+    """A CPU with the name of a GPU."""
 
     def startswith(self, *_):
         return True
 
 
 def test_a_batch_has_the_gpu_for_itself_until_its_results_are_read(monkeypatch):
-    """And no TF32, whatever the process allows."""
+    """It does not use TF32, even where the process allows TF32."""
     seen = []
 
     def note(*_):
@@ -249,7 +252,7 @@ def failing(*_, **__):
 
 @pytest.mark.parametrize("part", ["moved", "tried out"])
 def test_a_broken_gpu_is_no_misfit(part, network, save, monkeypatch, tmp_path):
-    """Or a candidate of the gate would be called unusable for ever."""
+    """Otherwise the gate would record a candidate as unusable."""
     path = save(network("SPAN"), tmp_path / "model.pth", "params")
     to = torch.nn.Module.to
     if part == "moved":

@@ -1,4 +1,4 @@
-"""Weights as other tools save them: below wrappers of any kind and nesting, and beside what only mmengine can read."""
+"""Weights as other tools save them: below wrappers of any kind and nesting, and beside mmengine's objects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.files.hashing import content_key, load_checkpoint
-from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_kinds, read_weights
-from desra_core.training.generator import load_generator
+from desra_core.files.hashing import content_key
+from desra_core.networks.checkpoints import load_checkpoint, load_model, read_kinds, read_weights
+from desra_core.training.networks import load_generator
 
 Weights = dict[str, torch.Tensor]
 
@@ -67,7 +66,7 @@ FLAT = [
 
 
 def old_esrgan() -> nn.Module:
-    """Its own names begin with ``model.``."""
+    """The names of its tensors begin with ``model.``."""
     torch.manual_seed(0)
     return ESRGAN(num_filters=8, num_blocks=2, scale=4).eval()
 
@@ -145,7 +144,7 @@ def test_averaged_weights_go_first(network, raw: str, ema: str, around: Callable
     assert_same(kinds["ema"], mean)
 
 
-def test_of_two_networks_none_is_guessed(network, tmp_path: Path) -> None:
+def test_a_file_with_two_networks_is_refused(network, tmp_path: Path) -> None:
     weights = network("SRVGGNetCompact x4").state_dict()
     torch.save({"state_dict": below("net.")(weights) | below("generator.")(weights)}, tmp_path / "model.pth")
     told = r"model\.pth: holds two networks, state_dict\.generator and state_dict\.net; torch\.save the weights of one"
@@ -161,7 +160,7 @@ DISCRIMINATOR = {"conv0.weight": torch.ones(4, 3, 3, 3), "conv0.bias": torch.one
     "wrap",
     [dict, below("_orig_mod."), below("module.", "_orig_mod."), below("params."), lambda weights: {"params": weights}],
 )
-def test_what_is_no_super_resolution_network_comes_out_whole(wrap: Callable[[Weights], Any], tmp_path: Path) -> None:
+def test_weights_of_other_networks_are_read_whole(wrap: Callable[[Weights], Any], tmp_path: Path) -> None:
     torch.save(wrap(DISCRIMINATOR), tmp_path / "d.pth")
     assert_same(read_weights(tmp_path / "d.pth"), DISCRIMINATOR)
 
@@ -189,7 +188,7 @@ class HistoryBuffer:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A training log as mmengine pickles it; there is no mmengine afterwards."""
+    """A training log as mmengine pickles it; mmengine cannot be imported afterwards."""
     package = tmp_path / "site" / "mmengine" / "logging"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
@@ -210,12 +209,12 @@ def saved(content: Any, path: Path, *, old: bool) -> Path:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_the_training_log_of_mmengine_costs_nothing(network, log: Any, old: bool, tmp_path: Path) -> None:
+def test_a_training_log_of_mmengine_is_left_out(network, log: Any, old: bool, tmp_path: Path) -> None:
     weights = network("SRVGGNetCompact x4").state_dict()
     content = {"meta": {"dataset_meta": {"classes": ["wall"]}}, "state_dict": below("generator.")(weights)}
     path = saved(content | {"message_hub": log}, tmp_path / "model.pth", old=old)
     assert_same(read_weights(path), weights)
-    assert load_checkpoint(path)["meta"] == content["meta"]
+    assert load_checkpoint(path, "save it anew")["meta"] == content["meta"]
 
 
 def test_other_objects_are_refused_with_a_remedy_that_names_their_package(network, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a change of settings, files or workspace makes a run do again, with the real stages on tiny pairs."""
+"""A change of settings, files or workspace makes a run repeat the stages that it must, on tiny pairs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from desra_core.detection.class_weights import CLASS_COUNT
+from desra_core.detection.class_weights import CLASS_COUNT, Weights
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
-from desra_core.settings import Detection, Machine, detector_of, min_area_pixels
-from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
+from desra_core.settings import Detection, Machine, min_area_pixels
+from desra_core.stages import Stage, StageJob, failure, run_stage
+from desra_core.stages.mask import mask_stage
+from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
-from desra_core.workspace.inventory import OnDisk
+from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import image_refs
 from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
 
@@ -76,8 +78,8 @@ class Lab:
             images = {image.id: image for image in image_refs(rows)}
             records = read_shard(workspace, shard)
             failures = {}
-            for function, settings in stages(self.detection(**changes), plan, weights):
-                held = OnDisk.of_rows(workspace, rows).held(rows, plan.target.gan_sr_key)
+            for function, job in stages(self.detection(**changes), plan, weights):
+                held = held_by(workspace, rows, plan.target.gan_sr_key, each=True)
                 name = function.__name__.removesuffix("_stage")
                 flags = assess(rows, to_table(records.values()), plan.target, held).lacking[name]
                 for image_id in np.array(rows["id"].to_pylist())[flags]:
@@ -85,9 +87,9 @@ class Lab:
                         continue
                     image, record = images[image_id], records.get(image_id, Record(image_id))
                     try:
-                        record = run_stage(function, image, record, workspace, settings, plan.target.mask_key)
+                        record = run_stage(function, image, record, workspace, job)
                     except ImageError as error:
-                        record = failure(image, record, name, plan.target.mask_key, error)
+                        record = failure(image, record, name, plan.target, error)
                     records[image_id] = record
                     if record.failed:
                         failures[image_id] = record
@@ -109,18 +111,9 @@ class Lab:
         return len(list((self.root / "ws/maps").glob("*/*.zarr/similarity")))
 
 
-def stages(detection: Detection, plan: Plan, weights: Any) -> list[tuple[Any, Any]]:
-    target, keep_all = plan.target, plan.target.keep != "artifacts"
-    similarity = SimilaritySettings(
-        target.similarity_key, detector_of(detection), detection.window, target.min_area, target.min_weight,
-        keep_all=keep_all, tile=256, threads=1, max_pixels=10**6,
-    )  # fmt: skip
-    mask = MaskSettings(
-        target.mask_key, target.segmentation_key, target.weighting_key,
-        None if target.segmentation_key == "none" else weights.values,
-        target.threshold, target.min_area, keep=target.keep, max_pixels=10**6,
-    )  # fmt: skip
-    return [(similarity_stage, similarity), (mask_stage, mask)]
+def stages(detection: Detection, plan: Plan, weights: Weights) -> list[tuple[Stage, StageJob]]:
+    job = StageJob(detection, plan.target, weights, "", "cpu", tile=256, threads=1, max_pixels=10**6)
+    return [(similarity_stage, job), (mask_stage, job)]
 
 
 def weights_file(path: Path, weight: float) -> str:
@@ -135,7 +128,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def fresh_masks(tmp_path: Path, **changes: Any) -> dict[str, bytes]:
-    """What an undisturbed run gives."""
+    """Return the masks of an undisturbed run."""
     (tmp_path / "fresh").mkdir()
     fresh = Lab(tmp_path / "fresh")
     for folder in tmp_path.glob("labels*"):
@@ -174,7 +167,7 @@ def test_keys_change_with_what_they_must(lab: Lab, changes: dict[str, Any], keys
     assert keys_changed(before, lab.detection(**({"labels": "labels"} | changes))) == keys
 
 
-def test_whatever_depends_on_pixels_is_made_anew_where_they_are_decoded_otherwise(
+def test_another_decoding_version_changes_the_keys_that_depend_on_pixels(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.py").touch()
@@ -230,7 +223,7 @@ def test_settings_round_trip(lab: Lab) -> None:
         load_settings(workspace)
 
 
-# --- what is done again ---
+# --- repeated stages ---
 
 
 def test_first_run_and_then_nothing(lab: Lab) -> None:
@@ -305,7 +298,7 @@ def test_a_changed_file_replaces_all_outputs(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_percentages_are_of_each_image(lab: Lab) -> None:
-    """Of 64x72 pixels 4.35 % are 200.4, so the two settings mean the same; the kept map tells at no cost."""
+    """Of 64x72 pixels 4.35 % are 200.4, so the two settings mean the same, and the mask is made from the kept map."""
     lab.run(min_area="200")
     assert lab.run(min_area="4.35%") == {"mask": STRONG}
     assert lab.run(min_area="4.4%") == {"mask": STRONG}
@@ -358,7 +351,7 @@ def test_a_damaged_group_is_mended_by_the_second_run_at_the_latest(lab: Lab, tmp
     assert lab.masks() == fresh_masks(tmp_path, **changes)
 
 
-def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path: Path) -> None:
+def test_a_map_of_other_settings_does_not_count(lab: Lab, tmp_path: Path) -> None:
     """A run with another window was killed after it had stored a map and before it had said so."""
     lab.run()
     workspace, plan, weights, _ = prepare(lab.detection(window=7))
@@ -373,9 +366,9 @@ def test_a_map_of_other_settings_is_never_taken_for_this_ones(lab: Lab, tmp_path
 def test_records_in_the_journal_count(lab: Lab) -> None:
     """A run that was killed between the stages goes on with the second one."""
     workspace, plan, weights, _ = prepare(lab.detection())
-    function, settings = stages(lab.detection(), plan, weights)[0]
+    function, job = stages(lab.detection(), plan, weights)[0]
     for image in image_refs(plan.rows(0)):
-        run_stage(function, image, Record(image.id), workspace, settings, plan.target.mask_key)
+        run_stage(function, image, Record(image.id), workspace, job)
     assert lab.run() == {"mask": ALL}
     assert lab.marked() == STRONG
 
@@ -477,7 +470,7 @@ def test_the_folder_of_labels_does_not_matter(lab: Lab) -> None:
     assert lab.run(labels="elsewhere") == {}
 
 
-def test_bad_labels_fail_until_they_are_mended(lab: Lab) -> None:
+def test_bad_labels_fail_until_they_are_corrected(lab: Lab) -> None:
     lab.put_labels(150)
     lab.run(labels="labels")
     assert lab.plan(labels="labels").failed == 3
@@ -536,8 +529,8 @@ def test_both_ways_to_look_at_the_disk_agree(lab: Lab) -> None:
     (workspace.masks / "weak.png").write_bytes(b"")
     (workspace.masks / "clean.png").unlink()
     rows = plan.rows(0)
-    for disk in (OnDisk.of(workspace), OnDisk.of_rows(workspace, rows)):
-        held = disk.held(rows, None)
+    for each in (False, True):
+        held = held_by(workspace, rows, None, each=each)
         assert held.masks.tolist() == held.arrays["similarity"].tolist() == [False, True, False]
         assert not held.arrays["labels"].any()
 

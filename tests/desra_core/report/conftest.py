@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.detection.detectors.applied import applied
 from desra_core.planning.plan import prepare
 from desra_core.planning.tables import publish_tables
 from desra_core.report import write_report
 from desra_core.settings import Detection
-from desra_core.stages import MaskSettings, SimilaritySettings, mask_stage, run_stage, similarity_stage
+from desra_core.stages import StageJob, run_stage
+from desra_core.stages.mask import mask_stage
+from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs
 from desra_core.workspace.records import Record, gather_shard
@@ -71,28 +72,14 @@ def detect(folder: Path, *roles: str) -> Workspace:
     """Run the stages on the corpus in a folder, one after the other; the workspace is its ``ws``."""
     detection = Detection(workspace=folder / "ws", **{role: folder / role for role in roles})
     Workspace(detection.workspace).create()
-    workspace, plan, *_ = prepare(detection)
-    target = plan.target
-    similarity = SimilaritySettings(
-        target.similarity_key,
-        applied(),
-        11,
-        "4000",
-        min_weight=1.0,
-        keep_all=False,
-        tile=256,
-        threads=1,
-        max_pixels=2**24,
-    )
-    mask = MaskSettings(
-        target.mask_key, "none", target.weighting_key, None, 0.7, "4000", keep="artifacts", max_pixels=2**24
-    )
+    workspace, plan, weights, _ = prepare(detection)
+    job = StageJob(detection, plan.target, weights, key="", device="cpu", tile=256, threads=1, max_pixels=2**24)
     for image in image_refs(plan.rows(0).replace_schema_metadata(pq.read_schema(workspace.manifest).metadata)):
-        record = run_stage(similarity_stage, image, Record(image.id), workspace, similarity, mask.key)
+        record = run_stage(similarity_stage, image, Record(image.id), workspace, job)
         if not record.failed:
-            run_stage(mask_stage, image, record, workspace, mask, mask.key)
+            run_stage(mask_stage, image, record, workspace, job)
     gather_shard(workspace, 0)
-    publish_tables(workspace, target)
+    publish_tables(workspace, plan.target)
     return workspace
 
 

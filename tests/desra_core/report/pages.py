@@ -58,7 +58,7 @@ def viewer(page: Page) -> list[object]:
 
 
 def look_at(workspace: Workspace, masks: dict[str, np.ndarray], gan_sr_key: str | None = None) -> None:
-    """Store masks by a person for some images."""
+    """Store human masks for some images."""
     ids = {row["name"]: row["id"] for row in pq.read_table(workspace.manifest).to_pylist()}
     for name, mask in masks.items():
         workspace.publish(workspace.human_mask(name), encode_mask(mask))

@@ -39,7 +39,7 @@ def page_of(benchmark: AnyBenchmark) -> Path:
     return benchmark.workspace.root / "benchmark.html"
 
 
-def test_what_it_tells(judged) -> None:
+def test_the_page_shows_tables_failures_and_the_worst_images(judged) -> None:
     page = page_of(judged).read_text("utf-8")
     text = text_of(page)
     assert "3 detectors on 5 images." in text

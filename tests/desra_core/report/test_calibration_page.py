@@ -92,8 +92,8 @@ def test_figure(calibrated: CalibratedWeights) -> None:
 
 
 def test_markdown(calibrated: CalibratedWeights) -> None:
-    told = calibration_markdown(calibrated)
-    assert told.startswith("9,000 pixels of 3 images; 147 classes are unseen.\n")
-    assert f"| 0.1 % | {calibrated.suggested.threshold:.4g} | {calibrated.suggested.published_threshold:.4g} |" in told
-    assert "| 4 tree | 6,000 | 3 |" in told
-    assert told.count("\n| ") == 2 + 2 + 2 + 3
+    text = calibration_markdown(calibrated)
+    assert text.startswith("9,000 pixels of 3 images; 147 classes are unseen.\n")
+    assert f"| 0.1 % | {calibrated.suggested.threshold:.4g} | {calibrated.suggested.published_threshold:.4g} |" in text
+    assert "| 4 tree | 6,000 | 3 |" in text
+    assert text.count("\n| ") == 2 + 2 + 2 + 3

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from desra_core.evaluation.evaluation import Evaluation, SeverityLabels, evaluate_masks
+from desra_core.evaluation.evaluation import Evaluation, Rating, SeverityLabels, evaluate_masks
 from desra_core.evaluation.image_agreement import compare_pair
 from desra_core.evaluation.mask_pairs import MaskPair, pair_folders
-from desra_core.evaluation.severity_labels import Rating
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.report.evaluation_page import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
 from desra_core.report.pictures import AGREEMENT_SIDE, FALSE, MISSED, RIGHT
@@ -57,7 +56,7 @@ def written(evaluation: Evaluation, folder: Path) -> str:
     return write_evaluation_page(evaluation, folder / "evaluation.html").read_text("utf-8")
 
 
-def test_what_it_tells(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_the_page_shows_scores_failures_and_names_as_text(evaluation: Evaluation, tmp_path: Path) -> None:
     page = written(evaluation, tmp_path)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "1 of 3 detected regions are right," in text

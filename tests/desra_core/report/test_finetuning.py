@@ -17,9 +17,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from desra_core.files.hashing import content_key
-from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score
+from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score, score_rows
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.gate.verdict import COLUMNS, score_rows
 from desra_core.images.crops import encode_webp
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
@@ -252,15 +251,15 @@ def test_names_are_text_and_nothing_else(workspace: Workspace, name: str) -> Non
     judged = [judgement for judgement in judgements("", gone=0.5) if judgement.regions]
     odd = [dataclasses.replace(region, class_name=name) for region in judged[0].regions]
     scored = score(name, [*judged, dataclasses.replace(judged[0], regions=odd)])
-    told = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
+    model = {"path": f"/x/{name}/iteration_1{name}.pth", "key": name}
     run = publish(workspace)["finetune"] | {
-        "parent": told,
-        "discriminator": told,
+        "parent": model,
+        "discriminator": model,
         "data": name,
         "training": {name: name},
     }
-    publish(workspace, verdict=dataclasses.asdict(decide([scored], scored, Gate())) | {"reasons": [name]}, before=told,
-            after=name, mse_model=told, best=told | {"weights": name, "file": name}, losses=[],
+    publish(workspace, verdict=dataclasses.asdict(decide([scored], scored, Gate())) | {"reasons": [name]}, before=model,
+            after=name, mse_model=model, best=model | {"weights": name, "file": name}, losses=[],
             finetune=run | {"versions": {name: name}},
             pictures=[{"image": name, "region": dataclasses.asdict(odd[0]), "crops": {}}])  # fmt: skip
     path = rendered(workspace)
@@ -357,7 +356,7 @@ def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path)
     assert re.search(r"1 promoted \d+ \w+ \d{4}, \d\d:\d\d UTC \w{8} 0 where the first finetune started", text)
     rollback(workspace)
     text = text_of(rendered(workspace))
-    assert "current model another one than these two, entry 2" in text
+    assert "current model neither of these two, entry 2" in text
     assert "2 rolled back to 0" in text
     publish(workspace, before={"path": str(old), "key": content_key(old)})
     assert "current model the old one, entry 2" in text_of(rendered(workspace))
@@ -368,7 +367,7 @@ def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path)
     assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(12, 2, -1)]
 
 
-def test_what_is_wrong_with_the_current_model_is_told(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_path: Path) -> None:
     document = publish(workspace)
     promoted(workspace, Path(document["best"]["file"]), tmp_path / "old.pth")
     (workspace.root / "models" / "0001" / "model.pth").write_text("another")
@@ -382,7 +381,9 @@ def test_what_is_wrong_with_the_current_model_is_told(workspace: Workspace, tmp_
 
 
 def test_every_column_is_explained() -> None:
-    assert tuple(EXPLAINED) == COLUMNS
+    measured = dataclasses.replace(score("a", judgements("a", gone=1, kept=1)), lpips=0.1)
+    (row, _) = score_rows(decide([measured], measured, Gate()))
+    assert list(row) == list(EXPLAINED)
 
 
 def test_every_loss_is_drawn() -> None:

@@ -17,17 +17,15 @@ import pytest
 from PIL import Image
 
 from desra_core.detection.class_weights import class_names, load_weights
-from desra_core.detection.detectors import METHODS, DetectorInputs, load_detector
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.detectors import METHODS, DetectorInputs, applied, load_detector
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
 from desra_core.report import document as document_module
 from desra_core.report import image_page as image_page_module
-from desra_core.report import scores as scores_module
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash
+from desra_core.report.image_page import score_kinds, score_picture
 from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, heat_map, label_picture
-from desra_core.report.scores import score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from tests.browser import opened
@@ -148,12 +146,12 @@ def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
     flat = np.zeros((64, 64, 3), np.uint8)
     kinds = {kind.kind: kind for kind in score_kinds(applied())}
     assert list(kinds) == SCORES
-    assert [kinds[method].threshold for method in METHODS if method in kinds] == [
+    assert [kinds[method].detector.pictured_threshold for method in METHODS if method in kinds] == [
         load_detector(method).threshold for method in METHODS if method in kinds
     ]
-    assert kinds["difference"].threshold == pytest.approx(0.3)
-    assert score_kinds(applied("desra", 0.5))[0].threshold == 0.5
-    assert {kind.kind: kind.threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
+    assert kinds["difference"].detector.pictured_threshold == pytest.approx(0.3)
+    assert score_kinds(applied("desra", 0.5))[0].detector.pictured_threshold == 0.5
+    assert {kind.kind: kind.detector.pictured_threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
     assert [kind.kind for kind in score_kinds(applied("/a/mine.py", 3.0))] == [*SCORES, "own"]
     for index, (score, brightness) in enumerate([(4.0, 0.5), (8.0, 1.0), (36.0, 1.0), (0.0, 0.0)]):
         file = tmp_path / f"flat{index}.py"
@@ -184,7 +182,7 @@ def test_the_table_and_the_legend(labelled: Path) -> None:
     assert f"{class_names()[2]} 41.7 %" in text
 
 
-def test_the_report_links_to_the_pages_and_they_back(labelled: Path) -> None:
+def test_the_report_and_its_pages_link_to_each_other(labelled: Path) -> None:
     report = labelled / "ws" / "report.html"
     links = [value for tag, attributes in Elements(report.read_text()).tags
              if tag == "a" and not (value := attributes["href"]).startswith("#")]  # fmt: skip
@@ -233,7 +231,7 @@ def test_hostile_names(workspace: Workspace) -> None:
         assert (page.parent / unquote(back)).resolve() == report.resolve()
 
 
-def test_what_is_gone_says_so(copied: Path) -> None:
+def test_each_missing_or_damaged_file_has_its_reason(copied: Path) -> None:
     workspace = Workspace(copied / "ws")
     page = workspace.root / "pages" / f"{NAME}.html"
     (copied / "labels" / f"{NAME}.png").unlink()
@@ -290,7 +288,7 @@ def test_images_too_small_or_too_large_for_a_detector() -> None:
     assert "is 95x200, smaller than the 96 px that niqe needs" in reason(200, 95, "niqe")
     assert "has results of 10x200, smaller than the 11 px window" in reason(200, 10, "difference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores_module, "_MOST_PIXELS", 9999)
+        patch.setattr(image_page_module, "_MOST_PIXELS", 9999)
         assert "not computed for 100x100 pixels" in reason(100, 100, "ldl")
 
 
@@ -340,7 +338,7 @@ def test_classes_keep_their_colours() -> None:
         assert {"#" + bytes(pixel).hex() for pixel in picture[labels == index]} == {share.colour}
 
 
-def test_a_page_has_room_for_so_much(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_beyond_the_room_of_a_page_are_left_out(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_page_module, "PICTURE_CHARACTERS", 30_000)
     workspace = Workspace(copied / "ws")
     write_report(workspace, pages=1)
@@ -350,7 +348,7 @@ def test_a_page_has_room_for_so_much(copied: Path, monkeypatch: pytest.MonkeyPat
     assert page.stat().st_size < 30_000 + 30_000
 
 
-def test_a_page_that_cannot_be_written_is_told(copied: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error(copied: Path) -> None:
     workspace = Workspace(copied / "ws")
     shutil.rmtree(workspace.root / "pages")
     (workspace.root / "pages").write_text("in the way")

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.detection.detectors.applied import AppliedDetector, applied
+from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
 from desra_core.images.tiling import Rectangle
 from desra_core.report import write_report
-from desra_core.report.maps import StoredImage
-from desra_core.report.pictures import heat_map
+from desra_core.report.pictures import StoredImage, heat_map
 from desra_core.report.results import recorded_detector
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
@@ -59,7 +58,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, make_pairs) -> Path:
         ({"method": "ldl", "threshold": float("nan")}, applied("ldl", 0.7)),
     ],
 )
-def test_the_settings_say_what_is_stored(settings: dict, expected: AppliedDetector) -> None:
+def test_settings_give_the_detector_and_threshold(settings: dict, expected: AppliedDetector) -> None:
     assert recorded_detector(settings) == expected
 
 
@@ -80,7 +79,7 @@ def test_a_report_about_scores(own: Path, tmp_path: Path) -> None:
     assert "mine.py score</figcaption>" in figure[0]
 
 
-def test_stored_scores_of_zero_are_whole_and_d_of_zero_is_not(own: Path) -> None:
+def test_a_stored_d_of_zero_is_damage_and_a_score_of_zero_is_not(own: Path) -> None:
     workspace = Workspace(own / "ws")
     paths = sorted(workspace.maps.rglob("similarity"))
     assert len(paths) == 3
@@ -114,7 +113,7 @@ def test_heat_maps_span_the_scale() -> None:
     assert colours[0, 3].tolist() == [128, 128, 128]
 
 
-def test_a_method_nobody_knows_any_more(own: Path, tmp_path: Path) -> None:
+def test_a_detector_file_that_is_gone(own: Path, tmp_path: Path) -> None:
     workspace = Workspace(Path(shutil.copytree(own / "ws", tmp_path / "ws")))
     document = json.loads(workspace.settings.read_bytes())
     document["settings"]["method"] = "/gone/<b>.py"

@@ -1,4 +1,4 @@
-"""Crops: every pixel comes from where it should, and what is missing says so."""
+"""Crops: every pixel comes from its place, and each missing file is an error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.images.crops import window_around
-from desra_core.report.maps import StoredImage
-from desra_core.report.pictures import OUTLINE, Crops
+from desra_core.report.pictures import OUTLINE, Crops, StoredImage
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 
@@ -93,7 +92,7 @@ def test_a_stored_pseudo_gt_is_shown_as_it_is(files: dict[str, Path], similarity
     assert np.array_equal(crops_of(files, similarity).make("pseudo_gt"), cut(MSE_SR))
 
 
-def test_the_region_is_told_from_its_neighbours(crops: Crops) -> None:
+def test_a_region_is_brighter_than_its_neighbours(crops: Crops) -> None:
     overlay, gan_sr = crops.make("mask"), cut(GAN_SR)
     marked = cut(mask())
     assert np.array_equal(overlay[~marked], gan_sr[~marked])
@@ -119,7 +118,7 @@ def test_lr_pixels_lie_under_the_result(files: dict[str, Path], similarity: Path
         assert np.array_equal(crop[y, x], low[row, column])
 
 
-def test_the_difference_lies_where_d_does(files: dict[str, Path], similarity: Path) -> None:
+def test_the_difference_map_lies_at_the_place_of_d(files: dict[str, Path], similarity: Path) -> None:
     values = np.full(SIMILARITY.shape, 1.0, np.float32)
     values[20, 30] = 0.1
     shutil.rmtree(similarity)
@@ -145,7 +144,7 @@ def test_large_regions_are_scaled_down(tmp_path: Path, similarity: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["lr", "difference", "mask", "pseudo_gt", "gan_sr"])
-def test_what_is_not_there_says_so(tmp_path: Path, kind: str) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path, kind: str) -> None:
     files = {role: tmp_path / f"{role}.png" for role in ("mse_sr", "gan_sr", "mask")}
     with pytest.raises(ImageError, match=r"vanished|none of this name|not kept"):
         crops_of(files, tmp_path / "none").make(kind)

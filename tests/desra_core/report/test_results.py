@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.planning.tables import REGIONS
-from desra_core.report.results import _seconds, class_counts, masked_shares, read_results, stage_times, summarize
+from desra_core.report.results import (
+    CorpusSummary,
+    class_counts,
+    flat_seconds,
+    masked_shares,
+    read_results,
+    stage_times,
+)
 from desra_core.workspace import Workspace
 from desra_core.workspace.records import SCHEMA, read_records
 
@@ -22,7 +29,7 @@ def seconds_table(*rows: tuple[str, float]) -> pa.Table:
 
 def test_a_real_workspace_in_numbers(corpus: Path) -> None:
     results = read_results(Workspace(corpus / "ws"))
-    summary = summarize(results)
+    summary = CorpusSummary(results)
     assert (summary.images, summary.done, summary.failed, summary.pending) == (21, 18, 3, 0)
     assert (summary.marked, summary.regions, summary.outdated) == (10, 10, 0)
     records = {row["id"]: row for row in read_records(results.workspace).to_pylist()}
@@ -70,7 +77,7 @@ def test_seconds_of_sliced_maps() -> None:
     """Arrow's keys and items of a slice are those of the whole."""
     rows = [{"id": str(index), "seconds": [("mask", float(index)), ("similarity", 1.0)]} for index in range(6)]
     records = pa.Table.from_pylist(rows, SCHEMA).slice(2, 3)
-    times = stage_times(_seconds(records, pa.array(["2", "3", "4"])))
+    times = stage_times(flat_seconds(records["seconds"]))
     assert [(time.stage, time.images, time.total) for time in times] == [("similarity", 3, 3.0), ("mask", 3, 9.0)]
 
 
@@ -88,7 +95,7 @@ def test_classes() -> None:
     assert counts[0]["mean_similarity"] == pytest.approx(0.3)
 
 
-def test_an_outdated_mask_is_told(workspace: Workspace) -> None:
+def test_outdated_masks_are_counted(workspace: Workspace) -> None:
     results = read_results(workspace)
-    assert summarize(replace(results, document={"target": {"mask_key": "new"}})).outdated == 10
-    assert summarize(replace(results, document={})).outdated == 0
+    assert CorpusSummary(replace(results, document={"target": {"mask_key": "new"}})).outdated == 10
+    assert CorpusSummary(replace(results, document={})).outdated == 0

@@ -1,4 +1,4 @@
-"""The page as text: what it says, and what no name and no file can make it do."""
+"""The page as text: its sentences, and names and files that must not change anything else."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_policy_allows_this_script_only(page: str) -> None:
     assert f"script-src '{csp_hash(script[1])}'" in policy
 
 
-def test_what_the_page_says(page: str) -> None:
+def test_the_page_has_numbers_failures_and_settings(page: str) -> None:
     text = words(page)
     assert "10 of 18 images have artifacts: 10 regions that cover" in text
     assert "55.6 % of images done have artifacts" in text
@@ -238,15 +238,13 @@ def test_ties_do_not_depend_on_the_order_of_the_table() -> None:
     assert chosen(regions(*rows), 5) == chosen(regions(*rows[::-1]), 5)
 
 
-def test_what_does_not_fit_is_left_out(corpus: Path) -> None:
+def test_regions_that_do_not_fit_are_left_out(corpus: Path) -> None:
     results = read_results(Workspace(corpus / "ws"))
-    whole = make_gallery(results, 24, 10**9)
-    sizes = [sum(len(cell.uri or "") for cell in cells) for _, cells in whole.rows]
-    part = make_gallery(results, 24, sum(sizes[:3]))
-    assert whole.left_out == 0
-    assert part.rows == whole.rows[:3]
-    assert part.left_out == len(sizes) - 3
-    assert make_gallery(results, 24, 0).rows == []
+    whole, left_out = make_gallery(results, 24, 10**9)
+    assert left_out == 0
+    sizes = [sum(len(cell.uri or "") for cell in cells) for _, cells in whole]
+    assert make_gallery(results, 24, sum(sizes[:3])) == (whole[:3], len(sizes) - 3)
+    assert make_gallery(results, 24, 0) == ([], len(sizes))
 
 
 def test_a_page_about_noise_stays_below_its_size(workspace: Workspace, tmp_path: Path, monkeypatch) -> None:
@@ -274,12 +272,12 @@ def test_a_record_that_has_gone_costs_the_pictures_only(workspace: Workspace) ->
     table = pq.read_table(workspace.regions)
     results = read_results(workspace)
     unknown = results.images.set_column(2, "height", pa.nulls(results.images.num_rows, pa.int32()))
-    gallery = make_gallery(replace(results, images=unknown), 24, 10**9)
+    gallery, _ = make_gallery(replace(results, images=unknown), 24, 10**9)
     assert table.num_rows > 0
-    assert {cell.reason for _, cells in gallery.rows for cell in cells} == {"The image has failed since."}
+    assert {cell.reason for _, cells in gallery for cell in cells} == {"The image has failed since."}
 
 
 def test_the_crops_have_the_size_of_the_image_where_it_is_small(corpus: Path) -> None:
-    gallery = make_gallery(read_results(Workspace(corpus / "ws")), 24, 10**9)
-    assert {(cell.height, cell.width) for _, cells in gallery.rows for cell in cells if cell.uri} == {(192, 192)}
+    gallery, _ = make_gallery(read_results(Workspace(corpus / "ws")), 24, 10**9)
+    assert {(cell.height, cell.width) for _, cells in gallery for cell in cells if cell.uri} == {(192, 192)}
     assert min(SIZE) > 192

@@ -47,7 +47,7 @@ def test_intervals() -> None:
      "*/99 * * * *",
      "0 2 * * * *", "a b c d e", "every 9999999999 weeks"],
 )  # fmt: skip
-def test_what_is_no_time_is_refused(text) -> None:
+def test_other_texts_are_refused_as_times(text) -> None:
     with pytest.raises(ValueError, match=r"no |is more often"):
         parse_period(text)
 
@@ -100,7 +100,7 @@ def test_a_time_zone_without_a_name_is_not_taken_for_another(set_zone, monkeypat
     assert local_timezone() == "UTC"
 
 
-def test_any_folder_gives_a_name_that_servers_take() -> None:
+def test_any_folder_gives_a_valid_name_of_deployments() -> None:
     assert Serving(**CORPUS | {"workspace": "/data/ws#1 (new)"}).title == "ws-1-new-"
     assert Serving(**CORPUS | {"workspace": "/data/Wäsche.1"}).title == "Wäsche.1"
 

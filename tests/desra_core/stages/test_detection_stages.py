@@ -1,4 +1,4 @@
-"""The functions that Dask runs, on small real pairs: files they leave, failures they tell, being run twice."""
+"""The stages of detection on small real pairs: the files that they leave, their failures, and a second run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
-from desra_core.detection.class_weights import load_weights
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.errors import ImageError, TransientError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import encode_png
-from desra_core.stages import MaskSettings, SimilaritySettings, failure, mask_stage, run_stage, similarity_stage
+from desra_core.settings import Detection
+from desra_core.stages import StageJob, failure, run_stage
+from desra_core.stages.mask import mask_stage
+from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record, read_shard
 
 RNG = np.random.default_rng(3)
@@ -28,11 +31,23 @@ BASE = np.clip(128 + 5 * (cv2.GaussianBlur(RNG.random((64, 72, 3)) * 255, (0, 0)
 NOISE = RNG.normal(0, 40, (64, 72, 3)) * np.pad(np.ones((34, 40, 1)), ((15, 15), (16, 16), (0, 0)))
 MSE_SR = BASE.astype(np.uint8)
 GAN_SR = np.clip(BASE + NOISE, 0, 255).astype(np.uint8)
-SIMILARITY = SimilaritySettings(
-    "similarity-key", applied(), 11, "200", min_weight=1.0, keep_all=False, tile=32, threads=1, max_pixels=10**6
+JOB = StageJob(
+    Detection(mse_sr="mse_sr", gan_sr="gan_sr", workspace="ws"),
+    Target("similarity-key", "none", "weighting-key", 1.0, 0.7, "200", "artifacts", "mask-key"),
+    load_weights("none"),
+    key="",
+    device="cpu",
+    tile=32,
+    threads=1,
+    max_pixels=10**6,
 )
-MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "200", keep="artifacts", max_pixels=10**6)
-LABELLED = replace(MASK, segmentation_key="labels", weights=load_weights("published").values)
+
+
+def for_target(**changes: Any) -> StageJob:
+    return replace(JOB, target=replace(JOB.target, **changes))
+
+
+LABELLED = replace(for_target(segmentation_key="labels"), weights=load_weights("published"))
 
 
 @pytest.fixture
@@ -68,15 +83,10 @@ def pair(
     )
 
 
-def process(
-    image: ImageRef,
-    workspace: Workspace,
-    similarity: SimilaritySettings = SIMILARITY,
-    mask: MaskSettings = MASK,
-) -> Record:
+def process(image: ImageRef, workspace: Workspace, job: StageJob = JOB) -> Record:
     record = Record(image.id)
-    for stage, settings in ((similarity_stage, similarity), (mask_stage, mask)):
-        record = run_stage(stage, image, record, workspace, settings, mask.key)
+    for stage in (similarity_stage, mask_stage):
+        record = run_stage(stage, image, record, workspace, job)
         if record.failed:
             break
     return record
@@ -122,7 +132,9 @@ def test_masks_have_the_size_of_the_image_and_an_empty_frame(workspace: Workspac
 
 def test_another_window_has_another_frame(workspace: Workspace) -> None:
     noisy = RNG.integers(0, 256, MSE_SR.shape, dtype=np.uint8)
-    process(pair(workspace, gan_sr=noisy), workspace, replace(SIMILARITY, window=7))
+    process(
+        pair(workspace, gan_sr=noisy), workspace, replace(JOB, settings=JOB.settings.model_copy(update={"window": 7}))
+    )
     mask = read_mask(workspace)
     assert mask[3:-3, 3:-3].all()
     assert mask.sum() == 255 * 58 * 66
@@ -131,23 +143,23 @@ def test_another_window_has_another_frame(workspace: Workspace) -> None:
 @pytest.mark.parametrize("gan_sr", [MSE_SR, MSE_SR // 2 * 2], ids=["equal", "alike"])
 def test_a_clean_image_stores_no_map(workspace: Workspace, gan_sr: np.ndarray) -> None:
     image = pair(workspace, gan_sr=gan_sr)
-    record = run_stage(similarity_stage, image, Record(image.id), workspace, SIMILARITY, MASK.key)
+    record = run_stage(similarity_stage, image, Record(image.id), workspace, JOB)
     assert not workspace.maps.exists()
     assert (record.artifact_pixels, record.proven_weight, record.similarity_kept) == (0, 1.0, False)
     assert not workspace.mask("a").exists()
-    record = run_stage(mask_stage, image, record, workspace, MASK, MASK.key)
+    record = run_stage(mask_stage, image, record, workspace, JOB)
     assert not read_mask(workspace).any()
     assert (record.artifact_pixels, record.regions, record.proven_weight) == (0, [], 1.0)
     assert record.mask_key == "mask-key"
 
 
-def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None:
+def test_keep_artifacts_drops_the_map_of_an_image_that_turns_out_clean(workspace: Workspace) -> None:
     """Suspect under the smallest weight, clean under the weight of its class."""
     image = pair(workspace, labels=np.zeros((64, 72), np.uint8))
-    heavy = replace(LABELLED, weights=np.full(150, 20.0))
-    record = run_stage(similarity_stage, image, Record(image.id), workspace, SIMILARITY, MASK.key)
+    heavy = replace(LABELLED, weights=Weights(np.full(150, 20.0), "heavy"))
+    record = run_stage(similarity_stage, image, Record(image.id), workspace, JOB)
     assert workspace.group(image.id).exists()
-    record = run_stage(mask_stage, image, record, workspace, heavy, MASK.key)
+    record = run_stage(mask_stage, image, record, workspace, heavy)
     assert not workspace.group(image.id).exists()
     assert not record.similarity_kept
     assert record.proven_weight is None, "labels may change"
@@ -155,7 +167,7 @@ def test_keep_artifacts_drops_what_turns_out_clean(workspace: Workspace) -> None
 
 def test_keep_maps_keeps_all(workspace: Workspace) -> None:
     image = pair(workspace, gan_sr=MSE_SR)
-    record = process(image, workspace, replace(SIMILARITY, keep_all=True), replace(MASK, keep="maps"))
+    record = process(image, workspace, for_target(keep="maps"))
     assert record.similarity_kept
     assert (read_array(workspace, image.id, "similarity", key="similarity-key") == 1).all()
     assert not read_mask(workspace).any()
@@ -164,8 +176,8 @@ def test_keep_maps_keeps_all(workspace: Workspace) -> None:
 def test_labels_from_a_folder_weigh_and_name_regions(workspace: Workspace) -> None:
     labels = np.full((64, 72), 4, np.uint8)
     labels[:, 40:] = 16
-    record = process(pair(workspace, labels=labels), workspace, mask=LABELLED)
-    weighting: dict[str, Any] = {"labels": labels, "weights": LABELLED.weights}
+    record = process(pair(workspace, labels=labels), workspace, LABELLED)
+    weighting: dict[str, Any] = {"labels": labels, "weights": LABELLED.class_weights}
     similarity = variance_similarity(MSE_SR, GAN_SR)
     expected = artifact_mask(similarity, min_area=200, **weighting)
     assert expected.any()
@@ -205,7 +217,7 @@ def test_twice_leaves_the_same_files(workspace: Workspace) -> None:
     assert {path: data for path, (data, _) in after.items()} == {path: data for path, (data, _) in before.items()}
     assert after[str(workspace.mask("a"))] == before[str(workspace.mask("a"))]
     assert replace(second, seconds={}) == replace(first, seconds={})
-    assert run_stage(mask_stage, image, second, workspace, MASK, MASK.key).regions == first.regions
+    assert run_stage(mask_stage, image, second, workspace, JOB).regions == first.regions
 
 
 @pytest.mark.parametrize(
@@ -245,7 +257,7 @@ def test_the_smallest_image(workspace: Workspace) -> None:
 
 def test_images_larger_than_a_worker(workspace: Workspace) -> None:
     with pytest.raises(TransientError, match="more than fit into a worker's memory"):
-        process(pair(workspace), workspace, replace(SIMILARITY, max_pixels=64 * 72 - 1))
+        process(pair(workspace), workspace, replace(JOB, max_pixels=64 * 72 - 1))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +275,7 @@ def test_bad_labels_become_failures(
     workspace: Workspace, gan_sr: np.ndarray, labels: np.ndarray | bytes, reason: str
 ) -> None:
     image = pair(workspace, gan_sr=gan_sr, labels=labels)
-    record = process(image, workspace, mask=LABELLED)
+    record = process(image, workspace, LABELLED)
     assert image.labels is not None
     assert (record.failed_stage, record.subject) == ("mask", str(image.labels.path))
     assert reason in (record.reason or "")
@@ -277,12 +289,12 @@ def test_a_file_that_changes_after_the_scan_is_transient(workspace: Workspace, r
     changed: File = getattr(image, role)
     changed.path.write_bytes(changed.path.read_bytes() + b"more")
     with pytest.raises(TransientError, match="changed after the run had started") as caught:
-        process(image, workspace, mask=LABELLED)
+        process(image, workspace, LABELLED)
     assert caught.value.subject == str(changed.path)
     assert not any(record.failed for record in read_shard(workspace, 0).values())
 
 
-def test_a_vanished_file_is_told(workspace: Workspace) -> None:
+def test_a_vanished_file_is_named(workspace: Workspace) -> None:
     image = pair(workspace)
     image.gan_sr.path.unlink()
     with pytest.raises(TransientError, match="the file has vanished"):
@@ -291,9 +303,9 @@ def test_a_vanished_file_is_told(workspace: Workspace) -> None:
 
 def test_a_failure_is_cleared_by_success(workspace: Workspace) -> None:
     good = pair(workspace)
-    failed = failure(good, Record(good.id), "similarity", "mask-key", TransientError("a", "b", "c"))
+    failed = failure(good, Record(good.id), "similarity", JOB.target, TransientError("a", "b", "c"))
     assert failed.transient
-    record = run_stage(similarity_stage, good, failed, workspace, SIMILARITY, MASK.key)
+    record = run_stage(similarity_stage, good, failed, workspace, JOB)
     assert not record.failed
     assert record.reason is None
 

@@ -107,7 +107,7 @@ def test_another_method_redoes_the_scores(pairs, tmp_path) -> None:
     assert (target.method, target.threshold) == ("ssim", -0.65)
 
 
-def test_a_file_sees_the_labels_and_is_asked_again_when_they_change(pairs, tmp_path) -> None:
+def test_a_detector_file_gets_the_labels_and_runs_again_when_they_change(pairs, tmp_path) -> None:
     own = tmp_path / "own.py"
     own.write_text(BY_CLASS)
     labels = tmp_path / "labels"
@@ -140,7 +140,7 @@ def test_a_file_sees_the_labels_and_is_asked_again_when_they_change(pairs, tmp_p
         ("return np.zeros((gan_sr.shape[0] - 1, gan_sr.shape[1] - 1))", "instead of finite scores"),
     ],
 )
-def test_a_file_that_fails_costs_one_line_per_image(pairs, tmp_path, body, reason) -> None:
+def test_a_failing_detector_file_gives_one_line_per_image(pairs, tmp_path, body, reason) -> None:
     own = tmp_path / "own.py"
     own.write_text(
         "import numpy as np\n\n\nclass Own:\n    threshold = 1\n    smallest = 1\n    inputs = ()\n\n"
@@ -153,7 +153,7 @@ def test_a_file_that_fails_costs_one_line_per_image(pairs, tmp_path, body, reaso
     assert "\n" not in reasons[0].as_py()
 
 
-def test_too_small_an_image_is_told(pairs, tmp_path) -> None:
+def test_an_image_below_the_smallest_side_fails(pairs, tmp_path) -> None:
     for role in ("mse_sr", "gan_sr"):
         (tmp_path / role).mkdir()
         assert cv2.imwrite(str(tmp_path / role / "a.png"), np.zeros((95, 200, 3), np.uint8))
@@ -165,12 +165,12 @@ def test_settings_that_do_not_fit_a_method_are_refused(pairs, tmp_path) -> None:
     own = tmp_path / "own.py"
     own.write_text(BY_CLASS)
     labels = {"segmenter": f"labels:{pairs / 'labels'}"}
-    for changes, told in (
+    for changes, message in (
         ({"threshold": 1.5}, "no similarity"),
         ({"method": "ldl", "weights": "published", **labels}, "is for desra, not for ldl"),
         ({"method": str(own)}, "needs class labels"),
         ({"method": "magic"}, "is no method"),
         ({"method": str(tmp_path / "none.py")}, "does not exist"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             target_of(detection(pairs, tmp_path / "ws", **changes))

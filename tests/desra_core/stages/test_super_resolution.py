@@ -1,4 +1,4 @@
-"""Super-resolution, and the mask stage of mined photos: what is inferred, stored, exported and dropped."""
+"""Super-resolution, and the mask stage of mined photos: results that are inferred, stored, exported and dropped."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.detection.detectors.applied import applied
+from desra_core.detection.class_weights import load_weights
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.files.hashing import digest
 from desra_core.images.codec import decode, encode_png
 from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.keys import result_key
-from desra_core.stages import (
-    MaskSettings,
-    SimilaritySettings,
-    SuperResolutionSettings,
-    mask_stage,
-    run_stage,
-    super_resolution_stage,
-)
+from desra_core.settings import Mining
+from desra_core.stages import StageJob, run_stage
 from desra_core.stages import super_resolution as module
+from desra_core.stages.mask import mask_stage
+from desra_core.stages.super_resolution import super_resolution_stage
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.manifest import File, ImageRef
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import Record
 from tests.conftest import photo
 
 BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)
-SIMILARITY = SimilaritySettings(
-    "similarity-key", applied(), 11, "4000", min_weight=1.0, keep_all=False, tile=256, threads=1, max_pixels=10**6
-)
-MASK = MaskSettings("mask-key", "none", "weighting-key", None, 0.7, "4000", keep="artifacts", max_pixels=10**6)
 
 
 class Lab:
@@ -47,13 +40,17 @@ class Lab:
         self.models = make_models(root / "models")
         self.inferred: list[str] = []
 
-    def settings(self, **changes: object) -> SuperResolutionSettings:
+    def job(self, max_pixels: int = 10**6, **changes: object) -> StageJob:
+        """The job of a run with the models, for a target with some changes."""
         mse, gan = self.models
-        settings = SuperResolutionSettings(
-            result_key(mse, "float32"), result_key(gan, "float32"), mse, gan, "float32", "cpu",
-            segmentation_key=None, keep_mse=False, keep_pair=False, similarity=SIMILARITY,
+        target = Target(
+            "similarity-key", "none", "weighting-key", 1.0, 0.7, "4000", "artifacts", "mask-key",
+            mse_sr_key=result_key(mse, "float32"), gan_sr_key=result_key(gan, "float32"),
         )  # fmt: skip
-        return replace(settings, **changes)
+        mining = Mining(photos=self.root, mse_model=mse, gan_model=gan, workspace=self.workspace.root)
+        return StageJob(
+            mining, replace(target, **changes), load_weights("none"), "", "cpu", 256, 1, max_pixels=max_pixels
+        )
 
     def image(self, pixels: np.ndarray | bytes, names: tuple[str, ...] = ("a",)) -> ImageRef:
         data = pixels if isinstance(pixels, bytes) else encode_png(pixels)
@@ -62,13 +59,11 @@ class Lab:
         return ImageRef("ab" * 16, 0, names, None, None, File(path, digest(data)), None)
 
     def infer(self, image: ImageRef, record: Record | None = None, **changes: object) -> Record:
-        settings = self.settings(**changes)
-        return run_stage(super_resolution_stage, image, record or Record(image.id), self.workspace, settings, MASK.key)
+        record = record or Record(image.id)
+        return run_stage(super_resolution_stage, image, record, self.workspace, self.job(**changes))
 
     def mask(self, image: ImageRef, record: Record, **changes: object) -> Record:
-        settings = self.settings()
-        settings = replace(MASK, mse_sr_key=settings.mse_sr_key, gan_sr_key=settings.gan_sr_key, **changes)
-        return run_stage(mask_stage, image, record, self.workspace, settings, MASK.key)
+        return run_stage(mask_stage, image, record, self.workspace, self.job(**changes))
 
     def arrays(self) -> set[str]:
         return {path.name for path in self.workspace.group("ab" * 16).glob("*") if path.is_dir()}
@@ -123,10 +118,11 @@ def test_a_clean_photo_leaves_an_empty_mask_and_nothing_else(lab: Lab) -> None:
     ("keep", "arrays", "exported"),
     [("artifacts", set(), False), ("maps", {"similarity"}, False), ("all", {"similarity", "mse_sr", "gan_sr"}, True)],
 )
-def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], exported: bool) -> None:
+def test_arrays_and_pictures_that_are_kept_of_a_clean_photo(
+    lab: Lab, keep: str, arrays: set[str], exported: bool
+) -> None:
     image = lab.image(DARK)
-    similarity = replace(SIMILARITY, keep_all=keep != "artifacts")
-    record = lab.mask(image, lab.infer(image, similarity=similarity, keep_pair=keep == "all"), keep=keep)
+    record = lab.mask(image, lab.infer(image, keep=keep), keep=keep)
     assert lab.arrays() == arrays
     assert lab.workspace.dataset("pseudo_gt", "a").exists() == exported
     if exported:
@@ -135,8 +131,8 @@ def test_what_is_kept_of_a_clean_photo(lab: Lab, keep: str, arrays: set[str], ex
     assert not lab.workspace.dataset("lr", "a").exists()
 
 
-def test_labelling_all_keeps_the_gan_result_for_it(lab: Lab) -> None:
-    lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, keep_all=True), segmentation_key="mmseg:x")
+def test_the_gan_result_is_kept_where_all_images_are_labelled(lab: Lab) -> None:
+    lab.infer(lab.image(DARK), keep="maps", segmentation_key="mmseg:x")
     assert lab.arrays() == {"similarity", "gan_sr"}
 
 
@@ -157,15 +153,13 @@ def test_only_the_missing_result_is_inferred(lab: Lab, make_models) -> None:
 
 def test_a_stored_map_that_proves_a_photo_clean_spares_inference(lab: Lab) -> None:
     image = lab.image(DARK)
-    keep_all = replace(SIMILARITY, keep_all=True)
-    record = lab.mask(image, lab.infer(image, similarity=keep_all), keep="maps")
+    record = lab.mask(image, lab.infer(image, keep="maps"), keep="maps")
     lab.inferred.clear()
-    stricter = replace(keep_all, detector=applied(threshold=0.8))
-    assert lab.infer(image, record, similarity=stricter).threshold == 0.8
+    assert lab.infer(image, record, keep="maps", threshold=0.8).threshold == 0.8
     assert lab.inferred == []
-    lab.infer(image, record, similarity=stricter, segmentation_key="mmseg:x")
-    lab.infer(image, record, similarity=replace(keep_all, key="of another window"))
-    lab.infer(image, record, similarity=keep_all, keep_pair=True)
+    lab.infer(image, record, keep="maps", threshold=0.8, segmentation_key="mmseg:x")
+    lab.infer(image, record, keep="maps", similarity_key="of another window")
+    lab.infer(image, record, keep="all")
     assert lab.inferred == ["mse", "gan", "mse", "mse"]  # the GAN result was stored for its labels
 
 
@@ -196,8 +190,8 @@ def test_a_photo_that_is_too_small_or_too_large(lab: Lab) -> None:
     record = lab.infer(lab.image(DARK[:2, :2]))
     assert "has results of 8x8, smaller than the 11 px window" in record.reason
     with pytest.raises(TransientError, match="more than fit into a worker's memory"):
-        lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60 - 1))
-    assert not lab.infer(lab.image(DARK), similarity=replace(SIMILARITY, max_pixels=16 * 50 * 60)).failed
+        lab.infer(lab.image(DARK), max_pixels=16 * 50 * 60 - 1)
+    assert not lab.infer(lab.image(DARK), max_pixels=16 * 50 * 60).failed
 
 
 def test_smaller_windows_are_recorded(lab: Lab, monkeypatch) -> None:
@@ -218,10 +212,10 @@ def test_weights_that_overflow_cost_one_photo(lab: Lab, monkeypatch) -> None:
 
 
 def test_a_checkpoint_that_changes_during_a_run(lab: Lab, make_models) -> None:
-    settings = lab.settings()
+    job = lab.job()
     make_models(lab.root / "models", strength=1.0)
     with pytest.raises(TransientError, match=r"gan\.pth: changed after the run had started"):
-        super_resolution_stage(lab.image(BRIGHT), Record("ab" * 16), lab.workspace, settings)
+        super_resolution_stage(lab.image(BRIGHT), Record("ab" * 16), lab.workspace, job)
 
 
 def test_results_are_those_of_the_models(lab: Lab) -> None:

@@ -21,7 +21,7 @@ DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo" / "mo
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small as the patches are, threads only wait for each other; and a finetune leaves its number behind."""
+    """Use one thread, because the patches are small, and restore the number that a finetune has changed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What is saved goes by the parent's names: the usual classes take it, and compute what the trained network does."""
+"""Saved weights have the parent's names: the usual classes load them, and compute what the trained network does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_weights
+from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.third_party import mend_basicsr
-from desra_core.training.generator import Generator, load_generator
+from desra_core.training.networks import Generator, load_generator
 
 mend_basicsr()
 
@@ -58,7 +57,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 
 def trained(generator: Generator) -> nn.Module:
-    """Its network after every parameter has moved, each in its own way."""
+    """Return the network after every parameter has changed in a different way."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in generator.network.parameters():
@@ -83,7 +82,7 @@ def test_the_untouched_network_is_the_parent(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_was_trained_loads_into_the_class_that_it_came_from(name: str, tmp_path: Path) -> None:
+def test_trained_weights_load_into_the_class_that_they_came_from(name: str, tmp_path: Path) -> None:
     own = built(name)
     torch.save({"params": copied(own)}, tmp_path / "parent.pth")
     generator = load_generator(tmp_path / "parent.pth")
@@ -189,7 +188,7 @@ def test_other_architectures_are_refused_by_name(name: str, tmp_path: Path) -> N
     )
 
 
-def test_what_is_no_checkpoint_at_all(tmp_path: Path, demo_discriminator: Path) -> None:
+def test_files_that_are_no_checkpoint(tmp_path: Path, demo_discriminator: Path) -> None:
     (tmp_path / "text.pth").write_text("weights")
     for path, reason in ((tmp_path / "text.pth", "is not a checkpoint"), (tmp_path / "no.pth", "does not exist"),
                          (demo_discriminator, "is of no architecture that spandrel knows")):  # fmt: skip

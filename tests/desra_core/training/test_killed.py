@@ -1,4 +1,4 @@
-"""Finetunes that are killed again and again, and end with the very weights of an undisturbed one."""
+"""Finetunes that are killed again and again, and end with the same weights as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11]}
 
 
 class Runs(NamedTuple):
-    """A run that was killed many times, one that was not, and where (warmed, iteration) the former was each time."""
+    """A run that was killed many times, an undisturbed run, and the steps (warmed, iteration) at each kill."""
 
     killed: RunFolder
     whole: RunFolder
@@ -38,7 +38,7 @@ class Runs(NamedTuple):
 
 
 def swinir(path: Path) -> Path:
-    """A model that skips some of its layers by chance while it is trained."""
+    """Make a model that skips random layers in training."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch.meshgrid
@@ -88,7 +88,7 @@ def test_killed_runs_end_with_the_same_weights(case: str, runs: dict[str, Runs])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_runs_tell_the_same(case: str, runs: dict[str, Runs]) -> None:
+def test_killed_runs_have_the_same_events(case: str, runs: dict[str, Runs]) -> None:
     killed, whole, _ = runs[case]
     assert read_json(killed.losses) == read_json(whole.losses)
     assert [row["iteration"] for row in read_json(killed.losses)] == list(range(10, CASES[case]["iterations"], 10))
@@ -97,7 +97,7 @@ def test_killed_runs_tell_the_same(case: str, runs: dict[str, Runs]) -> None:
     assert not list(killed.root.rglob("*.unfinished"))
 
 
-def test_they_really_were_killed_on_their_way(runs: dict[str, Runs]) -> None:
+def test_the_runs_were_killed_before_their_end(runs: dict[str, Runs]) -> None:
     for case, found in runs.items():
         assert len(set(found.moments)) >= 2
         assert all(warmed <= 6 and iteration <= CASES[case]["iterations"] for warmed, iteration in found.moments)
@@ -106,7 +106,7 @@ def test_they_really_were_killed_on_their_way(runs: dict[str, Runs]) -> None:
 
 
 def events(run: RunFolder) -> list[tuple[int, float]]:
-    """The pixel losses that TensorBoard shows of a run."""
+    """Read the pixel losses of a run as TensorBoard shows them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(run.tensorboard)).Reload()
     return [(event.step, event.value) for event in found.Scalars("loss/pixel")]

@@ -1,4 +1,4 @@
-"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, but all of what a real one does."""
+"""The finetune itself, on a CPU with the demo's model: steps of a few milliseconds, with all parts of a real one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.networks.checkpoints import load_model
-from desra_core.networks.weights import read_weights
+from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.settings.models import Training
 from desra_core.training import loop
-from desra_core.training.loop import Ended, finetune
+from desra_core.training.loop import finetune
 from desra_core.training.plan import settle_precision
 from desra_core.training.run_folder import RunFolder, load_state, read_json, write_json
 
@@ -40,10 +39,10 @@ def run(tmp_path: Path, prepared: Prepared) -> RunFolder:
 
 
 @pytest.fixture
-def go(gan_model: Path, training: Settings) -> Callable[..., Ended]:
+def go(gan_model: Path, training: Settings) -> Callable[..., int]:
     """Finetune in a folder with some settings."""
 
-    def finetuned(run: RunFolder, device: str = "cpu", threads: int = 1, **changes: Any) -> Ended:
+    def finetuned(run: RunFolder, device: str = "cpu", threads: int = 1, **changes: Any) -> int:
         return finetune(run, gan_model, training(**changes), device, threads)
 
     return finetuned
@@ -54,7 +53,7 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def everything(run: RunFolder) -> dict[str, Weights]:
-    """All weights that a run has saved."""
+    """Read all weights that a run has saved."""
     files = sorted((run.root / "models").glob("*.pth"))
     return {f"{file.name} {kind}": weights for file in files for kind, weights in content(file).items()}
 
@@ -74,12 +73,12 @@ def distance(first: Weights, second: Weights) -> float:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("losses", ["l1", "gan", "everything"])
 def test_a_finetune(
-    run: RunFolder, go: Callable[..., Ended], gan_model: Path, vgg19_file: Path, losses: str, device: str
+    run: RunFolder, go: Callable[..., int], gan_model: Path, vgg19_file: Path, losses: str, device: str
 ) -> None:
     changes: dict[str, Any] = {"l1": {"gan_weight": 0}, "gan": {},
                                "everything": EVERYTHING | {"perceptual": str(vgg19_file)}}[losses]  # fmt: skip
     write_json(run.document, {"parent": "gan.pth"})
-    assert go(run, device, **changes) == Ended(6, early=False)
+    assert go(run, device, **changes) == 6
     assert [path.name for path in run.models()] == ["iteration_000003.pth", "iteration_000006.pth"]
     parent = read_weights(gan_model)
     for iteration, path in zip((3, 6), run.models(), strict=True):
@@ -101,7 +100,7 @@ def test_a_finetune(
 
 
 def test_a_discriminator_that_was_saved_is_taken_up(
-    run: RunFolder, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared
+    run: RunFolder, go: Callable[..., int], tmp_path: Path, prepared: Prepared
 ) -> None:
     go(run, iterations=3)
     other = prepared(tmp_path / "other")
@@ -112,7 +111,7 @@ def test_a_discriminator_that_was_saved_is_taken_up(
     assert 0 < distance(before, after) < 0.1
 
 
-def test_the_loss_falls(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_the_loss_falls(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, gan_weight=0, iterations=60, learning_rate=1e-3, batch=4, patience=99)
     rows = read_json(run.losses)
     assert [row["iteration"] for row in rows] == [10, 20, 30, 40, 50, 60]
@@ -120,9 +119,9 @@ def test_the_loss_falls(run: RunFolder, go: Callable[..., Ended]) -> None:
 
 
 def test_the_generator_waits_for_a_new_discriminator(
-    run: RunFolder, go: Callable[..., Ended], gan_model: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, go: Callable[..., int], gan_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before the generator's first step, as by Ctrl+C."""
+    """The run is stopped before the generator's first step, as by Ctrl+C."""
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -143,7 +142,7 @@ def test_the_generator_waits_for_a_new_discriminator(
     assert all(not torch.equal(value, seen[1][name]) for name, value in seen[0].items())
 
 
-def test_a_running_mean_of_the_weights(run: RunFolder, go: Callable[..., Ended], gan_model: Path) -> None:
+def test_a_running_mean_of_the_weights(run: RunFolder, go: Callable[..., int], gan_model: Path) -> None:
     go(run, iterations=4, checkpoint_every=1, ema=0.75)
     mean = {name: value.double() for name, value in read_weights(gan_model).items()}
     for path in run.models():
@@ -154,7 +153,7 @@ def test_a_running_mean_of_the_weights(run: RunFolder, go: Callable[..., Ended],
 
 
 @pytest.mark.parametrize("ema", [0, 0.5])
-def test_ema_of_zero_is_the_raw_weights(run: RunFolder, go: Callable[..., Ended], ema: float) -> None:
+def test_ema_of_zero_is_the_raw_weights(run: RunFolder, go: Callable[..., int], ema: float) -> None:
     go(run, gan_weight=0, iterations=2, ema=ema)
     saved = content(run.model(2))
     assert (distance(saved["params"], saved["params_ema"]) == 0) == (ema == 0)
@@ -162,7 +161,7 @@ def test_ema_of_zero_is_the_raw_weights(run: RunFolder, go: Callable[..., Ended]
 
 @pytest.mark.parametrize("changes", [{"gan_weight": 0}, {}], ids=["l1", "gan"])
 def test_parts_of_a_batch_add_up(
-    go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, demo_discriminator: Path, changes: dict[str, Any]
+    go: Callable[..., int], tmp_path: Path, prepared: Prepared, demo_discriminator: Path, changes: dict[str, Any]
 ) -> None:
     """After one step, Adam's mean is a tenth of the gradient."""
     gradients = []
@@ -177,7 +176,7 @@ def test_parts_of_a_batch_add_up(
 
 
 def simulated(rows: list[dict[str, float]], patience: int) -> int:
-    """Where a run with a checkpoint at each row ends: `patience` rows in a row that are not 1 % below the best."""
+    """Find the end of a run with a checkpoint at each row: after `patience` rows that are not 1 % below the best."""
     best, worse = float("inf"), 0
     for row in rows:
         best, worse = (row["pixel"], 0) if row["pixel"] < 0.99 * best else (best, worse + 1)
@@ -186,20 +185,20 @@ def simulated(rows: list[dict[str, float]], patience: int) -> int:
     return int(rows[-1]["iteration"])
 
 
-def test_a_run_ends_when_its_loss_no_longer_falls(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_a_run_ends_when_its_loss_no_longer_falls(run: RunFolder, go: Callable[..., int]) -> None:
     still = {"gan_weight": 0, "learning_rate": 1e-9, "checkpoint_every": 10, "iterations": 200}
     ended = go(run, **still, patience=2)
     rows = read_json(run.losses)
-    assert ended == Ended(simulated(rows, 2), early=True)
-    assert ended.iteration < 200
-    assert run.models()[-1] == run.model(ended.iteration)
+    assert ended == simulated(rows, 2)
+    assert ended < 200
+    assert run.models()[-1] == run.model(ended)
     assert read_json(run.progress)["worse"] == 2
     before = {path: path.stat().st_mtime_ns for path in (*run.models(), run.state)}
     assert go(run, **still, patience=2) == ended
     assert {path: path.stat().st_mtime_ns for path in (*run.models(), run.state)} == before
     further = go(run, **still, patience=3)
     rows = read_json(run.losses)
-    assert further.iteration == simulated(rows, 3) > ended.iteration
+    assert further == simulated(rows, 3) > ended
 
 
 @pytest.mark.parametrize(("means", "worse"), [
@@ -216,16 +215,16 @@ def test_checkpoints_that_are_no_better(means: list[float], worse: int) -> None:
 
 
 def test_an_ended_run_goes_on_with_more_iterations(
-    run: RunFolder, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared
+    run: RunFolder, go: Callable[..., int], tmp_path: Path, prepared: Prepared
 ) -> None:
     for iterations in (3, 6):
-        assert go(run, iterations=iterations) == Ended(iterations, early=False)
+        assert go(run, iterations=iterations) == iterations
     whole = prepared(tmp_path / "whole")
     go(whole)
     assert_same(everything(run), everything(whole))
 
 
-def test_a_run_keeps_its_number_of_threads(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_a_run_keeps_its_number_of_threads(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, threads=2, gan_weight=0, iterations=3)
     torch.set_num_threads(1)
     go(run, threads=1, gan_weight=0, iterations=4)
@@ -236,7 +235,7 @@ def test_a_run_keeps_its_number_of_threads(run: RunFolder, go: Callable[..., End
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("amp", ["bfloat16", pytest.param("float16", marks=gpu)])
 def test_other_number_formats(
-    run: RunFolder, go: Callable[..., Ended], gan_model: Path, vgg19_file: Path, amp: str, device: str
+    run: RunFolder, go: Callable[..., int], gan_model: Path, vgg19_file: Path, amp: str, device: str
 ) -> None:
     if (device, amp) == ("cpu", "float16"):
         pytest.skip("is for GPUs")
@@ -249,9 +248,9 @@ def test_other_number_formats(
 
 
 def test_a_run_keeps_the_number_format_that_it_began_in(
-    go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, training: Settings
+    go: Callable[..., int], tmp_path: Path, prepared: Prepared, training: Settings
 ) -> None:
-    """Begun on a GPU, by its document, and gone on with on a CPU."""
+    """By its document the run was begun on a GPU; it goes on on a CPU."""
     begun, bfloat16, float32 = (prepared(tmp_path / name) for name in ("begun", "bfloat16", "float32"))
     write_json(begun.document, {"parent": "gan.pth"})
     assert settle_precision(begun, training(), "cuda:0") == "bfloat16"
@@ -263,13 +262,13 @@ def test_a_run_keeps_the_number_format_that_it_began_in(
     assert read_json(begun.model(6).with_suffix(".json"))["precision"] == "bfloat16"
 
 
-def test_float16_goes_on_on_a_gpu_alone(go: Callable[..., Ended], run: RunFolder) -> None:
+def test_float16_goes_on_on_a_gpu_alone(go: Callable[..., int], run: RunFolder) -> None:
     write_json(run.document, {"parent": "gan.pth", "precision": "float16"})
     with pytest.raises(UsageError, match=r"--amp: is float16.*; go on with it on a GPU, or name another --output"):
         go(run)
 
 
-def test_a_run_with_more_iterations_is_not_warmed_up_again(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_a_run_with_more_iterations_is_not_warmed_up_again(run: RunFolder, go: Callable[..., int]) -> None:
     for iterations, warmed in ((10, 2), (20, 2)):
         go(run, preset="cpu", warmup=None, iterations=iterations, checkpoint_every=5)
         progress = read_json(run.progress)
@@ -291,15 +290,15 @@ LACKS = [
      "another run with a smaller --patch or --batch"),
     ({"batch": 1}, "begin another run with a smaller --patch"),
 ], ids=["parts", "most parts", "one"])  # fmt: skip
-def test_a_lack_of_memory_says_what_would_mend_it(
+def test_a_lack_of_memory_names_its_remedy(
     run: RunFolder,
-    go: Callable[..., Ended],
+    go: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     changes: dict[str, Any],
     remedy: str,
 ) -> None:
-    """In warming up and in training alike; and the run goes on with more parts."""
+    """This holds in warming up and in training; the run goes on with more parts."""
 
     def failing(*_: object) -> None:
         raise error
@@ -311,11 +310,11 @@ def test_a_lack_of_memory_says_what_would_mend_it(
                 go(run, **changes)
         assert str(told.value).startswith("--batch: ")
         assert str(told.value).endswith(remedy.replace("TORCH", str(error)))
-    assert go(run, **changes | {"accumulate": changes["batch"]}) == Ended(6, early=False)
+    assert go(run, **changes | {"accumulate": changes["batch"]}) == 6
 
 
-def test_other_errors_of_a_gpu_stay_what_they_are(
-    run: RunFolder, go: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+def test_other_errors_of_a_gpu_are_not_changed(
+    run: RunFolder, go: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -329,7 +328,7 @@ def test_other_errors_of_a_gpu_stay_what_they_are(
 @pytest.mark.parametrize("devices", [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(
     run: RunFolder,
-    go: Callable[..., Ended],
+    go: Callable[..., int],
     gan_model: Path,
     tmp_path: Path,
     prepared: Prepared,
@@ -346,7 +345,7 @@ def test_a_run_goes_on_on_another_device(
     assert (found - wanted).norm() < 0.2 * (wanted - parent).norm()
 
 
-def stop(go: Callable[..., Ended], run: RunFolder, **changes: Any) -> UsageError:
+def stop(go: Callable[..., int], run: RunFolder, **changes: Any) -> UsageError:
     with pytest.raises(UsageError) as caught:
         go(run, **changes)
     assert caught.value.subject == str(run.root)
@@ -357,8 +356,8 @@ def stop(go: Callable[..., Ended], run: RunFolder, **changes: Any) -> UsageError
 
 @pytest.mark.parametrize("changes", [{"learning_rate": 0.03}, {"learning_rate": 1e4}, {"learning_rate": 0.03,
                                      "checkpoint_every": 100}], ids=str)  # fmt: skip
-def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., Ended], changes: dict[str, Any]) -> None:
-    """What it made of the weights is never saved as a model."""
+def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., int], changes: dict[str, Any]) -> None:
+    """Diverged weights are never saved as a model."""
     error = (
         stop(go, run, gan_weight=0, checkpoint_every=1, **changes) if len(changes) == 1 else stop(go, run, **changes)
     )
@@ -368,7 +367,7 @@ def test_a_run_that_diverges_at_once(run: RunFolder, go: Callable[..., Ended], c
 
 
 def spoil(run: RunFolder, part: str) -> None:
-    """Make the next step of a run go wrong: at once, or by what the step does."""
+    """Make the next step of a run go wrong: its losses, or its result."""
     state = content(run.state)
     if part == "optimizer":
         state["optimizer"]["state"][0]["exp_avg"].fill_(1e9)
@@ -382,7 +381,7 @@ def spoil(run: RunFolder, part: str) -> None:
                          ("optimizer", "the mean absolute error has grown to ")])  # fmt: skip
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_a_run_that_goes_wrong_later(
-    run: RunFolder, go: Callable[..., Ended], part: str, reason: str, checkpoint_every: int
+    run: RunFolder, go: Callable[..., int], part: str, reason: str, checkpoint_every: int
 ) -> None:
     go(run, iterations=3, checkpoint_every=checkpoint_every)
     models = everything(run)
@@ -395,22 +394,22 @@ def test_a_run_that_goes_wrong_later(
     load_model(run.model(3))
 
 
-def test_heavy_masks_are_no_divergence(run: RunFolder, go: Callable[..., Ended]) -> None:
-    assert go(run, gan_weight=0, iterations=2, mask_weight=1000, mask_share=1).iteration == 2
+def test_heavy_masks_are_no_divergence(run: RunFolder, go: Callable[..., int]) -> None:
+    assert go(run, gan_weight=0, iterations=2, mask_weight=1000, mask_share=1) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", bytes(5000)], ids=["empty", "begun", "zeros"])
-def test_a_damaged_state(run: RunFolder, go: Callable[..., Ended], damage: bytes) -> None:
+def test_a_damaged_state(run: RunFolder, go: Callable[..., int], damage: bytes) -> None:
     go(run, iterations=3)
     run.state.write_bytes(damage)
     with pytest.raises(UsageError) as caught:
         go(run)
     assert str(caught.value) == f"{run.state}: is damaged; delete it to start this finetune again"
     run.state.unlink()
-    assert go(run).iteration == 6
+    assert go(run) == 6
 
 
-def test_half_a_state(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_half_a_state(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, iterations=3)
     run.state.write_bytes(run.state.read_bytes()[:-1000])
     with pytest.raises(UsageError, match="is damaged; delete it"):
@@ -428,7 +427,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run."""
+    """Start another process that holds the run."""
     run.root.mkdir(exist_ok=True)
     command = [sys.executable, "-c", HOLDER, str(run.root / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -438,17 +437,17 @@ def holder(run: RunFolder) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_second_process_is_refused(run: RunFolder, go: Callable[..., Ended], holder: subprocess.Popen[str]) -> None:
+def test_a_second_process_is_refused(run: RunFolder, go: Callable[..., int], holder: subprocess.Popen[str]) -> None:
     with pytest.raises(LockedError) as caught:
         go(run)
     assert str(caught.value) == f"{run.root}: is in use by another finetune; wait until it has ended"
     assert not run.state.exists()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert go(run).iteration == 6
+    assert go(run) == 6
 
 
-def test_what_a_killed_run_left_half_written_goes(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_half_written_files_of_a_killed_run_are_deleted(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, iterations=3)
     left = [run.root / ".0123.unfinished", run.root / "models" / ".4567.unfinished"]
     for path in left:
@@ -458,7 +457,7 @@ def test_what_a_killed_run_left_half_written_goes(run: RunFolder, go: Callable[.
     assert run.models() == [run.model(3)]
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, go: Callable[..., Ended]) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path: Path, go: Callable[..., int]) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TransientError, match="cannot be written"):
         go(RunFolder(tmp_path / "file" / "run"))
@@ -466,7 +465,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, go: Callable[..., Ended]) 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MB."""
+    """Mount a disk of 24 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
@@ -477,7 +476,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, but: int) -> Path:
-    """Leave so many bytes of a disk free."""
+    """Fill a disk up to some free bytes."""
     status = os.statvfs(disk)
     ballast = disk / "ballast"
     with ballast.open("wb") as file:
@@ -489,7 +488,7 @@ def fill(disk: Path, *, but: int) -> Path:
     (0, "tensorboard"), (400_000, "models/iteration_000006.pth"), (1_500_000, "state.pth"),
 ])  # fmt: skip
 def test_a_full_disk(
-    small_disk: Path, go: Callable[..., Ended], tmp_path: Path, prepared: Prepared, free: int, subject: str
+    small_disk: Path, go: Callable[..., int], tmp_path: Path, prepared: Prepared, free: int, subject: str
 ) -> None:
     run = prepared(small_disk / "run")
     go(run, iterations=3)
@@ -513,7 +512,7 @@ def test_a_full_disk(
     assert read_json(run.losses) == read_json(whole.losses)
 
 
-def test_the_files_of_a_run(run: RunFolder, go: Callable[..., Ended]) -> None:
+def test_the_files_of_a_run(run: RunFolder, go: Callable[..., int]) -> None:
     go(run, iterations=10, checkpoint_every=10, keep_weight=0.1)
     names = {path.name for path in run.root.iterdir()}
     assert names == {"data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}

@@ -1,4 +1,4 @@
-"""Losses against NumPy and against a slow VGG19 of its own; every way in which weights can be unusable."""
+"""Losses compared with NumPy and a slow VGG19, and unusable weights of every kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from desra_core.errors import UsageError
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr
-from desra_core.training.losses import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
+from desra_core.training.networks import PerceptualLoss, keep_loss, load_discriminator, pixel_loss
 
 mend_basicsr()
 
@@ -21,7 +21,7 @@ from basicsr.archs.discriminator_arch import UNetDiscriminatorSN  # noqa: E402
 
 
 def images(side: int = 32, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two batches and a mask."""
+    """Make two batches and a mask."""
     generator = torch.Generator().manual_seed(0)
     sr, target = torch.rand(2, count, 3, side, side, generator=generator)
     return sr, target, (torch.rand(count, 1, side, side, generator=generator) < 0.3).float()
@@ -47,7 +47,7 @@ def test_keep_loss() -> None:
 
 
 def pulls(loss: torch.Tensor, sr: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
-    """The mean gradient of masked pixels, and of the others."""
+    """Compute the mean gradient of masked pixels, and of the others."""
     loss.backward()
     assert sr.grad is not None
     pull = sr.grad.abs().mean(1, keepdim=True)
@@ -74,7 +74,7 @@ WEIGHTS = {(1, 2): 0.1, (2, 2): 0.1, (3, 4): 1, (4, 4): 1, (5, 4): 1}
 
 
 def features(weights: dict[str, torch.Tensor], image: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-    """What each convolution of VGG19 gives, before ReLU, by stage and number."""
+    """The output of each convolution of VGG19, before ReLU, by stage and number."""
     values = (image - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
         :, None, None
     ]
@@ -223,7 +223,7 @@ def test_a_new_discriminator_follows_the_seed() -> None:
 
 
 def other_discriminators(folder: Path) -> dict[str, str]:
-    """Files, and what is wrong with them."""
+    """Write files that are no such discriminator; returns the fault of each by name."""
     whole = load_discriminator(None, 4).state_dict()
     gray = UNetDiscriminatorSN(1, num_feat=4).state_dict()
     partly = {name: value for name, value in whole.items() if not name.startswith("conv9")}
@@ -250,7 +250,7 @@ def test_other_discriminators_are_refused(tmp_path: Path, gan_model: Path) -> No
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_spectral_norms_are_computed_in_float32(saved: bool, demo_discriminator: Path) -> None:
-    """Under autocast a GPU takes their products in bfloat16, which a CPU does not: what counts is that none is on."""
+    """Only a GPU would compute them in bfloat16 under autocast, so the test checks that autocast is off."""
     from torch.overrides import TorchFunctionMode
 
     seen = []

@@ -1,4 +1,4 @@
-"""Patches of images whose pixels tell where they lie: aligned, flipped alike, as often masked as asked for."""
+"""Patches of images whose pixels hold their own position: aligned, flipped alike, as often masked as asked for."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SCALES = st.sampled_from([2, 3, 4])
 
 
 def told(height: int, width: int, image: int) -> np.ndarray:
-    """``(H, W, 3)`` uint16: row, column and the number of the image."""
+    """Make pixels ``(H, W, 3)`` uint16 of row, column and the number of the image."""
     rows, columns = np.mgrid[:height, :width]
     return np.dstack([rows, columns, np.full_like(rows, image)]).astype(np.uint16)
 
 
 def pair(height: int, width: int, scale: int, mask: np.ndarray | None = None, image: int = 0) -> TrainingPair:
-    """An image of coordinates; without a mask it has none."""
+    """Make an image whose pixels are coordinates; without a mask, no pixel is masked."""
     mask = np.zeros((height * scale, width * scale), bool) if mask is None else mask
     cells = mask.reshape(height, scale, width, scale).any(axis=(1, 3))
     return TrainingPair(told(height, width, image), told(*mask.shape, image), mask, np.flatnonzero(cells))
 
 
 def values(part: np.ndarray) -> np.ndarray:
-    """``(N, s, s, C)`` integers of an input."""
+    """Convert an input to ``(N, s, s, C)`` integers."""
     return np.rint(part.astype(np.float64) * 65535).astype(int).transpose(0, 2, 3, 1)
 
 
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """One to three images, some hardly larger than the smallest patch, with masks of any shape."""
+    """Draw one to three images, some hardly larger than the smallest patch, with masks of any shape."""
     scale = draw(SCALES)
     sides = st.integers(least_side(scale), least_side(scale) + 24)
     pairs = []
@@ -149,7 +149,7 @@ def drawn(pairs: list[TrainingPair], mask_share: float, size: int = 300, seed: i
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_the_share_of_masked_patches(share: float) -> None:
-    """A tenth of all places would overlap the mask: those that should not are not left to chance."""
+    """A tenth of all places overlap the mask, so patches without a mask have to be searched for."""
     batch = drawn([large((slice(200, 260), slice(100, 130)))], share)
     found = batch.mask.any(axis=(1, 2, 3)).mean()
     assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / 300)
@@ -328,7 +328,7 @@ def test_frozen_images_come_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_what_else_lies_in_the_folder_is_left_out(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_left_out(tmp_path: Path) -> None:
     frozen(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     assert len(open_frozen(tmp_path)) == 3

@@ -1,4 +1,4 @@
-"""Which images of a workspace are there to train on, and which to judge by."""
+"""The pools of a workspace: the images to train on, and the images to judge by."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_each_image_is_in_one_pool(mined, workspace) -> None:
     assert (again.with_artifacts("held_out"), again.clean("held_out", 99)) == (held_out, clean["held_out"])
 
 
-def test_what_is_missing_to_judge_by(workspace) -> None:
+def test_the_held_out_images_that_are_missing(workspace) -> None:
     images = images_of(workspace)
     assert images.lacking() is None
     judges = [image.id for image in images.clean("held_out", 99)]
@@ -96,7 +96,7 @@ def test_only_images_that_are_done_under_the_latest_settings_count(mined, worksp
 
 
 def test_a_run_that_was_killed_at_its_start_has_no_clean_images(mined, workspace) -> None:
-    """What the settings before it left clean, it may mark."""
+    """New settings may mark an image that was clean under the old ones."""
     mining = Mining(photos=mined.photos, mse_model=mined.mse, gan_model=mined.gan, workspace=workspace.root)
     with workspace.locked():
         plan = prepare(mining.model_copy(update={"threshold": 0.9})).plan

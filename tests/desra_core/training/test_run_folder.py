@@ -1,4 +1,4 @@
-"""What TensorBoard itself reads from the event files of a run, also of one that was killed."""
+"""The event files of a run, also of a killed one, as TensorBoard itself reads them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_events_are_there_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 20])
 def test_a_killed_run_goes_on_without_repeating_itself(tmp_path: Path, cut: int) -> None:
-    """It had told of steps that its state does not hold, and may have been in the midst of it."""
+    """A killed run has written events of steps that its state does not hold, and perhaps half an event."""
     first = Board(tmp_path, 0)
     for iteration in (10, 20, 30, 40):
         first.scalars({"pixel": 1.0}, iteration)

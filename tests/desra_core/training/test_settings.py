@@ -1,4 +1,4 @@
-"""What a finetune may be asked to do."""
+"""The settings of a finetune."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_settings_come_back_from_json() -> None:
     {"pixel": "l3"}, {"amp": "int8"}, {"checkpoint_every": 0}, {"patience": 0}, {"seed": -1}, {"iteration": 5},
     {"gan_weight": -0.1},
 ], ids=str)  # fmt: skip
-def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Training(**changes)
 

@@ -1,4 +1,4 @@
-"""Pools of images: settled once, whatever comes, goes or is asked for later."""
+"""Pools of images: an assignment never changes, whatever images come, go or are asked for later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from desra_core.errors import UsageError
 from desra_core.images.codec import encode_png
-from desra_core.training import pools as pools_module
 from desra_core.training.pools import TRAINING_SHARE, assign_pools, pool_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
@@ -27,7 +26,7 @@ def photo(seed: int) -> np.ndarray:
 
 
 def copy(pixels: np.ndarray, number: int) -> np.ndarray:
-    """The same photo, darker by a few levels."""
+    """Copy a photo, darker by a few levels."""
     return pixels - np.minimum(pixels, 3 * number).astype(np.uint8)
 
 
@@ -36,7 +35,7 @@ def image(image_id: str, name: str, lr: Path) -> ImageRef:
 
 
 class Photos:
-    """Photos in a folder; `ids` are in no order of names."""
+    """Photos in a folder; `ids` are not in the order of names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,7 +115,7 @@ def test_the_order_of_calls_does_not_matter_where_nothing_is_alike(photos: Photo
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
-    """Six scenes, each as three copies."""
+    """Make six scenes with three copies each."""
     photos = Photos(tmp_path_factory.mktemp("corpus") / "photos")
     return [photos.put(f"{number}/{scene}", copy(photo(scene), number)) for scene in range(6) for number in range(3)]
 
@@ -134,7 +133,7 @@ ALIKE: dict[str, Callable[[str], str]] = {
 def test_pools_never_change(
     corpus: list[ImageRef], tmp_path_factory: pytest.TempPathFactory, calls: list[list[int]], group_by: str
 ) -> None:
-    """Whatever is asked for, in whatever order: what was settled stays, and what is alike is together."""
+    """An assignment never changes, and near-duplicates share a pool, in any order of images."""
     workspace = made(tmp_path_factory.mktemp("ws") / "ws")
     settled: dict[str, str] = {}
     for call in calls:
@@ -176,10 +175,7 @@ def test_photos_that_cannot_be_decoded_have_no_pool_yet(photos: Photos, workspac
     assert set(assign_pools(made(workspace.root.with_name("other")), [whole, gone], "folder")) == {whole.id, gone.id}
 
 
-def test_copies_find_each_other_across_batches(
-    photos: Photos, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pools_module, "_BATCH", 2)
+def test_copies_find_each_other_in_any_order(photos: Photos, workspace: Workspace) -> None:
     members = [photos.put(f"{number}/{scene}", copy(photo(scene), number)) for scene in range(3) for number in range(3)]
     assign_pools(workspace, members, "duplicates")
     assert len(set(groups(workspace).values())) == 3
@@ -204,7 +200,7 @@ def test_groups_by_name(photos: Photos, workspace: Workspace, group_by: str, exp
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "*", "a{9999999999999999}", "(?P<1>a)"])
-def test_a_pattern_that_is_none(photos: Photos, workspace: Workspace, pattern: str) -> None:
+def test_an_invalid_pattern(photos: Photos, workspace: Workspace, pattern: str) -> None:
     with pytest.raises(UsageError, match="is no regular expression") as caught:
         assign_pools(workspace, [photos.put("a", photo(0))], pattern)
     assert str(caught.value).startswith(f"--group-by: {pattern} is no")
@@ -216,7 +212,9 @@ def test_a_pattern_that_is_none(photos: Photos, workspace: Workspace, pattern: s
     ("before", "now"), [("duplicates", "folder"), ("folder", "duplicates"), ("a", "b"), ("a", "(")]
 )
 @pytest.mark.parametrize("again", [True, False])
-def test_a_workspace_keeps_to_one_way(photos: Photos, workspace: Workspace, before: str, now: str, again: bool) -> None:
+def test_a_workspace_keeps_its_grouping(
+    photos: Photos, workspace: Workspace, before: str, now: str, again: bool
+) -> None:
     first, second = photos.put("a/1", photo(0)), photos.put("b/1", photo(1))
     pools = assign_pools(workspace, [first], before)
     table = workspace.split.read_bytes()
@@ -227,7 +225,7 @@ def test_a_workspace_keeps_to_one_way(photos: Photos, workspace: Workspace, befo
     assert assign_pools(workspace, [first, second], before).items() >= pools.items()
 
 
-def test_nothing_asked_settles_nothing(photos: Photos, workspace: Workspace) -> None:
+def test_no_images_assign_nothing(photos: Photos, workspace: Workspace) -> None:
     assert assign_pools(workspace, [], "duplicates") == {}
     assert not workspace.split.exists()
     assert len(assign_pools(workspace, [photos.put("a", photo(0))], "folder")) == 1

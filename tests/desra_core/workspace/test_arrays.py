@@ -1,4 +1,4 @@
-"""Stored arrays: reading never deletes, and what is lost is told from what cannot be read now."""
+"""Stored arrays: reading never deletes, and lost arrays differ from arrays that cannot be read now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from desra_core.errors import LostError, TransientError
 from desra_core.evaluation import image_agreement
 from desra_core.images.tiling import Rectangle
-from desra_core.report.maps import StoredImage
+from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
 from desra_core.workspace.records import SCHEMA, Record, gather_shard, read_shard, to_table, write_journal
@@ -109,7 +109,7 @@ def spoil_metadata(array: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, lose_chunk, lose_metadata, spoil_metadata, shutil.rmtree])
-def test_what_is_lost_stays_until_it_is_written_anew(workspace: Workspace, damage: Callable[[Path], None]) -> None:
+def test_a_lost_array_stays_until_it_is_written_again(workspace: Workspace, damage: Callable[[Path], None]) -> None:
     array = workspace.group(IMAGE) / "similarity"
     damage(array)
     before = contents(workspace.maps)

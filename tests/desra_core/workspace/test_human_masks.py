@@ -1,4 +1,4 @@
-"""What prefers the masks of people, and which of them count: on mined and on detected workspaces."""
+"""Human masks are preferred where they count: on mined and on detected workspaces."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def picture(workspace: Workspace, kind: str, name: str) -> np.ndarray:
 
 
 def check_dataset(workspace: Workspace, human: dict[str, np.ndarray]) -> None:
-    """Tables, files and masks tell the same; the dataset's masks are the persons' where they have drawn some."""
+    """Tables, files and masks agree; masks of the dataset are human masks where there are any."""
     rows = {row["image"]: row for row in pq.read_table(workspace.dataset_manifest).to_pylist()}
     on_disk = {path.relative_to(workspace.root / "dataset/mask").as_posix().removesuffix(".png")
                for path in (workspace.root / "dataset/mask").rglob("*.png")}  # fmt: skip
@@ -140,7 +140,7 @@ def test_pseudo_gt_is_made_again_at_once(mined, copy) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"threshold": 0.9}, {"threshold": 0.3}, {"keep": "all"}, {"keep": "maps"}])
-def test_other_settings_keep_preferring(mined, copy, changes: dict[str, Any]) -> None:
+def test_human_masks_are_preferred_under_other_settings(mined, copy, changes: dict[str, Any]) -> None:
     workspace = copy()
     drawn, emptied, clean = mined.marked[0], mined.marked[1], mined.clean[0]
     draw(workspace, {drawn: (10, 20, 60, 50), emptied: (), clean: ()})
@@ -153,7 +153,7 @@ def test_other_settings_keep_preferring(mined, copy, changes: dict[str, Any]) ->
     check_dataset(workspace, human)
 
 
-def test_what_the_detector_overlooked_waits_for_its_pictures(mined, copy) -> None:
+def test_an_artifact_that_only_a_person_marked_waits_for_its_pictures(mined, copy) -> None:
     workspace = copy()
     clean = mined.clean[0]
     assert draw(workspace, {clean: (5, 5, 30, 40)}).waiting == 1
@@ -174,7 +174,7 @@ def test_what_the_detector_overlooked_waits_for_its_pictures(mined, copy) -> Non
     check_dataset(workspace, {})
 
 
-def test_it_does_not_wait_where_all_is_kept(mined, copy) -> None:
+def test_an_artifact_that_only_a_person_marked_does_not_wait_with_keep_all(mined, copy) -> None:
     workspace = copy("all")
     clean = mined.clean[0]
     assert draw(workspace, {clean: (5, 5, 30, 40)}) == ImportSummary(1, 1, 0, 1, 0)
@@ -269,7 +269,7 @@ def images_of(workspace: Workspace) -> Pools:
 
 
 @pytest.mark.parametrize("kind", ["all", "detected"])
-def test_pools_believe_people(mined, copy, kind: str) -> None:
+def test_pools_go_by_human_masks(mined, copy, kind: str) -> None:
     workspace = copy(kind)
     drawn, emptied, (overlooked, confirmed) = mined.marked[3], mined.marked[2], mined.clean[:2]
     draw(workspace, {drawn: (10, 20, 60, 50), emptied: (), overlooked: (5, 5, 30, 40), confirmed: ()})
@@ -310,7 +310,7 @@ def run_key(workspace: Workspace, mined: SimpleNamespace) -> str:
 
 
 @pytest.mark.parametrize("kind", ["all", "detected"])
-def test_a_finetune_trains_on_what_people_marked(mined, copy, kind: str, tmp_path) -> None:
+def test_a_finetune_trains_on_human_masks(mined, copy, kind: str, tmp_path) -> None:
     workspace = copy(kind)
     before = plan_of(workspace, mined)
     key = run_key(workspace, mined)
@@ -330,14 +330,14 @@ def test_a_finetune_trains_on_what_people_marked(mined, copy, kind: str, tmp_pat
                 for kind in ("mse_sr", "gan_sr")}  # fmt: skip
     expected = np.where(frozen[..., None], pictures["mse_sr"], pictures["gan_sr"])
     assert np.array_equal(np.load(plan.run.data / "0000/pseudo_gt.npy"), expected)
-    told = json.loads(plan.run.document.read_bytes())["images"]
-    assert [row["mask_by"] for row in told] == ["person"] + ["detector"] * (len(told) - 1)
+    images = json.loads(plan.run.document.read_bytes())["images"]
+    assert [row["mask_by"] for row in images] == ["person"] + ["detector"] * (len(images) - 1)
     shutil.rmtree(plan.run.root)
     draw(workspace, {name: (10, 20, 60, 51)})
     assert run_key(workspace, mined) not in keys
 
 
-def test_a_finetune_leaves_out_what_waits_for_its_pictures(mined, copy) -> None:
+def test_a_finetune_leaves_out_images_that_wait_for_their_pictures(mined, copy) -> None:
     workspace = copy()
     before = plan_of(workspace, mined)
     draw(workspace, dict.fromkeys(mined.clean, (5, 5, 30, 40)))
@@ -348,7 +348,7 @@ def test_a_finetune_leaves_out_what_waits_for_its_pictures(mined, copy) -> None:
     assert len(after) > len(before.samples)
 
 
-def test_the_gate_is_judged_by_what_the_detector_finds(mined, copy) -> None:
+def test_the_gate_judges_by_masks_of_the_detector(mined, copy) -> None:
     workspace = copy("all")
     held_out = [found.image.names[0] for found in images_of(workspace).with_artifacts("held_out")]
     overlooked = images_of(workspace).clean("held_out", 1)[0].names[0]
@@ -360,7 +360,7 @@ def test_the_gate_is_judged_by_what_the_detector_finds(mined, copy) -> None:
     assert set(held_out[1:]) <= judged
 
 
-def test_workspaces_of_before_have_no_human_masks(mined, copy) -> None:
+def test_workspaces_of_earlier_versions_have_no_human_masks(mined, copy) -> None:
     workspace = copy()
     assert not workspace.human.exists()
     assert read_human_masks(workspace, None) == {}

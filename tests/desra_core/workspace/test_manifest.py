@@ -1,4 +1,4 @@
-"""Scanning folders: names, twins, identity, shards and what is left alone. Scanning never decodes: any bytes do."""
+"""Scanning folders: names, twins, identity and shards. Scanning decodes no file, so any bytes do."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_the_same_two_candidates_everywhere_keep_their_suffix(folders: Folders) 
     assert folders.workspace.mask("x.jpg").name == "x.jpg.png"
 
 
-def test_a_file_that_joins_another_one_leaves_no_row_behind(folders: Folders) -> None:
-    """``a`` is called ``a.jpg`` once there is ``a.png``, with all that it has, and ``a`` again when that has gone."""
+def test_a_second_file_of_the_same_stem_leaves_no_row_behind(folders: Folders) -> None:
+    """``a`` is renamed ``a.jpg``, with its outputs, once there is ``a.png``, and ``a`` when that has vanished."""
     folders.put("a.jpg")
     folders.put("b.png")
     before, ws = rows(folders.scan()), folders.workspace
@@ -159,7 +159,7 @@ def test_a_file_that_joins_another_one_leaves_no_row_behind(folders: Folders) ->
     assert read_human_masks(ws, None)[before["a"]["id"]].path == ws.human_mask("a")
 
 
-def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
+def test_a_new_name_may_be_the_old_name_of_another_file(folders: Folders) -> None:
     for name in ("x.jpg", "x.jpg.png"):
         folders.put(name)
     before, ws = rows(folders.scan()), folders.workspace
@@ -178,7 +178,7 @@ def test_a_name_that_is_another_files_old_one(folders: Folders) -> None:
 
 @pytest.mark.parametrize("moves", range(3))
 def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
-    """Killed after any move, and while the files of the last one are hashed."""
+    """The scan is killed after any rename, and while files are hashed after the last."""
     for name in ("x.jpg", "x.jpg.png", "z.png"):
         folders.put(name)
     before, ws = rows(folders.scan()), folders.workspace
@@ -214,7 +214,7 @@ def test_renaming_that_was_cut_off_goes_on(folders: Folders, monkeypatch: pytest
     assert {mask.name for mask in read_human_masks(ws, None).values()} == {"x.jpg", "x.jpg.png", "z"}
 
 
-def test_a_name_is_new_on_disk_where_limit_leaves_out_what_has_joined(folders: Folders) -> None:
+def test_a_file_beyond_the_limit_changes_names_too(folders: Folders) -> None:
     folders.put("z.png")
     folders.scan()
     folders.put("z.tif")
@@ -239,7 +239,7 @@ def test_a_vanished_image_gives_way_to_a_file_that_has_its_name_now(folders: Fol
     assert not ws.mask("x.jpg").exists()
 
 
-def test_names_that_would_meet_in_one_output_fail(folders: Folders) -> None:
+def test_names_of_the_same_output_fail(folders: Folders) -> None:
     for name in ("x.png", "x.jpg", "x.jpg.png", "y.png"):
         folders.put(name)
     corpus = folders.scan()
@@ -281,7 +281,7 @@ def test_equal_content_is_one_image_at_several_names(folders: Folders) -> None:
     assert rows(folders.scan())["e"]["shard"] == 0
 
 
-def test_equal_images_with_other_labels_are_told_apart(folders: Folders) -> None:
+def test_equal_images_with_other_labels_are_other_images(folders: Folders) -> None:
     """They have masks of their own. Names of equal labels still share an image."""
     for name, label in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "3")):
         folders.put(f"{name}.png", "same", roles=BOTH)
@@ -425,7 +425,7 @@ def test_a_pipe_with_the_name_of_an_image_fails_alone(folders: Folders) -> None:
     folders.put("b.png", roles=("mse_sr",))
     pipe = folders.root / "gan_sr/b.png"
     os.mkfifo(pipe)
-    writer = os.open(pipe, os.O_RDWR)  # without one, whoever opens the pipe for reading waits for ever
+    writer = os.open(pipe, os.O_RDWR)  # without a writer, opening the pipe for reading does not return
     release = threading.Timer(1, os.close, (writer,))
     release.start()
     corpus = folders.scan()
@@ -516,10 +516,10 @@ def test_files_without_a_twin_are_summed_up_for_people(folders: Folders) -> None
     folders.put("b.png", roles=("mse_sr",))
     failures = folders.scan().failures
     assert failures.num_rows == 19
-    told = {row["subject"].removeprefix(f"{folders.root}/"): row["reason"] for row in
+    reasons = {row["subject"].removeprefix(f"{folders.root}/"): row["reason"] for row in
             with_twins_summed_up(failures).to_pylist()}  # fmt: skip
-    assert [subject.partition("/")[0] for subject in told] == ["gan_sr", "mse_sr"]
-    assert [subject.partition(" and ")[2] for subject in told] == ["8 more", "9 more"]
+    assert [subject.partition("/")[0] for subject in reasons] == ["gan_sr", "mse_sr"]
+    assert [subject.partition(" and ")[2] for subject in reasons] == ["8 more", "9 more"]
     assert with_twins_summed_up(failures.slice(0, 1)).equals(failures.slice(0, 1))
 
 
@@ -580,7 +580,7 @@ def test_some_files_of_a_folder(folders: Folders) -> None:
     assert corpus.manifest.equals(whole.manifest, check_metadata=True)
 
 
-def test_an_image_that_has_gone_is_told_so_whatever_is_asked_for(folders: Folders) -> None:
+def test_a_vanished_image_counts_as_vanished_whatever_is_asked_for(folders: Folders) -> None:
     for name in "abc":
         folders.put(f"{name}.png")
     folders.scan()
@@ -599,12 +599,12 @@ def test_a_manifest_of_an_earlier_version_asks_for_all(folders: Folders) -> None
     assert folders.scan().manifest.equals(manifest, check_metadata=True)
 
 
-def test_what_a_glob_asks_for_lacks_a_twin(folders: Folders) -> None:
+def test_a_file_that_a_glob_asks_for_may_lack_its_twin(folders: Folders) -> None:
     for name in "ac":
         folders.put(f"{name}.png")
     folders.put("b.png", roles=("gan_sr",))
     mse_sr, gan_sr = folders.root / "mse_sr", folders.root / "gan_sr"
-    for given, told in (
+    for given, failures_of_b in (
         (Sources(mse_sr, gan_sr), True),
         (Sources(mse_sr / "*.png", gan_sr / "*.png"), True),
         (Sources(mse_sr, gan_sr / "*.png"), True),
@@ -612,11 +612,11 @@ def test_what_a_glob_asks_for_lacks_a_twin(folders: Folders) -> None:
         (Sources(mse_sr, gan_sr / "[ac].png"), False),
     ):
         failures = scan(given, folders.workspace, shard_size=2).failures
-        assert failures["subject"].to_pylist() == [f"{gan_sr}/b.png"] * told
+        assert failures["subject"].to_pylist() == [f"{gan_sr}/b.png"] * failures_of_b
 
 
 @pytest.mark.parametrize("place", ["{}/gan_sr/b.png", "./gan_sr/b.png", "./mse_sr/b*", "../{}/mse_sr/b.png", "/b.png"])
-def test_a_glob_of_what_to_leave_out_leads_there_from_elsewhere(
+def test_an_exclude_glob_may_be_relative_to_another_folder(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     for name in ("a.png", "b.png", "deep/b.png"):
@@ -720,7 +720,7 @@ def plain_user() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_what_may_not_be_read_is_named_and_the_rest_goes_on(plain_user: Path) -> None:
+def test_unreadable_files_are_named_and_the_others_are_scanned(plain_user: Path) -> None:
     for role in ("mse", "gan"):
         for name in ("a", "secret/b", "c"):
             path = plain_user / role / f"{name}.png"

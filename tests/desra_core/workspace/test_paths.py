@@ -90,7 +90,7 @@ def test_publish_leaves_equal_files_alone(workspace: Workspace) -> None:
     assert path.stat().st_mtime_ns != 1
 
 
-def test_nobody_sees_half_a_file(workspace: Workspace) -> None:
+def test_readers_never_see_half_a_file(workspace: Workspace) -> None:
     path = workspace.mask("a")
     versions = {bytes([letter]) * 300_000 for letter in b"abcdef"}
     seen: set[bytes] = set()
@@ -136,7 +136,7 @@ def test_a_full_disk_is_transient_and_loses_nothing(small_disk: Path) -> None:
     assert path.read_bytes() == b"after"
 
 
-def test_unusable_targets_are_told(workspace: Workspace) -> None:
+def test_unusable_targets_are_refused(workspace: Workspace) -> None:
     workspace.publish(workspace.mask("a"), b"file")
     with pytest.raises(TransientError, match="cannot be written"):
         workspace.publish(workspace.masks / "a.png" / "b.png", b"file")
@@ -150,7 +150,7 @@ def test_leftovers_are_wiped_when_a_run_starts(workspace: Workspace) -> None:
         workspace.publish(workspace.mask("a"), b"mask")
 
 
-def test_a_second_process_is_refused_and_told_who_it_is(workspace: Workspace) -> None:
+def test_a_second_process_is_refused_and_reads_who_holds_the_lock(workspace: Workspace) -> None:
     process = holder(workspace)
     try:
         owner = workspace.owner()
@@ -196,7 +196,7 @@ def test_the_same_process_may_ask_again(workspace: Workspace) -> None:
     assert workspace.owner() is None
 
 
-def test_who_asks_for_the_owner_is_none(workspace: Workspace) -> None:
+def test_asking_for_the_owner_takes_no_lock(workspace: Workspace) -> None:
     """`desra status` looks while `desra detect` starts: neither may take the other for an owner."""
     stop = threading.Event()
 
@@ -221,7 +221,7 @@ def test_the_lock_is_freed_by_an_error(workspace: Workspace) -> None:
     assert workspace.owner() is None
 
 
-def test_create_refuses_what_is_no_workspace(tmp_path: Path) -> None:
+def test_create_refuses_other_folders(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/photo.png").touch()
     (tmp_path / "file").touch()
@@ -233,7 +233,7 @@ def test_create_refuses_what_is_no_workspace(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "foreign", "photo.png"]
 
 
-def test_create_takes_new_empty_and_its_own_folders(tmp_path: Path) -> None:
+def test_create_accepts_new_and_empty_folders_and_workspaces(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new/nested"):
         workspace = Workspace(tmp_path / name)
@@ -265,7 +265,7 @@ def test_a_command_that_is_refused_leaves_what_was_there(tmp_path: Path) -> None
     assert made.lock.exists(), "desra serve has made it, or a person"
 
 
-def test_a_command_that_is_refused_leaves_the_lock_of_another_one(workspace: Workspace) -> None:
+def test_a_refused_command_leaves_the_lock_of_another_command(workspace: Workspace) -> None:
     process = holder(workspace)
     with pytest.raises(LockedError), workspace.opened():
         pass
@@ -273,7 +273,7 @@ def test_a_command_that_is_refused_leaves_the_lock_of_another_one(workspace: Wor
     process.communicate()
 
 
-def test_the_error_of_a_command_that_is_refused_is_told_whatever_is_in_the_way(tmp_path: Path) -> None:
+def test_a_refused_command_raises_its_own_error_where_cleaning_up_fails(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "new/ws")
     with pytest.raises(UsageError, match="are none"), workspace.opened():
         raise UsageError((tmp_path / "new/other").write_text("photos"), "are none", "name some")
@@ -293,7 +293,7 @@ def test_owner_of_nothing(tmp_path: Path) -> None:
     assert Workspace(tmp_path / "nowhere").owner() is None
 
 
-def test_fingerprints_are_stable_and_tell_values_apart() -> None:
+def test_fingerprints_are_stable_and_differ_by_value() -> None:
     assert fingerprint("a", 1, 0.7, {"x": 1, "y": None}) == fingerprint("a", 1, 0.7, {"y": None, "x": 1})
     # Written to disk by earlier versions: a change makes every user's images stale.
     assert fingerprint("similarity", 1, 11) == "66eb0e5bf2ce4cf9df8db115499c19d6"
@@ -319,7 +319,7 @@ def test_arrays_round_trip_in_place_of_older_ones(workspace: Workspace) -> None:
         read_array(workspace, name, "map", key="k")
 
 
-def test_a_lock_file_that_somebody_deleted_is_made_again(tmp_path) -> None:
+def test_a_deleted_lock_file_is_made_again(tmp_path) -> None:
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
     (workspace.root / "lock").unlink()

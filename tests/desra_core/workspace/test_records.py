@@ -137,7 +137,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_record_costs_its_image_alone(workspace: Workspace, damage: str) -> None:
-    """An older record of it does not count either: the files may be newer."""
+    """An older record of the image does not count either, since the files may be newer."""
     for record in ALL:
         write_journal(workspace, 0, record)
     gather_shard(workspace, 0)

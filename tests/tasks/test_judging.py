@@ -14,15 +14,15 @@ import pytest
 from desra_core.errors import ImageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import File, ImageRef
-from tasks import images as module
+from tasks import judging as module
 from tasks import progress as progress_module
 from tasks.dask_map import ImageJob
-from tasks.images import each_image
+from tasks.judging import each_image
 
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the UI shows, after each turn; the cluster is this process, and there is no Prefect server."""
+    """The lines of the UI after each turn; the cluster is this process, and there is no Prefect server."""
     shown: list[str] = []
     monkeypatch.setattr(progress_module, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(progress_module, "update_progress_artifact", lambda _, share, line: shown.append(line))

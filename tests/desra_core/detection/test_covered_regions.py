@@ -1,4 +1,4 @@
-"""Hysteresis, held against a slow formulation with scipy; Wilson's interval against its defining equation."""
+"""Which regions of a mask another mask covers, held against a slow formulation with scipy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scipy.stats import binomtest
 
 from desra_core.detection import find_regions
-from desra_core.evaluation.removal import uncovered, wilson_interval
+from desra_core.detection.regions import Components
 
 EIGHT = np.ones((3, 3), bool)
+
+
+def uncovered(mask: np.ndarray, other: np.ndarray) -> list[bool]:
+    return (~Components(mask).covered(other)).tolist()
 
 
 def slow_uncovered(mask: np.ndarray, other: np.ndarray) -> list[bool]:
@@ -58,7 +61,7 @@ def test_exactly_half_is_not_gone(area: int) -> None:
         assert uncovered(mask, other) == [kept < half]
 
 
-def test_what_lies_beside_a_region_does_not_cover_it() -> None:
+def test_pixels_beside_a_region_do_not_cover_it() -> None:
     mask = np.zeros((10, 10), bool)
     mask[4:6, 4:6] = True
     assert uncovered(mask, ~mask) == [True]
@@ -96,33 +99,3 @@ def test_no_regions() -> None:
 def test_masks_of_two_sizes() -> None:
     with pytest.raises(ValueError, match=r"\(7, 9\) and \(9, 7\)"):
         uncovered(np.ones((7, 9), bool), np.ones((9, 7), bool))
-
-
-def test_wilson_at_published_values() -> None:
-    """Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29."""
-    published = {
-        (81, 263): (0.2553, 0.3662),
-        (15, 148): (0.0624, 0.1605),
-        (0, 20): (0, 0.1611),
-        (1, 29): (0.0061, 0.1718),
-    }
-    for (successes, trials), interval in published.items():
-        assert wilson_interval(successes, trials) == pytest.approx(interval, abs=5e-5)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.integers(1, 5000).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
-def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
-    successes, trials = counts
-    low, high = wilson_interval(successes, trials)
-    reference = binomtest(successes, trials).proportion_ci(method="wilson")
-    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-12)
-    assert 0 <= low <= successes / trials + 1e-12
-    assert successes / trials - 1e-12 <= high <= 1
-
-
-def test_wilson_without_trials_and_out_of_range() -> None:
-    assert wilson_interval(0, 0) == (0, 1)
-    for successes, trials in ((1, 0), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="successes in"):
-            wilson_interval(successes, trials)

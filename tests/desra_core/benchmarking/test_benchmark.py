@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from desra_core.benchmarking.methods import load_methods
+from desra_core.benchmarking.benchmark import load_methods
 from desra_core.detection.detectors import load_detector
 from desra_core.errors import UsageError
 

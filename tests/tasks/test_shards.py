@@ -11,7 +11,7 @@ import pytest
 from desra_core.errors import UsageError
 from desra_core.planning.keys import target_of
 from desra_core.settings import Detection, Machine, Mining
-from tasks.stages import StageSpec, stages_of
+from tasks.shards import StageSpec, stages_of
 
 
 def specs(settings: Detection | Mining, *, gpus: int, device: str) -> tuple[list[StageSpec], list[Any]]:
@@ -33,11 +33,11 @@ def mining(make_models, tmp_path: Path) -> Mining:
     ("gpus", "device", "used"),
     [(0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda"), (2, "cuda", "cuda"), (2, "cpu", "cpu")],
 )
-def test_networks_go_where_there_is_a_gpu_unless_told_otherwise(mining: Mining, gpus: int, device: str, used: str):
+def test_networks_run_on_gpus_unless_the_device_is_the_cpu(mining: Mining, gpus: int, device: str, used: str):
     stages, loaded = specs(mining, gpus=gpus, device=device)
     resources = {"GPU": 1} if used == "cuda" else {}
     assert [(stage.name, stage.resources) for stage in stages] == [("super_resolution", resources), ("mask", {})]
-    assert stages[0].settings.device == used
+    assert stages[0].job.device == used
     assert loaded == [(used, resources)]
 
 

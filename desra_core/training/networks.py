@@ -1,8 +1,10 @@
-"""The losses of a finetune: pixels, VGG19 features, and a U-Net discriminator."""
+"""The networks of a finetune and its losses: the generator, VGG19 features, and a U-Net discriminator."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,16 +14,59 @@ from torch.nn import functional
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from desra_core.errors import UsageError
-from desra_core.files.hashing import LOAD_ERRORS
-from desra_core.networks.weights import read_weights
+from desra_core.networks.architectures import ARCHITECTURES
+from desra_core.networks.checkpoints import LOAD_ERRORS, read_weights, recognised
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr, mend_torchvision
 
-# Before ReLU: index in VGG19's features, and weight.
+# The layers of the perceptual loss, before ReLU: index in VGG19's features, and weight.
 PERCEPTUAL_LAYERS = {"conv1_2": (2, 0.1), "conv2_2": (7, 0.1), "conv3_4": (16, 1.0), "conv4_4": (25, 1.0),
                      "conv5_4": (34, 1.0)}  # fmt: skip
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A super-resolution network in training: spandrel's module, float32.
+
+    ``scale`` is SR pixels per LR pixel and side; ``weights`` are all tensors of the parent checkpoint by their names
+    there, and ``names`` the name in ``network`` of each of them that the network holds.
+    """
+
+    network: nn.Module
+    scale: int
+    architecture: str
+    weights: dict[str, torch.Tensor]
+    names: dict[str, str]
+
+    def checkpoint_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename a state dict of the network to the parent checkpoint's names, so that the usual tools load it."""
+        return {
+            name: state[self.names[name]].detach().cpu().clone() if name in self.names else value
+            for name, value in self.weights.items()
+        }
+
+
+def load_generator(path: Path) -> Generator:
+    """Load a network to be finetuned, on the CPU.
+
+    Raises `UsageError` as `desra_core.networks.load_model`, and where the architecture cannot be finetuned.
+    """
+    descriptor = recognised(path)
+    entry = ARCHITECTURES.get(str(descriptor.architecture.id))
+    if entry is None or entry.trainable is None:
+        known = ", ".join(sorted(known.trainable for known in ARCHITECTURES.values() if known.trainable))
+        name = descriptor.architecture.name
+        raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
+    weights = read_weights(path)
+    return Generator(
+        network=descriptor.model.float().train().requires_grad_(True),
+        scale=int(descriptor.scale),
+        architecture=entry.trainable,
+        weights=weights,
+        names=_names(weights),
+    )
 
 
 def pixel_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training) -> torch.Tensor:
@@ -70,7 +115,7 @@ class PerceptualLoss(nn.Module):
 
 
 def load_discriminator(path: Path | None, features: int) -> nn.Module:
-    """Load Real-ESRGAN's U-Net discriminator with spectral norm, or make one with so many features.
+    """Load Real-ESRGAN's U-Net discriminator with spectral norm, or make a new one with ``features`` channels.
 
     Raises `UsageError` where the file holds something else.
     """
@@ -95,6 +140,19 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
     return _norms_in_float32(network)
 
 
+def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Map the names of a checkpoint's tensors to spandrel's names, by loading numbered tensors in their place."""
+    from spandrel import ModelLoader
+
+    ordered = list(weights)
+    numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
+    found = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
+    return {name: found[name] for name in ordered if name in found}
+
+
 def _norms_in_float32(network: nn.Module) -> nn.Module:
     """Exempt spectral norms from autocast: on a GPU their power iteration would be in bfloat16, of 8 bits."""
 
@@ -113,12 +171,12 @@ def _norms_in_float32(network: nn.Module) -> nn.Module:
 
 
 def _vgg19_features(weights: str) -> nn.Sequential:
-    """The layers of VGG19 up to the deepest one that is used, with torchvision's weights or those of a file."""
+    """Load the layers of VGG19 up to the deepest one that is used, with torchvision's weights or those of a file."""
     mend_torchvision()
     from torchvision.models import VGG19_Weights, vgg19
 
     deepest = max(index for index, _ in PERCEPTUAL_LAYERS.values())
-    # Only what is used is ever built: the classifier would be 500 MB.
+    # On "meta" nothing takes memory; the unused classifier would take 500 MB.
     with torch.device("meta"):
         features: nn.Sequential = vgg19(weights=None).features[: deepest + 1]
     if weights == "vgg19":

@@ -1,0 +1,178 @@
+"""The tasks of a benchmark and of the gate: judge detectors and models image by image, publish, promote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from desra_core.benchmarking.benchmark import StageSettings, judge_image
+from desra_core.errors import AbsentError, ImageError
+from desra_core.evaluation.table import counted
+from desra_core.gate.comparison import Comparison, decide_and_publish, judge_settings
+from desra_core.gate.criteria import Verdict
+from desra_core.gate.judge import judge_stage
+from desra_core.gate.model_registry import promote
+from desra_core.images.codec import most_pixels
+from desra_core.networks.checkpoints import load_model
+from desra_core.networks.segmentation import load_segmenter
+from desra_core.planning.keys import target_of
+from desra_core.report import write_report
+from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
+from desra_core.report.finetuning import verdict_markdown
+from desra_core.settings import Machine
+from desra_core.training.run_folder import read_json
+from desra_core.workspace import Workspace
+from desra_core.workspace.manifest import ImageRef
+from tasks.artifacts import show_outcome, show_overview
+from tasks.dask_cluster import gpus_wanted
+from tasks.dask_connection import open_dask
+from tasks.dask_map import Dask, ImageJob
+from tasks.progress import RunProgress
+from tasks.shards import explicit_key
+
+
+def each_image(
+    name: str,
+    prepare: Callable[[Dask, str], Callable[[ImageRef, Any], Any]],
+    work: Sequence[tuple[ImageRef, Any]],
+    machine: Machine,
+    *,
+    networks: bool,
+    scale: int = 1,
+    folder: Path,
+) -> Iterator[tuple[ImageRef, Any]]:
+    """Run a function on every image, on all workers, and show the progress.
+
+    Args:
+        name: The work in a word, shown to people.
+        prepare: Gets the cluster and the device of networks, ``cpu`` or ``cuda``; returns the function that workers
+            call with the two parts of an entry of ``work``. Function and result must be small and picklable.
+        work: The images, each with something small for the function; an image may come several times.
+        machine: Where and how wide to compute.
+        networks: Whether the function runs networks.
+        scale: The factor by which networks enlarge photos.
+        folder: The folder that the function writes to.
+
+    Yields:
+        Each image with its result or its `ImageError`, in the order of completion.
+    """
+    gpus = gpus_wanted(networks, machine)
+    turns = Counter(image.id for image, _ in work)
+    stages = max(turns.values(), default=1)
+    left, failed = turns.copy(), set[str]()
+    files = {image.lr.path if scale > 1 and image.lr else image.path for image, _ in work}
+    with (
+        open_dask(
+            machine, folder=folder, networks=networks, gpus=gpus, most_pixels=lambda: most_pixels(files) * scale**2
+        ) as dask,
+        RunProgress(name, len(turns), stages) as progress,
+    ):
+        gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
+        function = prepare(dask, "cuda" if gpu else "cpu")
+        for image, result in dask.map(ImageJob(name, function, gpu), work):
+            left[image.id] -= 1
+            last = not left[image.id]
+            if isinstance(result, ImageError) and image.id not in failed:
+                failed.add(image.id)
+                progress.failed(result, len(image.names), 0)
+            progress.passed(1, last=last and image.id not in failed)
+            if last:
+                progress.passed(stages - turns[image.id])  # this image has fewer stages than others
+            progress.show()
+            yield image, result
+
+
+@task(task_run_name="detectors", cache_policy=NO_CACHE)
+def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
+    """Run the detectors on the images that lack results."""
+
+    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+        if benchmark.runs_networks:
+            if machine.device == "cuda" and device == "cpu":
+                raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
+            gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
+            dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
+        settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, device, dask.max_pixels)
+        return partial(judge_image, workspace=benchmark.workspace, settings=settings)
+
+    folder, networks = benchmark.workspace.root, benchmark.runs_networks
+    for _ in each_image("benchmark", judging, benchmark.missing(), machine, networks=networks, folder=folder):
+        pass  # workers store the results
+
+
+@task(task_run_name="tables", cache_policy=NO_CACHE)
+def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
+    """Write the tables and the page; show the tables in the UI."""
+    published = publish_results(benchmark)
+    create_markdown_artifact(published.markdown, key="benchmark", description="Scores of the detectors.")
+    return published
+
+
+@task(task_run_name="judge", cache_key_fn=explicit_key, persist_result=True, result_serializer="json")
+def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
+    """Judge every candidate on every held-out image that lacks its result.
+
+    The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
+
+    Returns:
+        The number of images that could not be judged.
+    """
+    workspace = Workspace(comparison.settings.workspace)
+    _, weights = target_of(comparison.corpus)
+    missing = counted(len(comparison.missing()), "image")
+
+    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+        models = counted(len(comparison.candidates) - 1, "saved model")
+        facts = [
+            f"{models}, judged on {counted(len(comparison.images), 'held-out image')}",
+            f"{missing} to judge; the others are judged already",
+        ]
+        title = f"**desra compare** of `{comparison.before}` and its finetuned models"
+        show_overview(title, facts, dask)
+        settings = judge_settings(
+            comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
+        )
+        return partial(judge_stage, workspace=workspace, settings=settings)
+
+    scale = load_model(comparison.before).scale
+    work = comparison.work()
+    results = each_image("judge", judging, work, machine, networks=True, scale=scale, folder=workspace.root)
+    return len({image.id for image, result in results if isinstance(result, ImageError)})
+
+
+@task(task_run_name="verdict", cache_policy=NO_CACHE)
+def decide_verdict(comparison: Comparison) -> Verdict:
+    """Decide by the scores whether a candidate passes the gate; publish the verdict in the workspace and in the UI."""
+    verdict = decide_and_publish(comparison)
+    text = verdict_markdown(Workspace(comparison.settings.workspace))
+    create_markdown_artifact(text, key="verdict", description="Verdict of the gate.")
+    return verdict
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE)
+def promote_best(comparison: Comparison, verdict: Verdict) -> Path:
+    """Make the best candidate the workspace's current model, by one rename; return its entry in the registry."""
+    best = comparison.best(verdict)
+    assert best is not None
+    assert best.model is not None
+    assert best.source is not None
+    record = (read_json(best.source.with_suffix(".json")) or {}) | {"source": str(best.source), "weights": best.weights}
+    scores = [asdict(score) for score in verdict.scores if score.candidate == verdict.best]
+    summary = {"best": verdict.best, "scores": scores}
+    workspace = Workspace(comparison.settings.workspace)
+    return promote(workspace, best.model, parent=comparison.before, record=record, verdict=summary)
+
+
+@task(task_run_name="report", cache_policy=NO_CACHE)
+def publish_report(workspace: Workspace, line: str) -> None:
+    """Write the report of the workspace, with the latest verdict, and show in the UI how the run ended."""
+    write_report(workspace)
+    show_outcome(workspace, line)
