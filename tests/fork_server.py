@@ -55,14 +55,14 @@ class ForkServer:
 
 def serve(asked: socket.socket) -> None:
     """Fork for each command that is asked for: returns in the forks, and in the end here."""
-    answers = asked.makefile("w", buffering=1)
+    answers = asked.makefile("w")
     for line in asked.makefile("r"):
         command = json.loads(line)
         if not (child := os.fork()):
             begin(command)
             return
-        print(child, file=answers)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+        print(child, file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 def begin(command: dict[str, str]) -> None:
