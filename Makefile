@@ -21,7 +21,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt P
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
-.PHONY: help setup demo test slow lint bench browser clean
+.PHONY: help setup demo test test-all lint bench browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,11 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
-test: $(STAMP)  ## run the tests; about a quarter of an hour on two cores
-	$(RUN) -m pytest
+test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores
+	$(RUN) -m pytest -n auto
 
-slow: $(STAMP)  ## run the tests that take minutes each
-	$(RUN) -m pytest -m slow --timeout 1800
+test-all: $(STAMP)  ## run all tests; about half an hour on two cores
+	$(RUN) -m pytest -n auto -m "slow or not slow" --timeout 1800
 
 lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codespell) and sizes of files
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

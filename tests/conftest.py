@@ -17,8 +17,11 @@ import torch
 
 from deployments import cli
 from deployments.serving.server import prefect_server
+from desra_core.settings import Machine
 from desra_core.workspace import Workspace
+from tasks.dask_cluster import standing_cluster
 from tasks.logs import configure
+from tests.fork_server import ForkServer
 
 STALE_KEY = "desra:of one that was killed"
 
@@ -68,8 +71,24 @@ def client_of(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def desra(prefect_environment: dict[str, str]) -> Desra:
-    """Run ``desra`` with some arguments as a user would, in a process of its own."""
+def fork_server(prefect_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Start what `desra` is run by, with Dask workers that serve one run after another."""
+    key = tmp_path_factory.mktemp("dask") / "key"
+    with standing_cluster(Machine(workers=1, memory="4GB"), gpus=0, key=key) as dask:
+        server = ForkServer(prefect_environment | dask.environment)
+        yield server
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def desra(fork_server: ForkServer) -> Desra:
+    """Run ``desra`` in a fork of a process that has imported everything, with the session's Prefect server and Dask."""
+    return lambda *arguments: fork_server.run(*map(str, arguments))
+
+
+@pytest.fixture(scope="session")
+def desra_alone(prefect_environment: dict[str, str]) -> Desra:
+    """Run ``desra`` as a user would, in a new process and with workers of its own."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

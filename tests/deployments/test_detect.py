@@ -236,21 +236,21 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path
     assert "no Dask scheduler answers" in alone
 
 
-def test_failures_that_may_pass_are_tried_again(make_pairs, desra, desra_here, tmp_path) -> None:
+def test_failures_that_may_pass_are_tried_again(make_pairs, desra_alone, desra_here, tmp_path) -> None:
     names = make_pairs(tmp_path, 3)
     workspace = tmp_path / "ws"
     command = ("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr", "--workspace", workspace)
     large = np.zeros((3000, 3000), np.uint8)
     for role in ("mse_sr", "gan_sr"):
         cv2.imwrite(str(tmp_path / role / "large.png"), large)
-    tight = desra(*command, "--memory", "600MB")
+    tight = desra_alone(*command, "--memory", "600MB")
     assert tight.returncode == 1
     assert "large.png: has 3000x3000 pixels, more than fit" in tight.stderr
     assert "--memory" in tight.stderr
     status = desra_here("status", "--workspace", workspace)
     assert "pending    1, 1 of them failed and will be tried again" in status.stdout
     assert "large.png" in status.stderr
-    again = desra(*command)
+    again = desra_alone(*command)
     assert again.returncode == 0, again.stderr
     assert len(read_masks(workspace)) == len(names) + 1
 

@@ -73,7 +73,19 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
     return False
 
 
-@pytest.mark.parametrize("verb", ["detect", pytest.param("mine", marks=pytest.mark.slow)])
+def test_killed_it_ends_as_if_undisturbed(corpus, undisturbed, prefect_environment, tmp_path) -> None:
+    workspace = tmp_path / "ws"
+    command = arguments(corpus, workspace)
+    assert kill_when(command, prefect_environment, lambda: len(finished(workspace)) >= 9)
+    before = finished(workspace)
+    last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert before.items() <= finished(workspace).items()
+    assert results(workspace) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["detect", "mine"])
 def test_killed_at_many_points_it_ends_as_if_undisturbed(verb, corpus, prefect_environment, tmp_path) -> None:
     subprocess.run(
         arguments(corpus, tmp_path / "undisturbed", verb), env=prefect_environment, check=True, capture_output=True

@@ -80,7 +80,7 @@ def test_the_server_shows_a_run(
     assert len(list((tmp_path / "ws" / "maps").glob("*/*.zarr"))) == 4
 
 
-def test_a_run_plans_once(make_pairs, desra, tmp_path) -> None:
+def test_a_run_plans_once(make_pairs, desra_alone, tmp_path) -> None:
     """The driver lists each folder once, from the command to the last line."""
     make_pairs(tmp_path, 7)
     places = {name: tmp_path / name for name in ("mse_sr", "gan_sr", "ws/masks", "ws/maps")}
@@ -96,9 +96,9 @@ def test_a_run_plans_once(make_pairs, desra, tmp_path) -> None:
         "    sys.addaudithook(note)\n"
     )
     command = ("detect", "--mse-sr", places["mse_sr"], "--gan-sr", places["gan_sr"], "--workspace", tmp_path / "ws")
-    assert desra(*command, "--limit", 3, PYTHONPATH=str(tmp_path / "site")).returncode == 0
+    assert desra_alone(*command, "--limit", 3, PYTHONPATH=str(tmp_path / "site")).returncode == 0
     (tmp_path / "looks").unlink()
-    run = desra(*command, PYTHONPATH=str(tmp_path / "site"))
+    run = desra_alone(*command, PYTHONPATH=str(tmp_path / "site"))
     assert "7 of 7 images done, 0 failed" in run.stdout, run.stderr
     looks = (tmp_path / "looks").read_text().splitlines()
     assert sorted(looks) == sorted(map(str, places.values()))
