@@ -107,6 +107,7 @@ def test_a_model_that_does_not_pass_is_not_promoted(place, judged, desra_here) -
     assert {path for path in after if after[path] != before.get(path)} <= {"lock"}
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_after_the_promotion_begins_no_other_turn(
     place, judged, prefect_environment, monkeypatch, capsys
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_model_that_passes_becomes_current(place, promoted) -> None:
     assert Workspace(promoted.ws).report.stat().st_mtime_ns >= (current / "model.pth").stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_the_next_turn_starts_from_the_current_model(place, promoted, desra, desra_here, tmp_path) -> None:
     """It infers what the new model makes of each photo, and nothing else; and two turns can be rolled back."""
     workspace = Workspace(copy(promoted.ws, tmp_path / "ws"))

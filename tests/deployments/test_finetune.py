@@ -131,6 +131,7 @@ def test_again_there_is_nothing_to_do_and_other_settings_are_refused(mined, fine
     assert everything(finetuned.output) == before
 
 
+@pytest.mark.slow
 def test_more_iterations_go_on(mined, undisturbed, desra, tmp_path) -> None:
     """And flags do what a TOML file does."""
     trained(mined, tmp_path / "run", iterations=4)
@@ -142,6 +143,7 @@ def test_more_iterations_go_on(mined, undisturbed, desra, tmp_path) -> None:
     assert weights(tmp_path / "run") == weights(undisturbed.root)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_number_format_that_it_began_in(mined, desra, tmp_path) -> None:
     """As one that a GPU began does on this CPU, and says so; what a machine has no say in may be given anew."""
     given = {"workspace": mined.ws, "output": tmp_path / "run", **TINY}
@@ -214,6 +216,7 @@ def test_killed_at_many_points_it_ends_as_if_undisturbed(mined, undisturbed, pre
     assert not list(run.root.rglob(".*.unfinished"))
 
 
+@pytest.mark.slow
 def test_a_finetune_that_diverges_names_the_last_good_model(mined, desra, tmp_path) -> None:
     run = desra("finetune", "--workspace", mined.ws, "--output", tmp_path / "run",
                 *flags(iterations=40, checkpoint_every=1, learning_rate=0.1))  # fmt: skip

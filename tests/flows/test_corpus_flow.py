@@ -310,6 +310,7 @@ def test_a_path_that_depends_on_where_the_run_is_is_refused(workspace, url) -> N
     assert latest(url, "mine")["state"]["message"].endswith(told)
 
 
+@pytest.mark.slow
 def test_images_with_passing_failures_are_tried_again(url, by_itself, make_pairs, tmp_path) -> None:
     """Until it has passed; what cannot pass in this run is no failure of it."""
     names = make_pairs(tmp_path, 2)

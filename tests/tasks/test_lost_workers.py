@@ -14,6 +14,7 @@ from desra_core.errors import ImageError, TransientError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.records import Record
+from tasks import lost_workers
 from tasks.dask_connection import open_dask
 from tasks.dask_map import Dask
 from tests.tasks.jobs import done, follow, images, job, leaves
@@ -38,7 +39,8 @@ def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
     assert all("took its worker down" in error.reason for error in errors)
 
 
-def test_a_run_whose_workers_have_gone_ends() -> None:
+def test_a_run_whose_workers_have_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_workers, "LOST_SECONDS", 4)
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
         [(_, result)] = cluster.map(job(leaves), images("photo"))
     assert "the Dask workers have gone" in str(result)
