@@ -18,6 +18,9 @@ PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(RUN) -m pip install --no-input --progress-bar off -e ".[dev]"
 
+# Processes that run tests: one more than there are cores, for now and then each waits for a server.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
 
@@ -33,10 +36,10 @@ demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at dem
 	@$(RUN) -m deployments.demo --output demo
 
 test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n $(WORKERS)
 
 test-all: $(STAMP)  ## run all tests; about half an hour on two cores
-	$(RUN) -m pytest -n auto -m "slow or not slow" --timeout 1800
+	$(RUN) -m pytest -n $(WORKERS) -m "slow or not slow" --timeout 1800
 
 lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codespell) and sizes of files
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure

@@ -32,10 +32,11 @@ def mtimes(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_reference_mask_in_one_workspace(shared_data, desra, tmp_path) -> None:
-    """All six settings one after the other: each run meets the products of the others."""
+@pytest.mark.parametrize("settings", [SETTINGS[1:5:3], pytest.param(SETTINGS, marks=pytest.mark.slow)], ids=len)
+def test_every_reference_mask_in_one_workspace(settings, shared_data, desra, tmp_path) -> None:
+    """The settings one after the other: each run meets the products of the others."""
     pairs, workspace = shared_data / "pairs", tmp_path / "ws"
-    for kind, threshold, min_area in SETTINGS:
+    for kind, threshold, min_area in settings:
         labels = ["--labels", pairs / "labels"] if kind == "semantic" else []
         run = desra(
             "detect", "--mse-sr", pairs / "mse_sr", "--gan-sr", pairs / "gan_sr", "--workspace", workspace,
@@ -236,6 +237,7 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path
     assert "no Dask scheduler answers" in alone
 
 
+@pytest.mark.slow
 def test_failures_that_may_pass_are_tried_again(make_pairs, desra_alone, desra_here, tmp_path) -> None:
     names = make_pairs(tmp_path, 3)
     workspace = tmp_path / "ws"

@@ -114,6 +114,7 @@ def test_killed_at_many_points_it_ends_as_if_undisturbed(verb, corpus, prefect_e
     assert not list((workspace / "journal").glob("*/*.json"))
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, prefect_environment, tmp_path) -> None:
     """With the embedded server: the killed run's one is ended by the next run, and no process stays behind."""
     environment = {key: value for key, value in prefect_environment.items() if key != "PREFECT_API_URL"}
@@ -146,6 +147,7 @@ def test_a_second_run_is_refused_and_a_dead_owner_replaced(corpus, undisturbed, 
     assert ended == [("CRASHED", INTERRUPTED), ("COMPLETED", "Completed")]
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, small_disk) -> None:
     workspace = small_disk / "ws"
     command = arguments(corpus, workspace)
@@ -161,8 +163,14 @@ def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, sma
     assert results(workspace) == undisturbed
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["as a terminal does", "to the driver alone"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [
+        (signal.SIGINT, True),  # as a terminal does
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
     command = [*arguments(corpus, workspace)[:-1], "2"]  # more shards than are in flight
@@ -178,10 +186,7 @@ def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus,
     while len(finished(workspace)) < 3:
         assert run.poll() is None
         time.sleep(0.01)
-    if to_all and number == signal.SIGINT:
-        os.killpg(run.pid, number)
-    else:
-        run.send_signal(number)
+    (os.killpg if to_all else os.kill)(run.pid, number)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 128 + number, stderr
     assert "goes on where it stopped" in stderr
