@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      run.json            parents, training images and their hash, settings, versions: what makes the run this one
+      run.json            parents, training images and their hash, settings, versions: the identity of the run
       data/0000/          lr, pseudo_gt and mask of each training image, as arrays
       state.pth           all that a killed run needs to go on
       losses.json         means of the losses since the start
@@ -114,10 +114,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Board:
-    """A TensorBoard event file of a run; TensorBoard drops events of earlier files beyond the given iteration.
+    """Write a TensorBoard event file of a run; TensorBoard drops events of older files after the given iteration.
 
-    torch's own writer is not used, because its thread dies and loses events where the disk is full. Here all methods
-    raise `TransientError` then.
+    The thread of torch's own writer dies and loses events when the disk is full. All methods here raise
+    `TransientError` then.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
