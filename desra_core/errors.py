@@ -28,8 +28,8 @@ class DesraError(Exception):
 
     Args:
         subject: The file, folder or setting that is at fault.
-        reason: What is wrong with it.
-        remedy: What the reader can do about it.
+        reason: The fault, without the subject.
+        remedy: The actions that can end the fault.
     """
 
     def __init__(self, subject: object, reason: str, remedy: str) -> None:

@@ -100,7 +100,7 @@ class StoredImage:
     def _read(
         self, array: str, name: str, window: Rectangle, values: npt.NDArray[Any], lowest: float
     ) -> npt.NDArray[Any]:
-        """Read a window into ``values``, except the frame; an array is damaged where a value is not above ``lowest``."""
+        """Read a window into ``values``, except the frame; a value that is not above ``lowest`` is damage."""
         path, (height, width) = self.group / array, self.shape
         if not path.exists():
             raise ImageError(name, "is not kept", "run again with --keep maps")
