@@ -267,8 +267,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
 
     Args:
         path: The file.
-        way: Instructions to save the weights of a trusted file alone. The error about an object that could run code
-            repeats them.
+        way: How to save the weights of a trusted file alone; the error about code in the file repeats it.
 
     Raises:
         UsageError: The file is no checkpoint, only a part of one, or would run code.

@@ -17,7 +17,7 @@ from desra_core.images.codec import Mask, Pixels, decode
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
-# After so many patches of one image with masked pixels in them, the last one is taken although none was asked for.
+# If so many patches drawn from one image all have masked pixels, the last of them is taken.
 _TRIES = 20
 _ANEW = "delete the run's folder and start anew"
 
@@ -120,7 +120,7 @@ def draw_batch(
         size: Number of patches.
         patch: Side in SR pixels. It is lowered to the smallest image of the batch, and to a multiple of 8 and of
             ``scale``.
-        mask_share: The probability that a patch overlaps a mask. Other patches overlap no mask, if one is found so.
+        mask_share: The probability that a patch overlaps a mask. Other patches overlap none, where such a place is found.
         scale: SR pixels per LR pixel and side.
         seed: The same seed gives the same patches.
     """

@@ -87,7 +87,7 @@ class Pools:
                 raise UsageError(workspace.root, "records no LR photos", remedy)
             sources = Sources(lr=lr)
             photos = match(sources, workspace.root).images
-            # The keys are names of the workspace's images, in the spelling of the workspace.
+            # The keys are the names of the workspace's images, spelled as in the workspace.
             names = spelled_like(photos["name"], manifest["name"]).to_pylist()
             paths = (sources.main / path for path in photos["lr_path"].to_pylist())
             self._lr = dict(zip(names, paths, strict=True))
@@ -159,7 +159,7 @@ class Pools:
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
-        """Keep of the images with these ids, in order, those that are in the pool and have an LR photo."""
+        """List the images with these ids, in order, that are in the pool and have an LR photo."""
         images = {}
         for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))):
             if self._lr is None:

@@ -20,7 +20,7 @@ ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", *Failure._fields)])
 
 _NO_TWIN = "has no twin"
-# Bytes of a name and of a path. Shorter ones fit on every disk, so only for longer ones the disk is asked.
+# Bytes of a name and of a path: shorter ones fit on every disk, so the disk is asked only about longer ones.
 _SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
 
 
@@ -96,8 +96,8 @@ class Matched(NamedTuple):
 def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
 
-    A place that is a file or a glob asks for some files of its folder. Twins of its other files do not count as
-    lacking a twin. Two single files are twins under any names.
+    Where a place is a file or a glob, the run asks only for these files: files of other folders without a twin among
+    them are no failures. Two single files are twins under any names.
 
     Args:
         sources: The folders.
@@ -134,7 +134,7 @@ def match(sources: Sources, skip: Path) -> Matched:
         tables = {role: table.filter(pc.invert(pc.is_in(table["name"], unfit))) for role, table in tables.items()}
     main = sources.identity[-1]
     for role, table in tables.items():
-        # Twins get the name of the file in the main folder: the spelling of twins may differ, of single files the name.
+        # Twins get the name of the file in the main folder: spellings may differ, and single files have other names.
         single = all(sources.places[each].is_file() for each in (role, main)) and len(table) == len(tables[main]) == 1
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
