@@ -43,7 +43,7 @@ class Gate(Frozen):
 _PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 }
-# Warm-up steps of a discriminator that starts from nothing: the number, and with preset cpu its largest share of all.
+# Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
 

@@ -120,7 +120,7 @@ def draw_batch(
         size: Number of patches.
         patch: Side in SR pixels. It is lowered to the smallest image of the batch, and to a multiple of 8 and of
             ``scale``.
-        mask_share: The probability that a patch overlaps a mask. Other patches overlap none, where such a place is found.
+        mask_share: Probability that a patch overlaps a mask. Other patches overlap none, where such a place is found.
         scale: SR pixels per LR pixel and side.
         seed: The same seed gives the same patches.
     """

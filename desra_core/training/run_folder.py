@@ -8,7 +8,7 @@
       state.pth           all that a killed run needs to go on
       losses.json         means of the losses since the start
       progress.json       the iterations done, and those asked for
-      models/iteration_000250.pth, .json   `params` and `params_ema`, and their origin
+      models/iteration_000250.pth, .json, .discriminator.pth   `params` and `params_ema`, their origin, discriminator
       tensorboard/        losses as scalars, and at each checkpoint pictures of the same patches
 """
 

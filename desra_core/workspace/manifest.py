@@ -186,7 +186,7 @@ def _under_new_names(
 ) -> pa.Table | None:
     """Return the manifest with the names that files have now; outputs and human masks are renamed, too.
 
-    The name ``a`` becomes ``a.jpg`` when ``a.png`` appears beside that file, and ``a`` again when that vanishes.
+    The name of the file ``a.jpg`` is ``a``, but ``a.jpg`` as long as a file such as ``a.png`` lies beside it.
     """
     if previous is None:
         return None
@@ -341,7 +341,7 @@ def _id_by_labels(image_id: str, labels: str | None) -> str:
 
 
 def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Compute ids: images of equal content share one, unless their labels, and so their masks, differ from the first's."""
+    """Compute ids: images of equal content share one, unless their labels (so their masks) differ from the first's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))

@@ -54,7 +54,7 @@ class Record:
         artifact_pixels: Pixels in the mask; None while unknown.
         regions: One dict per region, fields as in `desra_core.detection.Region`.
         failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
-            ``mask_key`` that was wanted, and the error's words.
+            ``run_key`` of the target, and the words of the error.
         seconds: Computing time by stage.
         further: Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     """
