@@ -70,9 +70,9 @@ class Standing:
             self.same_similarity &= self.same_labels
         same_weighting = self.equal("weighting_key", target.weighting_key) & self.same_labels
         weighted_alike = same_weighting | (self._number("proven_weight") <= target.min_weight)
-        stricter = self._number("threshold") >= target.threshold
-        stricter &= self._number("min_area") <= _min_areas(self.columns, target)
-        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & stricter & weighted_alike
+        as_strict = self._number("threshold") >= target.threshold
+        as_strict &= self._number("min_area") <= _min_areas(self.columns, target)
+        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & as_strict & weighted_alike
         made_so = self.equal("mask_key", target.mask_key) & self.same_labels
         self.current = made_so | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
         self.failed = flags_of(self.columns["failed_stage"].is_valid())
@@ -101,13 +101,13 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(COLUMNS), target)
-    says_mapped = standing.says("similarity_kept")
+    map_claimed = standing.says("similarity_kept")
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
     whole = kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole under any --keep: training reads them.
     forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
-    has_similarity = standing.same_similarity & says_mapped & held.arrays["similarity"]
+    has_similarity = standing.same_similarity & map_claimed & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
     has = {
         product.name: standing.equal(product.column, product.key(target) or "")
@@ -116,14 +116,14 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    every = np.ones(rows.num_rows, bool)
-    has_further = np.logical_and.reduce([every, *(has[name] for name in has if name != "segmentation")])
-    mapped = np.logical_and.reduce([has_similarity, *has.values()])
-    intact = has_similarity | ~says_mapped
+    all_rows = np.ones(rows.num_rows, bool)
+    has_further = np.logical_and.reduce([all_rows, *(has[name] for name in has if name != "segmentation")])
+    all_maps = np.logical_and.reduce([has_similarity, *has.values()])
+    intact = has_similarity | ~map_claimed
 
-    kept = np.where(forced, mapped & has_pair, mapped)
+    kept = np.where(forced, all_maps & has_pair, all_maps)
     if target.keep == "artifacts":
-        kept = np.where(forced, kept, (intact & (has_further | ~says_mapped)) | standing.clean)
+        kept = np.where(forced, kept, (intact & (has_further | ~map_claimed)) | standing.clean)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & kept & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
@@ -132,7 +132,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
     similarity = pending & ~(has_similarity & has_pair) & ~mask_only
     lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
     lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
-    dropped = similarity & standing.same_similarity & ~standing.failed & ~says_mapped
+    dropped = similarity & standing.same_similarity & ~standing.failed & ~map_claimed
     return Work(lacking, standing.failed_for_good, dropped, whole)
 
 
