@@ -170,6 +170,7 @@ def test_what_the_server_knows_of_it(judged, prefect_environment) -> None:
         assert "[Dask dashboard](http" in artifacts[name]["overview"]["data"]
 
 
+@pytest.mark.slow
 def test_a_model_that_passes_becomes_current(place, promoted) -> None:
     assert promoted.run.returncode == 0, promoted.run.stderr
     current = Workspace(promoted.ws).current
@@ -233,6 +234,7 @@ def check_that_it_stays_rolled_back(run: subprocess.CompletedProcess[str], works
     assert history(workspace)[-1]["kind"] == "rollback"
 
 
+@pytest.mark.slow
 def test_a_rolled_back_model_is_not_promoted_again_by_itself(place, promoted, desra_here, tmp_path) -> None:
     """Not even after the first promotion, when the model that was given is current again."""
     workspace = Workspace(copy(promoted.ws, tmp_path / "ws"))
@@ -280,6 +282,7 @@ def test_without_artifacts_nothing_is_trained(place, desra_here, tmp_path) -> No
     assert not (ws / "finetunes").exists()
 
 
+@pytest.mark.slow
 def test_without_held_out_images_a_warning_comes_first_and_the_verdict_is_undecided(
     place, desra, desra_here, tmp_path
 ) -> None:

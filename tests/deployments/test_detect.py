@@ -94,6 +94,7 @@ def test_a_run_and_then_nothing_to_do(make_pairs, desra, tmp_path) -> None:
     assert "mse_sr: has no file of the same relative path" in one.stderr
 
 
+@pytest.mark.slow
 def test_changes_redo_only_dependent_products(make_pairs, desra, tmp_path) -> None:
     names = make_pairs(tmp_path, 6)
     workspace = tmp_path / "ws"
@@ -208,7 +209,7 @@ def test_bad_input_costs_one_line_each_and_nothing_else(bad_folder, desra, desra
     assert len(read_masks(workspace)) == 4
 
 
-def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path) -> None:
+def test_bad_usage_exits_2_with_one_line(make_pairs, desra_here, tmp_path) -> None:
     make_pairs(tmp_path, 1)
     inputs = ("--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr")
     workspace = ("--workspace", tmp_path / "ws")
@@ -233,8 +234,14 @@ def test_bad_usage_exits_2_with_one_line(make_pairs, desra, desra_here, tmp_path
         assert "Traceback" not in run.stderr
     down = refusal(desra_here("detect", *inputs, *workspace), server=True)
     assert "PREFECT_API_URL=http://127.0.0.1:9/api: no Prefect server answers" in down
-    alone = refusal(desra("detect", *inputs, *workspace, "--scheduler", "tcp://127.0.0.1:9"), server=True)
-    assert "no Dask scheduler answers" in alone
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_does_not_answer_is_named(make_pairs, desra, tmp_path) -> None:
+    make_pairs(tmp_path, 1)
+    run = desra("detect", "--mse-sr", tmp_path / "mse_sr", "--gan-sr", tmp_path / "gan_sr",
+                "--workspace", tmp_path / "ws", "--scheduler", "tcp://127.0.0.1:9")  # fmt: skip
+    assert "no Dask scheduler answers" in refusal(run, server=True)
 
 
 @pytest.mark.slow

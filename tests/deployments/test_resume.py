@@ -52,9 +52,10 @@ def arguments(corpus: Path, workspace: Path, verb: str = "detect") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus, prefect_environment, tmp_path_factory) -> dict[str, bytes]:
+def undisturbed(corpus, desra, tmp_path_factory) -> dict[str, bytes]:
     workspace = tmp_path_factory.mktemp("undisturbed") / "ws"
-    subprocess.run(arguments(corpus, workspace), env=prefect_environment, check=True, capture_output=True)
+    run = desra(*arguments(corpus, workspace)[3:])
+    assert run.returncode == 0, run.stderr
     return results(workspace)
 
 

@@ -80,6 +80,7 @@ def test_the_server_shows_a_run(
     assert len(list((tmp_path / "ws" / "maps").glob("*/*.zarr"))) == 4
 
 
+@pytest.mark.slow
 def test_a_run_plans_once(make_pairs, desra_alone, tmp_path) -> None:
     """The driver lists each folder once, from the command to the last line."""
     make_pairs(tmp_path, 7)

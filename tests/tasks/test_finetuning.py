@@ -131,6 +131,7 @@ def test_the_workspace_counts_the_gathered_images(mining, make_photos) -> None:
     assert gathered(workspace) == len(set(after) - set(before))
 
 
+@pytest.mark.slow
 def test_a_finetune_that_has_ended_before_resets_the_count(mining, make_photos, url) -> None:
     """Else a finetune that nothing new would change would be started again every night."""
     workspace = process(mining)

@@ -72,7 +72,7 @@ def corpus(tmp_path: Path, make_models) -> Corpus:
     return Corpus(tmp_path, make_models)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_random_histories(corpus: Corpus, seed: int) -> None:
     rng = np.random.default_rng(seed)
     choices = {

@@ -134,6 +134,7 @@ def test_its_memory_is_given_back() -> None:
     assert worker_of(Machine()) != first
 
 
+@pytest.mark.slow
 def test_images_that_are_too_large_for_its_workers_get_others(cluster, monkeypatch) -> None:
     with open_dask(Machine()) as dask:
         standing = dask.max_pixels

@@ -82,7 +82,7 @@ def swept(workspace: Workspace, **options: bool) -> dict[str, str]:
     return {row["path"]: row["reason"] for row in found.to_pylist() if row["kind"] != "unknown"}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_random_histories_end_like_fresh_workspaces(corpus: Corpus, seed: int) -> None:
     """The files are the same, too: no more is kept than the latest settings keep."""
     rng = np.random.default_rng(seed)

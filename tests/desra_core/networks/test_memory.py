@@ -54,6 +54,7 @@ def run(script, checkpoint):
     return result.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_large_photo_takes_little_beside_its_result(checkpoint):
     """Without windows, the features alone would take 200 MB each, and the result as float32 600 MB."""
     assert int(run(BOUNDED, checkpoint("SRVGGNetCompact x4"))[-1]) < 500e6
