@@ -76,6 +76,6 @@ def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
     """Return the pixels of the largest result to come."""
     pixels = plan.most_pixels()
     if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
-        return pixels  # any scale would fit, so none is read, which would import PyTorch
+        return pixels  # fits at any scale; to read the scale would import PyTorch
     _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
     return pixels * model.scale**2
