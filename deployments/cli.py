@@ -1,4 +1,4 @@
-"""``desra``: a verb per flow. Plans from the workspace before it imports Prefect, Dask or torch."""
+"""``desra``: a verb per flow. A command plans from the workspace before it imports Prefect, Dask or torch."""
 
 import os
 import signal
@@ -172,7 +172,7 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
     except BaseException as error:
-        # An error while a run is being stopped is no failure of its own.
+        # An error that is raised while a signal stops a run is not a failure of the run.
         stopped = _stop_before(error)
         if isinstance(stopped, SystemExit):
             raise stopped from None
@@ -190,7 +190,7 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 def _begin_again(lost: ServerLostError) -> NoReturn:
     """Start this command anew, once, to go on with another server; end it if nothing is left to do.
 
-    The usual end of this process would have Prefect wait minutes for the server that has gone.
+    The process does not end as usual, because Prefect would wait minutes for the lost server.
     """
     sys.stdout.flush()
     warning = f"warning: {printable(lost.subject)} {lost.reason}, but the history of this run is incomplete"
@@ -206,7 +206,7 @@ def _begin_again(lost: ServerLostError) -> NoReturn:
 
 
 def _stop_before(error: BaseException | None) -> BaseException | None:
-    """Return the signal that an error is, or that was being handled when the error was raised; else None."""
+    """Return the interrupt or exit that an error is, or during which the error was raised; None without one."""
     while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit) and not _is_termination(error):
         error = error.__context__
     return error

@@ -28,8 +28,8 @@ class DesraError(Exception):
 
     Args:
         subject: The file, folder or setting that is at fault.
-        reason: What is wrong with it.
-        remedy: What the reader can do about it.
+        reason: The fault, without the subject.
+        remedy: The actions that can end the fault.
     """
 
     def __init__(self, subject: object, reason: str, remedy: str) -> None:
@@ -81,7 +81,7 @@ def described(error: BaseException) -> str:
 
 
 def may_pass(error: object) -> bool:
-    """Say whether an error is worth an automatic retry.
+    """Check whether an error is worth an automatic retry.
 
     Examples:
         >>> may_pass(TooLargeError("a.png", "has too many pixels", "raise --memory"))
@@ -98,5 +98,5 @@ def may_pass(error: object) -> bool:
 
 
 def printable(text: object) -> str:
-    """Return one line of text, with the control characters of file names made visible."""
+    """Return a text, such as a file name, in one line with its control characters made visible."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 # A worker on a GPU has several threads, but the GPU has memory for one image at a time.
 _GPU = threading.RLock()
-# Parts of torch's messages about a lack of memory. Those with "primitive" and "memory" come from oneDNN, on a CPU;
-# cuDNN and cuBLAS have several.
+# Parts of torch's messages about a lack of memory: those with "could not" come from oneDNN on a CPU, those
+# with "STATUS" or "engine" from cuDNN and cuBLAS.
 _OUT_OF_MEMORY = (
     "out of memory", "ALLOC_FAILED", "can't allocate memory", "bad_alloc",
     "could not create a primitive", "could not execute a primitive", "could not create a memory",
     "CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_INTERNAL_ERROR", "_STATUS_NOT_INITIALIZED",
     "nable to find an engine", "nable to find a valid cuDNN algorithm",
 )  # fmt: skip
-# With this torch, no process on this machine can use the GPU.
+# Parts of messages that mean: with this torch, no process on this machine can use the GPU.
 _UNUSABLE = (
     "no kernel image is available", "invalid device ordinal", "busy or unavailable", "no CUDA-capable device",
     "driver version is insufficient",
@@ -34,7 +34,7 @@ def exact_on(device: str) -> Iterator[None]:
         return
     from torch.backends import cuda, cudnn
 
-    # Not by torch.backends.cudnn.flags: it reads an old switch for TF32, which torch refuses once a new one was set.
+    # torch.backends.cudnn.flags reads the old switch for TF32, which torch refuses once the new switch was set.
     switches = (
         (cudnn, "benchmark", False), (cudnn, "deterministic", True),
         (cudnn.conv, "fp32_precision", "ieee"), (cuda.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]

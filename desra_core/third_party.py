@@ -45,8 +45,8 @@ def mend_torchvision() -> None:
 def mend_mmcv() -> None:
     """Let mmcv-full be imported without compiled ops, and import it without its warnings.
 
-    ``mmcv.ops``, which MMSegmentation imports, asks for the extension module ``mmcv._ext``. It gets a
-    stand-in whose ops raise ``NotImplementedError`` when they are called. SegFormer runs none of them.
+    ``mmcv.ops``, which MMSegmentation imports, imports the extension module ``mmcv._ext``. Where that is missing, a
+    stand-in takes its place. Ops of the stand-in raise ``NotImplementedError`` when called; SegFormer calls none.
     """
     mend_torchvision()
     with warnings.catch_warnings():
@@ -61,7 +61,7 @@ def mend_mmcv() -> None:
 def mend_basicsr() -> None:
     """Let basicsr 1.4.2 be imported beside torchvision >= 0.17, and import it without its warnings.
 
-    It imports ``torchvision.transforms.functional_tensor``, whose functions have moved to ``functional``.
+    basicsr imports ``torchvision.transforms.functional_tensor``, whose functions have moved to ``functional``.
     """
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"

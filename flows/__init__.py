@@ -1,6 +1,6 @@
 """Chains of tasks that a person schedules and watches; no science here.
 
-A caller in the same process hands its plan to a flow: the parameters of a flow are JSON, and a plan is not.
+The parameters of a flow are JSON, and a plan is not: a caller in the same process hands its plan over beside them.
 """
 
 import contextlib

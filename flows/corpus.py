@@ -13,10 +13,10 @@ from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
 from flows import handed_over
 from flows.corpus_flow import runs_by_itself
-from tasks.artifacts import Summary, publish_results, show_corpus
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.progress import ReadingProgress, RunProgress
+from tasks.run_end import Summary, publish_results, show_corpus
 from tasks.shards import Run, process_shard, stages_of
 
 # The largest factor by which a network enlarges.
@@ -76,6 +76,6 @@ def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
     """Return the pixels of the largest result to come."""
     pixels = plan.most_pixels()
     if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
-        return pixels  # any scale would fit, so none is read, which would import PyTorch
+        return pixels  # fits at any scale; to read the scale would import PyTorch
     _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
     return pixels * model.scale**2

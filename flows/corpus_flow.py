@@ -1,4 +1,4 @@
-"""Make the flows: a name by corpus and date, an end in one line, retries, and a report of failures."""
+"""Turn functions into flows: named by corpus and date, ending in a line, with retries and reports of failures."""
 
 import contextlib
 import inspect
@@ -72,13 +72,13 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
         message: The fields of a JSON object.
 
     Returns:
-        The reason if the webhook was not reached, without the address, which is secret.
+        None, or the reason why the webhook was not reached, without the address, which is secret.
     """
     try:
         httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
     except httpx.HTTPStatusError as error:
         return f"the webhook was not reached: HTTP {error.response.status_code}"
-    except Exception as error:  # noqa: BLE001 - whatever is wrong there, something else has failed for its own reason
+    except Exception as error:  # noqa: BLE001 - no error here may hide the failure that the message reports
         return f"the webhook was not reached: {type(error).__name__}"
     return None
 
@@ -89,7 +89,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     name, deployment = flow_run.name, os.environ.get("PREFECT__DEPLOYMENT_NAME")
     if deployment is None and flow_run.deployment_id:  # in the Prefect worker, which reports a crashed run
         deployment = str(flow_run.deployment_id)
-        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # or the message goes without
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:  # else the id must do
             name = client.read_flow_run(flow_run.id).name
             deployment = client.read_deployment(flow_run.deployment_id).name
     page = get_current_settings().ui_url
@@ -108,7 +108,7 @@ def failure_message(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
-    """Return why a run failed; a run crashes without a reason where the flow does not take its parameters."""
+    """Return why a run failed; a crash has no message if the flow refuses the parameters, so check them again."""
     if state.is_crashed():
         try:
             flow.validate_parameters(flow_run.parameters)
@@ -133,7 +133,7 @@ logging.getLogger("prefect.flow_runs").addFilter(
 
 
 def runs_by_itself() -> bool:
-    """Say whether a deployment started the run; a run by hand fails at once, and the person decides."""
+    """Say whether a deployment started the run, so that it retries by itself; a run by hand fails at once."""
     return bool(deployment.id)
 
 
@@ -225,11 +225,11 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
                 configure(value.log_level, value.log_format)
             elif isinstance(value, BaseModel):
                 given.append(value)
-        # A run inside another run is repeated with that one only.
-        alone = not flow_run.parent_flow_run_id
-        if given and alone:
+        # A run inside another run is repeated only together with the outer run.
+        outermost = not flow_run.parent_flow_run_id
+        if given and outermost:
             carry(run=flow_run.name, workspace=str(folder_of(given[0])))
-        for pause in (*(PAUSES if runs_by_itself() and alone else ()), None):
+        for pause in (*(PAUSES if runs_by_itself() and outermost else ()), None):
             try:
                 if given:
                     _tag({flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name})

@@ -17,7 +17,7 @@ from tasks.logs import say
 # A function, and the arguments of each of its calls.
 Calls = tuple[Callable[..., Any], Sequence[tuple[Any, ...]]]
 
-# Workers evaluate these by the source alone, since their own desra may be another version.
+# Workers evaluate these with the source that is sent along, since their own desra may be another version.
 _SOURCE = Path(question.__file__).read_text("utf-8")
 _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
@@ -61,7 +61,7 @@ class Admission:
             self._refuse(address, reason, remedy)
 
     def before(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Put the question before calls of a function; `others` takes their results, which are answers."""
+        """Make each call of a function ask its worker first; the calls return answers, which `others` reads."""
         asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
         return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
 
@@ -76,7 +76,7 @@ class Admission:
             return None
         self._refuse(*refused)
         able = self.able(resources)
-        # Work with resources must stay on these: among others Dask would also choose workers without the resource.
+        # Work that needs resources must stay on these workers: others that Dask would choose may lack the resource.
         return {"workers": able or None, "allow_other_workers": bool(able) and not resources}
 
     def able(self, resources: dict[str, float]) -> list[str]:
@@ -92,12 +92,12 @@ class Admission:
             self.refused -= {address for address, answer in answers.items() if answer is None}
 
     def close(self) -> None:
-        """Delete the file in the folder by which workers were asked."""
+        """Delete the file that workers had to find in the folder."""
         if self._sign:
             self._sign.unlink(missing_ok=True)
 
     def _refusals(self, workers: list[str] | None) -> dict[str, tuple[str, str] | None]:
-        """Return reason and remedy of workers by address, None for one that may work."""
+        """Return reason and remedy of each refusal by address of the worker; None for a worker that may work."""
         asked = {"source": _SOURCE, "question": self._question}
         answers = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
         for address, answer in answers.items():

@@ -15,13 +15,13 @@ from desra_core.report.calibration_page import calibration_markdown, write_calib
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 
-# A killed run loses the histograms of at most so many images, and of the images on the workers.
+# Histograms of so many images are written at a time: a killed run loses at most these and those on the workers.
 _AT_A_TIME = 50
 
 
 @task(task_run_name="histogram-{number:05d}", cache_policy=NO_CACHE)
 def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgress) -> int:
-    """Add the histograms of the images of a shard that lack them to its file.
+    """Count the images of a shard that lack a histogram, and add the histograms to the file of the shard.
 
     Returns:
         The number of images that could not be counted.

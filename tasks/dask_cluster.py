@@ -37,16 +37,16 @@ GPU_THREADS = 3
 _MEMORY_SHARE = 0.8
 # The share of its limit that a worker may use: Dask pauses a worker at 80 %.
 _USABLE_SHARE = 0.75
-# The image size that workers get memory for where neither their number nor the size of images is known.
+# The number of workers leaves each one memory for an image of at least so many pixels.
 USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
 
 
 class Embedded(BaseModel):
-    """The cluster of desra serve, as JSON in the environment of its runs; deployments outlive the cluster.
+    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster.
 
     ``address`` is that of the scheduler, ``key`` the file with the key of the cluster. A run waits until all ``gpus``
-    have a worker; ``machine`` also bounds workers that a run starts in place of these.
+    have a worker. ``machine`` also bounds the workers that a run starts in place of the cluster's.
     """
 
     VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
@@ -92,7 +92,7 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
         UsageError: The workers have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    # How many of the largest images there is memory for at a time.
+    # The number of the largest images that fit into memory at a time.
     at_once = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
     gpu_threads = max(1, min(GPU_THREADS, (at_once - 1) // gpus)) if gpus else GPU_THREADS
     workers = machine.workers or max(1, min(_cores(), at_once - gpu_threads * gpus))
@@ -162,11 +162,11 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
     hidden = secrets.token_urlsafe(32)
     dashboard = {"dashboard_address": f"127.0.0.1:{dashboard_port}", "http_prefix": f"/{hidden}"}
-    # These replace Dask's own variables: its malloc trim threshold maps and faults in every buffer anew, which makes
-    # computing half as long again.
+    # These replace Dask's own variables. With Dask's malloc trim threshold, every buffer is mapped and faulted in anew,
+    # and computing takes half as long again.
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
     environment = dict.fromkeys(libraries, str(share.threads))
-    # PyTorch asks for huge pages: else the page faults of its large buffers take longer than some convolutions.
+    # Let PyTorch ask for huge pages: else the page faults of its large buffers take longer than some convolutions.
     environment["THP_MEM_ALLOC_ENABLE"] = "1"
     configured = {
         "distributed.nanny.pre-spawn-environ": environment,
@@ -190,7 +190,7 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
 
 
 class StandingCluster(NamedTuple):
-    """Workers on this machine that outlive single runs; ``embedded`` is for the runs."""
+    """Workers on this machine that outlive single runs; ``embedded`` describes the workers to the runs."""
 
     cluster: SpecCluster
     embedded: Embedded
@@ -201,7 +201,7 @@ class StandingCluster(NamedTuple):
         return {Embedded.VARIABLE: self.embedded.model_dump_json(exclude_defaults=True)}
 
     def keep_up(self) -> None:
-        """Start workers again whose nanny has ended too; Dask itself restarts other dead workers."""
+        """Start the workers again whose nanny has died; a nanny restarts its own dead worker."""
         self.cluster.scale(len(self.cluster.worker_spec))
 
 
@@ -244,7 +244,7 @@ def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[s
 
 
 class _Nothing(RequestHandler):
-    """Answers 404."""
+    """Answer every request with 404."""
 
     def prepare(self) -> None:
         """Raise 404; Tornado calls this before any method."""

@@ -35,7 +35,7 @@ from tasks.logs import configure, say
 _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
-# Settings of desra serve that a run takes over where it leaves them open.
+# The settings that a run takes over from desra serve if its own are not given.
 _BOUNDS = ("workers", "memory")
 
 
@@ -60,12 +60,12 @@ def open_dask(
         device: The one GPU to use, of `visible_gpus`.
         alone: Start workers for this run even where desra serve has a cluster.
         most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
-            large images this machine gets fewer and larger workers. If the image does not fit into those of desra
-            serve, these are restarted to free their memory, and workers of the run's own do the work.
+            large images this machine gets fewer and larger workers. If the image does not fit into the workers of desra
+            serve, these are restarted to free their memory, and the run starts workers of its own.
 
     Raises:
-        AbsentError: The scheduler does not answer, has no workers, none with this version of desra that sees the
-            folder, or fewer GPUs than desra serve has.
+        AbsentError: The scheduler does not answer, or it has no workers, no worker with this version of desra that
+            sees the folder, or fewer GPUs than desra serve has started.
         UsageError: Workers have too little memory.
     """
     configure(machine.log_level, machine.log_format)
@@ -85,7 +85,7 @@ def open_dask(
                 _await_workers(client, embedded.gpus)
             dask = _elsewhere(address, client, machine, own, admission, embedded)
             needed = 0
-            if embedded:  # as much as new workers would have memory for
+            if embedded:  # no more than workers of the run's own would have memory for
                 needed = min(pixels, image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL)
             if dask.max_pixels >= needed:
                 with contextlib.closing(dask):
@@ -107,7 +107,7 @@ def open_dask(
 def _elsewhere(
     address: str, client: Client, machine: Machine, own: int, admission: Admission, embedded: Embedded | None
 ) -> Dask:
-    """Use the workers of a cluster that was started elsewhere, or by desra serve; raises as `open_dask`."""
+    """Describe the workers of a cluster that was started elsewhere or by desra serve; raises as `open_dask`."""
     workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
     if not workers:
         raise AbsentError(address, "has no workers", "start some with dask worker")
@@ -130,7 +130,7 @@ def release_embedded() -> None:
 
 
 def _await_workers(client: Client, gpus: int) -> None:
-    """Wait up to a minute for a worker, and for a number of workers with a GPU: dead workers are being restarted."""
+    """Wait up to a minute for a worker and for ``gpus`` workers with a GPU, while dead workers are being restarted."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
         there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
@@ -159,7 +159,7 @@ def _restart(client: Client) -> None:
 def connected(address: str, key: str | None = None) -> Client:
     """Connect to a scheduler, by Dask's own settings, or by the key file of a cluster of desra serve.
 
-    It is asked once before: a client that never got a connection prints errors when Python ends.
+    The scheduler is asked before a client is made: a client without a connection prints errors when Python ends.
     """
     security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
     runner = LoopRunner()

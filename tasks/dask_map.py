@@ -29,7 +29,7 @@ _RETRIES = 2
 
 
 class ImageJob(NamedTuple):
-    """A function of an image and something small about the image, and the Dask resources of each call."""
+    """A function of two arguments, an image and something small about it; and the Dask resources of each call."""
 
     name: str
     function: Callable[[ImageRef, Any], Any]
@@ -41,7 +41,7 @@ class Dask:
 
     Args:
         client: The client of the cluster.
-        machine: For the log of workers.
+        machine: Level and format of the log of workers.
         share: The share of each worker in its machine.
         own: Bytes that a worker holds without an image.
         gpus: Number of workers with a GPU.
@@ -82,7 +82,7 @@ class Dask:
         self._watch.end()
 
     def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[tuple[ImageRef, Any]]:
-        """Run a job on every image, in this order; yield each result or `ImageError` as soon as it is there.
+        """Start a job on every image, in this order; yield each image with its result or `ImageError` once it is there.
 
         Raises:
             CancelledError: The run has ended meanwhile.
@@ -114,13 +114,13 @@ class Dask:
                         continue
                     result = result[1]
                 if future.status != "finished" or isinstance(result, DesraError):
-                    # Of a call that raised there is a tuple: type, error and traceback.
+                    # The result of a call that raised is a tuple: type, error and traceback.
                     result = error_of(image.path, result[1] if isinstance(result, tuple) else result)
                 future.release()  # or finished work would be repeated when its worker ends
                 yield image, result
 
     def _admitted(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Put the question to workers of others, if any, before the calls of a function."""
+        """Make each call of a function ask its worker first, if the workers were started elsewhere."""
         return self._admission.before(function, calls) if self._admission else (function, calls)
 
     def _submit(
@@ -173,9 +173,9 @@ class Dask:
 
 
 def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef, about: Any) -> Any:
-    """Call a job's function on an image, and log the outcome; return a failure that would repeat, else raise it.
+    """Call a job's function on an image, and log the outcome.
 
-    Dask tries again after an error that is raised.
+    A failure that would repeat is returned. Any other is raised, so that Dask tries again.
     """
     configure(machine.log_level, machine.log_format)
     log = partial(record, logging.DEBUG, run=run, shard=f"{image.shard:05d}", image=image.id, stage=job.name)

@@ -26,12 +26,12 @@ from desra_core.training.plan import FinetunePlan, begin, check_networks, settle
 from desra_core.training.pools import count_new
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.artifacts import show_outcome, show_overview
 from tasks.dask_cluster import gpus_wanted, visible_gpus
 from tasks.dask_connection import open_dask, release_embedded
 from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
+from tasks.run_end import show_outcome, show_overview
 
 _RETRY_SECONDS = [10.0, 60.0]
 _SHOWN_LOSSES = 20
@@ -40,9 +40,9 @@ _POLL_SECONDS = 1.0
 
 @task(task_run_name="images", cache_policy=NO_CACHE)
 def freeze_images(plan: FinetunePlan) -> int:
-    """Check the networks, and write the images of a run that begins to its folder; return their number.
+    """Check the networks, and write the images of a new run to its folder; return the number of images of the run.
 
-    Warn before any training where no held-out image could judge the result.
+    Print a warning before any training if no held-out image can judge the result.
     """
     if plan.warning:
         _announce(f"warning: {plan.warning}")
@@ -61,7 +61,7 @@ def freeze_images(plan: FinetunePlan) -> int:
     cache_policy=NO_CACHE,
     retries=len(_RETRY_SECONDS),
     retry_delay_seconds=_RETRY_SECONDS,
-    # A lost worker or a full disk, but not a model that cannot be used or a loss that is no number.
+    # Retry after a lost worker or a full disk, but not for a model that cannot be used or a loss that is no number.
     retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
 def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
@@ -179,7 +179,7 @@ def _count(progress: RunProgress, plan: FinetunePlan) -> None:
 
 @task(task_run_name="start-finetune", cache_policy=NO_CACHE)
 def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
-    """Submit the finetune deployment beside that of this run, if enough images have gathered and no finetune waits.
+    """Start the finetune deployment named like this run's, if enough images have gathered and no finetune waits.
 
     Returns:
         The number of images with artifacts that have gathered since the last finetune; 0 if another process has locked
@@ -189,7 +189,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     try:
         with workspace.locked():
             gathered = count_new(workspace, trigger.group_by)
-    except LockedError as error:  # by a command that began after the mining, which is done nevertheless
+    except LockedError as error:  # by a command that began after the mining
         logger.info("%s; the next run counts the images that have gathered", error)
         return 0
     have = "has" if gathered == 1 else "have"
@@ -201,7 +201,7 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
     elif _is_waiting(deployment.name):
         logger.info("%s; a finetune is waiting already", since)
     else:
-        # Not as a run within this one, which ends now.
+        # This run ends now, so the finetune is not a run within this run.
         name = f"finetune/{deployment.name}"
         run = cast(FlowRun, run_deployment(name, timeout=0, as_subflow=False, tags=["gathered"]))
         logger.info("%s: started %s", since, run.name)

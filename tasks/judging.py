@@ -29,11 +29,11 @@ from desra_core.settings import Machine
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from tasks.artifacts import show_outcome, show_overview
 from tasks.dask_cluster import gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
+from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
 
 
@@ -83,7 +83,7 @@ def each_image(
                 progress.failed(result, len(image.names), 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
-                progress.passed(stages - turns[image.id])  # this image has fewer stages than others
+                progress.passed(stages - turns[image.id])  # count the stages that this image lacks
             progress.show()
             yield image, result
 
@@ -118,7 +118,7 @@ def publish_tables(benchmark: AnyBenchmark) -> PublishedBenchmark:
 def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> int:  # noqa: ARG001
     """Judge every candidate on every held-out image that lacks its result.
 
-    The caller refreshes the cache where the workspace lacks a result, as for the stages of a shard.
+    The caller refreshes Prefect's cache if the workspace lacks a result, as `process_shard` does for its stages.
 
     Returns:
         The number of images that could not be judged.

@@ -26,7 +26,7 @@ def say(line: str, **ids: Any) -> None:
     """Print a line on stderr.
 
     Args:
-        line: A leading ``error:`` or ``warning:`` is its level, else info.
+        line: The line. A leading ``error:`` or ``warning:`` sets its level; the default is info.
         ids: The run, workspace and so on, as for `record`; shown where lines are JSON.
     """
     _handled()
@@ -37,7 +37,7 @@ def say(line: str, **ids: Any) -> None:
 
 
 def say_each(kind: str, troubles: Iterable[object], rest: str = "", *, most: int | None = SHOWN_FAILURES) -> None:
-    """Print a line ``kind: trouble`` for each of the first troubles (None: all), and the number of the others."""
+    """Print a line ``kind: trouble`` for the first ``most`` troubles (None: for all), then the number of the others."""
     lines = list(troubles)
     for line in lines[:most]:
         say(f"{kind}: {printable(line)}")
@@ -68,8 +68,8 @@ def record(level: int, message: str, **ids: Any) -> None:
     """Log the result of a shard or an image.
 
     Args:
-        level: Of Python's logging.
-        message: A line.
+        level: A level of Python's logging.
+        message: The result in a line.
         ids: Ids of the run, shard, image and so on.
     """
     _handled()

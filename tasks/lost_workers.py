@@ -1,4 +1,4 @@
-"""Lost workers: watch work that no worker can do any more, end a worker whose GPU is broken, and name what was lost."""
+"""Give up work that no worker can do any more, end a worker whose GPU is broken, and make errors about lost work."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ class Watch:
         self._is_any_able = is_any_able
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._live: list[tuple[int, list[Future[Any]]]] = []  # threads, and the futures that each waits for
+        self._live: list[tuple[int, list[Future[Any]]]] = []  # a thread, and the futures it waits for
 
     def end(self) -> None:
         """Cancel all futures, and wait up to 10 s for the threads that wait for them."""
@@ -73,7 +73,7 @@ class Watch:
                 with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
                     able = self._is_any_able(resources)
                 alone = 0 if able else alone + 1
-                if alone >= 2:  # at each look, for a call that is resubmitted is a new future
+                if alone >= 2:  # again at each look: a resubmitted call is a new future
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -114,7 +114,7 @@ def _leave() -> None:
         while worker.state.executing and time.monotonic() < deadline:
             await asyncio.sleep(_MESSAGE_SECONDS)
         await asyncio.sleep(_MESSAGE_SECONDS)
-        # As an expected end: else the scheduler would blame the tasks that waited here for the death of the worker.
+        # An expected end: else the scheduler would count the death of the worker against the tasks that waited here.
         await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
         await worker.close(nanny=False)
 

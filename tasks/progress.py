@@ -21,7 +21,7 @@ from desra_core.evaluation.table import counted
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
-# Between attempts to reach a server that does not answer: Prefect's client takes a minute for each.
+# The pause between attempts to reach a server that does not answer: Prefect's client takes a minute for an attempt.
 _SILENT_SECONDS = 60.0
 
 
@@ -48,7 +48,7 @@ class _Artifact:
             update_progress_artifact(self._id, 100.0 * share, line)
         except httpx.HTTPError:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
-            client.max_retries = 0  # so that no other call of this run waits a minute for it
+            client.max_retries = 0  # so that no other call of this run waits a minute for the server
             return "warning: the Prefect server does not answer; the work goes on"
         client.max_retries = _usual_retries()
         return None
@@ -111,10 +111,10 @@ class RunProgress:
     """Count images as they pass their stages, and show the counts. The threads of several shards may call this.
 
     Args:
-        verb: The run in a word, such as ``mine``.
+        verb: Name of the run, such as ``mine``.
         images: Number of images to compute.
         stages: Number of stages of each image.
-        unit: The plural of the thing that is counted.
+        unit: Plural noun for the things that are counted.
     """
 
     def __init__(self, verb: str, images: int, stages: int, unit: str = "images") -> None:

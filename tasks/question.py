@@ -43,7 +43,7 @@ def fingerprint() -> str:
 
 
 def own() -> str:
-    """Return the fingerprint of the code that this process runs; it is taken once, before any update."""
+    """Return the fingerprint of the code that this process runs: that of the first call, before any update."""
     known = vars(sys.modules.setdefault("desra_question", ModuleType("desra_question")))
     if "own" not in known:
         known["own"] = fingerprint()
@@ -67,6 +67,6 @@ def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None
 def work(question: Question, function: bytes, arguments: bytes) -> Answer:
     """Call a pickled function with pickled arguments, if this worker gets work."""
     if refused := refusal(*question):
-        time.sleep(_PAUSE_SECONDS)  # or it would take and refuse all the work while others are busy
+        time.sleep(_PAUSE_SECONDS)  # else it would take and refuse all work while other workers are busy
         return (str(get_worker().contact_address), *refused), None
     return None, pickle.loads(function)(*pickle.loads(arguments))  # noqa: S301 - from the run itself

@@ -32,8 +32,8 @@ Counts = dict[str, int]
 class StageSpec(NamedTuple):
     """A stage of a run.
 
-    ``name`` is that of its product; `desra_core.stages.run_stage` takes ``function`` and ``job``; ``resources`` are
-    Dask's, like ``{"GPU": 1}``.
+    ``name`` is the name of its product. `desra_core.stages.run_stage` takes ``function`` and ``job``. ``resources`` are
+    Dask's resources, such as ``{"GPU": 1}``.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Run:
 class Shard:
     """The images of a shard that lack products, and their records so far.
 
-    The plan lists the products in the workspace, and records that come back add to it: the lock keeps other runs out.
-    ``content`` are the ids of all images of the shard, finished ones too; ``work`` are the images of the stage that
-    runs, each with its record.
+    The products come from the plan and from records that workers return, not from a new look at the workspace: the lock
+    keeps other runs out. ``content`` are the ids of all images of the shard, finished images too. ``work`` are the
+    images for the current stage, each with its record.
     """
 
     def __init__(self, run: Run, number: int) -> None:
@@ -81,7 +81,7 @@ class Shard:
         self.content = sorted(set(run.plan.rows(number)["id"].to_pylist()))
 
     def pending(self, product: str) -> list[tuple[ImageRef, Record]]:
-        """List the images that lack a product by now, each with its record."""
+        """List the images that still lack a product, each with its record."""
         work = assess(self._rows, to_table(self.records.values()), self._target, self._held)
         ids = dict.fromkeys(self._ids[index] for index in np.flatnonzero(work.lacking[product]))
         return [(self.images[key], self.record_of(key)) for key in ids if key not in self.failed]
@@ -109,8 +109,8 @@ def explicit_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts:  # noqa: ARG001
     """Run one stage on the images of a shard that need it, ``shard.work``.
 
-    The cache key hashes the stage, its settings and the content of the images. `process_shard` refreshes the cache
-    where the workspace lacks a product of any image.
+    The cache key hashes the stage, its settings and the content of the images. `process_shard` refreshes Prefect's
+    cache if the workspace lacks the product of any image.
     """
     spec = run.stages[stage]
     function = partial(run_stage, spec.function, workspace=run.workspace, job=spec.job)

@@ -41,7 +41,7 @@ def shared_data() -> Path:
 def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a command that uses one Prefect server for the whole session.
 
-    A killed one has left its key there, and whoever starts it has settings of another one.
+    A killed server has left its key in the home, and the environment has settings of another server: both are ignored.
     """
     workspace = Workspace(tmp_path_factory.mktemp("prefect"))
     workspace.prefect_home.mkdir()
@@ -56,23 +56,23 @@ def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
 
 
 def keyed(environment: Mapping[str, str]) -> str:
-    """The API of a Prefect server as httpx takes it: with its key in the address."""
+    """Return the address of a Prefect server's API with its key, as httpx takes it."""
     return environment["PREFECT_API_URL"].replace("//", f"//{environment['PREFECT_API_AUTH_STRING']}@")
 
 
 @contextlib.contextmanager
 def client_of(environment: Mapping[str, str]) -> Iterator[None]:
-    """Have Prefect's clients in this process talk to a server."""
+    """Connect Prefect's clients in this process to the server of an environment."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    told = {setting: environment[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
-    with temporary_settings(told):
+    settings = {setting: environment[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings(settings):
         yield
 
 
 @pytest.fixture(scope="session")
 def fork_server(prefect_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Start what `desra` is run by, with Dask workers that serve one run after another."""
+    """Start the server that runs ``desra`` commands, with Dask workers that serve one run after another."""
     key = tmp_path_factory.mktemp("dask") / "key"
     with standing_cluster(Machine(workers=1, memory="4GB"), gpus=0, key=key) as dask:
         server = ForkServer(prefect_environment | dask.environment)
@@ -124,7 +124,7 @@ def desra_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> str:
-    """The one line by which a command was refused, before any server was started unless told otherwise."""
+    """Return the one error line of a refused command; ``server``: whether a Prefect server was started before."""
     errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert run.returncode == 2, run.stderr
     assert len(errors) == 1, run.stderr
@@ -135,7 +135,7 @@ def refusal(run: subprocess.CompletedProcess[str], *, server: bool = False) -> s
 
 @contextlib.contextmanager
 def held(workspace: Workspace) -> Iterator[int]:
-    """Have another process hold a workspace; yields its pid."""
+    """Lock a workspace in another process; yield the pid of that process."""
     script = "import sys\nfrom pathlib import Path\nfrom desra_core.workspace import Workspace\n" \
         "with Workspace(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
     with subprocess.Popen(
@@ -176,7 +176,7 @@ def make_pairs() -> Callable[[Path, int], list[str]]:
 
 @pytest.fixture(scope="session")
 def make_models() -> Callable[..., tuple[Path, Path]]:
-    """Write a small real MSE/GAN pair: the one repeats pixels, the other adds texture where a photo is bright."""
+    """Write a small real pair: the MSE model repeats pixels, the GAN model adds texture where a photo is bright."""
 
     def weights(strength: float, scale: int) -> dict[str, torch.Tensor]:
         pattern = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], 3 * scale**2)).float()
@@ -216,7 +216,7 @@ def make_photos() -> Callable[[Path, int], list[str]]:
 
 
 def photo(seed: int, *, bright: bool, height: int = 50, width: int = 60) -> np.ndarray:
-    """``(H, W, 3)`` uint8: dark and smooth, with a bright patch where asked for."""
+    """Make a photo, ``(H, W, 3)`` uint8: dark and smooth, with a bright patch where asked for."""
     rng = np.random.default_rng(seed)
     smooth = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3)).astype(np.float32), (0, 0), 4)
     pixels = np.clip(90 + 3 * (smooth - 128), 20, 160)

@@ -1,6 +1,6 @@
-"""Commands in forks of a process that has imported everything, so that a start costs next to nothing.
+"""Run commands in forks of a process that has imported everything, so that a start costs next to nothing.
 
-`ForkServer` starts this file as a script, and asks it.
+`ForkServer` starts this file as a script, and sends commands to it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ForkServer:
 
 
 def serve(asked: socket.socket) -> None:
-    """Fork for each command that is asked for: returns in the forks, and in the end here."""
+    """Fork for each command that arrives; return in each fork at once, and in the server when no more can arrive."""
     answers = asked.makefile("w")
     for line in asked.makefile("r"):
         command = json.loads(line)
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 
     from deployments import cli
 
-    Figure().subplots().figure.savefig(io.BytesIO())  # looks for fonts
+    Figure().subplots().figure.savefig(io.BytesIO())  # finds the fonts once, for all forks
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         serve(asked)
     if sys.argv[0] == "desra":

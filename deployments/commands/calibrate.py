@@ -28,7 +28,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     exclusion = Exclusion(settings.exclude)
     if settings.exclude:
         files = image_files(corpus.sources.main, corpus.workspace).files
-        # Where two files would share a name, their suffixes belong to it.
+        # A name keeps its suffix where two files would share it, and masks may be named by either form.
         if unused := exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist()):
             belong = "mask of --exclude belongs" if len(unused) == 1 else "masks of --exclude belong"
             say(f"warning: {len(unused)} {belong} to no image, the first is {printable(unused[0])}")
@@ -50,7 +50,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
 
             write_calibration(calibrated, settings.output)
         images, pixels = counting.suspect()
-        if images:  # with weights that count artifacts as normal, the detector would find none like them
+        if images:  # weights that count artifacts as normal would hide artifacts like these
             say(
                 f"warning: the detector finds artifacts in {images} of {counted(counting.images, 'image')}, "
                 f"{counted(pixels, 'pixel')}, which count as normal: calibrate on pairs without any, or leave them out "
@@ -97,7 +97,7 @@ def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:
 
 
 def _next_command(corpus: CorpusSettings, settings: Calibrating) -> str:
-    """The command of the latest run, with the new weights."""
+    """Return the command of the latest run, with the new weights."""
     given = corpus.model_dump(mode="json", exclude_defaults=True) | {"weights": str(settings.output)}
     photos = [shlex.quote(given.pop("photos"))] if "photos" in given else []
     flags = [

@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> None:
-    """Check before anything is read that results can be written, and overwrite no ratings of a person."""
+    """Check, before anything is read, that results can be written and that no ratings of a person are overwritten."""
     if json is not None and json.exists() and (json.suffix.lower() != ".json" or json.is_dir()):
         raise UsageError(json, "exists and is no JSON file", "name another file for --json")
     if output is not None and output.exists() and not output.is_dir():
@@ -99,7 +99,7 @@ def _check_targets(json: Path | None, output: Path | None, *, rated: bool) -> No
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print the scores, and on standard error the files that do not fit together, and warnings."""
+    """Print the scores; print warnings and the files that do not fit together on stderr."""
     _warn(evaluation)
     scores = evaluation.scores
     failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""

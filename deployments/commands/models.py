@@ -106,7 +106,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
                 current = current_model(workspace)
                 if current is None or current == before:
                     raise
-                # All is done: a start anew, with another server, would begin the next turn.
+                # All is done, so the command must not start anew with another server: that would begin the next cycle.
                 lost, promoted = error, current.parent
                 run = plan_finetune(finetuning).run
                 comparison = plan_comparison(comparing_of(settings, mining, run.root))
@@ -131,7 +131,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
 
 
 def _is_done(settings: Cycling, comparison: Comparison) -> bool:
-    """Say whether no judgement is missing, and no promotion."""
+    """Say whether neither a judgement nor a promotion is missing."""
     return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 

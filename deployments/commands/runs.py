@@ -30,7 +30,7 @@ from tasks.logs import SHOWN_FAILURES, NowAndThen, say, say_each
 
 _SHOWN_REGIONS = 10
 _SHOWN_PAGED = 5
-# Answers of an HTTP server.
+# HTTP status codes: those of a refused key, and the least of those of a broken server.
 _REFUSED, _BROKEN = (401, 403), 500
 _UNREACHED = "Failed to reach API at"
 
@@ -93,19 +93,19 @@ def server_for_run(workspace: Workspace) -> Iterator[None]:
     """
     check_temporary()
     say("starting Prefect and the workers, which takes some seconds")
-    # Else Prefect prints every event that the lost server missed, and logs those lines to the next server.
+    # Otherwise Prefect prints every event that a lost server missed, and logs these lines to the next server.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     with prefect_server(workspace) as url:
         say(f"watch at {watch_at(workspace, url)}")
         # Failures are printed as lines; Prefect's tracebacks are in the run's logs on the server.
         os.environ.setdefault(CONSOLE, "CRITICAL")
-        logging.raiseExceptions = False  # each line of a log that a server does not take would be two on stderr
+        logging.raiseExceptions = False  # else each log line that a server does not take prints two on stderr
         try:
             yield
         except Exception as error:
-            if isinstance(error, DesraError) or (meant := _server_error(error)) is None:
+            if isinstance(error, DesraError) or (reported := _server_error(error)) is None:
                 raise
-            raise meant from error
+            raise reported from error
 
 
 def _server_error(error: BaseException | None) -> DesraError | None:
@@ -134,7 +134,7 @@ def run_flow(
         plans: Settings and plans to hand over to the flow and to the flows that it calls.
 
     Returns:
-        The `tasks.artifacts.RunEnd` of the flow.
+        The `tasks.run_end.RunEnd` of the flow.
 
     Raises:
         DesraError: As `server_for_run`, and the errors of the flow.
@@ -151,7 +151,7 @@ def run_flow(
 
 
 def show_failures(failures: pa.Table, *, all_of_them: bool = False) -> None:
-    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or 20, with one line for all lacking twins."""
+    """Print rows of `desra_core.workspace.matching.FAILURES`: all, or 20, with one row for all lacking twins."""
     rows = (failures if all_of_them else with_twins_summed_up(failures)).to_pylist()
     errors = [DesraError(row["subject"], row["reason"], row["remedy"]) for row in rows]
     say_each("failed", errors, ": desra status --failures lists them", most=None if all_of_them else SHOWN_FAILURES)

@@ -96,7 +96,7 @@ def _cells(region: dict[str, Any], workspace: Workspace) -> tuple[Pixels, Pixels
     )
     marked = mask[:, :, 0] > 0
     inner = cv2.erode(marked.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # outlined, since full at the rim
+    tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # full at the rim, faint inside
     overlay = np.asarray(np.rint(gan_sr * (1 - tint) + _GREEN * tint), np.uint8)
     lr = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, marked.shape[1])

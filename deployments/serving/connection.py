@@ -27,7 +27,7 @@ CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 # Set when a command has restarted itself after losing its Prefect server; it does so once.
 AGAIN = "DESRA_BEGUN_AGAIN"
 
-# The hosts of our servers: a request for another host comes by a name that an attacker has led to this machine.
+# The host names of our servers: a request for another name may come by a name that an attacker points to this machine.
 HOSTS = ["127.0.0.1", "localhost"]
 # The page of our Prefect server by which a browser gets the key.
 ENTRANCE = "/enter"
@@ -42,7 +42,7 @@ _ARRIVAL_SECONDS = 20
 def configure(workspace: Workspace, url: str, key: str | None) -> None:
     """Make Prefect use the API at ``url``, in this process and in those that it starts, with its home in a workspace.
 
-    The key is for a server that desra has started; None leaves the key in the environment, for another server.
+    ``key`` is that of a server that desra has started; None keeps the environment's key, for any other server.
     """
     heed_proxies()
     if key is not None:
@@ -58,7 +58,7 @@ def configure(workspace: Workspace, url: str, key: str | None) -> None:
 
 
 def forget(key: str | None) -> None:
-    """Take the server of `configure` out of the environment: a command that starts anew looks for a server again."""
+    """Undo `configure` for address and key, so that a command that starts anew looks for a server again."""
     os.environ.pop("PREFECT_API_URL", None)
     if key is not None:
         os.environ.pop(KEY, None)
@@ -72,12 +72,12 @@ def heed_proxies() -> None:
     """
     for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
         value = os.environ[name].strip()
-        # Desktops write socks:// and mean version 5.
+        # Desktops write socks:// for version 5.
         address = (value if "://" in value else f"http://{value}").replace("socks://", "socks5://", 1)
         try:
             httpx.Proxy(address)
             os.environ[name] = address
-        except (ValueError, httpx.InvalidURL):  # which name the password
+        except (ValueError, httpx.InvalidURL):  # not shown, since they contain the password
             del os.environ[name]
             say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
@@ -133,8 +133,8 @@ def read_key(workspace: Workspace) -> str:
 def watch_at(workspace: Workspace, url: str) -> str:
     """Return the page where a person watches the server with an API at ``url``, for a line on stderr.
 
-    A terminal gets the key behind the ``#``, which browsers never send; a file or the journal, which others may read,
-    gets the place of the key.
+    On a terminal, the key stands behind a ``#``, a part that browsers never send. In a file or the journal, which
+    others may read, the path of the key file stands instead.
     """
     page, path = url.removesuffix("/api"), key_file(workspace)
     with contextlib.suppress(OSError):
@@ -145,7 +145,7 @@ def watch_at(workspace: Workspace, url: str) -> str:
 
 @contextlib.contextmanager
 def connected() -> Iterator[SyncPrefectClient]:
-    """Talk to the configured server, with little patience.
+    """Connect to the configured server, with a short timeout and few retries.
 
     Raises:
         UsageError: The server does not answer, or refuses a request.
@@ -182,7 +182,7 @@ def wait_for_task_runs(flow_run_id: str, expected: int) -> bool:
         "task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}},
     }
     deadline = time.monotonic() + _ARRIVAL_SECONDS
-    with get_client(sync_client=True) as client:  # it knows of keys and passwords
+    with get_client(sync_client=True) as client:  # this client sends the key
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 if client.request("POST", "/task_runs/count", json=query).json() >= expected:

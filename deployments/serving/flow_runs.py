@@ -43,12 +43,12 @@ def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled:
         pool: Name of the work pool.
         client: Of the server.
         why: The reason for the message of the runs.
-        settled: Leave out runs whose state is newer: their process may be about to start.
+        settled: Leave out runs whose state is newer than this: their process may be about to start.
 
     Returns:
         The names of the marked runs.
     """
-    going_on = set()  # before the runs are read: a run that ends meanwhile reports that itself
+    going_on = set()  # looked up before the runs: a run that ends in between reports its end itself
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             going_on.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
@@ -70,7 +70,7 @@ def mark_killed(workspace: Path, client: SyncPrefectClient, *, settled: timedelt
 
 
 def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
-    """Submit a run for each deployment that has interrupted runs; return a line for each of these."""
+    """Submit a run for each deployment that has interrupted runs; return the lines to print about them."""
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
     from prefect.states import Crashed
 
@@ -80,7 +80,7 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
         assert run.deployment_id is not None
         try:
             if run.deployment_id not in resumed:
-                # With its own parameters, which a person may have changed in the UI, but for today's machine.
+                # Keep the run's parameters, which a person may have changed in the UI, except those of the machine.
                 parameters = {name: value for name, value in run.parameters.items() if name != "machine"}
                 client.create_flow_run_from_deployment(
                     run.deployment_id, parameters=parameters, idempotency_key=f"instead of {run.id}"
@@ -121,7 +121,7 @@ def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> 
 
 
 class Endings:
-    """Print how each run of a pool has ended, by the server: a run that was killed prints nothing itself."""
+    """Print how each run of a pool has ended, as the server knows it: a killed run prints nothing itself."""
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
@@ -154,7 +154,7 @@ def _mark(runs: list[FlowRun], client: SyncPrefectClient, why: str, settled: tim
     names = []
     for run in runs:
         assert run.state is not None
-        # By a clock that was set back, a state is from the future.
+        # After the clock was set back, a state may lie in the future.
         if settled is not None and abs(datetime.now(UTC) - run.state.timestamp) < settled:
             continue
         state: Any = Crashed(name=INTERRUPTED, message=f"{why}; the next run goes on from there")

@@ -1,6 +1,6 @@
-"""Web pages for the owner alone: Prefect's own server behind its key, and the report at an address like a password.
+"""Serve web pages to the owner alone: Prefect's UI behind a key, and the report at an address that is a secret.
 
-`deployments.serving.server` has uvicorn start the first: `create_app`.
+`deployments.serving.server` starts uvicorn with `create_app`, which makes Prefect's server.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/{workspace.report.name}"
         finally:
             server.should_exit = True
-            thread.join(2 * _END_SECONDS)  # a browser may not have got all of a page by then
+            thread.join(2 * _END_SECONDS)  # a browser may still be loading a page
 
 
 def _pages(workspace: Workspace, secret: str) -> Starlette:
     from desra_core.report.image_page import FOLDER
 
-    # Each run writes report and pages anew: browsers are to ask.
+    # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
     headers = {"Cache-Control": "no-cache"}
 
     def report(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Processes that desra starts: known by a mark, started again when they end by themselves, ended for certain.
+"""Start the processes of desra, restart those that end by themselves, and end all of them, known by a mark.
 
 A locked file in the workspace names the process of desra serve, its mark, and its Prefect server.
 """
@@ -95,7 +95,7 @@ def start_again(process: Child, starts: list[float], now: float, wait: Callable[
     starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
     if len(starts) > _MOST_STARTS:
         raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
-    pause = 2 ** len(starts)  # for a cause that passes
+    pause = 2 ** len(starts)  # so that the cause may pass
     ended = f"{process.name} has ended (exit code {process.exit_code})"
     say(f"warning: {ended}, and is started again in {pause} s; its log is {process.log}")
     wait(pause)
@@ -133,7 +133,7 @@ def end_marked(mark: dict[str, str]) -> None:
         return found
 
     deadline = time.monotonic() + _END_SECONDS
-    # Again and again: a process may just have started another one.
+    # Look again after each kill: a process may just have started another one.
     while (found := marked()) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):

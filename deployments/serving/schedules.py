@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-# The job of a worker for every run. Prefect's own template takes any command, environment and working folder; even an
-# empty "env" in the template would let in that of a run. Without a command, a worker would first start another process
-# for each run, to prepare a folder.
+# The template by which a worker starts every run. Prefect's own template takes any command, environment and working
+# folder from a run; even with an empty "env" here, a run could set its environment. Without a command here, a worker
+# would first start another process for each run, to prepare a folder.
 JOB_TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 # The beginning of the name of a worker on the server; the name of the machine follows.
@@ -109,8 +109,8 @@ def register(deployments: Sequence[Deployed], client: SyncPrefectClient, *, own:
     Args:
         deployments: The deployments.
         client: Of the server.
-        own: The server is that of the workspace: delete the deployments of earlier names and places of the workspace,
-            whose runs no worker would take.
+        own: Whether the server is the workspace's own. If so, delete the deployments under earlier names and paths of
+            the workspace, whose runs no worker would take.
 
     Raises:
         UsageError: The server does not accept a deployment, or has one of its name for another workspace.
@@ -153,7 +153,7 @@ def check_alone(pool: str, client: SyncPrefectClient) -> None:
 
 
 def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
-    """Return when a deployment runs next by its schedule, in the time zone of that; None without a next run.
+    """Return when a deployment runs next by its schedule, in its time zone; None without a next run.
 
     Raises:
         UsageError: The server cannot plan runs.

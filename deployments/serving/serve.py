@@ -151,7 +151,7 @@ def look_after(
 
 @contextlib.contextmanager
 def alarm_at_the_end(serving: Serving) -> Iterator[None]:
-    """Post to the webhook if desra serve ends by an error, since no run would report it from then on."""
+    """Post to the webhook if desra serve ends by an error, since no run will report anything afterwards."""
     from flows.corpus_flow import WEBHOOK, post_to_webhook
 
     try:
@@ -168,9 +168,9 @@ def alarm_at_the_end(serving: Serving) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM or a closed terminal end the block, once: more signals do not disturb the ending."""
+    """Let Ctrl-C, SIGTERM or a closed terminal end the block; ignore further signals while it ends."""
     signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signals.append(signal.SIGHUP)
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -211,7 +211,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
     """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
     from flows.corpus_flow import WEBHOOK
-    from tasks.artifacts import REPORT
+    from tasks.run_end import REPORT
 
     # Cached results go where desra serve deletes old ones, also with a configured server.
     storage = Workspace(serving.workspace).prefect_home / "storage"
@@ -233,7 +233,7 @@ def _mark_stopped(pool: str) -> None:
 
 
 def _check(serving: Serving) -> None:
-    """Check now, not at two in the night, that the models can be used."""
+    """Check at the start, before the first run at night, that the models can be used."""
     workspace, mining = Workspace(serving.workspace), mining_of(serving)
     check_kind(workspace, mining)
     target, _ = target_of(mining)

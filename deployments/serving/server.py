@@ -54,7 +54,7 @@ from tasks.logs import say
 
 HISTORY = timedelta(days=90)
 
-# How long events are kept where they are stored after all.
+# How long events are kept where the user's environment turns storing on.
 _EVENTS = timedelta(days=3)
 # The share of free space above which the database is written anew. Freed space is used again, so this is rare.
 _FREE_SHARE = 0.5
@@ -198,7 +198,7 @@ class Server(Child):
         began = said = now = time.monotonic()
         while self.exit_code is None and not self.unwanted.is_set() and now - began < _START_SECONDS:
             with contextlib.suppress(httpx.HTTPError, psutil.Error):
-                # Another process that took the port meanwhile is not to get the key.
+                # Another process may have taken the port meanwhile, and must not get the key.
                 assert self._process is not None
                 open_ports = psutil.Process(self._process.pid).net_connections("tcp")
                 if any(port.status == psutil.CONN_LISTEN and port.laddr.port == self._port for port in open_ports):
@@ -241,7 +241,7 @@ class Server(Child):
 
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
-    """Start a server again that ends by itself; where that fails, the work goes on without a server."""
+    """Restart a server that ends by itself; if the restart fails, let the work go on without a server."""
     starts: list[float] = []
 
     def keep_up() -> None:
@@ -265,7 +265,7 @@ def _kept_up(server: Server) -> Iterator[None]:
 
 
 def _ask_once() -> None:
-    """Make each call of Prefect to its server, which has gone for good, fail at once."""
+    """Make each further call of Prefect fail at once, because its server is lost for good."""
     from prefect.settings import get_current_settings
 
     get_current_settings().client.max_retries = 0
@@ -289,7 +289,7 @@ def _mark_killed(workspace: Workspace, url: str) -> None:
 
     with (
         contextlib.suppress(httpx.HTTPError, RuntimeError),  # Prefect's own, where the server has ended meanwhile
-        # Prefect may have been imported before.
+        # Prefect may have been imported before, with other settings.
         temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: os.environ[KEY]}),
         get_client(sync_client=True) as client,
     ):

@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
-# Deflate stops near 1000 samples a byte: a large image with far more by its header is truncated or a bomb.
+# Deflate packs at most about 1000 samples into a byte. A large image whose header claims far more is cut off or a bomb.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
@@ -46,7 +46,7 @@ class Photo(NamedTuple):
     Attributes:
         pixels: ``(H, W, 1 or 3)`` RGB, uint8 or uint16.
         alpha: ``(H, W)`` of the same dtype, or None.
-        further_pages: The number of full pages of a TIFF file that are not read, among its first 256 pages.
+        further_pages: The number of unread full pages among the first 256 pages of a TIFF file.
     """
 
     pixels: Pixels
@@ -60,7 +60,7 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
 
     Args:
         data: The whole file.
-        path: Named in errors.
+        path: The path that errors name.
         max_pixels: Larger images are refused before anything of their size is allocated.
 
     Raises:
@@ -121,15 +121,15 @@ def decode_mask(data: bytes, path: Path) -> Mask:
 
 
 def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
-    """Encode ``(H, W)`` or ``(H, W, 1..4)`` pixels, uint8 or uint16, alpha last, as PNG.
+    """Encode uint8 or uint16 pixels as PNG: ``(H, W)`` or ``(H, W, 1..4)`` with alpha last.
 
-    ``alpha`` is ``(H, W)`` of the same dtype, where it is not in the pixels.
+    Alpha may also be given apart from the pixels, as ``alpha``: ``(H, W)`` of the same dtype.
     """
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     channels = pixels.shape[2] + (alpha is not None)
     if channels == 1:
         return _encode(pixels, [])
-    if channels == 2:  # which OpenCV does not write
+    if channels == 2:  # OpenCV does not write gray with alpha
         return bytes(imagecodecs.png_encode(np.dstack([pixels] if alpha is None else [pixels, alpha])))
     ordered = np.empty((*pixels.shape[:2], channels), pixels.dtype)
     ordered[:, :, :3] = pixels[:, :, 2::-1]
@@ -148,7 +148,7 @@ def _pixel_count(path: Path) -> int:
                 return math.prod(tiff.stored_size(file))
             with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
                 return image.height * image.width
-    except Exception:  # noqa: BLE001 of a damaged file, which the stage that reads the file reports
+    except Exception:  # noqa: BLE001 the stage that reads a damaged file reports it
         return 0
 
 
@@ -183,7 +183,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """Apply an EXIF orientation (1..8; others mean 1) to ``(H, W, C)`` pixels."""
     if orientation in _TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
-    # Seen in the upright image, 2, 3, 6, 7 are stored from right to left, 3, 4, 7, 8 from bottom to top.
+    # In the upright image's terms, 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):

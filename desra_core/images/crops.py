@@ -1,4 +1,4 @@
-"""Crops for reports and verdicts: which part of an image, at which size, as WebP."""
+"""Choose, scale and encode (as WebP) the crops of images that reports and verdicts show."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Pixels
 from desra_core.images.tiling import Rectangle
 
-# Sides in pixels: of the smallest window, which shows the surroundings of a small region, and of the largest crop.
+# Sides in pixels: of the smallest window, so that a small region has surroundings, and of the largest crop.
 _SMALLEST, LARGEST = 192, 400
 _CONTEXT = 1.4
 _QUALITY = 88

@@ -1,4 +1,4 @@
-"""Read image files: PNG with libpng, once the checksums of its chunks are checked, and all kinds but TIFF with Pillow.
+"""Read image files: PNG with libpng after a check of its checksums, every other kind but TIFF with Pillow.
 
 Only `desra_core.images.codec` and `desra_core.images.tiff` use this.
 """
@@ -27,7 +27,7 @@ END_OF_JPEG = b"\xff\xd9"
 
 _INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PICTURE = _INDICES | {b"tRNS"}
-# Programs write EXIF into texts of these names.
+# Some programs write EXIF into PNG text chunks of these names.
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _DOT = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)  # the header of one gray pixel
@@ -45,11 +45,11 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class Picture:
-    """The picture of an image file, the first one of an animated file, not turned yet.
+    """The picture of an image file as stored, not turned upright yet; of an animated file the first frame.
 
     Attributes:
         size: ``(H, W)`` as stored.
-        orientation: The EXIF orientation, 1..8; others mean 1.
+        orientation: The EXIF orientation, 1..8; other values mean 1.
         has_icc_profile: Whether the file has a colour profile.
         further_pages: The number of full pages beside the first.
 
@@ -108,7 +108,7 @@ class PngPicture(Picture):
         return pixels.reshape(*pixels.shape[:2], -1)
 
     def _reduced(self, kinds: frozenset[bytes]) -> bytes:
-        """Return the file with chunks of these kinds only: decoders refuse some texts, profiles and times."""
+        """Return the file with chunks of these kinds only: decoders refuse some text, profile and time chunks."""
         if all(kind in kinds for kind, _ in self._chunks):
             return self._data
         return b"".join([memoryview(PNG_SIGNATURE), *(whole for kind, whole in self._chunks if kind in kinds)])
@@ -137,7 +137,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _png_orientation(chunks: list[tuple[bytes, memoryview]]) -> int:
-    """Return the EXIF orientation as Pillow reads it, from a file of the chunks with EXIF and a single pixel."""
+    """Let Pillow read the EXIF orientation, from a PNG of one pixel that holds only the chunks with EXIF."""
     found = [
         bytes(whole)
         for kind, whole in chunks
@@ -174,7 +174,7 @@ class PillowPicture(Picture):
         """Decode the picture as `Picture` says."""
         image = self._image
         try:
-            with warnings.catch_warnings(action="ignore"):  # about damaged metadata, which whole images have too
+            with warnings.catch_warnings(action="ignore"):  # about damaged metadata: intact images have that too
                 image.load()
         except _DAMAGE as error:
             reason, whole = str(error), None
@@ -201,7 +201,7 @@ def _identified(data: bytes, path: Path) -> Image.Image:
         pass
     except _DAMAGE as error:
         raise ImageError(path, f"is truncated, damaged or of a kind that is not read ({error})", _SAVE_AGAIN) from None
-    # Where a file begins like a file of a usual kind, the reader of that kind says what is wrong with it.
+    # The first bytes may be those of a usual kind: then the reader of that kind finds the fault.
     for kind in _NAMED:
         factory, accepts = Image.OPEN[kind]
         if accepts is not None and accepts(data[:16]):

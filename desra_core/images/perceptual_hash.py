@@ -6,7 +6,7 @@ import numpy as np
 from desra_core.images.bit_depth import bgr8
 from desra_core.images.codec import Pixels
 
-# Of 256 bits. Pictures with other content differ in about half of them.
+# Up to so many differing bits, of 256, two photos are duplicates. Unrelated photos differ in about half of the bits.
 MAX_DISTANCE = 24
 
 _SIDE = 16
@@ -16,13 +16,13 @@ Signature = bytes
 
 
 def signature(pixels: Pixels) -> Signature:
-    """Hash what a photo shows to 256 bits: whether brightness rises from each cell of a 16x17 grid to the next.
+    """Hash a photo to 256 bits, which say for a 16x17 grid of cells where brightness rises from left to right.
 
     Args:
         pixels: ``(H, W, 1 or 3)`` uint8 or uint16.
 
     Returns:
-        32 bytes. Scale, contrast, gray or colour and compression change few bits.
+        32 bytes. Another scale, contrast or compression, or gray instead of colour, changes few bits.
     """
     gray = cv2.cvtColor(bgr8(pixels), cv2.COLOR_BGR2GRAY).astype(np.float32)
     cells = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
@@ -30,7 +30,7 @@ def signature(pixels: Pixels) -> Signature:
 
 
 class Duplicates:
-    """Signatures of photos with the group of each.
+    """Find the group of a photo: that of its nearest duplicate among the signatures added before.
 
     A photo is compared with all others: with 100,000, that takes far less time than decoding it.
     """
@@ -45,7 +45,7 @@ class Duplicates:
         self._groups.append(group)
 
     def group(self, wanted: Signature) -> str | None:
-        """Return the group of the nearest photo within `MAX_DISTANCE`, of several as near the first; None without."""
+        """Return the group of the nearest photo (in a tie, the first added); None if none is within `MAX_DISTANCE`."""
         if not self._groups:
             return None
         known = np.frombuffer(self._signatures, np.uint64).reshape(-1, _WORDS)

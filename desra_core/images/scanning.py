@@ -43,7 +43,7 @@ class Found(NamedTuple):
         files: A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and
             ``mtime`` (ns).
         problems: Files and folders that cannot be read.
-        passed_over: The number of other files by kind, and of files that each glob of ``exclude`` leaves out, even 0.
+        passed_over: Counts of other files by kind, and of files that each glob of ``exclude`` leaves out, 0 included.
     """
 
     files: pa.Table
@@ -55,7 +55,7 @@ def image_files(place: Path, skip: Path | None = None, exclude: Sequence[str] = 
     """List the image files below a folder, without hidden files, ``skip``, workspaces and `LEFT_OUT` folders.
 
     Args:
-        place: The folder; or a single file or a glob, whose folder is `root_of`.
+        place: A folder, a file or a glob; names and paths are relative to its `root_of`.
         skip: A folder to leave out.
         exclude: Globs of files and folders to leave out, matched to names or, with a slash, to relative paths.
 
@@ -161,7 +161,7 @@ class _Search:
             self.problems.append(ImageError(str(folder), reason, "give read permission to it"))
 
     def _within(self, folder: Path | str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
-        """Add a folder to the folders above it; None where it is already among them, a workspace, or to be skipped."""
+        """Add a folder to the folders above it; None for a circle of links, a workspace, or the folder to skip."""
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         skipped = self.skip is not None and self.skip.exists() and os.path.samefile(folder, self.skip)
@@ -228,7 +228,7 @@ def kinds_in_words(passed_over: Mapping[str, int]) -> str | None:
 
 
 def _exclusion(globs: Sequence[str]) -> dict[str, Callable[[str], bool]]:
-    """Return a matcher of relative paths (NFC) for each glob, by its kind in `Found`; ``*`` matches slashes too."""
+    """Map the kind of each glob in `Found` to its matcher of relative paths (NFC); ``*`` matches slashes too."""
 
     def matcher(one: str) -> Callable[[str], bool]:
         pattern = re.compile(fnmatch.translate(normalized(one))).match
@@ -245,7 +245,7 @@ def normalized(text: str) -> str:
 
 
 class ImageNames:
-    """Finds the names of images by the paths that other tools write.
+    """Find the names of images by the paths that other tools write.
 
     Args:
         names: Relative paths with ``/`` and without suffix, or with suffix where two images would share a name.

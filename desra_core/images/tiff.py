@@ -48,7 +48,7 @@ _PREDICTED = frozenset({
 })  # fmt: skip
 _MOST_SAMPLES = 16
 _MOST_PAGES = 256
-_LARGEST_TILE = 2**24  # pixels of a tile, in an image that is smaller
+_LARGEST_TILE = 2**24  # a tile may have so many pixels, or 4 times those of its image
 _BUFFER = 2**22  # bytes of the file that are read at a time
 _OVERRUN = "a strip or tile reaches beyond the end of the file"
 _ROWS = 64  # rows that are divided by alpha at a time
@@ -70,7 +70,7 @@ class TiffPicture(Picture):
             self.orientation = orientation if isinstance(orientation, int) else 1
             self.has_icc_profile = 34675 in self._page.tags
             if self._page.compression not in _PREDICTED:
-                self._page.predictor = 1  # the tag means nothing there
+                self._page.predictor = 1  # the other compressions ignore the tag
             unread = self._unread()
         except _DAMAGE as error:
             reason = f"has a damaged header ({error or 'no end of it'})"
@@ -141,8 +141,8 @@ class TiffPicture(Picture):
     def _check_segments(self) -> bool:
         """Check that every strip or tile begins in the file, because tifffile reads absent ones as black.
 
-        Returns whether a strip or tile reaches beyond the end of the file by its header. Some programs write such
-        headers although nothing is missing; where something is missing, all decoders but fax fail.
+        Returns True where the header claims a strip or tile that reaches beyond the end of the file. Some programs
+        write such headers into whole files; where data is missing, every decoder but that of fax fails by itself.
         """
         page = self._page
         wanted = math.prod(page.chunked)
@@ -189,8 +189,7 @@ class TiffPicture(Picture):
     def _alpha(self) -> tuple[int, bool] | None:
         """Return the index of the alpha sample, and whether colours are multiplied by alpha; None without alpha.
 
-        An extra sample without a stated meaning is alpha only where it is the only one and the file states no meanings,
-        as older programs write files.
+        Older programs state no meaning of extra samples: in their files, a single extra sample is alpha.
         """
         page = self._page
         colours = 3 if self._model == "RGB" else 1
@@ -241,7 +240,7 @@ def _full_range(samples: Pixels, bits: int) -> Pixels:
 
 
 def _divide_by_alpha(pixels: Pixels) -> None:
-    """Undo, in place, that colours were multiplied by alpha; rounded down, as Pillow does."""
+    """Divide the colours of pixels by their alpha, in place; round down as Pillow does."""
     most = np.iinfo(pixels.dtype).max
     for top in range(0, len(pixels), _ROWS):
         rows = pixels[top : top + _ROWS]

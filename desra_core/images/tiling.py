@@ -21,7 +21,7 @@ class Rectangle(NamedTuple):
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
     def source(self, halo: int) -> Rectangle:
-        """Return the part of the input that a filter with a valid output reads to compute this part of its output."""
+        """Return the part of the input that a filter of radius ``halo`` reads for this part of its smaller output."""
         return Rectangle(self.y, self.x, self.height + 2 * halo, self.width + 2 * halo)
 
 
@@ -55,8 +55,8 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
     Args:
         height, width: The size of the image, multiples of ``multiple``.
         side: The largest side of a window, a multiple of ``multiple`` and greater than ``2 * halo``.
-        halo: Least distance in pixels of a kept pixel from a border of its window that is no border of the image; a
-            multiple of ``multiple``.
+        halo: Least distance in pixels between a kept pixel and a border of its window, unless that border is one of
+            the image, too; a multiple of ``multiple``.
         multiple: Starts and sizes of windows are multiples of this.
 
     Returns:
@@ -75,7 +75,7 @@ def windows(height: int, width: int, *, side: int, halo: int, multiple: int = 1)
 
 
 def _spans(length: int, side: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
-    """Cut `windows` in one dimension: start and size of each, first and last + 1 of the pixels that it keeps."""
+    """Cut one dimension into `windows`: start and size of each, then start and end of the pixels that it keeps."""
     if length <= side:
         return [(0, length, 0, length)]
     count = -(-(length - 2 * halo) // (side - 2 * halo))

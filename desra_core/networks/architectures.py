@@ -21,7 +21,7 @@ class Traits(NamedTuple):
 
     Attributes:
         halo: The context that a result pixel needs around it.
-        tile: The largest default side of a window, with which a network takes less than 1 GB on a CPU.
+        tile: The default side of a window, at most. On a CPU, such a window takes less than 1 GB.
         multiple: Positions and sizes of windows are multiples of this.
         minimum: The least side of a window.
         last: The last module, which computes in float32 where the others compute in bfloat16.
@@ -80,7 +80,7 @@ def _span(network: Any) -> Traits:
 
 
 def _rrdb(network: Any) -> Traits:
-    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, of which far pixels have next to no weight."""
+    """RRDBNet (ESRGAN, Real-ESRGAN, BSRGAN): 350 convolutions, but pixels beyond this halo have next to no weight."""
     unshuffle = network.shuffle_factor or 1
     return Traits(halo=32 * unshuffle, tile=320 * unshuffle, multiple=unshuffle, last=network.model[-1])
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
-# The networks that a process keeps may take so much together: 12 models like RRDBNet.
+# Memory for all networks that a process keeps: about 12 networks like RRDBNet.
 KEPT_BYTES = 800_000_000
 # Threads of a worker that need the same model wait until one thread has loaded it.
 _LOADING = threading.Lock()
@@ -44,8 +44,8 @@ LOAD_ERRORS = (
     RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
 
-# Tools put these before the names of a network's tensors: the names of dicts in a checkpoint, which are prefixes in
-# safetensors; those of torch.compile, DataParallel and AveragedModel; the network in a Lightning module or a trainer.
+# Tools put these prefixes before the names of a network's tensors. They come from nested dicts in a checkpoint, from
+# torch.compile, DataParallel and AveragedModel, and from the attribute of a trainer that holds the network.
 _EMA_WRAPPERS = (
     "params_ema.", "params-ema.", "net_g_ema.", "netG_ema.", "generator_ema.", "model_ema.", "ema_model.",
     "ema_state_dict.", "ema_model_state_dict.", "model_ema_state_dict.", "ema.",
@@ -82,7 +82,7 @@ class Model:
 
     @property
     def kept_bytes(self) -> int:
-        """The size of the weights, but at most a third of `KEPT_BYTES`, to which the sizes of kept networks add up."""
+        """The size that counts towards `KEPT_BYTES`: that of the weights, at most a third, so that three fit."""
         tensors = (*self.network.parameters(), *self.network.buffers())
         return min(KEPT_BYTES // 3, sum(tensor.nbytes for tensor in tensors))
 
@@ -162,7 +162,7 @@ def recognised(path: Path, precision: Precision = "float32") -> Any:
     """Find the network that the weights of a file are for; returns spandrel's descriptor with that network.
 
     Raises:
-        UsageError: As `load_model`, but for the device.
+        UsageError: As for `load_model`, except about the device.
     """
     third_party.mend_torchvision()
     with warnings.catch_warnings():
@@ -234,9 +234,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     """Read the tensors of a checkpoint by name, onto the CPU.
 
     Args:
-        path: A file of ``torch.save`` or of safetensors, whatever its suffix. Weights may lie in it bare, or below the
-            names that other tools, Lightning and torch.compile give them, nested in any order. Averaged weights, such
-            as those below ``params_ema``, go before raw ones.
+        path: A file of ``torch.save`` or of safetensors, whatever its suffix. Names of tensors may have the prefixes
+            of other tools, Lightning and torch.compile, in any order. Averaged weights, such as those below
+            ``params_ema``, are preferred to raw ones.
 
     Raises:
         UsageError: The file is no checkpoint, only a part of one, would run code, holds several networks, or values
@@ -267,7 +267,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
 
     Args:
         path: The file.
-        way: How to save the weights of a trusted file alone, for the error about an object that could run code.
+        way: How to save the weights of a trusted file alone; the error about code in the file repeats it.
 
     Raises:
         UsageError: The file is no checkpoint, only a part of one, or would run code.
@@ -276,7 +276,7 @@ def load_checkpoint(path: Path, way: str) -> Any:
 
     torch.serialization.add_safe_globals(_safe_globals())
     try:
-        with path.open("rb") as file:  # by its path, torch judges a file by its suffix
+        with path.open("rb") as file:  # given a path, torch would judge the file by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         if "TorchScript" in str(error):
@@ -294,17 +294,17 @@ def _damaged(path: Path) -> UsageError:
 
 
 class _TrainingLog:
-    """In place of mmengine's HistoryBuffer, and of ``getattr``, by which its pickle finds methods; holds nothing."""
+    """Stand in for mmengine's HistoryBuffer and for the ``getattr`` by which its pickle finds methods; hold nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: object) -> None:
-        """Called by the unpickler."""
+        """Ignore the state that the unpickler restores."""
 
 
 def _safe_globals() -> list[Any]:
-    """The classes and functions of a training log: stand-ins, and NumPy's under the names of NumPy 1 and 2."""
+    """List the classes and functions of a training log: stand-ins, and NumPy's under the names of NumPy 1 and 2."""
     import numpy as np
 
     rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
 
-# Up to this height + width, ATen's CPU kernel rounds differently from class to class of one call.
+# Up to this height + width, ATen's CPU kernel rounds the classes of one call differently: they are resized together.
 _SMALL_SIZE = 128
 # Side of the image by which a segmenter is tried, in pixels.
 _TRIED_SIDE = 128

@@ -62,7 +62,7 @@ def resize_alpha(alpha: Pixels, scale: int) -> Pixels:
 
 
 def _padded(pixels: Pixels, model: Model) -> Pixels:
-    """Continue an image to the right and below by reflection to a size that the network takes."""
+    """Extend an image to the right and below, by reflection, to a size that the network takes."""
     sizes = (
         max(model.traits.minimum, -(-side // model.traits.multiple) * model.traits.multiple)
         for side in pixels.shape[:2]
@@ -83,7 +83,7 @@ def _smaller(side: int, model: Model) -> int:
 
 
 def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
-    """Write the whole result; return False when memory runs out with one window at a time."""
+    """Write the whole result; return False when memory runs out even with one window at a time."""
     import torch
 
     todo = windows(*source.shape[:2], side=side, halo=model.traits.halo, multiple=model.traits.multiple)
@@ -109,7 +109,7 @@ def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
 
 
 def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> None:
-    """Write what a batch of windows keeps."""
+    """Enlarge a batch of windows, and write the part that each window keeps."""
     import torch
 
     stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)

@@ -55,7 +55,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         segmentation_key = f"mmseg:{segmented}"
     labels_first = "labels" in detector.inputs
     labels_key = segmentation_key if labels_first else None
-    # Results that are files are part of an image's id.
+    # Results that are files need no key here: the id of an image covers their content.
     result_keys = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
     similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
     threshold = -detector.score_threshold
@@ -80,7 +80,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
 
 
 def _check_inputs(settings: CorpusSettings, detector: AppliedDetector, labelled: bool) -> None:
-    """Check that the inputs of the detector are given, and no class weights that it ignores (raises `UsageError`)."""
+    """Check that the detector has its inputs, and no class weights that it would ignore (raises `UsageError`)."""
     if settings.weights not in (None, "none") and not detector.weighs_classes:
         raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
     given = {"lr": settings.sources.lr is not None, "labels": labelled}
@@ -110,7 +110,7 @@ def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target
 def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
     """Check that a workspace is new or of this kind of run (raises `UsageError`).
 
-    To another kind of run, all its images would seem to be replaced.
+    A run of another kind would take all images of the workspace for replaced ones.
     """
     kind = settings_document(workspace).get("verb", settings.verb)
     if kind != settings.verb:

@@ -30,7 +30,7 @@ class Work(NamedTuple):
     """The work that is left, as flags per manifest row.
 
     Attributes:
-        lacking: The rows for which a stage is to run, by its name. The mask is made last, and whenever another is.
+        lacking: The rows for which a stage must run, by stage name. The mask stage runs last, for all these rows.
         failed: Images that failed for good under the very same settings.
         dropped: Images that are computed again only because their maps were not kept.
         whole: Images of which everything is kept, see `kept_whole`.
@@ -53,9 +53,9 @@ class Standing:
     Attributes:
         same_labels: The label file is the one that was read, or none is read.
         same_similarity: The similarity map was computed under these settings.
-        clean: The mask is known to be empty, whether it is published or not: by an empty mask under settings that are
-            no stricter, for all class weights from ``proven_weight`` up.
-        current: The mask that was published is the one that is wanted.
+        clean: The mask is known to be empty, published or not: the image had an empty mask under settings that mark at
+            least as much, namely with the same class weights or with all weights from ``proven_weight`` up.
+        current: The published mask is the one that the target asks for.
         failed, failed_for_good: The image failed; it would fail again, since file and settings are the same.
     """
 
@@ -70,9 +70,9 @@ class Standing:
             self.same_similarity &= self.same_labels
         same_weighting = self.equal("weighting_key", target.weighting_key) & self.same_labels
         weighted_alike = same_weighting | (self._number("proven_weight") <= target.min_weight)
-        stricter = self._number("threshold") >= target.threshold
-        stricter &= self._number("min_area") <= _min_areas(self.columns, target)
-        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & stricter & weighted_alike
+        as_strict = self._number("threshold") >= target.threshold
+        as_strict &= self._number("min_area") <= _min_areas(self.columns, target)
+        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & as_strict & weighted_alike
         made_so = self.equal("mask_key", target.mask_key) & self.same_labels
         self.current = made_so | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
         self.failed = flags_of(self.columns["failed_stage"].is_valid())
@@ -80,11 +80,11 @@ class Standing:
         self.failed_for_good &= ~self.says("transient")
 
     def equal(self, column: str, value: str) -> Flags:
-        """Rows whose record has this value."""
+        """Flag the rows whose record has this value."""
         return flags_of(pc.equal(self.columns[column], value))
 
     def says(self, column: str) -> Flags:
-        """Rows whose record has a true flag."""
+        """Flag the rows whose record has true in this column."""
         return flags_of(self.columns[column])
 
     def _number(self, column: str) -> npt.NDArray[np.float64]:
@@ -101,13 +101,13 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(COLUMNS), target)
-    says_mapped = standing.says("similarity_kept")
+    map_claimed = standing.says("similarity_kept")
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
     whole = kept_whole(target.keep, artifact, held.marked)
     # Images that a person has marked are kept whole under any --keep: training reads them.
     forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
-    has_similarity = standing.same_similarity & says_mapped & held.arrays["similarity"]
+    has_similarity = standing.same_similarity & map_claimed & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
     has = {
         product.name: standing.equal(product.column, product.key(target) or "")
@@ -116,23 +116,23 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    every = np.ones(rows.num_rows, bool)
-    has_further = np.logical_and.reduce([every, *(has[name] for name in has if name != "segmentation")])
-    mapped = np.logical_and.reduce([has_similarity, *has.values()])
-    intact = has_similarity | ~says_mapped
+    all_rows = np.ones(rows.num_rows, bool)
+    has_further = np.logical_and.reduce([all_rows, *(has[name] for name in has if name != "segmentation")])
+    all_maps = np.logical_and.reduce([has_similarity, *has.values()])
+    intact = has_similarity | ~map_claimed
 
-    kept = np.where(forced, mapped & has_pair, mapped)
+    kept = np.where(forced, all_maps & has_pair, all_maps)
     if target.keep == "artifacts":
-        kept = np.where(forced, kept, (intact & (has_further | ~says_mapped)) | standing.clean)
+        kept = np.where(forced, kept, (intact & (has_further | ~map_claimed)) | standing.clean)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
     done = standing.current & held.masks & kept & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
-    # Of images that are known to be clean, only the mask is made where their maps are not kept.
+    # An image that is known to be clean needs only its mask, where maps of clean images are not kept.
     mask_only = standing.clean & intact & (target.keep == "artifacts") & ~forced
     similarity = pending & ~(has_similarity & has_pair) & ~mask_only
     lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
     lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
-    dropped = similarity & standing.same_similarity & ~standing.failed & ~says_mapped
+    dropped = similarity & standing.same_similarity & ~standing.failed & ~map_claimed
     return Work(lacking, standing.failed_for_good, dropped, whole)
 
 
@@ -140,7 +140,7 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     """List the images that are done under the settings of the latest run, a row for each present name, by name.
 
     Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.records.SCHEMA`). An image
-    without artifact pixels is clean under these settings, whichever older ones it was done with.
+    without artifact pixels is clean under these settings, even if it was done under older ones.
     """
     manifest = read_manifest(workspace)
     assert manifest is not None
@@ -195,7 +195,7 @@ class Plan:
         return int(self.images - self.failed - self.pending)
 
     def most_pixels(self) -> int:
-        """Read the number of pixels of the largest pending photo, or GAN result where that is a file, from headers."""
+        """Read from headers the pixel count of the largest pending photo, or GAN result where results are files."""
         role = "lr" if self.target.super_resolves else "gan_sr"
         return most_pixels(role_files(self._pending.select([f"{role}_path"]), role))
 
@@ -214,7 +214,7 @@ class Plan:
         return image_refs(rows, self._manifest.filter(pc.equal(self._manifest["shard"], shard)))
 
     def after(self, workspace: Workspace) -> Plan:
-        """Plan again after the run, for the images that had anything to do: the lock kept the others as they were."""
+        """Plan again after the run, for its pending images only: the lock has kept all others as they were."""
         if not self.pending:
             return self
         held = held_by(workspace, self._pending, self.target.gan_sr_key, each=True)

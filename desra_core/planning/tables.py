@@ -64,7 +64,7 @@ def worst_regions(workspace: Workspace, count: int) -> pa.Table:
 
 
 def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
-    """One row per image of the dataset, sorted by name."""
+    """Make the table of the dataset: one row per image name, sorted by name."""
     human = read_human_masks(workspace, target.gan_sr_key)
     # An image that only a person has marked may not have its pictures yet.
     pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
@@ -88,13 +88,13 @@ def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target
 
 
 def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str]) -> pa.Array:
-    """Replace the values of the images that have a value by id."""
+    """Replace the values of those images whose ids are in ``by_id``."""
     index = pc.index_in(ids, pa.array(by_id, pa.string()))
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
 
 
 def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
-    """One row per region and name, sorted by name, regions of a name from top to bottom."""
+    """Make the table of regions: one row per region and name, sorted by name, then from top to bottom."""
     rows, records = with_records(manifest, records)
     lists = records["regions"].combine_chunks()
     images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))

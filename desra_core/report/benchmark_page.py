@@ -29,7 +29,7 @@ from desra_core.workspace.manifest import File
 AnyBenchmark = Benchmark[Any]
 
 WORST = 6
-# Of the page's 20 MB.
+# The share of pictures in the 20 MB of a page.
 PICTURE_CHARACTERS = 16_000_000
 
 _CURVES, _FAILURES = 8, 100
@@ -41,8 +41,8 @@ class PublishedBenchmark(NamedTuple):
     files: list[Path]
     markdown: str
     text: str
-    judged: int  # images
-    failures: list[ImageError]  # why others could not be judged
+    judged: int  # number of judged images
+    failures: list[ImageError]  # the reasons of images that could not be judged
 
 
 def plan(settings: Benchmarking) -> AnyBenchmark:
@@ -68,7 +68,7 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     workspace = benchmark.workspace
     contents = {workspace.root / name: table.encode() for name, table in tables.items()}
     page = workspace.root / f"{stem}.html"
-    # The page is written before the tables: where the same tables are there already, so is their page.
+    # The page is written before the tables, so that equal tables prove that their page is there.
     if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
         workspace.publish(page, make().encode())
         for path, data in contents.items():
@@ -105,9 +105,9 @@ def render(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> str:
 def worst_records(
     benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
 ) -> list[ImageRecord]:
-    """Choose the images on which the first method's IoU is lowest, of equal IoU the images with larger masks first.
+    """Choose the images with the lowest IoU of the first method; a tie is decided by the larger masks.
 
-    Images that the method has not judged are left out, and images where neither mask marks anything.
+    Images that the method has not judged and images with two empty masks are left out.
     """
     method = benchmark.methods[0]
     point = method.points[0].name
@@ -133,7 +133,7 @@ def render_synthetic(
 
 
 def _curves(results: LabelledResults, rows: Sequence[MethodRow]) -> Markup | None:
-    """Draw precision over recall, and the points at which methods stand in the table; None without any curve."""
+    """Draw precision over recall, with a mark at the threshold of each method in the table; None without any curve."""
     drawn = {
         name: [(agreement.recall, agreement.precision) for _, agreement in points
                if agreement.recall is not None and agreement.precision is not None]
@@ -162,7 +162,7 @@ def _bars(rows: Sequence[MethodRow]) -> list[Markup]:
 
 
 def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[Cell]]:
-    """Return a function that draws an image: its results, and its masks over the ground truth."""
+    """Return a function that draws the results of an image, and its masks over the ground truth."""
     work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
 
     def draw(record: ImageRecord) -> list[Cell]:

@@ -20,10 +20,10 @@ from desra_core.report import charts
 from desra_core.report.charts import inline
 from desra_core.report.document import render_page
 
-# Classes in the figure, those with most pixels.
+# The figure shows so many classes, those with most pixels.
 _DRAWN = 24
 _DIFFERENCES = 12
-# Two to an interval.
+# Two bins of the figure are one interval.
 _FIGURE_BINS = 40
 
 
@@ -67,7 +67,7 @@ def render(calibrated: CalibratedWeights, output: Path) -> str:
 
 
 def class_distributions(calibrated: CalibratedWeights) -> Figure:
-    """Draw D in each class, like figure 10 of the paper; a line where the weight lifts D to 1."""
+    """Draw D in each class, like figure 10 of the paper; a line marks the D that the weight lifts to 1."""
     seen = [row for row in _by_pixels(calibrated.rows) if row.pixels]
     rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_DRAWN]}
     counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _FIGURE_BINS, -1).sum(axis=2)

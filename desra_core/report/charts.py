@@ -1,4 +1,4 @@
-"""Charts for pages and for print: distinct without colour, and with the colours of Okabe and Ito.
+"""Draw charts for pages and for print, in the colours of Okabe and Ito; lines differ without colour, too.
 
 Each function returns a figure, which `inline` puts into a page and `save` writes to a file.
 """
@@ -25,8 +25,8 @@ Numbers = Sequence[float] | npt.NDArray[Any]
 Points = Sequence[tuple[float, float]]
 Values = npt.NDArray[np.float64]
 
-# Print shows these colours. They occur nowhere else in a figure, so that in a page `inline` can replace each by a
-# colour of the page's light or dark scheme.
+# Print shows these colours. In a page, `inline` replaces them by colours of the page's light or dark scheme, so nothing
+# else in a figure may have them.
 INK, BAR, SOFT, ALERT, PAPER = "#010203", "#2f6db4", "#a9c6e7", "#a8480c", "#fffffe"
 _PAGE_COLOURS = {INK: "currentColor", BAR: "var(--accent)", SOFT: "var(--soft)", ALERT: "var(--alert)",
                  PAPER: "var(--paper)"}  # fmt: skip
@@ -45,10 +45,10 @@ _MARKERS = 9
 _BINS = 36
 _LOSS_POINTS = 500
 _WIDTH = 6.0  # inches
-_CHARACTERS = 92  # of a line of text as wide as a figure
+_CHARACTERS = 92  # a line of text of the width of a figure
 _LABEL = 40
 _CELLS = "cividis"
-# Behind text that may lie on curves and bars.
+# The background of text that may lie on curves and bars.
 _BACKING = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.8}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "desra",
@@ -97,7 +97,7 @@ def line_chart(
     for name, (x, y) in marks.items():
         axes.plot([x], [y], color=INK, marker="o", markersize=8, fillstyle="none", linestyle="none")
         axes.autoscale_view()
-        # The name stands on the side towards the middle, where there is room; only drawing gives the place.
+        # The name stands on the side towards the middle, where there is room; the place is known only once drawn.
         right = axes.transLimits.transform(axes.transScale.transform((x, y)))[0] > 0.5
         axes.annotate(shortened(name, _LABEL), (x, y), (-8 if right else 8, 5), textcoords="offset points",
                       ha="right" if right else "left", bbox=_BACKING)  # fmt: skip
@@ -148,8 +148,8 @@ def distributions(
 
     Args:
         histograms: Counts per bin, by name; a histogram without any count has an empty row.
-        edges: Of the bins, one more than there are counts.
-        marks: By name, the place of a line, such as a percentile, with its value beside it.
+        edges: The edges of the bins: one more than there are counts.
+        marks: By name, a value such as a percentile, which is drawn as a line and written beside it.
     """
     figure, axes = _new_axes(_WIDTH, 0.7 + 0.34 * max(1, len(histograms)), xlabel)
     for row, (name, counts) in enumerate(histograms.items()):
@@ -211,7 +211,7 @@ def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: floa
 
     Args:
         values: The values.
-        scale: Of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
+        scale: Scale of the x axis: ``linear`` from 0 to ``top``; ``log`` from the smallest to the largest value; or
             ``asinh``, the same for values on both sides of 0 that spread over decades.
         top: The end of a linear axis.
     """
@@ -262,7 +262,7 @@ def loss_curves(title: str, curves: Mapping[str, Points], best: int | None) -> F
     """Draw up to three losses by iteration; None where there is no point.
 
     Args:
-        title: Of the y axis.
+        title: Title of the y axis.
         curves: Points (iteration, value) by name; of many points, means of neighbours are drawn.
         best: An iteration to mark.
     """
@@ -318,13 +318,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _new_axes(width: float, height: float, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
-    """A figure of a size in inches, with one axes."""
+    """Make a figure of a size in inches, with one axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty even where all values are alike."""
+    """Widen the range of values that are nearly alike."""
     return (low, high) if high - low > 0.1 else (low - 0.05, high + 0.05)
 
 

@@ -1,4 +1,4 @@
-"""HTML pages from ``templates/``: one look, one script, and everything, also the pictures, in one file."""
+"""Render HTML pages from ``templates/``, with one style and one script; a page is one file, pictures included."""
 
 import base64
 import hashlib
@@ -20,9 +20,9 @@ from desra_core.images.crops import RGB, encode_webp
 from desra_core.report import charts, wording
 from desra_core.report.pictures import FALSE, HEAT, MISSED, OUTLINE, RIGHT
 
-# Stops of the CSS gradient that shows the colour map.
+# Number of stops in the CSS gradient that shows the colour map.
 _STOPS = 12
-# Each holds a whole decoded picture, of 800 MB at the very most.
+# Each thread holds a whole decoded picture, of at most 800 MB.
 _THREADS = 2
 
 Item = TypeVar("Item")
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 def render_page(template: str, **content: Any) -> str:
     """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
-    ``content`` are its variables; a lacking variable is an error. Text is escaped, `markupsafe.Markup` is not. Filters
+    ``content`` holds its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters
     are the formatters of `desra_core.report.wording` and `charts.inline`. The page asks for no other file.
     """
     folder = resources.files("desra_core.report") / "templates"
@@ -75,7 +75,7 @@ def render_page(template: str, **content: Any) -> str:
 
 
 def csp_hash(script: str) -> str:
-    """Name an inline script as a content security policy does."""
+    """Compute the hash by which a content security policy allows an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -85,7 +85,7 @@ def hex_colour(colour: tuple[int, int, int]) -> str:
 
 
 def make_cell(kind: str, make: Callable[[], RGB]) -> Cell:
-    """Make a picture and encode it; where ``make`` raises an `ImageError`, the cell has its reason."""
+    """Make a picture and encode it; the cell holds the reason instead where ``make`` raises an `ImageError`."""
     try:
         pixels = make()
     except ImageError as error:
@@ -120,5 +120,5 @@ def cells_within(
 
 
 def characters(cells: Sequence[Cell]) -> int:
-    """Count the characters that pictures take in a page."""
+    """Count the characters of the data URIs of pictures."""
     return sum(len(cell.uri or "") for cell in cells)

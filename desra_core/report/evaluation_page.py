@@ -31,7 +31,7 @@ WORST = 6
 
 _ROWS, _LISTED = 200, 200
 _BINS, _DRAWN_CLASSES = 20, 12
-# Areas of regions, in pixels.
+# Edges of the bins of areas of regions, in pixels.
 _EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
 _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
 
@@ -70,9 +70,9 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
 
 
 def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
-    """Choose the images with the lowest IoU, the most missed and the most false regions, each but once.
+    """Choose the images with the lowest IoU, the most missed and the most false regions, each image once.
 
-    At most ``count`` of each kind; images without such a fault are left out.
+    Each kind gets at most ``count`` images, and none without its fault.
     """
     kinds: dict[str, Callable[[ImageAgreement], float]] = {
         "Lowest IoU": lambda image: 0 if image.agreement.iou is None else 1 - image.agreement.iou,
@@ -156,7 +156,7 @@ def gan_sr_of(image: ImageAgreement) -> RGB | None:
 
 
 def _charts(evaluation: Evaluation) -> list[Markup]:
-    """Draw how the measures of single images spread, and as far as defined recall and precision by area of regions."""
+    """Draw the spread of the measures of single images, and recall and precision by area of regions where defined."""
     histograms: dict[str, npt.NDArray[np.int64]] = {}
     marks: dict[str, float] = {}
     for measure in ("iou", "precision", "recall"):
@@ -182,7 +182,7 @@ def _charts(evaluation: Evaluation) -> list[Markup]:
 
 
 def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
-    """Draw bars of parts of wholes, each with its own 95 % interval."""
+    """Draw a bar for each (part, whole), with its 95 % interval."""
     named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
     values = {name: part / whole for name, (part, whole) in named.items()}
     intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}

@@ -1,4 +1,4 @@
-"""The gate's latest verdict on a finetune: a section of the report, and the same in Markdown for the Prefect UI."""
+"""Show the gate's latest verdict on a finetune, as a section of the report and as Markdown for the Prefect UI."""
 
 import base64
 import re
@@ -17,7 +17,7 @@ from desra_core.report.charts import inline, loss_curves
 from desra_core.report.document import Cell, as_uri, characters
 from desra_core.workspace import Workspace
 
-# A line for each column of `desra_core.gate.criteria.score_rows`.
+# A description of each column of `desra_core.gate.criteria.score_rows`.
 COLUMNS = {
     "candidate": "iterations and kind of weights; the control is the old model's result with imperceptible noise",
     "regions gone": "of the artifact regions before, those of which less than half is left",
@@ -50,7 +50,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
 
     Args:
         workspace: The workspace.
-        mask_key: The mask key of the latest run, to note a verdict under other settings.
+        mask_key: The mask key of the latest run; a verdict under another key gets a note.
 
     Raises:
         UsageError: The verdict is damaged.
@@ -88,7 +88,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         "rows": rows,
         "cards": cards,
         "kinds": KINDS,
-        "characters": sum(characters(cells) for _, cells in cards),  # of the page, for the pictures
+        "characters": sum(characters(cells) for _, cells in cards),  # characters of the page that the pictures take
         "plots": plots,
         "training": wording.settings_rows(training),
         "current": _current(past, document),
@@ -97,7 +97,7 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
 
 
 def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
-    """Write numbers of the best candidate, each with its meaning and whether it falls short of the gate's demand."""
+    """Write numbers of the best candidate: value, meaning, and whether it falls short of a limit of the gate."""
     best = next((score for score in verdict.scores if score.candidate == verdict.best), None)
     if best is None:
         return []
@@ -116,7 +116,7 @@ def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
 
 
 def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
-    """Write roles and rows of the score table, the control last; of very many candidates the best and the last ones."""
+    """Write roles and rows of the score table, the control last; of many candidates only the best and the latest."""
     rows = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
             for row in score_rows(verdict)]  # fmt: skip
     roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
@@ -133,10 +133,10 @@ def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[t
 
 
 def _crop(gate: Path, kind: str, crop: str | None) -> Cell:
-    """Read a crop below the gate's folder as it was published; a cell without a picture has the reason."""
+    """Read a published crop below the gate's folder; a cell without a picture has the reason."""
     if crop is None:
         return Cell(kind, None, reason="None was made.")
-    # The path is read from a file, which must not make the page show other files.
+    # The path comes from a file that others may have changed: the page must show no file outside the gate's folder.
     if Path(crop).is_absolute() or ".." in Path(crop).parts or "\0" in crop:
         return Cell(kind, None, reason="It lies elsewhere.")
     try:
@@ -154,7 +154,7 @@ def _points(document: VerdictDocument, loss: str) -> list[tuple[float, float]]:
 
 
 def _current(past: list[Event] | None, document: VerdictDocument) -> str:
-    """Name the current model by the two that were compared."""
+    """Name the current model: the old or the new one of the comparison, or another."""
     if past is None:
         return "unknown"
     if not past:

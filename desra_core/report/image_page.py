@@ -1,4 +1,4 @@
-"""A page about one image: all pictures and all score maps of the whole of it, at one size and on one colour scale.
+"""Render a page about one image: pictures and score maps of the whole image, at one size and one colour scale.
 
 Each score map is divided by the threshold of its detector, so that all maps have one scale.
 """
@@ -26,7 +26,7 @@ from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage,
 from desra_core.report.results import WorkspaceResults
 
 FOLDER = "pages"
-# Of the page's 20 MB.
+# The share of pictures in the 20 MB of a page.
 PICTURE_CHARACTERS = 18_000_000
 
 _LARGEST = 900
@@ -46,7 +46,7 @@ class Page(NamedTuple):
 
     @property
     def link(self) -> str:
-        """Its address in the report."""
+        """The address of the page in links of the report."""
         return quote(os.fsencode(self.path))
 
 
@@ -112,7 +112,7 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
     Args:
         kind: One of `score_kinds`.
         pair: The image.
-        settings: Of the run: the window and the class weights.
+        settings: Settings of the run, which give the window and the class weights.
         largest: Longer sides are scaled down to this, in pixels.
 
     Raises:
@@ -139,7 +139,7 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
 
 
 def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None, scores: list[ScoreMap]) -> list[Cell]:
-    """Draw all pictures, then all score maps; as many as the page has room for."""
+    """Draw the pictures, then the score maps, as far as the page has room for them."""
     kinds = ["lr"] if "lr" in results.sources else []
     kinds += ["mse_sr", "gan_sr", "mask", *(["human"] if "human" in image.files else []), "pseudo_gt", "labels"]
     if 0 in image.shape:

@@ -24,7 +24,7 @@ from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
 from desra_core.images.tiling import Rectangle
 from desra_core.workspace.arrays import StoredArray
 
-# A larger picture is not decoded for a part of it; 800 MB as RGB.
+# Larger pictures are not decoded for a crop: this many pixels are 800 MB of RGB.
 MAX_PIXELS = 2**28
 # Kinds of picture of a region, with their captions.
 KINDS = {
@@ -36,11 +36,11 @@ KINDS = {
     "pseudo_gt": "pseudo-GT",
 }
 HEAT = "inferno"
-# Of the artifact mask and of a human mask; they differ in brightness too.
+# Outlines of the artifact mask and of a human mask; their colours differ in brightness, too.
 OUTLINE, HUMAN_OUTLINE = (0, 214, 255), (255, 64, 200)
 # A mask held against a ground truth: colours of Okabe and Ito, which differ in brightness too.
 RIGHT, FALSE, MISSED = (86, 180, 233), (213, 94, 0), (240, 228, 66)
-# Longer side of such a picture, in pixels.
+# Longer side of a picture of a mask over its ground truth, in pixels.
 AGREEMENT_SIDE = 480
 
 _TINT, _DIM = 0.25, 0.45
@@ -80,7 +80,7 @@ class StoredImage:
         return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
 
     def label_reader(self) -> Callable[[Rectangle], Labels]:
-        """Return a function that reads the classes of a window, from the label file if there is one, else as stored.
+        """Return a function that reads the classes of a window from the label file, or else from the stored array.
 
         The function may raise an `ImageError`, too.
         """
@@ -100,7 +100,7 @@ class StoredImage:
     def _read(
         self, array: str, name: str, window: Rectangle, values: npt.NDArray[Any], lowest: float
     ) -> npt.NDArray[Any]:
-        """Fill ``values`` with the part of a window that is not in the frame; all of it must lie above ``lowest``."""
+        """Read a window into ``values``, except the frame; a value that is not above ``lowest`` is damage."""
         path, (height, width) = self.group / array, self.shape
         if not path.exists():
             raise ImageError(name, "is not kept", "run again with --keep maps")
@@ -174,7 +174,7 @@ class Crops:
         return fitted(self._result(kind), self._largest)
 
     def _result(self, kind: str) -> RGB:
-        """Cut the window out of a picture that has the size of the results."""
+        """Cut the window out of a picture of the size of the results."""
         if kind not in self._cut:
             self._cut[kind] = rgb8(self._image.picture(kind))[self._window.slices].copy()
         return self._cut[kind]
@@ -183,7 +183,7 @@ class Crops:
         return np.asarray(self._result(kind)[:, :, 0] > 127)
 
     def _lr(self) -> RGB:
-        """Cut out the LR pixels under the window, each repeated where it lies under several pixels."""
+        """Cut out the LR pixels under the window; repeat each for all result pixels above it."""
         pixels = rgb8(self._image.picture("lr"))
         height, width = self._image.shape
         rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
@@ -232,13 +232,13 @@ def drawn_agreement(mask: Mask, ground_truth: Mask, gan_sr: RGB | None) -> RGB:
         opacity = _OPACITY
     parts = ((mask & ground_truth, RIGHT), (mask & ~ground_truth, FALSE), (ground_truth & ~mask, MISSED))
     for part, colour in parts:
-        share = fitted(part.astype(np.float32), AGREEMENT_SIDE).astype(np.float64)  # of each shown pixel
+        share = fitted(part.astype(np.float32), AGREEMENT_SIDE).astype(np.float64)  # per shown pixel
         picture += opacity * share[..., np.newaxis] * (np.array(colour) - picture)
     return np.rint(picture).astype(np.uint8)
 
 
 def label_picture(labels: Labels, *, largest: int) -> RGB:
-    """Colour ``(H, W)`` classes, each the same as in `class_shares`; longer sides are thinned out to ``largest``."""
+    """Colour ``(H, W)`` classes as `class_shares` does; drop rows and columns down to ``largest`` pixels a side."""
     colours = np.full((256, 3), _OTHER, np.uint8)
     order = _by_pixels(labels)[: len(_CLASS_COLOURS)]
     colours[order] = _CLASS_COLOURS[: order.size]

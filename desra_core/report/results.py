@@ -1,4 +1,4 @@
-"""Results of a workspace for its report: columns for everything, and the numbers computed from them."""
+"""Read the results of a workspace as columns, and compute the numbers of its report from them."""
 
 import math
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ from desra_core.workspace.records import read_records
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip
 _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith("_path")]
-# Stages in the order in which an image meets them; others follow. A part is also counted in the stage before it.
+# The usual order of stages; other stages follow. The time of a part is also in the time of the stage before it.
 _STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
 
@@ -67,7 +67,7 @@ class WorkspaceResults:
         return read_human_masks(self.workspace, key if isinstance(key, str) else None)
 
     def stored_images(self, names: Iterable[str], ids: Iterable[str]) -> dict[str, StoredImage]:
-        """Find where some images are stored, by name; ``ids`` has the id of each image at the place of its name."""
+        """Find by name where images are stored; ``ids`` are the ids of the images, in the order of ``names``."""
         by_name = dict(zip(names, ids, strict=True))
         rows = self.images.filter(pc.is_in(self.images["id"], pa.array(by_name.values(), pa.string())))
         shapes = {row["id"]: (row["height"] or 0, row["width"] or 0) for row in rows.to_pylist()}

@@ -23,12 +23,12 @@ from desra_core.report.results import WorkspaceResults, firsts
 
 IMAGES, HUMAN_IMAGES = 32, 300
 BINS = 50
-# The share of a class's pixels that is on the good side of its mark, as in the published class weights.
+# The mark of a class has this share of the class's pixels on its good side, as in the published class weights.
 SHARE = 0.85
 
 _TRIED = 3 * IMAGES
 _CLASSES = 12
-# As the chunks of a stored map; 4 MP of an image at most.
+# Tiles of an image that are read: the side is that of the chunks of a stored map, and all are 4 MP at most.
 _TILE, _TILES = 512, 16
 
 Counts = npt.NDArray[np.int64]
@@ -36,14 +36,14 @@ Values = npt.NDArray[np.float64]
 
 
 class Distributions(NamedTuple):
-    """The most frequent classes of a sample, in the order of their marks."""
+    """The distributions of the most frequent classes of a sample, ordered by their marks."""
 
     histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
-    marks: dict[str, float]  # by class name, the value on the good side of which SHARE of the pixels lie
+    marks: dict[str, float]  # by class name: SHARE of the class's pixels lie on the good side of this value
     edges: Values
-    images: int  # in the sample
+    images: int  # images in the sample
     kept: int  # images of the corpus whose maps and labels are kept
-    classes: int  # in the sample
+    classes: int  # classes in the sample
 
 
 class JudgedRegions(NamedTuple):
@@ -51,16 +51,16 @@ class JudgedRegions(NamedTuple):
 
     severity: Values
     right: npt.NDArray[np.bool_]  # (N,): at least half of the pixels lie in the human mask
-    found: Values  # (M,): half of the pixels lie in the detected regions of at least this severity; -inf where never
+    found: Values  # (M,): the regions of at least this severity cover half of the human region; -inf where never
 
 
 class SeverityCurve(NamedTuple):
-    """Precision and recall, regions sorted by severity."""
+    """Precision and recall of the most severe regions, for growing numbers of regions."""
 
     points: list[tuple[float, float]]  # (recall, precision), the most severe regions alone first; empty if undefined
     images: int  # that the curve rests on
     looked_at: int  # images that have a human mask that counts
-    detected: int  # regions
+    detected: int  # detected regions
     right: int  # detected regions of which at least half of the pixels lie in the human mask
     marked: int  # regions of the human masks
     found: int  # marked regions of which at least half of the pixels are detected
@@ -104,7 +104,7 @@ def quantile(counts: Counts, edges: Values, share: float) -> float:
 
 
 def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
-    """Hold the masks of a workspace against its human masks, at most 300 of them; None where there are none.
+    """Compare the masks of a workspace with its human masks, at most 300 of them; None without human masks.
 
     Images whose masks cannot be read or are of another size are passed over.
     """
@@ -127,7 +127,7 @@ def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
 
 
 def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
-    """Hold one mask against a human mask.
+    """Compare one mask with a human mask.
 
     Args:
         mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
@@ -143,7 +143,7 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
         raise ImageError("mask", "is not the one of the regions", "run again")
     of_component = np.array([0.0, *(by_box[box] for box in boxes)])
     mask, human, numbers = valid(mask, FRAME), valid(human, FRAME), valid(whole.numbers, FRAME)
-    # A component that the crop has cut in two counts twice, as in the published scripts.
+    # A component that is cut in two by the crop counts as two components, as in the published scripts.
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]
@@ -151,7 +151,7 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
 
 
 def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
-    """Compute the curve of some images taken together."""
+    """Compute one curve from the regions of all images."""
     empty = JudgedRegions(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
     severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
     levels = np.unique(severity)[::-1]
@@ -171,7 +171,7 @@ def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, 
 
 
 def _counted(image: StoredImage) -> Counts:
-    """Count the pixels of an image by class and bin: of all its tiles, or of some that are evenly spread."""
+    """Count the pixels of an image by class and bin, in all its tiles or in evenly spread ones."""
     measure, labels_of = image.measure, image.label_reader()
     counts = np.zeros(CLASS_COUNT * BINS, np.int64)
     tiles = list(grid(*image.shape, _TILE))
@@ -185,7 +185,7 @@ def _counted(image: StoredImage) -> Counts:
 
 
 def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
-    """Find for each human region the severity at which half of it is covered, the most severe parts first."""
+    """Find for each human region the severity down to which regions must count, until they cover half of it."""
     marked = Components(human)
     area = [0, *marked.areas.tolist()]
     count, both = len(area), human & (parts > 0)

@@ -62,7 +62,7 @@ def stage_name(stage: str | None) -> str:
 
 
 def shortened(text: object, longest: int = _LONGEST) -> str:
-    """Write a text in one printable line, its middle left out where it is very long."""
+    """Write a text in one printable line; leave out its middle where it is longer than ``longest`` characters."""
     line = printable("" if text is None else text)
     half = longest // 2
     return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"

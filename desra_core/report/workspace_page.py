@@ -1,4 +1,4 @@
-"""The report of a workspace: one HTML file that asks for no other file."""
+"""Write the report of a workspace: one HTML file that needs no other file."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -37,14 +37,14 @@ from desra_core.workspace import Workspace
 WORST = 24
 PER_IMAGE = 3
 MOST = 500
-# Of the page's 20 MB; the rest of the page has fixed numbers of rows of limited length, 2 MB at the very most.
+# The share of pictures in the 20 MB of a page. All else takes at most 2 MB: numbers and lengths of rows are limited.
 PICTURE_CHARACTERS = 17_000_000
 
 _FAILURES = 200
 _CLASSES_DRAWN = 15
 _ORDER = [("severity", "descending"), ("image", "ascending"), ("y", "ascending"), ("x", "ascending")]
 _AT_ONCE = 1000
-_NOTE = 480  # characters
+_NOTE = 480  # most characters of a note
 
 
 def write_report(
@@ -60,7 +60,7 @@ def write_report(
     Two reports of the same results are the same bytes.
 
     Args:
-        workspace: Of any run, also of a run that was cut off. Only the report in it changes.
+        workspace: The workspace; its latest run may have been cut off. Only the report in it changes.
         worst: Number of regions to show, the most severe ones first, `MOST` at most. Regions that would make the page
             too large are left out, and the page says so.
         pages: Number of images that get a page of their own, ``pages/NAME.html`` beside the report, which links to it:
@@ -123,7 +123,7 @@ def make_gallery(
 def choose(regions: pa.Table, worst: int, per_image: int = PER_IMAGE) -> list[dict[str, Any]]:
     """Choose the ``worst`` most severe regions, at most ``per_image`` of an image and its copies together.
 
-    Regions with a severity below zero are left out: on average, their pixels are no artifact.
+    Regions with a severity below zero are left out: their mean pixel is not suspect.
     """
     seen: Counter[str] = Counter()
     shown: set[tuple[str, int, int]] = set()
@@ -182,7 +182,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "per_image": PER_IMAGE,
         "failures": results.failures.slice(0, _FAILURES).to_pylist(),
         "times": times,
-        # Images per second of one worker that runs all stages.
+        # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
         "settings": wording.settings_rows(settings),
         "versions": results.document.get("versions") or {},

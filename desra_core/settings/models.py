@@ -43,12 +43,12 @@ class Gate(Frozen):
 _PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
 }
-# Steps of a discriminator that starts from nothing: at most so many, and so large a share of the iterations.
+# Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
 _WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
 def _without_preset_defaults(schema: dict[str, Any]) -> None:
-    """Keep these defaults out of forms, which send what they show, and so would overrule the preset."""
+    """Keep the defaults of preset fields out of forms: a form sends all it shows, which would overrule the preset."""
     for name in _PRESETS["cpu"]:
         schema["properties"][name].pop("default", None)
 

@@ -166,7 +166,7 @@ def parse_period(text: str) -> Period:
 
 
 def _is_cron_field(field: str, bounds: tuple[int, int]) -> bool:
-    """Whether a field has parts like ``*``, a number or a range of numbers, perhaps with a step."""
+    """Check whether each part of a field is ``*``, a number or a range of numbers, perhaps with a step."""
     low, high = bounds
     for part in field.split(","):
         found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)

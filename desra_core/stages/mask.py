@@ -1,4 +1,4 @@
-"""Mask: the artifact mask and its regions, and for mined photos the dataset that finetuning reads."""
+"""Mask: publish the artifact mask and its regions, and for mined photos the dataset that finetuning reads."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
     target = job.target
     mask, regions = _found(image, record, workspace, job)
     if record.mask_key is not None:
-        # From here on, the record would be wrong about the files if the run were killed, so it claims no mask.
+        # The files change from here on. If the run is killed meanwhile, the record must not claim the old mask.
         write_journal(workspace, image.shard, replace(record, mask_key=None))
     human = None
     if target.super_resolves:  # only mined photos have a dataset
@@ -68,7 +68,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
 
 
 def _found(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> tuple[Mask, list[dict[str, Any]]]:
-    """Find the mask of the detector, and its regions as a record holds them."""
+    """Compute the mask of the detector, and the regions of that mask as records hold them."""
     labels = read_labels(image, record, workspace, job.target.segmentation_key, job.max_pixels)
     if not record.similarity_kept:
         return np.zeros(record.shape, np.bool_), []

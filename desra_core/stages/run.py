@@ -1,4 +1,4 @@
-"""Run a stage on an image, and journal the new record, of a permanent failure too."""
+"""Run a stage on an image, and journal the new record: a permanent failure is a record, too."""
 
 import time
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class StageJob:
     """The inputs of a stage that are the same for all images of a run.
 
     Attributes:
-        settings, target, weights: The settings of the run, as keys too, and its class weights.
+        settings, target, weights: The settings of the run, the same settings as keys, and the class weights.
         key: The cache key of the product that the stage makes.
         device: ``cpu`` or ``cuda``: where networks run.
-        tile, threads: Side of a tile in pixels, and number of threads, of the similarity of one image.
+        tile, threads: Side of a tile in pixels, and number of threads, to compute the similarity of one image.
         max_pixels: Images of more pixels are refused.
     """
 
@@ -56,9 +56,9 @@ Stage = Callable[[ImageRef, Record, Workspace, StageJob], Record]
 def run_stage(stage: Stage, image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
     """Run a stage on an image, and journal the new record.
 
-    A permanent failure is a record too: the masks of the image go, and the record says why it failed. Transient
-    failures are raised, to be tried again. Arrays of an image that is done and clean go, but for those that every
-    image keeps.
+    After a permanent failure, the masks of the image are deleted, and its record holds the reason. A transient failure
+    is raised, so that the caller can try again. The arrays of an image that is done and clean are deleted, except those
+    that every image keeps.
 
     Raises:
         TransientError: Storage failed, or a file changed since the scan.

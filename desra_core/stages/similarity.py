@@ -72,7 +72,7 @@ def compare(
 
 
 def is_suspect(scores: Scores, job: StageJob, height: int, width: int) -> bool:
-    """Check whether the mask of an image may have pixels, whatever its labels."""
+    """Check whether the mask of an image could have pixels under any labels."""
     # The largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
     one_class = None if job.target.min_weight == 1 else np.zeros((height, width), np.uint8)
     bound = score_mask(

@@ -31,7 +31,7 @@ def network(job: StageJob) -> tuple[Any, ...]:
 def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:
     """Infer the pair and compare it; store what is needed later (raises `ImageError`)."""
     human = find_human_mask(workspace, image.id, image.names, job.target.gan_sr_key)
-    if human is not None and human.pixels:  # an artifact, whatever the detector says
+    if human is not None and human.pixels:  # a person has marked an artifact: keep everything
         job = replace(job, target=replace(job.target, keep="all"))
     target = job.target
     if _is_known_clean(image, record, workspace, job):
@@ -43,7 +43,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     pair = stored | inferred
     made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
     needed = made.artifact_pixels is None or target.keep == "all"
-    # Of clean images too, later stages read the GAN result.
+    # Later stages read the GAN result of clean images, too.
     read_later = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
     for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or read_later)):
         if is_needed and role in inferred:
@@ -54,7 +54,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Record]:
-    """Infer the results of these keys; the record gets the seconds, and the smallest tile of the pair."""
+    """Infer the results of these keys; note their seconds and the smallest tile of the pair in the record."""
     if not keys:
         return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
     mining = job.settings
@@ -87,7 +87,7 @@ def _inferred(
 
 
 def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> bool:
-    """Whether the stored map of an image proves it clean, and its results are needed for nothing else."""
+    """Check whether the stored map of an image proves it clean, and nothing else needs its results."""
     target = job.target
     if target.keep == "all" or not record.similarity_kept or record.similarity_key != target.similarity_key:
         return False

@@ -31,9 +31,11 @@ PROGRESS_SECONDS = 1.0
 _LOG_EVERY = 10
 # Early stop: a checkpoint is better when its mean pixel loss is lower than the best one's by this share.
 _IMPROVEMENT = 0.01
-# A result with a larger mean absolute error, in a range of 1, is no image.
+# With a larger mean absolute error, of values in 0..1, the results have diverged from the pseudo-GT.
 _DIVERGED = 0.2
 
+# Steps done, sums of losses since the last row of the log and since the last checkpoint (``since``), the log, the best
+# mean pixel loss, and how many checkpoints in a row were no better (``worse``).
 State = dict[str, Any]
 Losses = dict[str, float]
 
@@ -100,7 +102,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
 
 
 class Trainer:
-    """Networks, optimisers and AMP state of a run, and its counters (``state``): as they were saved, or new.
+    """Hold networks, optimisers, AMP state and counters (``state``) of a run, restored from its saved state or new.
 
     The discriminator is None where ``gan_weight`` is 0. Raises as `finetune`.
     """
@@ -188,7 +190,7 @@ class Trainer:
         return lr, sr, pseudo_gt
 
     def save_model(self) -> None:
-        """Save both kinds of weights in the form of the usual tools, and beside them a record of their origin."""
+        """Save raw and averaged weights as the usual training tools do, and beside them a JSON file of their origin."""
         path = self._run.model(self.state["iteration"])
         document = read_json(self._run.document) or {}
         write_json(path.with_suffix(".json"), document | {"iteration": self.state["iteration"]})

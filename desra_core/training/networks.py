@@ -28,8 +28,8 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Generator:
     """A super-resolution network in training: spandrel's module, float32.
 
-    ``scale`` is SR pixels per LR pixel and side; ``weights`` are all tensors of the parent checkpoint by their names
-    there, and ``names`` the name in ``network`` of each of them that the network holds.
+    ``scale`` is SR pixels per LR pixel and side. ``weights`` maps the names in the parent checkpoint to its tensors.
+    ``names`` maps these names to the names in ``network``, for the tensors that the network holds.
     """
 
     network: nn.Module
@@ -84,7 +84,7 @@ def gan_loss(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted mean absolute differences of VGG19 features of ``(N, 3, H, W)`` images in 0..1."""
+    """Sum the weighted mean absolute differences of VGG19 features of ``(N, 3, H, W)`` images in 0..1."""
 
     def __init__(self, weights: str) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
 
 
 def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Map the names of a checkpoint's tensors to spandrel's names, by loading numbered tensors in their place."""
+    """Map a checkpoint's names of tensors to spandrel's: load tensors filled with numbers, and see where each is."""
     from spandrel import ModelLoader
 
     ordered = list(weights)
@@ -152,7 +152,7 @@ def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _norms_in_float32(network: nn.Module) -> nn.Module:
-    """Exempt spectral norms from autocast: on a GPU their power iteration would be in bfloat16, of 8 bits."""
+    """Exempt spectral norms from autocast: on a GPU their power iteration would have bfloat16's 8 bits."""
 
     def exempt(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def computed(module: nn.Module, do_power_iteration: bool) -> torch.Tensor:

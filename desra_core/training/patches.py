@@ -17,7 +17,7 @@ from desra_core.images.codec import Mask, Pixels, decode
 # The U-Net discriminator halves a patch three times.
 _DISCRIMINATOR_MULTIPLE = 8
 _LEAST_LR_SIDE = 16
-# Tries to find a patch without masked pixels in one image; then the last patch is taken.
+# If so many patches drawn from one image all have masked pixels, the last of them is taken.
 _TRIES = 20
 _ANEW = "delete the run's folder and start anew"
 
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 class Sample(NamedTuple):
     """The files of a training image; a missing ``pseudo_gt`` is assembled from the two results.
 
-    ``human`` is the content hash of the mask where the mask is a human one.
+    ``human`` is the content hash of the mask if that is a human mask, else None.
     """
 
     name: str
@@ -89,7 +89,7 @@ def least_side(scale: int) -> int:
 
 
 def freeze(folder: Path, images: tuple[Pixels, Pixels, Mask]) -> None:
-    """Write an image's arrays, so that patches can be read without the rest (raises `TransientError`)."""
+    """Write an image as arrays, of which patches can be read without the rest (raises `TransientError`)."""
     for name, array in zip(("lr", "pseudo_gt", "mask"), images, strict=True):
         replace_file(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
 
@@ -120,7 +120,7 @@ def draw_batch(
         size: Number of patches.
         patch: Side in SR pixels. It is lowered to the smallest image of the batch, and to a multiple of 8 and of
             ``scale``.
-        mask_share: The probability of a patch to overlap a mask. Other patches overlap none where one is found.
+        mask_share: Probability that a patch overlaps a mask. Other patches overlap none, where such a place is found.
         scale: SR pixels per LR pixel and side.
         seed: The same seed gives the same patches.
     """
@@ -161,7 +161,7 @@ def _colour(patches: Sequence[Pixels]) -> Floats:
 
 
 def _step(scale: int) -> int:
-    """Compute the number of LR pixels whose SR pixels are a multiple of 8, as the discriminator needs."""
+    """Compute the least number of LR pixels that gives a multiple of 8 SR pixels, as the discriminator needs."""
     return _DISCRIMINATOR_MULTIPLE // math.gcd(_DISCRIMINATOR_MULTIPLE, scale)
 
 

@@ -1,4 +1,4 @@
-"""Plan a finetune: its parent, its settings and its images, which are recorded in the run's document for good."""
+"""Plan a finetune: fix its parent, its settings and its images, and record them in the run's document."""
 
 import platform
 import shutil
@@ -19,11 +19,11 @@ from desra_core.training.run_folder import RunFolder, read_json, write_json
 from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
-# Settings that do not count in the name of a run's folder: with more iterations, the same run goes on.
+# Settings that do not enter the name of a run's folder: with more iterations, the same run goes on.
 _OPEN_ENDED = {"preset", "iterations", "patience"}
 # Settings that may change when a run goes on; the discriminator is compared by its content.
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
-# When none of the first images can be used, no more than these are tried.
+# If none of so many first images can be used, no further image is tried.
 _TRIES = 20
 
 

@@ -1,7 +1,7 @@
 """Divide the images of a workspace into a training and a held-out pool, and choose among them.
 
-An image belongs to a group of images that show the same, and a group to one pool. An image is assigned when it is first
-asked for. ``split.parquet`` keeps the assignment, so that no image that was trained on ever judges.
+Images that show the same form a group, and a whole group belongs to one pool. An image is assigned to a pool when it is
+first asked for. ``split.parquet`` keeps the assignment: an image that was trained on never judges.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class Pools:
                 raise UsageError(workspace.root, "records no LR photos", remedy)
             sources = Sources(lr=lr)
             photos = match(sources, workspace.root).images
-            # By the names of the workspace's images, in their spelling.
+            # The keys are the names of the workspace's images, spelled as in the workspace.
             names = spelled_like(photos["name"], manifest["name"]).to_pylist()
             paths = (sources.main / path for path in photos["lr_path"].to_pylist())
             self._lr = dict(zip(names, paths, strict=True))
@@ -159,7 +159,7 @@ class Pools:
         return f"the gate will be undecided: {' and '.join(missing)}; {remedy}"
 
     def _of_pool(self, ids: list[str], pool: Pool) -> list[ImageRef]:
-        """List those of some images, by their ids, that are in a pool and have an LR photo."""
+        """List the images with these ids, in order, that are in the pool and have an LR photo."""
         images = {}
         for image in image_refs(self._manifest.filter(pc.is_in(self._manifest["id"], pa.array(ids, pa.string())))):
             if self._lr is None:

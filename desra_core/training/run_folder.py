@@ -3,12 +3,12 @@
 ::
 
     RUN/
-      run.json            parents, training images and their hash, settings, versions: what makes the run this one
+      run.json            parents, training images and their hash, settings, versions: the identity of the run
       data/0000/          lr, pseudo_gt and mask of each training image, as arrays
       state.pth           all that a killed run needs to go on
       losses.json         means of the losses since the start
       progress.json       the iterations done, and those asked for
-      models/iteration_000250.pth, .json   `params` and `params_ema`, and their origin
+      models/iteration_000250.pth, .json, .discriminator.pth   `params` and `params_ema`, their origin, discriminator
       tensorboard/        losses as scalars, and at each checkpoint pictures of the same patches
 """
 
@@ -114,10 +114,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Board:
-    """A TensorBoard event file of a run; TensorBoard drops events of earlier files beyond the given iteration.
+    """Write a TensorBoard event file of a run; TensorBoard drops events of older files after the given iteration.
 
-    torch's own writer is not used, because its thread dies and loses events where the disk is full. Here all methods
-    raise `TransientError` then.
+    The thread of torch's own writer dies and loses events when the disk is full. All methods here raise
+    `TransientError` then.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:

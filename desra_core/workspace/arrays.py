@@ -68,7 +68,7 @@ class StoredArray:
             self.key: Any = self._array.attrs.get("key")
 
     def whole(self) -> npt.NDArray[Any]:
-        """Read all of it and check its CRC, as zarr reads a lost chunk as zeros (raises as the class does)."""
+        """Read the whole array and check its CRC, because zarr reads a lost chunk as zeros (raises as the class)."""
         with _reading(self._path):
             array: npt.NDArray[Any] = self._array[:]
             if self._array.attrs.get("crc32") != _crc32(array):
@@ -76,7 +76,7 @@ class StoredArray:
         return array
 
     def window(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
-        """Read the chunks under a window, unchecked: a lost chunk is zeros (raises as the class does)."""
+        """Read only the chunks under a window, unchecked: a lost chunk reads as zeros (raises as the class)."""
         with _reading(self._path):
             array: npt.NDArray[Any] = self._array[rows, columns]
         return array
@@ -97,7 +97,7 @@ def read_array(workspace: Workspace, image_id: str, name: str, *, key: str | Non
 
 
 def find_array(workspace: Workspace, image_id: str, name: str, *, key: str | None) -> npt.NDArray[Any] | None:
-    """Read an array as `read_array` does; None where it is lost, for the caller to make it anew."""
+    """Read an array as `read_array` does; None where the array is lost and the caller has to make it anew."""
     with contextlib.suppress(LostError):
         return read_array(workspace, image_id, name, key=key)
     return None
@@ -110,7 +110,7 @@ def drop_array(workspace: Workspace, image_id: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Tell lost arrays from those that cannot be read now."""
+    """Raise `LostError` for a lost array, and `TransientError` for one that cannot be read now."""
     try:
         with reading_errors(path):
             yield

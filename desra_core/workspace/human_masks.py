@@ -3,7 +3,7 @@
 A mask counts for the image content and for the GAN model on whose result it was drawn: another model is wrong in other
 places. Masks that do not count stay where they are, and count again when the photo and the model are the same again.
 
-A workspace remembers the detector masks that were exported: one of them that comes back unchanged is no human mask.
+A workspace remembers the detector masks that it exported: such a mask is no human mask if it comes back unchanged.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ from desra_core.files.hashing import digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, read_table
 
-# ``id`` is the image's; ``gan_sr_key`` the model's, null where results are files, whose content is part of the id.
+# ``id`` is the id of the image. ``gan_sr_key`` is the key of the model; null for results in files, which the id covers.
 HUMAN_MASKS = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("gan_sr_key", pa.string()), ("pixels", pa.int64()),
      ("regions", pa.int32())]
 )  # fmt: skip
-# Detector masks that were exported: the image's id, and the key of `mask_key`.
+# Detector masks that were exported: the id of the image, and the `mask_key` of the mask.
 EXPORTED = pa.schema([("id", pa.string()), ("mask", pa.string())])
 
 
@@ -43,7 +43,7 @@ class HumanMask(NamedTuple):
 
 
 def human_mask_rows(workspace: Workspace) -> pa.Table:
-    """Read which human masks a workspace has, also those that do not count (schema `HUMAN_MASKS`)."""
+    """List the human masks of a workspace, those that do not count included (schema `HUMAN_MASKS`)."""
     remedy = "bring it back from a copy, or delete it and import the masks again"
     table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
     there = [workspace.human_mask(name).exists() for name in table["name"].to_pylist()]
@@ -69,13 +69,13 @@ def find_human_mask(
     workspace: Workspace, image_id: str, names: Iterable[str], gan_sr_key: str | None
 ) -> HumanMask | None:
     """Return the human mask that counts for an image, if there is one."""
-    if not any(workspace.human_mask(name).exists() for name in names):  # so most images need no table
+    if not any(workspace.human_mask(name).exists() for name in names):  # for most images, no table is read
         return None
     return read_human_masks(workspace, gan_sr_key).get(image_id)
 
 
 def rename_human_masks(workspace: Workspace, renamed: Mapping[str, str]) -> None:
-    """Rename human masks, given the new names of their images by the old names, none of which is a new name, too.
+    """Rename human masks by a map from old to new names of images, where no old name is also a new name.
 
     Where the mask of another image has the new name already, both stay as they are.
     """
@@ -98,7 +98,7 @@ def mask_key(mask: Mask) -> str:
 
 
 def exported_masks(workspace: Workspace, ids: Iterable[str]) -> frozenset[tuple[str, str]]:
-    """Read the detector masks that were ever exported of some images: image id and `mask_key` of each."""
+    """Read the image id and the `mask_key` of each detector mask of some images that was ever exported."""
     wanted = pa.array(set(ids), pa.string())
     found: set[tuple[str, str]] = set()
     for path in sorted(workspace.exported.glob("*.parquet")):

@@ -1,4 +1,4 @@
-"""The files of images in a workspace: which there are, as columns, where pictures lie, and the pseudo-GT."""
+"""Look up the files of images in a workspace: the products, as columns, and the pictures; write the pseudo-GT."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
         workspace: The workspace.
         rows: The rows.
         gan_sr_key: The model in whose results people marked artifacts, if any.
-        each: Look for the files of each row, which is faster for few of the rows than to list the whole workspace.
+        each: Look for the files of each row instead of listing the whole workspace; this is faster for few rows.
     """
     names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
     kinds = {kind: workspace.dataset(kind, "").parent for kind in DATASET}
@@ -79,12 +79,12 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
 
 
 def is_text(name: str) -> bool:
-    """Say whether the name of a file is text, as the name of each image is."""
+    """Check whether the name of a file is valid text, as the names of images are."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder, if there is one."""
+    """List the folders in a folder; none where that does not exist."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.is_dir() and is_text(entry.name)]
@@ -93,7 +93,7 @@ def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 
 def _holds_data(path: Path) -> bool:
-    """Whether there is such a file, and no power cut has emptied it."""
+    """Check whether a file exists, and no power cut has emptied it."""
     try:
         return path.stat().st_size > 0
     except OSError:
@@ -101,7 +101,7 @@ def _holds_data(path: Path) -> bool:
 
 
 def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
-    """Names of the pictures below a folder, if there is one, that no power cut has emptied."""
+    """Yield the names of the pictures below a folder, but for those that a power cut has emptied."""
     if not os.path.isdir(folder):
         return
     for entry in os.scandir(folder):

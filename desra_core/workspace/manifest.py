@@ -30,7 +30,7 @@ MANIFEST = pa.schema(
     [("name", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("present", pa.bool_()), ("asked", pa.bool_())]
     + [(f"{role}_{field}", kind) for role in ROLES for field, kind in _ROLE_FIELDS]
 )
-# Why a run could not use a file that is not what the manifest says.
+# The reason of a failure where the content of a file is not the one that the manifest records.
 CHANGED = "changed after the run had started"
 
 
@@ -186,8 +186,7 @@ def _under_new_names(
 ) -> pa.Table | None:
     """Return the manifest with the names that files have now; outputs and human masks are renamed, too.
 
-    The name of a file changes when a file that differs by the suffix only appears or vanishes: ``a`` becomes ``a.jpg``
-    and back.
+    The name of the file ``a.jpg`` is ``a``, but ``a.jpg`` as long as a file such as ``a.png`` lies beside it.
     """
     if previous is None:
         return None
@@ -205,8 +204,8 @@ def _under_new_names(
         workspace.withdraw(name)
     previous, now = previous.filter(pc.invert(taken)).combine_chunks(), now.filter(pc.invert(taken))
     workspace.publish_table(workspace.manifest, previous)
-    # A new name may be the old name of another image: it is given once it is free. Each round is published before the
-    # next: otherwise a run after a killed run would rename the outputs of another image.
+    # A new name may still be the old name of another image: each round renames only to free names. Each round is
+    # published before the next: otherwise a run after a killed run would rename the outputs of another image.
     while renamed:
         free = {old: new for old, new in renamed.items() if new not in renamed}
         rename_human_masks(workspace, free)
@@ -231,7 +230,7 @@ def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
 def _identified(
     found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
-    """Add ``ROLE_hash``, ``content`` (an id by that alone) and ``id``, hashing only files that may have changed."""
+    """Add ``ROLE_hash``, ``content`` (the id without labels) and ``id``; hash only files that may have changed."""
     hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
     unknown = {
         role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
@@ -271,13 +270,13 @@ def _identified(
 
 
 def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
-    """The row of a manifest for each name of a table; nulls where the manifest lacks the name."""
+    """Look up the row of a manifest for each name of a table; nulls where the manifest lacks the name."""
     index = pc.index_in(table["name"].combine_chunks(), manifest["name"].combine_chunks())
     return manifest.take(index).combine_chunks()
 
 
 def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
-    """Hashes of the files whose folder, path, size and time are as before; null for the others."""
+    """Return the hashes of files whose folder, path, size and time are as before; null for the others."""
     if previous is None or _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
         return pa.nulls(found.num_rows, pa.string())
     before = _aligned(found, previous)
@@ -295,7 +294,7 @@ def _hashed(path: Path) -> str | ImageError:
 
 
 def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """The manifest without the images of which a run found a file changed."""
+    """Drop from the manifest the images of which a run found a changed file."""
     if previous is None:
         return None
     records = read_records(workspace, ["id", "reason"])
@@ -304,7 +303,7 @@ def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None
 
 
 def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
-    """All names of images whose id would change though every stored hash is as before.
+    """List all names of images whose id would change although every stored hash is as before.
 
     The cause is a damaged manifest, or labels that once differed from those of an equal image that has vanished.
     """
@@ -319,7 +318,7 @@ def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> lis
 
 
 def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """The manifest with corrected ids, for images whose files are as the manifest says."""
+    """Correct the ids in a manifest, for images whose files have the content that the manifest records."""
     before, now = (
         {row["name"]: row for row in table.filter(pc.is_in(table["name"], pa.array(doubted))).to_pylist()}
         for table in (previous, current)
@@ -337,12 +336,12 @@ def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: li
 
 
 def _id_by_labels(image_id: str, labels: str | None) -> str:
-    """The id of an image that differs from an image of equal results by its labels."""
+    """Compute the id of an image with the results of another image, but with other labels."""
     return digest(f"{image_id} {labels}".encode())
 
 
 def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Ids of images: equal images share an id, unless their labels, and so their masks, differ from the first's."""
+    """Compute ids: images of equal content share one, unless their labels (so their masks) differ from the first's."""
     firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
     firsts = firsts.aggregate([("labels", "first")])
     first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
@@ -353,7 +352,7 @@ def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
 
 
 def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
-    """Names of images whose files are in the main folder, but not asked for."""
+    """List the names of images whose files are in the main folder, but were not asked for."""
     role = sources.identity[-1]
     selects = any(is_selection(sources.places[each]) for each in sources.identity)
     if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():

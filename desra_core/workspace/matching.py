@@ -20,7 +20,7 @@ ROLES = ("mse_sr", "gan_sr", "lr", "labels")
 FAILURES = pa.schema([(field, pa.string()) for field in ("name", "stage", *Failure._fields)])
 
 _NO_TWIN = "has no twin"
-# In bytes: shorter names of files and shorter paths fit wherever their workspace lies, and the disk is not asked.
+# Bytes of a name and of a path: shorter ones fit on every disk, so the disk is asked only about longer ones.
 _SURELY_SHORT, _SURELY_SHORT_PATH = 100, 1000
 
 
@@ -64,7 +64,7 @@ class Sources:
         return bool(self.exclude) or is_selection(self.places[self.identity[-1]])
 
     def exclusion(self) -> list[str]:
-        """Return the globs of ``exclude`` relative to the folders; they may be absolute or relative to elsewhere."""
+        """Return the globs of ``exclude`` relative to the folders; they may be given as absolute or ``./`` paths."""
         folders = [os.path.join(os.path.abspath(folder), "") for folder in self.folders.values()]
 
         def below(pattern: str) -> str:
@@ -96,8 +96,8 @@ class Matched(NamedTuple):
 def match(sources: Sources, skip: Path) -> Matched:
     """Match the files of some folders.
 
-    Where a single file or a glob asks for some files of a folder, other files of the other folders do not count as
-    lacking a twin. Two single files are twins whatever their names are.
+    Where a place is a file or a glob, the run asks only for these files: files of other folders without a twin among
+    them are no failures. Two single files are twins under any names.
 
     Args:
         sources: The folders.
@@ -134,7 +134,7 @@ def match(sources: Sources, skip: Path) -> Matched:
         tables = {role: table.filter(pc.invert(pc.is_in(table["name"], unfit))) for role, table in tables.items()}
     main = sources.identity[-1]
     for role, table in tables.items():
-        # Twins get the name of the file in the main folder: spellings may differ, and names of single files.
+        # Twins get the name of the file in the main folder: spellings may differ, and single files have other names.
         single = all(sources.places[each].is_file() for each in (role, main)) and len(table) == len(tables[main]) == 1
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
@@ -143,7 +143,7 @@ def match(sources: Sources, skip: Path) -> Matched:
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
-    """One row per image with all its files, and tables of failures of the others (raises `UsageError`)."""
+    """Join files to one row per complete image; also return tables of failures of the others (raises `UsageError`)."""
     *others, main = sources.identity
     selective = {role for role, place in sources.places.items() if is_selection(place)}
 
@@ -204,7 +204,7 @@ def failure_rows(errors: Sequence[DesraError]) -> pa.Table:
 
 
 def with_twins_summed_up(failures: pa.Table) -> pa.Table:
-    """Sum up failures (schema `FAILURES`): one row, the first, for all files that lack a twin in the same folder."""
+    """Sum up failures (schema `FAILURES`): keep the first row of all files that lack a twin in the same folder."""
     lacking = pc.starts_with(failures["reason"], _NO_TWIN)
     rows = failures.filter(lacking)
     summed_up = []
@@ -253,7 +253,7 @@ def files_by_name(
 
 
 def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names with two candidates, unless all roles hold the same files for it: then the suffix joins the name.
+    """Drop names that two files share, unless the files of all roles are the same: then a name gets its suffix.
 
     Takes tables of `image_files` by role; returns them, and rows of the schema `FAILURES` about what was dropped.
     """
@@ -285,7 +285,7 @@ def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table],
 
 
 def _clashing(tables: dict[str, pa.Table], _: Workspace) -> set[str]:
-    """Names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
+    """Find names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
     folders, names = set[str](), set[str]()
     for table in tables.values():
         for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
@@ -296,7 +296,7 @@ def _clashing(tables: dict[str, pa.Table], _: Workspace) -> set[str]:
 
 
 def _overlong(tables: dict[str, pa.Table], workspace: Workspace) -> set[str]:
-    """Names that no file of a workspace can have: masks and pictures are called NAME.png."""
+    """Find names too long for the files of a workspace: masks and pictures are called NAME.png."""
     long = set[str]()
     for table in tables.values():
         names = table["name"]

@@ -25,7 +25,7 @@
       gate/compared/KEY.json    the judgements of the latest comparison of a finetune
       calibration/KEY/          histograms of similarity by class, one per shard (desra calibrate)
       failures.parquet          one row per image that could not be processed
-      report.html               the page to forward
+      report.html               the report of the workspace: one page
       pages/NAME.html           pages about single images (desra report --pages)
       scan_failures.parquet     files that the latest scan could not make an image of
       prefect/                  the embedded Prefect server's database
@@ -122,7 +122,7 @@ class Workspace:
     human_mask = _Named("human/{}.png")
     # By kind, of `DATASET`, and name of an image.
     dataset = _Named("dataset/{}/{}.png")
-    # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: a picture of it.
+    # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: its picture.
     judgement = _Named("gate/judgements/{}/{}.json")
     judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
     # By key.
@@ -144,7 +144,7 @@ class Workspace:
             self.dataset(kind, name).unlink(missing_ok=True)
 
     def rename(self, old: str, new: str) -> None:
-        """Give the mask and the dataset pictures of an image another name, as far as they are there."""
+        """Rename the mask and the dataset pictures of an image, as far as they are there."""
         pictures = ((self.dataset(kind, old), self.dataset(kind, new)) for kind in DATASET)
         for before, after in ((self.mask(old), self.mask(new)), *pictures):
             with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """The products of an image, declared once: their stages, cache keys, columns and arrays all follow from `PRODUCTS`.
 
-Nothing here imports what computes: the stage of a product is found by its name when a run begins.
+This module imports no stage: a run finds the stage of a product by its name when it begins.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ F = TypeVar("F", bool, npt.NDArray[np.bool_])
 class Target:
     """The settings of a run as keys: an image is done when its record and its files agree with these.
 
-    ``threshold`` is minus the score above which a pixel is suspect, as in the records: for DeSRA that of the adjusted
-    similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
+    ``threshold`` is minus the score above which a pixel is suspect, as in the records: with DeSRA the threshold of the
+    adjusted similarity. ``method`` is the detector; ``labels_first`` where its scores depend on the labels.
     """
 
     similarity_key: str
@@ -77,7 +77,7 @@ class Product:
         title: The stage in words for people.
         key: Gives the cache key under a target, or None where the product is not wanted.
         arrays: The arrays that the stage stores in the zarr group of the image. The last of them is the product.
-        needs: Gives the arrays that must have been made before, where a run makes them.
+        needs: Gives the arrays that must exist before the stage runs, as far as the run makes them.
         gpu: Whether the stage runs networks, on a GPU where there is one.
         column: The column of the record with the key under which the product was made.
         kept: The column that says whether it was stored; None where the record need not say so.

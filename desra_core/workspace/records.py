@@ -54,9 +54,9 @@ class Record:
         artifact_pixels: Pixels in the mask; None while unknown.
         regions: One dict per region, fields as in `desra_core.detection.Region`.
         failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
-            ``mask_key`` that was wanted, and the error's words.
+            ``run_key`` of the target, and the words of the error.
         seconds: Computing time by stage.
-        further: Keys of the products beyond these, by name; each is a column of its own on disk.
+        further: Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     """
 
     id: str
@@ -151,7 +151,7 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
 
 
 def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
-    """Turn a shard's journal, and records that no worker could journal, into its table."""
+    """Write a shard's table from its journal and from ``records``, which no worker could journal."""
     newest = read_shard(workspace, shard) | {record.id: record for record in records}
     workspace.publish_table(workspace.shard_records(shard), to_table(newest[key] for key in sorted(newest)))
     shutil.rmtree(workspace.shard_journal(shard), ignore_errors=True)
@@ -208,7 +208,7 @@ def _journaled_shards(workspace: Workspace) -> list[int]:
 def _journaled(folder: Path) -> dict[str, Record | None]:
     """Read the records of a journal by image id (raises `TransientError`); None for a record that is damaged.
 
-    Such an image begins anew: an older record in the table does not count any more, for its files may be newer.
+    The image of a damaged record begins anew: its files may be newer than its older record in the table.
     """
     records: dict[str, Record | None] = {}
     with reading_errors(folder):
@@ -234,7 +234,7 @@ def _records(table: pa.Table) -> list[Record]:
 
 
 def _as_row(record: Record) -> dict[str, Any]:
-    """Give every further product its column."""
+    """Convert a record to a row, in which every further product has its own column."""
     fields = {name: value for name, value in record.__dict__.items() if name != "further"}
     return fields | {column: record.further.get(name) for column, name in _FURTHER_COLUMNS.items()}
 

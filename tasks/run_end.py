@@ -111,8 +111,8 @@ class RunEnd:
 
     Attributes:
         in_one_line: How it ended, for people.
-        task_runs: Number of its task runs, which the server has to record.
-        lacking: Whether a person should look at how it ended.
+        task_runs: Number of task runs of the run, which the server has to record.
+        lacking: Whether the result lacks something that a person should look at.
         problem: The reason why the run is not complete, or None.
         flow_run: Prefect's id of the run.
     """
@@ -135,17 +135,17 @@ def line_of(*, images: int, pending: int, failed: int, regions: int, failures: i
     """Describe the end of a run over a corpus in a line.
 
     Args:
-        images: Names in the run.
-        pending: Names that the run had to compute.
-        failed: Names of these that failed.
-        regions, failures: Artifact regions and failed names in the workspace.
+        images: Number of images in the run, each name counted.
+        pending: Number of these images that the run had to compute.
+        failed: Number of pending images that failed.
+        regions, failures: Numbers of artifact regions and of failed images in the workspace.
     """
     done = f"{pending - failed} of {counted(images, 'image')} computed" if pending else "nothing new"
     return f"{done}: {counted(regions, 'artifact region')} in all, {counted(failures, 'image')} failed"
 
 
 def problem_of(broken_shards: Sequence[str], passing: Sequence[TransientError]) -> TransientError | None:
-    """Make the error of a run with shards that could not finish, or with failures that are worth a retry."""
+    """Make the error of a run with shards that could not finish or failures worth a retry; None without these."""
     if broken_shards:
         count = f"{counted(len(broken_shards), 'shard')} could not finish"
         return TransientError(count, broken_shards[0], "run again")
