@@ -209,7 +209,7 @@ def _of_image_path(
         return found
     if "/" in file.image_path.replace("\\", "/"):
         return names.find(file.image_path) or ([] if flat else None)
-    # Where imagePath names no file beside a file at an image's place, the file was renamed together with its picture.
+    # The file lies at an image's place, and imagePath names no image beside it: file and picture were renamed together.
     return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
 
 

@@ -39,7 +39,7 @@ class ImportSummary(NamedTuple):
     changed: int  # whose mask is not the detector's
     clean: int  # whose mask is empty
     renewed: int  # whose pseudo-GT was made again
-    waiting: int  # with artifacts, whose pictures the next run has to make
+    waiting: int  # whose mask is not empty, but whose pictures the next run has to make
 
 
 class UndoSummary(NamedTuple):

@@ -159,7 +159,7 @@ class LabelledJob(Job):
                     both, either, equal = (int(pixels.sum()) for pixels in parts)
                     run.published[point.name] = PixelAgreement(both, either, equal, ours.size)
                 workspace.publish(self.mask_path(workspace, point), encode_mask(mask))
-        # The runs of methods that are left out now stay: they may be asked for again.
+        # The runs of methods that this benchmark leaves out stay in the record: they may be asked for again.
         record = self.record(workspace) or ImageRecord(self.part, self.name)
         labels_seconds = pair.seconds if pair.seconds is not None or not record.runs else record.labels_seconds
         made = ImageRecord(self.part, self.name, *pair.shape, labels_seconds, record.runs | runs)

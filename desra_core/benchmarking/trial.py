@@ -1,4 +1,4 @@
-"""A trial of one clean pair: inject artifacts, see which artifacts detectors find, and count false alarms."""
+"""A trial of one clean pair: inject artifacts, see which artifacts the detectors find, and count false alarms."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence

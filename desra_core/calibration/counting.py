@@ -1,7 +1,7 @@
 """Counts of similarity by class over a workspace: which images, which of them are counted already, and the sum.
 
-A shard has one Parquet file: the sum over its images, with their tokens in the metadata. A token is a fingerprint of
-an image and of all that its histogram depends on, except the keys that name the folder.
+A shard has one Parquet file: the sum over its images, with the tokens of these images in the metadata. A token is a
+fingerprint of an image, its labels and its masks; the other settings that a histogram depends on name the folder.
 """
 
 import json
@@ -122,7 +122,7 @@ class ShardCount:
     wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]  # the images that are to be counted with their masks, by token
     tokens: frozenset[str] = frozenset()  # of images that are counted
     failed: dict[str, list[str]] = field(default_factory=dict)  # subject, reason and remedy of other images, by token
-    time: str | None = None  # of the file; None without a file, or where it has counted an image that is not wanted now
+    time: str | None = None  # of the file; None without a file, or if the file has counted an unwanted image
 
     @property
     def missing(self) -> list[str]:

@@ -233,7 +233,7 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
         image.left_out += ["outline of fewer than three points"] * (len(drawn) - len(outlines))
     else:
         outlines, kind = _outline_of_box(annotation)
-    # pycocotools would draw edges to points that are far away without end.
+    # pycocotools never finishes the edges to points that are far away.
     far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")

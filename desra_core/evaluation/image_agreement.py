@@ -52,7 +52,7 @@ class ImageAgreement:
         shape: ``(H, W)`` of the image.
         agreement: Over the valid region.
         marked, detected: The regions of the ground truth and of the mask, each in reading order.
-        classes: The counts by class: of pixels by their own class, of regions by their dominant one. None without
+        classes: The counts by class: a pixel counts for its own class, a region for its dominant class. None without
             labels.
         prominent: Against the prominent regions alone, see `prominent_agreement`; None without ratings.
         lossy: The files that are JPEG or lossy WebP.

@@ -219,7 +219,7 @@ class VerdictDocument(BaseModel):
 def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     """Compare candidates with the gate's limits, and choose the best candidate.
 
-    A candidate passes when it meets all three criteria of `unmet`. The best candidate fails to meet the fewest; ties
+    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; ties
     are decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
     max_detail_loss)``, so that a candidate cannot win by blurring all photos. The verdict is undecided where the best
     candidate misses no criterion, but no judged image can show one of them.

@@ -203,7 +203,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 link.unlink()
-    with contextlib.suppress(OSError):  # the switch is done: an error would make people repeat the switch
+    with contextlib.suppress(OSError):  # the switch is done: after an error people would repeat it
         _sync(models)
     return models / names[-1]
 

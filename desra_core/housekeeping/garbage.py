@@ -112,7 +112,7 @@ def _reasons(held: pa.Table, unkept: pa.Array, manifest: pa.Table, staying: pa.T
     lost = pc.if_else(known(manifest), "of images that have vanished", "of images that the manifest does not have")
     reasons = pc.if_else(pc.or_(known(staying), pc.equal(kinds, UNKNOWN)), _STAYS, lost)
     reasons = pc.coalesce(reasons, pc.if_else(of_maps, unkept, _STAYS))
-    # The file that makes a folder a zarr group goes with the last array.
+    # The file that makes a folder a zarr group may go when no array of the group stays.
     of_group = pc.and_(of_maps, pc.equal(held["part"], ""))
     stays = pc.and_(reasons.is_null(), pc.and_(pc.invert(of_group), pc.not_equal(kinds, EMPTY)))
     left = pc.is_in(owners, owners.filter(stays))

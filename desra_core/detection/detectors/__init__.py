@@ -226,7 +226,7 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
         threshold: As people give it; by default the detector's own.
 
     Raises:
-        UsageError: No threshold is given, and the detector, whose own is needed, cannot be loaded.
+        UsageError: No threshold is given, and the detector cannot be loaded.
     """
     module = import_module(f"{__name__}.{name}") if name in METHODS else None
     kind: type[AppliedDetector] = getattr(module, "applied_class", AppliedDetector)
