@@ -143,7 +143,7 @@ def distributions(
 ) -> Figure:
     """Draw a histogram for each name, one below the other on one axis, like figure 10 of the DeSRA paper.
 
-    Each histogram shows shares, so that those of many and of few values can be compared. The highest bin is as high as
+    Each histogram shows shares, so that histograms of many and of few values can be compared. The highest bin is as high as
     the row, and the share in that bin is written beside it.
 
     Args:
