@@ -8,8 +8,8 @@ from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import RunEnd
 from tasks.judging import publish_tables, run_detectors
+from tasks.run_end import RunEnd
 
 
 @dataclass(frozen=True, kw_only=True)

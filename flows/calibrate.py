@@ -12,10 +12,10 @@ from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow
 from flows.detect import detect
 from flows.mine import mine
-from tasks.artifacts import RunEnd, Summary
 from tasks.calibration import count_shard, publish_weights
 from tasks.dask_connection import open_dask
 from tasks.progress import RunProgress
+from tasks.run_end import RunEnd, Summary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from flows import handed_over
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import RunEnd
 from tasks.judging import decide_verdict, judge_images, promote_best, publish_report
+from tasks.run_end import RunEnd
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from desra_core.settings import CorpusSettings, Machine, Mining
 from desra_core.workspace import Workspace
 from flows import handed_over
 from flows.corpus_flow import runs_by_itself
-from tasks.artifacts import Summary, publish_results, show_corpus
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
 from tasks.dask_connection import open_dask
 from tasks.progress import ReadingProgress, RunProgress
+from tasks.run_end import Summary, publish_results, show_corpus
 from tasks.shards import Run, process_shard, stages_of
 
 # The largest factor by which a network enlarges.

@@ -13,8 +13,8 @@ from flows.corpus import opened_workspace
 from flows.corpus_flow import corpus_flow, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
-from tasks.artifacts import RunEnd, Summary
 from tasks.judging import promote_best, publish_report
+from tasks.run_end import RunEnd, Summary
 
 
 @dataclass(frozen=True, kw_only=True)

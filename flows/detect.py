@@ -3,7 +3,7 @@
 from desra_core.settings import Detection, Machine
 from flows.corpus import process_corpus, shard_runner
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import Summary
+from tasks.run_end import Summary
 
 
 @corpus_flow("detect", task_runner=shard_runner())

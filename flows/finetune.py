@@ -9,8 +9,8 @@ from desra_core.training.pools import note_trained
 from desra_core.workspace import Workspace
 from flows import handed_over
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import RunEnd
 from tasks.finetuning import freeze_images, show_losses, train
+from tasks.run_end import RunEnd
 
 
 @corpus_flow("finetune")

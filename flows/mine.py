@@ -6,8 +6,8 @@ from desra_core.settings.serving import FinetuneTrigger
 from desra_core.workspace import Workspace
 from flows.corpus import process_corpus, shard_runner
 from flows.corpus_flow import corpus_flow
-from tasks.artifacts import Summary
 from tasks.finetuning import start_finetune
+from tasks.run_end import Summary
 
 
 @corpus_flow("mine", task_runner=shard_runner())

@@ -134,7 +134,7 @@ def run_flow(
         plans: Settings and plans to hand over to the flow and to the flows that it calls.
 
     Returns:
-        The `tasks.artifacts.RunEnd` of the flow.
+        The `tasks.run_end.RunEnd` of the flow.
 
     Raises:
         DesraError: As `server_for_run`, and the errors of the flow.

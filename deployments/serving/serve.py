@@ -211,7 +211,7 @@ def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluste
 def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | None, report: str) -> dict[str, str]:
     """Return the environment of runs: the settings that end with desra serve, unlike the parameters of deployments."""
     from flows.corpus_flow import WEBHOOK
-    from tasks.artifacts import REPORT
+    from tasks.run_end import REPORT
 
     # Cached results go where desra serve deletes old ones, also with a configured server.
     storage = Workspace(serving.workspace).prefect_home / "storage"

@@ -36,8 +36,8 @@ Read = TypeVar("Read")
 class Correction(NamedTuple):
     """A human mask, ready to be published.
 
-    ``as_exported``: the mask is still the detector's as it was exported for this image, neither edited nor confirmed by
-    a person. Where a human mask counts, only the export that is imported is compared, if it has the image.
+    ``as_exported``: the mask equals a detector's mask that was exported for this image, and no person confirmed it. If
+    the image has a human mask that counts and lies in the imported export, only that export's mask is compared.
     """
 
     source: str  # the file, and for COCO the image in it, for errors
@@ -68,16 +68,16 @@ def read_corrections(
 
     Args:
         workspace: The workspace of the images.
-        origin: ``labelme``: a folder of JSON files, or one of them; a file is of the picture that its ``imagePath``
-            names, or else of the image at its own place. ``coco``: a JSON file.
+        origin: ``labelme``: a folder of JSON files, or one of them. A file belongs to the picture that its
+            ``imagePath`` names, else to the image at the file's own place. ``coco``: a JSON file.
         path: The folder or file.
         label: Only shapes with this label count, if given. By default all LabelMe shapes count; of a COCO file the
             shapes of the category `desra_core.evaluation.coco_masks.CATEGORY`, if it has one.
-        unchanged: Whether masks that are as they were exported count too; if not, they contradict no edited mask.
+        unchanged: Whether masks that are as they were exported count too. Masks that do not count contradict none.
 
     Returns:
-        The masks, with those that are as they were exported, and the errors of others. If there are any errors, nothing
-        should be published.
+        The corrections, also those with a mask as it was exported, and the errors of the other annotations. After any
+        error the caller should publish nothing.
 
     Raises:
         UsageError: The path holds no such files, or the workspace no run.
@@ -87,7 +87,7 @@ def read_corrections(
     assert manifest is not None
     exported = export_document(export_root(path.absolute()) or path) or {}
     ids: dict[str, str] = exported.get("images", {})
-    # Files of an export have the names that images had at that time.
+    # The files of an export are named as the images were at the time of the export.
     names = ImageNames(sorted({*ids, *manifest["name"].filter(manifest["present"]).to_pylist()}))
     if origin == "labelme":
         pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
@@ -108,10 +108,10 @@ def read_corrections(
     wanted = pa.array({name for source in sources for name in source.names}, pa.string())
     rows = {row["name"]: row for row in done.filter(pc.is_in(done["name"], wanted)).to_pylist()}
     given = frozenset((ids[name], mask) for name, mask in exported.get("masks", {}).items())
-    # A workspace that was made anew has no list of earlier exports.
+    # The imported export counts too, because a workspace that was made anew has no list of earlier exports.
     known = exported_masks(workspace, (row["id"] for row in rows.values())) | given
     human = read_human_masks(workspace, target.gan_sr_key)
-    # A person whose mask counts may go back to the detector's mask: only this export shows whether that was done.
+    # A person may replace a human mask by the detector's mask. Only this export shows whether that was done.
     shown = human.keys() & set(ids.values())
     written = {key for keys in exported.get("files", {}).values() for key in keys}
 
@@ -162,7 +162,7 @@ def _labelme(
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]
-    # Where no file lies at the place of an image in a folder, they may come from as many folders.
+    # If no file lies at the place of an image in a folder, the files may have been collected from several folders.
     flat = export is None and not any("/" in place and names.exact(place) for place in places)
     sources = []
     for file, place in zip(read, places, strict=True):
@@ -175,7 +175,7 @@ def _labelme(
 
 
 def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
-    """List the images that a LabelMe file may be of: by its imagePath, else by its place, which must not differ."""
+    """List the images that a LabelMe file may belong to: by its imagePath, else by its place; the two must agree."""
     last = place.rpartition("/")[2]
     here = (not flat and names.exact(place)) or names.ending_like(last)
     meant = _of_image_path(file, place, names, pictures, flat=flat)
@@ -209,7 +209,7 @@ def _of_image_path(
         return found
     if "/" in file.image_path.replace("\\", "/"):
         return names.find(file.image_path) or ([] if flat else None)
-    # A file at the place of an image, of a picture that is not beside it, has been renamed together with its picture.
+    # Where imagePath names no file beside a file at an image's place, the file was renamed together with its picture.
     return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
 
 
@@ -229,10 +229,10 @@ def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
 def _row_of(
     source: _Source, rows: dict[str, dict[str, Any]], exported: dict[str, Any], gan_sr_key: str | None, verb: str
 ) -> dict[str, Any]:
-    """Find the image of some annotations among those that are done.
+    """Find the image that annotations belong to, among the images that are done.
 
     Raises:
-        ImageError: The image is ambiguous or not done, has another size, or another result than was exported.
+        ImageError: The image is ambiguous or not done, has another size, or its GAN result is not the exported one.
     """
     if len(source.names) > 1:
         field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"

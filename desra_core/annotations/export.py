@@ -11,7 +11,7 @@ The format ``folder`` holds, for any other tool::
 
     masks/NAME.png       the detector's masks, 1-bit
     human/NAME.png       human masks, of images that have one
-    gan_sr/, mse_sr/     the results, and lr/ the photos, as their files are
+    gan_sr/, mse_sr/     copies of the results' files; lr/ has copies of the photos
     pseudo_gt/NAME.png   the GAN result with the masked places taken from the MSE result
     regions.csv          the detector's regions
 """
@@ -57,7 +57,7 @@ class Exported(NamedTuple):
     images: int
     regions: int  # of their masks
     by_people: int  # masks that are human masks
-    unpictured: int  # images of a mined corpus that were asked for but whose pictures were not kept
+    unpictured: int  # images of a mined corpus whose pictures were not kept
     failures: list[ImageError]  # why others were left out
     pictures: Path  # the folder in which a labelling tool finds the pictures
 
@@ -78,7 +78,7 @@ class ExportFolder:
         self._digests[path] = digest(data)
 
     def commit(self, document: dict[str, Any], *, overwrite: bool) -> None:
-        """Put all files in place, and remove the files of the export before that are not among them.
+        """Put all files in place, and remove the other files of the earlier export.
 
         Args:
             document: Further entries for the document of the export.
@@ -90,7 +90,7 @@ class ExportFolder:
         """
         files = {path: [self._digests[path]] for path in sorted(self._digests)}
         known: dict[str, list[str]] = (export_document(self.root) or {}).get("files", {})
-        # A file counts as unedited with its old hash and with its new one, also in the middle of an update.
+        # A file with its old or its new hash is unedited: an update that was killed leaves files of both kinds.
         both = {path: sorted({*known.get(path, []), *files.get(path, [])}) for path in known.keys() | files.keys()}
         known_files = [] if overwrite else [(self.root / path, both[path]) for path in sorted(both)]
         edited = [file for file, digests in known_files if file.exists() and digest(read_bytes(file)) not in digests]

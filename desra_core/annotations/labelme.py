@@ -26,11 +26,11 @@ LABEL = "artifact"
 
 # The first version of LabelMe that reads masks.
 _VERSION = "5.5.0"
-# X-AnyLabeling calls a turned rectangle a rotation, and writes all four corners of others too.
+# X-AnyLabeling calls a turned rectangle a rotation, and writes the four corners of every rectangle.
 _RECTANGLES = {"rectangle": "rectangle", "oriented_rectangle": "rotated rectangle", "rotation": "rotated rectangle"}
 _POLYGONS = ("polygon", "quadrilateral", "oriented_rectangle", "rotation")
 _SAVE_AGAIN = "save it again with LabelMe, or remove it"
-# Shapes are nearer to the image than this, in pixels; a damaged file may say otherwise.
+# Coordinates of valid shapes are smaller than this, in pixels; those of a damaged file may not be.
 _FAR = 2**20
 
 
@@ -104,7 +104,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     Args:
         file: With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
         shape: Of the image.
-        label: Only shapes with this one, if given.
+        label: Draw only the shapes with this label, if given.
 
     Returns:
         ``(H, W)`` bool.
@@ -166,7 +166,7 @@ def _shape(annotation: Annotation) -> dict[str, Any]:
 
 
 def _polygon(crop: Mask) -> list[tuple[int, int]]:
-    """The outline of a component, if drawing the outline gives the component back; else nothing."""
+    """Find the outline of a component; empty where drawing the outline does not give the same component."""
     outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     points = [(int(x), int(y)) for x, y in outlines[0][:, 0]]
     if len(points) < 3:

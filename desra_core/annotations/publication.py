@@ -1,4 +1,4 @@
-"""Publish corrected masks as the workspace's human masks, and undo it; the pseudo-GT of its dataset follows at once.
+"""Publish corrected masks as the workspace's human masks, and undo an import; the pseudo-GT is updated at once.
 
 Each import leaves a table of the masks that it replaced, so that the latest one can be undone.
 """
@@ -28,7 +28,7 @@ from desra_core.workspace.products import Target
 _THREADS = 4
 # The human mask at each name before the import, nulls where there was none; ``image`` is the id of the name's image.
 _REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary())).append(pa.field("image", pa.string()))
-# Comes after all numbers.
+# In a sorted list, this name comes after all numbered tables.
 _UNFINISHED = "unfinished.parquet"
 
 
@@ -43,7 +43,7 @@ class ImportSummary(NamedTuple):
 
 
 class UndoSummary(NamedTuple):
-    """Counts of names of images of an import that was undone."""
+    """Counts of the image names of an import that was undone."""
 
     names: int  # where masks were taken back
     restored: int  # where an older human mask counts again
@@ -107,10 +107,10 @@ def undo_import(workspace: Workspace) -> UndoSummary:
 def _replace_masks(
     workspace: Workspace, target: Target, masks: Mapping[str, bytes | None], rows: Mapping[str, dict[str, Any]]
 ) -> dict[str, bool]:
-    """Put human masks in place, or remove them (None), and make the dataset follow.
+    """Put human masks in place, or remove them (None), and update the pictures of the dataset.
 
     Returns:
-        The names whose dataset pictures were outdated, and whether they could be made again.
+        By each name whose dataset pictures were outdated: whether the pictures could be made again.
     """
     counting = {name for name, row in rows.items() if row["gan_sr_key"] == target.gan_sr_key}
     stale: dict[str, bytes] = {}

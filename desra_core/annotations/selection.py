@@ -99,7 +99,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
 
 def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
-    """Count the present images with a human mask that counts."""
+    """Count the images that are present and have a human mask that counts."""
     manifest = read_manifest(workspace)
     if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
         return 0

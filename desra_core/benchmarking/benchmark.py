@@ -198,7 +198,7 @@ def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker
             hashes["labels"] = segmentation
         usable = [method for method in methods if hashes.keys() >= set(method.inputs)]
         inputs = {method: [hashes[role] for role in method.inputs] for method in usable}
-        # Not by content: two parts may hold the same pair with different masks.
+        # The id does not come from the content: two parts may hold the same pair with different masks.
         roles = {role: files.get(role) for role in ("mse_sr", "gan_sr", "lr", "labels")}
         image = ImageRef(fingerprint(example.part, example.name), 0, (example.title,), **roles)
         work.append((image, make_job(settings, example, files, inputs)))
@@ -238,8 +238,8 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
 def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: StageSettings) -> None:
     """Run the methods that are missing on an image and publish the result. Workers call this.
 
-    Raises `ImageError`: the image cannot be judged. A failure that would come again (no `TransientError`) is recorded
-    in the file, too.
+    Raises `ImageError`: the image cannot be judged. Errors other than `TransientError` would come again, and are
+    recorded in the file, too.
     """
     try:
         pair = _read_pair(image, job.missing, settings)
@@ -295,7 +295,7 @@ def _read_labels(image: ImageRef, gan_sr: Pixels, settings: StageSettings) -> tu
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Have OpenCV, and PyTorch if a method has loaded it, compute in this thread, whose time is measured."""
+    """Limit OpenCV, and PyTorch if a method has loaded it, to this thread: only its time is measured."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     torch = sys.modules.get("torch")

@@ -70,7 +70,7 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
             beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
-        skip: The folder of the results, in case it lies inside one of the others.
+        skip: The folder of the benchmark's results, which may lie inside one of the others. It is not searched.
 
     Raises:
         UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
@@ -184,7 +184,7 @@ def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: 
 
 
 def _aligned(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
-    """Rename the files of a folder without their common ending where more of them find a twin that way."""
+    """Drop the common ending of a folder's names where more of the files find a twin without the ending."""
     others = [own for role, own in files.items() if role != "gan_sr"]
 
     def best(own: dict[str, Path], gan_sr: dict[str, Path]) -> dict[str, Path]:
@@ -208,7 +208,7 @@ def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _named(masks: Mapping[str, CocoMask], gan_sr: Mapping[str, Path], coco: Path) -> dict[str, CocoMask]:
-    """Name the masks as the GAN results; folders that stand in only one of the two names are ignored."""
+    """Give each mask the name of its GAN result; folders that only one of the two names has are ignored."""
     names, named = ImageNames(gan_sr), dict[str, CocoMask]()
     for file_name, mask in masks.items():
         found = names.find(file_name) or [os.path.splitext(file_name.replace("\\", "/"))[0]]

@@ -19,7 +19,7 @@ KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flatte
 FULL_CONTRAST = 40.0
 
 _FADE = 4
-# At full strength a ramp of 2.5 grey levels per pixel, in which D sees no edge.
+# At full strength the tint grows by 2.5 grey levels per pixel: a ramp in which D sees no edge.
 _COLOUR_FADE = 16
 _HALO = 24
 # A larger gain would amplify rounding in flat areas in place of edges.
@@ -46,8 +46,8 @@ def inject(gan_sr: Pixels, kind: str, place: Mask, *, strength: float, rng: np.r
         place: ``(H, W)`` bool: the artifact's pixels. No other pixel changes.
         strength: Above 0, at most 1. The change has an RMS of ``40 * strength`` grey levels over the pixels and
             channels of the place, before it is clipped to the range of the dtype. Ringing stays weaker where the image
-            has no edges, a colour shift where colours leave no room. For flattening, the strength is the share of the
-            difference to the filtered image that is taken away.
+            has no edges, a colour shift where colours leave no room. Flattening instead moves each value by the share
+            ``strength`` of the way to the filtered image.
         rng: Makes the pattern; the same state gives the same artifact.
 
     Returns:
@@ -196,13 +196,13 @@ def _room(levels: Levels, tint: Levels) -> Levels:
     """Find the share of a tint, ``(h, w, 1)``, with which every colour within 7 px stays within 0..255."""
     limit = np.where(tint > 0, 255 - levels, levels) / np.maximum(np.abs(tint), 1e-9)
     share = np.minimum(1.0, limit.min(axis=2))
-    # The mean of minima over windows that all hold the pixel is at most the pixel's own share.
+    # Each averaged minimum is of a window that holds the pixel, so their mean is at most the pixel's own share.
     least = cv2.erode(share, np.ones((15, 15), np.uint8))
     return np.asarray(cv2.blur(least, (15, 15), borderType=cv2.BORDER_REPLICATE)[:, :, np.newaxis])
 
 
 def _painterly(levels: Levels) -> Levels:
-    """Apply Kuwahara's filter: the mean of that square which varies least, of four with a corner in the pixel."""
+    """Apply Kuwahara's filter: of the four squares with a corner in a pixel, take the mean of the least varying."""
     side = _PAINTERLY_RADIUS + 1
     best, least, grey = levels, np.full(levels.shape[:2], np.inf), luminance(levels)
     for anchor in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):

@@ -27,9 +27,9 @@ _EXCLUDED_MARGIN = 20
 _FRAME = 8
 # Share of injected pixels per sheet: most of a sheet stays as clean as it was.
 _SHARE = 0.2
-# Share of a sheet that artifacts can fill together with their gaps, because shapes are irregular.
+# Share of a sheet that artifacts and their gaps can fill: irregular shapes cannot be packed more densely.
 _PACKED = 0.5
-# Of the positions with room, the share that suits a kind best.
+# An artifact goes to one of the best positions for its kind: this share of all positions with room.
 _SUITABLE = 0.25
 _ROOM = np.ones((15, 15), np.uint8)
 _DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * math.ceil(_GAP / _CELL) + 3,) * 2)
@@ -73,15 +73,15 @@ def cases(
     """Draw the artifacts to inject into an image: each kind in each strength and size once, as far as there is room.
 
     Artifacts on one sheet are at least 40 px apart, and cover a fifth of the sheet on average at most. There are as
-    many sheets as that takes: some 8 MP for an image of any size, and at least one sheet. Ringing and flattening go
-    where the image has detail, a colour shift where its colours have room: to the quarter of the positions that suits
-    the kind best.
+    many sheets as the artifacts need: some 8 MP for an image of any size, and at least one sheet. Ringing and
+    flattening go where the image has detail, a colour shift where its colours have room: to the quarter of the
+    positions that suits the kind best.
 
     Args:
-        name, seed: Of the image; another name or seed draws other places and patterns.
+        name, seed: The name of the image, and a seed. Another name or seed draws other places and patterns.
         gan_sr: ``(H, W, 1 or 3)``. A gray image gets no colour shift.
-        strengths, sizes: In 0..1, and areas in pixels.
-        exclude: ``(H, W)`` bool, kept free together with 20 px around it.
+        strengths, sizes: Strengths in 0..1, and areas in pixels.
+        exclude: ``(H, W)`` bool, True at pixels that are kept free, as are 20 px around them.
 
     Returns:
         Cases by size, the largest first; none if nothing has room.

@@ -26,7 +26,7 @@ from desra_core.workspace.manifest import File
 # Raise it when a bit of a trial changes.
 TRIAL_VERSION = 2
 
-# Bounds of contrast over texture, between which the recall of artifacts that add something is given.
+# Bounds of contrast over texture. For each range between them, the recall of the kinds in `_ADDED` is given.
 RATIOS = (1.0, 2.0, 4.0)
 _ADDED = frozenset({"blotches", "checkerboard", "worms", "ringing"})
 
@@ -127,8 +127,8 @@ class Rate(NamedTuple):
 class GridPoint(NamedTuple):
     """A method at one threshold and minimal area.
 
-    ``rate`` leaves out artifacts at places that are marked without them, too. The false alarms are regions and pixels
-    of the ``clean_pixels``.
+    ``rate`` leaves out artifacts whose places are marked even without the artifact. ``false_regions`` and
+    ``false_pixels`` are counted among the ``clean_pixels``.
     """
 
     threshold: float
@@ -224,7 +224,7 @@ def _job(
     exclude = files.get("exclude")
     methods = [(method.key, method.points, method.thresholds, hashes) for method, hashes in inputs.items()]
     content = [files["mse_sr"].hash, files["gan_sr"].hash, exclude.hash if exclude else None]
-    # Where artifacts are injected depends on the name.
+    # The name is in the key because it determines the places of the artifacts.
     asked = (settings.min_area, settings.seed, STRENGTHS, SIZES, GRID, MIN_AREAS)
     key = fingerprint("trial", TRIAL_VERSION, example.name, content, methods, asked)
     return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), exclude, key)

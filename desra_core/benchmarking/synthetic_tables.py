@@ -19,7 +19,7 @@ STEM = "synthetic"
 # Shares of the clean pixels that may be marked, for the table of the recall at that price.
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
-# Bounds for the interval of a recall.
+# Bounds of a recall's interval, by which one of `_VERDICTS` is chosen.
 _UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
 _VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
 _PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
@@ -137,7 +137,7 @@ def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
 
 
 def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
-    """Trace the operating curve of each method, without points that mark more and find no more than another one.
+    """Trace the operating curve of each method; a point that marks more than another but finds no more is left out.
 
     A point is the share of the clean pixels that is marked, ascending, and the recall.
     """

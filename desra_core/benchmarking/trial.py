@@ -1,4 +1,4 @@
-"""A trial of one clean pair: inject artifacts, see which of them detectors find, and what they mark without any."""
+"""A trial of one clean pair: inject artifacts, see which artifacts detectors find, and count false alarms."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +99,7 @@ class Trial:
 class ScoreGrid:
     """Thresholds and minimal areas, each ascending, for images of ``(H, W)``, and the default of each.
 
-    The mask at the smallest minimal area holds the regions of all larger ones, so that a threshold costs one mask.
+    One mask per threshold is enough: that at the smallest minimal area holds the regions of all larger minimal areas.
     """
 
     shape: tuple[int, int]
@@ -160,8 +160,8 @@ def run_trial(
         name: The name of the image. Name and seed determine the artifacts.
         pair: The results, and the labels of the clean GAN result.
         detectors: By method. A detector that needs a lacking input or a larger image is left out. Nothing is injected
-            near the regions that the first of the others marks in the clean pair, at its own threshold and the smallest
-            minimal area.
+            near the regions that the first usable detector marks in the clean pair, at its own threshold and the
+            smallest minimal area.
         design: Each detector's own threshold and ``min_area`` are added to the grid.
         exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
 

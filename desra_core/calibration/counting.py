@@ -154,7 +154,7 @@ class Counting:
 
     @property
     def human_masks(self) -> int:
-        """The number of images that have a human mask, whose pixels are not counted."""
+        """The number of images with a human mask; the pixels that the human mask marks are not counted."""
         return len(self._human.keys() & set(self._rows["id"].to_pylist()))
 
     def suspect(self) -> tuple[int, int]:
@@ -253,7 +253,7 @@ def histogram_key(target: Target) -> str:
 
 
 def corpus_of(calibrating: Calibrating) -> CorpusSettings:
-    """Derive the run that comes before a calibration: the latest run with the given changes, which keeps all maps.
+    """Derive the settings of the run before a calibration: the latest run's with the given changes, keeping all maps.
 
     Raises:
         UsageError: No pairs or no labels are known, only one folder is given, or the workspace belongs to another kind

@@ -74,8 +74,8 @@ def merged(tables: Iterable[pa.Table]) -> ClassHistogram:
 def count_image(similarity: Similarity, labels: Labels, exclude: Mask | None = None) -> ClassHistogram:
     """Count the pixels of an image.
 
-    ``floor(10000 * D)`` in float64 is exact for every float32 D, and so is ``floor(20 * D)`` of the published rule,
-    which is a 500th of it, rounded down.
+    ``floor(10000 * D)`` in float64 is exact for every float32 D. Divided by 500 and rounded down, it is exactly the
+    ``floor(20 * D)`` of the published rule.
 
     Args:
         similarity: ``(h, w)`` float32, D in 0..1.
@@ -125,7 +125,7 @@ def quantile_weights(histogram: ClassHistogram, percentile: float = PERCENTILE) 
 def false_alarm_threshold(
     histogram: ClassHistogram, weights: npt.NDArray[np.float64], rate: float = RATE
 ) -> float | None:
-    """Find the highest threshold that at most a share of artifact-free pixels falls below, before any morphology.
+    """Find the highest threshold with at most a given share of artifact-free pixels below it, before any morphology.
 
     Args:
         histogram: Over artifact-free pairs.
@@ -133,9 +133,9 @@ def false_alarm_threshold(
         rate: The share of all pixels, 0..1, whose adjusted similarity ``clip(w_k D, 0, 1)`` may be below.
 
     Returns:
-        The threshold, 0..1, rounded down to four decimals, and at most a bin's width times the weight below the exact
-        threshold: a bin counts as below as soon as its lower edge is. None without pixels, or where no threshold above
-        0 exists.
+        The threshold, 0..1, rounded down to four decimals. A bin counts as below as soon as its lower edge is, so the
+        result is below the exact threshold by at most a bin's width times the weight, before rounding. None without
+        pixels, or where no threshold above 0 exists.
     """
     if not histogram.pixels.any():
         return None

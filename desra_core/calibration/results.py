@@ -181,7 +181,7 @@ def to_csv(rows: Sequence[ClassWeight]) -> bytes:
 def _by_rule(
     histogram: ClassHistogram, rule: Rule, percentile: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Intervals and weights; the interval is -1 where the weight does not follow from one."""
+    """Derive intervals and weights; the interval is -1 where the weight does not follow from one."""
     if rule == "quantile":
         return np.full(len(histogram.counts), -1), quantile_weights(histogram, percentile)
     intervals = published_intervals(histogram, percentile)
@@ -219,6 +219,6 @@ def _origin(
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:
-    # Numbers and printable texts look in TOML as JSON writes them.
+    # TOML spells numbers and printable texts as JSON does.
     values = {name: printable(value) if isinstance(value, str) else value for name, value in table.items()}
     return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None]

@@ -72,15 +72,15 @@ def weighted_scores(
     classes: Labels | None,
     weights: npt.NDArray[np.float64] | None,
 ) -> npt.NDArray[np.floating[Any]]:
-    """Weight minus the similarity by class (Eq. 9): ``-clip(w_k D, 0, 1)``.
+    """Apply class weights to scores (Eq. 9): ``-D`` becomes ``-clip(w_k D, 0, 1)``.
 
     Args:
         scores: ``-D``, floats of any shape.
-        classes: The ADE20K class of each, uint8.
+        classes: The ADE20K class of each score, uint8.
         weights: ``(150,)``, ``w_k`` by class.
 
     Returns:
-        Float64; without classes or weights the scores as they are.
+        Float64 of the same shape; without classes or weights, the scores as they are.
     """
     if classes is None or weights is None:
         return scores
@@ -119,7 +119,7 @@ def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the classes of a file of desra calibrate, under the names of the table's columns."""
+    """Yield the classes of a file of desra calibrate, each under the column names of the CSV file."""
     try:
         document = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -155,7 +155,7 @@ def _parse(row: dict[str, Any], where: str) -> tuple[int, float]:
 
 
 def _number(value: Any, *kinds: type) -> Any:
-    """Read a number: a text in CSV, in TOML a value of just one of these kinds (``true`` is an int for Python)."""
+    """Read a number: any text of a CSV file; of a TOML file only a value of one of these types, so no ``true``."""
     if not isinstance(value, str) and type(value) not in kinds:
         raise TypeError(value)
     return kinds[-1](value)

@@ -1,6 +1,6 @@
 """From a score map to an artifact mask: threshold, morphology, holes, area filter (Section 3.3 of the paper).
 
-Everything runs on the valid map; pixels outside it do not exist. Only at the end the mask is padded to the image.
+All steps run on the valid map alone, as if it were the whole image. At the end the mask is padded to the image's size.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def artifact_mask(
         min_area: Components of at most this many pixels are dropped.
         labels: ``(H, W)`` uint8 ADE20K class of each pixel. Without labels every weight is 1.
         weights: ``(150,)`` float64, ``w_k`` by class.
-        frame: Width of the border in which the similarity is undefined, in pixels. By default the frame of a
-            `SimilarityMap`, else the frame by the size of the labels, else that of the usual window.
+        frame: Width in pixels of the border in which the similarity is undefined. By default the frame of a
+            `SimilarityMap`, else that by which the labels are larger, else 5, the frame of the usual window.
 
     Returns:
         ``(H, W)`` bool. The frame is never marked. Each step is monotone: the mask never grows when ``threshold`` falls
@@ -125,7 +125,7 @@ def score_mask(
 
 
 def valid(image: npt.NDArray[Any], frame: int) -> npt.NDArray[Any]:
-    """Cut the frame of a given width off an ``(H, W)`` image: the pixels that have a score."""
+    """Cut a frame of a given width off an ``(H, W)`` image; the pixels that have a score remain."""
     return image[frame : image.shape[0] - frame, frame : image.shape[1] - frame]
 
 
@@ -156,7 +156,7 @@ def _filled(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _area_filtered(binary: npt.NDArray[Any], min_area: int) -> Mask:
-    """Drop 8-connected components of at most so many pixels."""
+    """Drop the 8-connected components of at most ``min_area`` pixels."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
     kept = stats[:, cv2.CC_STAT_AREA] > min_area
     kept[0] = False

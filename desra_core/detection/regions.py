@@ -44,8 +44,8 @@ class Components:
     def __init__(self, mask: Mask) -> None:
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         self.numbers = np.asarray(numbers, np.int32)
-        # OpenCV's own order depends on how it scans, and may depend on its threads. Go upwards and backwards, because
-        # the last of several assignments counts, which is then that of the first pixel.
+        # OpenCV's own order depends on how it scans, and may depend on its threads. The pixels are assigned from the
+        # last to the first: of several assignments to a component the last counts, which is that of its first pixel.
         first = np.zeros(count, np.int64)
         for rows in reversed(list(row_strips(mask.shape))):
             where = np.flatnonzero(mask[rows])[::-1]
@@ -94,7 +94,7 @@ class Components:
         return np.asarray(self.numbers[y : y + height, x : x + width] == index + 1)
 
     def dominant_classes(self, labels: Labels | None) -> list[int | None]:
-        """Find each component's most frequent class by the ``(H, W)`` labels; of equal ones the lower index."""
+        """Find each component's most frequent class by the ``(H, W)`` labels; at equal counts, the lower index."""
         if labels is None:
             return [None] * len(self)
         pixels: dict[int, int] = {}
@@ -125,7 +125,7 @@ def find_regions(
     weights: npt.NDArray[np.float64] | None = None,
     severity: Severity = missing_similarity,
 ) -> list[Region]:
-    """Measure the regions of a mask as records hold them, from top to bottom, with similarity instead of scores.
+    """Measure the regions of a mask as records hold them, from top to bottom; means are of similarity, not scores.
 
     Args:
         mask: ``(H, W)`` bool.

@@ -20,7 +20,7 @@ from desra_core.images.tiling import grid
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 SIGMA = 1.5
-# The 11 rows from which a row of a tile is filtered fit into a 1 MiB L2 cache; smaller tiles have more halo.
+# The 11 rows that one filtered row of a tile needs fit into a 1 MiB L2 cache; smaller tiles have more halo.
 TILE = 256
 
 _EPSILON = 1e-8

@@ -63,8 +63,8 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
     Ids may be numbers or text, sizes 384 or 384.0, and an annotation may name its category in place of the id.
 
     Args:
-        path: JSON, see `decode_json`. Segmentations are polygons or run-length encodings, compressed or not. In place
-            of a missing or empty one, the box counts, turned by CVAT's attribute ``rotation`` (degrees).
+        path: JSON, see `decode_json`. Segmentations are polygons or run-length encodings, compressed or not. Without
+            a segmentation, or with an empty one, the box counts, turned by CVAT's attribute ``rotation`` (degrees).
         category: Only annotations of this category count; by default those of `CATEGORY`, or all if the file has no
             category of that name.
 
@@ -222,7 +222,7 @@ def _draw(annotation: dict[str, Any], image: _Image, where: str) -> None:
 
 
 def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
-    """Add polygons, or the box without them; raises `ValueError`, or any error of Python for values of other types."""
+    """Add polygons, or else the box; raises `ValueError`, or any error of Python for values of other types."""
     from pycocotools import mask as coco
 
     drawn, kind = [outline for outline in annotation.get("segmentation") or () if outline], "polygon"
@@ -233,7 +233,7 @@ def _draw_outlines(annotation: dict[str, Any], image: _Image) -> None:
         image.left_out += ["outline of fewer than three points"] * (len(drawn) - len(outlines))
     else:
         outlines, kind = _outline_of_box(annotation)
-    # pycocotools would not stop to draw edges to points that are far away.
+    # pycocotools would draw edges to points that are far away without end.
     far = 4 * (image.height + image.width)
     if any(len(outline) % 2 or not (np.abs(outline) < far).all() for outline in outlines):
         raise ValueError("an outline is not of pairs of numbers near the image")
@@ -262,7 +262,7 @@ def _outline_of_box(annotation: dict[str, Any]) -> tuple[list[list[float]], str]
 
 
 def _run_lengths_of(segmentation: dict[str, Any], height: int, width: int) -> Any:
-    """Compress a run-length encoding, after checks that pycocotools lacks: pixels behind the last run are undefined."""
+    """Compress a run-length encoding, after checks that pycocotools lacks: pixels after the runs would be undefined."""
     from pycocotools import mask as coco
 
     size, counts = [whole_number(side) for side in segmentation["size"]], segmentation["counts"]

@@ -111,10 +111,10 @@ def evaluate_masks(
     Args:
         pairing: The masks.
         sizes: The size of masks that are as large as their ground truth, where no other file shows the image's size:
-            the image's, or that of its valid region. ``auto`` takes the image's, unless one of these masks marks
-            something in the outermost 5 px, where DeSRA marks nothing.
+            ``image``, the image's own, or ``valid``, that of its valid region. ``auto`` takes ``image``, unless one of
+            these masks marks something in the outermost 5 px, where DeSRA marks nothing.
         severity: Severity labels.
-        on_judged: Called with the number of images judged and to be judged.
+        on_judged: Called with the number of images judged so far, and of all images.
 
     Raises:
         UsageError: No image could be judged (with the message of the first failure, if there are any), or the severity
@@ -155,7 +155,7 @@ def evaluate_masks(
 
 
 def all_failed(failures: Sequence[ImageError]) -> UsageError:
-    """Make one error of the failures of all files: the first failure, and the number of the others."""
+    """Combine the failures of all files into one error: the first failure, and the number of the others."""
     subject, reason, remedy = failures[0].failure
     others = len(failures) - 1
     more = f" ({counted(others, 'more file')} {'fails' if others == 1 else 'fail'})" if others else ""
@@ -241,7 +241,7 @@ def image_rows(evaluation: Evaluation) -> list[Row]:
 
 
 def class_rows(evaluation: Evaluation) -> list[Row]:
-    """Make a row per class of a marked pixel; pixels count by their own class, regions by their dominant one."""
+    """Make a row per class that has a marked pixel; pixels count by their own class, regions by their dominant one."""
     return [
         {"class": index, "name": class_names()[index]}
         | _measures(agreement)

@@ -126,7 +126,7 @@ def _thresholded(pixels: Pixels, path: Path) -> Mask:
 
 
 def _any_channel(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Like ``flags.any(axis=2)``, several times faster."""
+    """Compute ``flags.any(axis=2)``, several times faster."""
     found = flags[:, :, 0].copy()
     for channel in range(1, flags.shape[2]):
         found |= flags[:, :, channel]

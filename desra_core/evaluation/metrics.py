@@ -164,7 +164,7 @@ def mean_iou(agreements: Iterable[Agreement], *, empty: float | None = None) -> 
     """
     values = [empty if agreement.iou is None else agreement.iou for agreement in agreements]
     defined = [value for value in values if value is not None]
-    # Added one by one, as the published script does: sum() rounds otherwise from Python 3.12 on.
+    # Added one by one, as the published script does: sum() rounds differently from Python 3.12 on.
     return reduce(add, defined) / len(defined) if defined else None
 
 
@@ -204,7 +204,7 @@ def bootstrap_intervals(
     Args:
         agreements: One per image.
         resamples: The number of resamples.
-        confidence: The share of them between the bounds, in 0..1.
+        confidence: The share of the resamples between the bounds, in 0..1.
         seed: Equal seeds give equal bounds.
 
     Returns:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# The smallest side of which AlexNet's two poolings leave something.
+# The smallest side, in pixels, that AlexNet's two poolings do not reduce to nothing.
 _LEAST = 31
 # Larger images are measured by windows of this side: the features of a pair take about 200 bytes per pixel.
 _WINDOW = 1024
@@ -30,8 +30,8 @@ _REMEDY = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 def load_lpips(path: Path) -> nn.Module:
     """Build LPIPS (version 0.1, AlexNet) on the CPU.
 
-    ``path`` is the state dict of torchvision's AlexNet, as torch or safetensors saves it; its classifier is not read,
-    and it cannot run code. Raises `UsageError` where the file cannot be used.
+    ``path`` is the state dict of torchvision's AlexNet, as torch or safetensors saves it. The classifier in the file is
+    not read, and no code in the file can run. Raises `UsageError` where the file cannot be used.
     """
     third_party.mend_torchvision()
     from desra_core.networks.checkpoints import read_weights

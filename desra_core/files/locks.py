@@ -18,7 +18,7 @@ def locked(
     """Hold the lock of a file (``flock``), unless another process holds it.
 
     Args:
-        path: The file; it is made where it is missing, its folder is not.
+        path: The file. A missing file is made, a missing folder is not.
         note: Written into the file as JSON for as long as the lock is held; None leaves the content as it is.
         read_only: Lock a file that exists and that this user may not write. Network file systems refuse such locks.
 

@@ -56,7 +56,7 @@ class Comparison:
         return [(image, names) for image, names in lacking if names]
 
     def work(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
-        """List what is missing by groups of candidates, each small enough for a worker to keep the group's networks.
+        """List the missing judgements by groups of candidates; a worker can keep all networks of one group in memory.
 
         With larger groups, a worker would load each network again for every image.
         """
@@ -215,7 +215,7 @@ def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[s
         for kind, weights in kinds.items():
             path = folder / f"{content}-{kind}.pth"
             if not path.exists():
-                # Under both names, because tools differ in the name that they prefer.
+                # The weights get both names, because tools differ in the name that they read.
                 save_torch(path, {"params": weights, "params_ema": weights})
             name = f"{stem} {kind}" if len(kinds) > 1 else stem
             found.append(Candidate(name, path, judge_key(path.stem), file, kind))
@@ -270,7 +270,7 @@ def judge_settings(
 
 
 def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> list[dict[str, Any]]:
-    """List the worst regions before, each with the paths of its crops below the gate's folder."""
+    """List the worst regions before finetuning, each with the paths of its crops below the gate's folder."""
     control = comparison.candidates[-1]
     keys = {"lr": control.key, "mse_sr": control.key, "before": control.key, "after": best.key}
     found: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The criteria of the gate: judgements are added up to scores, and scores compared with the gate's limits.
+"""The criteria of the gate: add up judgements to scores, and compare the scores with the gate's limits.
 
 The verdict is stored with its models, images and pictures in ``gate/verdict.json`` of the workspace.
 """
@@ -219,9 +219,9 @@ class VerdictDocument(BaseModel):
 def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     """Compare candidates with the gate's limits, and choose the best candidate.
 
-    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; ties are
-    decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
-    max_detail_loss)``: the last region is not worth the texture of all photos. The verdict is undecided where the best
+    A candidate passes when it meets all three criteria of `unmet`. The best candidate fails to meet the fewest; ties
+    are decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
+    max_detail_loss)``, so that a candidate cannot win by blurring all photos. The verdict is undecided where the best
     candidate misses no criterion, but no judged image can show one of them.
     """
     found = [unmet(candidate, control, gate) for candidate in scores]
@@ -252,8 +252,8 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
 def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Find the criteria that a candidate misses, and those that no judged image can show.
 
-    The share ``gate.min_removal`` of the artifact regions must be gone. No more images may gain a region than by the
-    noise of the control. Clean images may lose the share ``gate.max_detail_loss`` of their sharpness.
+    At least the share ``gate.min_removal`` of the artifact regions must be gone. No more images may gain a region than
+    with the control. Clean images may lose at most the share ``gate.max_detail_loss`` of their sharpness.
 
     Returns:
         A sentence for each criterion that is missed, and for each that cannot be shown.

@@ -77,7 +77,7 @@ def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) ->
 
 
 def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
-    """Find the discriminator that a model was trained with: given with a given model, saved beside a finetuned one."""
+    """Find the discriminator of a model: the given one for the given model, else the one saved beside the model."""
     if given.gan_model and content_key(model) == content_key(given.gan_model):
         return given.discriminator
     source = (read_json(model.with_name("model.json")) or {}).get("source", "")

@@ -3,9 +3,9 @@
 Each candidate is compared with the old model's result. A candidate is a finetuned model, or the control: the old
 model's result with noise of 2 grey levels, which shows how many regions the measure itself adds.
 
-A region before is *gone* when less than half of its pixels lie in the mask after; a region after was *added* when less
-than half of its pixels lie in the mask before. That other mask is taken at a quarter of the minimal area: otherwise
-noise of 2 grey levels would delete and add regions next to the minimal area or the threshold.
+A region of the old model's mask is *gone* when less than half of its pixels lie in the candidate's mask. A region of
+the candidate's mask was *added* when less than half of its pixels lie in the old model's mask. The other mask is taken
+at a quarter of the minimal area: else noise would delete and add regions next to the minimal area or the threshold.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Artifacts(NamedTuple):
 
 
 def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace, settings: JudgeSettings) -> None:
-    """Judge those candidates on an image whose names are missing, and publish each judgement (raises `ImageError`)."""
+    """Judge the candidates that ``missing`` names on an image, and publish each judgement (raises `ImageError`)."""
     results = ResultsOfPhoto(image, workspace, settings)
     try:
         before = results.detect(results.before)
@@ -146,7 +146,7 @@ def _labels_hash(image: ImageRef) -> str | None:
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:
-    """List the regions before that the report shows, the most severe first, without those of a severity below 0."""
+    """List the old model's regions that the report shows, the most severe first, without severities below 0."""
     severe = [region for region in judgement.regions if region.severity >= 0]
     return sorted(severe, key=lambda region: -region.severity)[:_PICTURED_REGIONS]
 
@@ -154,7 +154,7 @@ def worst_regions(judgement: Judgement) -> list[OldRegion]:
 def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
-    """Cut the worst regions out of pictures of the results' ``shape`` or the LR photo's; yields kind, rank and WebP."""
+    """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
     from desra_core.images.crops import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):

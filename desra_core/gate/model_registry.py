@@ -11,8 +11,8 @@
     WS/models/current   a link to the current entry
 
 An entry never changes and is never deleted, so the path of a model stays valid. Model and history are switched
-together, by renaming the link. A promotion that was killed before leaves an entry that is in no history; the next
-promotion takes the next number.
+together, by renaming the link. A promotion that was killed before the renaming leaves an entry that is in no history;
+the next promotion takes the next number.
 """
 
 import contextlib
@@ -203,7 +203,7 @@ def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 link.unlink()
-    with contextlib.suppress(OSError):  # the switch is done: after an error people would roll back twice
+    with contextlib.suppress(OSError):  # the switch is done: an error would make people repeat the switch
         _sync(models)
     return models / names[-1]
 

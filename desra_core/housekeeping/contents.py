@@ -152,7 +152,7 @@ def images_contents(workspace: Workspace) -> Iterator[Item]:
 
 
 def _named(workspace: Workspace, kind: str, folder: Path, suffix: str, above: str = "") -> Iterator[Item]:
-    """The files of images in a folder and below, whose paths are the images' names with a suffix."""
+    """List the files of images in a folder and below, whose paths are the images' names with a suffix."""
     inside = list(own_entries(folder))
     if above and not inside:
         yield item(workspace, folder, EMPTY)
@@ -167,7 +167,7 @@ def _named(workspace: Workspace, kind: str, folder: Path, suffix: str, above: st
 
 
 def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
-    """The arrays of the images in one folder of maps/, and the file that makes a zarr group, which has no part."""
+    """List the arrays of the images in a folder of maps/, and the files of zarr groups, which have no ``part``."""
     if not outer.is_dir(follow_symlinks=False):
         yield item(workspace, outer.path, UNKNOWN)
         return
@@ -191,5 +191,5 @@ def _maps(workspace: Workspace, outer: os.DirEntry[str]) -> Iterator[Item]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a plain file whose name is text."""
+    """Check whether an entry is a plain file whose name is text."""
     return entry.is_file(follow_symlinks=False) and is_text(entry.name)

@@ -51,7 +51,7 @@ class Garbage(NamedTuple):
         table: Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
         manifest: The manifest without the images that go.
         target: The keys of the latest run.
-        stale: The records that go: columns ``id`` and ``shard``, in whose table they are.
+        stale: The records that go: columns ``id``, and ``shard``, the shard whose table has the record.
         unmapped, unlabelled: Ids of images whose maps or labels go, while the images themselves stay.
     """
 
@@ -102,7 +102,7 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
 
 
 def _reasons(held: pa.Table, unkept: pa.Array, manifest: pa.Table, staying: pa.Table) -> pa.Array:
-    """Why each item may go; null for items that stay."""
+    """Explain why each item may go; null for items that stay."""
     kinds, owners = held["kind"].combine_chunks(), held["owner"].combine_chunks()
     of_maps = pc.equal(kinds, "maps")
 
@@ -123,7 +123,7 @@ def _reasons(held: pa.Table, unkept: pa.Array, manifest: pa.Table, staying: pa.T
 def _unkept(
     held: pa.Table, workspace: Workspace, settings: CorpusSettings, target: Target, manifest: pa.Table
 ) -> pa.Array:
-    """Why the settings of the latest run do not keep an array; null where they do, or the image is not done."""
+    """Explain why the latest run's settings do not keep an array; null where they do, or the image is not done."""
     rows = manifest.filter(manifest["present"]).slice(0, settings.limit)
     on_disk = held_by(workspace, rows, target.gan_sr_key)
     work = assess(rows, read_records(workspace, COLUMNS), target, on_disk)
@@ -175,7 +175,7 @@ def _stale_records(workspace: Workspace, manifest: pa.Table) -> pa.Table:
 
 
 def _rewritten(workspace: Workspace, found: Garbage) -> Iterator[tuple[int, pa.Table]]:
-    """Give each shard whose table changes, with its new table: without the records, maps and labels that go."""
+    """Yield each shard whose table changes, with its new table: without the records, maps and labels that go."""
     for shard in finished_shards(workspace):
         path = workspace.shard_records(shard)
         gone = found.stale.filter(pc.equal(found.stale["shard"], shard))["id"].combine_chunks()

@@ -1,9 +1,9 @@
 """Find finetune folders and gate records that gc may delete.
 
-Kept whole are the latest finetune, and unfinished ones of the current model. Kept without training images and state are
-those that a document names: the settings of the latest run, the latest verdict, the record of a promoted model, or
-run.json of a finetune that stays. So after a rollback, the finetune of that model is found ended and judged. The others
-are deleted whole: a partly deleted finetune would look like a run in progress.
+The latest finetune and unfinished finetunes of the current model stay whole. A finetune that a document names stays
+without its training images and state. Such documents are the settings of the latest run, the latest verdict, the record
+of a promoted model, and run.json of a finetune that stays. So after a rollback, the finetune of the restored model is
+found ended and judged. All others are deleted whole: a partly deleted finetune would look like a run in progress.
 
 Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
 """
@@ -110,8 +110,8 @@ def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item
 def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     """Read the notes of the gate on its comparisons, by file name, and name the latest ones.
 
-    The latest are the note of the latest verdict and notes without a verdict yet. No notes are returned, so that the
-    gate is left alone, where a note is damaged or, as in earlier versions, the note of the verdict is missing.
+    The latest are the note of the latest verdict and notes without a verdict yet. Where a note is damaged, or that of
+    the verdict is missing (earlier versions wrote none), no notes are returned: then the gate is left alone.
     """
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
@@ -131,7 +131,7 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
 
 
 def _stays_whole(run: RunFolder, model: str | None) -> bool:
-    """Whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
+    """Check whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
     if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
         return True
     document = read_json(run.document)
@@ -141,14 +141,14 @@ def _stays_whole(run: RunFolder, model: str | None) -> bool:
 
 
 def _has_ended(run: RunFolder) -> bool:
-    """Whether a finetune has done what it was last asked to do."""
+    """Check whether a finetune has done what it was last asked to do."""
     training = (read_json(run.document) or {}).get("training", {})
     asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
     return run.reached(asked, training.get("patience", 1))
 
 
 def _is_running(run: RunFolder) -> bool:
-    """Whether a process holds the folder of a finetune; a worker does so even where its driver has died."""
+    """Check whether a process holds the folder of a finetune, as a worker does even where its driver has died."""
     try:
         return holder(run.root / "lock") is not None
     except OSError:
@@ -156,7 +156,7 @@ def _is_running(run: RunFolder) -> bool:
 
 
 def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
-    """The key of the model that the next finetune starts from; None where it cannot be known."""
+    """Find the key of the model that the next finetune starts from; None where it cannot be known."""
     if past := history(workspace):
         return str(past[-1]["model"])
     given: Path | None = getattr(settings, "gan_model", None)
@@ -166,7 +166,7 @@ def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
 
 
 def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """List the entries of a finetune's folder and of its models, and whether a finetune makes an entry of that name."""
+    """List the entries of a finetune's folder and of its models, and whether a finetune makes entries so named."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
     for entry in own_entries(run.root / "models"):

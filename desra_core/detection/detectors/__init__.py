@@ -5,7 +5,7 @@ detector is such a module and its line in `METHODS`. `load_detector` and `detect
 `score_pair` calls it, and `applied` gives the `AppliedDetector` by which runs use it.
 
 Scores are larger where a pixel is worse. A workspace stores minus the score, because DeSRA's similarity came first: in
-the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Minus a float is exact.
+the arrays called similarity, in the mean similarity of regions and in recorded thresholds. Negation is exact.
 """
 
 import importlib.util
@@ -137,7 +137,7 @@ class AppliedDetector:
         weighs_classes: Whether class weights (Eq. 9) apply to its scores.
         usual_threshold: The default threshold, as people give it; None for that of the `Detector`.
         highest: The largest possible value, as people read values.
-        limit: All scores lie below this. (A lost chunk of a map is read as zeros, which no score of DeSRA is.)
+        limit: All scores lie below this. (A lost chunk of a map reads as zeros; no score of DeSRA is 0.)
         word, worse: The name of a value for people, and the side of the threshold on which artifacts lie.
     """
 
@@ -226,7 +226,7 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
         threshold: As people give it; by default the detector's own.
 
     Raises:
-        UsageError: The threshold is that of a detector which cannot be loaded.
+        UsageError: No threshold is given, and the detector, whose own is needed, cannot be loaded.
     """
     module = import_module(f"{__name__}.{name}") if name in METHODS else None
     kind: type[AppliedDetector] = getattr(module, "applied_class", AppliedDetector)

@@ -15,10 +15,10 @@ from desra_core.images.codec import Labels, Pixels
 
 @dataclass(frozen=True)
 class Desra:
-    """Scores ``1 - clip(w_k D, 0, 1)``: in 0..1, because benchmarks multiply the threshold.
+    """Scores ``1 - clip(w_k D, 0, 1)``: not negative, because benchmarks multiply the threshold.
 
     For thresholds T of the similarity of 0.5 and above, exactly the pixels whose adjusted similarity is below T have a
-    score above 1 - T. In runs scores are ``-D``, which is exact for every T.
+    score above 1 - T. In runs scores are ``-D``, so that the comparison is exact for every T.
 
     Args:
         weights: ``(150,)`` float64, ``w_k`` by class, which need labels; without weights every weight is 1.

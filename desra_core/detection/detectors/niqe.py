@@ -21,9 +21,9 @@ _BLOCK = 96
 class NIQE:
     """The distance of a block's statistics to those of natural images, which basicsr ships.
 
-    Features, statistics and blocks of 96x96 px are those of basicsr's ``calculate_niqe``. It computes one distance for
-    all blocks together; here each block has its own, by the covariance of natural images alone. The last blocks of a
-    row and of a column end at the border; of them, the pixels that no other block covers are scored.
+    Features, statistics and blocks of 96x96 px are those of basicsr's ``calculate_niqe``, which computes one distance
+    for all blocks together. Here each block has its own distance, by the covariance of natural images alone. The last
+    block of a row or column ends at the border; where it overlaps an earlier block, the earlier block's score stays.
     """
 
     # No threshold is published. On the pairs of docs/benchmarks.md this one marks as much as DeSRA does at weight 1.
@@ -66,7 +66,7 @@ def block_features(gan_sr: Pixels) -> list[tuple[tuple[int, int], npt.NDArray[np
 
 
 def _normalised(image: npt.NDArray[Any], niqe: Any, window: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Free luminance of its local mean and contrast (Eq. 1 of the NIQE paper)."""
+    """Subtract the local mean from luminance, and divide by the local contrast (Eq. 1 of the NIQE paper)."""
     mean = niqe.convolve(image, window, mode="nearest")
     deviation = niqe.convolve(np.square(image), window, mode="nearest")
     deviation -= np.square(mean)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from desra_core.errors import TransientError
-from tasks.artifacts import line_of, problem_of, ranges
+from tasks.run_end import line_of, problem_of, ranges
 
 FULL = TransientError("/ws/masks", "the disk is full", "free some space")
 
