@@ -36,4 +36,4 @@ def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Bench
             run_detectors(planned, machine)
         published = publish_tables(planned)
     line = f"{counted(published.judged, 'image')} judged"
-    return Benchmarked(in_one_line=line, task_runs=1 + missing, published=published)
+    return Benchmarked(in_one_line=line, task_runs=1 + missing, lacking=bool(published.failures), published=published)

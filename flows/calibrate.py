@@ -41,14 +41,14 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     with workspace.locked():
         found = flow(corpus, machine, rescan)
         counting = plan_counting(corpus, Exclusion(calibrating.exclude))
-        missing = counting.missing()
+        missing, failures = counting.missing(), 0
         if missing:
             with (
                 open_dask(machine, folder=workspace.root, most_pixels=counting.most_pixels) as dask,
                 RunProgress("count", sum(missing.values()), 1) as progress,
             ):
                 for number in missing:
-                    count_shard(number, counting, dask, progress)
+                    failures += count_shard(number, counting, dask, progress)
         calibrated = derive_calibration(calibrating, corpus, counting)
         publish_weights(calibrated, calibrating.output)
     classes = counted(sum(row.state == "calibrated" for row in calibrated.rows), "class", "classes")
@@ -56,7 +56,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     return Calibrated(
         in_one_line=f"{classes} calibrated from {images}; {found.in_one_line}",
         task_runs=len(missing) + 1,
-        lacking=found.lacking,
+        lacking=found.lacking or failures > 0,
         problem=found.problem,
         found=found,
         weights=calibrated,

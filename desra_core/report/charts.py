@@ -143,8 +143,8 @@ def distributions(
 ) -> Figure:
     """Draw a histogram for each name, one below the other on one axis, like figure 10 of the DeSRA paper.
 
-    Each histogram shows shares, so that those of many and of few values can be compared. The highest bin is as high as
-    the row, and the share in that bin is written beside it.
+    Histograms show shares, so that those of many and of few values can be compared. The highest bin is as high as the
+    row, and the share in that bin is written beside it.
 
     Args:
         histograms: Counts per bin, by name; a histogram without any count has an empty row.

@@ -83,7 +83,7 @@ def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[s
     shown: set[str] = set()
     for kind, badness in kinds.items():
         left = [image for image in images if badness(image) > 0 and image.pair.name not in shown]
-        # Of images without any overlap, the one with the most pixels in either mask is the worst.
+        # A tie, as between images without any overlap, is decided by the pixels in either mask.
         chosen[kind] = sorted(left, key=lambda image: (-badness(image), -image.agreement.union))[:count]
         shown |= {image.pair.name for image in chosen[kind]}
     return {kind: found for kind, found in chosen.items() if found}

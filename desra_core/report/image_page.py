@@ -93,7 +93,7 @@ def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> I
 def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
     """List all score maps, DeSRA's first, that of a user's own detector last.
 
-    The threshold is the detector's default, and for ``measure``, the detector of the run, the threshold of the run.
+    Each map has the default threshold of its detector. Only ``measure``, the detector of the run, has that of the run.
     """
     kinds = []
     for method in dict.fromkeys([*METHODS, measure.name]):

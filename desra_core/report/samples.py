@@ -26,7 +26,7 @@ BINS = 50
 # The mark of a class has this share of the class's pixels on its good side, as in the published class weights.
 SHARE = 0.85
 
-_TRIED = 3 * IMAGES
+_TRIED = 3 * IMAGES  # because some images may be unreadable
 _CLASSES = 12
 # Tiles of an image that are read: the side is that of the chunks of a stored map, and all are 4 MP at most.
 _TILE, _TILES = 512, 16
