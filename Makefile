@@ -18,8 +18,8 @@ PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(RUN) -m pip install --no-input --progress-bar off -e ".[dev]"
 
-# Processes that run tests: one more than there are cores, for now and then each waits for a server.
-WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Processes that run tests.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 # The parts of pip's output that tell how far a long installation is.
 PROGRESS := ^ *(Downloading|Using cached) .*\([0-9]{2,}\.[0-9] MB\)|^ *Building wheel for .*started|^Installing collected packages
@@ -35,10 +35,10 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 demo: $(STAMP)  ## mine photos with a small model pair, finetune it; look at demo/workspace/report.html
 	@$(RUN) -m deployments.demo --output demo
 
-test: $(STAMP)  ## run the tests, those that are marked slow left out; about six minutes on two cores
+test: $(STAMP)  ## run the tests, those that are marked slow left out; about ten minutes on two cores
 	$(RUN) -m pytest -n $(WORKERS)
 
-test-all: $(STAMP)  ## run all tests; about half an hour on two cores
+test-all: $(STAMP)  ## run all tests; about three quarters of an hour on two cores
 	$(RUN) -m pytest -n $(WORKERS) -m "slow or not slow" --timeout 1800
 
 lint: $(STAMP)  ## check rules and format (ruff), types (mypy), spelling (codespell) and sizes of files

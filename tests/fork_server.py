@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PATIENCE = 250
+PATIENCE = 1200
 
 
 class ForkServer:

@@ -22,7 +22,7 @@ from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 
 DEAD = "127.0.0.1:9"
-PATIENCE = 240
+PATIENCE = 600
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
