@@ -63,7 +63,8 @@ class TiffPicture(Picture):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
         try:
-            self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
+            with np.errstate(over="ignore"):  # of samples per pixel, in damaged files
+                self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
             self.further_pages = len(further)
             self.size = int(self._page.imagelength), int(self._page.imagewidth)
             orientation = self._page.tags.valueof(274)
