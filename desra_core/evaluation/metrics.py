@@ -15,13 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
 from desra_core.detection.regions import Components, Flags
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, SIZES, MaskPair, decode_mask, is_lossy, on_valid_region
 from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Labels, Mask, decode_labels, image_size
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask, check_labels, decode_labels, image_size
 
 # The size of masks that are as large as their ground truth: the image's, or that of its valid region.
 Sizes = Literal["image", "valid"]
@@ -297,11 +296,9 @@ def read_labels(path: Path) -> Labels:
             raise damaged from None
         if labels.dtype != np.uint8 or labels.ndim != 2:
             raise damaged
-    else:
-        labels = decode_labels(read_bytes(path), path)
-    if labels.max(initial=0) >= CLASS_COUNT:
-        raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
-    return labels
+        check_labels(labels, path)
+        return labels
+    return decode_labels(read_bytes(path), path)
 
 
 def pooled(agreements: Iterable[Agreement]) -> Agreement:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import imagecodecs
@@ -31,6 +31,7 @@ SUFFIXES = frozenset(
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
+CLASS_COUNT = 150  # ADE20K's
 
 # Deflate packs at most about 1000 samples into a byte. A large image whose header claims far more is cut off or a bomb.
 _BOMB_PIXELS = 2**26
@@ -97,7 +98,7 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 
     Raises:
-        ImageError: As `decode`, or the file has colour channels or values above 255.
+        ImageError: As `decode`, or the file has colour channels or values above 149.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
@@ -105,9 +106,14 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
                          "save labels as 8-bit gray PNG")  # fmt: skip
-    if pixels.max() > 255:
-        raise ImageError(path, f"holds the label {pixels.max()}", "labels are ADE20K indices 0..149")
+    check_labels(pixels, path)
     return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
+
+
+def check_labels(labels: npt.NDArray[Any], source: object) -> None:
+    """Check that all values are ADE20K's class indices (raises `ImageError`, which names the source of the labels)."""
+    if labels.max(initial=0) >= CLASS_COUNT:
+        raise ImageError(source, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
 
 
 def encode_mask(mask: Mask) -> bytes:
