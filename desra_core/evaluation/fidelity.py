@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.bit_depth import grey_levels, luminance
-from desra_core.images.codec import Mask, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Mask, Pixels, grey_levels, luminance
+from desra_core.images.parts import row_strips
 
 # Pixels around a pixel that its SSIM depends on, with the Gaussian of Wang et al. (2004).
 _SSIM_HALO = 5

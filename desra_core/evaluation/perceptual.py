@@ -14,7 +14,7 @@ import numpy as np
 from desra_core import third_party
 from desra_core.errors import UsageError
 from desra_core.images.codec import Pixels
-from desra_core.images.tiling import Rectangle, windows
+from desra_core.images.parts import Rectangle, windows
 
 if TYPE_CHECKING:
     import torch

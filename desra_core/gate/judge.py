@@ -31,9 +31,8 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
 from desra_core.evaluation.perceptual import load_lpips, lpips_distance
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
@@ -155,7 +154,7 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
-    from desra_core.images.crops import encode_webp, fitted, window_around
+    from desra_core.images.parts import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)
