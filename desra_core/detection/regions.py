@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.class_weights import CLASS_COUNT, weighted_scores
+from desra_core.detection.class_weights import weighted_scores
 from desra_core.detection.mask import THRESHOLD, Similarity, valid
-from desra_core.images.codec import Labels, Mask
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask
 from desra_core.images.parts import row_strips
 
 Counts = npt.NDArray[np.int64]

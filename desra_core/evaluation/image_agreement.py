@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from desra_core.detection.class_weights import CLASS_COUNT
 from desra_core.detection.mask import valid
 from desra_core.detection.regions import Components, Flags
 from desra_core.errors import ImageError, LostError
@@ -16,7 +15,7 @@ from desra_core.evaluation.mask_files import FRAME, decode_mask, is_lossy, on_va
 from desra_core.evaluation.mask_pairs import MaskPair
 from desra_core.evaluation.metrics import Agreement, count_agreement
 from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Labels, Mask, decode_labels, image_size
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask, check_labels, decode_labels, image_size
 
 # The size of masks that are as large as their ground truth: the image's, or that of its valid region.
 Sizes = Literal["image", "valid"]
@@ -193,8 +192,6 @@ def read_labels(path: Path) -> Labels:
             raise damaged from None
         if labels.dtype != np.uint8 or labels.ndim != 2:
             raise damaged
-    else:
-        labels = decode_labels(read_bytes(path), path)
-    if labels.max(initial=0) >= CLASS_COUNT:
-        raise ImageError(path, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
-    return labels
+        check_labels(labels, path)
+        return labels
+    return decode_labels(read_bytes(path), path)

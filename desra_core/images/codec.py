@@ -31,6 +31,7 @@ SUFFIXES = frozenset(
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
+CLASS_COUNT = 150  # ADE20K's
 
 # The shares of red, green and blue in luminance (BT.601).
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -107,7 +108,7 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 
     Raises:
-        ImageError: As `decode`, or the file has colour channels or values above 255.
+        ImageError: As `decode`, or the file has colour channels or values above 149.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
@@ -115,9 +116,14 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
                          "save labels as 8-bit gray PNG")  # fmt: skip
-    if pixels.max() > 255:
-        raise ImageError(path, f"holds the label {pixels.max()}", "labels are ADE20K indices 0..149")
+    check_labels(pixels, path)
     return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
+
+
+def check_labels(labels: npt.NDArray[Any], source: object) -> None:
+    """Check that all values are ADE20K's class indices (raises `ImageError`, which names the source of the labels)."""
+    if labels.max(initial=0) >= CLASS_COUNT:
+        raise ImageError(source, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
 
 
 def encode_mask(mask: Mask) -> bytes:

@@ -57,6 +57,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_each_finetune_gets_its_own_device_and_the_next_one_waits() -> None:
     first = holding("0", "1")
     assert line_of(first) == "0"

@@ -361,6 +361,7 @@ def test_labels_are_indices_in_gray_or_palette() -> None:
     [
         (saved(Image.fromarray(RGB), "PNG"), "has colour channels"),
         (saved(Image.fromarray(RGBA[:, :, :2], "LA"), "PNG"), "has colour channels"),
+        (saved(Image.fromarray(np.full((3, 3), 150, np.uint8)), "PNG"), "holds the label 150"),
         (deep_png(np.full((3, 3, 1), 256, np.uint16)), "holds the label 256"),
     ],
 )

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from desra_core.detection.class_weights import CLASS_COUNT, Weights
+from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError, UsageError
-from desra_core.images.codec import encode_png
+from desra_core.images.codec import CLASS_COUNT, encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
 from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
