@@ -13,9 +13,8 @@ from markupsafe import Markup
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError
 from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
-from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.metrics import MaskScores, wilson_interval
+from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
 from desra_core.evaluation.table import counted, fixed
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes
