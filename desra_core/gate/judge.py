@@ -24,8 +24,7 @@ from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import (
