@@ -35,8 +35,7 @@ from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
 from desra_core.files.atomic import check_names, replace_file, storage_errors
 from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Photo, decode, encode_png
+from desra_core.images.codec import Photo, bgr8, decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import mask_key, remember_exported

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from desra_core.detection.class_weights import weighted_scores
 from desra_core.images.codec import Labels, Mask, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.parts import row_strips
 
 # The paper's threshold of the adjusted similarity, its least area in pixels of the image, and the side of the Gaussian
 # window of D.

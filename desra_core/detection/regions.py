@@ -10,7 +10,7 @@ import numpy.typing as npt
 from desra_core.detection.class_weights import weighted_scores
 from desra_core.detection.mask import THRESHOLD, Similarity, valid
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask
-from desra_core.images.tiling import row_strips
+from desra_core.images.parts import row_strips
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import UsageError
-from desra_core.evaluation.perceptual import load_lpips
+from desra_core.evaluation.fidelity import load_lpips
 from desra_core.files.atomic import sweep
 from desra_core.files.hashing import content_key, fingerprint
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score

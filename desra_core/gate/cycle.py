@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.perceptual import load_lpips
+from desra_core.evaluation.fidelity import load_lpips
 from desra_core.files.hashing import content_key
 from desra_core.gate.comparison import Comparison
 from desra_core.gate.criteria import Verdict

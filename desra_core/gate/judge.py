@@ -28,12 +28,17 @@ from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
 from desra_core.detection.regions import Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
-from desra_core.evaluation.perceptual import load_lpips, lpips_distance
+from desra_core.evaluation.fidelity import (
+    gradient_similarity,
+    load_lpips,
+    lpips_distance,
+    sharpness,
+    squared_error,
+    structural_similarity,
+)
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
@@ -155,7 +160,7 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
-    from desra_core.images.crops import encode_webp, fitted, window_around
+    from desra_core.images.parts import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)
@@ -262,7 +267,7 @@ def judge(
     Args:
         image, image_id, candidate: Names for the judgement.
         before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
-        lpips: The network of `desra_core.evaluation.perceptual.load_lpips`, to measure that distance too.
+        lpips: The network of `desra_core.evaluation.fidelity.load_lpips`, to measure that distance too.
 
     Raises:
         ValueError: The results differ in shape, or are smaller than 11 px a side.
