@@ -21,7 +21,7 @@ from desra_core.errors import DesraError, printable
 from desra_core.files.atomic import replace_file
 from desra_core.images import codec
 from desra_core.images.parts import rgb8
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS
 from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 

@@ -172,7 +172,7 @@ def export_workspace(
                      one.image.files["gan_sr"].relative_to(source).as_posix() for one in written]  # fmt: skip
             folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
-            # The detector's regions, with the fields of desra_core.planning.tables.REGIONS.
+            # The detector's regions, with the fields of desra_core.planning.plan.REGIONS.
             regions = [region | {"image": one.image.name, "class_name": class_name(region)}
                        for one in written for region in one.image.regions]  # fmt: skip
             columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
