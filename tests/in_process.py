@@ -14,8 +14,7 @@ from desra_core.errors import ImageError
 from desra_core.gate.comparison import Comparison
 from desra_core.gate.judge import judge_stage
 from desra_core.planning.keys import target_of
-from desra_core.planning.plan import make_plan, prepare
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import make_plan, prepare, publish_tables
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Finetuning
 from desra_core.stages import StageJob, failure, run_stage

@@ -15,7 +15,7 @@ import pyarrow as pa
 from desra_core.detection.class_weights import INTERVAL_BINS
 from desra_core.detection.mask import Similarity
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask
-from desra_core.images.tiling import row_strips
+from desra_core.images.parts import row_strips
 from desra_core.settings.models import PERCENTILE, RATE
 
 # Each of the 20 bins of the published rule is 500 of these.

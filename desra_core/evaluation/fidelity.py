@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from desra_core import third_party
 from desra_core.errors import UsageError
-from desra_core.images.bit_depth import grey_levels, luminance
-from desra_core.images.codec import Mask, Pixels
-from desra_core.images.tiling import Rectangle, row_strips, windows
+from desra_core.images.codec import Mask, Pixels, grey_levels, luminance
+from desra_core.images.parts import Rectangle, row_strips, windows
 
 if TYPE_CHECKING:
     import torch

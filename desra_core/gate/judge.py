@@ -24,8 +24,7 @@ from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.fidelity import (
@@ -37,9 +36,8 @@ from desra_core.evaluation.fidelity import (
     structural_similarity,
 )
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
@@ -183,7 +181,7 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
-    from desra_core.images.crops import encode_webp, fitted, window_around
+    from desra_core.images.parts import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)

@@ -19,7 +19,7 @@ from desra_core.evaluation.table import counted, fixed
 from desra_core.files.atomic import replace_file
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import decode
-from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, distributions, inline
 from desra_core.report.document import Cell, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement

@@ -16,12 +16,11 @@ import numpy.typing as npt
 
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector, applied
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Mask, Pixels, check_labels, decode, decode_labels
-from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
-from desra_core.images.tiling import Rectangle
+from desra_core.images.parts import LARGEST, RGB, Rectangle, fitted, rgb8, window_around
 from desra_core.workspace.arrays import StoredArray
 
 # Larger pictures are not decoded for a crop: this many pixels are 800 MB of RGB.

@@ -14,7 +14,7 @@ import pytest
 
 from desra_core.errors import LostError, TransientError
 from desra_core.evaluation.metrics import read_labels
-from desra_core.images.tiling import Rectangle
+from desra_core.images.parts import Rectangle
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
