@@ -35,8 +35,7 @@ from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
 from desra_core.files.atomic import check_names, replace_file, storage_errors
 from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Photo, decode, encode_png
+from desra_core.images.codec import Photo, bgr8, decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import mask_key, remember_exported
@@ -173,7 +172,7 @@ def export_workspace(
                      one.image.files["gan_sr"].relative_to(source).as_posix() for one in written]  # fmt: skip
             folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
-            # The detector's regions, with the fields of desra_core.planning.tables.REGIONS.
+            # The detector's regions, with the fields of desra_core.planning.plan.REGIONS.
             regions = [region | {"image": one.image.name, "class_name": class_name(region)}
                        for one in written for region in one.image.regions]  # fmt: skip
             columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]

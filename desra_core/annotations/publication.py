@@ -17,7 +17,7 @@ from desra_core.files.atomic import storage_errors
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import decode, decode_mask
 from desra_core.planning.keys import load_settings
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS
 from desra_core.workspace.inventory import publish_pseudo_gt

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from desra_core.detection.class_weights import CLASS_COUNT, INTERVAL_BINS
+from desra_core.detection.class_weights import INTERVAL_BINS
 from desra_core.detection.mask import Similarity
-from desra_core.images.codec import Labels, Mask
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import CLASS_COUNT, Labels, Mask
+from desra_core.images.parts import row_strips
 from desra_core.settings.models import PERCENTILE, RATE
 
 # Each of the 20 bins of the published rule is 500 of these.

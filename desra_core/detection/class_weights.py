@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from desra_core.errors import UsageError, described
 from desra_core.files.hashing import digest
-from desra_core.images.codec import Labels
+from desra_core.images.codec import CLASS_COUNT, Labels
 
-CLASS_COUNT = 150
 # The number of bins of the similarity; an interval is a number of bins.
 INTERVAL_BINS = 20
 # The version of the TOML files of desra calibrate; raise it when their meaning changes.

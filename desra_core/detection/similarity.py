@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.mask import WINDOW, SimilarityMap
-from desra_core.images.tiling import grid
+from desra_core.images.parts import grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 

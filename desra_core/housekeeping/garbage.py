@@ -31,8 +31,7 @@ from desra_core.housekeeping.contents import (
 )
 from desra_core.housekeeping.old_finetunes import UNFINISHED, old_finetunes
 from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import COLUMNS, assess
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import COLUMNS, assess, publish_tables
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import held_by

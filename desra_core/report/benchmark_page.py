@@ -25,7 +25,7 @@ from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.table import counted, document_as_text, fixed
 from desra_core.images.codec import Mask
-from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, heat_table, inline, line_chart
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement

@@ -19,8 +19,7 @@ from desra_core.detection.mask import WINDOW, valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import Labels
-from desra_core.images.crops import RGB, fitted
-from desra_core.images.tiling import Rectangle
+from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.report.document import Cell, hex_colour, make_cell, render_page
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
 from desra_core.report.results import WorkspaceResults

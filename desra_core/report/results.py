@@ -16,8 +16,7 @@ from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError
 from desra_core.planning.keys import settings_document
-from desra_core.planning.plan import failure_table
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS, failure_table
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
@@ -44,7 +43,7 @@ class WorkspaceResults:
     sources: dict[str, str]  # the scanned folders by role
     images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
     seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
-    regions: pa.Table  # of these images, schema desra_core.planning.tables.REGIONS
+    regions: pa.Table  # of these images, schema desra_core.planning.plan.REGIONS
     failures: pa.Table  # those of the scan included, schema desra_core.workspace.matching.FAILURES
     vanished: int  # number of names that are no longer in the folders; they are in no table
     unscanned: int  # number of files that no image could be made of; they are in the failures only

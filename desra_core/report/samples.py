@@ -10,14 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector
-from desra_core.detection.mask import valid
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components, valid
 from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME
-from desra_core.images.codec import Mask
-from desra_core.images.tiling import grid
+from desra_core.images.codec import CLASS_COUNT, Mask
+from desra_core.images.parts import grid
 from desra_core.report.pictures import StoredImage
 from desra_core.report.results import WorkspaceResults, firsts
 

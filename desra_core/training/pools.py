@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
 from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.codec import decode
-from desra_core.images.perceptual_hash import Duplicates, signature
+from desra_core.images.codec import Pixels, bgr8, decode
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import done_images
 from desra_core.settings import CorpusSettings, Mining
@@ -42,6 +42,9 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 # Clean images whose pools are looked up at a time, until enough of a pool are found.
 _CLEAN_AT_ONCE = 64
+# Photos whose signatures differ in up to so many of 256 bits are duplicates: other photos differ in about half of them.
+MAX_DISTANCE = 24
+_SIDE = 16
 
 
 class ArtifactImage(NamedTuple):
@@ -257,6 +260,45 @@ def _by_name(fresh: list[ImageRef], group_by: str) -> list[dict[str, Any]]:
         group = found[1 if pattern.groups else 0] if found else None
         rows.append({"id": image.id, "group": group or name})
     return rows
+
+
+class Duplicates:
+    """The photos added so far, to find the group of another photo: that of its nearest duplicate among them.
+
+    A photo is compared with all others: with 100,000, that takes far less time than decoding it.
+    """
+
+    def __init__(self) -> None:
+        self._signatures = bytearray()
+        self._groups: list[str] = []
+
+    def add(self, found: bytes, group: str) -> None:
+        """Remember a photo."""
+        self._signatures += found
+        self._groups.append(group)
+
+    def group(self, wanted: bytes) -> str | None:
+        """Return the group of the nearest photo (in a tie, the first added); None if none is within `MAX_DISTANCE`."""
+        if not self._groups:
+            return None
+        known = np.frombuffer(self._signatures, np.uint64).reshape(-1, _SIDE**2 // 64)
+        distances = np.bitwise_count(known ^ np.frombuffer(wanted, np.uint64)).sum(axis=1)
+        nearest = int(distances.argmin())
+        return self._groups[nearest] if distances[nearest] <= MAX_DISTANCE else None
+
+
+def signature(pixels: Pixels) -> bytes:
+    """Hash a photo to 256 bits, which say for a 16x17 grid of cells where brightness rises from left to right.
+
+    Args:
+        pixels: ``(H, W, 1 or 3)`` uint8 or uint16.
+
+    Returns:
+        32 bytes. Another scale, contrast or compression, or gray instead of colour, changes few bits.
+    """
+    gray = cv2.cvtColor(bgr8(pixels), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    cells = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
+    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
 
 
 def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[dict[str, Any]]:

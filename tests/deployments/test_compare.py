@@ -211,6 +211,7 @@ def test_another_model_before_leaves_the_workspace_alone(place, copied, make_mod
     assert everything(copied / "maps") | everything(copied / "masks") | everything(copied / "dataset") == before
 
 
+@pytest.mark.slow
 def test_smoothing_away_all_detail_is_no_way_through_the_gate(compare, desra_here, tmp_path) -> None:
     """The demo's MSE model in place of its GAN model removes all artifacts, and what people want a GAN model for."""
     make_demo_photos(tmp_path / "photos")

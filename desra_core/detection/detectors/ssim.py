@@ -5,9 +5,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.bit_depth import grey_levels
-from desra_core.images.codec import Labels, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Pixels, grey_levels
+from desra_core.images.parts import row_strips
 
 _HALO = 5
 _STRIP = 2**18

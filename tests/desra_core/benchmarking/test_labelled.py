@@ -322,6 +322,7 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_published_numbers_of_the_shared_pairs(shared_data, tmp_path) -> None:
     """The numbers of the authors' scripts for masks of weight 1, and the masks of their detection by class."""
     pairs, root = shared_data / "pairs", tmp_path / "set"

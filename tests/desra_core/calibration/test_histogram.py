@@ -25,8 +25,9 @@ from desra_core.calibration.histogram import (
     quantile_weights,
 )
 from desra_core.calibration.results import derive_weights, largest_differences, to_csv, to_toml, weight_values
-from desra_core.detection.class_weights import CLASS_COUNT, class_names, load_weights
+from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.errors import UsageError
+from desra_core.images.codec import CLASS_COUNT
 
 few = settings(max_examples=20, deadline=None)
 # Values on the edges of bins, just beside them, and anywhere.

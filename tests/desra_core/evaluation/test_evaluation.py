@@ -24,9 +24,8 @@ from desra_core.evaluation.evaluation import (
     write_json,
     write_tables,
 )
-from desra_core.evaluation.image_agreement import MaskRegion
-from desra_core.evaluation.mask_files import read_mask
-from desra_core.evaluation.mask_pairs import pair_folders
+from desra_core.evaluation.mask_files import pair_folders, read_mask
+from desra_core.evaluation.metrics import MaskRegion
 from desra_core.images.codec import encode_mask, encode_png
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from desra_core.files.hashing import content_key
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score, score_rows
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.images.crops import encode_webp
+from desra_core.images.parts import encode_webp
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
 from desra_core.report.document import as_uri, render_page

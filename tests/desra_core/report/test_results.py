@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS
 from desra_core.report.results import (
     CorpusSummary,
     class_counts,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash

@@ -12,7 +12,7 @@ import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.images.perceptual_hash import MAX_DISTANCE, Duplicates, signature
+from desra_core.training.pools import MAX_DISTANCE, Duplicates, signature
 
 
 def scene(seed: int, height: int = 180, width: int = 240) -> np.ndarray:
