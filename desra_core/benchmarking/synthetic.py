@@ -19,7 +19,7 @@ from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
 from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.files.hashing import fingerprint
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.sources import read_content
+from desra_core.stages.run import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 
