@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from desra_core.annotations.export import export_document, export_root
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
 from desra_core.annotations.selection import read_mask
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
 from desra_core.files.hashing import digest, read_bytes

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Mask, decode_mask

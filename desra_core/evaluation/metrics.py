@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from desra_core.detection.mask import valid
-from desra_core.detection.regions import Components, Flags
+from desra_core.detection.mask import Components, Flags, valid
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, SIZES, MaskPair, decode_mask, is_lossy, on_valid_region
 from desra_core.files.hashing import read_bytes

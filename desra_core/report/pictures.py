@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector, applied
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, LostError
 from desra_core.files.hashing import read_bytes
 from desra_core.images.codec import Labels, Mask, Pixels, check_labels, decode, decode_labels

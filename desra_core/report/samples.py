@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector
-from desra_core.detection.mask import valid
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components, valid
 from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import FRAME
 from desra_core.images.codec import CLASS_COUNT, Mask

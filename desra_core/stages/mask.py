@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from desra_core.detection.mask import assemble_pseudo_gt
-from desra_core.detection.regions import find_regions
+from desra_core.detection.mask import assemble_pseudo_gt, find_regions
 from desra_core.errors import ImageError
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
 from desra_core.evaluation.mask_files import MaskPair
 from desra_core.evaluation.metrics import (
