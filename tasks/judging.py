@@ -11,6 +11,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
@@ -23,7 +24,7 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
+from desra_core.report.benchmark_page import PublishedBenchmark, publish_results
 from desra_core.report.finetuning import verdict_markdown
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
