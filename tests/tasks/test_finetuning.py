@@ -17,7 +17,7 @@ from prefect import flow
 
 from deployments.serving.schedules import deployments_of, register
 from desra_core.errors import UsageError
-from desra_core.gate.cycle import finetuning_with_current, mining_with_current
+from desra_core.gate.comparison import finetuning_with_current, mining_with_current
 from desra_core.gate.model_registry import promote
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Detection, Machine, Mining
