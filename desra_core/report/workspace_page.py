@@ -178,7 +178,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "worst": worst,
         "pages": pages,
         "links": {page.id: page.link for page in pages},
-        "kinds": KINDS | {"difference": measure.picture},
+        "kinds": KINDS | {"difference": measure.heat_name},
         "per_image": PER_IMAGE,
         "failures": results.failures.slice(0, _FAILURES).to_pylist(),
         "times": times,
