@@ -29,7 +29,7 @@ from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, heat_table, inline, line_chart
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
-from desra_core.stages.sources import read_photo
+from desra_core.stages.run import read_photo
 from desra_core.workspace.manifest import File
 
 WORST = 6

@@ -76,7 +76,7 @@ class StoredImage:
     def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
         """Read a window of the scores, NaN in the frame; other chunks are not read."""
         stored = np.full((window.height, window.width), np.nan, np.float32)
-        return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
+        return -self._read("similarity", self.measure.value_name, window, stored, -self.measure.limit)
 
     def label_reader(self) -> Callable[[Rectangle], Labels]:
         """Return a function that reads the classes of a window from the label file, or else from the stored array.

@@ -22,8 +22,7 @@ from desra_core.gate.comparison import (
 )
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, promote, rollback
-from desra_core.housekeeping.garbage import find_garbage, sweep
-from desra_core.housekeeping.old_finetunes import old_finetunes
+from desra_core.housekeeping.garbage import find_garbage, old_finetunes, sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
