@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes
 from desra_core.images.codec import Mask, check_size, decode_mask
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace

@@ -20,7 +20,7 @@ from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, count_im
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.evaluation.mask_files import decode_mask
-from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.files.content import digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.keys import check_kind, load_settings, target_of

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.atomic import replace_file
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes, replace_file
 from desra_core.images.codec import Mask, Pixels, decode
 
 # The U-Net discriminator halves a patch three times.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.files.atomic import replace_file, storage_errors, sweep
+from desra_core.files.content import replace_file, storage_errors, sweep
 from desra_core.files.locks import locked
 from desra_core.networks.checkpoints import LOAD_ERRORS
 
