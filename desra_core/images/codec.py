@@ -127,7 +127,7 @@ def check_labels(labels: npt.NDArray[Any], source: object) -> None:
 
 
 def check_size(array: npt.NDArray[Any], source: object, remedy: str, *sizes: tuple[int, ...]) -> None:
-    """Check that a mask or labels have one of some sizes ``(H, W)``; the first is their image's (raises `ImageError`)."""
+    """Check that a mask or labels have one of some sizes ``(H, W)``, first their image's (raises `ImageError`)."""
     if array.shape not in sizes:
         reason = f"is {array.shape[1]}x{array.shape[0]} but its image is {sizes[0][1]}x{sizes[0][0]}"
         raise ImageError(source, reason, remedy)
