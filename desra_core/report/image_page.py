@@ -81,7 +81,7 @@ def render_pages(results: WorkspaceResults, pages: list[Page], report: str) -> I
             captions=KINDS
             | {"human": "human mask", "labels": "class labels"}
             | {score.kind: score.caption for score in scores},
-            notes={score.kind: f"· threshold {score.detector.pictured_threshold:.3g}" for score in scores},
+            notes={score.kind: f"· threshold {score.detector.heat_threshold:.3g}" for score in scores},
             times=TIMES,
             legend=[] if labels is None else class_shares(labels),
             human_outline=hex_colour(HUMAN_OUTLINE),
@@ -98,10 +98,10 @@ def score_kinds(measure: AppliedDetector) -> list[ScoreMap]:
     for method in dict.fromkeys([*METHODS, measure.name]):
         detector = measure if method == measure.name else applied(method)
         if detector.weighs_classes:
-            kinds.append(ScoreMap("difference", detector.picture, detector))
+            kinds.append(ScoreMap("difference", detector.heat_name, detector))
             kinds.append(ScoreMap("adjusted", "1 − adjusted similarity", detector, adjusted=True))
         else:
-            kinds.append(ScoreMap(method if method in METHODS else "own", detector.picture, detector))
+            kinds.append(ScoreMap(method if method in METHODS else "own", detector.heat_name, detector))
     return kinds
 
 
@@ -133,7 +133,7 @@ def score_picture(kind: ScoreMap, pair: DetectorInputs, settings: dict[str, Any]
             scores = weighted_scores(scores, valid(pair.labels, frame), weights)
     except UsageError as error:
         raise ImageError("detector", error.reason, error.remedy) from None
-    ratio = kind.detector.pictured(scores).astype(np.float32) / np.float32(TIMES * kind.detector.pictured_threshold)
+    ratio = kind.detector.heat_value(scores).astype(np.float32) / np.float32(TIMES * kind.detector.heat_threshold)
     return heat_map(fitted(np.pad(np.clip(ratio, 0, 1), frame, constant_values=np.nan), largest))
 
 

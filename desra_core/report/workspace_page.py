@@ -13,7 +13,7 @@ from markupsafe import Markup
 from desra_core.detection.detectors import AppliedDetector
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.table import counted
-from desra_core.files.atomic import check_names, replace_file
+from desra_core.files.content import check_names, replace_file
 from desra_core.images.scanning import kinds_in_words
 from desra_core.report import charts, wording
 from desra_core.report.charts import inline
@@ -178,7 +178,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "worst": worst,
         "pages": pages,
         "links": {page.id: page.link for page in pages},
-        "kinds": KINDS | {"difference": measure.picture},
+        "kinds": KINDS | {"difference": measure.heat_name},
         "per_image": PER_IMAGE,
         "failures": results.failures.slice(0, _FAILURES).to_pylist(),
         "times": times,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from desra_core import __version__
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.hashing import content_key, digest, fingerprint, read_bytes
+from desra_core.files.content import content_key, digest, fingerprint, read_bytes
 from desra_core.planning.keys import load_settings
 from desra_core.settings import CorpusSettings
 from desra_core.settings.models import Finetuning, Training

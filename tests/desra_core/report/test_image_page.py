@@ -146,12 +146,12 @@ def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
     flat = np.zeros((64, 64, 3), np.uint8)
     kinds = {kind.kind: kind for kind in score_kinds(applied())}
     assert list(kinds) == SCORES
-    assert [kinds[method].detector.pictured_threshold for method in METHODS if method in kinds] == [
+    assert [kinds[method].detector.heat_threshold for method in METHODS if method in kinds] == [
         load_detector(method).threshold for method in METHODS if method in kinds
     ]
-    assert kinds["difference"].detector.pictured_threshold == pytest.approx(0.3)
-    assert score_kinds(applied("desra", 0.5))[0].detector.pictured_threshold == 0.5
-    assert {kind.kind: kind.detector.pictured_threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
+    assert kinds["difference"].detector.heat_threshold == pytest.approx(0.3)
+    assert score_kinds(applied("desra", 0.5))[0].detector.heat_threshold == 0.5
+    assert {kind.kind: kind.detector.heat_threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
     assert [kind.kind for kind in score_kinds(applied("/a/mine.py", 3.0))] == [*SCORES, "own"]
     for index, (score, brightness) in enumerate([(4.0, 0.5), (8.0, 1.0), (36.0, 1.0), (0.0, 0.0)]):
         file = tmp_path / f"flat{index}.py"
