@@ -17,7 +17,7 @@ from desra_core.annotations.selection import read_mask
 from desra_core.detection.mask import Components
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files.hashing import digest, read_bytes
+from desra_core.files.content import digest, read_bytes
 from desra_core.images.codec import encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.keys import load_settings

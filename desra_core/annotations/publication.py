@@ -13,8 +13,7 @@ import pyarrow as pa
 from desra_core.annotations.corrections import Correction
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.atomic import storage_errors
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes, storage_errors
 from desra_core.images.codec import decode, decode_mask
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import publish_tables
