@@ -10,7 +10,7 @@ import cloudpickle
 from distributed import Client
 
 from desra_core.errors import AbsentError
-from desra_core.files.atomic import scratch_in, storage_errors
+from desra_core.files.content import scratch_in, storage_errors
 from tasks import question
 from tasks.logs import say
 

@@ -21,7 +21,7 @@ from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
 
 from desra_core.errors import UsageError
-from desra_core.files.atomic import write_secret
+from desra_core.files.content import write_secret
 from desra_core.settings import Machine
 from tasks import question
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from desra_core.files.atomic import replace_file
+from desra_core.files.content import replace_file
 from desra_core.images import codec
 
 _SEED = 2023

@@ -48,7 +48,7 @@ from deployments.serving.processes import (
     start_again,
 )
 from desra_core.errors import DesraError, TransientError, UsageError, printable
-from desra_core.files.atomic import storage_errors, write_secret
+from desra_core.files.content import storage_errors, write_secret
 from desra_core.workspace import Workspace
 from tasks.logs import say
 

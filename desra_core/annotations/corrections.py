@@ -23,8 +23,7 @@ from desra_core.annotations.selection import read_mask
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files.atomic import storage_errors
-from desra_core.files.hashing import digest, read_bytes
+from desra_core.files.content import digest, read_bytes, storage_errors
 from desra_core.images.codec import decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.keys import load_settings

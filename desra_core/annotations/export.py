@@ -33,8 +33,7 @@ from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
-from desra_core.files.atomic import check_names, replace_file, storage_errors
-from desra_core.files.hashing import digest, read_bytes
+from desra_core.files.content import check_names, digest, read_bytes, replace_file, storage_errors
 from desra_core.images.codec import Photo, bgr8, decode, encode_png
 from desra_core.planning.keys import load_settings
 from desra_core.workspace import Workspace

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from desra_core.detection.class_weights import class_names
 from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
-from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Mask, decode_mask
+from desra_core.files.content import read_bytes
+from desra_core.images.codec import Mask, check_size, decode_mask
 from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
@@ -92,9 +92,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
         ImageError: The mask cannot be read, or has another size.
     """
     mask = decode_mask(read_bytes(path), path)
-    if mask.shape != shape:
-        reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
-        raise ImageError(path, reason, "delete it, and run again")
+    check_size(mask, path, "delete it, and run again", shape)
     return mask
 
 

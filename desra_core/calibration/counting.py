@@ -20,8 +20,8 @@ from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, count_im
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.evaluation.mask_files import decode_mask
-from desra_core.files.hashing import digest, fingerprint, read_bytes
-from desra_core.images.codec import Mask
+from desra_core.files.content import digest, fingerprint, read_bytes
+from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.keys import check_kind, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, detector_of
@@ -69,9 +69,8 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
     exclude: Mask | None = None
     for file in job.masks:
         mask = decode_mask(read_content(file), file.path)
-        if mask.shape not in (shape, similarity.shape):
-            reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
-            raise ImageError(file.path, reason, f"masks have the size of the image, or lack a frame of {frame} px")
+        remedy = f"masks have the size of the image, or lack a frame of {frame} px"
+        check_size(mask, file.path, remedy, shape, similarity.shape)
         mask = valid(mask, frame) if mask.shape == shape else mask
         exclude = mask if exclude is None else exclude | mask
     return count_image(similarity, valid(labels, frame), exclude).to_table()

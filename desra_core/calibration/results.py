@@ -21,8 +21,7 @@ from desra_core.detection import class_weights
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import as_csv
-from desra_core.files.atomic import replace_file
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key, replace_file
 from desra_core.settings import CorpusSettings, Mining
 from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, Calibrating, Fallback, Rule
 

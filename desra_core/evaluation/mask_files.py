@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Mask, Pixels, decode
+from desra_core.files.content import read_bytes
+from desra_core.images.codec import Mask, Pixels, check_size, decode
 from desra_core.images.scanning import image_files, no_images, root_of
 from desra_core.planning.keys import settings_document
 from desra_core.workspace import Workspace
@@ -135,9 +135,7 @@ def on_valid_region(mask: Mask, shape: tuple[int, int], path: Path) -> Mask:
     Raises `ImageError` where the mask has another size, or nothing is left of the image.
     """
     height, width = shape
-    if mask.shape not in (shape, (height - 2 * FRAME, width - 2 * FRAME)):
-        reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}"
-        raise ImageError(path, reason, SIZES)
+    check_size(mask, path, SIZES, shape, (height - 2 * FRAME, width - 2 * FRAME))
     if min(shape) <= 2 * FRAME:
         reason = f"is of an image of {width}x{height} px, which is all frame"
         raise ImageError(path, reason, f"images have more than {2 * FRAME} px a side")

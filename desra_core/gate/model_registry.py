@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.atomic import storage_errors
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key, storage_errors
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]

@@ -126,6 +126,13 @@ def check_labels(labels: npt.NDArray[Any], source: object) -> None:
         raise ImageError(source, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
 
 
+def check_size(array: npt.NDArray[Any], source: object, remedy: str, *sizes: tuple[int, ...]) -> None:
+    """Check that a mask or labels have one of some sizes ``(H, W)``, first their image's (raises `ImageError`)."""
+    if array.shape not in sizes:
+        reason = f"is {array.shape[1]}x{array.shape[0]} but its image is {sizes[0][1]}x{sizes[0][0]}"
+        raise ImageError(source, reason, remedy)
+
+
 def encode_mask(mask: Mask) -> bytes:
     """Encode a ``(H, W)`` bool mask as a 1-bit PNG, which decodes to 0 and 255."""
     return _encode(mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])

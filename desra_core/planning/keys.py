@@ -11,7 +11,7 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import UsageError
-from desra_core.files.hashing import content_key, fingerprint
+from desra_core.files.content import content_key, fingerprint
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of

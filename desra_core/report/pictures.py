@@ -18,7 +18,7 @@ from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, LostError
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes
 from desra_core.images.codec import Labels, Mask, Pixels, check_labels, decode, decode_labels
 from desra_core.images.parts import LARGEST, RGB, Rectangle, fitted, rgb8, window_around
 from desra_core.workspace.arrays import StoredArray
@@ -76,7 +76,7 @@ class StoredImage:
     def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
         """Read a window of the scores, NaN in the frame; other chunks are not read."""
         stored = np.full((window.height, window.width), np.nan, np.float32)
-        return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
+        return -self._read("similarity", self.measure.value_name, window, stored, -self.measure.limit)
 
     def label_reader(self) -> Callable[[Rectangle], Labels]:
         """Return a function that reads the classes of a window from the label file, or else from the stored array.

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from desra_core.detection.mask import assemble_pseudo_gt, find_regions
-from desra_core.errors import ImageError
-from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
 from desra_core.stages.run import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
@@ -89,9 +88,7 @@ def _publish_pictures(
     """Write the dataset pictures, one after the other: each holds several copies of itself while it is encoded."""
     if human is not None:
         shape, mask = mask.shape, human.read()
-        if mask.shape != shape:
-            sizes = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
-            raise ImageError(human.path, sizes, "import it again, or delete it")
+        check_size(mask, human.path, "import it again, or delete it", shape)
     assert image.lr is not None
     lr, alpha, *_ = read_photo(image.lr, job.max_pixels)
     sr_alpha = None if alpha is None else resize_alpha(alpha, mask.shape[0] // alpha.shape[0])

@@ -14,8 +14,8 @@ from desra_core.detection.class_weights import Weights
 from desra_core.detection.detectors import AppliedDetector, Scores
 from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
-from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.codec import Labels, Mask, Photo, Pixels, decode, decode_labels
+from desra_core.files.content import digest, read_bytes
+from desra_core.images.codec import Labels, Mask, Photo, Pixels, check_size, decode, decode_labels
 from desra_core.settings import CorpusSettings, detector_of, min_area_pixels
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
@@ -166,7 +166,5 @@ def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labe
         ImageError: The file has another size or other classes, or cannot be read.
     """
     labels = decode_labels(read_content(file), file.path, max_pixels=max_pixels)
-    if labels.shape != shape:
-        reason = f"is {labels.shape[1]}x{labels.shape[0]} but its image is {shape[1]}x{shape[0]}"
-        raise ImageError(file.path, reason, "labels must have the size of the GAN result")
+    check_size(labels, file.path, "labels must have the size of the GAN result", shape)
     return labels

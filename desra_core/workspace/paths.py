@@ -52,8 +52,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files.atomic import reading_errors, replace_file, storage_errors
-from desra_core.files.hashing import fingerprint
+from desra_core.files.content import fingerprint, reading_errors, replace_file, storage_errors
 from desra_core.files.locks import holder, locked
 
 # The pictures of an image in the dataset.

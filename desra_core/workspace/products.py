@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.detectors import DEFAULT
-from desra_core.files.hashing import fingerprint
+from desra_core.files.content import fingerprint
 
 # One value, or one for each of many images.
 F = TypeVar("F", bool, npt.NDArray[np.bool_])

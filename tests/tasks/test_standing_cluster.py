@@ -29,6 +29,7 @@ from tasks.dask_cluster import (
 )
 from tasks.dask_connection import connected, open_dask, release_embedded
 from tests.browser import opened
+from tests.served import until
 
 SMALL = Machine(workers=1, memory="3GB")
 # How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
@@ -100,13 +101,12 @@ def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
         page.wait_for("Workers")
 
 
-def test_the_tasks_of_a_killed_run_are_stopped(cluster) -> None:
+def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
     first = worker_of(Machine())
+    begun = tmp_path / "begun"
     with connected(cluster.embedded.address, cluster.embedded.key) as killed:
-        left = killed.submit(time.sleep, 60)
-        while not any(killed.processing().values()):
-            time.sleep(0.05)
-        time.sleep(0.5)
+        left = killed.submit(lambda: (begun.touch(), time.sleep(60)))
+        until(begun.exists)
         assert worker_of(Machine()) != first
         assert left.status != "finished"
 

@@ -106,7 +106,7 @@ def test_a_folder_that_grows_vanishes_and_comes_back(serve, make_photos, webhook
     moment = time.time()
     until(lambda: (run := served.ended("nothing new: ")) and _seconds(run["start_time"]) > moment)
 
-    assert served.stop(signal.SIGINT) < 30
+    served.stop(signal.SIGINT)
     assert served.process.returncode == 0
     assert "Traceback" not in served.said()
     assert served.processes() == []
@@ -121,7 +121,7 @@ def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_
     until(lambda: any(served.workspace.journal.glob("*/*.json")))
     own = served.processes()
     assert len(own) >= 3  # server, worker, run
-    assert served.stop(number) < 30
+    served.stop(number)
     if number == signal.SIGTERM:
         assert served.processes() == [], [process.cmdline() for process in served.processes()]
         assert "the next start goes on with it" in served.said()
@@ -137,7 +137,7 @@ def test_a_run_that_is_cut_off_is_gone_on_with(number, serve, make_photos, make_
     assert httpx.post(f"{again.url}/task_runs/filter", json=query).json() == []
     done = until(lambda: again.ended("200 images computed"))
     assert done["state"]["type"] == "COMPLETED"
-    assert again.stop() < 30
+    again.stop()
 
     mse, gan = tmp_path / "models" / "mse.pth", tmp_path / "models" / "gan.pth"
     undisturbed = tmp_path / "undisturbed"

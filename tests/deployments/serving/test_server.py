@@ -146,7 +146,7 @@ def test_a_disk_too_small_for_the_database_is_named(size, small_disk, environmen
 
 def run_of(corpus: Path, workspace: Path) -> list[str]:
     inputs = ("--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr")
-    return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10")
+    return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10", "--workers", "1")
 
 
 def test_a_full_folder_of_temporary_files_is_named(small_disk, environment, make_pairs, tmp_path) -> None:

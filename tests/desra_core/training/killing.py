@@ -52,7 +52,7 @@ def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> lis
     moments: list[tuple[int, int]] = []
     while True:
         # The first time as soon as anything is saved.
-        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(20)) if moments else (0.0, 0.0)
+        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(8)) if moments else (0.0, 0.0)
         before, pid = saved(run), start(run, model, training, save_seconds)
         ended = (0, 0)
         while saved(run) == before and not ended[0]:

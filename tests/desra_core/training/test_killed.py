@@ -23,7 +23,7 @@ from basicsr.archs.swinir_arch import SwinIR  # noqa: E402
 
 CASES: dict[str, dict[str, Any]] = {
     "l1": {"gan_weight": 0, "iterations": 14, "checkpoint_every": 5},
-    "gan": {"warmup": 6, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
+    "gan": {"warmup": 4, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
     "swinir": {"gan_weight": 0, "iterations": 11, "checkpoint_every": 5},
 }
 MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11]}
@@ -96,9 +96,9 @@ def test_killed_runs_have_the_same_events(runs: Runs) -> None:
 
 def test_the_runs_were_killed_before_their_end(runs: Runs) -> None:
     assert len(set(runs.moments)) >= 2
-    assert all(warmed <= 6 and iteration <= CASES[runs.case]["iterations"] for warmed, iteration in runs.moments)
+    assert all(warmed <= 4 and iteration <= CASES[runs.case]["iterations"] for warmed, iteration in runs.moments)
     if runs.case == "gan":
-        assert any(0 < warmed < 6 for warmed, _ in runs.moments)
+        assert any(0 < warmed < 4 for warmed, _ in runs.moments)
         assert any(iteration > 0 for _, iteration in runs.moments)
 
 
