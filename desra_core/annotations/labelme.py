@@ -42,21 +42,27 @@ class LabelMeFile(NamedTuple):
     height: int | None
     shapes: list[dict[str, Any]]
     image_path: str = ""  # the picture's path relative to the file's folder; empty where the file names none
+    label: str | None = None  # only shapes with this label count, if given
 
     @property
     def labels(self) -> set[str]:
         """The labels of its shapes."""
         return {str(shape.get("label")) for shape in self.shapes}
 
-    def kinds(self, label: str | None = None) -> tuple[str, ...]:
-        """List the kind of each shape with a label, by default of all shapes."""
-        kinds = [_kind(shape) for shape in self.shapes if label is None or shape.get("label") == label]
+    def counts(self, shape: dict[str, Any]) -> bool:
+        """Check whether a shape has the label that counts."""
+        return self.label is None or shape.get("label") == self.label
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each shape that counts."""
+        kinds = [_kind(shape) for shape in self.shapes if self.counts(shape)]
         return tuple(_RECTANGLES.get(kind, kind) for kind in kinds)
 
-    def left_out(self, label: str | None = None) -> tuple[str, ...]:
-        """Describe each shape that has another label, in a phrase."""
-        others = [shape.get("label") for shape in self.shapes if label is not None and shape.get("label") != label]
-        return tuple(f"region labelled {other}" for other in others)
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A phrase for each shape that does not count."""
+        return tuple(f"region labelled {shape.get('label')}" for shape in self.shapes if not self.counts(shape))
 
 
 def labelme_document(image: MaskedImage) -> bytes:
@@ -77,8 +83,8 @@ def labelme_document(image: MaskedImage) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
-def read_labelme(path: Path) -> LabelMeFile:
-    """Read a LabelMe file, without the picture that may be in it.
+def read_labelme(path: Path, *, label: str | None = None) -> LabelMeFile:
+    """Read a LabelMe file, without the picture that may be in it; only shapes with the label count, if it is given.
 
     Raises:
         ImageError: The file cannot be read, is damaged, or is another kind of JSON.
@@ -95,16 +101,15 @@ def read_labelme(path: Path) -> LabelMeFile:
     if any(side is not None and (number or 0) < 1 for side, number in zip(given, (width, height), strict=True)):
         raise ImageError(path, "has no valid size of its image", _SAVE_AGAIN)
     image_path = document.get("imagePath")
-    return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "")
+    return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "", label)
 
 
-def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = None) -> Mask:
-    """Draw all shapes of a file, by LabelMe's own rules, on an image of ``(H, W)``.
+def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
+    """Draw the shapes of a file that count, by LabelMe's own rules, on an image of ``(H, W)``.
 
     Args:
         file: With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
         shape: Of the image.
-        label: Draw only the shapes with this label, if given.
 
     Returns:
         ``(H, W)`` bool.
@@ -116,7 +121,7 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     draw = ImageDraw.Draw(canvas)
     mask = np.zeros(shape, np.bool_)
     for number, drawn in enumerate(file.shapes, 1):
-        if label is not None and drawn.get("label") != label:
+        if not file.counts(drawn):
             continue
         kind, points = _kind(drawn), _points(drawn, file.path, number)
         if kind == "rectangle" and (len(points) == 2 or _is_upright(points)):

@@ -140,8 +140,8 @@ def test_shapes_are_taken_together_and_rectangles_may_be_turned_around(tmp_path:
                                                    "mask": png(np.array([[0, 1]], np.uint8))}))  # fmt: skip
     together[1, 46] = True
     assert np.array_equal(draw_shapes(file, SHAPE), together)
-    assert np.array_equal(draw_shapes(file, SHAPE, "circle"), labelme_mask(shapes[6], SHAPE))
-    assert not draw_shapes(file, SHAPE, "other").any()
+    assert np.array_equal(draw_shapes(file._replace(label="circle"), SHAPE), labelme_mask(shapes[6], SHAPE))
+    assert not draw_shapes(file._replace(label="other"), SHAPE).any()
 
 
 CORNERS = [[4.0, 6.0], [20.0, 6.0], [20.0, 18.0], [4.0, 18.0]]
@@ -157,16 +157,16 @@ def test_rectangles_of_four_corners(kind: str, order: tuple[int, ...], tmp_path:
     assert np.array_equal(draw_shapes(read_labelme(stored(tmp_path, shape)), SHAPE), upright)
     file = read_labelme(stored(tmp_path, shape | {"points": [TURNED[index] for index in order]}))
     assert np.array_equal(draw_shapes(file, SHAPE), labelme_mask({"points": TURNED, "shape_type": None}, SHAPE))
-    assert file.kinds() == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
+    assert file.kinds == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
 
 
 def test_kinds_and_other_labels(tmp_path: Path) -> None:
     shapes = [{"label": name[0], "points": points, "shape_type": kind} for name, (kind, points) in SHAPES.items()]
     file = read_labelme(stored(tmp_path, *shapes))
     kinds = ("polygon", "polygon", "polygon", "polygon", "rotated rectangle", "rectangle", "circle")
-    assert (file.kinds(), file.left_out()) == (kinds, ())
-    assert file.kinds("t") == ("polygon", "rotated rectangle")
-    assert file.left_out("t") == tuple(f"region labelled {letter}" for letter in "nbbrc")
+    assert (file.kinds, file.left_out) == (kinds, ())
+    assert file._replace(label="t").kinds == ("polygon", "rotated rectangle")
+    assert file._replace(label="t").left_out == tuple(f"region labelled {letter}" for letter in "nbbrc")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030", "gbk"])
