@@ -141,7 +141,7 @@ def images_contents(workspace: Workspace) -> Iterator[Item]:
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
             yield item(workspace, entry.path, UNKNOWN)
     yield from _named(workspace, "masks", workspace.masks, ".png")
-    yield from _named(workspace, "pages", workspace.root / "pages", ".html")
+    yield from _named(workspace, "pages", workspace.pages, ".html")
     for entry in own_entries(workspace.dataset_manifest.parent):
         if entry.name in DATASET and entry.is_dir(follow_symlinks=False):
             yield from _named(workspace, "dataset", Path(entry.path), ".png")

@@ -168,7 +168,7 @@ def _unkept(
 
 def _unfinished(workspace: Workspace) -> Iterator[Item]:
     """List half-written files of killed runs; locking the workspace deletes them."""
-    for entry in entries(workspace.root / "tmp"):
+    for entry in entries(workspace.tmp):
         yield item(workspace, entry.path, "tmp", _UNFINISHED)
 
 
@@ -308,7 +308,7 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
-    paths = [workspace.settings, workspace.verdict, *(workspace.root / "models").glob("*/*.json")]
+    paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
     named_candidates = set(_CANDIDATE.findall("\n".join(documents)))

@@ -1,37 +1,4 @@
-"""The files of a workspace: where each lies, how it is written, and which run may write.
-
-::
-
-    WS/
-      manifest.parquet          every image: name, files, sizes, content hashes, id, shard
-      settings.json             the settings of the latest run
-      outcomes/00000003.parquet the records of the images of shard 3: the products made, and their settings
-      journal/00000003/ID.json  records of images whose shard is in flight
-      maps/ID[:2]/ID.zarr/      similarity, labels and mined SR results of the images that --keep keeps
-      masks/NAME.png            1-bit artifact masks
-      human/NAME.png            1-bit human masks, drawn or corrected (desra import)
-      human/manifest.parquet    the image and GAN model of each human mask (`workspace.human_masks`)
-      imports/000001.parquet    the masks that the first import replaced, until it is taken back
-      exported/KEY.parquet      the detector masks that were exported (desra export)
-      dataset/KIND/NAME.png     lr, mse_sr, gan_sr, mask and pseudo_gt of images with artifacts (desra mine)
-      dataset/manifest.parquet  one row per image of the dataset
-      regions.parquet           one row per artifact region
-      split.parquet             the pool of each image that was ever asked for: training or held-out
-      models/0001/              promoted models, each with its origin and history; `current` is a link to one
-      finetunes/KEY/            the finetunes of desra cycle, and those without an --output
-      gathered.json             the images with artifacts that the latest finetune could choose from
-      gate/verdict.json         the latest verdict on finetuned models
-      gate/judgements/KEY/      the judgement of a candidate on each image
-      gate/compared/KEY.json    the judgements of the latest comparison of a finetune
-      calibration/KEY/          histograms of similarity by class, one per shard (desra calibrate)
-      failures.parquet          one row per image that could not be processed
-      report.html               the report of the workspace: one page
-      pages/NAME.html           pages about single images (desra report --pages)
-      scan_failures.parquet     files that the latest scan could not make an image of
-      prefect/                  the embedded Prefect server's database
-      tmp/                      unfinished files; emptied at the start of a run
-      lock                      the run that holds the workspace (JSON); there from the beginning
-"""
+"""The files of a workspace: where each lies, how it is written, and which run may write."""
 
 from __future__ import annotations
 
@@ -65,68 +32,72 @@ _PROCESS = uuid.uuid4().hex
 class _Below:
     """A path below the root of a workspace."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
 
     def __get__(self, workspace: Workspace, _: object) -> Path:
-        return workspace.root / self._name
+        return workspace.root / self.pattern
 
 
 class _Named:
     """A path below the root of a workspace, with the names and numbers in it that a caller gives."""
 
     def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
+        self.pattern = pattern
 
     def __get__(self, workspace: Workspace, _: object) -> Callable[..., Path]:
-        return lambda *given: workspace.root / self._pattern.format(*given)
+        return lambda *given: workspace.root / self.pattern.format(*given)
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths below one workspace directory, drawn above, and the only way to write there: `publish`."""
+    """The paths below one workspace directory, and the only way to write there: `publish`."""
 
     root: Path
 
-    manifest = _Below("manifest.parquet")
-    settings = _Below("settings.json")
-    records = _Below("outcomes")
-    journal = _Below("journal")
-    maps = _Below("maps")
-    masks = _Below("masks")
-    human = _Below("human")
-    human_manifest = _Below("human/manifest.parquet")
-    imports = _Below("imports")
-    exported = _Below("exported")
-    dataset_manifest = _Below("dataset/manifest.parquet")
-    regions = _Below("regions.parquet")
-    split = _Below("split.parquet")
-    current = _Below("models/current")
-    gathered = _Below("gathered.json")
-    gate = _Below("gate")
-    verdict = _Below("gate/verdict.json")
-    failures = _Below("failures.parquet")
-    report = _Below("report.html")
-    scan_failures = _Below("scan_failures.parquet")
-    prefect_home = _Below("prefect")
-    lock = _Below("lock")
+    manifest = _Below("manifest.parquet")  # every image: name, files, sizes, content hashes, id, shard
+    scan_failures = _Below("scan_failures.parquet")  # files that the latest scan could not make an image of
+    settings = _Below("settings.json")  # of the latest run
+    lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning
+    tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
+    prefect_home = _Below("prefect")  # the embedded Prefect server's database
 
     # By the number of a shard: the table of a finished shard, and the folder of one in flight.
-    shard_records = _Named("outcomes/{:08d}.parquet")
-    shard_journal = _Named("journal/{:08d}")
-    # By the id of an image.
+    records = _Below("outcomes")
+    shard_records = _Named("outcomes/{:08d}.parquet")  # the products of each image, and their settings
+    journal = _Below("journal")
+    shard_journal = _Named("journal/{:08d}")  # a JSON file per image
+    # By the id of an image: similarity, labels and mined SR results of the images that --keep keeps.
+    maps = _Below("maps")
     group = _Named("maps/{0:.2}/{0}.zarr")
-    # By the name of an image. A human mask is empty where a person found no artifact.
+    # By the name of an image. A human mask, drawn or corrected, is empty where a person found no artifact.
+    masks = _Below("masks")
     mask = _Named("masks/{}.png")
+    human = _Below("human")
     human_mask = _Named("human/{}.png")
-    # By kind, of `DATASET`, and name of an image.
+    human_manifest = _Below("human/manifest.parquet")  # the image and GAN model of each human mask
+    imports = _Below("imports")  # a table per import: the masks that it replaced, until it is taken back
+    exported = _Below("exported")  # a table per desra export: the detector masks that were exported
+    # By kind, of `DATASET`, and name of an image with artifacts (desra mine).
     dataset = _Named("dataset/{}/{}.png")
+    dataset_manifest = _Below("dataset/manifest.parquet")  # one row per image of the dataset
+
+    regions = _Below("regions.parquet")  # one row per artifact region
+    failures = _Below("failures.parquet")  # one row per image that could not be processed
+    report = _Below("report.html")  # of the workspace: one page
+    pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
+    calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
+
+    split = _Below("split.parquet")  # the pool of each image that was ever asked for: training or held-out
+    gathered = _Below("gathered.json")  # the images with artifacts that the latest finetune could choose from
+    finetune = _Named("finetunes/{}")  # by key: the finetunes of desra cycle, and those without an --output
+    models = _Below("models")  # 0001 and so on: promoted models, each with its origin and history
+    current = _Below("models/current")  # a link to one of them
+    gate = _Below("gate")
+    verdict = _Below("gate/verdict.json")  # the latest verdict on finetuned models
     # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: its picture.
     judgement = _Named("gate/judgements/{}/{}.json")
     judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
-    # By key.
-    finetune = _Named("finetunes/{}")
-    calibration = _Named("calibration/{}")
 
     def compared(self, after: Path) -> Path:
         """Return the file with the judgements and candidates of the latest comparison of a finetune (JSON)."""
@@ -161,9 +132,8 @@ class Workspace:
 
     def scratch(self) -> Path:
         """Return a new path for an unfinished file or folder, on the workspace's own disk."""
-        folder = self.root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / uuid.uuid4().hex
+        self.tmp.mkdir(parents=True, exist_ok=True)
+        return self.tmp / uuid.uuid4().hex
 
     def exists(self) -> bool:
         """Check whether the folder is a workspace; an empty folder is not."""
@@ -198,7 +168,7 @@ class Workspace:
                 yield
             except BaseException:
                 if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
-                    shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                    shutil.rmtree(self.tmp, ignore_errors=True)
                     with contextlib.suppress(OSError):  # where another process has begun to use a folder
                         self.lock.unlink()
                         for folder in new_folders:
@@ -245,7 +215,7 @@ class Workspace:
             except FileNotFoundError:
                 raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
             if other is None:
-                shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                shutil.rmtree(self.tmp, ignore_errors=True)
             elif not me.items() <= other.items():  # otherwise the command that calls this flow holds the lock
                 raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
             yield
