@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.export import export_document, export_root
+from desra_core.annotations.export import export_document, export_root, read_mask
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
-from desra_core.annotations.selection import read_mask
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco

@@ -7,7 +7,6 @@ draws exactly (with holes, or of fewer than three points) are written as masks.
 import base64
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from desra_core.annotations.selection import Annotation, MaskedImage, class_name
 from desra_core.errors import ImageError
 from desra_core.evaluation.coco_masks import decode_json, whole_number
 from desra_core.evaluation.table import counted
@@ -65,22 +63,44 @@ class LabelMeFile(NamedTuple):
         return tuple(f"region labelled {shape.get('label')}" for shape in self.shapes if not self.counts(shape))
 
 
-def labelme_document(image: MaskedImage) -> bytes:
-    """Write the LabelMe file of an image whose picture NAME.png lies beside it.
-
-    Raises:
-        ImageError: As `MaskedImage.annotations`.
-    """
+def labelme_document(name: str, size: tuple[int, int], shapes: list[dict[str, Any]]) -> bytes:
+    """Make the LabelMe file of an image of ``(H, W)`` whose picture NAME.png lies beside it."""
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
-        "shapes": [_shape(annotation) for annotation in image.annotations()],
-        "imagePath": f"{PurePosixPath(image.name).name}.png",
+        "shapes": shapes,
+        "imagePath": f"{PurePosixPath(name).name}.png",
         "imageData": None,
-        "imageHeight": image.shape[0],
-        "imageWidth": image.shape[1],
+        "imageHeight": size[0],
+        "imageWidth": size[1],
     }
     return json.dumps(document, indent=2).encode()
+
+
+def labelme_shape(x: int, y: int, crop: Mask, description: str) -> dict[str, Any]:
+    """Make the shape of a connected region: a polygon where LabelMe draws it exactly, else a mask.
+
+    Args:
+        x, y: Left and upper edge of the region, in pixels of the image.
+        crop: ``(h, w)`` bool, the region alone.
+        description: Shown beside the shape.
+    """
+    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    points = [(int(column), int(row)) for column, row in outlines[0][:, 0]]
+    canvas = Image.fromarray(np.zeros(crop.shape, np.uint8))
+    if len(points) >= 3:
+        ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+    exact = np.array_equal(np.asarray(canvas, np.bool_), crop)
+    corners = [(0, 0), (crop.shape[1] - 1, crop.shape[0] - 1)]
+    return {
+        "label": LABEL,
+        "points": [[float(x + column), float(y + row)] for column, row in (points if exact else corners)],
+        "group_id": None,
+        "description": description,
+        "shape_type": "polygon" if exact else "mask",
+        "flags": {},
+        "mask": None if exact else base64.b64encode(encode_png(crop.astype(np.uint8))).decode(),
+    }
 
 
 def read_labelme(path: Path, *, label: str | None = None) -> LabelMeFile:
@@ -124,11 +144,16 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
         if not file.counts(drawn):
             continue
         kind, points = _kind(drawn), _points(drawn, file.path, number)
-        if kind == "rectangle" and (len(points) == 2 or _is_upright(points)):
-            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+        axes = [*zip(*points, strict=True)]
+        upright = len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in axes)
+        if kind == "rectangle" and (len(points) == 2 or upright):
+            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in axes)
             draw.rectangle((left, top, right, bottom), outline=1, fill=1)
         elif kind in _RECTANGLES and len(points) == 4:
-            draw.polygon(_around(points), outline=1, fill=1)
+            x, y = (sum(axis) / 4 for axis in axes)
+            # Along the outline: tools write the corners in any order.
+            around = sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
+            draw.polygon(around, outline=1, fill=1)
         elif kind in _POLYGONS and len(points) >= 3:
             draw.polygon(points, outline=1, fill=1)
         elif kind == "circle" and len(points) == 2:
@@ -151,49 +176,8 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
     return mask
 
 
-def _shape(annotation: Annotation) -> dict[str, Any]:
-    x, y, crop, region = annotation
-    polygon = _polygon(crop)
-    corners = [(0, 0), (crop.shape[1] - 1, crop.shape[0] - 1)]
-    description = "drawn by a person"
-    if region:
-        numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
-        description = ", ".join(filter(None, (class_name(region), numbers)))
-    return {
-        "label": LABEL,
-        "points": [[float(x + column), float(y + row)] for column, row in polygon or corners],
-        "group_id": None,
-        "description": description,
-        "shape_type": "polygon" if polygon else "mask",
-        "flags": {},
-        "mask": None if polygon else base64.b64encode(encode_png(crop.astype(np.uint8))).decode(),
-    }
-
-
-def _polygon(crop: Mask) -> list[tuple[int, int]]:
-    """Find the outline of a component; empty where drawing the outline does not give the same component."""
-    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    points = [(int(x), int(y)) for x, y in outlines[0][:, 0]]
-    if len(points) < 3:
-        return []
-    canvas = Image.fromarray(np.zeros(crop.shape, np.uint8))
-    ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
-    return points if np.array_equal(np.asarray(canvas, np.bool_), crop) else []
-
-
 def _kind(drawn: dict[str, Any]) -> str:
     return str(drawn.get("shape_type") or "polygon")
-
-
-def _is_upright(points: Sequence[tuple[float, float]]) -> bool:
-    """Check whether points are the four corners of a rectangle that is not turned."""
-    return len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in zip(*points, strict=True))
-
-
-def _around(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Sort the corners of a rectangle along its outline."""
-    x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-    return sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
 
 
 def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float, float]]:

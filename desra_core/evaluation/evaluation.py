@@ -144,7 +144,7 @@ def evaluate_masks(
         raise UsageError(lacking, "has no twin, and neither has any other mask", remedy)
     if severity:
         regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
-        check_ratings(severity.ratings, severity.path, regions | {image.pair.name: image.marked for image in judged})
+        _check_ratings(severity, regions | {image.pair.name: image.marked for image in judged})
     by_class: dict[int, list[Agreement]] = {}
     for image in judged:
         for index, agreement in (image.classes or {}).items():
@@ -308,20 +308,11 @@ def read_ratings(path: Path) -> Ratings:
     return ratings
 
 
-def check_ratings(ratings: Ratings, path: Path, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
-    """Check that ratings belong to the ground truth.
-
-    Args:
-        ratings, path: Ratings and their file.
-        regions: The ground-truth regions by image; None for images that could not be judged.
-
-    Raises:
-        UsageError: A row names an image without ground truth, a region that the image does not have, or the box of
-            another region.
-    """
-    for image, rows in ratings.items():
+def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
+    """Check that each rating is of a ground-truth region; ``regions`` has None for images that could not be judged."""
+    for image, rows in severity.ratings.items():
         for number, rating in rows.items():
-            where = f"{path}, line {rating.line}"
+            where = f"{severity.path}, line {rating.line}"
             if image not in regions:
                 raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
             of_image = regions[image]

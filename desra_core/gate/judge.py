@@ -150,7 +150,7 @@ def judge_stage(
             judgement = judge(image.names[0], image.id, candidate.name, before, found, lpips=lpips)
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
-            document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
+            document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
@@ -160,15 +160,11 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
     """Read the judgement of a candidate on an image; None where there is none, or one with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
-        if document.pop("labels") != _labels_hash(image):
+        if document.pop("labels") != (image.labels and image.labels.hash):
             return None
         return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _labels_hash(image: ImageRef) -> str | None:
-    return image.labels.hash if image.labels else None
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:

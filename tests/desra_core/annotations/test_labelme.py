@@ -16,22 +16,19 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from desra_core.annotations.labelme import draw_shapes, labelme_document, read_labelme
-from desra_core.annotations.selection import MaskedImage
+from desra_core.annotations.labelme import draw_shapes, labelme_document, labelme_shape, read_labelme
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
-from desra_core.images.codec import encode_mask
-from desra_core.workspace.human_masks import HumanMask
 from tests.desra_core.annotations.drawn_masks import MASKS
 
 SHAPE = (40, 50)
 EIGHT = np.ones((3, 3), bool)
 
 
-def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> MaskedImage:
-    """An image with a human mask, which needs no recorded regions."""
-    path = folder / "mask.png"
-    path.write_bytes(encode_mask(mask))
-    return MaskedImage(name, "id", mask.shape, [], HumanMask(name, path, 1, 1), {})
+def document_of(mask: np.ndarray) -> bytes:
+    found = Components(mask)
+    shapes = [labelme_shape(x, y, found.crop(index), "") for index, (x, y, *_) in enumerate(found.boxes.tolist())]
+    return labelme_document("set/photo.v2", mask.shape, shapes)
 
 
 def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -58,7 +55,7 @@ def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 def check_document(mask: np.ndarray, folder: Path) -> list[dict[str, Any]]:
     """Each shape is one region, drawn by LabelMe's rules, and reading gives the mask; returns the shapes."""
-    document = labelme_document(image_of(mask, folder))
+    document = document_of(mask)
     shapes = json.loads(document)["shapes"]
     regions, count = ndimage.label(mask, EIGHT)
     assert len(shapes) == count
@@ -95,8 +92,8 @@ def test_outlines_are_polygons_that_people_can_move(tmp_path: Path) -> None:
     assert shape["points"] == [[10, 10], [70, 70]]
 
 
-def test_a_file_is_as_labelme_writes_it(tmp_path: Path) -> None:
-    document = json.loads(labelme_document(image_of(MASKS["two"], tmp_path)))
+def test_a_file_is_as_labelme_writes_it() -> None:
+    document = json.loads(document_of(MASKS["two"]))
     assert list(document) == ["version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"]
     assert (document["imageHeight"], document["imageWidth"]) == MASKS["two"].shape
     assert (document["imagePath"], document["imageData"]) == ("photo.v2.png", None)
