@@ -188,9 +188,9 @@ def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None
     home = served.workspace.prefect_home
     told = [process.environ() for process in served.processes()]
     [scheduler] = {environment["DESRA_SCHEDULER"] for environment in told if "DESRA_SCHEDULER" in environment}
-    address = Embedded.model_validate_json(scheduler).address
-    assert address.startswith("tls://")
-    for address in (address, address.replace("tls://", "tcp://")):
+    guarded = Embedded.model_validate_json(scheduler).address
+    assert guarded.startswith("tls://")
+    for address in (guarded, guarded.replace("tls://", "tcp://")):
         with pytest.raises((OSError, TypeError)):
             Client(address, timeout=5)
     secrets = {path: path.read_text() for path in (home / "key", home / "report", home / "dask.pem")}
