@@ -29,8 +29,6 @@ from desra_core.files.content import content_key, storage_errors
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]
-
-
 # A new entry: its event (still without a number), the model to copy, and its record.
 _Step = tuple[Event, Path, Any]
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.workspace import DATASET, Workspace, read_table
-from desra_core.workspace.human_masks import human_mask_rows, that_count
+from desra_core.workspace.human_masks import human_mask_rows
 from desra_core.workspace.manifest import MANIFEST, image_refs
 from desra_core.workspace.matching import ROLES
 from desra_core.workspace.products import ARRAYS
@@ -70,7 +70,7 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
     arrays = pa.array((f"{group.stem}/{array.name}" for group in groups for array in _folders(group)), pa.string())
     marked = np.zeros(len(ids), bool)
     if gan_sr_key:
-        human = that_count(human_mask_rows(workspace), gan_sr_key)
+        human = human_mask_rows(workspace, gan_sr_key)
         marked = flags_of(pc.is_in(ids, human.filter(pc.greater(human["pixels"], 0))["id"].combine_chunks()))
     return Held(
         pictures(workspace.masks),
