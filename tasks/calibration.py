@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.calibration.counting import Counting, count_stored
-from desra_core.calibration.results import CalibratedWeights
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import ImageError
 from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from tasks.dask_map import Dask, ImageJob

@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from desra_core.annotations.selection import count_resting
+from desra_core.annotations.export import count_resting
 from desra_core.errors import TransientError
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words

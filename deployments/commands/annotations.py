@@ -8,9 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.corrections import (
+    Correction,
+    ImportSummary,
+    publish_corrections,
+    read_corrections,
+    undo_import,
+)
 from desra_core.annotations.export import Exported, export_workspace
-from desra_core.annotations.publication import ImportSummary, publish_corrections, undo_import
 from desra_core.errors import UsageError
 from desra_core.evaluation.table import counted
 from desra_core.planning.keys import load_settings

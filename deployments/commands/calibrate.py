@@ -6,8 +6,8 @@ import typer
 
 from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
-from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
+from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.weights import CalibratedWeights, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
 from desra_core.evaluation.table import counted

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
-from desra_core.annotations.selection import count_resting
+from desra_core.annotations.export import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words

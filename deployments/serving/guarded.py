@@ -99,7 +99,7 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
 
 
 def _pages(workspace: Workspace, secret: str) -> Starlette:
-    from desra_core.report.image_page import FOLDER
+    from desra_core.report.workspace_page import FOLDER
 
     # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
     headers = {"Cache-Control": "no-cache"}

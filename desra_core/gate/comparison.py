@@ -66,10 +66,8 @@ class Comparison(ComparedModels):
         pair = sum(path.stat().st_size for path in (self.before, self.mse_model) if path)
         count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
         names = [candidate.name for candidate in self.candidates]
-        work = []
-        for start in range(0, len(names), count):
-            turn = set(names[start : start + count])
-            work += [(image, tuple(filter(turn.__contains__, lacking))) for image, lacking in missing]
+        groups = [names[start : start + count] for start in range(0, len(names), count)]
+        work = [(image, tuple(n for n in lacking if n in group)) for group in groups for image, lacking in missing]
         return [(image, turn) for image, turn in work if turn]
 
     def judged(self) -> list[ImageRef]:
@@ -258,10 +256,8 @@ def check_training(cycling: Cycling, mining: Mining) -> None:
 
 def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) -> bool:
     """Decide whether the best candidate becomes current: it passes, and it was not rolled back before."""
-    best = comparison.best(verdict)
-    if not cycling.promote or not verdict.passed or best is None or best.model is None:
-        return False
-    return not rolled_back(Workspace(cycling.workspace), best.model)
+    best = comparison.best(verdict) if cycling.promote and verdict.passed else None
+    return best is not None and best.model is not None and not rolled_back(Workspace(cycling.workspace), best.model)
 
 
 def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[str], str]) -> list[Candidate]:

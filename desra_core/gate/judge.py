@@ -65,34 +65,26 @@ _kept_lpips = lru_cache(maxsize=1)(load_lpips)
 
 
 class Candidate(NamedTuple):
-    """A model to be judged: one kind of ``weights`` of the checkpoint ``source``, alone in the file ``model``.
-
-    ``key`` names its judgements: they hold for one old model and one set of detection settings. The control has no
-    model.
-    """
+    """A model to be judged: one kind of weights of a checkpoint. The control has no model."""
 
     name: str
-    model: Path | None
-    key: str
-    source: Path | None = None
-    weights: str = ""
+    model: Path | None  # a file with these weights alone
+    key: str  # of its judgements: they hold for one old model and one set of detection settings
+    source: Path | None = None  # the checkpoint
+    weights: str = ""  # the kind
 
 
 @dataclass(frozen=True)
 class ComparedModels:
-    """The models of a comparison.
-
-    ``mse_model`` is None where MSE results are files. ``before_key`` and ``mse_sr_key`` are the cache keys of their
-    results in the workspace; None where its results come from other models. ``lpips`` is a file of weights.
-    """
+    """The models of a comparison."""
 
     candidates: tuple[Candidate, ...]
-    before: Path
-    before_key: str | None
-    mse_model: Path | None
-    mse_sr_key: str | None
+    before: Path  # the old model
+    before_key: str | None  # the cache key of its results in the workspace; None where these are of another model
+    mse_model: Path | None  # None where MSE results are files
+    mse_sr_key: str | None  # as ``before_key``, of the MSE model
     precision: Precision
-    lpips: Path | None
+    lpips: Path | None  # a file of weights
 
 
 class Artifacts(NamedTuple):
@@ -150,7 +142,7 @@ def judge_stage(
             judgement = judge(image.names[0], image.id, candidate.name, before, found, lpips=lpips)
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
-            document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
+            document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
@@ -160,15 +152,11 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
     """Read the judgement of a candidate on an image; None where there is none, or one with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
-        if document.pop("labels") != _labels_hash(image):
+        if document.pop("labels") != (image.labels and image.labels.hash):
             return None
         return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _labels_hash(image: ImageRef) -> str | None:
-    return image.labels.hash if image.labels else None
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:

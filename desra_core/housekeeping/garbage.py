@@ -37,7 +37,6 @@ from desra_core.housekeeping.contents import (
     entries,
     images_contents,
     item,
-    own_entries,
     table_of,
 )
 from desra_core.planning.keys import load_settings
@@ -61,22 +60,14 @@ _STAYS = pa.scalar(None, pa.string())
 
 
 class Garbage(NamedTuple):
-    """The items that may be deleted, and what is left of the tables.
+    """The items that may be deleted, and what is left of the tables."""
 
-    Attributes:
-        table: Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
-        manifest: The manifest without the images that go.
-        target: The keys of the latest run.
-        stale: The records that go: columns ``id``, and ``shard``, the shard whose table has the record.
-        unmapped, unlabelled: Ids of images whose maps or labels go, while the images themselves stay.
-    """
-
-    table: pa.Table
-    manifest: pa.Table
-    target: Target
-    stale: pa.Table
-    unmapped: pa.Array
-    unlabelled: pa.Array
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    manifest: pa.Table  # the manifest without the images that go
+    target: Target  # the keys of the latest run
+    stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
+    unmapped: pa.Array  # ids of images whose similarity maps go, while the images themselves stay
+    unlabelled: pa.Array  # ids of images whose labels go, while the images themselves stay
 
 
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
@@ -168,7 +159,7 @@ def _unkept(
 
 def _unfinished(workspace: Workspace) -> Iterator[Item]:
     """List half-written files of killed runs; locking the workspace deletes them."""
-    for entry in entries(workspace.root / "tmp"):
+    for entry in entries(workspace.tmp):
         yield item(workspace, entry.path, "tmp", _UNFINISHED)
 
 
@@ -299,16 +290,17 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
         UsageError: The history of the models is damaged.
     """
     runs: dict[str, RunFolder] = {}
-    for entry in own_entries(workspace.finetune("")):
+    for entry in entries(workspace.finetune("")):
         if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             runs[entry.name] = RunFolder(Path(entry.path))
         else:
             yield item(workspace, entry.path, UNKNOWN)
-    latest = max(runs, key=lambda key: _last_change(runs[key]), default="")
+    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
     model = _model_in_use(workspace, settings)
     whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
     notes, new_notes = _comparisons(workspace)
-    paths = [workspace.settings, workspace.verdict, *(workspace.root / "models").glob("*/*.json")]
+    paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
     documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
     documents += [notes[name]["after"] for name in new_notes]
     named_candidates = set(_CANDIDATE.findall("\n".join(documents)))
@@ -346,7 +338,7 @@ def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[It
 
 def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
     """List files of the gate that are not needed, and unknown ones."""
-    for entry in own_entries(workspace.gate):
+    for entry in entries(workspace.gate):
         if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
             if entry.name != workspace.verdict.name:
                 yield item(workspace, entry.path, UNKNOWN)
@@ -370,7 +362,7 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     verdict = read_json(workspace.verdict)
     concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
     notes, new = {}, set()
-    for entry in own_entries(workspace.compared(Path()).parent):
+    for entry in entries(workspace.compared(Path()).parent):
         note = read_json(Path(entry.path))
         try:
             after, _ = note["after"], [(each["judgements"], each["file"]) for each in note["candidates"]]
@@ -382,10 +374,6 @@ def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
     if verdict and all(note["after"] != verdict["after"] for note in notes.values()):
         return {}, set()
     return notes, new
-
-
-def _last_change(run: RunFolder) -> float:
-    return max((path.stat().st_mtime for path in (run.document, run.progress) if path.exists()), default=0.0)
 
 
 def _stays_whole(run: RunFolder, model: str | None) -> bool:
@@ -427,7 +415,7 @@ def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
     """List the entries of a finetune's folder and of its models, and whether a finetune makes entries so named."""
     for entry in entries(run.root):
         yield entry, entry.name in _PARTS and not entry.is_symlink()
-    for entry in own_entries(run.root / "models"):
+    for entry in entries(run.root / "models"):
         yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 

@@ -159,10 +159,12 @@ def _current(past: list[Event] | None, document: VerdictDocument) -> str:
         return "unknown"
     if not past:
         return "the old one: none was promoted yet"
-    model = past[-1]
-    if document.best and Path(str(model.get("source"))).name == Path(document.best.file).name:
+    key = past[-1]["model"]
+    # A rollback has the restored entry as its source; the promotion of the same model has the candidate's file.
+    sources = [event.get("source") for event in past if event["model"] == key and event["kind"] == "promotion"]
+    if document.best and Path(document.best.file).name in [Path(str(source)).name for source in sources]:
         return "the finetuned one"
-    return "the old one" if model["model"] == document.before.key else "neither of these two"
+    return "the old one" if key == document.before.key else "neither of these two"
 
 
 def _entry(event: Event) -> dict[str, str]:

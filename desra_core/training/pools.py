@@ -89,7 +89,7 @@ class Pools:
                 remedy = "give --lr with the folder of the photos that the results were made from"
                 raise UsageError(workspace.root, "records no LR photos", remedy)
             sources = Sources(lr=lr)
-            photos = match(sources, workspace.root).images
+            photos, _, _ = match(sources, workspace.root)
             # The keys are the names of the workspace's images, spelled as in the workspace.
             names = spelled_like(photos["name"], manifest["name"]).to_pylist()
             paths = (sources.main / path for path in photos["lr_path"].to_pylist())
@@ -262,29 +262,23 @@ def _by_name(fresh: list[ImageRef], group_by: str) -> list[dict[str, Any]]:
     return rows
 
 
-class Duplicates:
-    """The photos added so far, to find the group of another photo: that of its nearest duplicate among them.
+def nearest_group(signatures: bytearray, groups: list[str], wanted: bytes) -> str | None:
+    """Return the group of the nearest duplicate of a photo, in a tie the first.
 
-    A photo is compared with all others: with 100,000, that takes far less time than decoding it.
+    Args:
+        signatures, groups: The signatures of other photos, one after the other, and their groups. With 100,000 photos,
+            to compare all takes far less time than to decode one.
+        wanted: The signature of the photo.
+
+    Returns:
+        None if no photo is within `MAX_DISTANCE`.
     """
-
-    def __init__(self) -> None:
-        self._signatures = bytearray()
-        self._groups: list[str] = []
-
-    def add(self, found: bytes, group: str) -> None:
-        """Remember a photo."""
-        self._signatures += found
-        self._groups.append(group)
-
-    def group(self, wanted: bytes) -> str | None:
-        """Return the group of the nearest photo (in a tie, the first added); None if none is within `MAX_DISTANCE`."""
-        if not self._groups:
-            return None
-        known = np.frombuffer(self._signatures, np.uint64).reshape(-1, _SIDE**2 // 64)
-        distances = np.bitwise_count(known ^ np.frombuffer(wanted, np.uint64)).sum(axis=1)
-        nearest = int(distances.argmin())
-        return self._groups[nearest] if distances[nearest] <= MAX_DISTANCE else None
+    if not groups:
+        return None
+    words = np.frombuffer(signatures, np.uint64).reshape(len(groups), -1)
+    distances = np.bitwise_count(words ^ np.frombuffer(wanted, np.uint64)).sum(axis=1)
+    nearest = int(distances.argmin())
+    return groups[nearest] if distances[nearest] <= MAX_DISTANCE else None
 
 
 def signature(pixels: Pixels) -> bytes:
@@ -302,15 +296,14 @@ def signature(pixels: Pixels) -> bytes:
 
 
 def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    duplicates = Duplicates()
-    for row in known:
-        duplicates.add(row["signature"], row["group"])
+    signatures, groups = bytearray().join(row["signature"] for row in known), [row["group"] for row in known]
     rows = []
     with ThreadPoolExecutor() as executor:
         for image, found in zip(fresh, executor.map(_signature, fresh), strict=True):
             if found is not None:
-                group = duplicates.group(found) or image.id
-                duplicates.add(found, group)
+                group = nearest_group(signatures, groups, found) or image.id
+                signatures += found
+                groups.append(group)
                 rows.append({"id": image.id, "group": group, "signature": found})
     return rows
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,23 +76,7 @@ class Sources:
         return list(map(below, self.exclude))
 
 
-class Matched(NamedTuple):
-    """The images of some folders.
-
-    Attributes:
-        images: One row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
-            ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
-            otherwise have the same name.
-        failures: The files that belong to no image (schema `FAILURES`).
-        passed_over: As in `desra_core.images.scanning.Found`.
-    """
-
-    images: pa.Table
-    failures: pa.Table
-    passed_over: Counter[str]
-
-
-def match(sources: Sources, skip: Path) -> Matched:
+def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str]]:
     """Match the files of some folders.
 
     Where a place is a file or a glob, the run asks only for these files: files of other folders without a twin among
@@ -102,6 +85,13 @@ def match(sources: Sources, skip: Path) -> Matched:
     Args:
         sources: The folders.
         skip: The workspace, which is left out where it lies inside a folder.
+
+    Returns:
+        - The images: one row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes)
+          and ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
+          otherwise have the same name.
+        - The files that belong to no image (schema `FAILURES`).
+        - Counts of other files, as in `desra_core.images.scanning.Found`.
 
     Raises:
         UsageError: A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with
@@ -123,7 +113,7 @@ def match(sources: Sources, skip: Path) -> Matched:
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
-    return Matched(joined, pa.concat_tables([failure_rows(problems + unclear + unfit), *lacking]), passed_over)
+    return joined, pa.concat_tables([failure_rows(problems + unclear + unfit), *lacking]), passed_over
 
 
 def _listed(

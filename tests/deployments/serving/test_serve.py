@@ -29,6 +29,7 @@ from desra_core.settings import Mining
 from desra_core.settings.serving import Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as webhooks
+from tasks.dask_cluster import Embedded
 from tests.conftest import client_of, desra_command, held, refusal
 from tests.in_process import process
 from tests.served import FINAL, PATIENCE, Failing, until
@@ -187,7 +188,9 @@ def test_others_on_the_machine_get_nowhere(serve, make_photos, tmp_path) -> None
     home = served.workspace.prefect_home
     told = [process.environ() for process in served.processes()]
     [scheduler] = {environment["DESRA_SCHEDULER"] for environment in told if "DESRA_SCHEDULER" in environment}
-    for address in (scheduler, scheduler.replace("tls://", "tcp://")):
+    guarded = Embedded.model_validate_json(scheduler).address
+    assert guarded.startswith("tls://")
+    for address in (guarded, guarded.replace("tls://", "tcp://")):
         with pytest.raises((OSError, TypeError)):
             Client(address, timeout=5)
     secrets = {path: path.read_text() for path in (home / "key", home / "report", home / "dask.pem")}

@@ -233,6 +233,13 @@ def test_copies_count_as_one_image() -> None:
     assert chosen(pa.table(columns, schema=REGIONS), 24) == [("a", 3), ("a", 2)]
 
 
+def test_regions_with_one_corner_are_not_copies() -> None:
+    table = regions(("a", "a", 3.0), ("a", "a", 2.0))
+    changed = {"x": pa.array([0, 0], pa.int32()), "width": pa.array([5, 9], pa.int32())}
+    columns = [changed.get(name, table[name]) for name in REGIONS.names]
+    assert chosen(pa.table(columns, schema=REGIONS), 24) == [("a", 3), ("a", 2)]
+
+
 def test_ties_do_not_depend_on_the_order_of_the_table() -> None:
     rows = [(f"image{index:02d}", str(index), 1.0) for index in range(40)]
     assert chosen(regions(*rows), 5) == chosen(regions(*rows[::-1]), 5)
