@@ -302,9 +302,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
 def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
     """Count the images that are present and have a human mask that counts."""
-    manifest = read_manifest(workspace)
-    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
-        return 0
+    manifest, human = read_manifest(workspace), read_human_masks(workspace, gan_sr_key)
     return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 

@@ -315,11 +315,9 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     """
     workspace = Workspace(corpus.workspace)
     target, _ = target_of(corpus)
-    manifest = read_manifest(workspace)
-    if manifest is None:
+    if not workspace.manifest.exists():
         raise UsageError(workspace.root, "has no manifest", f"run desra {corpus.verb}")
-    rows = asked_for(manifest)
-    rows = rows.slice(0, corpus.limit)
+    rows = asked_for(read_manifest(workspace)).slice(0, corpus.limit)
     records = read_records(workspace, _COLUMNS)
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     record = {name: records[name].combine_chunks().take(index) for name in _COLUMNS}

@@ -89,10 +89,9 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         UsageError: The folder is no workspace, or a table of it is damaged or missing.
     """
     settings, target = load_settings(workspace)
-    manifest = read_manifest(workspace)
-    if manifest is None:
+    if not workspace.manifest.exists():
         raise UsageError(workspace.root, "has no manifest", f"run desra {settings.verb}")
-    staying = manifest
+    manifest = staying = read_manifest(workspace)
     if vanished:
         sources, present = settings.sources, manifest["present"].to_pylist()
         paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()

@@ -176,7 +176,6 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     without artifact pixels is clean under these settings, even if it was done under older ones.
     """
     manifest = read_manifest(workspace)
-    assert manifest is not None
     rows = manifest.filter(manifest["present"])
     standing = Standing(rows, read_records(workspace, [*COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
@@ -291,13 +290,12 @@ def prepare(
     target, weights = target_of(settings)
     check_models(workspace, settings, target)
     gather_journals(workspace)
-    manifest = None if rescan else read_manifest(workspace)
     scanned = None
-    if manifest is None:
+    if rescan or not workspace.manifest.exists():
         scanned = scan(
             settings.sources, workspace, shard_size=settings.shard_size, limit=settings.limit, on_hashed=on_hashed
         )
-        manifest = scanned.manifest
+    manifest = read_manifest(workspace) if scanned is None else scanned.manifest
     save_settings(workspace, settings, target)
     plan = make_plan(workspace, manifest, target, limit=settings.limit)
     return Prepared(workspace, plan, weights, scanned)
@@ -319,7 +317,6 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
 def publish_tables(workspace: Workspace, target: Target) -> None:
     """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
     manifest = read_manifest(workspace)
-    assert manifest is not None
     records = read_records(workspace, _TABLE_COLUMNS)
     if target.super_resolves:
         workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
@@ -332,7 +329,6 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
 def images_of_several_pages(workspace: Workspace) -> list[str]:
     """Name the images whose file has further full pages, which are not read."""
     manifest = read_manifest(workspace)
-    assert manifest is not None
     records = read_records(workspace, ["id", "further_pages"])
     ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
     names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
