@@ -44,8 +44,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
 from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import REGION_FIELDS
+from desra_core.workspace.products import REGION_FIELDS, Target
 
 Form = Literal["coco", "labelme", "folder"]
 

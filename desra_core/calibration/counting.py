@@ -45,8 +45,15 @@ from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record, flags_of, gather_shard, read_records, read_shard, without_arrays
+from desra_core.workspace.products import (
+    Record,
+    Target,
+    flags_of,
+    gather_shard,
+    read_records,
+    read_shard,
+    without_arrays,
+)
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1

@@ -46,8 +46,15 @@ from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import Target, kept_arrays
-from desra_core.workspace.records import SCHEMA, finished_shards, flags_of, gather_journals, read_records
+from desra_core.workspace.products import (
+    SCHEMA,
+    Target,
+    finished_shards,
+    flags_of,
+    gather_journals,
+    kept_arrays,
+    read_records,
+)
 
 _UNFINISHED = "left half-written by runs that were cut off"
 _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}

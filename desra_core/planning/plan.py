@@ -23,8 +23,17 @@ from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import Target, kept_whole, stages_for
-from desra_core.workspace.records import REGION_FIELDS, SCHEMA, Flags, flags_of, gather_journals, read_records
+from desra_core.workspace.products import (
+    REGION_FIELDS,
+    SCHEMA,
+    Flags,
+    Target,
+    flags_of,
+    gather_journals,
+    kept_whole,
+    read_records,
+    stages_for,
+)
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -127,7 +136,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 
     Args:
         rows: Rows of a manifest.
-        records: Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
+        records: Records of any images, columns of `desra_core.workspace.products.SCHEMA`.
         target: The keys of the run.
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """

@@ -17,8 +17,7 @@ from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.human_masks import human_mask_rows
 from desra_core.workspace.manifest import image_refs, read_manifest
 from desra_core.workspace.matching import ROLES
-from desra_core.workspace.products import ARRAYS
-from desra_core.workspace.records import Flags, flags_of
+from desra_core.workspace.products import ARRAYS, Flags, flags_of
 
 
 class Held(NamedTuple):

@@ -20,7 +20,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import Flags, flags_of, read_records
+from desra_core.workspace.products import Flags, flags_of, read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
