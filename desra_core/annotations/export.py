@@ -64,14 +64,14 @@ class Annotation(NamedTuple):
 
 
 class MaskedImage(NamedTuple):
-    """An image to be exported, by its first name, with the detector's regions; ``files`` are its pictures by kind."""
+    """An image to be exported."""
 
-    name: str
+    name: str  # its first name
     id: str
     shape: tuple[int, int]
-    regions: list[dict[str, Any]]
+    regions: list[dict[str, Any]]  # the detector's
     human: HumanMask | None
-    files: dict[str, Path]
+    files: dict[str, Path]  # its pictures by kind
 
     def mask(self) -> Mask:
         """Read the human mask, or else the detector's.

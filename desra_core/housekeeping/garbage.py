@@ -67,22 +67,14 @@ _STAYS = pa.scalar(None, pa.string())
 
 
 class Garbage(NamedTuple):
-    """The items that may be deleted, and what is left of the tables.
+    """The items that may be deleted, and what is left of the tables."""
 
-    Attributes:
-        table: Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
-        manifest: The manifest without the images that go.
-        target: The keys of the latest run.
-        stale: The records that go: columns ``id``, and ``shard``, the shard whose table has the record.
-        unmapped, unlabelled: Ids of images whose maps or labels go, while the images themselves stay.
-    """
-
-    table: pa.Table
-    manifest: pa.Table
-    target: Target
-    stale: pa.Table
-    unmapped: pa.Array
-    unlabelled: pa.Array
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    manifest: pa.Table  # the manifest without the images that go
+    target: Target  # the keys of the latest run
+    stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
+    unmapped: pa.Array  # ids of images whose similarity maps go, while the images themselves stay
+    unlabelled: pa.Array  # ids of images whose labels go, while the images themselves stay
 
 
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
