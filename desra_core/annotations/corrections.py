@@ -113,7 +113,6 @@ def read_corrections(
     """
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
-    assert manifest is not None
     present = manifest.filter(manifest["present"])
     exported = export_document(export_root(path.absolute()) or path) or {}
     ids: dict[str, str] = exported.get("images", {})
@@ -180,7 +179,6 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     """
     _, target = load_settings(workspace)
     manifest = read_manifest(workspace)
-    assert manifest is not None
     names: dict[str, list[str]] = {one.id: [] for one in corrections}  # vanished names too
     for name, image_id in _names_and_ids(manifest):
         if image_id in names:

@@ -22,7 +22,7 @@ from desra_core import third_party
 from desra_core.errors import ImageError, UsageError, described
 from desra_core.files.content import content_key
 from desra_core.gpu import exact_on
-from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.codec import CLASS_COUNT, Labels, Pixels, bgr8
 from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
@@ -134,28 +134,22 @@ class MMSegSegmenter:
         """
         import torch
 
-        with exact_on(self._device), torch.inference_mode():
-            network_input, kept = self._network_input(gan_sr)
-            logits = self._logits(network_input)
-            labels = upsampled_argmax(
-                logits,
-                network_size=network_input.shape[2:],
-                kept_size=kept,
-                size=gan_sr.shape[:2],
-                align_corners=self._model.align_corners,
-            )
-        return labels.cpu().numpy()
-
-    def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its unpadded size."""
         # In strips: the temporaries of `bgr8` for 16 bits are six times the image.
         bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
         for rows in row_strips(gan_sr.shape):
             bgr[rows] = bgr8(gan_sr[rows])
         views = _views(self._pipeline, bgr)
-        height, width = views["img_metas"][0].data["img_shape"][:2]
-        # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not
-        return views["img"][0].data[None].to(self._device), (int(height), int(width))
+        with exact_on(self._device), torch.inference_mode():
+            # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not.
+            network_input = views["img"][0].data[None].to(self._device)
+            labels = upsampled_argmax(
+                self._logits(network_input),
+                network_size=network_input.shape[2:],
+                kept_size=views["img_metas"][0].data["img_shape"][:2],
+                size=gan_sr.shape[:2],
+                align_corners=self._model.align_corners,
+            )
+        return labels.cpu().numpy()
 
     def _logits(self, network_input: torch.Tensor) -> torch.Tensor:
         model = self._model
@@ -315,7 +309,7 @@ def _built(config: Path) -> tuple[Any, Pipeline]:
     if mode != "whole":
         reason = f"infers in {mode} mode, but the class weights assume whole images"
         raise UsageError(config, reason, "set model.test_cfg = dict(mode='whole')")
-    if classes != 150:
+    if classes != CLASS_COUNT:
         raise UsageError(config, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
     _check_single_view(pipeline, config)
     return model, pipeline

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -35,8 +35,6 @@ from desra_core.workspace.manifest import File
 WORST = 6
 # The share of pictures in the 20 MB of a page.
 PICTURE_CHARACTERS = 16_000_000
-
-_CURVES = 8
 
 
 class PublishedBenchmark(NamedTuple):
@@ -131,7 +129,7 @@ def _labelled_charts(results: LabelledResults, rows: Sequence[MethodRow]) -> lis
     drawn = {
         name: [(agreement.recall, agreement.precision) for _, agreement in points
                if agreement.recall is not None and agreement.precision is not None]
-        for name, points in list(results.curves.items())[:_CURVES]
+        for name, points in results.curves.items()
     }  # fmt: skip
     marks = {
         row.point.name: (row.scores.total.recall, row.scores.total.precision)
@@ -195,8 +193,7 @@ def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[
 
 def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
     """Draw recall by false alarms, and by method and kind; with captions."""
-    drawn: dict[str, Any] = dict(list(curves(summary).items())[:_CURVES])
-    figure = line_chart(drawn, xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
+    figure = line_chart(curves(summary), xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
     shares = [[method.recall(kind=kind).share for kind in KINDS] for method in summary.methods]
     recall = [[np.nan if share is None else share for share in row] for row in shares]
     kinds = [kind.replace("_", " ") for kind in KINDS]

@@ -73,14 +73,7 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
         pairs = open_frozen(run.data)
 
         def batch(purpose: int, step: int) -> list[torch.Tensor]:
-            arrays = draw_batch(
-                pairs,
-                size=training.batch,
-                patch=training.patch,
-                mask_share=training.mask_share,
-                scale=trainer.generator.scale,
-                seed=(training.seed, purpose, step),
-            )
+            arrays = draw_batch(pairs, training, trainer.generator.scale, (training.seed, purpose, step))
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
         board = Board(run.tensorboard, state["iteration"])
