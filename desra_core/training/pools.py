@@ -81,7 +81,6 @@ class Pools:
         self._workspace = workspace
         self._group_by = group_by
         manifest = read_manifest(workspace)
-        assert manifest is not None
         self._manifest = manifest.filter(manifest["present"])
         self._lr: dict[str, Path] | None = None
         if settings.sources.lr is None:
