@@ -45,8 +45,15 @@ from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, asked_for, image_refs, read_manifest
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record, flags_of, gather_shard, read_records, read_shard, without_arrays
+from desra_core.workspace.products import (
+    Record,
+    Target,
+    flags_of,
+    gather_shard,
+    read_records,
+    read_shard,
+    without_arrays,
+)
 
 # Raise it when the meaning or a count of a histogram changes.
 HISTOGRAM_VERSION = 1
@@ -311,11 +318,9 @@ def plan_counting(corpus: CorpusSettings, exclusion: Mapping[str, File]) -> Coun
     """
     workspace = Workspace(corpus.workspace)
     target, _ = target_of(corpus)
-    manifest = read_manifest(workspace)
-    if manifest is None:
+    if not workspace.manifest.exists():
         raise UsageError(workspace.root, "has no manifest", f"run desra {corpus.verb}")
-    rows = asked_for(manifest)
-    rows = rows.slice(0, corpus.limit)
+    rows = asked_for(read_manifest(workspace)).slice(0, corpus.limit)
     records = read_records(workspace, _COLUMNS)
     index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
     record = {name: records[name].combine_chunks().take(index) for name in _COLUMNS}

@@ -153,7 +153,7 @@ def pair_workspace(
         UsageError: The folder is no workspace, or there is no ground truth.
     """
     manifest = read_manifest(workspace)
-    if manifest is None or not workspace.masks.is_dir():
+    if not workspace.manifest.exists() or not workspace.masks.is_dir():
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
     files, failures = files_by_name(folders, _MASK)

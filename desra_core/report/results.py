@@ -31,8 +31,7 @@ from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.manifest import MANIFEST, read_passed_over
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import PRODUCTS
-from desra_core.workspace.records import read_records
+from desra_core.workspace.products import PRODUCTS, read_records
 
 _RECORD = ["height", "width", "mask_key", "artifact_pixels", "failed_stage", "subject", "reason", "remedy",
            "similarity_kept", "labels_kept"]  # fmt: skip

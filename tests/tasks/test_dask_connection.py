@@ -20,7 +20,7 @@ from distributed.system import MEMORY_LIMIT
 from desra_core.errors import AbsentError, UsageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 from tasks import dask_connection
 from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS
 from tasks.dask_connection import open_dask

@@ -22,7 +22,7 @@ from desra_core.report.results import read_results
 from desra_core.report.workspace_page import choose, make_gallery
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.records import SCHEMA
+from desra_core.workspace.products import SCHEMA
 from tests.desra_core.report.conftest import HOSTILE, SIZE, detect, write
 from tests.desra_core.report.pages import EVENTS, Elements, words
 
