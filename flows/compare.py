@@ -25,7 +25,7 @@ class Compared(RunEnd):
     promoted: Path | None
 
 
-@corpus_flow("compare")
+@corpus_flow
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best model if it passes and the settings say so.
 

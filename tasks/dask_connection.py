@@ -16,7 +16,6 @@ from distributed.utils import LoopRunner
 
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
-from tasks.admission import Admission
 from tasks.dask_cluster import (
     BYTES_PER_PIXEL,
     NETWORK_WORKER_BYTES,
@@ -29,7 +28,7 @@ from tasks.dask_cluster import (
     threads_of,
     visible_gpus,
 )
-from tasks.dask_map import Dask
+from tasks.dask_map import Admission, Dask
 from tasks.logs import configure, say
 
 _CONNECT_SECONDS = 10

@@ -1,7 +1,7 @@
 """Check on a worker, before each call, that it has the desra of the run and sees the folder of the results.
 
 This file is sent as source, for a worker may have another desra, another Python or no desra at all: it may import only
-the standard library and Dask. `tasks.admission` sends it.
+the standard library and Dask. `tasks.dask_map.Admission` sends it.
 """
 
 import contextlib
