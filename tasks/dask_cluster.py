@@ -71,12 +71,14 @@ class Share(NamedTuple):
         threads: Threads that the work on one image may use.
         memory: Bytes of a worker, or of one thread of a worker with a GPU.
         gpu_threads: Threads of each worker with a GPU.
+        max_pixels: Pixels of the largest image that fits into ``memory``.
     """
 
     workers: int
     threads: int
     memory: int
     gpu_threads: int
+    max_pixels: int
 
 
 def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
@@ -92,30 +94,34 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
         UsageError: The workers have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    # The number of the largest images that fit into memory at a time.
-    at_once = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
-    gpu_threads = max(1, min(GPU_THREADS, (at_once - 1) // gpus)) if gpus else GPU_THREADS
-    workers = machine.workers or max(1, min(_cores(), at_once - gpu_threads * gpus))
+    # Each image at work needs a worker, or a thread of a worker with a GPU. Memory suffices for this number of them.
+    images = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
+    # Memory for one worker without a GPU stays free.
+    gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
+    workers = machine.workers or max(1, min(_cores(), images - gpu_threads * gpus))
     memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
-    image_bytes(memory, own)
-    return Share(workers, threads_of(workers), memory, gpu_threads)
+    return Share(workers, threads_of(workers), memory, gpu_threads, largest_image(memory, own))
 
 
-def image_bytes(memory: int, own: int) -> int:
-    """Return the bytes of a worker's memory that are left for an image.
+def largest_image(memory: int, own: int) -> int:
+    """Return the pixels of the largest image that fits into the memory of a worker.
 
     Args:
         memory: Bytes of a worker, or of one of its threads.
         own: Bytes that the worker holds without an image.
 
     Raises:
-        UsageError: Nothing is left.
+        UsageError: Nothing is left for an image.
     """
     usable = int(_USABLE_SHARE * memory)
     if usable <= own:
         remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
         raise UsageError("--memory", f"is {memory // 10**6} MB for a worker or a thread of it", remedy)
-    return usable - own
+    return (usable - own) // BYTES_PER_PIXEL
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def threads_of(workers: int) -> int:
@@ -225,10 +231,6 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
             yield StandingCluster(cluster, Embedded(gpus=gpus, machine=bounds, key=str(key), **found))
         finally:
             key.unlink(missing_ok=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[str, dict[str, Any]]:

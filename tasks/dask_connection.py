@@ -17,12 +17,11 @@ from distributed.utils import LoopRunner
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks.dask_cluster import (
-    BYTES_PER_PIXEL,
     NETWORK_WORKER_BYTES,
     WORKER_BYTES,
     Embedded,
     Share,
-    image_bytes,
+    largest_image,
     local_cluster,
     share_of,
     threads_of,
@@ -34,8 +33,6 @@ from tasks.logs import configure, say
 _CONNECT_SECONDS = 10
 _RESTART_SECONDS = 60
 _AWAIT_SECONDS = 60
-# The settings that a run takes over from desra serve if its own are not given.
-_BOUNDS = ("workers", "memory")
 
 
 @contextlib.contextmanager
@@ -71,26 +68,26 @@ def open_dask(
     own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
     pixels = 0 if machine.scheduler else most_pixels()
     embedded = None if machine.scheduler or alone else Embedded.find()
+    if embedded:  # its bounds hold where the run has none of its own
+        bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in ("workers", "memory")}
+        machine = machine.model_copy(update=bounds)
     if address := machine.scheduler or (embedded.address if embedded else None):
-        with connected(address, embedded.key if embedded else None) as client, contextlib.ExitStack() as stack:
-            admission = stack.enter_context(contextlib.closing(Admission(client, folder)))
+        with (
+            connected(address, embedded.key if embedded else None) as client,
+            contextlib.closing(Admission(client, folder)) as admission,
+        ):
             admission.ask()
             if embedded:
-                bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in _BOUNDS}
-                machine = machine.model_copy(update=bounds)
                 executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
                 if any(executing.values()):  # left by a killed run, for the workers serve one run at a time
                     _restart(client)
                 _await_workers(client, embedded.gpus)
             dask = _elsewhere(address, client, machine, own, admission, embedded)
-            needed = 0
-            if embedded:  # no more than workers of the run's own would have memory for
-                needed = min(pixels, image_bytes(share_of(machine, own, gpus, pixels).memory, own) // BYTES_PER_PIXEL)
-            if dask.max_pixels >= needed:
+            if not embedded or dask.max_pixels >= min(pixels, share_of(machine, own, gpus, pixels).max_pixels):
                 with contextlib.closing(dask):
                     yield dask
                 return
-            _restart(client)
+            _restart(client)  # to free their memory for workers of the run's own, which can take larger images
     share = share_of(machine, own, gpus, pixels)
     if (usual := share_of(machine, own, gpus)) != share:
         threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
@@ -98,7 +95,7 @@ def open_dask(
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with (
         local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
-        contextlib.closing(Dask(client, machine, share, own=own, gpus=gpus)) as dask,
+        contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
     ):
         yield dask
 
@@ -114,8 +111,8 @@ def _elsewhere(
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
     without_gpu = len(workers) - len(slots)
     threads = threads_of(without_gpu) if embedded else 1
-    share = Share(without_gpu, threads, memory, min(slots, default=0))
-    dask = Dask(client, machine, share, own=own, gpus=len(slots), admission=admission)
+    share = Share(without_gpu, threads, memory, min(slots, default=0), largest_image(memory, own))
+    dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
     if embedded:
         dask.dashboard = embedded.dashboard
     return dask

@@ -27,7 +27,7 @@ from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks import question
-from tasks.dask_cluster import BYTES_PER_PIXEL, Share, image_bytes
+from tasks.dask_cluster import Share
 from tasks.logs import configure, record, say
 from tasks.lost_workers import Watch, call_on_worker, error_of
 
@@ -127,7 +127,6 @@ class Dask:
         client: The client of the cluster.
         machine: Level and format of the log of workers.
         share: The share of each worker in its machine.
-        own: Bytes that a worker holds without an image.
         gpus: Number of workers with a GPU.
         admission: The check of workers that were started elsewhere.
 
@@ -141,20 +140,13 @@ class Dask:
     """
 
     def __init__(
-        self,
-        client: Client,
-        machine: Machine,
-        share: Share,
-        *,
-        own: int,
-        gpus: int,
-        admission: Admission | None = None,
+        self, client: Client, machine: Machine, share: Share, *, gpus: int, admission: Admission | None = None
     ) -> None:
         self._client = client
         self._admission = admission
         self._machine = machine
         self.threads = share.threads
-        self.max_pixels = image_bytes(share.memory, own) // BYTES_PER_PIXEL
+        self.max_pixels = share.max_pixels
         self.workers = share.workers + gpus
         self.gpus = gpus
         self.gpu_slots = share.gpu_threads

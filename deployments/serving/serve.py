@@ -28,10 +28,21 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
-from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
 from deployments.serving.guarded import report_server
 from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
-from deployments.serving.schedules import WORKER, Deployed, check_alone, deployments_of, next_run, register
+from deployments.serving.schedules import (
+    WORKER,
+    Deployed,
+    Endings,
+    check_alone,
+    deployments_of,
+    drop_missed,
+    mark_interrupted,
+    mark_killed,
+    next_run,
+    register,
+    resume_interrupted,
+)
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.cycle import check_training, mining_of

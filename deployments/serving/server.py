@@ -34,7 +34,6 @@ from deployments.serving.connection import (
     key_file,
     read_key,
 )
-from deployments.serving.flow_runs import mark_killed
 from deployments.serving.processes import (
     MARK,
     Child,
@@ -47,6 +46,7 @@ from deployments.serving.processes import (
     served_at,
     start_again,
 )
+from deployments.serving.schedules import mark_killed
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.files.atomic import storage_errors, write_secret
 from desra_core.workspace import Workspace

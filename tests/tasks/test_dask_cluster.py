@@ -6,7 +6,7 @@ import pytest
 
 from desra_core.settings import Machine
 from tasks import dask_cluster
-from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, NETWORK_WORKER_BYTES, Share, image_bytes, share_of
+from tasks.dask_cluster import GPU_THREADS, NETWORK_WORKER_BYTES, Share, share_of
 
 GIB = 2**30
 # A photo of 12 megapixels, four times as large.
@@ -19,10 +19,6 @@ def share(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int, gpus: int, p
     return share_of(Machine(), NETWORK_WORKER_BYTES, gpus, pixels)
 
 
-def fits(share: Share) -> int:
-    return image_bytes(share.memory, NETWORK_WORKER_BYTES) // BYTES_PER_PIXEL
-
-
 MACHINES = {"a CPU": (16, 128, 0), "a GPU": (16, 128, 1), "eight GPUs": (64, 512, 8), "a small one": (4, 32, 1)}
 
 
@@ -30,7 +26,7 @@ MACHINES = {"a CPU": (16, 128, 0), "a GPU": (16, 128, 1), "eight GPUs": (64, 512
 def test_an_ordinary_photo_fits_where_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
     cores, memory, gpus = MACHINES[machine]
     usual, large = share(monkeypatch, cores, memory, gpus), share(monkeypatch, cores, memory, gpus, PHOTO)
-    assert fits(usual) < PHOTO <= fits(large)
+    assert usual.max_pixels < PHOTO <= large.max_pixels
     assert 1 <= large.workers <= usual.workers
     assert 1 <= large.gpu_threads <= usual.gpu_threads == GPU_THREADS
     used = (large.workers + gpus * large.gpu_threads) * large.memory

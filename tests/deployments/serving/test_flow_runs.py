@@ -16,16 +16,18 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
 
 from deployments.serving.connection import connected
-from deployments.serving.flow_runs import (
+from deployments.serving.schedules import (
     INTERRUPTED,
+    Deployed,
     Endings,
     _all,
+    deployments_of,
     drop_missed,
     mark_interrupted,
     mark_killed,
+    register,
     resume_interrupted,
 )
-from deployments.serving.schedules import Deployed, deployments_of, register
 from desra_core.settings import Machine
 from desra_core.settings.serving import Serving
 from tests.conftest import client_of
