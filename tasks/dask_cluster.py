@@ -13,12 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
 from dask.utils import parse_bytes
-from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import ErrorHandler
 
 from desra_core.errors import UsageError
 from desra_core.files.atomic import write_secret
@@ -189,10 +189,16 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
         Client(cluster) as client,
     ):
         # Other pages of the scheduler would redirect to the hidden path.
-        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
+        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), ErrorHandler, {"status_code": 404})
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
-        client.register_plugin(_Prepared())
+        client.register_worker_callbacks(_prepare_worker)
         yield cluster, client
+
+
+def _prepare_worker() -> None:
+    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    question.own()
 
 
 class StandingCluster(NamedTuple):
@@ -243,20 +249,3 @@ def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[s
     cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(share.workers)}
     slots = {"GPU": float(share.gpu_threads)}
     return cpu | {f"gpu-{gpu}": worker(share.gpu_threads, slots, gpu) for gpu in gpus}
-
-
-class _Nothing(RequestHandler):
-    """Answer every request with 404."""
-
-    def prepare(self) -> None:
-        """Raise 404; Tornado calls this before any method."""
-        raise HTTPError(404)
-
-
-class _Prepared(WorkerPlugin):
-    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
-
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Prepare a worker that starts; Dask calls this."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        question.own()

@@ -1,10 +1,10 @@
 """The tasks of a finetune: start it, freeze its images, train on one worker, show the losses."""
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -81,16 +81,11 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
-
-            def on_second() -> None:
-                _count(progress, plan)
-                progress.show()
-
             iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
-                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
+                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=partial(_show_progress, progress, plan),
             )  # fmt: skip
-            _count(progress, plan)
+            _show_progress(progress, plan)
     return iterations, iterations < plan.training.iterations
 
 
@@ -116,7 +111,7 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
 
 @contextlib.contextmanager
 def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Iterator[str]:
-    """Hold one of several devices for a finetune; wait while another finetune is on each of them.
+    """Hold one of several devices for a finetune; wait while other finetunes, of any user, are on all of them.
 
     The system frees the device of a process that dies.
 
@@ -130,7 +125,12 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     announced = False
     while True:
         for device in devices:
-            with locked(_lock_file(device), read_only=True) as other:
+            # This file is for all users, and is never deleted, or two processes could hold it.
+            path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
+            with contextlib.suppress(FileExistsError):
+                path.touch(exist_ok=False)
+                path.chmod(0o644)  # whatever the umask
+            with locked(path, read_only=True) as other:
                 if other is None:
                     yield device
                     return
@@ -138,16 +138,6 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
             on_wait(f"another finetune is on {', '.join(devices)}: waiting until it has ended")
             announced = True
         time.sleep(_POLL_SECONDS)
-
-
-def _lock_file(device: str) -> Path:
-    """Return the lock file of a device for all users; it is never deleted, or two processes could hold it."""
-    path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
-    with contextlib.suppress(FileExistsError):
-        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
-        os.fchmod(file, 0o644)  # whatever the umask
-        os.close(file)
-    return path
 
 
 @task(task_run_name="losses", cache_policy=NO_CACHE)
@@ -167,14 +157,15 @@ def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], worksp
     return line
 
 
-def _count(progress: RunProgress, plan: FinetunePlan) -> None:
+def _show_progress(progress: RunProgress, plan: FinetunePlan) -> None:
     """Show the iterations, or the warm-up steps before them, from the progress file of the run."""
     state = read_json(plan.run.progress) or {}
     if state.get("warmed", 0) < state.get("warmup", 0):
         progress.preparing("discriminator warmed up", state["warmed"], state["warmup"])
-        return
-    losses = state.get("losses", {})
-    progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+    else:
+        losses = state.get("losses", {})
+        progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+    progress.show()
 
 
 @task(task_run_name="start-finetune", cache_policy=NO_CACHE)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from desra_core.errors import printable
 
@@ -87,7 +87,7 @@ def is_json() -> bool:
     return isinstance(_handled().formatter, _Json)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.Handler):
     """Write to the current ``sys.stderr``; all lines carry the ids ``about``."""
 
     def __init__(self) -> None:
@@ -96,15 +96,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         record.about = self.about
-        super().emit(record)
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        pass
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:  # noqa: BLE001 - the work goes on without its log
+            self.handleError(record)
 
 
 class _Text(logging.Formatter):

@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,9 +27,6 @@ from desra_core.training.plan import check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
 from tasks.logs import say
-
-if TYPE_CHECKING:
-    from flows.cycle import Cycled
 
 GATE_FAILED = 3
 
@@ -78,10 +74,10 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
 def run_cycle(settings: Cycling, machine: Machine) -> int:
     """Mine, finetune, judge and promote, or find that all is done, and print how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    cycled: Cycled | None = None
-    lost: ServerLostError | None = None
+    broken: tuple[str, ...] = ()
+    unjudged = 0
     promoted: Path | None = None
-    comparison: Comparison | None = None
+    lost: ServerLostError | None = None
     with workspace.opened():
         end_leftover_server(workspace)
         mining = mining_of(settings)
@@ -89,10 +85,15 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         say(f"finding the artifacts of {which}, {mining.gan_model}")
         prepared = prepare_corpus(mining)
         finetuning = finetuning_of(settings, mining)
+        # Before all artifacts are known, the finetune cannot be planned.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
-        if plan and plan.ended:
-            comparison = plan_comparison(comparing_of(settings, mining, plan.run.root))
-        if plan and (plan.empty or (comparison and _is_done(settings, comparison))):
+        comparison = plan_comparison(comparing_of(settings, mining, plan.run.root)) if plan and plan.ended else None
+        if comparison:
+            judged = not comparison.missing()
+            done = judged and not is_to_promote(settings, comparison, verdict_of(comparison))
+        else:
+            done = plan is not None and plan.empty
+        if done:
             renew_results(prepared)
         else:
             check_training(settings, mining)
@@ -100,17 +101,17 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             try:
                 plans = (mining, prepared), (finetuning, plan)
                 cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
+                broken, promoted = cycled.mined.broken_shards, cycled.promoted
                 comparison = cycled.compared.comparison if cycled.compared else None
-                promoted = cycled.promoted
+                unjudged = cycled.compared.failures if cycled.compared else 0
             except ServerLostError as error:
                 current = current_model(workspace)
                 if current is None or current == before:
                     raise
-                # All is done, so the command must not start anew with another server: that would begin the next cycle.
+                # All is done: the model was promoted. To start anew with another server would begin the next cycle.
                 lost, promoted = error, current.parent
-                run = plan_finetune(finetuning).run
-                comparison = plan_comparison(comparing_of(settings, mining, run.root))
-        code = sum_up(prepared, mining, cycled.mined.broken_shards if cycled else ())
+                comparison = plan_comparison(comparing_of(settings, mining, plan_finetune(finetuning).run.root))
+        code = sum_up(prepared, mining, broken)
         if comparison is None:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
@@ -122,17 +123,11 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             again = f"{_compare_command(finetuning, finetuned)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
-    failed = cycled is not None and cycled.compared is not None and cycled.compared.failures > 0
-    code = max(code, int(failed)) if verdict.passed else GATE_FAILED
+    code = max(code, int(unjudged > 0)) if verdict.passed else GATE_FAILED
     if lost is not None:
         lost.code = code
         raise lost
     return code
-
-
-def _is_done(settings: Cycling, comparison: Comparison) -> bool:
-    """Say whether neither a judgement nor a promotion is missing."""
-    return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
 def _compare_command(settings: Finetuning, output: Path) -> str:

@@ -137,13 +137,12 @@ class Server(Child):
         self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._log_start = 0
         self.unwanted = threading.Event()
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
-            self._port = probe.getsockname()[1]
+        try:
+            with socket.create_server(("127.0.0.1", port)) as probe:
+                self._port = probe.getsockname()[1]
+        except OSError as error:
+            reason = f"cannot be had ({os.strerror(error.errno or 0)})"
+            raise UsageError(f"--port {port}", reason, "give another one") from None
         self.url = f"http://127.0.0.1:{self._port}/api"
 
     def start(self) -> None:
@@ -172,7 +171,10 @@ class Server(Child):
                 return
             late = self.exit_code is None
             self._end()
-        error = self._last_error()
+        written = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        lines = [line for line in written.splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        error = printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
         if late:
             error = f"it did not answer within {_START_SECONDS // 60} minutes"
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
@@ -214,14 +216,6 @@ class Server(Child):
     def _without_room(self, where: object) -> TransientError:
         reason = f"the disk is full, and {self.name} has no room for its database"
         return TransientError(where, reason, "free some space and run again")
-
-    def _last_error(self) -> str:
-        """Return the last error in the log since the start, as a line."""
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if _ERROR.match(line)]
-        return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.serving.guarded:create_app",
@@ -316,10 +310,8 @@ def _is_full(folder: Path) -> bool:
     """Say whether an empty database does not fit into a folder; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
-        room = (
-            disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks
-        )  # some disks report no number of blocks
-        return not room or (disk.f_files > 0 and disk.f_favail == 0)
+        no_space = disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < _DATABASE_BYTES  # some disks have no numbers
+        return no_space or (disk.f_files > 0 and disk.f_favail == 0)
     return False
 
 
