@@ -11,7 +11,7 @@ from desra_core.settings.models import Calibrating
 from flows.corpus_flow import corpus_flow, opened_workspace
 from flows.detect import detect
 from flows.mine import mine
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
 from tasks.judging import count_shard, publish_weights
 from tasks.progress import RunProgress
 from tasks.run_end import RunEnd, Summary

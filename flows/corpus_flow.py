@@ -35,8 +35,7 @@ from desra_core.settings import CorpusSettings, Machine, Mining, folder_of
 from desra_core.settings.serving import workspace_of
 from desra_core.workspace import Workspace
 from flows import handed_over
-from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask
 from tasks.logs import carry, configure, say
 from tasks.progress import ReadingProgress, RunProgress
 from tasks.run_end import Summary, publish_results, show_corpus

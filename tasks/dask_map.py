@@ -2,8 +2,8 @@
 
 Workers that were started elsewhere work only if they have the desra of the run and see the folder that it writes to.
 
-Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_cluster` (workers on this machine),
-`tasks.lost_workers` and `tasks.question` (the check of workers that were started elsewhere) know Dask.
+Only this module, `tasks.dask_cluster` (workers: starting some, or connecting to others), `tasks.lost_workers` and
+`tasks.question` (the check of workers that were started elsewhere) know Dask.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from tasks import question
-from tasks.dask_cluster import Share
 from tasks.logs import configure, record, say
 from tasks.lost_workers import Watch, call_on_worker, error_of
 
@@ -118,6 +117,24 @@ class Admission:
                 reason = f"this worker cannot be asked ({type(answer).__name__}: {answer})"
                 answers[address] = (reason, "start it again")
         return dict(answers)
+
+
+class Share(NamedTuple):
+    """The share of this machine that each of its workers gets.
+
+    Attributes:
+        workers: Number of workers, beside those with a GPU.
+        threads: Threads that the work on one image may use.
+        memory: Bytes of a worker, or of one thread of a worker with a GPU.
+        gpu_threads: Threads of each worker with a GPU.
+        max_pixels: Pixels of the largest image that fits into ``memory``.
+    """
+
+    workers: int
+    threads: int
+    memory: int
+    gpu_threads: int
+    max_pixels: int
 
 
 class Dask:

@@ -26,8 +26,7 @@ from desra_core.training.plan import FinetunePlan, begin, check_networks, settle
 from desra_core.training.pools import count_new
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.dask_cluster import gpus_wanted, visible_gpus
-from tasks.dask_connection import open_dask, release_embedded
+from tasks.dask_cluster import gpus_wanted, open_dask, release_embedded, visible_gpus
 from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress

@@ -33,8 +33,7 @@ from desra_core.settings import Machine
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from tasks.dask_cluster import gpus_wanted
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import gpus_wanted, open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview

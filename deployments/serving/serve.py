@@ -203,8 +203,7 @@ def stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Check the given Dask scheduler, or start a cluster on this machine."""
-    from tasks.dask_cluster import gpus_wanted, standing_cluster
-    from tasks.dask_connection import open_dask
+    from tasks.dask_cluster import gpus_wanted, open_dask, standing_cluster
 
     if machine.scheduler:
         with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run

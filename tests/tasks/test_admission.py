@@ -20,7 +20,7 @@ import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import lost_workers
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
 from tasks.dask_map import ImageJob
 from tests.conftest import refusal
 from tests.served import until

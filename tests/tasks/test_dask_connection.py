@@ -21,9 +21,8 @@ from desra_core.errors import AbsentError, UsageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.records import Record
-from tasks import dask_connection
-from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS
-from tasks.dask_connection import open_dask
+from tasks import dask_cluster
+from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, open_dask
 from tests.tasks.jobs import done, images, job
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -41,7 +40,7 @@ def test_sizes_that_change_nothing_are_not_read(monkeypatch) -> None:
     def unwanted() -> int:
         raise AssertionError
 
-    monkeypatch.setattr(dask_connection, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
     with pytest.raises(AbsentError), open_dask(Machine(scheduler="tcp://127.0.0.1:9"), most_pixels=unwanted):
         pass
 
@@ -62,7 +61,7 @@ def test_large_images_get_fewer_workers(capfd) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(dask_connection, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
     with (
         pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
         open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
