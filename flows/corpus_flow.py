@@ -36,8 +36,8 @@ from desra_core.settings.serving import workspace_of
 from desra_core.workspace import Workspace
 from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask
-from tasks.logs import carry, configure, say
-from tasks.progress import ReadingProgress, RunProgress
+from tasks.logs import NowAndThen, carry, configure, say
+from tasks.progress import RunProgress
 from tasks.run_end import Summary, publish_results, show_corpus
 from tasks.shards import Run, process_shard, stages_of
 
@@ -231,7 +231,8 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
         outermost = not flow_run.parent_flow_run_id
         if given and outermost:
             carry(run=flow_run.name, workspace=str(folder_of(given[0])))
-        for pause in (*(PAUSES if runs_by_itself() and outermost else ()), None):
+        pauses = list(PAUSES) if runs_by_itself() and outermost else []
+        while True:
             try:
                 if given:
                     tags = {*flow_run.tags, flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name}
@@ -239,13 +240,13 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
                         client.update_flow_run(flow_run.id, tags=sorted(tags))
                 return _ended(function(*arguments, **named))
             except Exception as error:
-                if pause is None or not may_pass(error):
+                if not pauses or not may_pass(error):
                     if isinstance(error, DesraError):
                         return Failed(message=printable(error), data=error)
                     raise
-                get_run_logger().warning("%s: %s; tried again in %d s", type(error).__name__, printable(error), pause)
+                pause, kind = pauses.pop(0), type(error).__name__
+                get_run_logger().warning("%s: %s; tried again in %d s", kind, printable(error), pause)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
 
     # Prefect would look the names of annotations up in this module, not in that of the function.
     body.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
@@ -289,7 +290,8 @@ def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) 
     workspace = opened_workspace(settings.workspace)
     with workspace.locked():
         prepared = None if rescan else handed_over(settings, Prepared)
-        prepared = prepared or prepare(settings, rescan=rescan, on_hashed=ReadingProgress())
+        on_hashed = NowAndThen("reading new files: {} of {}")
+        prepared = prepared or prepare(settings, rescan=rescan, on_hashed=on_hashed)
         plan = prepared.plan
         if not plan.pending:
             show_corpus(settings, prepared)

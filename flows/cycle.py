@@ -48,7 +48,7 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
             publish_report(workspace, line)
             return Cycled(in_one_line=line, task_runs=1, lacking=mined.lacking, mined=mined)
         finetuning = finetuning.model_copy(update={"output": plan.run.root})
-        with handing_over(finetuning, plan):
+        with handing_over((finetuning, plan)):
             finetuned = finetune(finetuning, machine)
         compared = compare(comparing_of(cycling, mining, plan.run.root), machine)
         promoted: Path | None = None

@@ -26,7 +26,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import LoopRunner
 from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
-from tornado.web import ErrorHandler
+from tornado.web import HTTPError, RequestHandler
 
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.files.atomic import write_secret
@@ -347,10 +347,18 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
         Client(cluster) as client,
     ):
         # Other pages of the scheduler would redirect to the hidden path.
-        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), ErrorHandler, {"status_code": 404})
+        elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
         client.register_worker_callbacks(_prepare_worker)
         yield cluster, client
+
+
+class _Nothing(RequestHandler):
+    """Answer every request with 404."""
+
+    def prepare(self) -> None:
+        """Raise 404; Tornado calls this before any method. Dask passes over Tornado's own `ErrorHandler`."""
+        raise HTTPError(404)
 
 
 def _prepare_worker() -> None:

@@ -223,11 +223,10 @@ def import_masks(
         published = publish_corrections(place, taken) if taken else None
     if published is None:
         typer.echo("nothing to import: every mask is as exported")
-    else:
-        _show_taken(published, taken)
-    _show_left_out(taken, len(corrections) - len(taken))
-    if published is None:
+        _show_left_out(taken, len(corrections))
         return
+    _show_taken(published, taken)
+    _show_left_out(taken, len(corrections) - len(taken))
     typer.echo(f"masks    {place.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
     _show_renewed(published.renewed)
     root, waiting = shlex.quote(str(place.root)), counted(published.waiting, "image")

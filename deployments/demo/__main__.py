@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
-from deployments.demo import MODELS
-from deployments.demo.photos import make_photos
+from deployments.demo.photos import MODELS, make_photos
 from desra_core.errors import DesraError, printable
 from desra_core.files.atomic import replace_file
 from desra_core.images import codec, crops

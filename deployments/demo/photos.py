@@ -17,6 +17,8 @@ from PIL import Image
 from desra_core.files.atomic import replace_file
 from desra_core.images import codec
 
+MODELS = Path(__file__).parent / "models"
+
 _SEED = 2023
 
 

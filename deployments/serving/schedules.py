@@ -176,21 +176,14 @@ def next_run(deployed: Deployed, client: SyncPrefectClient) -> datetime | None:
     """Return when a deployment runs next by its schedule, in its time zone; None without a next run.
 
     Raises:
-        UsageError: The server cannot plan runs.
+        PrefectHTTPStatusError: The server cannot plan runs.
     """
-    from prefect.exceptions import PrefectHTTPStatusError
-
     if not deployed.schedules:
         return None
     deployment = client.read_deployment_by_name(deployed.full_name)
     if deployment.paused:
         return None
-    try:
-        client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
-    except PrefectHTTPStatusError as error:
-        reason = f"cannot be planned by the Prefect server, which answers {error.response.status_code}"
-        remedy = "read the log of the server; is its SQLAlchemy below 2.1?"
-        raise UsageError(deployed.full_name, reason, remedy) from None
+    client.request("POST", "/deployments/{id}/schedule", path_params={"id": str(deployment.id)}, json={})
     query = {
         "deployments": {"id": {"any_": [str(deployment.id)]}},
         "flow_runs": {
@@ -270,25 +263,22 @@ def resume_interrupted(pool: str, client: SyncPrefectClient) -> list[str]:
     return lines
 
 
-def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> int:
+def drop_missed(pool: str, client: SyncPrefectClient, *, settled: timedelta) -> None:
     """Delete the overdue runs of each deployment, except the latest one, which takes in all new images.
 
     Runs pile up in a week without desra serve, or during a long cycle. Those that have waited for less than ``settled``
-    are left alone. Returns how many were deleted.
+    are left alone.
     """
     from prefect.exceptions import ObjectNotFound
 
     latest = datetime.now(UTC) - settled
     kept: set[UUID | None] = set()
-    dropped = 0
     for run in _runs(pool, client, {"type": {"any_": ["SCHEDULED"]}}):
         if run.auto_scheduled and run.expected_start_time and run.expected_start_time < latest:
             if run.deployment_id in kept:
                 with contextlib.suppress(ObjectNotFound):  # it was deleted meanwhile
                     client.delete_flow_run(run.id)
-                dropped += 1
             kept.add(run.deployment_id)
-    return dropped
 
 
 class Endings:

@@ -75,9 +75,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
-    is_new = not workspace.exists()
-    if is_new:
-        _check(serving)  # first, so that a refused start leaves no new workspace
+    _check(serving)  # first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -85,19 +83,16 @@ def serve(serving: Serving, machine: Machine) -> int:
         service = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
-            if not is_new:
-                _check(serving)
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             history = parse_span(serving.history)
-            server: Server | None = None
-            if configured := os.environ.get("PREFECT_API_URL"):
-                check_server(configured)
-            else:
-                server = Server(workspace, port=serving.port, history=history, mark=service.mark)
+            own = not os.environ.get("PREFECT_API_URL")
+            server = Server(workspace, port=serving.port, history=history, mark=service.mark) if own else None
+            if server:
                 stack.enter_context(server.running())
-            own = server is not None
+            else:
+                check_server(os.environ["PREFECT_API_URL"])
             with connected() as client:
                 check_alone(pool, client)
                 register(deployments, client, own=own)

@@ -330,20 +330,17 @@ def server_settings(history: timedelta) -> dict[str, str]:
     }
 
 
-def forget_results(home: Path, history: timedelta) -> int:
-    """Delete cached results older than ``history`` from the server's folder, and empty long logs; return how many."""
+def forget_results(home: Path, history: timedelta) -> None:
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs."""
     oldest = time.time() - history.total_seconds()
-    deleted = 0
     for path in (home / "storage").glob("*"):
         with contextlib.suppress(OSError):  # another process has deleted it, or writes it
             if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
-                deleted += 1
     for path in home.glob("*.log"):
         with contextlib.suppress(OSError):
             if path.stat().st_size > _LOG_BYTES:
                 os.truncate(path, 0)  # the writer appends
-    return deleted
 
 
 def compact(home: Path) -> None:

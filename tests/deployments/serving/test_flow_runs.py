@@ -163,8 +163,8 @@ def test_one_missed_run_is_left(pool) -> None:
 
     before = missed()
     assert before == list(range(-10, 0))
-    dropped = drop_missed(often.name, often.client, settled=timedelta(minutes=5))
-    assert missed() == before[dropped:]
+    drop_missed(often.name, often.client, settled=timedelta(minutes=5))
+    assert missed() == before[-len(missed()) :]
     assert missed()[0] in (-6, -5)  # one of those that are long due, and all of the others
     assert asked_for in {run["id"] for run in often.waiting()}
     often.client.delete_deployment(often.deployment("mine")["id"])  # whose clock would go on

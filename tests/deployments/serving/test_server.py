@@ -293,11 +293,11 @@ def test_old_results_are_forgotten(tmp_path) -> None:
         os.utime(storage / name, (moment, moment))
     (tmp_path / "worker.log").write_bytes(b"x" * 11_000_000)
     (tmp_path / "server.log").write_bytes(b"kept")
-    assert forget_results(tmp_path, timedelta(days=90)) == 2
+    forget_results(tmp_path, timedelta(days=90))
     assert [path.name for path in storage.iterdir()] == ["new"]
     assert (tmp_path / "worker.log").stat().st_size == 0
     assert (tmp_path / "server.log").read_bytes() == b"kept"
-    assert forget_results(tmp_path / "nowhere", timedelta(days=90)) == 0
+    forget_results(tmp_path / "nowhere", timedelta(days=90))
 
 
 def test_the_writer_of_an_emptied_log_goes_on_at_its_beginning(tmp_path) -> None:
