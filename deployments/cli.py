@@ -71,7 +71,7 @@ def _command(kind: type[BaseModel], run: str, **options: Any) -> Callable[[Calla
             run_and_exit(lambda: function(settings, machine))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
-        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(kind, **options)(command))
+        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(command, kind, **options))
 
     return add
 

@@ -186,12 +186,13 @@ def corpus_flow(function: Callable[P, R]) -> CorpusFlow[P, R]:
     The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
     repeats itself after errors worth a retry, and fails where its result has a ``problem``.
     """
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
     return CorpusFlow(
         _ending_in_a_line(function),
         name=function.__name__,
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
         flow_run_name=run_name,
-        task_runner=ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT),
+        task_runner=runner,
         on_failure=[report_failure],
         on_crashed=[report_failure],
         on_cancellation=[report_cancelled],

@@ -12,7 +12,6 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment
@@ -200,11 +199,10 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
 def _is_waiting(name: str) -> bool:
     """Say whether a run of the finetune deployment of that name is scheduled."""
+    query = {
+        "flows": {"name": {"any_": ["finetune"]}},
+        "deployments": {"name": {"any_": [name]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}},
+    }
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(
-            flow_filter=FlowFilter.model_validate({"name": {"any_": ["finetune"]}}),
-            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}}),
-            limit=1,
-        )
-    return bool(waiting)
+        return bool(client.request("POST", "/flow_runs/count", json=query).json())

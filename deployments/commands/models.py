@@ -5,15 +5,7 @@ from pathlib import Path
 
 import typer
 
-from deployments.commands.runs import (
-    existing_workspace,
-    prepare_corpus,
-    renew_report,
-    renew_results,
-    run_flow,
-    show_people,
-    sum_up,
-)
+from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
@@ -35,7 +27,7 @@ _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, a
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
     """Finetune, or find that there is nothing to do, and print how it went; returns the exit code."""
-    workspace = existing_workspace(settings.workspace)
+    workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         plan = plan_finetune(settings)
@@ -46,7 +38,7 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            run_flow(workspace, settings, machine, (settings, plan))
+            runs.run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
         typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
@@ -54,19 +46,19 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
     """Judge, or find that all was judged before, and print the verdict; returns the exit code."""
-    workspace = existing_workspace(settings.workspace)
+    workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            ended = run_flow(workspace, settings, machine, (settings, comparison))
+            ended = runs.run_flow(workspace, settings, machine, (settings, comparison))
             verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
             typer.echo("nothing to do: all was judged before")
             verdict = decide_and_publish(comparison)
-            renew_report(workspace)
+            runs.renew_report(workspace)
         _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
@@ -83,7 +75,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         mining = mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")
-        prepared = prepare_corpus(mining)
+        prepared = runs.prepare_corpus(mining)
         finetuning = finetuning_of(settings, mining)
         # Before all artifacts are known, the finetune cannot be planned.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
@@ -94,13 +86,13 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
         else:
             done = plan is not None and plan.empty
         if done:
-            renew_results(prepared)
+            runs.renew_results(prepared)
         else:
             check_training(settings, mining)
             before = current_model(workspace)
             try:
                 plans = (mining, prepared), (finetuning, plan)
-                cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
+                cycled = runs.run_flow(workspace, settings, machine, *plans, rescan=False)
                 broken, promoted = cycled.mined.broken_shards, cycled.promoted
                 comparison = cycled.compared.comparison if cycled.compared else None
                 unjudged = cycled.compared.failures if cycled.compared else 0
@@ -111,7 +103,7 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
                 # All is done: the model was promoted. To start anew with another server would begin the next cycle.
                 lost, promoted = error, current.parent
                 comparison = plan_comparison(comparing_of(settings, mining, plan_finetune(finetuning).run.root))
-        code = sum_up(prepared, mining, broken)
+        code = runs.sum_up(prepared, mining, broken)
         if comparison is None:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
@@ -145,7 +137,7 @@ def _show_finetune(run: RunFolder, iterations: int) -> None:
     early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""
     images = document.get("images", [])
     typer.echo(f"{counted(last, 'iteration')} on {counted(len(images), 'image')}{early}")
-    show_people(sum(image.get("mask_by") == "person" for image in images))
+    runs.show_people(sum(image.get("mask_by") == "person" for image in images))
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
     typer.echo(f"models   {run.root / 'models'}\nlosses   tensorboard --logdir {run.tensorboard}")
@@ -155,7 +147,7 @@ def _show_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None,
     control = verdict.control
     images, regions = counted(control.images, "held-out image"), counted(control.regions, "artifact region")
     typer.echo(f"judged by {images}, {control.clean_images} of them clean, with {regions}")
-    show_people(comparison.human_masks)
+    runs.show_people(comparison.human_masks)
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

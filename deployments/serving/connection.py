@@ -145,20 +145,26 @@ def watch_at(workspace: Workspace, url: str) -> str:
 
 @contextlib.contextmanager
 def connected() -> Iterator[SyncPrefectClient]:
-    """Connect to the configured server, with a short timeout and few retries.
+    """Connect to the server that the environment names, with a short timeout and few retries.
 
     Raises:
         UsageError: The server does not answer, or refuses a request.
     """
+    from prefect import settings
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES}
+    # Prefect may have been imported before the environment was set.
+    named = {name: os.environ[name] for name in ("PREFECT_API_URL", KEY) if name in os.environ}
+    changed = {getattr(settings, name): value for name, value in named.items()} | {
+        settings.PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS,
+        settings.PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES,
+    }
     try:
-        with temporary_settings(patience), get_client(sync_client=True) as client:
+        with settings.temporary_settings(changed), get_client(sync_client=True) as client:
             yield client
-    except (httpx.HTTPError, PrefectException, ValueError) as error:  # a proxy answers with a page that is no JSON
+    # A proxy answers with a page that is no JSON; Prefect raises a bare RuntimeError where a server has gone.
+    except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
         reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 

@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -32,19 +33,7 @@ if TYPE_CHECKING:
 
 _END_SECONDS = 2
 
-# Prefect's UI looks for the key in the local storage. A browser never sends the part of an address behind the #.
-_PAGE = """<!doctype html><title>desra</title>
-<form><label>Key, from the file that desra named: <input type="password"></label> <button>Enter</button></form>
-<script>
-function enter(key) {
-  if (key) { localStorage.setItem("prefect-password", btoa(key)); location.replace("/"); }
-}
-document.querySelector("form").onsubmit = event => {
-  event.preventDefault();
-  enter(document.querySelector("input").value.trim());
-};
-(onhashchange = () => enter(location.hash.slice(1)))();
-</script>"""
+_PAGE = Path(__file__).with_name("enter.html")
 
 
 def create_app() -> FastAPI:
@@ -52,7 +41,7 @@ def create_app() -> FastAPI:
     from prefect.server.api.server import create_app as create_prefect
 
     def enter(_: Request) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+        return HTMLResponse(_PAGE.read_text(), headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
     app = create_prefect(final=True)
     app.router.routes.insert(0, Route(ENTRANCE, enter))  # before the UI, which answers every other path

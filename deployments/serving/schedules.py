@@ -212,10 +212,9 @@ def mark_interrupted(pool: str, client: SyncPrefectClient, why: str, *, settled:
     Returns:
         The names of the marked runs.
     """
-    going_on = set()  # looked up before the runs: a run that ends in between reports its end itself
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            going_on.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
+    # Looked up before the runs: a run that ends in between reports its end itself.
+    environments = [process.info["environ"] or {} for process in psutil.process_iter(["environ"])]
+    going_on = {environment.get("PREFECT__FLOW_RUN_ID") for environment in environments}
     runs = [run for run in _runs(pool, client, _UNFINISHED) if str(run.id) not in going_on]
     return _mark(runs, client, why, settled)
 
@@ -294,11 +293,9 @@ class Endings:
         with contextlib.suppress(UsageError), connected() as client:  # a silent server is reported elsewhere
             ended = _runs(self.pool, client, _FINAL, end_time={"after_": self._latest})
             for run in sorted(ended, key=lambda run: run.end_time or self._latest):
-                end, state = (run.id, run.end_time), run.state
-                if end in self._said or state is None or state.name == INTERRUPTED:
-                    continue
-                message = state.message or "no reason is known"
-                if message.startswith(_CUT_OFF):
+                assert run.state is not None
+                end, state, message = (run.id, run.end_time), run.state, run.state.message or "no reason is known"
+                if end in self._said or state.name == INTERRUPTED or message.startswith(_CUT_OFF):
                     continue
                 self._said.add(end)
                 self._latest = run.end_time or self._latest
