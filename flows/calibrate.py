@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
-from desra_core.calibration.results import CalibratedWeights, derive_calibration
+from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.evaluation.table import counted
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Calibrating

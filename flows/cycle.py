@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
+from desra_core.gate.comparison import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.settings import Machine
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune

@@ -1,6 +1,6 @@
 """Mine: a folder of photos and two checkpoints in, artifact masks and a dataset for finetuning out."""
 
-from desra_core.gate.cycle import mining_with_current
+from desra_core.gate.comparison import mining_with_current
 from desra_core.settings import Machine, Mining
 from desra_core.settings.serving import FinetuneTrigger
 from desra_core.workspace import Workspace

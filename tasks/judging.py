@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.calibration.counting import Counting, count_stored
-from desra_core.calibration.results import CalibratedWeights
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
-from desra_core.gate.comparison import Comparison, decide_and_publish, judge_settings
+from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage
 from desra_core.gate.model_registry import promote
@@ -26,10 +27,11 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.benchmark_page import AnyBenchmark, PublishedBenchmark, publish_results
+from desra_core.report.benchmark_page import PublishedBenchmark, publish_results
 from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from desra_core.report.finetuning import verdict_markdown
 from desra_core.settings import Machine
+from desra_core.stages import StageJob
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
@@ -86,7 +88,7 @@ def each_image(
             last = not left[image.id]
             if isinstance(result, ImageError) and image.id not in failed:
                 failed.add(image.id)
-                progress.failed(result, len(image.names), 0)
+                progress.failed(result, 1, 0)
             progress.passed(1, last=last and image.id not in failed)
             if last:
                 progress.passed(stages - turns[image.id])  # count the stages that this image lacks
@@ -136,17 +138,25 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     missing = counted(len(comparison.missing()), "image")
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
-        models = counted(len(comparison.candidates) - 1, "saved model")
+        saved = counted(len(comparison.candidates) - 1, "saved model")
         facts = [
-            f"{models}, judged on {counted(len(comparison.images), 'held-out image')}",
+            f"{saved}, judged on {counted(len(comparison.images), 'held-out image')}",
             f"{missing} to judge; the others are judged already",
         ]
         title = f"**desra compare** of `{comparison.before}` and its finetuned models"
         show_overview(title, facts, dask)
-        settings = judge_settings(
-            comparison, weights, device=device, tile=machine.tile, threads=dask.threads, max_pixels=dask.max_pixels
+        models = replace(comparison, images=[])  # workers need only the models
+        job = StageJob(
+            settings=comparison.corpus,
+            target=comparison.target,
+            weights=weights,
+            key=comparison.key,
+            device=device,
+            tile=machine.tile,
+            threads=dask.threads,
+            max_pixels=dask.max_pixels,
         )
-        return partial(judge_stage, workspace=workspace, settings=settings)
+        return partial(judge_stage, workspace=workspace, models=models, job=job)
 
     scale = load_model(comparison.before).scale
     work = comparison.work()

@@ -13,13 +13,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from desra_core.annotations.selection import count_resting
+from desra_core.annotations.export import count_resting
 from desra_core.errors import TransientError
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import Plan, Prepared
-from desra_core.planning.tables import publish_tables, worst_regions
+from desra_core.planning.plan import Plan, Prepared, publish_tables, worst_regions
 from desra_core.report import write_report
 from desra_core.report.results import read_results, stage_times
 from desra_core.report.wording import stage_name

@@ -11,14 +11,13 @@ import torch
 
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.errors import ImageError
-from desra_core.gate.comparison import Comparison, judge_settings
+from desra_core.gate.comparison import Comparison
 from desra_core.gate.judge import judge_stage
 from desra_core.planning.keys import target_of
-from desra_core.planning.plan import make_plan, prepare
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import make_plan, prepare, publish_tables
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Finetuning
-from desra_core.stages import failure, run_stage
+from desra_core.stages import StageJob, failure, run_stage
 from desra_core.training.loop import finetune
 from desra_core.training.plan import begin, check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder
@@ -82,13 +81,17 @@ def train(settings: Finetuning, *, threads: int = 1) -> RunFolder:
 
 def judge_all(comparison: Comparison) -> int:
     """Judge what lacks judgement; returns how many images that were."""
-    _, weights = target_of(comparison.corpus)
-    settings = judge_settings(comparison, weights, device="cpu", tile=256, threads=1, max_pixels=2**26)
-    work = comparison.work()
+    job, work = judge_job(comparison), comparison.work()
     with one_thread():
         for image, names in work:
-            judge_stage(image, names, Workspace(comparison.settings.workspace), settings)
+            judge_stage(image, names, Workspace(comparison.settings.workspace), comparison, job)
     return len({image.id for image, _ in work})
+
+
+def judge_job(comparison: Comparison) -> StageJob:
+    """Make the inputs of the judge stage that are the same for all images."""
+    _, weights = target_of(comparison.corpus)
+    return StageJob(comparison.corpus, comparison.target, weights, comparison.key, "cpu", 256, 1, 2**26)
 
 
 def count_all(counting: Counting) -> list[str]:

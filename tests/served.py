@@ -85,12 +85,10 @@ class Served:
     def processes(self) -> list[psutil.Process]:
         return marked(self.token)
 
-    def stop(self, number: int = signal.SIGTERM) -> float:
-        """Send a signal; returns the seconds until the process has ended."""
-        started = time.monotonic()
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal, and wait until the process has ended."""
         self.process.send_signal(number)
         self.process.wait(timeout=60)
-        return time.monotonic() - started
 
 
 def marked(token: str) -> list[psutil.Process]:

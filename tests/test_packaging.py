@@ -43,6 +43,7 @@ def test_a_wheel_has_all_that_the_packages_read(wheel: Path) -> None:
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 def test_a_type_checker_outside_sees_the_types(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"

@@ -18,7 +18,7 @@ from desra_core.evaluation.evaluation import (
     write_json,
     write_tables,
 )
-from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
+from desra_core.evaluation.mask_files import pair_folders, pair_workspace
 from desra_core.evaluation.metrics import Agreement, Interval, MaskScores
 from desra_core.evaluation.table import as_text, counted, fixed
 from desra_core.workspace import Workspace
@@ -48,8 +48,8 @@ def evaluate(
     size: Annotated[
         Literal["auto", "image", "valid"],
         typer.Option(
-            help="What masks have that are as large as their ground truth: the image's size, or that without the 5 px "
-            "frame. auto: the image's, unless a mask marks something in the frame."
+            help="The size of masks that are as large as their ground truth. image: the image's; valid: the image's "
+            "without the 5 px frame; auto: the image's, unless a mask marks something in the frame."
         ),
     ] = "auto",
     json: Annotated[Path | None, typer.Option(help="File to write all numbers to.")] = None,

@@ -7,8 +7,8 @@ import typer
 
 from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
-from desra_core.calibration.results import CalibratedWeights, derive_calibration, largest_differences
+from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.weights import CalibratedWeights, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
@@ -19,7 +19,7 @@ from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
 
 if TYPE_CHECKING:
-    from desra_core.report.benchmark_page import AnyBenchmark
+    from desra_core.benchmarking import AnyBenchmark
 
 _DIFFERENCES = 5
 _NAMED_CLASSES = 8
@@ -27,7 +27,8 @@ _NAMED_CLASSES = 8
 
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     """Benchmark, or find that there is nothing to do, and print the tables; returns the exit code."""
-    from desra_core.report.benchmark_page import plan, publish_results
+    from desra_core.benchmarking import plan
+    from desra_core.report.benchmark_page import publish_results
 
     workspace = Workspace(settings.output)
     if workspace.manifest.exists():

@@ -9,9 +9,18 @@ from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
-from desra_core.gate.comparison import Comparison, decide_and_publish, plan_comparison, verdict_of
+from desra_core.gate.comparison import (
+    Comparison,
+    check_training,
+    comparing_of,
+    decide_and_publish,
+    finetuning_of,
+    is_to_promote,
+    mining_of,
+    plan_comparison,
+    verdict_of,
+)
 from desra_core.gate.criteria import Verdict, score_rows
-from desra_core.gate.cycle import check_training, comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning

@@ -16,12 +16,11 @@ from pydantic import BaseModel
 
 from deployments.serving.connection import CONSOLE, wait_for_task_runs, watch_at
 from deployments.serving.server import ServerLostError, check_temporary, end_leftover_server, prefect_server
-from desra_core.annotations.selection import count_resting
+from desra_core.annotations.export import count_resting
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.plan import Prepared, prepare
-from desra_core.planning.tables import images_of_several_pages, publish_tables, worst_regions
+from desra_core.planning.plan import Prepared, images_of_several_pages, prepare, publish_tables, worst_regions
 from desra_core.settings import CorpusSettings, Machine, detector_of
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import with_twins_summed_up

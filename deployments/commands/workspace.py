@@ -11,9 +11,14 @@ import pyarrow.compute as pc
 import typer
 
 from deployments.commands.runs import existing_workspace, renew_report, show_failures
-from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.corrections import (
+    Correction,
+    ImportSummary,
+    publish_corrections,
+    read_corrections,
+    undo_import,
+)
 from desra_core.annotations.export import Exported, export_workspace
-from desra_core.annotations.publication import ImportSummary, publish_corrections, undo_import
 from desra_core.errors import LockedError, UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.gate.model_registry import current_model, history, rollback

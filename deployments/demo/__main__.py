@@ -17,9 +17,10 @@ from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
 from deployments.demo.photos import MODELS, make_photos
 from desra_core.errors import DesraError, printable
-from desra_core.files.atomic import replace_file
-from desra_core.images import codec, crops
-from desra_core.planning.tables import REGIONS
+from desra_core.files.content import replace_file
+from desra_core.images import codec
+from desra_core.images.parts import rgb8
+from desra_core.planning.plan import REGIONS
 from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
@@ -88,7 +89,7 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
 def _cells(region: dict[str, Any], workspace: Workspace) -> tuple[Pixels, Pixels, Pixels, Pixels]:
     """Cut out the four crops of a row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
     lr, gan_sr, mask, pseudo_gt = (
-        crops.rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
+        rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
         for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
     )
     marked = mask[:, :, 0] > 0

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from deployments.serving.connection import ENTRANCE, HOSTS
 from desra_core.errors import UsageError
-from desra_core.files.atomic import write_secret
+from desra_core.files.content import write_secret
 from desra_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
 
 
 def _pages(workspace: Workspace, secret: str) -> Starlette:
-    from desra_core.report.image_page import FOLDER
+    from desra_core.report.workspace_page import FOLDER
 
     def report(_: Request) -> Response:
         if workspace.report.is_file():

@@ -1,9 +1,15 @@
-"""Read masks that people corrected from LabelMe and COCO files, and check all of them against the workspace."""
+"""Read masks that people corrected, publish them as the workspace's human masks, and undo an import.
+
+All masks of LabelMe files or of a COCO file are checked against the workspace before one is published. With a human
+mask, the pseudo-GT is updated at once. Each import leaves a table of the masks that it replaced, so that the latest one
+can be undone.
+"""
 
 import posixpath
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -11,24 +17,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.annotations.export import export_document, export_root
+from desra_core.annotations.export import export_document, export_root, read_mask
 from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelme
-from desra_core.annotations.selection import read_mask
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.codec import encode_mask
+from desra_core.files.content import digest, read_bytes, storage_errors
+from desra_core.images.codec import decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import done_images
-from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import exported_masks, mask_key, read_human_masks
+from desra_core.planning.plan import done_images, publish_tables
+from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace.human_masks import HUMAN_MASKS, exported_masks, mask_key, read_human_masks
+from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import Target
 
 Origin = Literal["labelme", "coco"]
 
+# Each may hold both results of an image.
 _THREADS = 4
+# The human mask at each name before the import, nulls where there was none; ``image`` is the id of the name's image.
+_REPLACED = HUMAN_MASKS.append(pa.field("png", pa.binary())).append(pa.field("image", pa.string()))
+# In a sorted list, this name comes after all numbered tables.
+_UNFINISHED = "unfinished.parquet"
 
 Read = TypeVar("Read")
 
@@ -53,12 +65,29 @@ class Correction(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The annotations of one image: where they come from, the names that the image may have, its size and shapes."""
+    """The annotations of one image, the file that they come from, and the names that the image may have."""
 
     source: str
     names: Sequence[str]
-    size: tuple[int | None, int | None]
     drawn: LabelMeFile | CocoMask
+
+
+class ImportSummary(NamedTuple):
+    """Counts of images of an import."""
+
+    images: int  # that got a mask
+    changed: int  # whose mask is not the detector's
+    clean: int  # whose mask is empty
+    renewed: int  # whose pseudo-GT was made again
+    waiting: int  # whose mask is not empty, but whose pictures the next run has to make
+
+
+class UndoSummary(NamedTuple):
+    """Counts of the image names of an import that was undone."""
+
+    names: int  # where masks were taken back
+    restored: int  # where an older human mask counts again
+    renewed: int  # where the dataset's pictures were made again or removed
 
 
 def read_corrections(
@@ -85,21 +114,19 @@ def read_corrections(
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
     assert manifest is not None
+    present = manifest.filter(manifest["present"])
     exported = export_document(export_root(path.absolute()) or path) or {}
     ids: dict[str, str] = exported.get("images", {})
     # The files of an export are named as the images were at the time of the export.
-    names = ImageNames(sorted({*ids, *manifest["name"].filter(manifest["present"]).to_pylist()}))
+    names = ImageNames(sorted({*ids, *present["name"].to_pylist()}))
     if origin == "labelme":
         pictures = [settings.sources.main, workspace.dataset("gan_sr", "").parent]
         sources, errors = _labelme(path, label, names, pictures)
     else:
-        errors = []
-        sources = [
-            _Source(f"{path}, {name}", names.find(name), (mask.height, mask.width), mask)
-            for name, mask in read_coco(path, category=label).items()
-        ]
-    renamed = _renamed(manifest, ids)
-    exported["images"] = {renamed.get(name, name): key for name, key in ids.items()}
+        masks = read_coco(path, category=label)
+        sources, errors = [_Source(f"{path}, {name}", names.find(name), mask) for name, mask in masks.items()], []
+    renamed = _renamed(_names_and_ids(present), ids.items())
+    exported["images"] = {renamed.get(name, name): image_id for name, image_id in ids.items()}
     sources = [
         source._replace(names=list(dict.fromkeys(renamed.get(name, name) for name in source.names)))
         for source in sources
@@ -120,9 +147,9 @@ def read_corrections(
         drawn, shape = source.drawn, (row["height"], row["width"])
         before = given if row["id"] in shown else known
         if isinstance(drawn, CocoMask):
-            mask, kinds, left_out = decode_coco_mask(drawn), drawn.kinds, drawn.left_out
+            mask = decode_coco_mask(drawn)
         else:
-            mask, kinds, left_out = draw_shapes(drawn, shape, label), drawn.kinds(label), drawn.left_out(label)
+            mask = draw_shapes(drawn, shape)
             if row["id"] in shown and digest(read_bytes(drawn.path)) not in written:
                 before = frozenset()
         png = encode_mask(mask)
@@ -135,14 +162,72 @@ def read_corrections(
             pixels=int(mask.sum()),
             regions=len(Components(mask)),
             changed=not np.array_equal(mask, read_mask(workspace.mask(row["name"]), shape)),
-            kinds=kinds,
-            left_out=left_out,
+            kinds=drawn.kinds,
+            left_out=drawn.left_out,
             as_exported=(row["id"], mask_key(mask)) in before and not confirmed,
         )
 
     corrections, failed = _on_threads(correct, sources)
     counting = [correction for correction in corrections if unchanged or not correction.as_exported]
     return corrections, [*errors, *failed, *_contradictions(counting)]
+
+
+def publish_corrections(workspace: Workspace, corrections: Sequence[Correction]) -> ImportSummary:
+    """Publish human masks at all names of their images. The workspace must be locked.
+
+    Raises:
+        TransientError: The disk is full or failed; the same import again goes on.
+    """
+    _, target = load_settings(workspace)
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    names: dict[str, list[str]] = {one.id: [] for one in corrections}  # vanished names too
+    for name, image_id in _names_and_ids(manifest):
+        if image_id in names:
+            names[image_id].append(name)
+    _remember(workspace, names)
+    masks: dict[str, bytes | None] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for one in corrections:
+        row = {"id": one.id, "gan_sr_key": target.gan_sr_key, "pixels": one.pixels, "regions": one.regions}
+        masks |= dict.fromkeys(names[one.id], one.png)
+        rows |= {name: row | {"name": name} for name in names[one.id]}
+    renewed = _replace_masks(workspace, target, masks, rows)
+    *earlier, unfinished = sorted(workspace.imports.glob("*.parquet"))
+    number = int(earlier[-1].stem) + 1 if earlier else 1
+    with storage_errors(unfinished):
+        unfinished.rename(unfinished.with_name(f"{number:06d}.parquet"))
+    marked = [one for one in corrections if one.pixels]
+    return ImportSummary(
+        images=len(corrections),
+        changed=sum(one.changed for one in corrections),
+        clean=len(corrections) - len(marked),
+        renewed=len({rows[name]["id"] for name, whole in renewed.items() if whole}),
+        waiting=sum(target.super_resolves and not _has_pictures(workspace, one.name) for one in marked),
+    )
+
+
+def undo_import(workspace: Workspace) -> UndoSummary:
+    """Undo the latest import that is left: human masks and dataset are as before. The workspace must be locked.
+
+    Raises:
+        UsageError: There is none.
+        TransientError: The disk is full or failed; the same again goes on.
+    """
+    _, target = load_settings(workspace)
+    latest = max(workspace.imports.glob("*.parquet"), default=None)
+    if latest is None:
+        raise UsageError(workspace.root, "holds no import that could be taken back", "bring masks with desra import")
+    replaced = read_table(latest, _REPLACED).to_pylist()
+    now = [(name, row["id"]) for name, row in _human_rows(workspace).items()]
+    renamed = _renamed(now, [(row["name"], row["image"]) for row in replaced])
+    names = [renamed.get(row["name"], row["name"]) for row in replaced]
+    rows = {name: row | {"name": name} for name, row in zip(names, replaced, strict=True)}
+    masks: dict[str, bytes | None] = {name: row.pop("png") for name, row in rows.items()}
+    renewed = _replace_masks(workspace, target, masks, {name: row for name, row in rows.items() if masks[name]})
+    latest.unlink()
+    counting = sum(bool(png) and rows[name]["gan_sr_key"] == target.gan_sr_key for name, png in masks.items())
+    return UndoSummary(len(masks), counting, len(renewed))
 
 
 def _labelme(
@@ -157,28 +242,32 @@ def _labelme(
     files = [file for file in found if file.is_file() and not file.name.startswith(".")]
     if not files:
         raise UsageError(path, "holds no LabelMe files", "name the folder of an export that was corrected")
-    read, errors = _on_threads(read_labelme, files)
+    read, errors = _on_threads(partial(read_labelme, label=label), files)
     labels = {name for file in read for name in file.labels}
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]
-    # If no file lies at the place of an image in a folder, the files may have been collected from several folders.
-    flat = export is None and not any("/" in place and names.exact(place) for place in places)
+    # A file at set1/a.json is of image set1/a. But files may have been collected from several folders into one; then
+    # the place a.json says nothing about the folder of the image. The folders of an export always count, others only
+    # if at least one file in a folder lies at the place of an image.
+    folders_count = export is not None or any("/" in place and names.exact(place) for place in places)
     sources = []
     for file, place in zip(read, places, strict=True):
         try:
-            meant = _meant(file, place, names, pictures, flat=flat)
-            sources.append(_Source(str(file.path), meant, (file.height, file.width), file))
+            sources.append(_Source(str(file.path), _meant(file, place, names, pictures, folders_count), file))
         except ImageError as error:
             errors.append(error)
     return sources, errors
 
 
-def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool) -> list[str]:
+def _meant(
+    file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], folders_count: bool
+) -> list[str]:
     """List the images that a LabelMe file may belong to: by its imagePath, else by its place; the two must agree."""
+    at_place = names.exact(place) if folders_count else []
     last = place.rpartition("/")[2]
-    here = (not flat and names.exact(place)) or names.ending_like(last)
-    meant = _of_image_path(file, place, names, pictures, flat=flat)
+    here = at_place or names.ending_like(last)
+    meant = _of_image_path(file, place, at_place, names, pictures, folders_count)
     if meant is None:
         return here
     stem = posixpath.splitext(file.image_path.replace("\\", "/"))[0].rpartition("/")[2]
@@ -189,9 +278,9 @@ def _meant(file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[
 
 
 def _of_image_path(
-    file: LabelMeFile, place: str, names: ImageNames, pictures: Sequence[Path], *, flat: bool
+    file: LabelMeFile, place: str, at_place: list[str], names: ImageNames, pictures: Sequence[Path], folders_count: bool
 ) -> list[str] | None:
-    """List the images that the imagePath of a LabelMe file may mean; None where it does not help."""
+    """List the images that the imagePath of a LabelMe file may mean; None where only the place counts."""
     if not file.image_path:
         return None
     named = file.path.absolute().parent / file.image_path
@@ -205,25 +294,36 @@ def _of_image_path(
             if picture.is_relative_to(folder.resolve()):
                 return names.exact(picture.relative_to(folder.resolve()).as_posix())
     beside = posixpath.normpath(posixpath.join(posixpath.dirname(place), file.image_path))
-    if not flat and (found := names.exact(beside)):
+    if folders_count and (found := names.exact(beside)):
         return found
     if "/" in file.image_path.replace("\\", "/"):
-        return names.find(file.image_path) or ([] if flat else None)
-    # The file lies at an image's place, and imagePath names no image beside it: file and picture were renamed together.
-    return None if not flat and names.exact(place) else names.ending_like(file.image_path) or None
+        return names.find(file.image_path) or (None if folders_count else [])
+    # With a file at an image's place and no image beside it of this name, file and picture were renamed together.
+    return None if at_place else names.ending_like(file.image_path) or None
 
 
-def _renamed(manifest: pa.Table, exported: Mapping[str, str]) -> dict[str, str]:
-    """Map the names of images at their export to their present names, where these differ.
+def _names_and_ids(manifest: pa.Table) -> Iterable[tuple[str, str]]:
+    return zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
 
-    A name changes when a file with the same name and another suffix appears or vanishes.
+
+def _renamed(now: Iterable[tuple[str, str]], then: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Map the names that images had to the names that they have now, where these differ.
+
+    A name changes when a file with the same name and another suffix appears or vanishes: with a second file a.jpg, the
+    image a becomes a.png.
+
+    Args:
+        now, then: The names of images, each with the id of its image.
     """
-    manifest = manifest.filter(manifest["present"])
-    names: dict[str, set[str]] = {}
-    for name, image_id in zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True):
-        names.setdefault(image_id, set()).add(name)
-    there = {name: names[image_id] for name, image_id in exported.items() if image_id in names}
-    return {name: min(present) for name, present in there.items() if name not in present}
+    present, former = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for names, pairs in ((present, now), (former, then)):
+        for name, image_id in pairs:
+            names[image_id].add(name)
+    renamed: dict[str, str] = {}
+    for image_id in former.keys() & present.keys():
+        lost, new = former[image_id] - present[image_id], present[image_id] - former[image_id]
+        renamed |= zip(sorted(lost), sorted(new), strict=False)
+    return renamed
 
 
 def _row_of(
@@ -242,7 +342,7 @@ def _row_of(
     if row is None:
         reason = "matches no finished image of this workspace"
         raise ImageError(source.source, reason, f"remove it, name the right --workspace, or run desra {verb} first")
-    height, width = source.size[0] or row["height"], source.size[1] or row["width"]
+    height, width = source.drawn.height or row["height"], source.drawn.width or row["width"]
     if (height, width) != (row["height"], row["width"]):
         reason = f"is of {width}x{height} px but the image has {row['width']}x{row['height']}"
         raise ImageError(source.source, reason, "annotate pictures of the size of the GAN results")
@@ -281,3 +381,84 @@ def _on_threads(read: Callable[[Any], Read], items: Sequence[Any]) -> tuple[list
         [result for result in results if not isinstance(result, DesraError)],
         [result for result in results if isinstance(result, DesraError)],
     )
+
+
+def _replace_masks(
+    workspace: Workspace, target: Target, masks: Mapping[str, bytes | None], rows: Mapping[str, dict[str, Any]]
+) -> dict[str, bool]:
+    """Put human masks in place, or remove them, and make the pictures of the dataset anew where their mask changed.
+
+    Args:
+        workspace, target: The workspace, and the cache keys of its latest run.
+        masks: The PNG of the human mask by name; None removes the mask at this name.
+        rows: The rows of these masks in the table of human masks, by name.
+
+    Returns:
+        By each name whose pictures had another mask: whether the pictures could be made anew.
+    """
+    counting = {name for name, row in rows.items() if row["gan_sr_key"] == target.gan_sr_key}
+    outdated: dict[str, bytes] = {}  # the mask that the pictures at a name should have
+    for name in filter(partial(_has_pictures, workspace), masks if target.super_resolves else ()):
+        mask = masks[name] if name in counting else None
+        if name not in counting and workspace.mask(name).exists():
+            mask = read_bytes(workspace.mask(name))
+        if mask and workspace.dataset("mask", name).read_bytes() != mask:
+            outdated[name] = mask
+    for name in outdated:
+        # If this process is killed, the next run makes pictures without a mask again.
+        workspace.dataset("mask", name).unlink(missing_ok=True)
+
+    def put(name: str) -> None:
+        if png := masks[name]:
+            workspace.publish(workspace.human_mask(name), png)
+        else:
+            workspace.human_mask(name).unlink(missing_ok=True)
+
+    def renew(name: str) -> bool:
+        mask = decode_mask(outdated[name], workspace.mask(name))
+        if name not in counting and target.keep != "all" and not mask.any():
+            workspace.withdraw_dataset(name)
+            return True
+        files = [workspace.dataset(kind, name) for kind in ("mse_sr", "gan_sr")]
+        try:
+            mse_sr, gan_sr = (decode(read_bytes(file), file) for file in files)
+        except ImageError:  # the next run makes these pictures again
+            return False
+        pseudo_gt = assemble_pseudo_gt(mse_sr.pixels, gan_sr.pixels, mask)
+        publish_pseudo_gt(workspace, [name], mask, pseudo_gt, gan_sr.alpha)
+        return True
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(put, masks))
+        others = {name: row for name, row in _human_rows(workspace).items() if name not in masks}
+        table = pa.Table.from_pylist([row for _, row in sorted((others | dict(rows)).items())], HUMAN_MASKS)
+        workspace.publish_table(workspace.human_manifest, table)
+        renewed = dict(zip(outdated, pool.map(renew, outdated), strict=True))
+    if target.super_resolves:
+        publish_tables(workspace, target)
+    return renewed
+
+
+def _remember(workspace: Workspace, names: dict[str, list[str]]) -> None:
+    """Write down the masks that an import replaces.
+
+    The rows of an import that was killed stay: some of its masks may be in place.
+    """
+    known, path = _human_rows(workspace), workspace.imports / _UNFINISHED
+    rows = {row["name"]: row for row in read_table(path, _REPLACED).to_pylist()}
+    for image_id, of_image in names.items():
+        for name in of_image:
+            mask, row = workspace.human_mask(name), {"name": name, "image": image_id}
+            if name in known and mask.exists():
+                row |= known[name] | {"png": read_bytes(mask)}
+            rows.setdefault(name, row)
+    workspace.publish_table(path, pa.Table.from_pylist([rows[name] for name in sorted(rows)], _REPLACED))
+
+
+def _human_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Read the rows of all human masks by name, also of masks that do not count."""
+    return {row["name"]: row for row in read_table(workspace.human_manifest, HUMAN_MASKS).to_pylist()}
+
+
+def _has_pictures(workspace: Workspace, name: str) -> bool:
+    return all(workspace.dataset(kind, name).exists() for kind in DATASET)

@@ -1,5 +1,6 @@
 """Export the images and masks of a workspace to labelling tools, or as plain folders.
 
+The mask of an image is the human mask where there is one, else the detector's.
 An export is written whole or not at all, and never over files that a person has edited since. A document beside the
 files names the exported images and results, and has the hash of each file.
 
@@ -26,21 +27,24 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from desra_core.annotations.labelme import labelme_document
-from desra_core.annotations.selection import Annotation, MaskedImage, class_name, select_images
-from desra_core.detection.mask import assemble_pseudo_gt
+from desra_core.annotations.labelme import labelme_document, labelme_shape
+from desra_core.detection.class_weights import class_names
+from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
-from desra_core.files.atomic import check_names, replace_file, storage_errors
-from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Photo, decode, encode_png
+from desra_core.files.content import check_names, digest, read_bytes, replace_file, storage_errors
+from desra_core.images.codec import Mask, Photo, bgr8, check_size, decode, decode_mask, encode_png
 from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import done_images
 from desra_core.workspace import Workspace
-from desra_core.workspace.human_masks import mask_key, remember_exported
+from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
 from desra_core.workspace.inventory import picture_files
+from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.products import Target
 from desra_core.workspace.records import REGION_FIELDS
 
 Form = Literal["coco", "labelme", "folder"]
@@ -49,6 +53,50 @@ Form = Literal["coco", "labelme", "folder"]
 _THREADS = 4
 # Names of images do not begin with a dot.
 _DOCUMENT = ".desra-export.json"
+
+
+class Annotation(NamedTuple):
+    """One 8-connected component of a mask."""
+
+    x: int  # left, in pixels of the image
+    y: int  # top
+    crop: Mask  # (h, w) bool
+    region: dict[str, Any] | None = None  # the record of the detector's region; None where a person drew it
+
+
+class MaskedImage(NamedTuple):
+    """An image to be exported, by its first name, with the detector's regions; ``files`` are its pictures by kind."""
+
+    name: str
+    id: str
+    shape: tuple[int, int]
+    regions: list[dict[str, Any]]
+    human: HumanMask | None
+    files: dict[str, Path]
+
+    def mask(self) -> Mask:
+        """Read the human mask, or else the detector's.
+
+        Raises:
+            ImageError: The mask cannot be read, or has another size than the image.
+        """
+        return self.human.read() if self.human else read_mask(self.files["mask"], self.shape)
+
+    def annotations(self) -> list[Annotation]:
+        """List the components of the mask, in reading order.
+
+        Raises:
+            ImageError: The components are not the recorded regions.
+        """
+        found = Components(self.mask())
+        drawn = [Annotation(x, y, found.crop(index)) for index, (x, y, *_) in enumerate(found.boxes.tolist())]
+        if self.human:
+            return drawn
+        boxes = [(*box, area) for box, area in zip(found.boxes.tolist(), found.areas.tolist(), strict=True)]
+        fields = ("x", "y", "width", "height", "area")
+        if boxes != [tuple(region[field] for field in fields) for region in self.regions]:
+            raise ImageError(self.files["mask"], "is not the mask that was recorded", "delete it, and run again")
+        return [one._replace(region=region) for one, region in zip(drawn, self.regions, strict=True)]
 
 
 class Exported(NamedTuple):
@@ -142,7 +190,7 @@ def export_workspace(
         output: A new folder, or the folder of an earlier export, which is brought up to date.
         form: ``coco``: annotations.json, and the GAN results as 8-bit RGB below images; ``labelme``: NAME.json beside
             the GAN result NAME.png; ``folder``: see above.
-        everything, worst: As for `desra_core.annotations.selection.select_images`.
+        everything, worst: As for `select_images`.
         pictures: Copy the GAN results; else ``coco`` names them as they lie in their own folder.
         overwrite: Replace files that were edited since they were exported.
 
@@ -173,8 +221,8 @@ def export_workspace(
                      one.image.files["gan_sr"].relative_to(source).as_posix() for one in written]  # fmt: skip
             folder.write("annotations.json", _coco_document(names, written))
         elif form == "folder":
-            # The detector's regions, with the fields of desra_core.planning.tables.REGIONS.
-            regions = [region | {"image": one.image.name, "class_name": class_name(region)}
+            # The detector's regions, with the fields of desra_core.planning.plan.REGIONS.
+            regions = [region | {"image": one.image.name, "class_name": _class_name(region)}
                        for one in written for region in one.image.regions]  # fmt: skip
             columns = ["image", *(field.name for field in REGION_FIELDS), "class_name"]
             folder.write("regions.csv", as_csv(regions, columns).encode())
@@ -241,6 +289,50 @@ def export_root(path: Path) -> Path | None:
     return next((folder for folder in (path, *path.parents) if (folder / _DOCUMENT).is_file()), None)
 
 
+def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
+    """Read a mask of an image of ``(H, W)``.
+
+    Raises:
+        ImageError: The mask cannot be read, or has another size.
+    """
+    mask = decode_mask(read_bytes(path), path)
+    check_size(mask, path, "delete it, and run again", shape)
+    return mask
+
+
+def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
+    """Count the images that are present and have a human mask that counts."""
+    manifest = read_manifest(workspace)
+    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
+        return 0
+    return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
+
+
+def select_images(workspace: Workspace, target: Target, *, everything: bool, worst: int | None) -> list[MaskedImage]:
+    """Choose images, sorted by name; of copies of one image, the first name.
+
+    Args:
+        workspace, target: The workspace, and the cache keys of its latest run.
+        everything: Take all images that are done, not only those with artifacts or a human mask.
+        worst: Take only this many, the most severe.
+    """
+    rows = done_images(workspace, target)
+    human = read_human_masks(workspace, target.gan_sr_key)
+    if not everything:
+        looked_at = pc.is_in(rows["id"], pa.array(human, pa.string()))
+        rows = rows.filter(pc.or_(pc.greater(rows["artifact_pixels"], 0), looked_at))
+    found: dict[str, MaskedImage] = {}
+    for row in rows.to_pylist():
+        shape = (row["height"], row["width"])
+        image = MaskedImage(row["name"], row["id"], shape, row["regions"] or [], human.get(row["id"]), {})
+        found.setdefault(image.id, image)
+
+    def order(image: MaskedImage) -> tuple[float, str]:
+        return -sum(region["severity"] for region in image.regions), image.name
+
+    return sorted(sorted(found.values(), key=order)[:worst], key=lambda image: image.name)
+
+
 def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bool) -> _Written | ImageError:
     """Write the files of an image; an image that cannot be read ends as an error."""
     annotations: list[dict[str, Any]] = []
@@ -249,7 +341,9 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
             files = {f"images/{image.name}.png": _picture(image)} if pictures else {}
             annotations = [_coco_annotation(annotation, image.shape) for annotation in image.annotations()]
         elif form == "labelme":
-            files = {f"{image.name}.json": labelme_document(image), f"{image.name}.png": _picture(image)}
+            shapes = [labelme_shape(each.x, each.y, each.crop, _described(each.region)) for each in image.annotations()]
+            document = labelme_document(image.name, image.shape, shapes)
+            files = {f"{image.name}.json": document, f"{image.name}.png": _picture(image)}
         else:
             files = _plain_files(image)
         detected = None if image.human else mask_key(image.mask())
@@ -314,24 +408,39 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
     """Describe a component of a mask as a COCO annotation, without ids."""
     from pycocotools import mask as coco
 
-    region = annotation.region
-    encoded = coco.encode(annotation.on(shape).astype(np.uint8, order="F"))
+    x, y, crop, region = annotation
+    mask = np.zeros(shape, np.uint8, order="F")  # column by column in memory, as run lengths are
+    mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
     attributes: dict[str, Any] = {"mask_by": "detector" if region else "person"}
     score = {}
     if region:
-        if name := class_name(region):
+        if name := _class_name(region):
             attributes["class"] = name
         attributes |= {"mean_similarity": region["mean_similarity"], "severity": region["severity"]}
         score = {"score": region["severity"]}
     return {
-        "segmentation": {"size": list(shape), "counts": encoded["counts"].decode()},
-        "bbox": [annotation.x, annotation.y, *annotation.crop.shape[::-1]],
-        "area": annotation.area,
+        "segmentation": {"size": list(shape), "counts": coco.encode(mask)["counts"].decode()},
+        "bbox": [x, y, *crop.shape[::-1]],
+        "area": int(crop.sum()),
         # Not a crowd: crowds are left out where results are judged.
         "iscrowd": 0,
         **score,
         "attributes": attributes,
     }
+
+
+def _described(region: dict[str, Any] | None) -> str:
+    """Describe a region for people; None stands for one that a person drew."""
+    if region is None:
+        return "drawn by a person"
+    numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
+    return ", ".join(filter(None, (_class_name(region), numbers)))
+
+
+def _class_name(region: dict[str, Any]) -> str | None:
+    """Find the name of a region's dominant ADE20K class, where there were labels."""
+    label = region["dominant_class"]
+    return None if label is None else class_names()[label]
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ draws exactly (with holes, or of fewer than three points) are written as masks.
 import base64
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,11 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from desra_core.annotations.selection import Annotation, MaskedImage, class_name
 from desra_core.errors import ImageError
 from desra_core.evaluation.coco_masks import decode_json, whole_number
 from desra_core.evaluation.table import counted
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes
 from desra_core.images.codec import Mask, decode, encode_png
 
 LABEL = "artifact"
@@ -42,43 +40,71 @@ class LabelMeFile(NamedTuple):
     height: int | None
     shapes: list[dict[str, Any]]
     image_path: str = ""  # the picture's path relative to the file's folder; empty where the file names none
+    label: str | None = None  # only shapes with this label count, if given
 
     @property
     def labels(self) -> set[str]:
         """The labels of its shapes."""
         return {str(shape.get("label")) for shape in self.shapes}
 
-    def kinds(self, label: str | None = None) -> tuple[str, ...]:
-        """List the kind of each shape with a label, by default of all shapes."""
-        kinds = [_kind(shape) for shape in self.shapes if label is None or shape.get("label") == label]
+    def counts(self, shape: dict[str, Any]) -> bool:
+        """Check whether a shape has the label that counts."""
+        return self.label is None or shape.get("label") == self.label
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each shape that counts."""
+        kinds = [_kind(shape) for shape in self.shapes if self.counts(shape)]
         return tuple(_RECTANGLES.get(kind, kind) for kind in kinds)
 
-    def left_out(self, label: str | None = None) -> tuple[str, ...]:
-        """Describe each shape that has another label, in a phrase."""
-        others = [shape.get("label") for shape in self.shapes if label is not None and shape.get("label") != label]
-        return tuple(f"region labelled {other}" for other in others)
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A phrase for each shape that does not count."""
+        return tuple(f"region labelled {shape.get('label')}" for shape in self.shapes if not self.counts(shape))
 
 
-def labelme_document(image: MaskedImage) -> bytes:
-    """Write the LabelMe file of an image whose picture NAME.png lies beside it.
-
-    Raises:
-        ImageError: As `MaskedImage.annotations`.
-    """
+def labelme_document(name: str, size: tuple[int, int], shapes: list[dict[str, Any]]) -> bytes:
+    """Make the LabelMe file of an image of ``(H, W)`` whose picture NAME.png lies beside it."""
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
-        "shapes": [_shape(annotation) for annotation in image.annotations()],
-        "imagePath": f"{PurePosixPath(image.name).name}.png",
+        "shapes": shapes,
+        "imagePath": f"{PurePosixPath(name).name}.png",
         "imageData": None,
-        "imageHeight": image.shape[0],
-        "imageWidth": image.shape[1],
+        "imageHeight": size[0],
+        "imageWidth": size[1],
     }
     return json.dumps(document, indent=2).encode()
 
 
-def read_labelme(path: Path) -> LabelMeFile:
-    """Read a LabelMe file, without the picture that may be in it.
+def labelme_shape(x: int, y: int, crop: Mask, description: str) -> dict[str, Any]:
+    """Make the shape of a connected region: a polygon where LabelMe draws it exactly, else a mask.
+
+    Args:
+        x, y: Left and upper edge of the region, in pixels of the image.
+        crop: ``(h, w)`` bool, the region alone.
+        description: Shown beside the shape.
+    """
+    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    points = [(int(column), int(row)) for column, row in outlines[0][:, 0]]
+    canvas = Image.fromarray(np.zeros(crop.shape, np.uint8))
+    if len(points) >= 3:
+        ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+    exact = np.array_equal(np.asarray(canvas, np.bool_), crop)
+    corners = [(0, 0), (crop.shape[1] - 1, crop.shape[0] - 1)]
+    return {
+        "label": LABEL,
+        "points": [[float(x + column), float(y + row)] for column, row in (points if exact else corners)],
+        "group_id": None,
+        "description": description,
+        "shape_type": "polygon" if exact else "mask",
+        "flags": {},
+        "mask": None if exact else base64.b64encode(encode_png(crop.astype(np.uint8))).decode(),
+    }
+
+
+def read_labelme(path: Path, *, label: str | None = None) -> LabelMeFile:
+    """Read a LabelMe file, without the picture that may be in it; only shapes with the label count, if it is given.
 
     Raises:
         ImageError: The file cannot be read, is damaged, or is another kind of JSON.
@@ -95,16 +121,15 @@ def read_labelme(path: Path) -> LabelMeFile:
     if any(side is not None and (number or 0) < 1 for side, number in zip(given, (width, height), strict=True)):
         raise ImageError(path, "has no valid size of its image", _SAVE_AGAIN)
     image_path = document.get("imagePath")
-    return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "")
+    return LabelMeFile(path, width, height, shapes, image_path if isinstance(image_path, str) else "", label)
 
 
-def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = None) -> Mask:
-    """Draw all shapes of a file, by LabelMe's own rules, on an image of ``(H, W)``.
+def draw_shapes(file: LabelMeFile, shape: tuple[int, int]) -> Mask:
+    """Draw the shapes of a file that count, by LabelMe's own rules, on an image of ``(H, W)``.
 
     Args:
         file: With polygons, rectangles (by two corners, or all four where they are turned), circles and masks.
         shape: Of the image.
-        label: Draw only the shapes with this label, if given.
 
     Returns:
         ``(H, W)`` bool.
@@ -116,14 +141,19 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     draw = ImageDraw.Draw(canvas)
     mask = np.zeros(shape, np.bool_)
     for number, drawn in enumerate(file.shapes, 1):
-        if label is not None and drawn.get("label") != label:
+        if not file.counts(drawn):
             continue
         kind, points = _kind(drawn), _points(drawn, file.path, number)
-        if kind == "rectangle" and (len(points) == 2 or _is_upright(points)):
-            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+        axes = [*zip(*points, strict=True)]
+        upright = len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in axes)
+        if kind == "rectangle" and (len(points) == 2 or upright):
+            (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in axes)
             draw.rectangle((left, top, right, bottom), outline=1, fill=1)
         elif kind in _RECTANGLES and len(points) == 4:
-            draw.polygon(_around(points), outline=1, fill=1)
+            x, y = (sum(axis) / 4 for axis in axes)
+            # Along the outline: tools write the corners in any order.
+            around = sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
+            draw.polygon(around, outline=1, fill=1)
         elif kind in _POLYGONS and len(points) >= 3:
             draw.polygon(points, outline=1, fill=1)
         elif kind == "circle" and len(points) == 2:
@@ -146,49 +176,8 @@ def draw_shapes(file: LabelMeFile, shape: tuple[int, int], label: str | None = N
     return mask
 
 
-def _shape(annotation: Annotation) -> dict[str, Any]:
-    x, y, crop, region = annotation
-    polygon = _polygon(crop)
-    corners = [(0, 0), (crop.shape[1] - 1, crop.shape[0] - 1)]
-    description = "drawn by a person"
-    if region:
-        numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
-        description = ", ".join(filter(None, (class_name(region), numbers)))
-    return {
-        "label": LABEL,
-        "points": [[float(x + column), float(y + row)] for column, row in polygon or corners],
-        "group_id": None,
-        "description": description,
-        "shape_type": "polygon" if polygon else "mask",
-        "flags": {},
-        "mask": None if polygon else base64.b64encode(encode_png(crop.astype(np.uint8))).decode(),
-    }
-
-
-def _polygon(crop: Mask) -> list[tuple[int, int]]:
-    """Find the outline of a component; empty where drawing the outline does not give the same component."""
-    outlines, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    points = [(int(x), int(y)) for x, y in outlines[0][:, 0]]
-    if len(points) < 3:
-        return []
-    canvas = Image.fromarray(np.zeros(crop.shape, np.uint8))
-    ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
-    return points if np.array_equal(np.asarray(canvas, np.bool_), crop) else []
-
-
 def _kind(drawn: dict[str, Any]) -> str:
     return str(drawn.get("shape_type") or "polygon")
-
-
-def _is_upright(points: Sequence[tuple[float, float]]) -> bool:
-    """Check whether points are the four corners of a rectangle that is not turned."""
-    return len(points) == len(set(points)) == 4 and all(len(set(axis)) == 2 for axis in zip(*points, strict=True))
-
-
-def _around(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Sort the corners of a rectangle along its outline."""
-    x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-    return sorted(points, key=lambda point: math.atan2(point[1] - y, point[0] - x))
 
 
 def _points(drawn: dict[str, Any], path: Path, number: int) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""A benchmark of either kind: the methods it compares, its images, the work that is left, and judging one image."""
+"""A benchmark of either kind: its methods, its images, the work that is left, judging one image, and tables."""
 
 import contextlib
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -17,19 +17,21 @@ import numpy.typing as npt
 from desra_core.benchmarking.data_sets import DataSet, Example
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
-from desra_core.errors import ImageError, TransientError, UsageError
+from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
-from desra_core.files.hashing import digest, fingerprint, read_bytes
-from desra_core.images.codec import Labels, Pixels
+from desra_core.evaluation.table import Section, as_json, document_as_markdown
+from desra_core.files.content import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.sources import read_label_file, read_photo
+from desra_core.stages.run import read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 
 _MASKS = ("gt_mask", "desra_mask", "exclude")
 # Multiples of a detector's own threshold for its precision/recall curve: from a fifth to five times.
 _FACTORS = tuple(2 ** (step / 3) for step in range(-7, 8))
+# Failures that the Markdown file and the page list.
+_FAILURES = 50
 
 ClassWeights = npt.NDArray[np.float64]
 
@@ -163,6 +165,31 @@ class Benchmark(Generic[AnyJob]):
         return self.settings.segmenter != "none" and any("labels" in method.inputs for method in self.methods)
 
 
+class Tables(NamedTuple):
+    """The results of a benchmark: sections for people, a CSV file, and a document for JSON with all numbers."""
+
+    stem: str
+    title: str
+    sections: list[Section]
+    csv: str
+    document: dict[str, Any]
+
+    def with_failures(self, failures: Sequence[ImageError]) -> list[Section]:
+        """Add a section about the images that could not be judged."""
+        lines = [printable(error) for error in failures[:_FAILURES]]
+        if len(failures) > _FAILURES:
+            lines.append(f"and {len(failures) - _FAILURES} more, in {self.stem}.json")
+        return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
+
+    def as_files(self, failures: Sequence[ImageError]) -> dict[str, str]:
+        """Format the results as Markdown, CSV and JSON, by file name."""
+        return {
+            f"{self.stem}.md": document_as_markdown(self.title, self.with_failures(failures)),
+            f"{self.stem}.csv": self.csv,
+            f"{self.stem}.json": as_json(self.document),
+        }
+
+
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:
     """Hash the files of a data set and list the jobs. Writes nothing.
 
@@ -278,19 +305,18 @@ def _read_pair(image: ImageRef, missing: tuple[str, ...], settings: StageSetting
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
         raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")
     lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in inputs and image.lr else None
-    labels, seconds = _read_labels(image, gan_sr, settings) if "labels" in inputs else (None, None)
+    labels, seconds = None, None
+    if "labels" in inputs and image.labels:
+        labels = read_label_file(image.labels, gan_sr.shape[:2], settings.max_pixels)
+    elif "labels" in inputs:
+        segmenter = load_segmenter(settings.benchmarking.segmenter, settings.device)
+        started = time.perf_counter()
+        try:
+            labels = segmenter(gan_sr)
+        except ImageError as error:
+            raise type(error)(image.path, error.reason, error.remedy) from None
+        seconds = round(time.perf_counter() - started, 4)
     return DecodedPair(image.path, mse_sr.shape[:2], DetectorInputs(mse_sr, gan_sr, lr, labels), seconds)
-
-
-def _read_labels(image: ImageRef, gan_sr: Pixels, settings: StageSettings) -> tuple[Labels, float | None]:
-    if image.labels is not None:
-        return read_label_file(image.labels, gan_sr.shape[:2], settings.max_pixels), None
-    segmenter = load_segmenter(settings.benchmarking.segmenter, settings.device)
-    started = time.perf_counter()
-    try:
-        return segmenter(gan_sr), round(time.perf_counter() - started, 4)
-    except ImageError as error:
-        raise type(error)(image.path, error.reason, error.remedy) from None
 
 
 @contextlib.contextmanager

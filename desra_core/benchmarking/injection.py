@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.images.bit_depth import LUMINANCE, grey_levels, luminance
-from desra_core.images.codec import Mask, Pixels
+from desra_core.images.codec import LUMINANCE, Mask, Pixels, grey_levels, luminance
 
 KINDS = ("blotches", "checkerboard", "worms", "colour_shift", "ringing", "flattening")
 

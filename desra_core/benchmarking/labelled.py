@@ -1,15 +1,16 @@
-"""The benchmark on a data set with ground-truth masks: its jobs, and the record of each image on disk."""
+"""The benchmark on a data set with ground-truth masks: its jobs, the record of each image on disk, and the tables."""
 
-import itertools
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import TypeAdapter
 
+from desra_core import __version__
 from desra_core.benchmarking.benchmark import (
     Benchmark,
     DecodedPair,
@@ -17,25 +18,43 @@ from desra_core.benchmarking.benchmark import (
     Method,
     OperatingPoint,
     StageSettings,
+    Tables,
     plan_benchmark,
 )
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.detection.detectors import Scores, score_pair
 from desra_core.detection.mask import score_mask, valid
-from desra_core.errors import ImageError, UsageError
+from desra_core.errors import ImageError, UsageError, printable
+from desra_core.evaluation import metrics
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
-from desra_core.evaluation.metrics import Agreement, compare_masks
-from desra_core.files.hashing import fingerprint
+from desra_core.evaluation.metrics import Agreement, MaskScores, compare_masks, pooled, score_masks, scores_document
+from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed
+from desra_core.files.content import fingerprint
 from desra_core.images.codec import Mask, encode_mask
 from desra_core.settings import min_area_pixels
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.sources import read_content
+from desra_core.stages.run import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a record changes.
 JUDGED_VERSION = 2
+ALL = "all parts"
+
+# From the DeSRA paper: IoU, precision and recall of DeSRA, IoU of the others; see docs/design.md.
+PUBLISHED: dict[str, tuple[float, float | None, float | None]] = {
+    "DeSRA": (0.511, 0.7055, 0.6081),
+    "NIQE": (0.029, None, None),
+    "PAL4Inpainting": (0.084, None, None),
+    "LDL, 0.01": (0.299, None, None),
+    "LDL, 0.005": (0.362, None, None),
+    "LDL, 0.001": (0.353, None, None),
+}
+PUBLISHED_TITLE = "Published, on the authors' data (their Real-ESRGAN set; not measured here)"
+
+# Keys of the methods that have scored a pair in this process.
+_CALLED: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -206,17 +225,12 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
 def _timed_scores(method: Method, pair: DecodedPair, settings: StageSettings) -> tuple[Scores, float]:
     """Compute the score map of a pair, and measure the seconds of this thread."""
     detector = method.detector(settings.weights)
-    if next(_calls(method.key)) == 0:  # the first call of a process also loads libraries and compiles
+    if method.key not in _CALLED:  # the first call of a process also loads libraries and compiles
         score_pair(detector, method.name, pair.path, pair.inputs)
+        _CALLED.add(method.key)
     started = time.thread_time()
     scores = score_pair(detector, method.name, pair.path, pair.inputs)
     return scores, time.thread_time() - started
-
-
-@cache
-def _calls(_key: str) -> Iterator[int]:
-    """Count the calls of a method in this process."""
-    return itertools.count()
 
 
 def _job(
@@ -236,3 +250,204 @@ def _job(
 
 def _decoded(file: File) -> Mask:
     return decode_mask(read_content(file), file.path)
+
+
+class MethodRow(NamedTuple):
+    """A method at an operating point over the images of a part.
+
+    ``seconds`` per megapixel are the median over images, for score map and mask in one thread.
+    """
+
+    part: str
+    method: Method
+    point: OperatingPoint
+    scores: MaskScores
+    seconds: float
+
+
+class PublishedRow(NamedTuple):
+    """Agreement of the masks at an operating point with the DeSRA masks of the data set.
+
+    ``entry`` names the operating point. ``same`` counts the images whose masks are equal, ``iou`` is the mean over the
+    images, where two empty masks count as 1, and ``equal`` is the share of equal pixels.
+    """
+
+    part: str
+    entry: str
+    images: int
+    same: int
+    iou: float
+    equal: float
+
+
+@dataclass(frozen=True)
+class LabelledResults:
+    """All numbers of a benchmark.
+
+    ``curves`` are by method and ascending threshold, with the sums over all images. ``labels_seconds`` per megapixel is
+    the median over the images whose class labels were computed; None where none were.
+    """
+
+    rows: list[MethodRow]
+    published: list[PublishedRow]
+    curves: dict[str, list[tuple[float, Agreement]]]
+    labels_seconds: float | None
+    records: list[ImageRecord]
+
+
+def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
+    """Add up the records of the judged images: rows per part and operating point, and over all parts at the end."""
+    records = read_records(benchmark)
+    by_part: dict[str, list[ImageRecord]] = {}
+    for record in records:
+        by_part.setdefault(record.part, []).append(record)
+    if len(by_part) != 1:
+        by_part |= {ALL: records}
+    rows, published = [], []
+    for part, chosen in by_part.items():
+        for method in benchmark.methods:
+            runs = [(record.megapixels, record.runs[method.name]) for record in chosen if method.name in record.runs]
+            for point in method.points if runs else ():
+                scores = score_masks([run.agreements[point.name] for _, run in runs])
+                seconds = statistics.median(run.seconds[point.name] / megapixels for megapixels, run in runs)
+                rows.append(MethodRow(part, method, point, scores, seconds))
+                if agreed := [run.published[point.name] for _, run in runs if point.name in run.published]:
+                    ious = [image.intersection / image.union if image.union else 1.0 for image in agreed]
+                    same = sum(image.equal == image.pixels for image in agreed)
+                    equal = sum(image.equal for image in agreed) / sum(image.pixels for image in agreed)
+                    published.append(PublishedRow(part, point.name, len(agreed), same, sum(ious) / len(ious), equal))
+    curves = {}
+    for method in benchmark.methods:
+        traced = [record.runs[method.name].curve for record in records if method.name in record.runs]
+        if traced and method.thresholds:
+            columns = zip(*traced, strict=True)
+            curves[method.name] = [(column[0][0], pooled(agreement for _, agreement in column)) for column in columns]
+    rates = [record.labels_seconds / record.megapixels for record in records if record.labels_seconds is not None]
+    return LabelledResults(rows, published, curves, statistics.median(rates) if rates else None, records)
+
+
+def labelled_tables(
+    benchmark: Benchmark[LabelledJob], results: LabelledResults, failures: Sequence[ImageError]
+) -> Tables:
+    """Write all results as tables with their explanations, as CSV and as a document for JSON."""
+    name = printable(Path(benchmark.settings.dataset).name)
+    lines = [_numbers(row) for row in results.rows]
+    return Tables(
+        stem="benchmark",
+        title=f"Benchmark on {name}",
+        sections=_sections(benchmark, results),
+        csv=as_csv(lines, list(lines[0]) if lines else ["part", "method"]),
+        document=_document(benchmark, results, failures),
+    )
+
+
+def _sections(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> list[Section]:
+    settings = benchmark.settings
+    weights = ""
+    if any(method.weighted for method in benchmark.methods):
+        weights = f"Class weights: {Path(settings.weights or 'published').name}. "
+    preface = (
+        f"{counted(len(results.records), 'image')}; regions above {settings.min_area}"
+        f"{'' if settings.min_area.endswith('%') else ' px'}; judged on the valid region, without the 5 px frame. "
+        "IoU is the mean over images; a region is right, or found, when at least half of it lies in the other mask; "
+        f"in brackets {100 * metrics.CONFIDENCE:g} % intervals by the bootstrap over images. {weights}"
+        "Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its --threshold 0.7."
+    )
+    sections = [Section(note=preface)]
+    if results.rows:
+        times = (
+            "s/MP: computing time in one thread for score map and mask, seconds per megapixel, the median over images"
+        )
+        if results.labels_seconds is not None:
+            times += f"; class labels take {results.labels_seconds:.3f} s/MP more, where they are used"
+        sections = [Section(note=f"{preface}\n\n{times}.", table=_method_cells(results.rows))]
+    if results.published:
+        cells = [
+            {
+                "part": row.part,
+                "method": row.entry,
+                "images": str(row.images),
+                "images equal": f"{row.same} of {row.images}",
+                "equal pixels": f"{100 * row.equal:.4f} %",
+                "IoU": f"{row.iou:.4f}",
+            }
+            for row in results.published
+        ]
+        sections.append(Section("Agreement with the data set's DeSRA masks", table=_without_single_part(cells)))
+    measures = ("IoU", "precision", "recall")
+    paper = [
+        {"method": method}
+        | {name: "–" if value is None else f"{value:g}" for name, value in zip(measures, row, strict=True)}
+        for method, row in PUBLISHED.items()
+    ]
+    return [*sections, Section(PUBLISHED_TITLE, table=paper)]
+
+
+def _method_cells(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
+    """Format the rows as text, measures with their 95 % intervals."""
+    measures = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
+    if any(row.scores.empty_pairs for row in rows):
+        measures = {"iou": "IoU", "iou_with_empty": "IoU, both empty = 1"} | measures
+    formatted = []
+    for row in rows:
+        cells = {"part": row.part, "method": row.point.name, "images": str(row.scores.images)}
+        for name, title in measures.items():
+            interval = row.scores.intervals[name]
+            bounds = f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else ""
+            cells[title] = fixed(row.scores.values[name]) + bounds
+        formatted.append(cells | {"s/MP": f"{row.seconds:.3f}"})
+    return _without_single_part(formatted)
+
+
+def _without_single_part(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Leave out the column of parts where there is one part only."""
+    if len({row["part"] for row in rows}) > 1:
+        return rows
+    return [{name: cell for name, cell in row.items() if name != "part"} for row in rows]
+
+
+def _numbers(row: MethodRow) -> dict[str, Any]:
+    """Make a row of the CSV file: measures with the bounds of their intervals, and all counts."""
+    scores, total = row.scores, row.scores.total
+    numbers: dict[str, Any] = {"part": row.part, "method": row.point.name, "threshold": row.point.threshold}
+    numbers |= {"images": scores.images, "empty_pairs": scores.empty_pairs}
+    for measure, value in scores.values.items():
+        low, high = scores.intervals[measure] or (None, None)
+        numbers |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
+    counts = {name: getattr(total, name) for name in ("detected", "right", "marked", "found")}
+    return numbers | counts | {"seconds_per_megapixel": round(row.seconds, 4)}
+
+
+def _document(
+    benchmark: Benchmark[LabelledJob], results: LabelledResults, failures: Sequence[ImageError]
+) -> dict[str, Any]:
+    """Describe all numbers in plain values for JSON; undefined ones are None."""
+    images = []
+    for record in results.records:
+        image = {name: getattr(record, name) for name in ("part", "name", "height", "width")}
+        agreements = {point: agreement for run in record.runs.values() for point, agreement in run.agreements.items()}
+        counts = ("iou", "detected", "right", "marked", "found")
+        methods = {point: {name: getattr(agreed, name) for name in counts} for point, agreed in agreements.items()}
+        images.append(image | {"methods": methods})
+    return {
+        "desra": __version__,
+        "settings": benchmark.settings.model_dump(mode="json"),
+        "table": [
+            {"part": row.part, "method": row.point.name, "threshold": row.point.threshold,
+             "seconds_per_megapixel": round(row.seconds, 4)} | scores_document(row.scores)
+            for row in results.rows
+        ],
+        "labels_seconds_per_megapixel": results.labels_seconds,
+        "desra_masks": [row._asdict() for row in results.published],
+        "curves": {
+            name: [{"threshold": threshold, "precision": agreement.precision, "recall": agreement.recall,
+                    "f1": agreement.f1} for threshold, agreement in curve]
+            for name, curve in results.curves.items()
+        },
+        "images": images,
+        "failures": failure_rows(failures),
+        "without_ground_truth": [str(path) for path in benchmark.unjudged],
+        "published": {"title": PUBLISHED_TITLE} | {
+            name: dict(zip(("iou", "precision", "recall"), values, strict=True)) for name, values in PUBLISHED.items()
+        },
+    }  # fmt: skip

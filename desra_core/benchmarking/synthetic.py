@@ -1,34 +1,62 @@
-"""The benchmark without ground truth, whose artifacts are injected into clean pairs: its jobs, and their sums."""
+"""The benchmark without ground truth, whose artifacts are injected into clean pairs: jobs, their sums, and tables."""
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, StageSettings, plan_benchmark
+from desra_core import __version__
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, StageSettings, Tables, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, given_folders, read_pairs
+from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
 from desra_core.benchmarking.places import SIZES, STRENGTHS
-from desra_core.benchmarking.trial import GRID, MIN_AREAS, Design, Trial, run_trial
-from desra_core.errors import Failure, ImageError, UsageError
+from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Design, Trial, run_trial
+from desra_core.detection.detectors import DEFAULT
+from desra_core.errors import Failure, ImageError, UsageError, printable
 from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
 from desra_core.evaluation.metrics import ratio, wilson_interval
-from desra_core.files.hashing import fingerprint
+from desra_core.evaluation.table import Section, as_csv, failure_rows, fixed, in_percent
+from desra_core.files.content import fingerprint
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.sources import read_content
+from desra_core.stages.run import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 
 # Raise it when a bit of a trial changes.
 TRIAL_VERSION = 2
 
-# Bounds of contrast over texture. For each range between them, the recall of the kinds in `_ADDED` is given.
-RATIOS = (1.0, 2.0, 4.0)
+# Kinds that add contrast. Their recall is also given by the ratio of that contrast to the texture of the MSE result at
+# their place: below 1, from 1 to 2, from 2 to 4, and from 4 on.
 _ADDED = frozenset({"blotches", "checkerboard", "worms", "ringing"})
+RATIO_BOUNDS = (1.0, 2.0, 4.0)
+
+# Shares of the clean pixels that may be marked, for the table of the recall at that price.
+BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+# Bounds of a recall's interval, by which one of `_VERDICTS` is chosen.
+_UNSEEN, _RARE, _COMMON = 0.15, 0.5, 0.75
+_VERDICTS = ("It does not see", "It misses most", "It sees some", "It sees most")
+_PLURALS = {"checkerboard": "checkerboards", "colour_shift": "colour shifts"}
+_NOTES = (
+    "An artifact is found where at least half of its place is marked. Artifacts are left out where a method marks the "
+    "place without them, too. Intervals in brackets hold 95 % and take the artifacts of one image as independent.",
+    "The highest recall of all thresholds and minimal areas (in brackets) that mark no more than this share of the "
+    "clean pixels. Thresholds are those of scores; desra's score is 1 - adjusted similarity, so 0.3 is its "
+    "--threshold 0.7.",
+    "Of artifacts that add something (blotches, checkerboards, worms, ringing), by their contrast as a multiple of the "
+    "MSE result's texture at their place: D sees a ratio of contrasts, so texture hides artifacts.",
+)
+_WHY = (
+    "D compares local contrasts and nothing else. A shift of colour changes none. A flattened GAN result first grows "
+    "like its MSE twin, which is flat itself, and then has to be 2.45 times flatter. A wide blotch has contrast at its "
+    "border only. In texture, an artifact has to raise the contrast to 2.45 times that of the twin (weight 1)."
+)
 
 
 @dataclass(frozen=True)
@@ -157,9 +185,10 @@ class MethodSummary:
         default: At the method's own threshold and the default minimal area. All other fields but ``curve`` are at this
             point.
         cells: The recall by kind, strength and size.
-        ratios: The recall of artifacts that add something, by contrast over texture: below the first of `RATIOS`, from
-            it to the second, and so on.
-        already: The number of artifacts whose places are marked without them.
+        by_ratio: The recall of the kinds that add contrast, in the four ranges of contrast over texture between
+            `RATIO_BOUNDS`.
+        marked_before: The number of artifacts that are not counted, because the method marks at least half of their
+            place in the clean pair.
         iou: The mean over the artifacts that are found; None without any.
         seconds_per_megapixel: The median over the images of the time to compute scores; None without any.
         curve: All points, by threshold and minimal area.
@@ -168,8 +197,8 @@ class MethodSummary:
     method: str
     default: GridPoint
     cells: dict[tuple[str, float, int], Rate]
-    ratios: tuple[Rate, ...]
-    already: int
+    by_ratio: tuple[Rate, ...]
+    marked_before: int
     iou: float | None
     seconds_per_megapixel: float | None
     curve: tuple[GridPoint, ...]
@@ -177,12 +206,11 @@ class MethodSummary:
     def recall(self, *, kind: str | None = None, strength: float | None = None, size: int | None = None) -> Rate:
         """Add up the recall of the artifacts of a kind, strength and size at the default point; None takes all."""
         wanted = (kind, strength, size)
-        rates = [
+        return _total(
             rate
             for cell, rate in self.cells.items()
             if all(value is None or value == own for value, own in zip(wanted, cell, strict=True))
-        ]
-        return Rate(sum(rate.found for rate in rates), sum(rate.trials for rate in rates))
+        )
 
     def best(self, pixel_share: float) -> GridPoint | None:
         """Choose the point with the highest recall among those that mark at most this share of the clean pixels."""
@@ -205,7 +233,7 @@ class SyntheticSummary:
 
 
 def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
-    """Add up the trials of several images (raises `ValueError` where their thresholds or minimal areas differ)."""
+    """Add up the trials of several images, which have the same thresholds and minimal areas."""
     return SyntheticSummary(
         images=len(trials),
         clean_pixels=sum(trial.clean_pixels for trial in trials),
@@ -216,6 +244,124 @@ def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
             for method in dict.fromkeys(method for trial in trials for method in trial.thresholds)
         ),
     )
+
+
+def synthetic_tables(
+    benchmark: Benchmark[SyntheticJob], summary: SyntheticSummary, failures: Sequence[ImageError]
+) -> Tables:
+    """Write the results as tables with their explanations, as CSV (recall by kind, strength and size) and for JSON."""
+    rows = to_rows(summary)
+    settings = benchmark.settings.model_dump(mode="json")
+    gan_sr = benchmark.settings.gan_sr
+    return Tables(
+        stem="synthetic",
+        title=f"Synthetic benchmark on {printable(gan_sr.name if gan_sr else '')}",
+        sections=sections_of(summary),
+        csv=as_csv(rows["recall"], list(rows["recall"][0]) if rows["recall"] else ["method"]),
+        document={"desra": __version__, "settings": settings, **rows, "failures": failure_rows(failures)},
+    )
+
+
+def sections_of(summary: SyntheticSummary) -> list[Section]:
+    """List all tables, after the kinds of artifacts that DeSRA, else the first method, does not see."""
+    methods = summary.methods
+    if not methods or not summary.injected:
+        nothing = "Nothing could be injected: the images are too small, or marked or excluded as a whole."
+        return [Section(note=nothing)]
+    preface = (
+        f"{summary.injected} artifacts in {summary.images} pairs ({summary.clean_pixels / 1e6:.1f} MP that count as "
+        f"clean); {summary.faint} more were left out, because the image gave them less than {FAINT:g} grey levels of "
+        "contrast. False alarms are marked regions of the unchanged pairs, also artifacts that were not excluded."
+    )
+    desra = [method for method in methods if method.method.startswith(DEFAULT)]
+    unseen = []
+    for method in desra or methods[:1]:
+        why = _WHY if method in desra[-1:] else ""
+        unseen.append(Section(f"Artifacts that {method.method} does not see", statements(method), why))
+    kinds = [
+        {"kind": _named(kind)} | {method.method: _share(method.recall(kind=kind)) for method in methods}
+        for kind in (*KINDS, None)
+    ]
+    bounds = RATIO_BOUNDS
+    ranges = [f"below {bounds[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(bounds))]
+    ratios = [
+        {"contrast / texture": words} | {method.method: _share(method.by_ratio[number]) for method in methods}
+        for number, words in enumerate([*ranges, f"{bounds[-1]:g} and more"])
+    ]
+    return [
+        Section(note=preface),
+        *unseen,
+        Section("Methods at their own thresholds", note=_NOTES[0], table=[_method_row(method) for method in methods]),
+        Section("Recall by kind", table=kinds),
+        Section("Recall by contrast over texture", note=_NOTES[2], table=ratios),
+        Section("Recall at a price", note=_NOTES[1], table=[_budget_row(method) for method in methods]),
+        *(
+            Section(f"{method.method}: recall by kind, strength and size", table=_cell_rows(method))
+            for method in methods
+        ),
+    ]
+
+
+def statements(method: MethodSummary) -> list[str]:
+    """Describe in sentences with numbers which artifacts a method sees at its default point, and which not."""
+    rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).trials}
+    lines = []
+    for verdict in _VERDICTS:
+        kinds = sorted((k for k in rates if _verdict(rates[k]) == verdict), key=lambda kind: rates[kind].share or 0)
+        if kinds:
+            lines.append(f"{verdict}: {'; '.join(f'{_PLURALS.get(k, k)}, {_found(rates[k])}' for k in kinds)}.")
+    strengths, sizes = _axes(method)
+    weak, strong = (method.recall(strength=strength) for strength in (strengths[0], strengths[-1]))
+    small, large = (method.recall(size=size) for size in (sizes[0], sizes[-1]))
+    lines += [
+        f"Strength: of the faintest ({FULL_CONTRAST * strengths[0]:g} grey levels RMS; {100 * strengths[0]:.3g} % of "
+        f"the texture where it is flattened) {_found(weak)}; of the strongest ({FULL_CONTRAST * strengths[-1]:g}; "
+        f"{100 * strengths[-1]:.3g} %) {_found(strong)}.",
+        f"Size: of the smallest (some {sizes[0]:,} px; regions of at most {method.default.min_area:,} px are dropped) "
+        f"{_found(small)}; of the largest (some {sizes[-1]:,} px) {_found(large)}.",
+        f"Texture: of what adds less contrast than the texture of the MSE result has {_found(method.by_ratio[0])}; of "
+        f"what adds at least {RATIO_BOUNDS[-1]:g} times as much {_found(method.by_ratio[-1])}.",
+    ]
+    return lines
+
+
+def to_rows(summary: SyntheticSummary) -> dict[str, list[dict[str, Any]]]:
+    """List the tables for JSON and CSV, with shares in 0..1.
+
+    ``recall`` is by method, kind, strength and size at the default point; ``methods`` has each at its default point,
+    ``curve`` each at all points; ``texture`` is the recall by contrast over texture.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {"recall": [], "methods": [], "curve": [], "texture": []}
+    for method in summary.methods:
+        name = {"method": method.method}
+        for (kind, strength, size), rate in method.cells.items():
+            tables["recall"].append(name | {"kind": kind, "strength": strength, "size": size} | _rate(rate))
+        own = {
+            "already": method.marked_before,
+            "iou": method.iou,
+            "seconds_per_megapixel": method.seconds_per_megapixel,
+        }
+        tables["methods"].append(name | _point(method.default) | own)
+        tables["curve"] += [name | _point(point) for point in method.curve]
+        for low, rate in zip((0.0, *RATIO_BOUNDS), method.by_ratio, strict=True):
+            tables["texture"].append(name | {"at_least": low} | _rate(rate))
+    return tables
+
+
+def curves(summary: SyntheticSummary) -> dict[str, list[tuple[float, float]]]:
+    """Trace the operating curve of each method; a point that marks more than another but finds no more is left out.
+
+    A point is the share of the clean pixels that is marked, ascending, and the recall.
+    """
+    fronts = {}
+    for method in summary.methods:
+        points = {(point.pixel_share or 0.0, point.rate.share or 0.0) for point in method.curve if point.rate.trials}
+        front: list[tuple[float, float]] = []
+        for price, recall in sorted(points, key=lambda point: (point[0], -point[1])):
+            if not front or recall > front[-1][1]:
+                front.append((price, recall))
+        fronts[method.method] = front
+    return fronts
 
 
 def _job(
@@ -233,10 +379,6 @@ def _job(
 def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
     first = trials[0]
     thresholds, min_areas = first.thresholds[method], first.min_areas
-    for trial in trials:
-        axes = (trial.thresholds[method], trial.default[method], trial.min_areas, trial.min_area)
-        if axes != (thresholds, first.default[method], min_areas, first.min_area):
-            raise ValueError(f"{trial.image} was tried with other thresholds or areas of {method} than others were")
     responses = [response for trial in trials for response in trial.responses if response.method == method]
     alarms = [alarm for trial in trials for alarm in trial.false_alarms if alarm.method == method]
     # By response, threshold and minimal area.
@@ -255,29 +397,108 @@ def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
             )
 
     default = thresholds.index(first.default[method]), min_areas.index(first.min_area)
-    cells: dict[tuple[str, float, int], Rate] = {}
-    ratios = [Rate(0, 0)] * (len(RATIOS) + 1)
+    cells: dict[tuple[str, float, int], list[tuple[bool, bool]]] = {}
+    by_ratio: list[list[tuple[bool, bool]]] = [[] for _ in range(len(RATIO_BOUNDS) + 1)]
     fits = []
     for response, tried, hit in zip(responses, counted[:, *default].tolist(), found[:, *default].tolist(), strict=True):
-        cell = response.case.kind, response.case.strength, response.case.size
-        cells[cell] = _plus(cells.get(cell, Rate(0, 0)), hit, tried)
-        if response.case.kind in _ADDED:
-            ratio = bisect_right(RATIOS, response.contrast / max(response.texture, 1e-9))
-            ratios[ratio] = _plus(ratios[ratio], hit, tried)
+        case = response.case
+        cells.setdefault((case.kind, case.strength, case.size), []).append((hit, tried))
+        if case.kind in _ADDED:
+            by_ratio[bisect_right(RATIO_BOUNDS, response.contrast / max(response.texture, 1e-9))].append((hit, tried))
         if hit:
             fits.append(response.iou)
     seconds = [1e6 * trial.seconds[method] / trial.scored_pixels for trial in trials if trial.scored_pixels]
     return MethodSummary(
         method=method,
         default=curve[first.default[method], first.min_area],
-        cells=dict(sorted(cells.items())),
-        ratios=tuple(ratios),
-        already=int((~counted[:, *default]).sum()),
+        cells={cell: _total(rows) for cell, rows in sorted(cells.items())},
+        by_ratio=tuple(map(_total, by_ratio)),
+        marked_before=int((~counted[:, *default]).sum()),
         iou=sum(fits) / len(fits) if fits else None,
         seconds_per_megapixel=statistics.median(seconds) if seconds else None,
         curve=tuple(curve.values()),
     )
 
 
-def _plus(rate: Rate, found: bool, tried: bool) -> Rate:
-    return Rate(rate.found + found, rate.trials + tried)
+def _total(rates: Iterable[tuple[int, int]]) -> Rate:
+    """Add up numbers of artifacts that were found, and of those that were tried."""
+    rows = list(rates)
+    return Rate(sum(found for found, _ in rows), sum(tried for _, tried in rows))
+
+
+def _verdict(rate: Rate) -> str:
+    low, high = rate.interval
+    if high <= _UNSEEN:
+        return _VERDICTS[0]
+    if high <= _RARE:
+        return _VERDICTS[1]
+    return _VERDICTS[3] if low >= _COMMON else _VERDICTS[2]
+
+
+def _named(kind: str | None) -> str:
+    return (kind or "all").replace("_", " ")
+
+
+def _axes(method: MethodSummary) -> tuple[list[float], list[int]]:
+    return sorted({strength for _, strength, _ in method.cells}), sorted({size for *_, size in method.cells})
+
+
+def _method_row(method: MethodSummary) -> dict[str, str]:
+    point = method.default
+    return {
+        "method": method.method,
+        "threshold": f"{point.threshold:.4g}",
+        "recall": _share(point.rate),
+        "IoU of finds": fixed(method.iou, 2),
+        "marked before": str(method.marked_before),
+        "false regions per MP": fixed(point.regions_per_megapixel, 2),
+        "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
+        "s per MP": fixed(method.seconds_per_megapixel, 2),
+    }
+
+
+def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
+    strengths, sizes = _axes(method)
+
+    def row(kind: str | None) -> dict[str, str]:
+        cells = {f"strength {value:g}": method.recall(kind=kind, strength=value) for value in strengths}
+        cells |= {f"{size:,} px": method.recall(kind=kind, size=size) for size in sizes}
+        return {"kind": _named(kind)} | {name: _share(rate) for name, rate in cells.items()}
+
+    return [row(kind) for kind in (*KINDS, None)]
+
+
+def _budget_row(method: MethodSummary) -> dict[str, str]:
+    row = {"method": method.method}
+    for budget in BUDGETS:
+        point = method.best(budget)
+        at = f" ({point.threshold:.3g}, {point.min_area})" if point else ""
+        row[f"{100 * budget:g} %"] = in_percent(point.rate.share if point else None, form=".3g") + at
+    return row
+
+
+def _point(point: GridPoint) -> dict[str, Any]:
+    return {
+        "threshold": point.threshold,
+        "min_area": point.min_area,
+        **_rate(point.rate),
+        "false_regions": point.false_regions,
+        "false_regions_per_megapixel": point.regions_per_megapixel,
+        "false_pixels": point.false_pixels,
+        "false_pixel_share": point.pixel_share,
+    }
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    low, high = rate.interval
+    return {"found": rate.found, "injected": rate.trials, "recall": rate.share, "low": low, "high": high}
+
+
+def _found(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{rate.found} of {rate.trials} found ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
+def _share(rate: Rate) -> str:
+    share = in_percent(rate.share, rate.interval, form=".0f")
+    return share if rate.share is None else f"{share} of {rate.trials}"

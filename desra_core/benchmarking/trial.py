@@ -12,8 +12,7 @@ import numpy.typing as npt
 from desra_core.benchmarking.injection import contrast, inject, texture
 from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
 from desra_core.detection.detectors import Detector, DetectorInputs, Scores
-from desra_core.detection.mask import MIN_AREA, score_mask
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import MIN_AREA, Components, score_mask
 from desra_core.images.codec import Mask, Pixels
 
 MIN_AREAS = (400, 1000, 2000, 4000, 8000)

@@ -4,10 +4,11 @@ A shard has one Parquet file: the sum over its images, with the tokens of these 
 fingerprint of an image, its labels and its masks; the other settings that a histogram depends on name the folder.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +17,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.calibration.histogram import HISTOGRAM, ClassHistogram, count_image, merged
-from desra_core.detection.mask import valid
+from desra_core import __version__
+from desra_core.calibration.weights import (
+    HISTOGRAM,
+    RATES,
+    CalibratedWeights,
+    ClassHistogram,
+    count_image,
+    derive_weights,
+    false_alarm_rate,
+    merged,
+    suggest,
+    weight_values,
+)
+from desra_core.detection.class_weights import load_weights
+from desra_core.detection.mask import THRESHOLD, valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.evaluation.mask_files import decode_mask
-from desra_core.files.hashing import digest, fingerprint, read_bytes
-from desra_core.images.codec import Mask
+from desra_core.files.content import content_key, digest, fingerprint, read_bytes
+from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.keys import check_kind, load_settings, target_of
-from desra_core.settings import CorpusSettings, Detection, detector_of
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
-from desra_core.stages.sources import read_content, read_labels
+from desra_core.stages.run import read_content, read_labels
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks
@@ -40,6 +54,8 @@ HISTOGRAM_VERSION = 1
 _COLUMNS = ["id", "similarity_key", "similarity_kept", "segmentation_key", "labels_kept", "failed_stage"]
 _MARKED = ["id", "mask_key", "artifact_pixels", "failed_stage"]
 _ABOUT = b"desra.counted"
+# The settings of `derive_weights`.
+_RULE = ("rule", "percentile", "fallback", "min_pixels", "min_images")
 
 
 class HistogramJob(NamedTuple):
@@ -69,9 +85,8 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
     exclude: Mask | None = None
     for file in job.masks:
         mask = decode_mask(read_content(file), file.path)
-        if mask.shape not in (shape, similarity.shape):
-            reason = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
-            raise ImageError(file.path, reason, f"masks have the size of the image, or lack a frame of {frame} px")
+        remedy = f"masks have the size of the image, or lack a frame of {frame} px"
+        check_size(mask, file.path, remedy, shape, similarity.shape)
         mask = valid(mask, frame) if mask.shape == shape else mask
         exclude = mask if exclude is None else exclude | mask
     return count_image(similarity, valid(labels, frame), exclude).to_table()
@@ -113,16 +128,19 @@ class Exclusion:
         return unused
 
 
-@dataclass(frozen=True)
-class ShardCount:
-    """The count of a shard."""
+class ShardCount(NamedTuple):
+    """Which images of a shard are counted; images are given by their tokens.
+
+    A sum cannot be reduced: where the file has counted an image that is not wanted any more, as where the file is
+    missing or damaged, nothing counts as done and ``time`` is None.
+    """
 
     number: int
     file: Path
-    wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]  # the images that are to be counted with their masks, by token
-    tokens: frozenset[str] = frozenset()  # of images that are counted
-    failed: dict[str, list[str]] = field(default_factory=dict)  # subject, reason and remedy of other images, by token
-    time: str | None = None  # of the file; None without a file, or if the file has counted an unwanted image
+    wanted: dict[str, tuple[ImageRef, tuple[File, ...]]]  # the images to be counted, each with its masks
+    tokens: frozenset[str]  # of the images in the sum
+    failed: dict[str, list[str]]  # subject, reason and remedy of images that cannot be counted
+    time: str | None  # when the file was written
 
     @property
     def missing(self) -> list[str]:
@@ -131,7 +149,7 @@ class ShardCount:
 
     @property
     def failures(self) -> list[ImageError]:
-        """The reasons why images could not be counted, and will not be before something changes."""
+        """The reasons why images cannot be counted before their files change."""
         return [ImageError(*error) for error in self.failed.values()]
 
 
@@ -173,14 +191,14 @@ class Counting:
             masks = self._masks(image)
             labels = image.labels.hash if image.labels and self.target.reads_labels else None
             wanted[fingerprint(image.id, labels, [mask.hash for mask in masks])] = (image, masks)
-        shard = ShardCount(number, self._folder / f"{number:08d}.parquet", wanted)
-        try:
-            about: dict[str, Any] = json.loads(pq.read_schema(shard.file).metadata[_ABOUT])
-            tokens, time = frozenset(about["tokens"]), about["time"]
+        file = self._folder / f"{number:08d}.parquet"
+        with contextlib.suppress(OSError, pa.ArrowException, ValueError, LookupError, TypeError):
+            about: dict[str, Any] = json.loads(pq.read_schema(file).metadata[_ABOUT])
+            tokens = frozenset(about["tokens"])
             failed = {token: error for token, error in about["failures"].items() if token in wanted}
-        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
-            return shard
-        return replace(shard, tokens=tokens, failed=failed, time=time) if tokens <= wanted.keys() else shard
+            if tokens <= wanted.keys():
+                return ShardCount(number, file, wanted, tokens, failed, about["time"])
+        return ShardCount(number, file, wanted, frozenset(), {}, None)
 
     def missing(self) -> dict[int, int]:
         """Count the images that are not counted yet, by shard."""
@@ -224,7 +242,7 @@ class Counting:
         if not tables and not failed:
             return
         stored = [read_table(shard.file, HISTOGRAM)] if shard.time else []
-        table = _merged([*stored, *tables.values()], shard.file).to_table()
+        table = merged([*stored, *tables.values()], shard.file).to_table()
         about = {
             "tokens": sorted(shard.tokens | tables.keys()),
             "failures": shard.failed | failed,
@@ -240,7 +258,7 @@ class Counting:
 
     def histogram(self) -> ClassHistogram:
         """Add up all shards (raises `UsageError` where a file is damaged)."""
-        return _merged((read_table(shard.file, HISTOGRAM) for shard in self.counted()), self._folder)
+        return merged((read_table(shard.file, HISTOGRAM) for shard in self.counted()), self._folder)
 
     def _masks(self, image: ImageRef) -> tuple[File, ...]:
         human = [self._human[image.id]] if image.id in self._human else []
@@ -314,11 +332,47 @@ def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
     return Counting(workspace, target, rows, exclusion)
 
 
-def _merged(tables: Iterable[pa.Table], path: Path) -> ClassHistogram:
-    try:
-        return merged(tables)
-    except ValueError as error:
-        raise UsageError(path, str(error), "delete it: the next run makes it anew") from None
+def derive_calibration(calibrating: Calibrating, corpus: CorpusSettings, counting: Counting) -> CalibratedWeights:
+    """Derive weights and thresholds from the counted histograms.
+
+    Raises:
+        UsageError: No pixel was counted, or a file is damaged.
+    """
+    histogram = counting.histogram()
+    if not histogram.pixels.any():
+        reason = "holds no pixel to be counted"
+        raise UsageError(corpus.workspace, reason, "see desra status for what failed, and the masks of --exclude")
+    rows = derive_weights(histogram, **calibrating.model_dump(include=set(_RULE)))
+    ours, published = weight_values(rows), load_weights("published").values
+    rates = sorted({*RATES, calibrating.false_alarm_rate}, reverse=True)
+    suggestions = [suggest(histogram, ours, published, rate) for rate in rates]
+    below = tuple(false_alarm_rate(histogram, weights, THRESHOLD) or 0.0 for weights in (ours, published))
+    models = {role: str(getattr(corpus, role)) for role in ("mse_sr", "gan_sr") if not isinstance(corpus, Mining)}
+    if isinstance(corpus, Mining):
+        models = {
+            "mse_model": str(corpus.mse_model),
+            "mse_model_key": content_key(corpus.mse_model),
+            "gan_model": str(corpus.gan_model),
+            "gan_model_key": content_key(corpus.gan_model),
+            "photos": str(corpus.photos),
+            "precision": corpus.precision,
+        }
+    origin = {
+        "desra": __version__,
+        "counted": max(shard.time for shard in counting.counted() if shard.time),
+        "run": f"desra {corpus.verb}",
+        "workspace": str(corpus.workspace),
+        **models,
+        "segmenter": corpus.segmenter,
+        "window": corpus.window,
+        "exclude": str(calibrating.exclude) if calibrating.exclude else None,
+        **{name: getattr(calibrating, name) for name in _RULE},
+        "images": histogram.seen,
+        "pixels": int(histogram.pixels.sum()),
+        "excluded_pixels": histogram.excluded,
+    }
+    suggested = suggestions[rates.index(calibrating.false_alarm_rate)]
+    return CalibratedWeights(rows, histogram, suggested, suggestions, (below[0], below[1]), origin)
 
 
 def _hashed(path: Path) -> File:

@@ -5,8 +5,7 @@ Gives `variance_similarity` (Eq. 7), `artifact_mask`, `assemble_pseudo_gt`, `fin
 
 from typing import TYPE_CHECKING, Any
 
-from desra_core.detection.mask import artifact_mask, assemble_pseudo_gt
-from desra_core.detection.regions import Region, find_regions
+from desra_core.detection.mask import Region, artifact_mask, assemble_pseudo_gt, find_regions
 
 if TYPE_CHECKING:
     from desra_core.detection.similarity import variance_similarity

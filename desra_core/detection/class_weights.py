@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import UsageError, described
-from desra_core.files.hashing import digest
-from desra_core.images.codec import Labels
+from desra_core.files.content import digest
+from desra_core.images.codec import CLASS_COUNT, Labels
 
-CLASS_COUNT = 150
 # The number of bins of the similarity; an interval is a number of bins.
 INTERVAL_BINS = 20
 # The version of the TOML files of desra calibrate; raise it when their meaning changes.
@@ -54,9 +53,8 @@ def load_weights(source: str) -> Weights:
         content = _PUBLISHED.read_bytes() if source == "published" else Path(source).read_bytes()
     except OSError as error:
         raise UsageError(source, f"class weights cannot be read ({error.strerror})", _FORMAT) from None
-    rows = _toml_rows(content, source) if source.lower().endswith(".toml") else _csv_rows(content, source)
     weights: dict[int, float] = {}
-    for where, row in rows:
+    for where, row in _rows(content, source):
         index, weight = _parse(row, where)
         if index in weights:
             raise UsageError(where, f"class {index} is there twice", "keep one row for it")
@@ -108,18 +106,18 @@ def _published_rows() -> Iterator[dict[str, str]]:
     return csv.DictReader(io.StringIO(_PUBLISHED.read_text("utf-8")))
 
 
-def _csv_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a table, each with its place in the file."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error):
-        raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
-    for line, row in enumerate(rows, start=2):
-        yield f"{source}, line {line}", row
+def _rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a CSV file, or the classes of a file of desra calibrate, each with its place in the file.
 
-
-def _toml_rows(content: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the classes of a file of desra calibrate, each under the column names of the CSV file."""
+    The classes of desra calibrate get the column names of the CSV file.
+    """
+    if not source.lower().endswith(".toml"):
+        try:
+            rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error):
+            raise UsageError(source, "class weights are not a CSV file", _FORMAT) from None
+        yield from ((f"{source}, line {line}", row) for line, row in enumerate(rows, start=2))
+        return
     try:
         document = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -7,7 +7,6 @@ similarity here.
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TypeAlias
 
 import numba
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.mask import WINDOW, SimilarityMap
-from desra_core.images.tiling import grid
+from desra_core.images.parts import Rectangle, grid
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -73,18 +72,20 @@ def variance_similarity(
         raise ValueError(f"{width}x{height} pixels are fewer than the {window}x{window} window")
 
     channels = max(x.shape[2], y.shape[2])
-    taps = _half_gaussian(window, sigma)
     halo = window // 2
+    # The normalised Gaussian window, from its centre outwards.
+    half = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(halo + 1)]
+    total = half[0] + 2 * math.fsum(half[1:])
+    taps = tuple(value / total for value in half)
     similarity = np.empty((height - 2 * halo, width - 2 * halo), np.float32)
 
-    def fill_share(thread: int) -> None:
-        for part in islice(grid(height - 2 * halo, width - 2 * halo, tile), thread, None, threads):
-            source = part.source(halo).slices
-            rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
-            similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
+    def fill(part: Rectangle) -> None:
+        source = part.source(halo).slices
+        rows_x, rows_y = _rows(x[source], channels), _rows(y[source], channels)
+        similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill_share, range(threads)))
+        list(pool.map(fill, grid(*similarity.shape, tile)))
     return SimilarityMap(similarity, halo)
 
 
@@ -101,13 +102,6 @@ def _colours(image: Samples, name: str) -> Samples:
     if colours.dtype.kind == "f" and colours.size and not (colours.min() >= 0 and colours.max() <= 255):
         raise ValueError(f"{name} holds samples that are not finite or lie outside of 0..255")
     return colours
-
-
-def _half_gaussian(window: int, sigma: float) -> tuple[float, ...]:
-    """Return the normalised Gaussian window from its centre outwards."""
-    half = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(window // 2 + 1)]
-    total = half[0] + 2 * math.fsum(half[1:])
-    return tuple(value / total for value in half)
 
 
 def _rows(part: Samples, channels: int) -> npt.NDArray[np.float64]:

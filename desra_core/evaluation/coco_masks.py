@@ -72,7 +72,14 @@ def read_coco(path: Path, *, category: str | None = None) -> dict[str, CocoMask]
         UsageError: The file cannot be read or has no such category, an image or annotation lacks something, an
             annotation is of no known image or category, or its shape does not fit the image.
     """
-    document = _document(path)
+    try:
+        document = decode_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "give a readable COCO file") from None
+    except ValueError as error:
+        raise UsageError(path, str(error), _FORMAT) from None
+    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+        raise UsageError(path, "is no COCO file", _FORMAT)
     images = _images(document, path)
     categories = _categories(document, category, path)
     for annotation in _entries(document, "annotations", ("image_id",), path):
@@ -119,18 +126,6 @@ def decode_coco_mask(mask: CocoMask) -> Mask:
     lengths = _run_lengths(mask.counts) or [mask.height * mask.width]
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.width, mask.height)
     return np.ascontiguousarray(columns.T)
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = decode_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "give a readable COCO file") from None
-    except ValueError as error:
-        raise UsageError(path, str(error), _FORMAT) from None
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-        raise UsageError(path, "is no COCO file", _FORMAT)
-    return document
 
 
 def _entries(document: dict[str, Any], kind: str, needed: tuple[str, ...], path: Path) -> Iterator[dict[str, Any]]:

@@ -20,11 +20,20 @@ from typing import Any, Literal, NamedTuple
 
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.image_agreement import ImageAgreement, MaskRegion, Sizes, compare_pair
-from desra_core.evaluation.mask_pairs import MaskPair, Pairing
-from desra_core.evaluation.metrics import Agreement, MaskScores, pooled, score_masks, scores_document
+from desra_core.evaluation.mask_files import MaskPair, Pairing
+from desra_core.evaluation.metrics import (
+    Agreement,
+    ImageAgreement,
+    MaskRegion,
+    MaskScores,
+    Sizes,
+    compare_pair,
+    pooled,
+    score_masks,
+    scores_document,
+)
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
-from desra_core.files.atomic import replace_file
+from desra_core.files.content import replace_file
 
 # Each thread holds two decoded masks and their components.
 _THREADS = 8
@@ -73,7 +82,7 @@ class Evaluation:
         pairing: The pairs, and the files that have no twin.
         images: The images that could be judged, by name.
         failures: Files that could not be judged, and names that are ambiguous.
-        sizes: The assumed size of masks that are as large as their ground truth; None where no size was assumed.
+        sizes: The size that was taken for masks whose files do not show it; None where all files show it.
         scores: Of all images.
         classes: The sums over the images with labels, by class; None where no image has labels.
         severity, prominent: The severity labels, if there are any, and the scores against the prominent regions alone.
@@ -121,7 +130,7 @@ def evaluate_masks(
             labels do not belong to this ground truth.
     """
     taken: Sizes = "image" if sizes == "auto" else sizes
-    results = _judged(pairing.pairs, severity, taken, on_judged, until_framed=sizes == "auto")
+    results = _judged(pairing.pairs, severity, taken, on_judged, stop_at_border=sizes == "auto")
     if results is None:
         taken = "valid"
         results = _judged(pairing.pairs, severity, taken, on_judged) or []
@@ -135,7 +144,7 @@ def evaluate_masks(
         raise UsageError(lacking, "has no twin, and neither has any other mask", remedy)
     if severity:
         regions = dict.fromkeys(chain((pair.name for pair in pairing.pairs), pairing.without_mask))
-        check_ratings(severity.ratings, severity.path, regions | {image.pair.name: image.marked for image in judged})
+        _check_ratings(severity, regions | {image.pair.name: image.marked for image in judged})
     by_class: dict[int, list[Agreement]] = {}
     for image in judged:
         for index, agreement in (image.classes or {}).items():
@@ -146,7 +155,7 @@ def evaluate_masks(
         pairing=pairing,
         images=judged,
         failures=failures,
-        sizes=taken if any(image.assumed for image in judged) else None,
+        sizes=taken if any(image.size_assumed for image in judged) else None,
         scores=score_masks([image.agreement for image in judged]),
         classes={index: pooled(by_class[index]) for index in sorted(by_class)} if labelled else None,
         severity=severity,
@@ -299,20 +308,11 @@ def read_ratings(path: Path) -> Ratings:
     return ratings
 
 
-def check_ratings(ratings: Ratings, path: Path, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
-    """Check that ratings belong to the ground truth.
-
-    Args:
-        ratings, path: Ratings and their file.
-        regions: The ground-truth regions by image; None for images that could not be judged.
-
-    Raises:
-        UsageError: A row names an image without ground truth, a region that the image does not have, or the box of
-            another region.
-    """
-    for image, rows in ratings.items():
+def _check_ratings(severity: SeverityLabels, regions: Mapping[str, Sequence[MaskRegion] | None]) -> None:
+    """Check that each rating is of a ground-truth region; ``regions`` has None for images that could not be judged."""
+    for image, rows in severity.ratings.items():
         for number, rating in rows.items():
-            where = f"{path}, line {rating.line}"
+            where = f"{severity.path}, line {rating.line}"
             if image not in regions:
                 raise UsageError(where, f"names {image}, an image without ground truth", _FORMAT)
             of_image = regions[image]
@@ -330,14 +330,19 @@ def _judged(
     sizes: Sizes,
     on_judged: Callable[[int, int], None] | None,
     *,
-    until_framed: bool = False,
+    stop_at_border: bool = False,
 ) -> list[ImageAgreement | ImageError] | None:
-    """Compare all pairs in their order; with ``until_framed``, return None at the first mask that marks its frame."""
+    """Compare all pairs in their order.
+
+    With ``stop_at_border``, return None at the first mask of assumed size that marks its border: such a mask has
+    only the valid region.
+    """
     results = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
             for result in pool.map(partial(_compare, severity=severity, sizes=sizes), pairs):
-                if until_framed and isinstance(result, ImageAgreement) and result.framed:
+                found = isinstance(result, ImageAgreement)
+                if stop_at_border and found and result.size_assumed and result.marks_border:
                     return None
                 results.append(result)
                 if on_judged:

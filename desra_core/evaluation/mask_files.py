@@ -1,14 +1,29 @@
-"""Read masks in all usual forms: 1-bit, gray, palette or colour, with or without the 5 px frame."""
+"""Read masks in all usual forms, and pair them with their ground truth.
 
+A mask may be 1-bit, gray, palette or colour, with or without the 5 px frame. Its ground truth is the file of the same
+name in another folder, or the workspace's human mask.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
-from desra_core.errors import ImageError
-from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Mask, Pixels, decode
+from desra_core.errors import ImageError, UsageError
+from desra_core.files.content import read_bytes
+from desra_core.images.codec import Mask, Pixels, check_size, decode
+from desra_core.images.scanning import image_files, no_images, root_of
+from desra_core.planning.keys import settings_document
+from desra_core.workspace import Workspace
+from desra_core.workspace.human_masks import read_human_masks
+from desra_core.workspace.manifest import image_refs, read_manifest
+from desra_core.workspace.matching import files_by_name, spelled_like
 
 # Width of the border in which nothing is detected, in pixels.
 FRAME = 5
@@ -17,8 +32,52 @@ FRAME = 5
 _MOST_GRAY = 0.25
 # The largest value that black can get by JPEG's coarsest quantisation.
 _NOISE = 31
-_SIZES = f"masks have the size of their image, or {2 * FRAME} px less each way"
+# The remedy where the size of a mask does not fit.
+SIZES = f"masks have the size of their image, or {2 * FRAME} px less each way"
 _REMEDY = "save it as PNG with 0 where nothing is and 255 where something is"
+_MASK, _GROUND_TRUTH = "mask", "ground-truth"
+
+
+class MaskPair(NamedTuple):
+    """A mask, its ground truth, and further files of their image.
+
+    Attributes:
+        name: The relative path without suffix.
+        labels: Class labels: an image file, or a zarr array of a workspace.
+        gan_sr: The GAN result.
+        whole: Whether both masks are known to have the image's size; else the files must show the size.
+    """
+
+    name: str
+    mask: Path
+    ground_truth: Path
+    labels: Path | None = None
+    gan_sr: Path | None = None
+    whole: bool = False
+
+
+class Pairing(NamedTuple):
+    """The pairs of two sets of masks, by name.
+
+    Attributes:
+        masks, ground_truth: The folders; several may hold ground truth.
+        pairs: Sorted by name.
+        failures: Ambiguous names and unreadable folders.
+        without_ground_truth, without_mask: Masks and ground truths without a twin, by name.
+        not_looked_at: The number of masks of a workspace without a ground truth.
+        outdated: The number of human masks that do not count, see `desra_core.workspace.human_masks`.
+        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for two folders.
+    """
+
+    masks: Path
+    ground_truth: tuple[Path, ...]
+    pairs: list[MaskPair]
+    failures: list[ImageError]
+    without_ground_truth: dict[str, Path]
+    without_mask: dict[str, Path]
+    not_looked_at: int = 0
+    outdated: int = 0
+    by_people: int | None = None
 
 
 def read_mask(path: Path) -> Mask:
@@ -34,8 +93,16 @@ def decode_mask(data: bytes, path: Path) -> Mask:
     damaged, or is not binary.
     """
     photo = decode(data, path)
-    if is_lossy(data):
-        marked = _thresholded(photo.pixels, path)
+    if is_lossy(data):  # 8-bit pixels, marked where they are nearer to 255 than to 0
+        pixels = photo.pixels
+        gray = np.count_nonzero((pixels > 63) & (pixels < 192)) / pixels.size
+        if gray > _MOST_GRAY:
+            raise ImageError(path, f"is not binary: {100 * gray:.0f} % of its pixels are gray", _REMEDY)
+        marked = np.asarray(_any_channel(pixels > 127))
+        if ((pixels > 127) != marked[:, :, np.newaxis]).any():
+            raise ImageError(path, "is not binary: it is coloured", _REMEDY)
+        if not marked.any() and pixels.max() > _NOISE:
+            raise ImageError(path, f"is not binary: its largest value is {pixels.max()}", _REMEDY)
         return marked if photo.alpha is None else marked & (photo.alpha > 127)
     marked = _painted(photo.pixels, path)
     if photo.alpha is None:
@@ -62,38 +129,73 @@ def is_lossy(data: bytes) -> bool:
     return False
 
 
-def shape_of_image(mask: Mask, ground_truth: Mask, path: Path, ground_truth_path: Path) -> tuple[int, int] | None:
-    """Find ``(H, W)`` of the image of two masks of which one lacks the frame; None where both are of one size.
-
-    Raises `ImageError` where their sizes do not belong together.
-    """
-    if mask.shape == ground_truth.shape:
-        return None
-    larger = max(mask.shape, ground_truth.shape)
-    if {mask.shape, ground_truth.shape} != {larger, _without_frame(larger)}:
-        raise ImageError(path, f"is {_size(mask)} but {ground_truth_path} is {_size(ground_truth)}", _SIZES)
-    return larger
-
-
 def on_valid_region(mask: Mask, shape: tuple[int, int], path: Path) -> Mask:
     """Crop the mask of an image of ``(H, W)`` to ``(H - 10, W - 10)``, unless it has that size.
 
     Raises `ImageError` where the mask has another size, or nothing is left of the image.
     """
-    if mask.shape not in (shape, _without_frame(shape)):
-        raise ImageError(path, f"is {_size(mask)} but its image is {shape[1]}x{shape[0]}", _SIZES)
+    height, width = shape
+    check_size(mask, path, SIZES, shape, (height - 2 * FRAME, width - 2 * FRAME))
     if min(shape) <= 2 * FRAME:
-        reason = f"is of an image of {shape[1]}x{shape[0]} px, which is all frame"
+        reason = f"is of an image of {width}x{height} px, which is all frame"
         raise ImageError(path, reason, f"images have more than {2 * FRAME} px a side")
     return valid(mask, FRAME) if mask.shape == shape else mask
 
 
-def _without_frame(shape: tuple[int, int]) -> tuple[int, int]:
-    return shape[0] - 2 * FRAME, shape[1] - 2 * FRAME
+def pair_folders(masks: Path, gt: Path, *, labels: Path | None = None, gan_sr: Path | None = None) -> Pairing:
+    """Match the masks of two folders by their relative paths, suffix aside.
+
+    Args:
+        masks, gt: The masks to judge, and the ground truth.
+        labels, gan_sr: Folders whose files go with the masks by name; some may be missing.
+
+    Raises:
+        UsageError: A folder does not exist, or one of the first two is empty.
+    """
+    files, failures = files_by_name({_MASK: masks, _GROUND_TRUTH: gt}, _MASK, empty="name a folder of {role} files")
+    whole = masks.name == "masks" and Workspace(masks.parent).manifest.exists()
+    further = {"labels": _by_name(labels, files[_MASK]), "gan_sr": _by_name(gan_sr, files[_MASK])}
+    pairs, without_ground_truth, without_mask = _matched(files[_MASK], files[_GROUND_TRUTH], further, whole=whole)
+    return Pairing(masks, (gt,), pairs, failures, without_ground_truth, without_mask)
 
 
-def _size(mask: Mask) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}"
+def pair_workspace(
+    workspace: Workspace, *, gt: Path | None = None, labels: Path | None = None, gan_sr: Path | None = None
+) -> Pairing:
+    """Match the masks of a workspace with its human masks, and the others with the files of a folder.
+
+    Labels and GAN results are the workspace's, where no folder is given and as far as their files exist.
+
+    Raises:
+        UsageError: The folder is no workspace, or there is no ground truth.
+    """
+    manifest = read_manifest(workspace)
+    if manifest is None or not workspace.masks.is_dir():
+        raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
+    folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
+    files, failures = files_by_name(folders, _MASK)
+    found = files[_MASK]
+    human, outdated = _human_masks(workspace, manifest)
+    truths = files.get(_GROUND_TRUTH, {}) | human
+    if not truths and not failures:
+        reason = "holds no human masks" + (f" that count ({outdated} do not)" if outdated else "")
+        reason += "" if gt is None else f", and {gt} no images"
+        raise UsageError(workspace.root, reason, "bring some with desra import, or name a folder with --gt")
+    further = {"labels": _by_name(labels, found), "gan_sr": _by_name(gan_sr, found)}
+    ids = pa.array(sorted(found.keys() & truths.keys()), pa.string())
+    for image in image_refs(manifest.filter(pc.is_in(manifest["name"], ids))):
+        for name in image.names:
+            own = {
+                "labels": image.labels.path if image.labels else workspace.group(image.id) / "labels",
+                "gan_sr": image.gan_sr.path if image.gan_sr else workspace.dataset("gan_sr", name),
+            }
+            for role, folder in (("labels", labels), ("gan_sr", gan_sr)):
+                if folder is None and own[role].exists():
+                    further[role][name] = own[role]
+    pairs, not_looked_at, without_mask = _matched(found, truths, further, whole=True)
+    ground_truth = ((workspace.human,) if human else ()) + ((gt,) if gt is not None else ())
+    counts = (len(not_looked_at), outdated, len(found.keys() & human.keys()))
+    return Pairing(workspace.masks, ground_truth, pairs, failures, {}, without_mask, *counts)
 
 
 def _painted(pixels: Pixels, path: Path) -> Mask:
@@ -111,23 +213,44 @@ def _painted(pixels: Pixels, path: Path) -> Mask:
     return marked
 
 
-def _thresholded(pixels: Pixels, path: Path) -> Mask:
-    """Mark the 8-bit pixels of a lossy format that are nearer to 255 than to 0."""
-    marked = pixels > 127
-    gray = np.count_nonzero((pixels > 63) & (pixels < 192)) / pixels.size
-    mask = np.asarray(_any_channel(marked))
-    if gray > _MOST_GRAY:
-        raise ImageError(path, f"is not binary: {100 * gray:.0f} % of its pixels are gray", _REMEDY)
-    if (marked != mask[:, :, np.newaxis]).any():
-        raise ImageError(path, "is not binary: it is coloured", _REMEDY)
-    if not mask.any() and pixels.max() > _NOISE:
-        raise ImageError(path, f"is not binary: its largest value is {pixels.max()}", _REMEDY)
-    return mask
-
-
 def _any_channel(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Compute ``flags.any(axis=2)``, several times faster."""
     found = flags[:, :, 0].copy()
     for channel in range(1, flags.shape[2]):
         found |= flags[:, :, channel]
     return found
+
+
+def _by_name(folder: Path | None, masks: Iterable[str]) -> dict[str, Path]:
+    """Collect the image files of a folder by the names of masks, without names that two files share."""
+    if folder is None:
+        return {}
+    files, _, others = image_files(folder)
+    if not files.num_rows:
+        raise no_images(folder, "name the folder whose files go with the masks, or leave it out", others)
+    times = Counter(files["name"].to_pylist())
+    files = files.set_column(0, "name", spelled_like(files["name"], pa.chunked_array([pa.array(masks, pa.string())])))
+    named = zip(files["name"].to_pylist(), files["path"].to_pylist(), strict=True)
+    return {name: root_of(folder) / path for name, path in named if times[name] == 1}
+
+
+def _matched(
+    masks: dict[str, Path], truths: dict[str, Path], further: dict[str, dict[str, Path]], *, whole: bool
+) -> tuple[list[MaskPair], dict[str, Path], dict[str, Path]]:
+    """Pair masks and ground truths by name; return the pairs, the other masks and the other ground truths."""
+    pairs = [
+        MaskPair(name, masks[name], truths[name], further["labels"].get(name), further["gan_sr"].get(name), whole)
+        for name in sorted(masks.keys() & truths.keys())
+    ]
+    without_truth = {name: masks[name] for name in sorted(masks.keys() - truths.keys())}
+    return pairs, without_truth, {name: truths[name] for name in sorted(truths.keys() - masks.keys())}
+
+
+def _human_masks(workspace: Workspace, manifest: pa.Table) -> tuple[dict[str, Path], int]:
+    """Find the human masks that count, by every name of their image, and count those that do not."""
+    key = (settings_document(workspace).get("target") or {}).get("gan_sr_key")
+    by_id = read_human_masks(workspace, key)
+    rows = zip(manifest["name"].to_pylist(), manifest["id"].to_pylist(), strict=True)
+    human = {name: by_id[image_id].path for name, image_id in rows if image_id in by_id}
+    there = image_files(workspace.human).files.num_rows if workspace.human.is_dir() else 0
+    return human, max(0, there - len(set(human.values())))

@@ -1,24 +1,27 @@
-"""A gate run: which candidates against which old model on which held-out images, and its verdict."""
+"""A gate run: which candidates against which old model on which held-out images, and its verdict.
+
+Also the settings of the parts of a cycle: mining, finetune and gate.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from desra_core.detection.class_weights import Weights
 from desra_core.errors import UsageError
-from desra_core.evaluation.perceptual import load_lpips
-from desra_core.files.atomic import sweep
-from desra_core.files.hashing import content_key, fingerprint
+from desra_core.evaluation.fidelity import load_lpips
+from desra_core.files.content import content_key, fingerprint, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
-from desra_core.gate.judge import CONTROL, Candidate, JudgeSettings, read_judgement, worst_regions
+from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
+from desra_core.gate.model_registry import current_model, rolled_back
 from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds
 from desra_core.planning.keys import load_settings, result_key
 from desra_core.settings import CorpusSettings, Mining, detector_of
-from desra_core.settings.models import Comparing
+from desra_core.settings.models import Comparing, Cycling, Finetuning
+from desra_core.training.plan import check_networks
 from desra_core.training.pools import Pools
 from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace
@@ -32,18 +35,16 @@ JUDGE_VERSION = 2
 # Regions shown before and after.
 _PICTURES = 8
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ComparedModels):
     """A comparison of finetuned models with the old one on held-out images; the control is the last candidate."""
 
     settings: Comparing
     corpus: CorpusSettings
     target: Target
-    before: Path
-    mse_model: Path | None
-    precision: Precision
-    candidates: tuple[Candidate, ...]
     images: list[ImageRef]
 
     def missing(self) -> list[tuple[ImageRef, tuple[str, ...]]]:
@@ -65,10 +66,8 @@ class Comparison:
         pair = sum(path.stat().st_size for path in (self.before, self.mse_model) if path)
         count = max(1, (KEPT_BYTES - pair) // max(sizes, default=1))
         names = [candidate.name for candidate in self.candidates]
-        work = []
-        for start in range(0, len(names), count):
-            turn = set(names[start : start + count])
-            work += [(image, tuple(filter(turn.__contains__, lacking))) for image, lacking in missing]
+        groups = [names[start : start + count] for start in range(0, len(names), count)]
+        work = [(image, tuple(n for n in lacking if n in group)) for group in groups for image, lacking in missing]
         return [(image, turn) for image, turn in work if turn]
 
     def judged(self) -> list[ImageRef]:
@@ -138,14 +137,22 @@ def plan_comparison(settings: Comparing) -> Comparison:
     notes = [{"name": c.name, "judgements": c.key, "file": c.model.name if c.model else None} for c in candidates]
     document = json.dumps({"after": str(settings.after), "candidates": notes}, indent=1)
     workspace.publish(workspace.compared(settings.after), document.encode(), durable=True)
+    precision: Precision = corpus.precision if isinstance(corpus, Mining) else "float32"
+
+    def key_if_of(model: Path | None, known: str | None) -> str | None:
+        return known if model and result_key(model, precision) == known else None
+
     return Comparison(
+        candidates=candidates,
+        before=before,
+        before_key=key_if_of(before, target.gan_sr_key),
+        mse_model=mse_model,
+        mse_sr_key=key_if_of(mse_model, target.mse_sr_key),
+        precision=precision,
+        lpips=settings.lpips,
         settings=settings,
         corpus=corpus,
         target=target,
-        before=before,
-        mse_model=mse_model,
-        precision=corpus.precision if isinstance(corpus, Mining) else "float32",
-        candidates=candidates,
         images=marked[: settings.held_out] + pools.clean("held_out", settings.clean),
     )
 
@@ -200,6 +207,59 @@ def decide_and_publish(comparison: Comparison) -> Verdict:
     return verdict
 
 
+def mining_of(cycling: Cycling) -> Mining:
+    """Make the settings of mining: with the workspace's current model, or the given one where none was promoted."""
+    return mining_with_current(_part(Mining, cycling))
+
+
+def mining_with_current(mining: Mining) -> Mining:
+    """Replace the GAN model by the workspace's current model, where one was promoted."""
+    current = current_model(Workspace(mining.workspace))
+    return mining.model_copy(update={"gan_model": current}) if current else mining
+
+
+def finetuning_of(cycling: Cycling, mining: Mining) -> Finetuning:
+    """Make the settings of the finetune: of the model that mined, in a folder named after all that goes into it."""
+    discriminator = _discriminator_of(mining.gan_model, cycling)
+    return _part(Finetuning, cycling, gan_model=mining.gan_model, discriminator=discriminator)
+
+
+def finetuning_with_current(finetuning: Finetuning) -> Finetuning:
+    """Replace the GAN model by the workspace's current model and its discriminator, where a model was promoted.
+
+    Raises `UsageError` where the workspace holds the artifacts of another model.
+    """
+    workspace = Workspace(finetuning.workspace)
+    current = current_model(workspace)
+    if current is None:
+        return finetuning
+    mined: Path | None = getattr(load_settings(workspace)[0], "gan_model", None)
+    if mined and content_key(mined) != content_key(current):
+        reason = f"holds the artifacts of {mined}, which is not the current model"
+        raise UsageError(workspace.root, reason, "mine with the current one first")
+    own = {"gan_model": current, "discriminator": _discriminator_of(current, finetuning)}
+    return finetuning.model_copy(update=own)
+
+
+def comparing_of(cycling: Cycling, mining: Mining, after: Path) -> Comparing:
+    """Make the settings of the gate: it judges all saved models; the cycle itself promotes the best one at its end."""
+    models = {"before": mining.gan_model, "mse_model": mining.mse_model}
+    return _part(Comparing, cycling, **models, after=after, promote=False)
+
+
+def check_training(cycling: Cycling, mining: Mining) -> None:
+    """Check, before hours of mining, that all networks can be used (raises `UsageError`)."""
+    check_networks(mining.gan_model, finetuning_of(cycling, mining))
+    if cycling.lpips:
+        load_lpips(cycling.lpips)
+
+
+def is_to_promote(cycling: Cycling, comparison: Comparison, verdict: Verdict) -> bool:
+    """Decide whether the best candidate becomes current: it passes, and it was not rolled back before."""
+    best = comparison.best(verdict) if cycling.promote and verdict.passed else None
+    return best is not None and best.model is not None and not rolled_back(Workspace(cycling.workspace), best.model)
+
+
 def _split_checkpoints(workspace: Workspace, after: Path, judge_key: Callable[[str], str]) -> list[Candidate]:
     """Save each kind of weights of each checkpoint to a file of its own, which is judged and promoted as it is."""
     files = RunFolder(after).models() if after.is_dir() else [after]
@@ -240,35 +300,6 @@ def _check_scales(
             raise UsageError(candidate.source, reason, "compare models of one scale")
 
 
-def judge_settings(
-    comparison: Comparison, weights: Weights, *, device: str, tile: int, threads: int, max_pixels: int
-) -> JudgeSettings:
-    """Collect the settings of the judge stage for a machine.
-
-    Stored results of the MSE and the old model are used again where they come from the models that are compared.
-    """
-    corpus, target = comparison.corpus, comparison.target
-
-    def key_if_of(model: Path | None, known: str | None) -> str | None:
-        return known if model and result_key(model, comparison.precision) == known else None
-
-    return JudgeSettings(
-        candidates=comparison.candidates,
-        corpus=corpus,
-        precision=comparison.precision,
-        before=comparison.before,
-        before_key=key_if_of(comparison.before, target.gan_sr_key),
-        mse_model=comparison.mse_model,
-        mse_sr_key=key_if_of(comparison.mse_model, target.mse_sr_key),
-        weights=None if corpus.segmenter == "none" else weights.values,
-        lpips=comparison.settings.lpips,
-        device=device,
-        tile=tile,
-        threads=threads,
-        max_pixels=max_pixels,
-    )
-
-
 def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> list[dict[str, Any]]:
     """List the worst regions before finetuning, each with the paths of its crops below the gate's folder."""
     control = comparison.candidates[-1]
@@ -281,3 +312,18 @@ def _pictures(workspace: Workspace, comparison: Comparison, best: Candidate) -> 
             paths = {kind: str(path.relative_to(workspace.gate)) for kind, path in crops.items()}
             found.append({"image": image.names[0], "region": region, "crops": paths})
     return sorted(found, key=lambda picture: -picture["region"].severity)[:_PICTURES]
+
+
+def _discriminator_of(model: Path, given: Cycling | Finetuning) -> Path | None:
+    """Find the discriminator of a model: the given one for the given model, else the one saved beside the model."""
+    if given.gan_model and content_key(model) == content_key(given.gan_model):
+        return given.discriminator
+    source = (read_json(model.with_name("model.json")) or {}).get("source", "")
+    path = Path(source).with_suffix(".discriminator.pth") if source else None
+    return path if path and path.exists() else None
+
+
+def _part(kind: type[Settings], cycling: Cycling, **other: object) -> Settings:
+    """Make the settings of a part of the cycle from the fields of the same name."""
+    shared = {name: getattr(cycling, name) for name in kind.model_fields if hasattr(cycling, name)}
+    return kind(**(shared | other))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -17,6 +18,9 @@ from desra_core.evaluation.metrics import Interval, ratio, wilson_interval
 from desra_core.evaluation.table import in_percent
 from desra_core.settings.models import Gate
 from desra_core.workspace import Workspace
+
+# With four digits, a near miss does not read like the threshold.
+_percent = partial(in_percent, form=".4g")
 
 
 @dataclass(frozen=True)
@@ -361,8 +365,3 @@ def score_rows(verdict: Verdict) -> list[dict[str, str]]:
             "detail lost": in_percent(score.detail_loss),
         })  # fmt: skip
     return rows
-
-
-def _percent(share: float) -> str:
-    """Format a share in percent with four digits, so that a near miss does not read like the threshold."""
-    return f"{100 * share:.4g} %"

@@ -24,21 +24,26 @@ from pydantic import TypeAdapter
 
 from desra_core.detection import Region, artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import class_names
-from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import MIN_AREA, THRESHOLD, WINDOW, Components
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
-from desra_core.evaluation.fidelity import gradient_similarity, sharpness, squared_error, structural_similarity
-from desra_core.evaluation.perceptual import load_lpips, lpips_distance
+from desra_core.evaluation.fidelity import (
+    gradient_similarity,
+    load_lpips,
+    lpips_distance,
+    sharpness,
+    squared_error,
+    structural_similarity,
+)
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Mask, Pixels, decode_labels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Mask, Pixels, bgr8, decode_labels
+from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
-from desra_core.settings import CorpusSettings, min_area_pixels
-from desra_core.stages.sources import read_content, read_photo
+from desra_core.settings import min_area_pixels
+from desra_core.stages import StageJob
+from desra_core.stages.run import read_content, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
 from desra_core.workspace.manifest import ImageRef
@@ -74,27 +79,20 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """The models, the detection and the machine of the judge stage.
+class ComparedModels:
+    """The models of a comparison.
 
-    ``mse_model`` is None where MSE results are files. ``mse_sr_key`` and ``before_key`` name stored results of the
-    workspace that are used again; ``weights`` is ``(150,)`` float64, or None where there are no labels; ``lpips`` is a
-    file of weights.
+    ``mse_model`` is None where MSE results are files. ``before_key`` and ``mse_sr_key`` are the cache keys of their
+    results in the workspace; None where its results come from other models. ``lpips`` is a file of weights.
     """
 
     candidates: tuple[Candidate, ...]
-    corpus: CorpusSettings
-    precision: Precision
     before: Path
     before_key: str | None
     mse_model: Path | None
     mse_sr_key: str | None
-    weights: npt.NDArray[np.float64] | None
+    precision: Precision
     lpips: Path | None
-    device: str
-    tile: int
-    threads: int
-    max_pixels: int
 
 
 class Artifacts(NamedTuple):
@@ -106,25 +104,53 @@ class Artifacts(NamedTuple):
     regions: list[Region]
 
 
-def judge_stage(image: ImageRef, missing: tuple[str, ...], workspace: Workspace, settings: JudgeSettings) -> None:
-    """Judge the candidates that ``missing`` names on an image, and publish each judgement (raises `ImageError`)."""
-    results = ResultsOfPhoto(image, workspace, settings)
+def judge_stage(
+    image: ImageRef, missing: tuple[str, ...], workspace: Workspace, models: ComparedModels, job: StageJob
+) -> None:
+    """Judge the candidates that ``missing`` names on an image, and publish each judgement.
+
+    Results of the MSE and the old model are read from the workspace where they are stored, else inferred.
+
+    Raises:
+        ImageError: The photo cannot be read, upscaled or judged.
+    """
+    assert image.lr is not None
+    scale = load_model(models.before, job.device, models.precision).scale
+    lr = read_photo(image.lr, job.max_pixels // scale**2).pixels
+
+    def result_of(path: Path, role: str = "", key: str | None = None) -> Pixels:
+        stored: Pixels | None = find_array(workspace, image.id, role, key=key) if key else None
+        if stored is not None:
+            return stored
+        model = load_model(path, job.device, models.precision)
+        try:
+            return super_resolve(model, lr).pixels
+        except UsageError as error:
+            reason = f"cannot be upscaled: {error.subject} {error.reason}"
+            raise ImageError(image.path, reason, error.remedy) from None
+
+    if image.mse_sr is not None:
+        mse_sr = read_photo(image.mse_sr, job.max_pixels).pixels
+    else:
+        assert models.mse_model is not None
+        mse_sr = result_of(models.mse_model, "mse_sr", models.mse_sr_key)
     try:
-        before = results.detect(results.before)
-        for candidate in settings.candidates:
+        before = _artifacts(image, mse_sr, result_of(models.before, "gan_sr", models.before_key), job)
+        for candidate in models.candidates:
             if candidate.name not in missing:
                 continue
             if candidate.model is None:
                 after = noisy(before.pixels, image.id)
-                pictures = {"lr": results.lr, "mse_sr": results.mse_sr, "before": before.pixels}
+                pictures = {"lr": lr, "mse_sr": mse_sr, "before": before.pixels}
             else:
-                after = results.of_model(candidate.model)
+                after = result_of(candidate.model)
                 pictures = {"after": after}
-            lpips = _kept_lpips(settings.lpips) if settings.lpips else None
-            judgement = judge(image.names[0], image.id, candidate.name, before, results.detect(after), lpips=lpips)
+            lpips = _kept_lpips(models.lpips) if models.lpips else None
+            found = _artifacts(image, mse_sr, after, job)
+            judgement = judge(image.names[0], image.id, candidate.name, before, found, lpips=lpips)
             for kind, rank, crop in _crops(judgement, pictures, before.mask.shape):
                 workspace.publish(workspace.judged_crop(candidate.key, image.id, kind, rank), crop)
-            document = _CODEC.dump_python(judgement) | {"labels": _labels_hash(image)}
+            document = _CODEC.dump_python(judgement) | {"labels": image.labels and image.labels.hash}
             workspace.publish(workspace.judgement(candidate.key, image.id), json.dumps(document).encode())
     except ValueError as error:
         raise ImageError(image.path, f"cannot be judged: {error}", "remove it, or mine again") from None
@@ -134,15 +160,11 @@ def read_judgement(workspace: Workspace, candidate: Candidate, image: ImageRef) 
     """Read the judgement of a candidate on an image; None where there is none, or one with other labels."""
     try:
         document = json.loads(workspace.judgement(candidate.key, image.id).read_bytes())
-        if document.pop("labels") != _labels_hash(image):
+        if document.pop("labels") != (image.labels and image.labels.hash):
             return None
         return _CODEC.validate_python(document | {"candidate": candidate.name, "image": image.names[0]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _labels_hash(image: ImageRef) -> str | None:
-    return image.labels.hash if image.labels else None
 
 
 def worst_regions(judgement: Judgement) -> list[OldRegion]:
@@ -155,7 +177,7 @@ def _crops(
     judgement: Judgement, pictures: dict[str, Pixels], shape: tuple[int, int]
 ) -> Iterator[tuple[str, int, bytes]]:
     """Yield kind, rank and WebP of the worst regions in pictures of the results' ``shape`` or the LR photo's."""
-    from desra_core.images.crops import encode_webp, fitted, window_around
+    from desra_core.images.parts import encode_webp, fitted, window_around
 
     for rank, region in enumerate(worst_regions(judgement)):
         window = window_around(region.x, region.y, region.width, region.height, shape)
@@ -165,61 +187,29 @@ def _crops(
             yield kind, rank, encode_webp(fitted(bgr8(pixels[rows[:, np.newaxis], columns])[:, :, ::-1]))
 
 
-class ResultsOfPhoto:
-    """The results of one photo by the models that are compared: read from the workspace where stored, else inferred."""
-
-    def __init__(self, image: ImageRef, workspace: Workspace, settings: JudgeSettings) -> None:
-        assert image.lr is not None
-        self._image = image
-        self._workspace = workspace
-        self._settings = settings
-        scale = load_model(settings.before, settings.device, settings.precision).scale
-        self.lr = read_photo(image.lr, settings.max_pixels // scale**2).pixels
-        if image.mse_sr is not None:
-            self.mse_sr = read_photo(image.mse_sr, settings.max_pixels).pixels
-        else:
-            assert settings.mse_model is not None
-            self.mse_sr = self._stored("mse_sr", settings.mse_sr_key, settings.mse_model)
-        self.before = self._stored("gan_sr", settings.before_key, settings.before)
-
-    def of_model(self, path: Path) -> Pixels:
-        """Infer the result of a model (raises `ImageError`)."""
-        model = load_model(path, self._settings.device, self._settings.precision)
-        try:
-            return super_resolve(model, self.lr).pixels
-        except UsageError as error:
-            reason = f"cannot be upscaled: {error.subject} {error.reason}"
-            raise ImageError(self._image.path, reason, error.remedy) from None
-
-    def detect(self, result: Pixels) -> Artifacts:
-        """Find the artifacts of a result with the settings of the workspace (raises `ImageError`)."""
-        settings, corpus = self._settings, self._settings.corpus
-        if result.shape != self.mse_sr.shape:
-            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, self.mse_sr))
-            remedy = "give models of one scale, and the photos that the results were made from"
-            raise ImageError(self._image.path, f"becomes {sizes} px by the models that are compared", remedy)
-        labels: Labels | None = None
-        if settings.weights is not None:
-            if self._image.labels is not None:
-                content, path = read_content(self._image.labels), self._image.labels.path
-                labels = decode_labels(content, path, max_pixels=settings.max_pixels)
-            elif corpus.segmenter.startswith("mmseg:"):
-                labels = load_segmenter(corpus.segmenter, settings.device)(result)
-        return detect(
-            self.mse_sr,
-            result,
-            labels,
-            threshold=corpus.threshold,
-            min_area=min_area_pixels(corpus.min_area, *result.shape[:2]),
-            window=corpus.window,
-            weights=settings.weights,
-            tile=settings.tile,
-            threads=settings.threads,
-        )
-
-    def _stored(self, role: str, key: str | None, model: Path) -> Pixels:
-        stored: Pixels | None = find_array(self._workspace, self._image.id, role, key=key) if key else None
-        return self.of_model(model) if stored is None else stored
+def _artifacts(image: ImageRef, mse_sr: Pixels, result: Pixels, job: StageJob) -> Artifacts:
+    """Find the artifacts of a result of a photo with the settings of the workspace (raises `ImageError`)."""
+    if result.shape != mse_sr.shape:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (result, mse_sr))
+        remedy = "give models of one scale, and the photos that the results were made from"
+        raise ImageError(image.path, f"becomes {sizes} px by the models that are compared", remedy)
+    corpus, weights = job.settings, job.class_weights
+    labels: Labels | None = None
+    if weights is not None and image.labels is not None:
+        labels = decode_labels(read_content(image.labels), image.labels.path, max_pixels=job.max_pixels)
+    elif weights is not None and corpus.segmenter.startswith("mmseg:"):
+        labels = load_segmenter(corpus.segmenter, job.device)(result)
+    return detect(
+        mse_sr,
+        result,
+        labels,
+        threshold=corpus.threshold,
+        min_area=min_area_pixels(corpus.min_area, *result.shape[:2]),
+        window=corpus.window,
+        weights=weights,
+        tile=job.tile,
+        threads=job.threads,
+    )
 
 
 def detect(
@@ -262,7 +252,7 @@ def judge(
     Args:
         image, image_id, candidate: Names for the judgement.
         before, after: The artifacts of the old model's and of the candidate's result, found with the same settings.
-        lpips: The network of `desra_core.evaluation.perceptual.load_lpips`, to measure that distance too.
+        lpips: The network of `desra_core.evaluation.fidelity.load_lpips`, to measure that distance too.
 
     Raises:
         ValueError: The results differ in shape, or are smaller than 11 px a side.

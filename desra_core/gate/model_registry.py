@@ -25,13 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.atomic import storage_errors
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key, storage_errors
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]
-
-
 # A new entry: its event (still without a number), the model to copy, and its record.
 _Step = tuple[Event, Path, Any]
 
@@ -76,7 +73,7 @@ def rollback(workspace: Workspace) -> Path:
 
     Raises `UsageError` where there is no earlier model or it is damaged; otherwise as `promote`.
     """
-    models, past = _models(workspace), history(workspace)
+    models, past = workspace.models, history(workspace)
     if not past:
         raise UsageError(models, "no model was promoted yet", "there is nothing to roll back")
     line = _line(past)
@@ -116,10 +113,6 @@ def rolled_back(workspace: Workspace, model: Path) -> bool:
     return key in promoted and key != past[-1]["model"]
 
 
-def _models(workspace: Workspace) -> Path:
-    return workspace.root / "models"
-
-
 def _event(kind: str, key: str, source: Path, **more: Any) -> Event:
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"kind": kind, "time": time, "model": key, "source": str(source.absolute()), **more}
@@ -138,7 +131,7 @@ def _line(events: Iterable[Event]) -> list[Event]:
 
 def _current(workspace: Workspace) -> Path | None:
     """Find the folder of the current entry."""
-    link = _models(workspace) / "current"
+    link = workspace.models / "current"
     try:
         entry = link.parent / os.readlink(link)
     except FileNotFoundError:
@@ -181,7 +174,7 @@ def _read(path: Path) -> Any:
 
 def _switch(workspace: Workspace, past: list[Event], steps: list[_Step]) -> Path:
     """Make an entry for each step, and link to the last one. After an error the link is as it was before."""
-    models, link = _models(workspace), _models(workspace) / "current.new"
+    models, link = workspace.models, workspace.models / "current.new"
     with storage_errors(models):
         scratch = workspace.scratch()
         try:

@@ -72,7 +72,7 @@ def sizes(workspace: Workspace) -> dict[str, Size]:
     that no run makes are ``other``.
     """
     found: dict[str, Size] = {}
-    for entry in entries(workspace.root):
+    for entry in entries(workspace.root.resolve()):
         folder = entry.name if entry.name in FOLDERS else "other"
         kind = folder if entry.is_dir(follow_symlinks=False) else "tables"
         size, before = size_of(entry), found.get(kind, Size(0, 0))
@@ -100,7 +100,12 @@ def item(
 
 
 def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """List a folder, sorted by name; nothing where there is no such folder (raises `UsageError`)."""
+    """List a folder, sorted by name (raises `UsageError`); nothing where there is no such folder.
+
+    Nothing is listed for a link, because its target does not belong to the workspace.
+    """
+    if os.path.islink(folder):
+        return
     try:
         with os.scandir(folder) as found:
             listed = sorted(found, key=lambda entry: entry.name)
@@ -109,11 +114,6 @@ def entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     except OSError as error:
         raise UsageError(folder, f"cannot be read ({error.strerror})", "check its permissions") from None
     yield from listed
-
-
-def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """List a folder, unless it is a link: its target does not belong to the workspace."""
-    return iter(()) if folder.is_symlink() else entries(folder)
 
 
 def size_of(place: os.PathLike[str] | str) -> Size:
@@ -136,24 +136,24 @@ def size_of(place: os.PathLike[str] | str) -> Size:
 
 def images_contents(workspace: Workspace) -> Iterator[Item]:
     """List the files of images, empty folders, and files that no workspace has (kind `UNKNOWN`)."""
-    for entry in entries(workspace.root):
+    for entry in entries(workspace.root.resolve()):
         folder = entry.is_dir(follow_symlinks=False)
         if not (entry.name in FOLDERS if folder else entry.name in _FILES and _is_file(entry)):
-            yield item(workspace, entry.path, UNKNOWN)
+            yield item(workspace, workspace.root / entry.name, UNKNOWN)
     yield from _named(workspace, "masks", workspace.masks, ".png")
-    yield from _named(workspace, "pages", workspace.root / "pages", ".html")
-    for entry in own_entries(workspace.dataset_manifest.parent):
+    yield from _named(workspace, "pages", workspace.pages, ".html")
+    for entry in entries(workspace.dataset_manifest.parent):
         if entry.name in DATASET and entry.is_dir(follow_symlinks=False):
             yield from _named(workspace, "dataset", Path(entry.path), ".png")
         elif entry.name != workspace.dataset_manifest.name or not _is_file(entry):
             yield item(workspace, entry.path, UNKNOWN)
-    for outer in own_entries(workspace.maps):
+    for outer in entries(workspace.maps):
         yield from _maps(workspace, outer)
 
 
 def _named(workspace: Workspace, kind: str, folder: Path, suffix: str, above: str = "") -> Iterator[Item]:
     """List the files of images in a folder and below, whose paths are the images' names with a suffix."""
-    inside = list(own_entries(folder))
+    inside = list(entries(folder))
     if above and not inside:
         yield item(workspace, folder, EMPTY)
     for entry in inside:

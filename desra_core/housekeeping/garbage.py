@@ -2,15 +2,22 @@
 
 Files of pending images stay, since the next run replaces them. So do files of images beyond ``--limit``, and of
 vanished images unless ``--vanished`` is given. Human masks always stay.
+
+The latest finetune and unfinished finetunes of the current model stay whole. A finetune that a document names stays
+without its training images and state. Such documents are the settings of the latest run, the latest verdict, the record
+of a promoted model, and run.json of a finetune that stays. So after a rollback, the finetune of the restored model is
+found ended and judged. All others are deleted whole: a partly deleted finetune would look like a run in progress.
+Of the gate, judgements of the latest comparison and of the finetunes that stay are kept.
 """
 
 import contextlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +25,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
+from desra_core.files.content import content_key, is_unfinished
+from desra_core.files.locks import holder
+from desra_core.gate.model_registry import history
 from desra_core.housekeeping.contents import (
     EMPTY,
     ITEMS,
@@ -29,17 +39,22 @@ from desra_core.housekeeping.contents import (
     item,
     table_of,
 )
-from desra_core.housekeeping.old_finetunes import UNFINISHED, old_finetunes
 from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import COLUMNS, assess
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import COLUMNS, assess, publish_tables
 from desra_core.settings import CorpusSettings
+from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import ARRAYS, Target, kept_arrays
+from desra_core.workspace.products import Target, kept_arrays
 from desra_core.workspace.records import SCHEMA, finished_shards, flags_of, gather_journals, read_records
 
+_UNFINISHED = "left half-written by runs that were cut off"
+_PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
+_MODEL = re.compile(r"iteration_\d{6}(\.discriminator)?\.(pth|json)")
+_CANDIDATE = re.compile(r"[0-9a-f]{32}-\w+\.pth")
+# The folders of the gate, and the names in them.
+_GATE = {"judgements": KEY, "candidates": _CANDIDATE, "compared": re.compile(r"[0-9a-f]{32}\.json")}
 _STALE = pa.schema([("id", pa.string()), ("shard", pa.int32())])
 _STAYS = pa.scalar(None, pa.string())
 
@@ -102,50 +117,58 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
 
 
 def _reasons(held: pa.Table, unkept: pa.Array, manifest: pa.Table, staying: pa.Table) -> pa.Array:
-    """Explain why each item may go; null for items that stay."""
-    kinds, owners = held["kind"].combine_chunks(), held["owner"].combine_chunks()
+    """Explain why each item may go; null for items that stay. ``unkept`` is the result of `_unkept`."""
+    kinds, owners, parts = (held[name].combine_chunks() for name in ("kind", "owner", "part"))
     of_maps = pc.equal(kinds, "maps")
 
-    def known(rows: pa.Table) -> pa.Array:
-        return pc.if_else(of_maps, *(pc.is_in(owners, rows[field].combine_chunks()) for field in ("id", "name")))
+    def unlisted(rows: pa.Table) -> pa.Array:
+        of_ids, of_names = (pc.is_in(owners, rows[column].combine_chunks()) for column in ("id", "name"))
+        return pc.invert(pc.if_else(of_maps, of_ids, of_names))
 
-    lost = pc.if_else(known(manifest), "of images that have vanished", "of images that the manifest does not have")
-    reasons = pc.if_else(pc.or_(known(staying), pc.equal(kinds, UNKNOWN)), _STAYS, lost)
-    reasons = pc.coalesce(reasons, pc.if_else(of_maps, unkept, _STAYS))
-    # The file that makes a folder a zarr group may go when no array of the group stays.
-    of_group = pc.and_(of_maps, pc.equal(held["part"], ""))
-    stays = pc.and_(reasons.is_null(), pc.and_(pc.invert(of_group), pc.not_equal(kinds, EMPTY)))
-    left = pc.is_in(owners, owners.filter(stays))
-    reasons = pc.if_else(pc.and_(of_group, left), _STAYS, reasons)
-    return pc.if_else(pc.equal(kinds, EMPTY), "empty folders", reasons)
+    # The first case that holds decides.
+    cases = [
+        (pc.equal(kinds, UNKNOWN), _STAYS),
+        (pc.equal(kinds, EMPTY), "empty folders"),
+        (unlisted(manifest), "of images that the manifest does not have"),
+        (unlisted(staying), "of images that have vanished"),
+        (of_maps, unkept),
+    ]
+    conditions, values = zip(*cases, strict=True)
+    reasons = pc.case_when(pc.make_struct(*conditions, field_names=[*map(str, range(len(cases)))]), *values)
+    # The file that makes a folder a zarr group stays as long as something else in the folder does.
+    of_group = pc.and_(of_maps, pc.equal(parts, ""))
+    others_stay = pc.is_in(owners, owners.filter(pc.and_(reasons.is_null(), pc.invert(of_group))))
+    return pc.if_else(pc.and_(of_group, others_stay), _STAYS, reasons)
 
 
 def _unkept(
     held: pa.Table, workspace: Workspace, settings: CorpusSettings, target: Target, manifest: pa.Table
 ) -> pa.Array:
-    """Explain why the latest run's settings do not keep an array; null where they do, or the image is not done."""
+    """Explain why the settings of the latest run do not keep an array.
+
+    Null where they do, and for items of pending images and of images beyond ``--limit``.
+    """
     rows = manifest.filter(manifest["present"]).slice(0, settings.limit)
-    on_disk = held_by(workspace, rows, target.gan_sr_key)
-    work = assess(rows, read_records(workspace, COLUMNS), target, on_disk)
-    wanted = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
-    wanted["mse_sr"] |= target.keep_mse
+    work = assess(rows, read_records(workspace, COLUMNS), target, held_by(workspace, rows, target.gan_sr_key))
+    keeps = {array: flags & ~work.failed for array, flags in kept_arrays(target, work.whole).items()}
+    keeps["mse_sr"] |= target.keep_mse
     ids = rows["id"].combine_chunks()
     done = pc.invert(pc.is_in(ids, ids.filter(pa.array(work.pending))))
-    index = pc.index_in(held["owner"].combine_chunks(), ids.filter(done))
-    kept = np.zeros(len(index), bool)
-    for array in ARRAYS:
-        flags = flags_of(pa.array(wanted[array]).filter(done).take(index))
-        kept |= flags & flags_of(pc.equal(held["part"], array))
-    failed = pc.fill_null(pa.array(work.failed).filter(done).take(index), False)
+    # For each item, the row of its image among the images that are done; null where there is none.
+    row = pc.index_in(held["owner"].combine_chunks(), ids.filter(done))
+    kept = np.zeros(len(row), bool)
+    for array, flags in keeps.items():
+        kept |= flags_of(pa.array(flags).filter(done).take(row)) & flags_of(pc.equal(held["part"], array))
+    failed = pc.fill_null(pa.array(work.failed).filter(done).take(row), False)
     settings_drop = f"that --keep {target.keep} and the other settings do not keep"
     unkept = pc.if_else(failed, "of images that failed for good", settings_drop)
-    return pc.if_else(pc.and_(index.is_valid(), pc.invert(pa.array(kept))), unkept, _STAYS)
+    return pc.if_else(pc.and_(row.is_valid(), pc.invert(pa.array(kept))), unkept, _STAYS)
 
 
 def _unfinished(workspace: Workspace) -> Iterator[Item]:
     """List half-written files of killed runs; locking the workspace deletes them."""
-    for entry in entries(workspace.root / "tmp"):
-        yield item(workspace, entry.path, "tmp", UNFINISHED)
+    for entry in entries(workspace.tmp):
+        yield item(workspace, entry.path, "tmp", _UNFINISHED)
 
 
 def _histograms(workspace: Workspace, target: Target) -> Iterator[Item]:
@@ -246,7 +269,11 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
     for number, path in enumerate(listed["path"].to_pylist(), 1):
         place = workspace.root / path
         try:
-            _delete(workspace, place)
+            if place.is_dir() and not place.is_symlink():
+                # In one go: half of a folder could be taken for the whole.
+                shutil.rmtree(place.rename(workspace.scratch()))
+            else:
+                place.unlink(missing_ok=True)
         except OSError as error:
             reason = f"cannot be deleted ({error.strerror or error})"
             raise TransientError(place, reason, "check its permissions and run again") from error
@@ -260,9 +287,152 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
                     (workspace.root / each).rmdir()
 
 
-def _delete(workspace: Workspace, place: Path) -> None:
-    """Delete a file, or a folder in one go, since half of a folder could be taken for the whole."""
-    if place.is_symlink() or not place.is_dir():
-        place.unlink(missing_ok=True)
+def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
+    """List finetunes and judgements that may be deleted, whole or in part, and unknown files; nothing is changed.
+
+    Args:
+        workspace: Of any run that has ended.
+        settings: Those of the latest run.
+
+    Raises:
+        UsageError: The history of the models is damaged.
+    """
+    runs: dict[str, RunFolder] = {}
+    for entry in entries(workspace.finetune("")):
+        if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            runs[entry.name] = RunFolder(Path(entry.path))
+        else:
+            yield item(workspace, entry.path, UNKNOWN)
+    begun = {key: [path for path in (run.document, run.progress) if path.exists()] for key, run in runs.items()}
+    latest = max(runs, key=lambda key: max((path.stat().st_mtime for path in begun[key]), default=0.0), default="")
+    model = _model_in_use(workspace, settings)
+    whole = {key for key, run in runs.items() if key == latest or _stays_whole(run, model)}
+    notes, new_notes = _comparisons(workspace)
+    paths = [workspace.settings, workspace.verdict, *workspace.models.glob("*/*.json")]
+    documents = [_text(path) for path in (*paths, *(runs[key].document for key in whole))]
+    documents += [notes[name]["after"] for name in new_notes]
+    named_candidates = set(_CANDIDATE.findall("\n".join(documents)))
+    staying = set(whole)
+    while documents:  # a finetune that stays names others
+        document = documents.pop()
+        named = {key for key in runs if key not in staying and key in document}
+        staying |= named
+        documents += [_text(runs[key].document) for key in named]
+    for key, run in runs.items():
+        if key not in staying:
+            reason = "finetunes that others have replaced" if run.document.exists() else "finetunes that never began"
+            yield item(workspace, run.root, "finetunes", reason)
+            continue
+        for entry, known in () if _is_running(run) else _parts(run):
+            if _is_scratch(entry):
+                yield item(workspace, entry.path, "finetunes", _UNFINISHED)
+            elif not known:
+                yield item(workspace, entry.path, UNKNOWN)
+        for path in (run.data, run.state) if key not in whole and _has_ended(run) else ():
+            if path.exists():
+                yield item(workspace, path, "finetunes", "states of superseded finetunes")
+    if not notes:
         return
-    shutil.rmtree(place.rename(workspace.scratch()))
+    kept = new_notes | {name for name, note in notes.items() if any(key in note["after"] for key in staying)}
+    # Other candidates of notes that stay are made from their checkpoints again when a comparison asks for them.
+    recent = new_notes | {name for name in kept if latest and latest in notes[name]["after"]}
+    needed = {
+        "judgements": {each["judgements"] for name in kept for each in notes[name]["candidates"]},
+        "candidates": named_candidates | {each["file"] for name in recent for each in notes[name]["candidates"]},
+        "compared": kept,
+    }
+    yield from _of_gate(workspace, needed)
+
+
+def _of_gate(workspace: Workspace, needed: dict[str, set[Any]]) -> Iterator[Item]:
+    """List files of the gate that are not needed, and unknown ones."""
+    for entry in entries(workspace.gate):
+        if entry.name not in needed or not entry.is_dir(follow_symlinks=False):
+            if entry.name != workspace.verdict.name:
+                yield item(workspace, entry.path, UNKNOWN)
+            continue
+        for part in entries(entry.path):
+            is_kind = part.is_dir(follow_symlinks=False) == (entry.name == "judgements") and not part.is_symlink()
+            if _is_scratch(part):
+                yield item(workspace, part.path, "gate", _UNFINISHED)
+            elif not is_kind or not _GATE[entry.name].fullmatch(part.name):
+                yield item(workspace, part.path, UNKNOWN)
+            elif part.name not in needed[entry.name]:
+                yield item(workspace, part.path, "gate", "of earlier comparisons")
+
+
+def _comparisons(workspace: Workspace) -> tuple[dict[str, Any], set[str]]:
+    """Read the gate's notes on its comparisons, by file name, and name the new ones.
+
+    New are the note of the latest verdict and notes without a verdict yet. No notes are returned where one is damaged,
+    or where that of the verdict is missing (earlier versions wrote none): then no file of the gate is deleted.
+    """
+    verdict = read_json(workspace.verdict)
+    concluded = workspace.verdict.stat().st_mtime_ns if verdict else 0
+    notes, new = {}, set()
+    for entry in entries(workspace.compared(Path()).parent):
+        note = read_json(Path(entry.path))
+        try:
+            after, _ = note["after"], [(each["judgements"], each["file"]) for each in note["candidates"]]
+        except (TypeError, KeyError):
+            return {}, set()
+        notes[entry.name] = note
+        if not verdict or after == verdict["after"] or entry.stat().st_mtime_ns > concluded:
+            new.add(entry.name)
+    if verdict and all(note["after"] != verdict["after"] for note in notes.values()):
+        return {}, set()
+    return notes, new
+
+
+def _stays_whole(run: RunFolder, model: str | None) -> bool:
+    """Check whether an earlier finetune stays whole: it may go on, is running, or holds unknown files."""
+    if _is_running(run) or any(not known and not _is_scratch(entry) for entry, known in _parts(run)):
+        return True
+    document = read_json(run.document)
+    if document is None or _has_ended(run):
+        return False
+    return model is None or (document.get("parent") or {}).get("key") == model
+
+
+def _has_ended(run: RunFolder) -> bool:
+    """Check whether a finetune has done what it was last asked to do."""
+    training = (read_json(run.document) or {}).get("training", {})
+    asked = (read_json(run.progress) or {}).get("iterations", training.get("iterations", 1))
+    return run.reached(asked, training.get("patience", 1))
+
+
+def _is_running(run: RunFolder) -> bool:
+    """Check whether a process holds the folder of a finetune, as a worker does even where its driver has died."""
+    try:
+        return holder(run.root / "lock") is not None
+    except OSError:
+        return True
+
+
+def _model_in_use(workspace: Workspace, settings: CorpusSettings) -> str | None:
+    """Find the key of the model that the next finetune starts from; None where it cannot be known."""
+    if past := history(workspace):
+        return str(past[-1]["model"])
+    given: Path | None = getattr(settings, "gan_model", None)
+    with contextlib.suppress(UsageError):
+        return content_key(given) if given else None
+    return None
+
+
+def _parts(run: RunFolder) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """List the entries of a finetune's folder and of its models, and whether a finetune makes entries so named."""
+    for entry in entries(run.root):
+        yield entry, entry.name in _PARTS and not entry.is_symlink()
+    for entry in entries(run.root / "models"):
+        yield entry, _MODEL.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
+
+
+def _is_scratch(entry: os.DirEntry[str]) -> bool:
+    return is_unfinished(entry.name) and entry.is_file(follow_symlinks=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""

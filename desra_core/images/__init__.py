@@ -1,1 +1,1 @@
-"""Images as files and as arrays: decoding, encoding, finding them below a folder, tiles, crops, near-duplicates."""
+"""Images as files and as arrays: decoding, encoding, finding them below a folder, tiles, crops."""

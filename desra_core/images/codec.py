@@ -1,10 +1,10 @@
 """Decode and encode image files; BGR, alpha and EXIF are handled only here.
 
-TIFF is read by `desra_core.images.tiff`, all other files by `desra_core.images.decoders`. Everywhere else an image is
-an array of shape ``(H, W, C)``, C = 1 (gray) or 3 (RGB), dtype uint8 or uint16: 16 bits are kept. ICC profiles are not
-applied; their presence is recorded.
+`desra_core.images.decoders` reads the files. Everywhere else an image is an array of shape ``(H, W, C)``, C = 1 (gray)
+or 3 (RGB), dtype uint8 or uint16: 16 bits are kept. ICC profiles are not applied; their presence is recorded.
 """
 
+import io
 import math
 import struct
 import warnings
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import imagecodecs
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from desra_core.errors import ImageError, TooLargeError
-from desra_core.images import tiff
-from desra_core.images.decoders import PNG_SIGNATURE, Picture, PillowPicture, PngPicture
+from desra_core.images import decoders
+from desra_core.images.decoders import PNG_SIGNATURE, TIFF_SIGNATURES, Picture
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".webp", ".tif", ".tiff", ".bmp"}
@@ -31,8 +31,12 @@ SUFFIXES = frozenset(
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
+CLASS_COUNT = 150  # ADE20K's
 
-# Deflate packs at most about 1000 samples into a byte. A large image whose header claims far more is cut off or a bomb.
+# The shares of red, green and blue in luminance (BT.601).
+LUMINANCE = (0.299, 0.587, 0.114)
+
+# Deflate packs at most about 1000 samples into a byte.
 _BOMB_PIXELS = 2**26
 _BOMB_PIXELS_PER_BYTE = 20_000
 _PNG_HEADER = 24  # bytes from the beginning of a file to the end of its size
@@ -69,7 +73,14 @@ def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
-    pixels = _upright(picture.channels(indices=False), picture.orientation)
+    pixels = picture.channels(indices=False)
+    if picture.orientation in _TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    # In the upright image's terms, 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
+    if picture.orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if picture.orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[:, :, colours] if pixels.shape[2] > colours else None
     colour: Pixels = np.ascontiguousarray(pixels[:, :, :colours])  # type: ignore[assignment]
@@ -84,7 +95,7 @@ def image_size(data: bytes, path: Path) -> tuple[int, int]:
 
 
 def most_pixels(files: Iterable[Path]) -> int:
-    """Return the pixel count of the largest image, by the headers of the files; 0 where none can be read."""
+    """Return the pixel count of the largest image that `decode` accepts by its header; 0 where there is none."""
     most = 0
     with ThreadPoolExecutor() as pool:
         remaining = iter(files)
@@ -97,7 +108,7 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     """Decode a class-index image, gray or palette, to ``(H, W)`` uint8; parameters as for `decode`.
 
     Raises:
-        ImageError: As `decode`, or the file has colour channels or values above 255.
+        ImageError: As `decode`, or the file has colour channels or values above 149.
     """
     picture = _opened(data, path)
     _check_size(picture.size, data, path, max_pixels)
@@ -105,9 +116,21 @@ def decode_labels(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Labels
     if pixels.shape[2] != 1:
         raise ImageError(path, "has colour channels, but class labels are one index per pixel",
                          "save labels as 8-bit gray PNG")  # fmt: skip
-    if pixels.max() > 255:
-        raise ImageError(path, f"holds the label {pixels.max()}", "labels are ADE20K indices 0..149")
+    check_labels(pixels, path)
     return np.ascontiguousarray(pixels[:, :, 0].astype(np.uint8, copy=False))
+
+
+def check_labels(labels: npt.NDArray[Any], source: object) -> None:
+    """Check that all values are ADE20K's class indices (raises `ImageError`, which names the source of the labels)."""
+    if labels.max(initial=0) >= CLASS_COUNT:
+        raise ImageError(source, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")
+
+
+def check_size(array: npt.NDArray[Any], source: object, remedy: str, *sizes: tuple[int, ...]) -> None:
+    """Check that a mask or labels have one of some sizes ``(H, W)``, first their image's (raises `ImageError`)."""
+    if array.shape not in sizes:
+        reason = f"is {array.shape[1]}x{array.shape[0]} but its image is {sizes[0][1]}x{sizes[0][0]}"
+        raise ImageError(source, reason, remedy)
 
 
 def encode_mask(mask: Mask) -> bytes:
@@ -137,19 +160,44 @@ def encode_png(pixels: Pixels, alpha: Pixels | None = None) -> bytes:
     return _encode(ordered, [])
 
 
+def grey_levels(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Convert samples of any depth to float64 in 0..255: uint16 is divided by 257."""
+    return samples / 257.0 if samples.dtype == np.uint16 else samples.astype(np.float64)
+
+
+def luminance(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute the luminance ``(H, W)`` of gray or RGB levels ``(H, W, 1 or 3)``."""
+    return levels[:, :, 0] if levels.shape[2] == 1 else levels @ np.array(LUMINANCE)
+
+
+def bgr8(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Convert pixels to ``(H, W, 3)`` uint8 BGR, 16 bits rounded and gray replicated: the input of MMSegmentation."""
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))[:, :, ::-1])
+
+
 def _pixel_count(path: Path) -> int:
     try:
         with path.open("rb") as file:
             start = file.read(_PNG_HEADER)
+            length = file.seek(0, io.SEEK_END)
             file.seek(0)
             if start.startswith(PNG_SIGNATURE):
-                return math.prod(struct.unpack(">II", start[-8:]))
-            if start.startswith(tiff.SIGNATURES):
-                return math.prod(tiff.stored_size(file))
-            with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-                return image.height * image.width
+                size = struct.unpack_from(">II", start, _PNG_HEADER - 8)
+            elif start.startswith(TIFF_SIGNATURES):
+                size = decoders.stored_tiff_size(file)
+            else:
+                with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+                    size = image.size
+        return math.prod(size) if math.prod(size) <= _most_plausible(length) else 0
     except Exception:  # noqa: BLE001 the stage that reads a damaged file reports it
         return 0
+
+
+def _most_plausible(length: int) -> int:
+    """Return the most pixels that a file of ``length`` bytes may claim; one that claims more is cut off, or a bomb."""
+    return max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * length)
 
 
 def _encode(array: Pixels, options: list[int]) -> bytes:
@@ -164,28 +212,16 @@ def _opened(data: bytes, path: Path) -> Picture:
     if not data:
         raise ImageError(path, "is empty", "copy it again, or remove it")
     if data.startswith(PNG_SIGNATURE):
-        return PngPicture(data, path)
-    if data.startswith(tiff.SIGNATURES):
-        return tiff.TiffPicture(data, path)
-    return PillowPicture(data, path)
+        return decoders.PngPicture(data, path)
+    if data.startswith(TIFF_SIGNATURES):
+        return decoders.TiffPicture(data, path)
+    return decoders.PillowPicture(data, path)
 
 
 def _check_size(size: tuple[int, int], data: bytes, path: Path, max_pixels: int) -> None:
     height, width = size
-    if width * height > max(_BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE * len(data)):
+    if width * height > _most_plausible(len(data)):
         raise ImageError(path, f"claims {width}x{height} pixels in {len(data)} bytes", "copy it again, or remove it")
     if width * height > max_pixels:
         reason = f"has {width}x{height} pixels, more than fit into a worker's memory"
         raise TooLargeError(path, reason, "raise --memory or use fewer --workers")
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply an EXIF orientation (1..8; others mean 1) to ``(H, W, C)`` pixels."""
-    if orientation in _TRANSPOSED:
-        pixels = pixels.swapaxes(0, 1)
-    # In the upright image's terms, 2, 3, 6, 7 are stored from right to left, and 3, 4, 7, 8 from bottom to top.
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels

@@ -1,21 +1,25 @@
-"""Read image files: PNG with libpng after a check of its checksums, every other kind but TIFF with Pillow.
+"""Read image files: PNG with libpng after a check of its checksums, TIFF with tifffile, every other kind with Pillow.
 
-Only `desra_core.images.codec` and `desra_core.images.tiff` use this.
+Only `desra_core.images.codec` uses this.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import math
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
 from desra_core.errors import ImageError, printable
 
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
     from desra_core.images.codec import Pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-END_OF_JPEG = b"\xff\xd9"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_END_OF_JPEG = b"\xff\xd9"
 
 _INDICES = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PICTURE = _INDICES | {b"tRNS"}
@@ -42,6 +47,36 @@ _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, OverflowError)
 
 # `desra_core.images.codec` checks the size of an image, instead of Pillow's fixed limit.
 Image.MAX_IMAGE_PIXELS = None
+
+# Raised by tifffile and imagecodecs for damaged files.
+_TIFF_DAMAGE = (*_DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
+_REDUCED, _MASK = 1, 4
+_MODELS = {
+    PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
+    PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.MASK: "transparency mask", PHOTOMETRIC.SEPARATED: "CMYK",
+    PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.CIELAB: "LAB", PHOTOMETRIC.ICCLAB: "LAB (ICC)",
+    PHOTOMETRIC.ITULAB: "LAB (ITU)", PHOTOMETRIC.CFA: "CFA (the raw data of a camera)", PHOTOMETRIC.LOGL: "LogL",
+    PHOTOMETRIC.LOGLUV: "LogLuv", PHOTOMETRIC.LINEAR_RAW: "linear raw (the raw data of a camera)",
+}  # fmt: skip
+_SAMPLES = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
+_BITS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8), "RGB": (8, 16)}
+_FAX = frozenset({COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4})
+_COMPRESSIONS = _FAX | {
+    COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+}  # fmt: skip
+_PREDICTED = frozenset({
+    COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+})  # fmt: skip
+_MOST_SAMPLES = 16
+_MOST_PAGES = 256
+_LARGEST_TILE = 2**24  # a tile may have so many pixels, or 4 times those of its image
+_BUFFER = 2**22  # bytes of the file that are read at a time
+_OVERRUN = "a strip or tile reaches beyond the end of the file"
+_ROWS = 64  # rows that are divided by alpha at a time
+
+# tifffile logs the faults that it works around. Those that matter are errors here.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
 class Picture:
@@ -92,7 +127,15 @@ class PngPicture(Picture):
         width, height = struct.unpack_from(">II", self._chunks[0][1], 8)
         self.size = height, width
         self.has_icc_profile = any(kind == b"iCCP" for kind, _ in self._chunks)
-        self.orientation = _png_orientation(self._chunks)
+        self.orientation = 1
+        exif = [
+            bytes(whole)
+            for kind, whole in self._chunks
+            if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
+        ]
+        if exif:  # Pillow reads it, from a PNG of one pixel that holds only these chunks
+            dot = [_chunk(b"IHDR", _DOT), *exif, _chunk(b"IDAT", zlib.compress(bytes(2))), _chunk(b"IEND", b"")]
+            self.orientation = _orientation(io.BytesIO(PNG_SIGNATURE + b"".join(dot)))
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
@@ -136,19 +179,6 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _png_orientation(chunks: list[tuple[bytes, memoryview]]) -> int:
-    """Let Pillow read the EXIF orientation, from a PNG of one pixel that holds only the chunks with EXIF."""
-    found = [
-        bytes(whole)
-        for kind, whole in chunks
-        if kind == b"eXIf" or (kind in _TEXTS and bytes(whole[8:40]).startswith(_EXIF_TEXTS))
-    ]
-    if not found:
-        return 1
-    dot = [_chunk(b"IHDR", _DOT), *found, _chunk(b"IDAT", zlib.compress(bytes(2))), _chunk(b"IEND", b"")]
-    return _orientation(io.BytesIO(PNG_SIGNATURE + b"".join(dot)))
-
-
 def _orientation(file: io.BytesIO) -> int:
     """Read the EXIF orientation of a file that Pillow opens; 1 where it has none, or damaged EXIF."""
     try:
@@ -178,7 +208,7 @@ class PillowPicture(Picture):
                 image.load()
         except _DAMAGE as error:
             reason, whole = str(error), None
-            if image.format in ("JPEG", "MPO") and not self._data.endswith(END_OF_JPEG):
+            if image.format in ("JPEG", "MPO") and not self._data.endswith(_END_OF_JPEG):
                 reason, whole = "it stops without an end marker", _whole_without_end(image, self._data)
             if whole is None:
                 raise self._damaged(reason) from None
@@ -227,6 +257,189 @@ def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:
     images = []
     for instead in (b"", b"\x55" * 64, b"\xaa" * 64):
         with warnings.catch_warnings(action="ignore"):
-            images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + END_OF_JPEG), formats=["JPEG"]))
+            images.append(Image.open(io.BytesIO(data.rstrip(b"\xff") + instead + _END_OF_JPEG), formats=["JPEG"]))
             images[-1].load()
     return images[0] if images[0] == images[1] == images[2] else None
+
+
+class TiffPicture(Picture):
+    """The first full picture of a TIFF file."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(data, path)
+        try:
+            with np.errstate(over="ignore"):  # of samples per pixel, in damaged files
+                self._page, *further = _full_pages(TiffFile(io.BytesIO(data)))
+            page = self._page
+            self.further_pages = len(further)
+            self.size = int(page.imagelength), int(page.imagewidth)
+            orientation = page.tags.valueof(274)
+            self.orientation = orientation if isinstance(orientation, int) else 1
+            self.has_icc_profile = 34675 in page.tags
+            if page.compression not in _PREDICTED:
+                page.predictor = 1  # the other compressions ignore the tag
+            jpeg_rgb = page.compression == COMPRESSION.JPEG and page.planarconfig == 1  # JPEG's decoder converts YCbCr
+            self._model = _MODELS.get(page.photometric, f"number {int(page.photometric)}")
+            if page.photometric == PHOTOMETRIC.YCBCR and jpeg_rgb:
+                self._model = "RGB"
+            self._colour_count = 3 if self._model == "RGB" else 1
+            self._alpha, self._multiplied = self._find_alpha()
+            refusal = self._refusal()
+        except _TIFF_DAMAGE as error:
+            reason = f"has a damaged header ({error or 'no end of it'})"
+            raise ImageError(path, reason, "save it again as PNG, or remove it") from None
+        if refusal:
+            raise ImageError(path, *refusal)
+
+    def channels(self, *, indices: bool) -> Pixels:
+        """Decode the picture as `Picture` says."""
+        page = self._page
+        overruns = False
+        try:
+            overruns = self._check_segments()
+            stored = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)[:, 0]
+            samples: Pixels = np.moveaxis(stored[..., 0], 0, 2) if page.planarconfig == 2 else stored[0]
+            if self._alpha is None or indices:
+                return self._colours(samples, indices=indices)
+            if self._model == "RGB" and self._alpha == 3:
+                pixels = samples[:, :, :4]
+            else:
+                alpha = _full_range(samples[:, :, self._alpha, np.newaxis], page.bitspersample)
+                pixels = np.concatenate([self._colours(samples, indices=False), alpha], axis=2)
+            if self._multiplied:
+                _divide_by_alpha(pixels)
+            return pixels
+        except _TIFF_DAMAGE as error:
+            raise self._damaged(_OVERRUN if overruns else error) from None
+
+    def _find_alpha(self) -> tuple[int | None, bool]:
+        """Return the index of the alpha sample, None without alpha, and whether colours are multiplied by alpha.
+
+        The header gives the kind of each sample beyond the colours: 1 is alpha by which colours are multiplied, 2 is
+        other alpha, 0 is anything else. Older programs give no kinds: in their files, a single such sample is alpha.
+        """
+        page = self._page
+        kinds = [int(kind) for kind in np.atleast_1d(page.extrasamples)]
+        further = page.samplesperpixel - self._colour_count
+        if further == 1 and not kinds:
+            return self._colour_count, False
+        alphas = [(index, kind == 1) for index, kind in enumerate(kinds[:further], self._colour_count) if kind]
+        return alphas[0] if alphas else (None, False)
+
+    def _refusal(self) -> tuple[str, str] | None:
+        """Return why a picture of this kind is not read, and what to do; None where it is read."""
+        page, model = self._page, self._model
+        kind, bits, compression = page.sampleformat, page.bitspersample, page.compression
+        if 0 in self.size:
+            raise ValueError(f"a picture of {self.size[1]}x{self.size[0]} pixels")
+        if page.imagedepth != 1:
+            return f"is a volume of {page.imagedepth} slices", "save each slice as a file"
+        # Gray of other samples is called as Pillow calls it: F for floats, I for integers of 32 bits.
+        if kind not in (1, 4):
+            name = {("gray", 3): "F", ("gray", 2): "I"}.get((model, kind), model)
+            samples = f"{bits}-bit {_SAMPLES.get(kind, f'samples of format {kind}')}"
+            return f"has the colour model {name} ({samples})", "convert it to 8 or 16 bits without sign"
+        if model not in _BITS:
+            return f"has the colour model {model}", "convert it to RGB or gray"
+        if bits not in _BITS[model]:
+            name = "I" if bits == 32 and model == "gray" else model
+            return f"has the colour model {name} of {bits} bits per sample", "convert it to 8 or 16 bits"
+        if compression not in _COMPRESSIONS:
+            name = getattr(compression, "name", str(compression))
+            return f"is compressed by the method {name}", "save it again with LZW or deflate"
+        remedy = "save it again as RGB or gray, with or without alpha"
+        most = _MOST_SAMPLES if model == "RGB" else 2
+        if compression == COMPRESSION.JPEG or compression in _FAX:
+            most = self._colour_count
+        if not self._colour_count <= page.samplesperpixel <= most:
+            return f"has {page.samplesperpixel} samples per pixel, which do not fit the colour model {model}", remedy
+        if self._multiplied and page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK):
+            return f"has the colour model {PHOTOMETRIC(page.photometric).name}, multiplied by alpha", remedy
+        return None
+
+    def _check_segments(self) -> bool:
+        """Check that every strip or tile begins in the file, because tifffile reads absent ones as black.
+
+        Returns True where the header claims a strip or tile that reaches beyond the end of the file. Some programs
+        write such headers into whole files; where data is missing, every decoder but that of fax fails by itself.
+        """
+        page = self._page
+        wanted = math.prod(page.chunked)
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
+        here = sum(0 < offset < len(self._data) and count > 0 for offset, count in parts)
+        if here < wanted:
+            raise ValueError(f"strips or tiles that are missing: {wanted - here} of {wanted}")
+        overruns = any(offset + count > len(self._data) for offset, count in parts)
+        if overruns and page.compression in _FAX:
+            raise ValueError(_OVERRUN)
+        width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        if page.is_tiled and width * height > max(_LARGEST_TILE, 4 * self.size[0] * self.size[1]):
+            raise ValueError(f"tiles of {width}x{height} pixels")
+        # Each JPEG must be whole and have no more pixels than the header says; this is known before decoding.
+        for offset, count in parts if page.compression == COMPRESSION.JPEG else ():
+            part = self._data[offset : offset + count]
+            if not part.rstrip(b"\0").endswith(_END_OF_JPEG):
+                raise ValueError("a strip or tile stops without an end marker")
+            with Image.open(io.BytesIO(part)) as image:
+                if image.width > width or image.height > max(height, 8):
+                    raise ValueError(f"a part of {width}x{height} pixels holds {image.width}x{image.height}")
+        return overruns
+
+    def _colours(self, samples: Pixels, *, indices: bool) -> Pixels:
+        page = self._page
+        if self._model == "RGB":
+            return samples[:, :, :3]
+        gray = samples[:, :, :1]
+        if self._model == "palette":
+            gray = gray.astype(np.uint8, copy=False)
+            stored = np.asarray(page.colormap).T
+            if stored.max() > 255:  # 16 bits; some programs write 8
+                stored = stored >> 8
+            return gray if indices else stored.astype(np.uint8)[gray[:, :, 0]]
+        gray = _full_range(gray, page.bitspersample)
+        return np.invert(gray) if page.photometric == PHOTOMETRIC.MINISWHITE else gray
+
+
+def stored_tiff_size(file: BinaryIO) -> tuple[int, int]:
+    """Return ``(H, W)`` of the picture as stored (raises as tifffile does for damaged files)."""
+    page = _full_pages(TiffFile(file))[0]
+    return int(page.imagelength), int(page.imagewidth)
+
+
+def _full_pages(file: TiffFile) -> list[TiffPage]:
+    """Return the pages with full pictures, without masks; where there are none, the first picture of reduced size.
+
+    Some cameras store the full picture below the page of a small one. Only the first 256 pages are looked at, because
+    a damaged file can name pages without end.
+    """
+    found: list[TiffPage] = []
+    for page in islice(file.pages, _MOST_PAGES):
+        assert isinstance(page, TiffPage)
+        found.append(page)
+        if page.subifds and int(page.subfiletype) & _REDUCED and page.pages is not None:
+            found += (below for below in islice(page.pages, _MOST_PAGES) if isinstance(below, TiffPage))
+        if len(found) >= _MOST_PAGES:
+            break
+    pages = [page for page in found if not (int(page.subfiletype) & _MASK or page.photometric == PHOTOMETRIC.MASK)]
+    full = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if not pages:
+        raise ValueError("no picture in it")
+    if not full and len(found) >= _MOST_PAGES:
+        raise ValueError(f"no full picture among its first {_MOST_PAGES} pages")
+    return full or pages[:1]
+
+
+def _full_range(samples: Pixels, bits: int) -> Pixels:
+    """Spread samples of 1, 2 or 4 bits over the range of 8 bits."""
+    return samples if bits >= 8 else samples.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+
+
+def _divide_by_alpha(pixels: Pixels) -> None:
+    """Divide the colours of pixels by their alpha, in place; round down as Pillow does."""
+    most = np.iinfo(pixels.dtype).max
+    for top in range(0, len(pixels), _ROWS):
+        rows = pixels[top : top + _ROWS]
+        alpha = rows[:, :, -1:].astype(np.uint32)
+        colours = rows[:, :, :-1].astype(np.uint32)
+        divided = np.minimum(colours * np.uint32(most) // np.maximum(alpha, 1), most)
+        rows[:, :, :-1] = np.where(alpha > 0, divided, colours)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -126,25 +126,22 @@ class _Search:
             raise UsageError(place, reason, f"see that its folder is there{bracket}")
 
         @cache
-        def above(folder: str) -> frozenset[tuple[int, int]] | None:
-            if not folder:
+        def within(folder: PurePath) -> frozenset[tuple[int, int]] | None:
+            """Identify the folders from the root to this one; None where one of them is left out."""
+            if not folder.parts:
                 return self._within(self.root, frozenset())
-            over = above(os.path.dirname(folder))
-            if over is None or self._left_out(folder):
-                return None
-            return self._within(self.root / folder, over)
+            above = within(folder.parent)
+            return None if above is None or self._left_out(str(folder)) else self._within(self.root / folder, above)
 
-        walked: set[str] = set()
+        walked: set[PurePath] = set()
         for path in matches:
-            relative = self.relative(path).rstrip("/")
-            folders = [relative[: found.start()] for found in re.finditer("/", relative)]
-            if walked.intersection(["", *folders]):
-                continue
-            if os.path.isdir(path):
-                walked.add(relative)
-            over = above(os.path.dirname(relative)) if relative else frozenset()
-            if over is not None:
-                yield from self._entry(path, over)
+            place = PurePath(self.relative(path))
+            if walked.isdisjoint(place.parents):  # else it was found in a folder that matches, too
+                if os.path.isdir(path):
+                    walked.add(place)
+                above = within(place.parent) if place.parts else frozenset()
+                if above is not None:
+                    yield from self._entry(path, above)
 
     def walk(self, folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
         """Yield the image files below a folder; follow links, but not in circles nor into workspaces."""

@@ -19,7 +19,7 @@ from cachetools import LRUCache, cached
 
 from desra_core import third_party
 from desra_core.errors import UsageError, described
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key
 from desra_core.gpu import exact_on, is_broken, is_unusable
 from desra_core.networks.architectures import Traits, traits_of
 

@@ -20,11 +20,10 @@ import numpy as np
 
 from desra_core import third_party
 from desra_core.errors import ImageError, UsageError, described
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key
 from desra_core.gpu import exact_on
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
 if TYPE_CHECKING:

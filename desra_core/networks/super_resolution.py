@@ -9,9 +9,8 @@ import numpy as np
 
 from desra_core.errors import UsageError
 from desra_core.gpu import exact_on, lacks_memory
-from desra_core.images.bit_depth import LUMINANCE
-from desra_core.images.codec import Pixels
-from desra_core.images.tiling import Window, windows
+from desra_core.images.codec import LUMINANCE, Pixels
+from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
 
 if TYPE_CHECKING:

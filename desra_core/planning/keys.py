@@ -11,7 +11,7 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import UsageError
-from desra_core.files.hashing import content_key, fingerprint
+from desra_core.files.content import content_key, fingerprint
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
@@ -35,13 +35,8 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or an unreadable
             file of weights, config, checkpoint or detector.
     """
-    labelled = settings.segmenter != "none"
     detector = detector_of(settings)
-    _check_inputs(settings, detector, labelled)
-    source = settings.weights or ("published" if labelled and detector.weighs_classes else "none")
-    if source != "none" and not labelled:
-        raise UsageError("--weights", f"{source} needs class labels", "add --labels or --segmenter, or drop --weights")
-    weights = load_weights(source)
+    weights = load_weights(_origin_of_weights(settings, detector))
     mse_sr_key = gan_sr_key = None
     if isinstance(settings, Mining):
         mse_sr_key = result_key(settings.mse_model, settings.precision)
@@ -49,18 +44,18 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         if mse_sr_key == gan_sr_key:
             reason = f"is the same as {settings.mse_model}"
             raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
+    # "none", "labels" where label files are read, or "mmseg:KEY". The key of computed labels covers the GAN results.
     segmentation_key = settings.segmenter.partition(":")[0]
     if segmentation_key == "mmseg":
         segmented = fingerprint(segmenter_key(settings.segmenter), gan_sr_key or DECODING_VERSION)
         segmentation_key = f"mmseg:{segmented}"
+    # Results that are files need no key: the id of an image is the hash of their content.
+    results = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
     labels_first = "labels" in detector.inputs
     labels_key = segmentation_key if labels_first else None
-    # Results that are files need no key here: the id of an image covers their content.
-    result_keys = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
-    similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *result_keys)
-    threshold = -detector.score_threshold
+    similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *results)
     weighting_key = fingerprint("weighting", segmentation_key, weights.key)
-    mask_key = fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area)
+    threshold = -detector.score_threshold
     target = Target(
         similarity_key=similarity_key,
         segmentation_key=segmentation_key,
@@ -70,7 +65,7 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
         min_area=settings.min_area,
         keep=settings.keep,
         keep_mse=isinstance(settings, Mining) and settings.keep_mse,
-        mask_key=mask_key,
+        mask_key=fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area),
         mse_sr_key=mse_sr_key,
         gan_sr_key=gan_sr_key,
         method=detector.name,
@@ -79,15 +74,21 @@ def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
     return target, weights
 
 
-def _check_inputs(settings: CorpusSettings, detector: AppliedDetector, labelled: bool) -> None:
-    """Check that the detector has its inputs, and no class weights that it would ignore (raises `UsageError`)."""
-    if settings.weights not in (None, "none") and not detector.weighs_classes:
-        raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
-    given = {"lr": settings.sources.lr is not None, "labels": labelled}
+def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> str:
+    """Choose ``published``, ``none`` or a file, after checking that weights and detector get all that they need."""
+    given = {"lr": settings.sources.lr is not None, "labels": settings.segmenter != "none"}
     for name in detector.inputs:
         if not given[name]:
             needed, remedy = NEEDED_INPUTS[name]
             raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
+    if settings.weights in (None, "none"):
+        return "published" if settings.weights is None and given["labels"] and detector.weighs_classes else "none"
+    if not detector.weighs_classes:
+        raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
+    if not given["labels"]:
+        remedy = "add --labels or --segmenter, or drop --weights"
+        raise UsageError("--weights", f"{settings.weights} needs class labels", remedy)
+    return settings.weights
 
 
 def result_key(model: Path, precision: str) -> str:

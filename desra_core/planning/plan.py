@@ -1,8 +1,11 @@
-"""Plan a run: compare the manifest, the records and the files of a workspace with the target of the run."""
+"""Plan a run: compare the manifest, the records and the files of a workspace with the target of the run.
+
+At the end are the tables for readers, which are made from the same manifest and records: regions, failures, dataset.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +13,35 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.class_weights import Weights
+from desra_core.detection.class_weights import Weights, class_names
 from desra_core.errors import Failure
 from desra_core.images.codec import most_pixels
 from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
 from desra_core.settings import CorpusSettings, min_area_pixels
-from desra_core.workspace import DATASET, Workspace
+from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import Target, kept_whole, stages_for
-from desra_core.workspace.records import SCHEMA, Flags, flags_of, gather_journals, read_records
+from desra_core.workspace.records import REGION_FIELDS, SCHEMA, Flags, flags_of, gather_journals, read_records
+
+REGIONS = pa.schema(
+    [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
+)
+# Paths are relative to the dataset. Rows with one ``made_under`` come from the same models and settings; clean images,
+# which are there with --keep all, have none. Where ``mask_by`` is ``person``, not ``detector``, pixels and regions are
+# those of the human mask; the severity is always that of the detector.
+IMAGES = pa.schema(
+    [pa.field(name, pa.string()) for name in ("image", "id", *DATASET)]
+    + [pa.field(name, pa.int32()) for name in ("height", "width")]
+    + [pa.field("artifact_pixels", pa.int64()), pa.field("regions", pa.int32()), pa.field("severity", pa.float64())]
+    + [pa.field("made_under", pa.string()), pa.field("mask_by", pa.string())]
+)
+
+_TABLE_COLUMNS = [
+    "id", "height", "width", "artifact_pixels", "regions", "mask_key", "failed_stage", "subject", "reason", "remedy",
+]  # fmt: skip
 
 # The columns of the records that decide whether there is anything to do.
 COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
@@ -51,36 +72,37 @@ class Standing:
     """Compare the records of manifest rows with a target: arrays of one flag per row.
 
     Attributes:
-        same_labels: The label file is the one that was read, or none is read.
+        columns: The columns of the records, one value per row.
         same_similarity: The similarity map was computed under these settings.
-        clean: The mask is known to be empty, published or not: the image had an empty mask under settings that mark at
-            least as much, namely with the same class weights or with all weights from ``proven_weight`` up.
-        current: The published mask is the one that the target asks for.
+        clean: The mask under these settings is known to be empty, whether it is published or not.
+        current: The published mask is the mask under these settings.
         failed, failed_for_good: The image failed; it would fail again, since file and settings are the same.
     """
 
     def __init__(self, rows: pa.Table, records: pa.Table, target: Target) -> None:
         index = pc.index_in(rows["id"].combine_chunks(), records["id"].combine_chunks())
         self.columns = {name: records[name].combine_chunks().take(index) for name in records.column_names}
-        self.same_labels = np.ones(rows.num_rows, bool)
+        same_labels = np.ones(rows.num_rows, bool)
         if target.reads_labels:
-            self.same_labels = flags_of(pc.equal(self.columns["labels_hash"], rows["labels_hash"].combine_chunks()))
+            same_labels = self.equal("labels_hash", rows["labels_hash"].combine_chunks())
         self.same_similarity = self.equal("similarity_key", target.similarity_key)
         if target.labels_first:
-            self.same_similarity &= self.same_labels
-        same_weighting = self.equal("weighting_key", target.weighting_key) & self.same_labels
-        weighted_alike = same_weighting | (self._number("proven_weight") <= target.min_weight)
-        as_strict = self._number("threshold") >= target.threshold
-        as_strict &= self._number("min_area") <= _min_areas(self.columns, target)
-        self.clean = self.same_similarity & (self._number("artifact_pixels") == 0) & as_strict & weighted_alike
-        made_so = self.equal("mask_key", target.mask_key) & self.same_labels
-        self.current = made_so | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
+            self.same_similarity &= same_labels
+        # An empty mask stays empty under a lower threshold, a larger least area or higher class weights.
+        was_empty = self.same_similarity & (self._number("artifact_pixels") == 0)
+        same_weights = self.equal("weighting_key", target.weighting_key) & same_labels
+        enough_weight = same_weights | (target.min_weight >= self._number("proven_weight"))
+        marks_no_more = target.threshold <= self._number("threshold")
+        marks_no_more &= self._min_areas(target.min_area) >= self._number("min_area")
+        self.clean = was_empty & enough_weight & marks_no_more
+        same_mask = self.equal("mask_key", target.mask_key) & same_labels
+        self.current = same_mask | (self.clean & flags_of(self.columns["mask_key"].is_valid()))
         self.failed = flags_of(self.columns["failed_stage"].is_valid())
-        self.failed_for_good = self.failed & self.equal("failed_key", target.run_key) & self.same_labels
-        self.failed_for_good &= ~self.says("transient")
+        same_run = self.equal("failed_key", target.run_key) & same_labels
+        self.failed_for_good = self.failed & same_run & ~self.says("transient")
 
-    def equal(self, column: str, value: str) -> Flags:
-        """Flag the rows whose record has this value."""
+    def equal(self, column: str, value: str | pa.Array) -> Flags:
+        """Flag the rows whose record has this value, or the value of the row."""
         return flags_of(pc.equal(self.columns[column], value))
 
     def says(self, column: str) -> Flags:
@@ -89,6 +111,15 @@ class Standing:
 
     def _number(self, column: str) -> npt.NDArray[np.float64]:
         return np.asarray(pc.cast(self.columns[column], pa.float64()).to_numpy(zero_copy_only=False))
+
+    def _min_areas(self, min_area: str) -> npt.NDArray[np.float64]:
+        """Compute the least area of each image in pixels; a share of an image of unknown size is -1."""
+        if not min_area.endswith("%"):
+            return np.full(len(self.columns["id"]), float(min_area))
+        sides = [pc.fill_null(self.columns[side], 0).to_numpy() for side in ("height", "width")]
+        sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
+        areas = [min_area_pixels(min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
+        return np.array(areas, np.float64)[which.ravel()]
 
 
 def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Work:
@@ -101,38 +132,40 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
     standing = Standing(rows, records.select(COLUMNS), target)
-    map_claimed = standing.says("similarity_kept")
     artifact = flags_of(pc.greater(standing.columns["artifact_pixels"], 0))
     whole = kept_whole(target.keep, artifact, held.marked)
-    # Images that a person has marked are kept whole under any --keep: training reads them.
-    forced = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
+    # Whatever the detector marks, everything is kept of images that a person has marked, and of all with --keep all.
+    always_whole = kept_whole(target.keep, np.zeros(rows.num_rows, bool), held.marked)
 
-    has_similarity = standing.same_similarity & map_claimed & held.arrays["similarity"]
+    says_mapped = standing.says("similarity_kept")
+    has_map = standing.same_similarity & says_mapped & held.arrays["similarity"]
     has_pair = held.arrays["mse_sr"] & held.arrays["gan_sr"] | (not target.super_resolves)
-    has = {
+    # Whether there is each product that is made after the similarity map and stored like that.
+    has_later = {
         product.name: standing.equal(product.column, product.key(target) or "")
         & (standing.says(product.kept) if product.kept else True)
         & held.arrays[product.arrays[-1]]
         for product in stages_for(target)
         if product.arrays and "similarity" not in product.arrays
     }
-    all_rows = np.ones(rows.num_rows, bool)
-    has_further = np.logical_and.reduce([all_rows, *(has[name] for name in has if name != "segmentation")])
-    all_maps = np.logical_and.reduce([has_similarity, *has.values()])
-    intact = has_similarity | ~map_claimed
-
-    kept = np.where(forced, all_maps & has_pair, all_maps)
+    has_all = np.logical_and.reduce([has_map, *has_later.values()])
+    complete = has_all
     if target.keep == "artifacts":
-        kept = np.where(forced, kept, (intact & (has_further | ~map_claimed)) | standing.clean)
+        # A clean image needs no arrays. Where there is a map, it needs all that is made with it, but for the labels,
+        # which only the mask is computed from.
+        with_map = np.logical_and.reduce([has_map, *(has_later[name] for name in has_later if name != "segmentation")])
+        complete = standing.clean | ~says_mapped | with_map
+    complete = np.where(always_whole, has_all & has_pair, complete)
     exported = (held.pictures == np.where(whole, len(DATASET), 0)) | (not target.super_resolves)
-    done = standing.current & held.masks & kept & exported & ~standing.failed
+    done = standing.current & held.masks & complete & exported & ~standing.failed
     pending = ~done & ~standing.failed_for_good
-    # An image that is known to be clean needs only its mask, where maps of clean images are not kept.
-    mask_only = standing.clean & intact & (target.keep == "artifacts") & ~forced
-    similarity = pending & ~(has_similarity & has_pair) & ~mask_only
-    lacking = {name: pending & ~made & ~mask_only for name, made in has.items()}
-    lacking |= {"super_resolution" if target.super_resolves else "similarity": similarity, "mask": pending}
-    dropped = similarity & standing.same_similarity & ~standing.failed & ~map_claimed
+    # Of an image that is known to be clean only the mask is made, unless its arrays are kept too, or its map is lost.
+    mask_only = standing.clean & (target.keep == "artifacts") & ~always_whole & (has_map | ~says_mapped)
+    computed = pending & ~mask_only
+    compared = computed & ~(has_map & has_pair)
+    lacking = {name: computed & ~made for name, made in has_later.items()}
+    lacking |= {"super_resolution" if target.super_resolves else "similarity": compared, "mask": pending}
+    dropped = compared & standing.same_similarity & ~standing.failed & ~says_mapped
     return Work(lacking, standing.failed_for_good, dropped, whole)
 
 
@@ -283,10 +316,72 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
     return manifest.filter(index.is_valid()).combine_chunks(), records.take(index.drop_null()).combine_chunks()
 
 
-def _min_areas(record: dict[str, pa.Array], target: Target) -> npt.NDArray[np.float64]:
-    if not target.min_area.endswith("%"):
-        return np.full(len(record["id"]), float(target.min_area))
-    sides = [pc.fill_null(record[side], 0).to_numpy() for side in ("height", "width")]
-    sizes, which = np.unique(np.stack(sides), axis=1, return_inverse=True)
-    areas = [min_area_pixels(target.min_area, int(h), int(w)) if h else -1.0 for h, w in sizes.T]
-    return np.array(areas, np.float64)[which.ravel()]
+def publish_tables(workspace: Workspace, target: Target) -> None:
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    records = read_records(workspace, _TABLE_COLUMNS)
+    if target.super_resolves:
+        workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
+    workspace.publish_table(workspace.regions, _regions(manifest, records))
+    failed = failure_table(manifest.filter(manifest["present"]), records)
+    failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
+    workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
+
+
+def images_of_several_pages(workspace: Workspace) -> list[str]:
+    """Name the images whose file has further full pages, which are not read."""
+    manifest = read_manifest(workspace)
+    assert manifest is not None
+    records = read_records(workspace, ["id", "further_pages"])
+    ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
+    names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()
+    return names
+
+
+def worst_regions(workspace: Workspace, count: int) -> pa.Table:
+    """List the most severe regions of a workspace, worst first (schema `REGIONS`), none with a severity below zero."""
+    regions = read_table(workspace.regions, REGIONS)
+    regions = regions.filter(pc.greater_equal(regions["severity"], 0))
+    return regions.take(pc.select_k_unstable(regions, count, [("severity", "descending"), ("image", "ascending")]))
+
+
+def _dataset(workspace: Workspace, manifest: pa.Table, records: pa.Table, target: Target) -> pa.Table:
+    """Make the table of the dataset: one row per image name, sorted by name."""
+    human = read_human_masks(workspace, target.gan_sr_key)
+    # An image that only a person has marked may not have its pictures yet.
+    pictured = [key for key, mask in human.items() if mask.pixels and workspace.dataset("mask", mask.name).exists()]
+    marked = flags_of(pc.is_in(records["id"], pa.array(pictured, pa.string())))
+    whole = kept_whole(target.keep, flags_of(pc.greater(records["artifact_pixels"], 0)), marked)
+    records = records.filter(pa.array(whole & flags_of(pc.is_valid(records["mask_key"]))))
+    rows, records = with_records(manifest, records)
+    names = rows["name"].combine_chunks()
+    files = [pc.binary_join_element_wise(kind, pc.binary_join_element_wise(names, "png", "."), "/") for kind in DATASET]
+    lists = records["regions"].combine_chunks()
+    severities = pc.struct_field(pc.list_flatten(lists), "severity")
+    severity = np.bincount(pc.list_parent_indices(lists), weights=severities, minlength=len(lists))
+    ids = records["id"]
+    pixels = _preferring(records["artifact_pixels"], ids, {key: mask.pixels for key, mask in human.items()})
+    regions = _preferring(pc.list_value_length(lists), ids, {key: mask.regions for key, mask in human.items()})
+    made_under = pc.if_else(pc.greater(pixels, 0), records["mask_key"], pa.scalar(None, pa.string()))
+    mask_by = _preferring(pa.array(["detector"] * len(ids), pa.string()), ids, dict.fromkeys(human, "person"))
+    columns = [names, ids, *files, records["height"], records["width"], pixels, regions]
+    columns += [pa.array(severity, pa.float64()), made_under, mask_by]
+    return pa.table(columns, schema=IMAGES)
+
+
+def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str]) -> pa.Array:
+    """Replace the values of those images whose ids are in ``by_id``."""
+    index = pc.index_in(ids, pa.array(by_id, pa.string()))
+    return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
+
+
+def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
+    """Make the table of regions: one row per region and name, sorted by name, then from top to bottom."""
+    rows, records = with_records(manifest, records)
+    lists = records["regions"].combine_chunks()
+    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
+    regions = pc.list_flatten(lists)
+    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
+    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
+    return pa.table([*images.columns, *fields, classes], schema=REGIONS)

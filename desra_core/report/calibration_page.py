@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from desra_core.calibration.results import (
+from desra_core.calibration.weights import (
     CalibratedWeights,
     ClassWeight,
     Suggestion,
@@ -15,7 +15,7 @@ from desra_core.calibration.results import (
 )
 from desra_core.detection.mask import THRESHOLD
 from desra_core.evaluation.table import as_markdown, counted
-from desra_core.files.atomic import replace_file
+from desra_core.files.content import replace_file
 from desra_core.report import charts
 from desra_core.report.charts import inline
 from desra_core.report.document import render_page
@@ -81,8 +81,11 @@ def class_distributions(calibrated: CalibratedWeights) -> Figure:
 
 def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
     """Write classes as rows of a table, the classes with most pixels first."""
-    return [
-        {
+    cells = []
+    for row in _by_pixels(rows):
+        ratio = row.weight / row.published_weight
+        note = "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
+        cells.append({
             "class": f"{row.class_index} {row.name}",
             "pixels": f"{row.pixels:,}",
             "images": f"{row.images:,}",
@@ -90,10 +93,9 @@ def class_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
             "published interval": str(row.published_interval),
             "weight": f"{row.weight:.3f}",
             "published weight": f"{row.published_weight:.3f}",
-            "note": _note(row),
-        }
-        for row in _by_pixels(rows)
-    ]
+            "note": note if row.state == "calibrated" else f"{row.state}: fallback",
+        })  # fmt: skip
+    return cells
 
 
 def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
@@ -125,13 +127,6 @@ def calibration_markdown(calibrated: CalibratedWeights) -> str:
 
 def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
     return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
-
-
-def _note(row: ClassWeight) -> str:
-    if row.state != "calibrated":
-        return f"{row.state}: fallback"
-    ratio = row.weight / row.published_weight
-    return "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
 
 
 def _threshold(value: float | None) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from desra_core.errors import UsageError
-from desra_core.files.atomic import replace_file
+from desra_core.files.content import replace_file
 from desra_core.report.wording import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from desra_core import __version__
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.table import counted, fixed
-from desra_core.images.crops import RGB, encode_webp
+from desra_core.images.parts import RGB, encode_webp
 from desra_core.report import charts, wording
 from desra_core.report.pictures import FALSE, HEAT, MISSED, OUTLINE, RIGHT
 

@@ -13,14 +13,12 @@ from markupsafe import Markup
 from desra_core.detection.class_weights import class_names
 from desra_core.errors import ImageError
 from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
-from desra_core.evaluation.image_agreement import ImageAgreement
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
-from desra_core.evaluation.metrics import MaskScores, wilson_interval
+from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
 from desra_core.evaluation.table import counted, fixed
-from desra_core.files.atomic import replace_file
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes, replace_file
 from desra_core.images.codec import decode
-from desra_core.images.crops import RGB, fitted, rgb8
+from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, distributions, inline
 from desra_core.report.document import Cell, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement

@@ -8,7 +8,7 @@ from typing import Any
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown, counted
-from desra_core.files.hashing import read_bytes
+from desra_core.files.content import read_bytes
 from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode
@@ -159,10 +159,12 @@ def _current(past: list[Event] | None, document: VerdictDocument) -> str:
         return "unknown"
     if not past:
         return "the old one: none was promoted yet"
-    model = past[-1]
-    if document.best and Path(str(model.get("source"))).name == Path(document.best.file).name:
+    key = past[-1]["model"]
+    # A rollback has the restored entry as its source; the promotion of the same model has the candidate's file.
+    sources = [event.get("source") for event in past if event["model"] == key and event["kind"] == "promotion"]
+    if document.best and Path(document.best.file).name in [Path(str(source)).name for source in sources]:
         return "the finetuned one"
-    return "the old one" if model["model"] == document.before.key else "neither of these two"
+    return "the old one" if key == document.before.key else "neither of these two"
 
 
 def _entry(event: Event) -> dict[str, str]:

@@ -14,14 +14,13 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector, applied
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, LostError
-from desra_core.files.hashing import read_bytes
-from desra_core.images.codec import Labels, Mask, Pixels, decode, decode_labels
-from desra_core.images.crops import LARGEST, RGB, fitted, rgb8, window_around
-from desra_core.images.tiling import Rectangle
+from desra_core.files.content import read_bytes
+from desra_core.images.codec import Labels, Mask, Pixels, check_labels, decode, decode_labels
+from desra_core.images.parts import LARGEST, RGB, Rectangle, fitted, rgb8, window_around
 from desra_core.workspace.arrays import StoredArray
 
 # Larger pictures are not decoded for a crop: this many pixels are 800 MB of RGB.
@@ -77,7 +76,7 @@ class StoredImage:
     def scores(self, window: Rectangle) -> npt.NDArray[np.float32]:
         """Read a window of the scores, NaN in the frame; other chunks are not read."""
         stored = np.full((window.height, window.width), np.nan, np.float32)
-        return -self._read("similarity", self.measure.axis, window, stored, -self.measure.limit)
+        return -self._read("similarity", self.measure.value_name, window, stored, -self.measure.limit)
 
     def label_reader(self) -> Callable[[Rectangle], Labels]:
         """Return a function that reads the classes of a window from the label file, or else from the stored array.
@@ -88,13 +87,12 @@ class StoredImage:
         if file is None:
             return self._stored_labels
         labels = decode_labels(read_bytes(file), file, max_pixels=MAX_PIXELS)
-        _check_labels(labels, file)
         self._check_size(labels, file)
         return lambda window: labels[window.slices]
 
     def _stored_labels(self, window: Rectangle) -> Labels:
         labels = self._read("labels", "label map", window, np.zeros((window.height, window.width), np.uint8), -1)
-        _check_labels(labels, "label map")
+        check_labels(labels, "label map")
         return labels
 
     def _read(
@@ -260,8 +258,3 @@ def _by_pixels(labels: Labels) -> npt.NDArray[np.int64]:
     """List the classes that occur, those with most pixels first."""
     pixels = np.bincount(labels.ravel())
     return np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
-
-
-def _check_labels(labels: Labels, subject: object) -> None:
-    if labels.max() >= CLASS_COUNT:
-        raise ImageError(subject, f"holds the label {labels.max()}", "labels are ADE20K indices 0..149")

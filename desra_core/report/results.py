@@ -1,4 +1,8 @@
-"""Read the results of a workspace as columns, and compute the numbers of its report from them."""
+"""Read the results of a workspace as columns, and compute the numbers of its report from them.
+
+Distributions of scores by class, and precision and recall by severity, come from a sample of the images. Ids of images
+are hashes of contents: the smallest ids are a random sample, and the same in every report.
+"""
 
 import math
 from collections.abc import Iterable
@@ -12,12 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from desra_core.detection.class_weights import CLASS_COUNT, class_names
 from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
-from desra_core.detection.mask import THRESHOLD
-from desra_core.errors import UsageError
+from desra_core.detection.mask import THRESHOLD, Components, valid
+from desra_core.errors import ImageError, UsageError
+from desra_core.evaluation.mask_files import FRAME
+from desra_core.images.codec import Mask
+from desra_core.images.parts import grid
 from desra_core.planning.keys import settings_document
-from desra_core.planning.plan import failure_table
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS, failure_table
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
@@ -34,6 +41,20 @@ _ROLES = [name.removesuffix("_path") for name in MANIFEST.names if name.endswith
 _STAGES = ("super_resolution", "inference", *(product.name for product in PRODUCTS[1:]))
 _PARTS = frozenset({"inference"})
 
+# Sizes of the samples.
+IMAGES, HUMAN_IMAGES = 32, 300
+BINS = 50
+# The mark of a class has this share of the class's pixels on its good side, as in the published class weights.
+SHARE = 0.85
+
+_TRIED = 3 * IMAGES  # because some images may be unreadable
+_CLASSES = 12
+# Tiles of an image that are read: the side is that of the chunks of a stored map, and all are 4 MP at most.
+_TILE, _TILES = 512, 16
+
+Counts = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class WorkspaceResults:
@@ -44,7 +65,7 @@ class WorkspaceResults:
     sources: dict[str, str]  # the scanned folders by role
     images: pa.Table  # a row per image name of the run, sorted: name, id and the fields _RECORD of its record, or null
     seconds: pa.Table  # computing times: a row (stage, seconds) per image content and stage
-    regions: pa.Table  # of these images, schema desra_core.planning.tables.REGIONS
+    regions: pa.Table  # of these images, schema desra_core.planning.plan.REGIONS
     failures: pa.Table  # those of the scan included, schema desra_core.workspace.matching.FAILURES
     vanished: int  # number of names that are no longer in the folders; they are in no table
     unscanned: int  # number of files that no image could be made of; they are in the failures only
@@ -120,6 +141,37 @@ class StageTime(NamedTuple):
     def rate(self) -> float | None:
         """Images per second and worker."""
         return 1 / self.mean if self.mean > 0 else None
+
+
+class Distributions(NamedTuple):
+    """The distributions of the most frequent classes of a sample, ordered by their marks."""
+
+    histograms: dict[str, Counts]  # (BINS,) pixels by class name, from 0 to measure.top; larger values in the last bin
+    marks: dict[str, float]  # by class name: SHARE of the class's pixels lie on the good side of this value
+    edges: Values
+    images: int  # images in the sample
+    kept: int  # images of the corpus whose maps and labels are kept
+    classes: int  # classes in the sample
+
+
+class JudgedRegions(NamedTuple):
+    """Regions of one image: the severity of N detected ones, and how they match M human ones."""
+
+    severity: Values
+    right: npt.NDArray[np.bool_]  # (N,): at least half of the pixels lie in the human mask
+    found: Values  # (M,): the regions of at least this severity cover half of the human region; -inf where never
+
+
+class SeverityCurve(NamedTuple):
+    """Precision and recall of the most severe regions, for growing numbers of regions."""
+
+    points: list[tuple[float, float]]  # (recall, precision), the most severe regions alone first; empty if undefined
+    images: int  # that the curve rests on
+    looked_at: int  # images that have a human mask that counts
+    detected: int  # detected regions
+    right: int  # detected regions of which at least half of the pixels lie in the human mask
+    marked: int  # regions of the human masks
+    found: int  # marked regions of which at least half of the pixels are detected
 
 
 def read_results(workspace: Workspace) -> WorkspaceResults:
@@ -221,9 +273,155 @@ def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:
+    """Sample the stored maps of a workspace, at most 4 MP of each of 32 images; None without maps and labels."""
+    corpus = results.images
+    labelled = corpus["labels_kept"] if "labels" not in results.sources else pa.scalar(True)
+    kept = firsts(corpus.filter(pc.fill_null(pc.and_(corpus["similarity_kept"], labelled), False)))
+    counts = np.zeros((CLASS_COUNT, BINS), np.int64)
+    images = 0
+    for image in _sampled(results, kept, _TRIED).values():
+        try:
+            counts += _counted(image)
+        except (ImageError, MemoryError):
+            continue
+        images += 1
+        if images == IMAGES:
+            break
+    pixels = counts.sum(axis=1)
+    classes = int(np.count_nonzero(pixels))
+    if not classes:
+        return None
+    edges = np.linspace(0, measure.top, BINS + 1)
+    share = SHARE if measure.worse == "above" else 1 - SHARE
+    frequent = np.argsort(-pixels, kind="stable")[: min(_CLASSES, classes)].tolist()
+    by_name = {class_names()[index]: counts[index] for index in frequent}
+    marks = {name: quantile(histogram, edges, share) for name, histogram in by_name.items()}
+    marks = dict(sorted(marks.items(), key=lambda item: (item[1], item[0])))
+    return Distributions({name: by_name[name] for name in marks}, marks, edges, images, kept.num_rows, classes)
+
+
+def quantile(counts: Counts, edges: Values, share: float) -> float:
+    """Find the value below which a share of a histogram lies; values are taken as evenly spread within each bin.
+
+    >>> quantile(np.array([1, 0, 3]), np.array([0.0, 1.0, 2.0, 3.0]), 0.5)
+    2.333...
+    """
+    return float(np.interp(share, np.concatenate([[0], np.cumsum(counts)]) / counts.sum(), edges))
+
+
+def severity_curve(results: WorkspaceResults) -> SeverityCurve | None:
+    """Compare the masks of a workspace with its human masks, at most 300 of them; None without human masks.
+
+    Images whose masks cannot be read or are of another size are passed over.
+    """
+    masks = pa.array(results.human_masks(), pa.string())
+    images = results.images
+    done = images.filter(pc.and_(images["mask_key"].is_valid(), images["failed_stage"].is_null()))
+    rows = firsts(done.filter(pc.is_in(done["id"], masks)))
+    if rows.num_rows == 0:
+        return None
+    chosen = _sampled(results, rows, HUMAN_IMAGES)
+    regions = results.regions.filter(pc.is_in(results.regions["image"], pa.array(chosen)))
+    judged = []
+    for name, image in chosen.items():
+        try:
+            mask, human = (image.picture(kind)[:, :, 0] > 0 for kind in ("mask", "human"))
+            judged.append(judge(mask, human, regions.filter(pc.equal(regions["image"], name)).to_pylist()))
+        except (ImageError, MemoryError):
+            continue
+    return curve_of(judged, looked_at=rows.num_rows)
+
+
+def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegions:
+    """Compare one mask with a human mask.
+
+    Args:
+        mask, human: ``(H, W)`` bool. As in the published scripts the outer 5 px do not count.
+        regions: Box (x, y, width, height) and severity of each component of the mask.
+
+    Raises:
+        ImageError: The mask has a component that is none of the regions.
+    """
+    whole = Components(mask)
+    # A box belongs to one region: a path across it from left to right would touch any path from top to bottom.
+    by_box = {tuple(region[key] for key in ("x", "y", "width", "height")): region["severity"] for region in regions}
+    boxes = [tuple(box) for box in whole.boxes.tolist()]
+    if not by_box.keys() >= set(boxes):
+        raise ImageError("mask", "is not the one of the regions", "run again")
+    of_component = np.array([0.0, *(by_box[box] for box in boxes)])
+    mask, human, numbers = valid(mask, FRAME), valid(human, FRAME), valid(whole.numbers, FRAME)
+    # A component that is cut in two by the crop counts as two components, as in the published scripts.
+    parts = Components(mask)
+    severity = np.zeros(len(parts) + 1)
+    severity[parts.numbers[mask]] = of_component[numbers[mask]]
+    return JudgedRegions(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
+
+
+def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
+    """Compute one curve from the regions of all images: a point for each severity, the largest first."""
+    empty = JudgedRegions(np.zeros(0), np.zeros(0, np.bool_), np.zeros(0))
+    severity, right, found = (np.concatenate(parts) for parts in zip(empty, *judged, strict=True))
+    levels = np.unique(severity)[::-1]
+
+    def at_least(values: Values) -> Counts:
+        """Count by level the values that reach it."""
+        return values.size - np.searchsorted(np.sort(values), levels)
+
+    points: list[tuple[float, float]] = []
+    if found.size:
+        recalls, precisions = at_least(found) / found.size, at_least(severity[right]) / at_least(severity)
+        points = list(zip(recalls.tolist(), precisions.tolist(), strict=True))
+    return SeverityCurve(points, len(judged), looked_at, severity.size, int(right.sum()), found.size,
+                         int(np.isfinite(found).sum()))  # fmt: skip
+
+
 def _marked(images: pa.Table) -> pa.Table:
     return images.filter(pc.fill_null(pc.greater(images["artifact_pixels"], 0), False))
 
 
 def _total(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)
+
+
+def _sampled(results: WorkspaceResults, rows: pa.Table, most: int) -> dict[str, StoredImage]:
+    """Choose the rows of `firsts` with the smallest ids, and find where their images are stored, by name."""
+    chosen = rows.take(pc.select_k_unstable(rows, min(most, rows.num_rows), [("id", "ascending")]))
+    return results.stored_images(chosen["name"].to_pylist(), chosen["id"].to_pylist())
+
+
+def _counted(image: StoredImage) -> Counts:
+    """Count the pixels of an image by class and bin, in all its tiles or in evenly spread ones."""
+    measure, labels_of = image.measure, image.label_reader()
+    counts = np.zeros(CLASS_COUNT * BINS, np.int64)
+    tiles = list(grid(*image.shape, _TILE))
+    for index in np.linspace(0, len(tiles) - 1, min(_TILES, len(tiles))).astype(int):
+        values = measure.value(image.scores(tiles[index]))
+        defined = ~np.isnan(values)
+        bins = np.clip(values[defined].astype(np.float64) * (BINS / measure.top), 0, BINS - 1).astype(np.int64)
+        classes = labels_of(tiles[index])[defined].astype(np.int64)
+        counts += np.bincount(classes * BINS + bins, minlength=counts.size)
+    return counts.reshape(CLASS_COUNT, BINS)
+
+
+def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
+    """Find for each human region how severe detected regions must be to count, so that half of it is just covered.
+
+    Where regions of severity 9, 4 and 1 cover 30, 25 and 40 % of a human region, the result is 4: those of at least 4
+    cover 55 % of it. It is -inf where all regions together cover less than half.
+
+    Args:
+        parts: ``(H, W)``, the number of the detected region that a pixel is in, or 0.
+        severity: By number; the first value is not used.
+        human: ``(H, W)`` bool.
+    """
+    marked = Components(human)
+    order = 1 + np.argsort(-severity[1:], kind="stable")
+    found = np.full(len(marked), -np.inf)
+    for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
+        inside = parts[y : y + height, x : x + width][marked.crop(index)]
+        covered = np.cumsum(np.bincount(inside, minlength=severity.size)[order])
+        enough = np.flatnonzero(2 * covered >= marked.areas[index])
+        if enough.size:
+            found[index] = severity[order[enough[0]]]
+    return found

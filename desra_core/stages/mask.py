@@ -5,14 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from desra_core.detection.mask import assemble_pseudo_gt, score_mask
-from desra_core.detection.regions import find_regions
-from desra_core.errors import ImageError
-from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
+from desra_core.detection.mask import assemble_pseudo_gt, find_regions
+from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.settings import min_area_pixels
-from desra_core.stages.run import StageJob
-from desra_core.stages.sources import read_labels, read_photo
+from desra_core.stages.run import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
@@ -41,17 +37,21 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
     for name in image.names:
         workspace.publish(workspace.mask(name), encoded)
     if target.super_resolves and whole:
-        _publish_pictures(image, mask if human is None else _read_human(human, mask.shape), workspace, job)
+        _publish_pictures(image, mask, human, workspace, job)
     elif target.super_resolves:
         for name in image.names:
             workspace.withdraw_dataset(name)
         if target.keep == "maps":
             for role in ("gan_sr",) if target.keep_mse else ("mse_sr", "gan_sr"):
                 drop_array(workspace, image.id, role)
+    if regions:
+        proven_weight = None
+    elif record.similarity_kept:
+        # This mask is empty with these labels. Without class weights, all weights are 1, and labels do not matter.
+        proven_weight = 1.0 if job.class_weights is None else None
+    else:
+        proven_weight = record.proven_weight
     kept = whole or target.keep != "artifacts"
-    proven_weight = record.proven_weight
-    if regions or record.similarity_kept:
-        proven_weight = 1.0 if job.class_weights is None and not regions else None
     return replace(
         record,
         similarity_kept=kept and record.similarity_kept,
@@ -60,7 +60,7 @@ def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: Stage
         weighting_key=target.weighting_key,
         proven_weight=proven_weight,
         threshold=target.threshold,
-        min_area=min_area_pixels(target.min_area, *mask.shape),
+        min_area=job.min_area(record.shape),
         mask_key=target.mask_key,
         artifact_pixels=int(mask.sum()),
         regions=regions,
@@ -72,42 +72,37 @@ def _found(image: ImageRef, record: Record, workspace: Workspace, job: StageJob)
     labels = read_labels(image, record, workspace, job.target.segmentation_key, job.max_pixels)
     if not record.similarity_kept:
         return np.zeros(record.shape, np.bool_), []
-    threshold = job.target.threshold
     similarity = read_array(workspace, image.id, "similarity", key=record.similarity_key)
-    weighting: dict[str, Any] = {"labels": labels, "weights": job.class_weights}
     scores = np.negative(similarity, out=similarity)
-    min_area = min_area_pixels(job.target.min_area, *record.shape)
-    mask = score_mask(scores, record.shape, threshold=-np.float64(threshold), min_area=min_area, **weighting)
+    mask = job.score_mask(scores, record.shape, labels, job.class_weights)
     if not mask.any():
         return mask, []
-    found = find_regions(mask, np.negative(scores, out=scores), threshold=threshold, **weighting)
+    similarity = np.negative(scores, out=scores)
+    found = find_regions(mask, similarity, threshold=job.target.threshold, labels=labels, weights=job.class_weights)
     return mask, [region._asdict() for region in found]
 
 
-def _publish_pictures(image: ImageRef, mask: Mask, workspace: Workspace, job: StageJob) -> None:
+def _publish_pictures(
+    image: ImageRef, mask: Mask, human: HumanMask | None, workspace: Workspace, job: StageJob
+) -> None:
     """Write the dataset pictures, one after the other: each holds several copies of itself while it is encoded."""
+    if human is not None:
+        shape, mask = mask.shape, human.read()
+        check_size(mask, human.path, "import it again, or delete it", shape)
     assert image.lr is not None
     lr, alpha, *_ = read_photo(image.lr, job.max_pixels)
     sr_alpha = None if alpha is None else resize_alpha(alpha, mask.shape[0] // alpha.shape[0])
+    keys = {"mse_sr": job.target.mse_sr_key, "gan_sr": job.target.gan_sr_key}
 
     def result(role: str) -> Pixels:
-        key = job.target.mse_sr_key if role == "mse_sr" else job.target.gan_sr_key
-        return read_array(workspace, image.id, role, key=key)
+        return read_array(workspace, image.id, role, key=keys[role])
 
     def publish(kind: str, data: bytes) -> None:
         for name in image.names:
             workspace.publish(workspace.dataset(kind, name), data)
 
     publish("lr", encode_png(lr, alpha))
-    for role in ("mse_sr", "gan_sr"):
+    for role in keys:
         publish(role, encode_png(result(role), sr_alpha))
     pseudo_gt = assemble_pseudo_gt(result("mse_sr"), result("gan_sr"), mask)
     publish_pseudo_gt(workspace, image.names, mask, pseudo_gt, sr_alpha)
-
-
-def _read_human(human: HumanMask, shape: tuple[int, ...]) -> Mask:
-    mask = human.read()
-    if mask.shape != shape:
-        sizes = f"is {mask.shape[1]}x{mask.shape[0]} but its image is {shape[1]}x{shape[0]}"
-        raise ImageError(human.path, sizes, "import it again, or delete it")
-    return mask

@@ -1,4 +1,7 @@
-"""Run a stage on an image, and journal the new record: a permanent failure is a record, too."""
+"""Run a stage on an image, and journal the new record: a permanent failure is a record, too.
+
+At the end are the inputs of the stages: files, which must not have changed since the scan, and stored arrays.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.class_weights import Weights
-from desra_core.detection.detectors import AppliedDetector
+from desra_core.detection.detectors import AppliedDetector, Scores
+from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
-from desra_core.settings import CorpusSettings, detector_of
+from desra_core.files.content import digest, read_bytes
+from desra_core.images.codec import Labels, Mask, Photo, Pixels, check_size, decode, decode_labels
+from desra_core.settings import CorpusSettings, detector_of, min_area_pixels
 from desra_core.workspace import Workspace
-from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.arrays import read_array
+from desra_core.workspace.manifest import CHANGED, File, ImageRef
 from desra_core.workspace.products import Target, spared_arrays
 from desra_core.workspace.records import Record, without_arrays, write_journal
 
@@ -42,6 +49,19 @@ class StageJob:
     def detector(self) -> AppliedDetector:
         """The detector and its threshold."""
         return detector_of(self.settings)
+
+    def min_area(self, shape: tuple[int, int]) -> int:
+        """Compute the least area of a region in pixels, for an image of ``(H, W)``."""
+        return min_area_pixels(self.target.min_area, *shape)
+
+    def score_mask(
+        self, scores: Scores, shape: tuple[int, int], labels: Labels | None, weights: npt.NDArray[np.float64] | None
+    ) -> Mask:
+        """Mark the artifacts of an image with the settings of the run; see `desra_core.detection.mask.score_mask`."""
+        # A Python float would be rounded to the map's float32 before it is compared.
+        threshold = -np.float64(self.target.threshold)
+        min_area = self.min_area(shape)
+        return score_mask(scores, shape, threshold=threshold, min_area=min_area, labels=labels, weights=weights)
 
     @property
     def class_weights(self) -> npt.NDArray[np.float64] | None:
@@ -99,3 +119,52 @@ def failure(image: ImageRef, record: Record, stage: str, target: Target, error: 
         **error.failure._asdict(),
         transient=isinstance(error, TransientError),
     )
+
+
+def read_content(file: File) -> bytes:
+    """Read a file, and check that its bytes are those that were scanned (raises `TransientError`)."""
+    data = read_bytes(file.path)
+    if digest(data) != file.hash:
+        raise TransientError(file.path, CHANGED, "run again")
+    return data
+
+
+def read_photo(file: File, max_pixels: int) -> Photo:
+    """Decode an image file (raises `desra_core.errors.ImageError`)."""
+    return decode(read_content(file), file.path, max_pixels=max_pixels)
+
+
+def read_gan_sr(image: ImageRef, workspace: Workspace, key: str | None, max_pixels: int) -> Pixels:
+    """Read the GAN result: a file, or the array inferred under the key (raises `desra_core.errors.ImageError`)."""
+    if image.gan_sr is not None:
+        return read_photo(image.gan_sr, max_pixels).pixels
+    stored: Pixels = read_array(workspace, image.id, "gan_sr", key=key)
+    return stored
+
+
+def read_labels(
+    image: ImageRef, record: Record, workspace: Workspace, segmentation_key: str | None, max_pixels: int
+) -> Labels | None:
+    """Read labels of the image's size with values below 150; None where the run has no labels or needs none.
+
+    Raises:
+        ImageError: A label file has another size or other classes, or cannot be read.
+        TransientError: The stored labels are gone.
+    """
+    if segmentation_key == "labels" and image.labels is not None:
+        return read_label_file(image.labels, record.shape, max_pixels)
+    if record.labels_kept and record.segmentation_key == segmentation_key:
+        stored: Labels = read_array(workspace, image.id, "labels", key=record.segmentation_key)
+        return stored
+    return None
+
+
+def read_label_file(file: File, shape: tuple[int, ...], max_pixels: int) -> Labels:
+    """Read a label file of ``(H, W)`` with values below 150.
+
+    Raises:
+        ImageError: The file has another size or other classes, or cannot be read.
+    """
+    labels = decode_labels(read_content(file), file.path, max_pixels=max_pixels)
+    check_size(labels, file.path, "labels must have the size of the GAN result", shape)
+    return labels

@@ -5,12 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from desra_core.detection.detectors import DetectorInputs, Scores
-from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
-from desra_core.settings import min_area_pixels
-from desra_core.stages.run import StageJob
-from desra_core.stages.sources import read_labels, read_photo
+from desra_core.stages.run import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef
@@ -50,7 +47,7 @@ def compare(
         labels = read_labels(image, sized, workspace, target.segmentation_key, job.max_pixels)
     inputs = DetectorInputs(mse_sr, gan_sr, lr, labels)
     scores = detector.score(image.path, inputs, job.settings.window, job.tile, job.threads)
-    suspect = is_suspect(scores, job, height, width)
+    suspect = is_suspect(scores, job, (height, width))
     kept = suspect or target.keep != "artifacts"
     if kept:
         write_array(workspace, image.id, "similarity", np.negative(scores, out=scores), key=target.similarity_key)
@@ -71,19 +68,11 @@ def compare(
     return made if suspect else proven_clean(made, job)
 
 
-def is_suspect(scores: Scores, job: StageJob, height: int, width: int) -> bool:
-    """Check whether the mask of an image could have pixels under any labels."""
+def is_suspect(scores: Scores, job: StageJob, shape: tuple[int, int]) -> bool:
+    """Check whether the mask of an image of ``(H, W)`` could have pixels under any labels."""
     # The largest possible mask: each pixel has the smallest weight. Weight 1 needs no labels.
-    one_class = None if job.target.min_weight == 1 else np.zeros((height, width), np.uint8)
-    bound = score_mask(
-        scores,
-        (height, width),
-        threshold=-np.float64(job.target.threshold),
-        min_area=min_area_pixels(job.target.min_area, height, width),
-        labels=one_class,
-        weights=np.full(1, job.target.min_weight),
-    )
-    return bool(bound.any())
+    one_class = None if job.target.min_weight == 1 else np.zeros(shape, np.uint8)
+    return bool(job.score_mask(scores, shape, one_class, np.full(1, job.target.min_weight)).any())
 
 
 def proven_clean(record: Record, job: StageJob) -> Record:
@@ -92,7 +81,7 @@ def proven_clean(record: Record, job: StageJob) -> Record:
         record,
         proven_weight=job.target.min_weight,
         threshold=job.target.threshold,
-        min_area=min_area_pixels(job.target.min_area, *record.shape),
+        min_area=job.min_area(record.shape),
         mask_key=None,
         artifact_pixels=0,
         regions=[],

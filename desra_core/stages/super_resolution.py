@@ -10,14 +10,13 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.keys import result_key
 from desra_core.settings import Mining
-from desra_core.stages.run import StageJob
+from desra_core.stages.run import StageJob, read_photo
 from desra_core.stages.similarity import compare, is_suspect, proven_clean
-from desra_core.stages.sources import read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array
 from desra_core.workspace.human_masks import find_human_mask
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import FURTHER
+from desra_core.workspace.products import Product, stages_for
 from desra_core.workspace.records import Record
 
 
@@ -34,7 +33,11 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     if human is not None and human.pixels:  # a person has marked an artifact: keep everything
         job = replace(job, target=replace(job.target, keep="all"))
     target = job.target
-    if _is_known_clean(image, record, workspace, job):
+    # The products that are made later of all images, clean ones too, from the GAN result.
+    later = [product for product in stages_for(target) if product.name not in ("super_resolution", "mask")]
+    if target.keep == "artifacts":
+        later = []
+    if target.keep != "all" and _is_known_clean(image, record, workspace, job, later):
         return proven_clean(record, job)
     keys = {"mse_sr": target.mse_sr_key, "gan_sr": target.gan_sr_key}
     found = {role: find_array(workspace, image.id, role, key=key) for role, key in keys.items()}
@@ -42,10 +45,8 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
     inferred, record = _inferred(image, record, job, {role: keys[role] for role in keys if role not in stored})
     pair = stored | inferred
     made = compare(image, pair["mse_sr"], pair["gan_sr"], record, workspace, job)
-    needed = made.artifact_pixels is None or target.keep == "all"
-    # Later stages read the GAN result of clean images, too.
-    read_later = target.keep != "artifacts" and (target.segments or any(product.key(target) for product in FURTHER))
-    for role, is_needed in (("mse_sr", needed or target.keep_mse), ("gan_sr", needed or read_later)):
+    pair_needed = made.artifact_pixels is None or target.keep == "all"  # None: maybe with artifacts
+    for role, is_needed in (("mse_sr", pair_needed or target.keep_mse), ("gan_sr", pair_needed or bool(later))):
         if is_needed and role in inferred:
             write_array(workspace, image.id, role, inferred[role], key=keys[role] or "")
     return made
@@ -54,7 +55,7 @@ def super_resolution_stage(image: ImageRef, record: Record, workspace: Workspace
 def _inferred(
     image: ImageRef, record: Record, job: StageJob, keys: dict[str, str | None]
 ) -> tuple[dict[str, Pixels], Record]:
-    """Infer the results of these keys; note their seconds and the smallest tile of the pair in the record."""
+    """Infer the results of these keys; the record gets the seconds and the smallest tile of the pair."""
     if not keys:
         return {}, replace(record, seconds=record.seconds | {"inference": 0.0})
     mining = job.settings
@@ -86,15 +87,13 @@ def _inferred(
     )
 
 
-def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> bool:
-    """Check whether the stored map of an image proves it clean, and nothing else needs its results."""
-    target = job.target
-    if target.keep == "all" or not record.similarity_kept or record.similarity_key != target.similarity_key:
+def _is_known_clean(image: ImageRef, record: Record, workspace: Workspace, job: StageJob, later: list[Product]) -> bool:
+    """Check whether an image needs no inference: its stored map proves it clean, and the later products are made."""
+    key = job.target.similarity_key
+    if not record.similarity_kept or record.similarity_key != key:
         return False
-    if target.keep == "maps":
-        labelled = record.labels_kept and record.segmentation_key == target.segmentation_key
-        wanted = {product.name: key for product in FURTHER if (key := product.key(target))}
-        if (target.segments and not labelled) or any(record.further.get(name) != wanted[name] for name in wanted):
-            return False
-    stored = find_array(workspace, image.id, "similarity", key=target.similarity_key)
-    return stored is not None and not is_suspect(-stored, job, *record.shape)
+    made = record.further | {"segmentation": record.segmentation_key if record.labels_kept else None}
+    if any(made.get(product.name) != product.key(job.target) for product in later):
+        return False
+    similarity = find_array(workspace, image.id, "similarity", key=key)
+    return similarity is not None and not is_suspect(-similarity, job, record.shape)

@@ -19,9 +19,17 @@ from desra_core.errors import UsageError
 from desra_core.gpu import lacks_memory
 from desra_core.settings.models import Training
 from desra_core.training import networks
-from desra_core.training.patches import draw_batch, open_frozen
 from desra_core.training.plan import settle_precision
-from desra_core.training.run_folder import Board, RunFolder, load_state, read_json, save_torch, write_json
+from desra_core.training.run_folder import (
+    Board,
+    RunFolder,
+    draw_batch,
+    load_state,
+    open_frozen,
+    read_json,
+    save_torch,
+    write_json,
+)
 
 BETAS = (0.9, 0.99)
 SAVE_SECONDS = 60.0
@@ -75,14 +83,11 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
             )
             return [torch.from_numpy(array).to(device, memory_format=torch.channels_last) for array in arrays]
 
-        saved = written = time.monotonic()
         board = Board(run.tensorboard, state["iteration"])
         while state["warmed"] < trainer.warmup:
             trainer.warm_up(batch(1, state["warmed"]))
             state["warmed"] += 1
-            written = trainer.write_progress(written)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                saved = trainer.save_state()
+            trainer.save_now_and_then()
 
         while state["iteration"] < training.iterations and state["worse"] < training.patience:
             losses = trainer.step(batch(0, state["iteration"]))
@@ -94,10 +99,8 @@ def finetune(run: RunFolder, gan_model: Path, training: Training, device: str, t
                 board.pictures(*trainer.enlarge(batch(2, 0)), state["iteration"])
                 compare_with_best(state)
                 trainer.save_model()
-            if checkpoint or time.monotonic() - saved > SAVE_SECONDS:
-                saved = trainer.save_state()
-            written = trainer.write_progress(written)
-        trainer.write_progress(0.0)
+            trainer.save_now_and_then(checkpoint=checkpoint)
+        trainer.write_progress()
         return int(state["iteration"])
 
 
@@ -133,6 +136,7 @@ class Trainer:
                                          "losses": [], "best": None, "worse": 0}  # fmt: skip
         # A run whose iterations have begun is not warmed up again, whatever the settings are now.
         self.warmup: int = self.state["warmed"] if self.state["iteration"] else training.warmup_steps
+        self._saved = self._written = time.monotonic()
 
     def step(self, batch: list[torch.Tensor]) -> Losses:
         """Make a step of the generator, then of the discriminator; returns the losses before the step."""
@@ -199,28 +203,29 @@ class Trainer:
         weights = {"params": self._network, "params_ema": self._ema}
         save_torch(path, {name: self.generator.checkpoint_weights(net.state_dict()) for name, net in weights.items()})
 
-    def save_state(self) -> float:
-        """Save all that a killed run needs to go on; returns the time."""
-        random = {"rng": torch.get_rng_state()}
-        if self._device.startswith("cuda"):
-            random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
-        moving = {name: part.state_dict() for name, part in self._moving().items()}
-        save_torch(self._run.state, self.state | random | moving)
-        write_json(self._run.losses, self.state["losses"])
-        return time.monotonic()
+    def save_now_and_then(self, *, checkpoint: bool = False) -> None:
+        """Save all that a killed run needs to go on, at a checkpoint and every minute; write progress.json."""
+        if checkpoint or time.monotonic() - self._saved > SAVE_SECONDS:
+            random = {"rng": torch.get_rng_state()}
+            if self._device.startswith("cuda"):
+                random["cuda_rng"] = torch.cuda.get_rng_state(self._device)
+            moving = {name: part.state_dict() for name, part in self._moving().items()}
+            save_torch(self._run.state, self.state | random | moving)
+            write_json(self._run.losses, self.state["losses"])
+            self._saved = time.monotonic()
+        if time.monotonic() - self._written > PROGRESS_SECONDS:
+            self.write_progress()
 
-    def write_progress(self, written: float) -> float:
-        """Write progress.json at most once a second; returns the time of the last write."""
-        if time.monotonic() - written < PROGRESS_SECONDS:
-            return written
+    def write_progress(self) -> None:
+        """Write progress.json."""
         state = self.state
         write_json(self._run.progress, {"iteration": state["iteration"], "iterations": self._training.iterations,
                                         "warmed": state["warmed"], "warmup": self.warmup, "worse": state["worse"],
                                         "losses": state["losses"][-1] if state["losses"] else {}})  # fmt: skip
-        return time.monotonic()
+        self._written = time.monotonic()
 
     def _resumed(self) -> State | None:
-        """Restore what `save_state` saved; returns the counters, None where nothing is saved."""
+        """Restore what `save_now_and_then` saved; returns the counters, None where nothing is saved."""
         state = load_state(self._run.state)
         if state is None:
             return None

@@ -34,7 +34,6 @@ class Generator:
 
     network: nn.Module
     scale: int
-    architecture: str
     weights: dict[str, torch.Tensor]
     names: dict[str, str]
 
@@ -52,19 +51,24 @@ def load_generator(path: Path) -> Generator:
     Raises `UsageError` as `desra_core.networks.load_model`, and where the architecture cannot be finetuned.
     """
     descriptor = recognised(path)
+    from spandrel import ModelLoader  # after `recognised`, which has made torchvision importable
+
     entry = ARCHITECTURES.get(str(descriptor.architecture.id))
     if entry is None or entry.trainable is None:
         known = ", ".join(sorted(known.trainable for known in ARCHITECTURES.values() if known.trainable))
         name = descriptor.architecture.name
         raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
     weights = read_weights(path)
-    return Generator(
-        network=descriptor.model.float().train().requires_grad_(True),
-        scale=int(descriptor.scale),
-        architecture=entry.trainable,
-        weights=weights,
-        names=_names(weights),
-    )
+    # Where spandrel puts each tensor of the checkpoint is seen by loading tensors that are filled with their numbers.
+    ordered = list(weights)
+    numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
+        state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
+    own = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
+    network = descriptor.model.float().train().requires_grad_(True)
+    names = {name: own[name] for name in ordered if name in own}
+    return Generator(network, int(descriptor.scale), weights, names)
 
 
 def pixel_loss(sr: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, training: Training) -> torch.Tensor:
@@ -136,19 +140,6 @@ def load_discriminator(path: Path | None, features: int) -> nn.Module:
     except RuntimeError:
         raise UsageError(path, "does not fit a U-Net discriminator with spectral norm", remedy) from None
     return _norms_in_float32(network)
-
-
-def _names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Map a checkpoint's names of tensors to spandrel's: load tensors filled with numbers, and see where each is."""
-    from spandrel import ModelLoader
-
-    ordered = list(weights)
-    numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SwinIR, about torch.meshgrid
-        state = ModelLoader().load_from_state_dict(numbered).model.state_dict()
-    found = {ordered[int(value.flatten()[0])]: name for name, value in state.items() if value.is_floating_point()}
-    return {name: found[name] for name in ordered if name in found}
 
 
 def _norms_in_float32(network: nn.Module) -> nn.Module:

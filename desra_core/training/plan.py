@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from desra_core import __version__
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.hashing import content_key, digest, fingerprint, read_bytes
+from desra_core.files.content import content_key, digest, fingerprint, read_bytes
 from desra_core.planning.keys import load_settings
 from desra_core.settings import CorpusSettings
 from desra_core.settings.models import Finetuning, Training
-from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.pools import ArtifactImage, Pools
-from desra_core.training.run_folder import RunFolder, read_json, write_json
+from desra_core.training.run_folder import RunFolder, Sample, freeze, read_json, read_sample, write_json
 from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")

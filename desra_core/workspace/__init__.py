@@ -1,8 +1,264 @@
 """The directory that holds everything that a corpus's runs produce.
 
-Gives `Workspace` (paths, publishing, the lock), `DATASET` and `read_table`.
+`Workspace` says where each file lies, how it is written, and which run may write; `read_table` reads its tables.
 """
 
-from desra_core.workspace.paths import DATASET, Workspace, read_table
+from __future__ import annotations
 
-__all__ = ["DATASET", "Workspace", "read_table"]
+import contextlib
+import io
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from desra_core.errors import LockedError, UsageError
+from desra_core.files.content import fingerprint, reading_errors, replace_file, storage_errors
+from desra_core.files.locks import holder, locked
+
+# The pictures of an image in the dataset.
+DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
+
+# Distinguishes this process from another process of the same number, in another container or after a restart.
+_PROCESS = uuid.uuid4().hex
+
+
+class _Below:
+    """A path below the root of a workspace."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def __get__(self, workspace: Workspace, _: object) -> Path:
+        return workspace.root / self.pattern
+
+
+class _Named:
+    """A path below the root of a workspace, with the names and numbers in it that a caller gives."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def __get__(self, workspace: Workspace, _: object) -> Callable[..., Path]:
+        return lambda *given: workspace.root / self.pattern.format(*given)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths below one workspace directory, and the only way to write there: `publish`."""
+
+    root: Path
+
+    manifest = _Below("manifest.parquet")  # every image: name, files, sizes, content hashes, id, shard
+    scan_failures = _Below("scan_failures.parquet")  # files that the latest scan could not make an image of
+    settings = _Below("settings.json")  # of the latest run
+    lock = _Below("lock")  # the run that holds the workspace (JSON); there from the beginning
+    tmp = _Below("tmp")  # unfinished files; emptied at the start of a run
+    prefect_home = _Below("prefect")  # the embedded Prefect server's database
+
+    # By the number of a shard: the table of a finished shard, and the folder of one in flight.
+    records = _Below("outcomes")
+    shard_records = _Named("outcomes/{:08d}.parquet")  # the products of each image, and their settings
+    journal = _Below("journal")
+    shard_journal = _Named("journal/{:08d}")  # a JSON file per image
+    # By the id of an image: similarity, labels and mined SR results of the images that --keep keeps.
+    maps = _Below("maps")
+    group = _Named("maps/{0:.2}/{0}.zarr")
+    # By the name of an image. A human mask, drawn or corrected, is empty where a person found no artifact.
+    masks = _Below("masks")
+    mask = _Named("masks/{}.png")
+    human = _Below("human")
+    human_mask = _Named("human/{}.png")
+    human_manifest = _Below("human/manifest.parquet")  # the image and GAN model of each human mask
+    imports = _Below("imports")  # a table per import: the masks that it replaced, until it is taken back
+    exported = _Below("exported")  # a table per desra export: the detector masks that were exported
+    # By kind, of `DATASET`, and name of an image with artifacts (desra mine).
+    dataset = _Named("dataset/{}/{}.png")
+    dataset_manifest = _Below("dataset/manifest.parquet")  # one row per image of the dataset
+
+    regions = _Below("regions.parquet")  # one row per artifact region
+    failures = _Below("failures.parquet")  # one row per image that could not be processed
+    report = _Below("report.html")  # of the workspace: one page
+    pages = _Below("pages")  # NAME.html: about single images (desra report --pages)
+    calibration = _Named("calibration/{}")  # by key: histograms of similarity by class, one per shard (desra calibrate)
+
+    split = _Below("split.parquet")  # the pool of each image that was ever asked for: training or held-out
+    gathered = _Below("gathered.json")  # the images with artifacts that the latest finetune could choose from
+    finetune = _Named("finetunes/{}")  # by key: the finetunes of desra cycle, and those without an --output
+    models = _Below("models")  # 0001 and so on: promoted models, each with its origin and history
+    current = _Below("models/current")  # a link to one of them
+    gate = _Below("gate")
+    verdict = _Below("gate/verdict.json")  # the latest verdict on finetuned models
+    # By key and id of an image: the judgement of a candidate. By kind and rank of a region, too: its picture.
+    judgement = _Named("gate/judgements/{}/{}.json")
+    judged_crop = _Named("gate/judgements/{0}/{1}-{3}-{2}.webp")
+
+    def compared(self, after: Path) -> Path:
+        """Return the file with the judgements and candidates of the latest comparison of a finetune (JSON)."""
+        return self.gate / "compared" / f"{fingerprint(str(after))}.json"
+
+    def withdraw(self, name: str) -> None:
+        """Delete the mask and the dataset pictures of an image, as far as they are there."""
+        self.mask(name).unlink(missing_ok=True)
+        self.withdraw_dataset(name)
+
+    def withdraw_dataset(self, name: str) -> None:
+        """Delete the dataset pictures of an image, as far as they are there."""
+        for kind in DATASET:
+            self.dataset(kind, name).unlink(missing_ok=True)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename the mask and the dataset pictures of an image, as far as they are there."""
+        pictures = ((self.dataset(kind, old), self.dataset(kind, new)) for kind in DATASET)
+        for before, after in ((self.mask(old), self.mask(new)), *pictures):
+            with contextlib.suppress(FileNotFoundError):
+                before.replace(after)
+
+    def drop_group(self, image_id: str, *, spared: Collection[str] = ()) -> None:
+        """Delete the arrays of an image, but for those with the spared names."""
+        group = self.group(image_id)
+        if not any((group / name).exists() for name in spared):
+            shutil.rmtree(group, ignore_errors=True)
+            return
+        for array in group.iterdir():
+            if array.is_dir() and array.name not in spared:
+                shutil.rmtree(array, ignore_errors=True)
+
+    def scratch(self) -> Path:
+        """Return a new path for an unfinished file or folder, on the workspace's own disk."""
+        self.tmp.mkdir(parents=True, exist_ok=True)
+        return self.tmp / uuid.uuid4().hex
+
+    def exists(self) -> bool:
+        """Check whether the folder is a workspace; an empty folder is not."""
+        return any(os.path.exists(path) for path in (self.lock, self.settings, self.manifest))  # also if a disk fails
+
+    def create(self) -> None:
+        """Make the workspace, or check that an existing folder may serve as one.
+
+        Raises:
+            UsageError: The path is a file, a folder of something else, or cannot be written.
+        """
+        try:
+            if self.root.is_dir() and not self.exists() and any(self.root.iterdir()):
+                raise UsageError(self.root, "is a folder with other things in it", "name a new folder as workspace")
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.lock.touch()
+        except OSError as error:
+            reason = f"cannot serve as workspace ({error.strerror})"
+            raise UsageError(self.root, reason, "name a folder that can be written") from None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the workspace where there is none, and hold it (raises as `create` and `locked`).
+
+        A command that fails leaves no new workspace behind.
+        """
+        new_folders = [folder for folder in (self.root, *self.root.parents) if not os.path.exists(folder)]
+        is_new = not os.path.exists(self.lock)
+        self.create()
+        with self.locked():
+            try:
+                yield
+            except BaseException:
+                if is_new and set(os.listdir(self.root)) <= {self.lock.name, "tmp"}:
+                    shutil.rmtree(self.tmp, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # where another process has begun to use a folder
+                        self.lock.unlink()
+                        for folder in new_folders:
+                            folder.rmdir()
+                raise
+
+    def publish(self, path: Path, data: bytes, *, durable: bool = False) -> None:
+        """Write a file whole or not at all; a file that holds the data already is not touched.
+
+        Args:
+            path: Below the workspace.
+            data: The whole content.
+            durable: Wait until the disk has it: for files that a power cut must not take.
+
+        Raises:
+            TransientError: The disk is full or failed.
+        """
+        with storage_errors(path):
+            if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+                return
+            scratch = self.scratch()
+        replace_file(path, data, durable=durable, scratch=scratch)
+
+    def publish_table(self, path: Path, table: pa.Table) -> None:
+        """Write an Arrow table as Parquet, durably (raises `TransientError`)."""
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        self.publish(path, sink.getvalue(), durable=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace for one run; in a process that holds it already, do nothing.
+
+        The system frees the lock of a process that dies, however it dies.
+
+        Raises:
+            LockedError: Another process holds it; the message names host, process and start.
+        """
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _PROCESS}
+        started = datetime.fromtimestamp(psutil.Process().create_time()).astimezone().isoformat(timespec="seconds")
+        with contextlib.ExitStack() as stack:
+            try:
+                other = stack.enter_context(locked(self.lock, me | {"started": started}))
+            except FileNotFoundError:
+                raise LockedError(self.root, "was in use by a command that was refused", "run again") from None
+            if other is None:
+                shutil.rmtree(self.tmp, ignore_errors=True)
+            elif not me.items() <= other.items():  # otherwise the command that calls this flow holds the lock
+                raise LockedError(self.root, f"is in use by {_owner(other)}", "wait until it has ended")
+            yield
+
+    def owner(self) -> str | None:
+        """Return host, process and start time of the run that holds the workspace; None when it is free."""
+        with contextlib.suppress(OSError):
+            if (note := holder(self.lock)) is not None:
+                return _owner(note)
+        return None
+
+
+def _owner(note: dict[str, Any]) -> str:
+    unknown = {"pid": "?", "host": "?", "started": "?"}
+    return "process {pid} on {host}, started {started}".format_map(unknown | note)
+
+
+def read_table(
+    path: Path,
+    schema: pa.Schema,
+    columns: list[str] | None = None,
+    *,
+    remedy: str = "delete it: the next run makes it anew",
+) -> pa.Table:
+    """Read a Parquet table of a workspace; an empty one where there is no file. ``remedy`` says what to do if damaged.
+
+    Raises:
+        UsageError: The file is damaged or of another version.
+        TransientError: The disk or the system refuses to read it for now.
+    """
+    if not path.exists():
+        return schema.empty_table().select(columns or schema.names)
+    try:
+        with reading_errors(path):
+            table = pq.read_table(path, columns=columns, schema=schema)
+            table.validate(full=True)  # Parquet itself takes any bytes for text
+            metadata = pq.read_schema(path).metadata
+        for value in (metadata or {}).values():
+            value.decode()
+        return table.replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = f"cannot be read ({' '.join(str(error).split())})"
+        raise UsageError(path, reason, remedy) from None

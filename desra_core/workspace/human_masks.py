@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.files.atomic import replace_file
-from desra_core.files.hashing import digest, fingerprint, read_bytes
+from desra_core.files.content import digest, fingerprint, read_bytes, replace_file
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, read_table
 
@@ -42,26 +41,21 @@ class HumanMask(NamedTuple):
         return decode_mask(read_bytes(self.path), self.path)
 
 
-def human_mask_rows(workspace: Workspace) -> pa.Table:
-    """List the human masks of a workspace, those that do not count included (schema `HUMAN_MASKS`)."""
+def human_mask_rows(workspace: Workspace, gan_sr_key: str | None) -> pa.Table:
+    """List the human masks that count for results of a GAN model, None for results in files (schema `HUMAN_MASKS`)."""
     remedy = "bring it back from a copy, or delete it and import the masks again"
-    table = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
-    there = [workspace.human_mask(name).exists() for name in table["name"].to_pylist()]
-    return table.filter(pa.array(there, pa.bool_()))
-
-
-def that_count(rows: pa.Table, gan_sr_key: str | None) -> pa.Table:
-    """Filter rows of the schema `HUMAN_MASKS` by the GAN model on whose results they were drawn, None for files."""
+    rows = read_table(workspace.human_manifest, HUMAN_MASKS, remedy=remedy)
+    there = [workspace.human_mask(name).exists() for name in rows["name"].to_pylist()]
+    rows = rows.filter(pa.array(there, pa.bool_()))
     keys = rows["gan_sr_key"]
     return rows.filter(pc.is_null(keys) if gan_sr_key is None else pc.fill_null(pc.equal(keys, gan_sr_key), False))
 
 
 def read_human_masks(workspace: Workspace, gan_sr_key: str | None) -> dict[str, HumanMask]:
     """Return the human masks that count for results of a model, by image id."""
-    rows = that_count(human_mask_rows(workspace), gan_sr_key).to_pylist()
     return {
         row["id"]: HumanMask(row["name"], workspace.human_mask(row["name"]), row["pixels"], row["regions"])
-        for row in rows
+        for row in human_mask_rows(workspace, gan_sr_key).to_pylist()
     }
 
 

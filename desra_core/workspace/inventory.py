@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 from desra_core.workspace import DATASET, Workspace, read_table
-from desra_core.workspace.human_masks import human_mask_rows, that_count
+from desra_core.workspace.human_masks import human_mask_rows
 from desra_core.workspace.manifest import MANIFEST, image_refs
+from desra_core.workspace.matching import ROLES
 from desra_core.workspace.products import ARRAYS
 from desra_core.workspace.records import Flags, flags_of
 
@@ -51,29 +52,30 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
         each: Look for the files of each row instead of listing the whole workspace; this is faster for few rows.
     """
     names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
-    kinds = {kind: workspace.dataset(kind, "").parent for kind in DATASET}
+    looked_for = names.to_pylist() if each else []
+
+    def pictures(folder: Path) -> Flags:
+        if not folder.is_dir():
+            found: Iterable[str] = ()
+        elif each:
+            found = (name for name in looked_for if _holds_data(folder / f"{name}.png"))
+        else:
+            found = _pngs(folder)
+        return flags_of(pc.is_in(names, pa.array(found, pa.string())))
+
     if each:
-        looked_for = names.to_pylist()
         groups = (workspace.group(image_id) for image_id in ids.to_pylist())
-        masks = [name for name in looked_for if _holds_data(workspace.mask(name))]
-        pictures = [
-            [name for name in looked_for if _holds_data(workspace.dataset(kind, name))] if folder.is_dir() else []
-            for kind, folder in kinds.items()
-        ]
     else:
         groups = (Path(group.path) for folder in _folders(workspace.maps) for group in _folders(folder))
-        masks = list(_pngs(workspace.masks))
-        pictures = [list(_pngs(folder)) for folder in kinds.values()]
     arrays = pa.array((f"{group.stem}/{array.name}" for group in groups for array in _folders(group)), pa.string())
-    paths = {name: pc.binary_join_element_wise(ids, name, "/") for name in ARRAYS}
     marked = np.zeros(len(ids), bool)
     if gan_sr_key:
-        human = that_count(human_mask_rows(workspace), gan_sr_key)
+        human = human_mask_rows(workspace, gan_sr_key)
         marked = flags_of(pc.is_in(ids, human.filter(pc.greater(human["pixels"], 0))["id"].combine_chunks()))
     return Held(
-        flags_of(pc.is_in(names, pa.array(masks, pa.string()))),
-        np.sum([flags_of(pc.is_in(names, pa.array(kind, pa.string()))) for kind in pictures], axis=0, dtype=np.int8),
-        {name: flags_of(pc.is_in(paths[name], arrays)) for name in ARRAYS},
+        pictures(workspace.masks),
+        np.sum([pictures(workspace.dataset(kind, "").parent) for kind in DATASET], axis=0, dtype=np.int8),
+        {name: flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), arrays)) for name in ARRAYS},
         marked,
     )
 
@@ -102,8 +104,6 @@ def _holds_data(path: Path) -> bool:
 
 def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
     """Yield the names of the pictures below a folder, but for those that a power cut has emptied."""
-    if not os.path.isdir(folder):
-        return
     for entry in os.scandir(folder):
         if not is_text(entry.name):
             continue
@@ -122,20 +122,18 @@ def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict
             sources: mse_sr and gan_sr, and lr and labels where there are any.
         names: Of images in the manifest.
     """
-    files: dict[str, dict[str, Path]] = {}
     if verb == "mine":
         kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
         files = {name: {kind: workspace.dataset(kind, name) for kind in kinds} for name in names}
     else:
         manifest = read_table(workspace.manifest, MANIFEST)
         rows = manifest.filter(pc.is_in(manifest["name"], pa.array(names, pa.string())))
-        for row in range(rows.num_rows):
-            (image,) = image_refs(rows.slice(row, 1))
-            found = {"mse_sr": image.mse_sr, "gan_sr": image.gan_sr, "lr": image.lr, "labels": image.labels}
-            files[image.names[0]] = {kind: file.path for kind, file in found.items() if file is not None}
-    for name, kinds_of_image in files.items():
-        kinds_of_image["mask"] = workspace.mask(name)
-    return files
+        images = [image for row in range(rows.num_rows) for image in image_refs(rows.slice(row, 1))]
+        files = {
+            image.names[0]: {role: file.path for role in ROLES if (file := getattr(image, role)) is not None}
+            for image in images
+        }
+    return {name: of_image | {"mask": workspace.mask(name)} for name, of_image in files.items()}
 
 
 def publish_pseudo_gt(

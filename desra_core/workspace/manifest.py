@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.hashing import digest, hash_file
+from desra_core.files.content import digest, hash_file
 from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import flags_of, read_records
+from desra_core.workspace.records import Flags, flags_of, read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -106,23 +106,24 @@ def scan(
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     asked = found.slice(0, limit)
-    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
-    current, unreadable = _identified(asked, _trusted(previous, workspace), sources, on_hashed)
-    if previous is not None and (doubted := _changed_by_the_manifest_alone(current, previous)):
-        trusted = current.filter(pc.invert(pc.is_in(current["name"], pa.array(doubted))))
-        trusted = trusted.replace_schema_metadata(_roots(sources))
-        current, unreadable = _identified(asked, trusted, sources, on_hashed)
-        previous = _mended(previous, current, sources, doubted)
+    previous = _under_new_names(workspace, read_table(workspace.manifest, MANIFEST), found, sources)
+    records = read_records(workspace, ["id", "reason"])
+    changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
+    current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
+    if len(doubted := _changed_without_a_file(current, previous)):
+        known = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
+        current, unreadable = _identified(asked, known, sources, on_hashed)
+        previous = _with_right_ids(previous, current, sources, doubted)
     failures = pa.concat_tables([failures, unreadable])
     if asked.num_rows < found.num_rows:
         failures = failures.filter(pc.less(failures["name"], found["name"][asked.num_rows]))
-    readable = found.filter(pc.invert(pc.is_in(found["name"], failures["name"].combine_chunks())))
+    readable = _without(found, "name", failures["name"])
     unasked = _unasked(previous, found, sources, workspace)
     manifest, added, replaced = _with_shards(current, previous, readable["name"], unasked, shard_size)
     for name in replaced:
         workspace.withdraw(name)
-    if replaced and previous is not None:
-        for image_id in previous["id"].filter(pc.invert(pc.is_in(previous["id"], manifest["id"]))).to_pylist():
+    if replaced:
+        for image_id in _without(previous, "id", manifest["id"])["id"].to_pylist():
             workspace.drop_group(image_id)
     vanished = manifest.num_rows - int(pc.sum(manifest["present"]).as_py() or 0)
     manifest = manifest.replace_schema_metadata(_roots(sources))
@@ -181,15 +182,11 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
     return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
 
 
-def _under_new_names(
-    workspace: Workspace, previous: pa.Table | None, found: pa.Table, sources: Sources
-) -> pa.Table | None:
+def _under_new_names(workspace: Workspace, previous: pa.Table, found: pa.Table, sources: Sources) -> pa.Table:
     """Return the manifest with the names that files have now; outputs and human masks are renamed, too.
 
     The name of the file ``a.jpg`` is ``a``, but ``a.jpg`` as long as a file such as ``a.png`` lies beside it.
     """
-    if previous is None:
-        return None
     path = f"{sources.identity[-1]}_path"
     index = pc.index_in(previous[path].combine_chunks(), found[path].combine_chunks())
     names = previous["name"].combine_chunks()
@@ -227,44 +224,49 @@ def _stored_roots(manifest: pa.Table) -> dict[str, bytes]:
     return {role: stored[role.encode()] for role in ROLES if role.encode() in stored}
 
 
+def _without(table: pa.Table, column: str, values: pa.ChunkedArray) -> pa.Table:
+    """Drop the rows of a table whose value in a column is among some values."""
+    return table.filter(pc.invert(pc.is_in(table[column], values.combine_chunks())))
+
+
 def _identified(
-    found: pa.Table, previous: pa.Table | None, sources: Sources, on_hashed: Callable[[int, int], None] | None
+    found: pa.Table, previous: pa.Table, sources: Sources, on_hashed: Callable[[int, int], None] | None
 ) -> tuple[pa.Table, pa.Table]:
-    """Add ``ROLE_hash``, ``content`` (the id without labels) and ``id``; hash only files that may have changed."""
+    """Add the columns ``ROLE_hash``, ``content`` (the id but for the labels) and ``id`` to images.
+
+    Files that are as ``previous`` records them keep their hash; the others are read. Returns the images, and rows of
+    the schema `FAILURES` about those that cannot be read.
+    """
     hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
-    unknown = {
-        role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()).to_numpy(zero_copy_only=False)
-        for role in sources.places
-    }
-    total, done = sum(int(flags.sum()) for flags in unknown.values()), 0
+    unknown = {role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()) for role in sources.places}
+    total, done = sum(pc.sum(flags).as_py() or 0 for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
     with ThreadPoolExecutor() as pool:
         for role, folder in sources.folders.items():
-            rows = np.flatnonzero(unknown[role])
-            new = [pa.array([], pa.string())]
-            for start in range(0, rows.size, _HASH_BATCH):
-                batch = found.select(["name", f"{role}_path"]).take(rows[start : start + _HASH_BATCH])
-                results = list(pool.map(_hashed, (folder / path for path in batch[f"{role}_path"].to_pylist())))
-                failed += [
-                    scan_failure(*result.failure) | {"name": name}
-                    for name, result in zip(batch["name"].to_pylist(), results, strict=True)
-                    if isinstance(result, ImageError)
-                ]
+            new = []
+            files = found.filter(unknown[role]).select(["name", f"{role}_path"]).combine_chunks()
+            for batch in files.to_batches(max_chunksize=_HASH_BATCH):
+                names, paths = (column.to_pylist() for column in batch.columns)
+                results = list(pool.map(_hashed, (folder / path for path in paths)))
+                for name, result in zip(names, results, strict=True):
+                    if isinstance(result, ImageError):
+                        failed.append(scan_failure(*result.failure) | {"name": name})
                 new.append(pa.array((None if isinstance(r, ImageError) else r for r in results), pa.string()))
                 done += len(results)
                 if on_hashed:
                     on_hashed(done, total)
-            hashes[role] = pc.replace_with_mask(hashes[role], pa.array(unknown[role]), pa.concat_arrays(new))
+            read = pa.chunked_array(new, pa.string()).combine_chunks()
+            hashes[role] = pc.replace_with_mask(hashes[role], unknown[role].combine_chunks(), read)
     table = found
     for role in ROLES:
         table = table.append_column(f"{role}_hash", hashes[role])
     problems = pa.Table.from_pylist(failed, FAILURES)
-    table = table.filter(pc.invert(pc.is_in(table["name"], problems["name"].combine_chunks())))
-    ids = [pa.array([], pa.string())]
+    table = _without(table, "name", problems["name"])
+    digests = []
     for rows in table.select([f"{role}_hash" for role in sources.identity]).to_batches(max_chunksize=_BATCH):
-        contents = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-        ids.append(pa.array((digest(" ".join(hashes).encode()) for hashes in contents), pa.string()))
-    contents, labels = pa.concat_arrays(ids), table["labels_hash"].combine_chunks()
+        each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        digests.append(pa.array((digest(" ".join(hashes).encode()) for hashes in each), pa.string()))
+    contents, labels = pa.chunked_array(digests, pa.string()).combine_chunks(), table["labels_hash"].combine_chunks()
     table = table.append_column("content", contents)
     return table.append_column("id", _ids_with_labels(contents, labels)), problems
 
@@ -275,15 +277,22 @@ def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
     return manifest.take(index).combine_chunks()
 
 
-def _known_hashes(found: pa.Table, previous: pa.Table | None, sources: Sources, role: str) -> pa.Array:
+def _equal(one: pa.Table, other: pa.Table, columns: list[str]) -> Flags:
+    """Compare two tables row by row: which rows are equal in these columns, where null equals null."""
+    flags = np.ones(one.num_rows, bool)
+    for column in columns:
+        here, there = one[column].combine_chunks(), other[column].combine_chunks()
+        flags &= flags_of(pc.equal(here, there)) | flags_of(pc.and_(here.is_null(), there.is_null()))
+    return flags
+
+
+def _known_hashes(found: pa.Table, previous: pa.Table, sources: Sources, role: str) -> pa.Array:
     """Return the hashes of files whose folder, path, size and time are as before; null for the others."""
-    if previous is None or _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
+    if _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
         return pa.nulls(found.num_rows, pa.string())
     before = _aligned(found, previous)
-    fields = [f"{role}_{field}" for field in ("path", "size", "mtime")]
-    same = [flags_of(pc.equal(found[field].combine_chunks(), before[field].combine_chunks())) for field in fields]
-    known = pa.array(np.logical_and.reduce(same))
-    return pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
+    known = _equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")])
+    return pc.if_else(pa.array(known), before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:
@@ -293,69 +302,41 @@ def _hashed(path: Path) -> str | ImageError:
         return error
 
 
-def _trusted(previous: pa.Table | None, workspace: Workspace) -> pa.Table | None:
-    """Drop from the manifest the images of which a run found a changed file."""
-    if previous is None:
-        return None
-    records = read_records(workspace, ["id", "reason"])
-    found = records["id"].filter(pc.equal(records["reason"], CHANGED))
-    return previous.filter(pc.invert(pc.is_in(previous["id"], found.combine_chunks())))
-
-
-def _changed_by_the_manifest_alone(current: pa.Table, previous: pa.Table) -> list[str]:
-    """List all names of images whose id would change although every stored hash is as before.
+def _changed_without_a_file(current: pa.Table, previous: pa.Table) -> pa.ChunkedArray:
+    """List all names of images whose id would change although no hash of their files has changed.
 
     The cause is a damaged manifest, or labels that once differed from those of an equal image that has vanished.
     """
     before = _aligned(current, previous)
-    changed = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
-    for role in ROLES:
-        now, then = (table[f"{role}_hash"].combine_chunks() for table in (current, before))
-        changed &= flags_of(pc.equal(now, then)) | flags_of(pc.and_(now.is_null(), then.is_null()))
-    alike = pc.is_in(current["content"], current["content"].filter(pa.array(changed)).combine_chunks())
-    names: list[str] = current["name"].filter(alike).to_pylist()
-    return names
+    other = flags_of(pc.not_equal(current["id"].combine_chunks(), before["id"].combine_chunks()))
+    other &= _equal(current, before, [f"{role}_hash" for role in ROLES])
+    contents = current["content"].filter(pa.array(other)).combine_chunks()
+    return current["name"].filter(pc.is_in(current["content"], contents))
 
 
-def _mended(previous: pa.Table, current: pa.Table, sources: Sources, doubted: list[str]) -> pa.Table:
-    """Correct the ids in a manifest, for images whose files have the content that the manifest records."""
-    before, now = (
-        {row["name"]: row for row in table.filter(pc.is_in(table["name"], pa.array(doubted))).to_pylist()}
-        for table in (previous, current)
-    )
-    mended = {
-        name: row["id"]
-        for name, row in now.items()
-        if name in before
-        and all(row[f"{role}_hash"] == before[name][f"{role}_hash"] for role in sources.identity)
-        and before[name]["id"] not in (row["content"], _id_by_labels(row["content"], row["labels_hash"]))
-    }
-    names, known = previous["name"].to_pylist(), previous["id"].to_pylist()
-    ids = [mended.get(name, image_id) for name, image_id in zip(names, known, strict=True)]
-    return previous.set_column(previous.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
-
-
-def _id_by_labels(image_id: str, labels: str | None) -> str:
-    """Compute the id of an image with the results of another image, but with other labels."""
-    return digest(f"{image_id} {labels}".encode())
+def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, doubted: pa.ChunkedArray) -> pa.Table:
+    """Give doubted images of a manifest their present ids, where the manifest records the content of their files."""
+    now = _aligned(previous, current)
+    same = _equal(previous, now, [f"{role}_hash" for role in sources.identity])
+    same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
+    ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
+    return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
 
 
 def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
     """Compute ids: images of equal content share one, unless their labels (so their masks) differ from the first's."""
-    firsts = pa.table({"content": contents, "labels": labels}).group_by("content", use_threads=False)
-    firsts = firsts.aggregate([("labels", "first")])
-    first = firsts["labels_first"].combine_chunks().take(pc.index_in(contents, firsts["content"].combine_chunks()))
+    first = labels.take(pc.index_in(contents, contents))
     other = pc.fill_null(pc.not_equal(labels, first), False)
     pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((_id_by_labels(content, label) for content, label in pairs), pa.string())
+    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
     return pc.replace_with_mask(contents, other, own)
 
 
-def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
+def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
     """List the names of images whose files are in the main folder, but were not asked for."""
     role = sources.identity[-1]
     selects = any(is_selection(sources.places[each]) for each in sources.identity)
-    if not selects or previous is None or _stored_roots(previous).get(role) != str(sources.main).encode():
+    if not selects or _stored_roots(previous).get(role) != str(sources.main).encode():
         return pa.array([], pa.string())
     there = image_files(sources.main, workspace.root, sources.exclusion()).files["path"].combine_chunks()
     paths = previous[f"{role}_path"]
@@ -364,24 +345,27 @@ def _unasked(previous: pa.Table | None, found: pa.Table, sources: Sources, works
 
 
 def _with_shards(
-    current: pa.Table, previous: pa.Table | None, seen: pa.ChunkedArray, unasked: pa.Array, shard_size: int
+    current: pa.Table, previous: pa.Table, readable: pa.ChunkedArray, unasked: pa.Array, shard_size: int
 ) -> tuple[pa.Table, int, list[str]]:
-    """Give images their shards; returns the manifest, the number of new images, and the names of replaced images."""
+    """Give images their shards, and add the images of the previous manifest that the scan did not take.
+
+    ``readable`` are the names of all images that were found, those beyond the limit included. Returns the manifest, the
+    number of new images, and the names of replaced images.
+    """
     ids, names = current["id"].combine_chunks(), current["name"].combine_chunks()
-    known = MANIFEST.empty_table() if previous is None else previous
-    shards = known["shard"].combine_chunks().take(pc.index_in(ids, known["id"].combine_chunks()))
+    shards = previous["shard"].combine_chunks().take(pc.index_in(ids, previous["id"].combine_chunks()))
     fresh = ids.filter(shards.is_null()).unique()
-    first = (pc.max(known["shard"]).as_py() + 1) if known.num_rows else 0
+    first = (pc.max(previous["shard"]).as_py() + 1) if previous.num_rows else 0
     fresh_shards = pa.array(first + np.arange(len(fresh)) // shard_size, pa.int32())
     shards = pc.coalesce(shards, fresh_shards.take(pc.index_in(ids, fresh)))
     here = pa.array(np.ones(len(ids), bool))
     table = current.append_column("shard", shards).append_column("present", here).append_column("asked", here)
-    before = known["id"].combine_chunks().take(pc.index_in(names, known["name"].combine_chunks()))
-    replaced = names.filter(pc.fill_null(pc.not_equal(before, ids), False)).to_pylist()
-    other = known.filter(pc.invert(pc.is_in(known["name"], names)))
-    left = pc.is_in(other["name"], unasked)
-    still_there = pc.or_(left, pc.is_in(other["name"], seen.combine_chunks()))
-    for field, flags in (("present", pc.and_(other["present"], still_there)), ("asked", pc.invert(left))):
-        other = other.set_column(other.schema.get_field_index(field), field, flags)
-    tables = [table.select(MANIFEST.names).cast(MANIFEST), other.cast(MANIFEST)]
+    other_id = pc.not_equal(_aligned(current, previous)["id"].combine_chunks(), ids)
+    replaced = names.filter(pc.fill_null(other_id, False)).to_pylist()
+    rest = _without(previous, "name", current["name"])
+    is_unasked = pc.is_in(rest["name"], unasked)
+    is_there = pc.or_(is_unasked, pc.is_in(rest["name"], readable.combine_chunks()))
+    for field, flags in (("present", pc.and_(rest["present"], is_there)), ("asked", pc.invert(is_unasked))):
+        rest = rest.set_column(rest.schema.get_field_index(field), field, flags)
+    tables = [table.select(MANIFEST.names).cast(MANIFEST), rest.cast(MANIFEST)]
     return pa.concat_tables(tables).sort_by("name").combine_chunks(), len(fresh), replaced

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import DesraError, Failure, ImageError, UsageError
-from desra_core.files.atomic import takes_name
+from desra_core.files.content import takes_name
 from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
 from desra_core.workspace import Workspace
 
@@ -77,23 +76,7 @@ class Sources:
         return list(map(below, self.exclude))
 
 
-class Matched(NamedTuple):
-    """The images of some folders.
-
-    Attributes:
-        images: One row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes) and
-            ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
-            otherwise have the same name.
-        failures: The files that belong to no image (schema `FAILURES`).
-        passed_over: As in `desra_core.images.scanning.Found`.
-    """
-
-    images: pa.Table
-    failures: pa.Table
-    passed_over: Counter[str]
-
-
-def match(sources: Sources, skip: Path) -> Matched:
+def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str]]:
     """Match the files of some folders.
 
     Where a place is a file or a glob, the run asks only for these files: files of other folders without a twin among
@@ -103,35 +86,26 @@ def match(sources: Sources, skip: Path) -> Matched:
         sources: The folders.
         skip: The workspace, which is left out where it lies inside a folder.
 
+    Returns:
+        - The images: one row per name whose files are all there, with the columns ``ROLE_path``, ``ROLE_size`` (bytes)
+          and ``ROLE_mtime`` (ns). A name is a relative path without its suffix, or with it where two images would
+          otherwise have the same name.
+        - The files that belong to no image (schema `FAILURES`).
+        - Counts of other files, as in `desra_core.images.scanning.Found`.
+
     Raises:
         UsageError: A folder does not exist, lies inside ``skip``, holds no images, or has no file in common with
             another one.
     """
-    tables: dict[str, pa.Table] = {}
-    failures = [FAILURES.empty_table()]
-    passed_over: Counter[str] = Counter()
-    exclude = sources.exclusion()
-    for role, place in sources.places.items():
-        folder = root_of(place)
+    for folder in sources.folders.values():
         if folder.resolve().is_relative_to(skip.resolve()):
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
-        tables[role], problems, others = image_files(place, skip, exclude)
-        if not tables[role].num_rows and not problems:
-            raise no_images(place, "name a folder with PNG, JPEG, WebP, TIFF or BMP files", others)
-        failures.append(failure_rows(problems))
-        passed_over.update(others)
-    tables, ambiguous = without_ambiguity(tables)
-    failures.append(ambiguous)
-    for find, reason, remedy in (
-        (_clashing, "has the mask {}.png, but so is a folder called", "rename one of them"),
-        (_overlong, "has too long a name for its mask, NAME.png", "shorten it"),
-    ):
-        names = sorted(find(tables, Workspace(skip)))
-        failures.append(
-            pa.Table.from_pylist([scan_failure(name, reason.format(name), remedy) for name in names], FAILURES)
-        )
-        unfit = pa.array(names, pa.string())
-        tables = {role: table.filter(pc.invert(pc.is_in(table["name"], unfit))) for role, table in tables.items()}
+    remedy = "name a folder with PNG, JPEG, WebP, TIFF or BMP files"
+    tables, problems, passed_over = _listed(sources.places, skip, remedy, sources.exclusion())
+    tables, unclear = _with_clear_names(tables)
+    unfit = _unfit(pa.concat_tables([table.select(["name"]) for table in tables.values()])["name"].unique(), skip)
+    names = pa.array((error.subject for error in unfit), pa.string())
+    tables = {role: table.filter(pc.invert(pc.is_in(table["name"], names))) for role, table in tables.items()}
     main = sources.identity[-1]
     for role, table in tables.items():
         # Twins get the name of the file in the main folder: spellings may differ, and single files have other names.
@@ -139,58 +113,84 @@ def match(sources: Sources, skip: Path) -> Matched:
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
-    return Matched(joined, pa.concat_tables([*failures, *lacking]), passed_over)
+    return joined, pa.concat_tables([failure_rows(problems + unclear + unfit), *lacking]), passed_over
+
+
+def _listed(
+    places: Mapping[str, Path], skip: Path | None, empty: str | None, exclude: Sequence[str] = ()
+) -> tuple[dict[str, pa.Table], list[ImageError], Counter[str]]:
+    """List the image files of each role, and put their problems and the counts of other files together.
+
+    ``empty`` is the remedy, with the role as ``{role}``, of the `UsageError` for a place without images; None where a
+    place may be empty.
+    """
+    tables: dict[str, pa.Table] = {}
+    problems: list[ImageError] = []
+    passed_over: Counter[str] = Counter()
+    for role, place in places.items():
+        tables[role], own, others = image_files(place, skip, exclude)
+        if empty is not None and not tables[role].num_rows and not own:
+            raise no_images(place, empty.format(role=role), others)
+        problems += own
+        passed_over.update(others)
+    return tables, problems, passed_over
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
-    """Join files to one row per complete image; also return tables of failures of the others (raises `UsageError`)."""
+    """Join the files of all roles by name: one row per image whose files are all there.
+
+    Also returns tables of the schema `FAILURES` with the files that lack a twin. Raises `UsageError` where two folders
+    have no name in common.
+    """
     *others, main = sources.identity
     selective = {role for role, place in sources.places.items() if is_selection(place)}
-
-    def renamed(files: pa.Table, role: str) -> pa.Table:
-        return files.rename_columns(["name"] + [f"{role}_{column}" for column in files.column_names[1:]])
-
-    joined = renamed(tables[main], main)
-    for role in (*others, *(role for role in ROLES if role not in sources.identity)):
-        table = renamed(tables.get(role, FILES.empty_table()), role)
-        here, there = joined["name"], table["name"]
+    by_role = {
+        role: table.rename_columns(["name", *(f"{role}_{column}" for column in table.column_names[1:])])
+        for role, table in ({role: FILES.empty_table() for role in ROLES} | tables).items()
+    }
+    joined = by_role.pop(main)
+    for role, files in by_role.items():
+        here, there = joined["name"], files["name"]
         if len(here) and len(there) and not pc.any(pc.is_in(there, here.combine_chunks())).as_py():
             names = f"{pc.min(there)}, but {pc.min(here)}"
             reason = f"has no file of the same relative path, suffix aside, as any in {sources.main} ({names})"
             raise UsageError(sources.folders[role], reason, "name folders of the same images")
+        # Of the roles that identify an image, a file without a twin is a failure, unless the run asks for other files.
         join = "full outer" if role in others and main not in selective else "left outer"
-        joined = joined.join(table, "name", join_type=join)
+        joined = joined.join(files, "name", join_type=join)
     required = list(permutations(sources.identity, 2))
     if sources.labels is not None:
         required.append(("labels", main))
     failures = []
     for role, twin in required:
         lacking = joined.filter(pc.is_null(joined[f"{role}_path"]))
-        if role not in selective or twin in selective:  # else the twin was not asked for
-            paths = lacking[f"{twin}_path"].combine_chunks()
-            subjects = pc.binary_join_element_wise(f"{sources.folders[twin]}", paths, "/")
-            reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.places[role]}"
-            texts = ("scan", reason, "add the twin, or remove it")
-            stage, reasons, remedies = (pa.array([text] * len(paths), pa.string()) for text in texts)
-            columns = [lacking["name"].combine_chunks(), stage, subjects, reasons, remedies]
-            failures.append(pa.table(columns, schema=FAILURES))
         joined = joined.filter(pc.is_valid(joined[f"{role}_path"]))
+        if role in selective and twin not in selective:  # the twin was not asked for
+            continue
+        subjects = pc.binary_join_element_wise(
+            f"{sources.folders[twin]}", lacking[f"{twin}_path"].combine_chunks(), "/"
+        )
+        reason = f"{_NO_TWIN} of the same relative path, suffix aside, in {sources.places[role]}"
+        texts = ("scan", reason, "add the twin, or remove it")
+        stage, reasons, remedies = (pa.array([text] * len(subjects), pa.string()) for text in texts)
+        columns = [lacking["name"].combine_chunks(), stage, subjects, reasons, remedies]
+        failures.append(pa.table(columns, schema=FAILURES))
     return joined, failures
 
 
 def spelled_like(names: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Spell names as they are spelled among known ones that are the same text.
+    """Replace names by the known names that look the same.
 
-    A Mac writes an umlaut as a letter and a mark (NFD), other systems write one character (NFC). Known names stay, and
-    so do names whose known spelling is among the names already.
+    A Mac writes an umlaut as a letter and a mark (NFD), other systems write one character (NFC). A name stays if it is
+    known as it is, and if the known name that looks the same is also among the names.
     """
-    other = pc.invert(pc.is_in(names, known.combine_chunks()))
-    if not pc.any(other).as_py():
+    unknown = pc.invert(pc.is_in(names, known.combine_chunks()))
+    if not pc.any(unknown).as_py():
         return names
-    forms = pc.utf8_normalize(known, "NFC").combine_chunks()
-    same = known.combine_chunks().take(pc.index_in(pc.utf8_normalize(names, "NFC"), forms).combine_chunks())
-    free = pc.invert(pc.is_in(same, names.combine_chunks()))
-    return pc.if_else(pc.and_(pc.and_(other, pc.is_valid(same)), free), same, names)
+    index = pc.index_in(pc.utf8_normalize(names, "NFC"), pc.utf8_normalize(known, "NFC").combine_chunks())
+    lookalikes = known.combine_chunks().take(index.combine_chunks())
+    free = pc.and_(pc.is_valid(lookalikes), pc.invert(pc.is_in(lookalikes, names.combine_chunks())))
+    return pc.if_else(pc.and_(unknown, free), lookalikes, names)
 
 
 def scan_failure(subject: str, reason: str, remedy: str) -> dict[str, str]:
@@ -229,83 +229,71 @@ def files_by_name(
             may be empty.
 
     Returns:
-        The files, and an error for each that cannot be read and each name that several files share, see
-        `without_ambiguity`.
+        The files, and an error for each that cannot be read and each name that several files share.
 
     Raises:
         UsageError: A folder does not exist, or is empty and may not be.
     """
-    tables: dict[str, pa.Table] = {}
-    problems: list[ImageError] = []
-    for role, folder in folders.items():
-        tables[role], own, others = image_files(folder, skip)
-        if empty is not None and tables[role].num_rows == 0 and not own:
-            raise no_images(folder, empty.format(role=role), others)
-        problems += own
-    tables, unclear = without_ambiguity(tables)
-    problems += [ImageError(row["subject"], row["reason"], row["remedy"]) for row in unclear.to_pylist()]
+    tables, problems, _ = _listed(folders, skip, empty)
+    tables, unclear = _with_clear_names(tables)
     files = {}
     for role, table in tables.items():
         names = spelled_like(table["name"], tables[main]["name"]).to_pylist()
         paths = (root_of(folders[role]) / path for path in table["path"].to_pylist())
         files[role] = dict(zip(names, paths, strict=True))
-    return files, problems
+    return files, problems + unclear
 
 
-def without_ambiguity(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], pa.Table]:
-    """Drop names that two files share, unless the files of all roles are the same: then a name gets its suffix.
+def _with_clear_names(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[ImageError]]:
+    """Drop files that share a name, such as ``a.jpg`` and ``a.png``, because it is unclear which twins they have.
 
-    Takes tables of `image_files` by role; returns them, and rows of the schema `FAILURES` about what was dropped.
+    Where each role has the same of these files, they stay, and get their suffix as part of the name. Takes tables of
+    `image_files` by role; returns them, and an error for each name that was dropped.
     """
-    doubled = pa.concat_tables([_doubled(table) for table in tables.values()]).column("name").combine_chunks().unique()
+    doubled = pa.chunked_array([_doubled(table) for table in tables.values()], pa.string()).unique()
     if len(doubled) == 0:
-        return tables, FAILURES.empty_table()
+        return tables, []
     candidates: dict[str, dict[str, list[str]]] = {}
     for role, table in tables.items():
-        for row in table.filter(pc.is_in(table["name"], doubled)).to_pylist():
-            candidates.setdefault(row["name"], {}).setdefault(role, []).append(row["path"])
-    problems, clear = [], set()
+        for row in table.filter(pc.is_in(table["name"], doubled)).sort_by("path").to_pylist():
+            candidates.setdefault(row["name"], {each: [] for each in tables})[role].append(row["path"])
+    problems, clear = [], []
     for name, by_role in sorted(candidates.items()):
-        if len(by_role) == len(tables) and len({tuple(sorted(paths)) for paths in by_role.values()}) == 1:
-            clear.add(name)
+        if all(paths == next(iter(by_role.values())) for paths in by_role.values()):
+            clear.append(name)
             continue
-        role, paths = next((role, sorted(paths)) for role, paths in by_role.items() if len(paths) > 1)
+        role, paths = next((role, paths) for role, paths in by_role.items() if len(paths) > 1)
         reason = f"has two candidates among the {role} files: {' and '.join(paths[:2])}"
-        problems.append(scan_failure(name, reason, "keep one of them"))
+        problems.append(ImageError(name, reason, "keep one of them"))
     kept = {}
     for role, table in tables.items():
-        rest = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
+        single = table.filter(pc.invert(pc.is_in(table["name"], doubled)))
         suffixed = table.filter(pc.is_in(table["name"], pa.array(clear, pa.string())))
-        suffixed = suffixed.set_column(0, "name", suffixed["path"])
-        kept[role] = pa.concat_tables([rest, suffixed])
-        for name in _doubled(kept[role]).column("name").to_pylist():
-            problems.append(scan_failure(name, f"is the name of two {role} files' outputs", "rename one of them"))
-            kept[role] = kept[role].filter(pc.not_equal(kept[role]["name"], name))
-    return kept, pa.Table.from_pylist(problems, FAILURES)
+        kept[role] = pa.concat_tables([single, suffixed.set_column(0, "name", suffixed["path"])])
+        again = _doubled(kept[role])
+        reason = f"is the name of two {role} files' outputs"
+        problems += [ImageError(name, reason, "rename one of them") for name in again.to_pylist()]
+        kept[role] = kept[role].filter(pc.invert(pc.is_in(kept[role]["name"], again)))
+    return kept, problems
 
 
-def _clashing(tables: dict[str, pa.Table], _: Workspace) -> set[str]:
-    """Find names whose mask would lie where the masks of a folder go: ``x.jpg`` beside ``x.png/``."""
-    folders, names = set[str](), set[str]()
-    for table in tables.values():
-        for name in table["name"].filter(pc.match_substring(table["name"], ".png/")).to_pylist():
-            folders |= {str(folder)[:-4] for folder in PurePosixPath(name).parents if folder.suffix == ".png"}
-    for table in tables.values():
-        names.update(table["name"].filter(pc.is_in(table["name"], pa.array(folders, pa.string()))).to_pylist())
-    return names
+def _unfit(names: pa.Array, root: Path) -> list[ImageError]:
+    """Find names whose files, such as the mask NAME.png, cannot be written to the workspace in the folder ``root``."""
+    with_folder = names.filter(pc.match_substring(names, ".png/")).to_pylist()
+    parents = {parent for name in with_folder for parent in PurePosixPath(name).parents if parent.suffix == ".png"}
+    folders = pa.array({str(parent)[: -len(".png")] for parent in parents}, pa.string())
+    clashing = names.filter(pc.is_in(names, folders)).to_pylist()
+    long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
+    suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH))).to_pylist()
+    overlong = [name for name in suspects if not takes_name(Workspace(root).dataset("pseudo_gt", name))]
+    folder = "has the mask {}.png, but so is a folder called"
+    return [
+        *(ImageError(name, folder.format(name), "rename one of them") for name in sorted(clashing)),
+        *(ImageError(name, "has too long a name for its mask, NAME.png", "shorten it") for name in sorted(overlong)),
+    ]
 
 
-def _overlong(tables: dict[str, pa.Table], workspace: Workspace) -> set[str]:
-    """Find names too long for the files of a workspace: masks and pictures are called NAME.png."""
-    long = set[str]()
-    for table in tables.values():
-        names = table["name"]
-        long_part = pc.match_substring_regex(names.cast(pa.binary()), f"[^/]{{{_SURELY_SHORT + 1}}}")
-        suspects = names.filter(pc.or_(long_part, pc.greater(pc.binary_length(names), _SURELY_SHORT_PATH)))
-        long |= {name for name in suspects.to_pylist() if not takes_name(workspace.dataset("pseudo_gt", name))}
-    return long
-
-
-def _doubled(table: pa.Table) -> pa.Table:
-    counts = table.group_by("name").aggregate([([], "count_all")])
-    return counts.filter(pc.greater(counts["count_all"], 1)).select(["name"])
+def _doubled(table: pa.Table) -> pa.Array:
+    """List the names that several rows of a table have."""
+    counts = pc.value_counts(table["name"])
+    return counts.field("values").filter(pc.greater(counts.field("counts"), 1))

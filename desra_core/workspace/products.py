@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.detection.detectors import DEFAULT
-from desra_core.files.hashing import fingerprint
+from desra_core.files.content import fingerprint
 
 # One value, or one for each of many images.
 F = TypeVar("F", bool, npt.NDArray[np.bool_])
@@ -128,9 +128,8 @@ PRODUCTS = (
     ),
     Product("mask", "mask and regions", key=lambda target: target.mask_key, needs=lambda _: ARRAYS, column="mask_key"),
 )
-FURTHER = tuple(
-    product for product in PRODUCTS if product.column not in ("similarity_key", "segmentation_key", "mask_key")
-)
+# The products beside the usual ones, whose columns are fields of `Record`.
+FURTHER = tuple(each for each in PRODUCTS if each.column not in ("similarity_key", "segmentation_key", "mask_key"))
 ARRAYS: tuple[str, ...] = tuple(dict.fromkeys(array for product in PRODUCTS for array in product.arrays))
 
 
@@ -153,15 +152,23 @@ def kept_whole(keep: str, artifact: F, marked: F) -> F:
 
 
 def kept_arrays(target: Target, whole: F) -> dict[str, F]:
-    """Decide which arrays of done images are kept, by name, given `kept_whole`."""
-    mapped = whole | (target.keep != "artifacts")
+    """Decide which arrays of done images are kept.
+
+    Args:
+        target: The settings of the run.
+        whole: Whether everything of an image is kept, by `kept_whole`.
+
+    Returns:
+        By the name of the array: whether it is kept.
+    """
+    with_maps = whole | (target.keep != "artifacts")
     kept = {
-        "similarity": mapped,
-        "labels": mapped & target.segments,
+        "similarity": with_maps,
+        "labels": with_maps & target.segments,
         "mse_sr": whole & target.super_resolves | target.keep_mse,
         "gan_sr": whole & target.super_resolves,
     }
-    return kept | {product.arrays[-1]: mapped & bool(product.key(target)) for product in FURTHER}
+    return kept | {product.arrays[-1]: with_maps & (product.key(target) is not None) for product in FURTHER}
 
 
 def spared_arrays(target: Target) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.atomic import reading_errors
+from desra_core.files.content import reading_errors
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.products import FURTHER
 

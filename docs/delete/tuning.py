@@ -25,9 +25,8 @@ from desra_core.networks.checkpoints import read_kinds
 from desra_core.planning.keys import load_settings
 from desra_core.settings.models import Training
 from desra_core.training.loop import finetune
-from desra_core.training.patches import Sample, freeze, read_sample
 from desra_core.training.pools import Pools
-from desra_core.training.run_folder import RunFolder, write_json
+from desra_core.training.run_folder import RunFolder, Sample, freeze, read_sample, write_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 

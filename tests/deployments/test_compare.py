@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter
 
 from deployments.demo.photos import make_photos as make_demo_photos
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history
@@ -211,6 +211,7 @@ def test_another_model_before_leaves_the_workspace_alone(place, copied, make_mod
     assert everything(copied / "maps") | everything(copied / "masks") | everything(copied / "dataset") == before
 
 
+@pytest.mark.slow
 def test_smoothing_away_all_detail_is_no_way_through_the_gate(compare, desra_here, tmp_path) -> None:
     """The demo's MSE model in place of its GAN model removes all artifacts, and what people want a GAN model for."""
     make_demo_photos(tmp_path / "photos")

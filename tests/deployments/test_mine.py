@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from desra_core.images.codec import decode
-from desra_core.planning.tables import IMAGES, REGIONS
+from desra_core.planning.plan import IMAGES, REGIONS
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.records import read_records
 from tests.conftest import photo, refusal

@@ -76,7 +76,7 @@ def kill_when(command: list[str], environment: dict[str, str], ready) -> bool:
 
 def test_killed_it_ends_as_if_undisturbed(corpus, undisturbed, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
-    command = arguments(corpus, workspace)
+    command = [*arguments(corpus, workspace), "--workers", "1"]
     assert kill_when(command, prefect_environment, lambda: len(finished(workspace)) >= 9)
     before = finished(workspace)
     last = subprocess.run(command, env=prefect_environment, capture_output=True, text=True, check=False)
@@ -174,7 +174,7 @@ def test_a_full_disk_loses_nothing(corpus, undisturbed, prefect_environment, sma
 )
 def test_an_interrupt_ends_quietly_and_says_how_to_go_on(number, to_all, corpus, prefect_environment, tmp_path) -> None:
     workspace = tmp_path / "ws"
-    command = [*arguments(corpus, workspace)[:-1], "2"]  # more shards than are in flight
+    command = [*arguments(corpus, workspace)[:-1], "2", "--workers", "1"]  # more shards than are in flight
     run = subprocess.Popen(
         command,
         env=prefect_environment,

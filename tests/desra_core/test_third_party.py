@@ -52,6 +52,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PLAIN_IMPORTS)
 def test_import_fails_without_the_mend(package):
     # Warnings must not fail this import: only what the mend is for may.
@@ -66,12 +67,14 @@ def test_import_fails_without_the_mend(package):
     assert reasons[package] in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", MENDED_USES)
 def test_mended_package_works_without_a_warning(package):
     result = run(f"third_party.mend_{package}(); third_party.mend_{package}()\n{textwrap.dedent(MENDED_USES[package])}")
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_mend_leaves_working_torchvision_ops_alone():
     if run("import torchvision").returncode != 0:
         pytest.skip("torchvision's compiled ops do not fit this torch")

@@ -63,11 +63,11 @@ def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 class Hook(BaseHTTPRequestHandler):
     answer = 200
     received: list[dict[str, Any]] = []  # noqa: RUF012
-    seconds = 0.0
+    answers = threading.Event()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        time.sleep(self.seconds)
+        self.answers.wait()
         self.received.append(body)
         self.send_response(self.answer)
         self.end_headers()
@@ -80,11 +80,14 @@ class Hook(BaseHTTPRequestHandler):
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hook]]:
     class Mine(Hook):
         received: list[dict[str, Any]] = []  # noqa: RUF012
+        answers = threading.Event()
 
+    Mine.answers.set()
     with ThreadingHTTPServer(("127.0.0.1", 0), Mine) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("DESRA_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hook")
         yield Mine
+        Mine.answers.set()
         server.shutdown()
 
 
@@ -228,20 +231,18 @@ def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) ->
     assert partial().problem == broken
 
 
-@pytest.mark.parametrize("trouble", ["refuses", "is slow", "is not there"])
+@pytest.mark.parametrize("trouble", ["refuses", "does not answer", "is not there"])
 def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch, capsys) -> None:
     monkeypatch.setattr(webhook_module, "_WEBHOOK_SECONDS", 0.3)
     if trouble == "refuses":
         webhook.answer = 500
-    elif trouble == "is slow":
-        webhook.seconds = 2
+    elif trouble == "does not answer":
+        webhook.answers.clear()
     else:
         monkeypatch.setenv("DESRA_WEBHOOK", "http://127.0.0.1:9/hook")
     flow, _ = raising("unheard", UsageError("--x", "is bad", "mend it"))
-    started = time.monotonic()
     with pytest.raises(UsageError):
         flow()
-    assert time.monotonic() - started < 30
     run = latest(url, "unheard")
     assert run["state"]["message"] == "--x: is bad; mend it"
     told = logs(url, run, wait_for="not reached")

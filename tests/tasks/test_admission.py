@@ -149,6 +149,7 @@ def test_a_worker_of_another_version_gets_no_work(elsewhere, other, tmp_path, ca
     assert warnings(capfd) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capfd) -> None:
     elsewhere.worker("good")
     results: list[object] = []
@@ -178,6 +179,7 @@ def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capf
     assert later in elsewhere.addresses().values()
 
 
+@pytest.mark.slow
 def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_path, capfd, monkeypatch) -> None:
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 600)  # however long a worker takes to start
     elsewhere.worker("cpu")
@@ -206,6 +208,7 @@ def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> No
         assert [result for _, result in dask.map(work, names(1))] == [None]
 
 
+@pytest.mark.slow
 def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monkeypatch) -> None:
     """At the moment at which the run gives up."""
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)

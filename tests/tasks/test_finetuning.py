@@ -17,7 +17,7 @@ from prefect import flow
 
 from deployments.serving.schedules import deployments_of, register
 from desra_core.errors import UsageError
-from desra_core.gate.cycle import finetuning_with_current, mining_with_current
+from desra_core.gate.comparison import finetuning_with_current, mining_with_current
 from desra_core.gate.model_registry import promote
 from desra_core.planning.keys import load_settings
 from desra_core.settings import Detection, Machine, Mining
@@ -57,6 +57,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_each_finetune_gets_its_own_device_and_the_next_one_waits() -> None:
     first = holding("0", "1")
     assert line_of(first) == "0"

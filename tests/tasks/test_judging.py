@@ -44,7 +44,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def image(name: str) -> ImageRef:
-    return ImageRef(name, 0, (name,), None, File(Path(name), ""), None, None)
+    """An image with two names: it has a copy."""
+    return ImageRef(name, 0, (name, f"copy of {name}"), None, File(Path(name), ""), None, None)
 
 
 def judging(_: object, __: str) -> Callable[[ImageRef, str], str]:
@@ -64,8 +65,8 @@ def test_an_image_counts_once_when_all_its_turns_are_over(lines: list[str], monk
     made = each_image("judge", judging, work, machine, networks=False, folder=Path())
     results = [result for _, result in made]
     assert [result for result in results if isinstance(result, str)] == ["a 1", "a 2", "b 2"]
-    told = [line.partition(" failed")[0].rpartition(" of 3 images, ") for line in lines]
-    assert [(done, failed) for done, _, failed in told] == [
+    counts = [line.partition(" failed")[0].rpartition(" of 3 images, ") for line in lines]
+    assert [(done, failed) for done, _, failed in counts] == [
         ("0", "0"), ("0", "1"), ("1", "1"), ("1", "1"), ("2", "1"), ("2", "1")
     ]  # fmt: skip
     assert lines[-1].endswith("0:00:00 left")

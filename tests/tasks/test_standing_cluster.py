@@ -31,6 +31,7 @@ from tasks.dask_cluster import (
     visible_gpus,
 )
 from tests.browser import opened
+from tests.served import until
 
 SMALL = Machine(workers=1, memory="3GB")
 # How long after a worker has gone Dask looks whether it is back, and else gives it up for good.
@@ -102,17 +103,17 @@ def test_the_dashboard_is_at_a_secret_address(cluster, tmp_path) -> None:
         page.wait_for("Workers")
 
 
-def test_the_tasks_of_a_killed_run_are_stopped(cluster) -> None:
+def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
     first = worker_of(Machine())
+    begun = tmp_path / "begun"
     with connected(cluster.embedded.address, cluster.embedded.key) as killed:
-        left = killed.submit(time.sleep, 60)
-        while not any(killed.processing().values()):
-            time.sleep(0.05)
-        time.sleep(0.5)
+        left = killed.submit(lambda: (begun.touch(), time.sleep(60)))
+        until(begun.exists)
         assert worker_of(Machine()) != first
         assert left.status != "finished"
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
     monkeypatch.setattr(dask_cluster, "_AWAIT_SECONDS", 1)
@@ -152,6 +153,7 @@ def test_images_that_are_too_large_for_its_workers_get_others(cluster, monkeypat
         assert dask.max_pixels > standing
 
 
+@pytest.mark.slow
 def test_its_workers_have_the_code_that_they_started_with(monkeypatch, tmp_path) -> None:
     """Not that of their files, which may have been updated before the first run asks."""
     for package in (desra_core, tasks):
@@ -193,13 +195,18 @@ def test_a_cluster_of_desra_serve_that_has_gone_is_named(cluster, monkeypatch) -
 def test_gpus_are_those_that_may_be_seen(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a")
     assert visible_gpus() == ["2", "GPU-5a"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus()[:2] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_a_worker_has_the_gpu_that_it_may_see(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a")
     with open_dask(Machine(workers=1, memory="1GB"), gpus=1, device="GPU-5a", alone=True) as dask:
         workers = dask._client.scheduler_info(n_workers=-1)["workers"].values()
         assert {worker["name"]: worker["resources"] for worker in workers} == {"cpu-0": {}, "gpu-GPU-5a": {"GPU": 3}}
         assert dask.gpu_slots == 3
         seen = dask.follow(os.getenv, "CUDA_VISIBLE_DEVICES", resources={"GPU": 3}, on_second=lambda: None)
     assert seen == "GPU-5a"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert visible_gpus()[:2] == ["0", "1"]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import ImageError, UsageError, described, printable
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key
 from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]
@@ -81,7 +81,7 @@ def load_detector(method: str) -> Detector:
     """
     if method in METHODS:
         return cast(Detector, import_module(f"{__name__}.{method}").detector)
-    return _load_file(Path(method), content_key(_checked_path(method)))
+    return _load_file(Path(method), detector_key(method))
 
 
 def detector_key(method: str) -> str:
@@ -90,7 +90,11 @@ def detector_key(method: str) -> str:
     Raises:
         UsageError: There is no detector of this name, or the file cannot be read.
     """
-    return f"{method} {METHODS[method]}" if method in METHODS else content_key(_checked_path(method))
+    if method in METHODS:
+        return f"{method} {METHODS[method]}"
+    if Path(method).suffix != ".py":
+        raise UsageError(method, "is no method", _REMEDY)
+    return content_key(Path(method))
 
 
 def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInputs) -> Scores:
@@ -131,14 +135,18 @@ def score_pair(detector: Detector, name: str, image: object, inputs: DetectorInp
 class AppliedDetector:
     """A detector as runs use it, with the threshold of the run. DeSRA overrides some of what is defined here.
 
+    A pixel has three numbers: its score, its value, which people give as thresholds and read in tables, and its heat
+    value, which heat maps show. They are the same but for DeSRA, where the score is -D, the value is D and the heat
+    value is 1 - D.
+
     Attributes:
         name: One of `METHODS`, or the path of a user's file.
-        threshold: As people give and read it.
+        threshold: The value at the border between suspect pixels and others.
         weighs_classes: Whether class weights (Eq. 9) apply to its scores.
-        usual_threshold: The default threshold, as people give it; None for that of the `Detector`.
-        highest: The largest possible value, as people read values.
+        usual_threshold: The default threshold; None for that of the `Detector`.
+        highest: The largest possible value, and the largest heat value.
         limit: All scores lie below this. (A lost chunk of a map reads as zeros; no score of DeSRA is 0.)
-        word, worse: The name of a value for people, and the side of the threshold on which artifacts lie.
+        word, worse: The name of a value in a sentence, and the side of the threshold on which artifacts lie.
     """
 
     name: str
@@ -182,40 +190,40 @@ class AppliedDetector:
         return name if len(name) <= 40 else f"{name[:20]} … {name[-20:]}"
 
     @property
-    def picture(self) -> str:
-        """The name of the quantity that heat maps show: `pictured` scores, from 0 to `top`."""
+    def heat_name(self) -> str:
+        """The name of a heat value."""
         return f"{self.title} score"
 
-    def pictured(self, scores: Any) -> Any:
-        """Turn scores into the quantity of a heat map."""
-        return scores
-
     @property
-    def pictured_threshold(self) -> float:
-        """The threshold in the quantity of a heat map."""
-        return float(self.pictured(self.score_threshold))
-
-    @property
-    def axis(self) -> str:
-        """The name of the quantity that people read."""
-        return self.picture
+    def value_name(self) -> str:
+        """The name of a value, for headings and axes."""
+        return self.heat_name
 
     @property
     def top(self) -> float:
-        """The largest value that charts and heat maps show."""
+        """The largest value, and heat value, that charts and heat maps show."""
         return self.highest or TIMES * self.threshold
 
+    @property
+    def heat_threshold(self) -> float:
+        """The heat value above which a pixel is suspect."""
+        return float(self.heat_value(self.score_threshold))
+
     def value(self, scores: Any) -> Any:
-        """Turn a score, or an array of scores, into the values that people read."""
+        """Turn a score, or an array of scores, into values."""
         return scores
 
     def text(self, score: float) -> str:
-        """Write a score as people read it."""
+        """Write the value of a score."""
         return f"{score:.3g}"
 
+    def heat_value(self, scores: Any) -> Any:
+        """Turn a score, or an array of scores, into heat values."""
+        return scores
+
     def heat(self, scores: Scores) -> Scores:
-        """Turn scores into 0..1 of a colour scale; NaN stays NaN."""
-        return np.asarray(np.clip(self.pictured(scores) / self.top, 0, 1))
+        """Turn scores into 0..1 of a colour scale, from a heat value of 0 to `top`; NaN stays NaN."""
+        return np.asarray(np.clip(self.heat_value(scores) / self.top, 0, 1))
 
 
 def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetector:
@@ -233,13 +241,6 @@ def applied(name: str = DEFAULT, threshold: float | None = None) -> AppliedDetec
     if threshold is None:
         threshold = kind.usual_threshold or load_detector(name).threshold
     return kind(name, threshold)
-
-
-def _checked_path(method: str) -> Path:
-    path = Path(method)
-    if path.suffix != ".py":
-        raise UsageError(method, "is no method", _REMEDY)
-    return path
 
 
 @lru_cache(maxsize=8)

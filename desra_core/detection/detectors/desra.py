@@ -51,8 +51,8 @@ class AppliedDesra(AppliedDetector):
     usual_threshold: ClassVar[float | None] = THRESHOLD
     word: ClassVar[str] = "similarity"
     worse: ClassVar[str] = "below"
-    picture: ClassVar[str] = "1 − D"
-    axis: ClassVar[str] = "D"
+    heat_name: ClassVar[str] = "1 − D"
+    value_name: ClassVar[str] = "D"
     highest: ClassVar[float | None] = 1.0
     limit: ClassVar[float] = 0.0
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -85,15 +85,15 @@ class AppliedDesra(AppliedDetector):
         return np.negative(similarity, out=similarity)
 
     def value(self, scores: Any) -> Any:
-        """Turn scores into similarity."""
+        """Turn scores into D."""
         return -scores
 
     def text(self, score: float) -> str:
-        """Write a similarity."""
+        """Write the D of a score."""
         return f"{-score:.3f}"
 
-    def pictured(self, scores: Any) -> Any:
-        """Turn scores into ``1 - D``."""
+    def heat_value(self, scores: Any) -> Any:
+        """Turn scores into 1 - D."""
         return 1 + scores
 
 

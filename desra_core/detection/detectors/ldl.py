@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.images.codec import Labels, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.parts import row_strips
 
 _SIDE = 7
 _EXPONENT = 0.2

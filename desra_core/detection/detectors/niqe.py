@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core import third_party
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import Labels, Pixels
-from desra_core.images.tiling import row_strips
+from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.parts import row_strips
 
 _BLOCK = 96
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.commands.runs import Workspace
-from desra_core.report.benchmark_page import plan
+from desra_core.benchmarking import plan
 from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, judge, make_plain, write
 from tests.conftest import refusal

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.calibration.counting import Exclusion, corpus_of, plan_counting
-from desra_core.calibration.results import derive_calibration, weight_values
+from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.weights import weight_values
 from desra_core.detection import variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.settings import Detection, Mining

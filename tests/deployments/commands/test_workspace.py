@@ -115,12 +115,16 @@ def test_a_folder_that_is_no_workspace_is_refused(desra_here, tmp_path: Path) ->
 
 
 def test_files_that_cannot_be_deleted_are_named(ws: Path, desra_here, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: Workspace, path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "none.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
 
     (ws / "masks/none.png").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("desra_core.housekeeping.garbage._delete", refused)
+        patch.setattr(Path, "unlink", refused)
         run = desra_here("gc", "--workspace", ws, "--apply")
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].endswith(

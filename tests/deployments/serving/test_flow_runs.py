@@ -155,17 +155,16 @@ def test_one_missed_run_is_left(pool) -> None:
     often.ask("POST", f"/deployments/{often.deployment('mine')['id']}/schedule", **span, min_runs=1, max_runs=50)
     asked_for = often.run("mine", "SCHEDULED")
 
-    def missed() -> list[int]:
-        """The minutes of runs by the clock that wait and have been due."""
+    def missed() -> list[datetime]:
+        """The moments of runs by the clock that wait and have been due."""
         waiting = [run["expected_start_time"] for run in often.waiting() if run["id"] != asked_for]
-        minutes = [(datetime.fromisoformat(moment) - now).total_seconds() // 60 for moment in waiting]
-        return sorted(int(minute) for minute in minutes if minute < 0)
+        return sorted(moment for moment in map(datetime.fromisoformat, waiting) if moment < now)
 
     before = missed()
-    assert before == list(range(-10, 0))
-    drop_missed(often.name, often.client, settled=timedelta(minutes=5))
-    assert missed() == before[-len(missed()) :]
-    assert missed()[0] in (-6, -5)  # one of those that are long due, and all of the others
+    assert len(before) == 10
+    settled = datetime.now(UTC) - before[5] - timedelta(seconds=30)  # six are long due
+    drop_missed(often.name, often.client, settled=settled)
+    assert missed() == before[5:]
     assert asked_for in {run["id"] for run in often.waiting()}
     often.client.delete_deployment(often.deployment("mine")["id"])  # whose clock would go on
 

@@ -28,7 +28,7 @@ from deployments.serving import schedules
 from deployments.serving.connection import connected
 from deployments.serving.schedules import WORKER, check_alone, deployments_of, next_run, register
 from desra_core.errors import UsageError
-from desra_core.gate.cycle import mining_of
+from desra_core.gate.comparison import mining_of
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Cycling, Finetuning
 from desra_core.settings.serving import FinetuneTrigger, Serving

@@ -146,7 +146,7 @@ def test_a_disk_too_small_for_the_database_is_named(size, small_disk, environmen
 
 def run_of(corpus: Path, workspace: Path) -> list[str]:
     inputs = ("--mse-sr", corpus / "mse_sr", "--gan-sr", corpus / "gan_sr")
-    return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10")
+    return desra_command("detect", *inputs, "--workspace", workspace, "--shard-size", "10", "--workers", "1")
 
 
 def test_a_full_folder_of_temporary_files_is_named(small_disk, environment, make_pairs, tmp_path) -> None:
@@ -223,7 +223,7 @@ def test_a_server_with_another_key_is_named(prefect_environment, tmp_path, monke
 )  # fmt: skip
 def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, make_pairs, tmp_path) -> None:
     """In few lines; the exit code is that of the work. No proxy stands in the way of it."""
-    make_pairs(tmp_path, 40)
+    make_pairs(tmp_path, 16)
     workspace = Workspace(tmp_path / "ws")
     proxies = {"HTTP_PROXY": f"http://{DEAD}", "ALL_PROXY": f"socks5://{DEAD}"}
     command = run_of(tmp_path, workspace.root)
@@ -249,7 +249,7 @@ def test_a_run_whose_server_is_killed_is_done_nevertheless(moment, environment, 
     assert len(told.splitlines()) <= 14, told
     if moment != "in mid-run":
         assert told.count("; what was done is not lost, but the history of this run is incomplete; going on") == 1
-    assert len(list(workspace.masks.rglob("*.png"))) == 40
+    assert len(list(workspace.masks.rglob("*.png"))) == 16
     assert pid_of(workspace) is None
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from desra_core.detection import find_regions
 from desra_core.images.codec import encode_mask, encode_png
-from desra_core.planning.plan import prepare
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import prepare, publish_tables
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs, read_manifest

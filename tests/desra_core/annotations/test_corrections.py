@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from desra_core.annotations.corrections import Correction, read_corrections
+from desra_core.annotations.corrections import Correction, publish_corrections, read_corrections, undo_import
 from desra_core.annotations.export import export_workspace
-from desra_core.annotations.publication import publish_corrections, undo_import
 from desra_core.errors import DesraError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.planning.keys import load_settings

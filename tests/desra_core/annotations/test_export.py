@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.annotations.corrections import read_corrections
+from desra_core.annotations.corrections import publish_corrections, read_corrections
 from desra_core.annotations.export import ExportFolder, export_workspace
-from desra_core.annotations.publication import publish_corrections
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.workspace import Workspace

@@ -16,22 +16,19 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from desra_core.annotations.labelme import draw_shapes, labelme_document, read_labelme
-from desra_core.annotations.selection import MaskedImage
+from desra_core.annotations.labelme import draw_shapes, labelme_document, labelme_shape, read_labelme
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
-from desra_core.images.codec import encode_mask
-from desra_core.workspace.human_masks import HumanMask
 from tests.desra_core.annotations.drawn_masks import MASKS
 
 SHAPE = (40, 50)
 EIGHT = np.ones((3, 3), bool)
 
 
-def image_of(mask: np.ndarray, folder: Path, name: str = "set/photo.v2") -> MaskedImage:
-    """An image with a human mask, which needs no recorded regions."""
-    path = folder / "mask.png"
-    path.write_bytes(encode_mask(mask))
-    return MaskedImage(name, "id", mask.shape, [], HumanMask(name, path, 1, 1), {})
+def document_of(mask: np.ndarray) -> bytes:
+    found = Components(mask)
+    shapes = [labelme_shape(x, y, found.crop(index), "") for index, (x, y, *_) in enumerate(found.boxes.tolist())]
+    return labelme_document("set/photo.v2", mask.shape, shapes)
 
 
 def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -58,7 +55,7 @@ def labelme_mask(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 def check_document(mask: np.ndarray, folder: Path) -> list[dict[str, Any]]:
     """Each shape is one region, drawn by LabelMe's rules, and reading gives the mask; returns the shapes."""
-    document = labelme_document(image_of(mask, folder))
+    document = document_of(mask)
     shapes = json.loads(document)["shapes"]
     regions, count = ndimage.label(mask, EIGHT)
     assert len(shapes) == count
@@ -95,8 +92,8 @@ def test_outlines_are_polygons_that_people_can_move(tmp_path: Path) -> None:
     assert shape["points"] == [[10, 10], [70, 70]]
 
 
-def test_a_file_is_as_labelme_writes_it(tmp_path: Path) -> None:
-    document = json.loads(labelme_document(image_of(MASKS["two"], tmp_path)))
+def test_a_file_is_as_labelme_writes_it() -> None:
+    document = json.loads(document_of(MASKS["two"]))
     assert list(document) == ["version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"]
     assert (document["imageHeight"], document["imageWidth"]) == MASKS["two"].shape
     assert (document["imagePath"], document["imageData"]) == ("photo.v2.png", None)
@@ -140,8 +137,8 @@ def test_shapes_are_taken_together_and_rectangles_may_be_turned_around(tmp_path:
                                                    "mask": png(np.array([[0, 1]], np.uint8))}))  # fmt: skip
     together[1, 46] = True
     assert np.array_equal(draw_shapes(file, SHAPE), together)
-    assert np.array_equal(draw_shapes(file, SHAPE, "circle"), labelme_mask(shapes[6], SHAPE))
-    assert not draw_shapes(file, SHAPE, "other").any()
+    assert np.array_equal(draw_shapes(file._replace(label="circle"), SHAPE), labelme_mask(shapes[6], SHAPE))
+    assert not draw_shapes(file._replace(label="other"), SHAPE).any()
 
 
 CORNERS = [[4.0, 6.0], [20.0, 6.0], [20.0, 18.0], [4.0, 18.0]]
@@ -157,16 +154,16 @@ def test_rectangles_of_four_corners(kind: str, order: tuple[int, ...], tmp_path:
     assert np.array_equal(draw_shapes(read_labelme(stored(tmp_path, shape)), SHAPE), upright)
     file = read_labelme(stored(tmp_path, shape | {"points": [TURNED[index] for index in order]}))
     assert np.array_equal(draw_shapes(file, SHAPE), labelme_mask({"points": TURNED, "shape_type": None}, SHAPE))
-    assert file.kinds() == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
+    assert file.kinds == ("rectangle" if kind == "rectangle" else "rotated rectangle",)
 
 
 def test_kinds_and_other_labels(tmp_path: Path) -> None:
     shapes = [{"label": name[0], "points": points, "shape_type": kind} for name, (kind, points) in SHAPES.items()]
     file = read_labelme(stored(tmp_path, *shapes))
     kinds = ("polygon", "polygon", "polygon", "polygon", "rotated rectangle", "rectangle", "circle")
-    assert (file.kinds(), file.left_out()) == (kinds, ())
-    assert file.kinds("t") == ("polygon", "rotated rectangle")
-    assert file.left_out("t") == tuple(f"region labelled {letter}" for letter in "nbbrc")
+    assert (file.kinds, file.left_out) == (kinds, ())
+    assert file._replace(label="t").kinds == ("polygon", "rotated rectangle")
+    assert file._replace(label="t").left_out == tuple(f"region labelled {letter}" for letter in "nbbrc")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030", "gbk"])

@@ -1,4 +1,4 @@
-"""Benchmarks without pages: drawing takes longer than judging a small data set, and has its own tests."""
+"""Labelled benchmarks without pages: drawing takes longer than judging a small data set, and has its own tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from desra_core.report import benchmark_page
+
 
 @pytest.fixture(autouse=True, scope="module")
 def undrawn_pages() -> Iterator[None]:
+    drawn = benchmark_page.render
+
+    def undrawn(benchmark, results, *more) -> str:
+        return drawn(benchmark, results, *more) if benchmark.settings.synthetic else f"{results}"
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("desra_core.report.benchmark_page.render", lambda benchmark, results: f"{results}")
+        patch.setattr(benchmark_page, "render", undrawn)
         yield

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.labelled_tables import ALL, results_of
+from desra_core.benchmarking import plan
+from desra_core.benchmarking.labelled import ALL, results_of
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
-from desra_core.report.benchmark_page import plan, publish_results
+from desra_core.report.benchmark_page import publish_results
 from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, as_coco, as_published, ground_truth, judge, make_plain, run_here, write
 from tests.desra_core.evaluation import published_scripts as slow
@@ -321,6 +322,7 @@ def test_weights_need_labels_and_methods_their_inputs(plain, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_published_numbers_of_the_shared_pairs(shared_data, tmp_path) -> None:
     """The numbers of the authors' scripts for masks of weight 1, and the masks of their detection by class."""
     pairs, root = shared_data / "pairs", tmp_path / "set"

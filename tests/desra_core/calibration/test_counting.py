@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.calibration.counting import Counting, Exclusion, plan_counting
-from desra_core.calibration.histogram import BINS, ClassHistogram
+from desra_core.calibration.weights import BINS, ClassHistogram
 from desra_core.detection import variance_similarity
 from desra_core.errors import UsageError
 from desra_core.settings import Detection, Mining

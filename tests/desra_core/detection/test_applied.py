@@ -71,13 +71,13 @@ def test_values_as_people_read_them() -> None:
     assert math.isnan(ldl.heat(stored)[3])
     assert math.isnan(desra.heat(-stored)[3])
     assert (desra.text(-0.62), ldl.text(0.00123)) == ("0.620", "0.00123")
-    assert (desra.picture, desra.axis, ldl.axis) == ("1 − D", "D", "ldl score")
+    assert (desra.heat_name, desra.value_name, ldl.value_name) == ("1 − D", "D", "ldl score")
 
 
 def test_a_file_is_not_read_for_its_name() -> None:
     gone = applied("/some/folder/mine.py", 1.0)
     assert type(gone) is AppliedDetector
-    assert gone.picture == "mine.py score"
+    assert gone.heat_name == "mine.py score"
     with pytest.raises(UsageError, match="does not exist"):
         applied("/some/folder/mine.py")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import desra_core.detection.class_weights
-from desra_core.detection.class_weights import CLASS_COUNT, class_names, load_weights
+from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.errors import UsageError
+from desra_core.images.codec import CLASS_COUNT
 
 TABLE = Path(desra_core.detection.class_weights.__file__).parent / "semantic_intervals.csv"
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "semantic_intervals.csv"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from desra_core.detection import find_regions
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 
 EIGHT = np.ones((3, 3), bool)
 

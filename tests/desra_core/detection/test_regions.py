@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from desra_core.detection import Region, artifact_mask, find_regions
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -118,21 +118,6 @@ def test_severity_is_area_times_missing_similarity() -> None:
     similarity = np.full((4, 5), 0.25, np.float32)
     (region,) = find_regions(mask, similarity, threshold=0.75)
     assert region == Region(5, 5, 5, 4, 20, None, 0.25, 10.0)
-
-
-def test_another_severity() -> None:
-    """It gets the regions alone, so never an area of 0."""
-    mask = np.zeros((20, 20), bool)
-    mask[6:8, 6:9] = mask[12:14, 12:14] = True
-    seen = []
-
-    def logarithmic(area, mean_adjusted, threshold) -> np.ndarray:
-        seen.extend(sorted(area.tolist()))
-        return np.log(area) * (threshold - mean_adjusted)
-
-    regions = find_regions(mask, np.full((10, 10), 0.5, np.float32), threshold=0.7, severity=logarithmic)
-    assert [region.severity for region in regions] == pytest.approx([np.log(6) * 0.2, np.log(4) * 0.2])
-    assert seen == [4, 6]
 
 
 def test_regions_of_a_found_mask_are_more_severe_where_similarity_is_lower() -> None:

@@ -17,16 +17,15 @@ from desra_core.evaluation.evaluation import (
     Evaluation,
     Rating,
     SeverityLabels,
+    _check_ratings,
     as_document,
-    check_ratings,
     evaluate_masks,
     read_ratings,
     write_json,
     write_tables,
 )
-from desra_core.evaluation.image_agreement import MaskRegion
-from desra_core.evaluation.mask_files import read_mask
-from desra_core.evaluation.mask_pairs import pair_folders
+from desra_core.evaluation.mask_files import pair_folders, read_mask
+from desra_core.evaluation.metrics import MaskRegion
 from desra_core.images.codec import encode_mask, encode_png
 
 
@@ -381,11 +380,11 @@ REGIONS = {"a": [MaskRegion(5, 6, 7, 8, 40, 3, None)] * 2, "failed": None}
 def test_labels_of_another_ground_truth(file: Path, rows: str, message: str) -> None:
     file.write_text(f"image,region,x,y,width,height,noticed\n{rows}\n")
     with pytest.raises(UsageError) as error:
-        check_ratings(read_ratings(file), file, REGIONS)
+        _check_ratings(SeverityLabels(read_ratings(file), file, 0.5), REGIONS)
     assert f"{file}{message}" in str(error.value)
 
 
 def test_labels_of_this_ground_truth(file: Path) -> None:
     """The regions of an image that could not be judged are unknown, so any rating of them is accepted."""
     file.write_text("image,region,x,y,width,height,noticed\na,2,5,6,7,8,1\na,1,,,,,0\nfailed,9,1,1,1,1,1\n")
-    check_ratings(read_ratings(file), file, REGIONS)
+    _check_ratings(SeverityLabels(read_ratings(file), file, 0.5), REGIONS)

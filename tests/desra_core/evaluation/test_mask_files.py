@@ -9,12 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from desra_core.errors import ImageError, TransientError
-from desra_core.evaluation.mask_files import decode_mask, is_lossy, on_valid_region, read_mask, shape_of_image
+from desra_core.evaluation.mask_files import MaskPair, decode_mask, is_lossy, on_valid_region, read_mask
+from desra_core.evaluation.metrics import compare_pair
 from desra_core.images.codec import encode_mask
 
 PATH = Path("folder/mask.png")
@@ -148,27 +149,38 @@ def test_reading(tmp_path: Path, mask: np.ndarray) -> None:
         read_mask(tmp_path / "other.png")
 
 
-@settings(deadline=None, max_examples=50)
+def pair_of(tmp_path: Path, mask: np.ndarray, truth: np.ndarray) -> MaskPair:
+    for name, part in (("mask", mask), ("truth", truth)):
+        (tmp_path / f"{name}.png").write_bytes(encode_mask(part))
+    return MaskPair("a", tmp_path / "mask.png", tmp_path / "truth.png")
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(11, 40), st.integers(11, 40), st.booleans(), st.booleans())
-def test_the_valid_region_of_any_two_masks(height: int, width: int, framed: bool, truth_framed: bool) -> None:
+def test_the_valid_region_of_any_two_masks(
+    tmp_path: Path, height: int, width: int, framed: bool, truth_framed: bool
+) -> None:
     """Whichever of the two masks lacks its frame, the same pixels are compared."""
     whole = np.random.default_rng(height * width).random((height, width)) < 0.5
     mask, truth = (whole if flag else whole[5:-5, 5:-5] for flag in (framed, truth_framed))
-    shape = shape_of_image(mask, truth, PATH, PATH)
-    assert shape == ((height, width) if framed != truth_framed else None)
+    image = compare_pair(pair_of(tmp_path, mask, truth), sizes="image" if framed else "valid")
+    assert image.shape == (height, width)
+    assert image.size_assumed == (framed == truth_framed)
+    assert image.agreement.mask_pixels == image.agreement.intersection == whole[5:-5, 5:-5].sum()
     for part in (mask, truth):
         assert np.array_equal(on_valid_region(part, (height, width), PATH), whole[5:-5, 5:-5])
 
 
 @pytest.mark.parametrize("other", [(50, 60), (40, 61), (41, 50), (50, 50), (39, 51), (60, 60), (31, 41)])
-def test_sizes_that_do_not_belong_together(other: tuple[int, int]) -> None:
+def test_sizes_that_do_not_belong_together(other: tuple[int, int], tmp_path: Path) -> None:
     mask, truth = np.zeros((41, 51), bool), np.zeros(other, bool)
     for one, two in ((mask, truth), (truth, mask)):
-        if set(map(np.shape, (one, two))) == {(41, 51), (31, 41)}:
-            assert shape_of_image(one, two, PATH, PATH) == (41, 51)
+        pair = pair_of(tmp_path, one, two)
+        if other == (31, 41):
+            assert compare_pair(pair).shape == (41, 51)
             continue
         with pytest.raises(ImageError, match=rf"is {one.shape[1]}x{one.shape[0]} but .* is {two.shape[1]}x"):
-            shape_of_image(one, two, PATH, PATH)
+            compare_pair(pair)
 
 
 def test_a_mask_of_another_image() -> None:

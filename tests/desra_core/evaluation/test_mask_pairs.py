@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.evaluation.mask_pairs import pair_folders, pair_workspace
+from desra_core.evaluation.mask_files import pair_folders, pair_workspace
 from desra_core.images.codec import encode_mask
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HUMAN_MASKS

@@ -14,15 +14,14 @@ import torch
 
 from desra_core.errors import ImageError, TransientError
 from desra_core.gate import judge as judging
-from desra_core.gate.comparison import Comparison, judge_settings, plan_comparison
+from desra_core.gate.comparison import Comparison, plan_comparison
 from desra_core.gate.criteria import Judgement
-from desra_core.gate.judge import CONTROL, JudgeSettings, judge_stage, read_judgement
-from desra_core.planning.keys import target_of
+from desra_core.gate.judge import CONTROL, judge_stage, read_judgement
 from desra_core.settings import Mining
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
-from tests.in_process import one_thread, process
+from tests.in_process import judge_job, one_thread, process
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +44,13 @@ def workspace(mined, tmp_path) -> Workspace:
     return Workspace(Path(shutil.copytree(mined.root / "ws", tmp_path / "ws")))
 
 
-def planned(workspace: Workspace, after: Path, **settings: object) -> tuple[Comparison, JudgeSettings]:
+def planned(workspace: Workspace, after: Path, **settings: object) -> Comparison:
     with workspace.locked():
-        comparison = plan_comparison(Comparing(workspace=workspace.root, after=after, **settings))
-    _, weights = target_of(comparison.corpus)
-    return comparison, judge_settings(comparison, weights, device="cpu", tile=256, threads=1, max_pixels=2**26)
+        return plan_comparison(Comparing(workspace=workspace.root, after=after, **settings))
+
+
+def judged(image: ImageRef, missing: tuple[str, ...], workspace: Workspace, comparison: Comparison) -> None:
+    judge_stage(image, missing, workspace, comparison, judge_job(comparison))
 
 
 def marked_and_clean(workspace: Workspace, comparison: Comparison) -> tuple[ImageRef, ImageRef]:
@@ -68,10 +69,10 @@ def judgements(workspace: Workspace, comparison: Comparison, image: ImageRef) ->
 
 def test_every_candidate_and_the_control_are_judged(mined, workspace) -> None:
     """The MSE model has no artifact; the same bytes come out whenever an image is judged."""
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     marked, clean = marked_and_clean(workspace, comparison)
     for image in (marked, clean):
-        judge_stage(image, ("mse", CONTROL), workspace, settings)
+        judged(image, ("mse", CONTROL), workspace, comparison)
     found = judgements(workspace, comparison, marked)
     assert [fate.gone for fate in found["mse"].regions] == [True]
     assert [fate.gone for fate in found[CONTROL].regions] == [False]
@@ -87,61 +88,61 @@ def test_every_candidate_and_the_control_are_judged(mined, workspace) -> None:
     assert not any(clean.id in path for path in before if path.endswith(".webp"))
     shutil.rmtree(workspace.gate / "judgements")
     for image in (clean, marked):
-        judge_stage(image, (CONTROL, "mse"), workspace, settings)
+        judged(image, (CONTROL, "mse"), workspace, comparison)
     assert published(workspace) == before
 
 
 def test_only_what_is_missing_is_judged(mined, workspace) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
-    judge_stage(image, (CONTROL,), workspace, settings)
+    judged(image, (CONTROL,), workspace, comparison)
     assert {name for name, found in judgements(workspace, comparison, image).items() if found} == {CONTROL}
     assert dict(comparison.missing())[image] == ("mse",)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b"{}", b'{"labels": null}', b"\xff"])
 def test_a_damaged_judgement_is_made_anew(mined, workspace, damage: bytes) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
-    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    judged(image, ("mse", CONTROL), workspace, comparison)
     whole = published(workspace)
     path = workspace.judgement(comparison.candidates[0].key, image.id)
     path.write_bytes(damage)
     assert read_judgement(workspace, comparison.candidates[0], image) is None
     assert dict(comparison.missing())[image] == ("mse",)
-    judge_stage(image, ("mse",), workspace, settings)
+    judged(image, ("mse",), workspace, comparison)
     assert published(workspace) == whole
 
 
 def test_a_judgement_holds_for_the_labels_it_was_made_with(mined, workspace) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
-    judge_stage(image, (CONTROL,), workspace, settings)
+    judged(image, (CONTROL,), workspace, comparison)
     labelled = dataclasses.replace(image, labels=File(Path("labels.png"), "0f"))
     assert read_judgement(workspace, comparison.candidates[-1], image) is not None
     assert read_judgement(workspace, comparison.candidates[-1], labelled) is None
 
 
 def test_stored_results_serve_and_lost_ones_are_inferred(mined, workspace, monkeypatch) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
     inferred = []
     super_resolve = judging.super_resolve
     monkeypatch.setattr(judging, "super_resolve", lambda *given: inferred.append(0) or super_resolve(*given))
-    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    judged(image, ("mse", CONTROL), workspace, comparison)
     assert len(inferred) == 1
     with_stored = published(workspace)
     shutil.rmtree(workspace.gate / "judgements")
     shutil.rmtree(workspace.maps)
     inferred.clear()
-    judge_stage(image, ("mse", CONTROL), workspace, settings)
+    judged(image, ("mse", CONTROL), workspace, comparison)
     assert len(inferred) == 3
     assert published(workspace) == with_stored
     assert not workspace.maps.exists()
 
 
 def test_a_photo_that_has_changed_or_gone(mined, workspace, tmp_path) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
     changed = Path(shutil.copy(image.path, tmp_path / "changed.png"))
     changed.write_bytes(changed.read_bytes() + b"0")
@@ -151,7 +152,7 @@ def test_a_photo_that_has_changed_or_gone(mined, workspace, tmp_path) -> None:
     ):
         other = dataclasses.replace(image, lr=File(path, image.lr.hash))
         with pytest.raises(kind, match=reason):
-            judge_stage(other, (CONTROL,), workspace, settings)
+            judged(other, (CONTROL,), workspace, comparison)
     assert not published(workspace)
 
 
@@ -160,26 +161,26 @@ def test_a_candidate_whose_numbers_overflow_names_the_photo(mined, workspace, tm
     for name in ("body.2.weight", "body.4.weight"):
         weights[name] *= 1e30
     torch.save(weights, tmp_path / "huge.pth")
-    comparison, settings = planned(workspace, tmp_path / "huge.pth")
+    comparison = planned(workspace, tmp_path / "huge.pth")
     image, _ = marked_and_clean(workspace, comparison)
     with pytest.raises(ImageError, match=r"photo\d+\.png: cannot be upscaled: .*\.pth "):
-        judge_stage(image, ("huge", CONTROL), workspace, settings)
+        judged(image, ("huge", CONTROL), workspace, comparison)
 
 
 def test_results_of_two_sizes(mined, workspace, make_models, tmp_path) -> None:
     """The results in files may come from a model of another scale."""
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
     other = make_models(tmp_path / "x2", scale=2)[1]
-    settings = dataclasses.replace(settings, before=other, before_key=None)
+    comparison = dataclasses.replace(comparison, before=other, before_key=None)
     with pytest.raises(ImageError, match="becomes 120x100 and 240x200 px by the models that are compared"):
-        judge_stage(image, (CONTROL,), workspace, settings)
+        judged(image, (CONTROL,), workspace, comparison)
 
 
 def test_a_judgement_is_plain_json(mined, workspace) -> None:
-    comparison, settings = planned(workspace, mined.mse)
+    comparison = planned(workspace, mined.mse)
     image, _ = marked_and_clean(workspace, comparison)
-    judge_stage(image, (CONTROL,), workspace, settings)
+    judged(image, (CONTROL,), workspace, comparison)
     document = json.loads(workspace.judgement(comparison.candidates[-1].key, image.id).read_bytes())
     assert document["id"] == image.id
     assert document["candidate"] == CONTROL

@@ -12,12 +12,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from desra_core.gate.comparison import decide_and_publish, plan_comparison
+from desra_core.gate.comparison import (
+    comparing_of,
+    decide_and_publish,
+    finetuning_of,
+    is_to_promote,
+    mining_of,
+    plan_comparison,
+)
 from desra_core.gate.criteria import Verdict
-from desra_core.gate.cycle import comparing_of, finetuning_of, is_to_promote, mining_of
 from desra_core.gate.model_registry import current_model, promote, rollback
-from desra_core.housekeeping.garbage import find_garbage, sweep
-from desra_core.housekeeping.old_finetunes import old_finetunes
+from desra_core.housekeeping.garbage import find_garbage, old_finetunes, sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
@@ -246,7 +251,7 @@ def test_the_latest_finetune_stays_and_the_others_are_deleted(fake: Fake) -> Non
 
 
 def test_an_unfinished_finetune_stays_while_its_parent_is_in_use(fake: Fake) -> None:
-    from desra_core.files.hashing import content_key
+    from desra_core.files.content import content_key
 
     fake.finetune(KEYS[0], ended=False, parent=content_key(fake.gan))
     fake.finetune(KEYS[1], ended=False, parent="another")

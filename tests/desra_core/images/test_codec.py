@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from desra_core.errors import DesraError, ImageError, LockedError, TransientError, UsageError, printable
-from desra_core.files.hashing import digest, read_bytes
-from desra_core.images.bit_depth import bgr8
+from desra_core.files.content import digest, read_bytes
 from desra_core.images.codec import (
     SUFFIXES,
     Photo,
+    bgr8,
     decode,
     decode_labels,
     encode_mask,
@@ -361,6 +361,7 @@ def test_labels_are_indices_in_gray_or_palette() -> None:
     [
         (saved(Image.fromarray(RGB), "PNG"), "has colour channels"),
         (saved(Image.fromarray(RGBA[:, :, :2], "LA"), "PNG"), "has colour channels"),
+        (saved(Image.fromarray(np.full((3, 3), 150, np.uint8)), "PNG"), "holds the label 150"),
         (deep_png(np.full((3, 3, 1), 256, np.uint16)), "holds the label 256"),
     ],
 )
@@ -486,6 +487,11 @@ def test_the_largest_image_is_found_by_headers_alone(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)).save(half)
     half.write_bytes(half.read_bytes()[:1000])
     assert most_pixels([*files, half]) == 120_000, "a header is all that is read"
+    for length in range(8, 24):
+        (tmp_path / "cut.png").write_bytes(half.read_bytes()[:length])
+        assert most_pixels([tmp_path / "cut.png"]) == 0, "its size is cut off"
+    (tmp_path / "bomb.png").write_bytes(half.read_bytes()[:16] + b"\0\1\0\0" * 2 + half.read_bytes()[24:])
+    assert most_pixels([*files, tmp_path / "bomb.png"]) == 3500, "decode refuses 65536x65536 pixels in 1000 bytes"
     (tmp_path / "text.png").write_text("no image")
     assert most_pixels([tmp_path / "text.png", tmp_path / "none.png"]) == most_pixels([]) == 0
 

@@ -60,6 +60,7 @@ def test_a_large_photo_takes_little_beside_its_result(checkpoint):
     assert int(run(BOUNDED, checkpoint("SRVGGNetCompact x4"))[-1]) < 500e6
 
 
+@pytest.mark.slow
 def test_windows_shrink_when_memory_really_runs_out(checkpoint):
     _, tile, error = run(SCARCE, checkpoint("RRDBNet x4"))
     assert 96 <= int(tile) < 250

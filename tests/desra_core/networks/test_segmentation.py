@@ -19,8 +19,7 @@ from torch.nn.functional import interpolate
 
 from desra_core import third_party
 from desra_core.errors import ImageError, UsageError
-from desra_core.images.bit_depth import bgr8
-from desra_core.images.codec import decode
+from desra_core.images.codec import bgr8, decode
 from desra_core.networks.segmentation import MMSegSegmenter, load_segmenter, segmenter_key, upsampled_argmax
 from desra_core.planning import keys
 from desra_core.planning.plan import prepare

@@ -9,15 +9,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from desra_core.detection.class_weights import CLASS_COUNT, Weights
+from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError, UsageError
-from desra_core.images.codec import encode_png
+from desra_core.images.codec import CLASS_COUNT, encode_png
 from desra_core.planning import keys as target_module
 from desra_core.planning.keys import load_settings, save_settings, target_of
-from desra_core.planning.plan import Plan, assess, done_images, make_plan, prepare
+from desra_core.planning.plan import REGIONS, Plan, assess, done_images, make_plan, prepare, worst_regions
 from desra_core.settings import Detection, Machine, min_area_pixels
 from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.stages.mask import mask_stage
@@ -541,3 +542,13 @@ def test_make_plan_writes_nothing(lab: Lab) -> None:
     before = {path: path.stat().st_mtime_ns for path in (lab.root / "ws").rglob("*")}
     make_plan(workspace, plan.rows(0), plan.target)
     assert {path: path.stat().st_mtime_ns for path in (lab.root / "ws").rglob("*")} == before
+
+
+def test_the_worst_regions_are_none_with_a_severity_below_zero(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    rows = [
+        {"image": name, "severity": severity} for name, severity in (("a", -3.0), ("b", 2.0), ("c", 0.0), ("d", 9.0))
+    ]
+    workspace.publish_table(workspace.regions, pa.Table.from_pylist(rows, REGIONS))
+    assert worst_regions(workspace, 10)["image"].to_pylist() == ["d", "b", "c"]
+    assert worst_regions(workspace, 1)["image"].to_pylist() == ["d"]

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.planning.plan import prepare
-from desra_core.planning.tables import publish_tables
+from desra_core.planning.plan import prepare, publish_tables
 from desra_core.report import write_report
 from desra_core.settings import Detection
 from desra_core.stages import StageJob, run_stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.benchmarking.labelled import read_records
-from desra_core.benchmarking.labelled_tables import results_of
-from desra_core.report.benchmark_page import AnyBenchmark, plan, publish_results, render, worst_records
+from desra_core.benchmarking import AnyBenchmark, plan
+from desra_core.benchmarking.labelled import labelled_tables, read_records, results_of
+from desra_core.report.benchmark_page import publish_results, render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 
@@ -31,8 +32,13 @@ def judged(make_pairs, tmp_path_factory) -> AnyBenchmark:
     return benchmark
 
 
+def rendered(benchmark: AnyBenchmark) -> str:
+    results, failures = results_of(benchmark), benchmark.failed()
+    return render(benchmark, results, labelled_tables(benchmark, results, failures), failures)
+
+
 def text_of(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", page).split()))
 
 
 def page_of(benchmark: AnyBenchmark) -> Path:
@@ -56,7 +62,7 @@ def test_the_page_shows_tables_failures_and_the_worst_images(judged) -> None:
 
 def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
     page = page_of(judged).read_text("utf-8")
-    assert render(judged, results_of(judged)) == page
+    assert rendered(judged) == page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     # Where nothing has changed the page is not even drawn.
     monkeypatch.setattr("desra_core.report.benchmark_page.render_page", None)
@@ -77,7 +83,7 @@ def test_a_picture_that_has_gone(judged, tmp_path) -> None:
     benchmark, _ = judge(root, tmp_path / "out")
     worst = worst_records(benchmark, read_records(benchmark))[0]
     (root / worst.part / "GAN-SR" / f"{worst.name}_GAN-SR.png").unlink()
-    page = render(benchmark, results_of(benchmark))
+    page = rendered(benchmark)
     assert "the file has vanished" in text_of(page)
     assert len(re.findall(r'<figure data-kind="MSE-SR">', page)) == 3
 

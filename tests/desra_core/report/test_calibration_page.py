@@ -8,8 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from desra_core.calibration.histogram import count_image, merged
-from desra_core.calibration.results import CalibratedWeights, derive_weights, suggest, weight_values
+from desra_core.calibration.weights import (
+    CalibratedWeights,
+    count_image,
+    derive_weights,
+    merged,
+    suggest,
+    weight_values,
+)
 from desra_core.detection.class_weights import load_weights
 from desra_core.report.calibration_page import (
     calibration_markdown,

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from desra_core.evaluation.evaluation import Evaluation, Rating, SeverityLabels, evaluate_masks
-from desra_core.evaluation.image_agreement import compare_pair
-from desra_core.evaluation.mask_pairs import MaskPair, pair_folders
+from desra_core.evaluation.mask_files import MaskPair, pair_folders
+from desra_core.evaluation.metrics import compare_pair
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.report.evaluation_page import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
 from desra_core.report.pictures import AGREEMENT_SIDE, FALSE, MISSED, RIGHT

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from desra_core.files.hashing import content_key
+from desra_core.files.content import content_key
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score, score_rows
 from desra_core.gate.model_registry import promote, rollback
-from desra_core.images.crops import encode_webp
+from desra_core.images.parts import encode_webp
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
 from desra_core.report.document import as_uri, render_page
@@ -360,11 +360,18 @@ def test_the_current_model_and_its_history(workspace: Workspace, tmp_path: Path)
     assert "2 rolled back to 0" in text
     publish(workspace, before={"path": str(old), "key": content_key(old)})
     assert "current model the old one, entry 2" in text_of(rendered(workspace))
+    publish(workspace)
+    promoted(workspace, best, old)
+    promoted(workspace, tmp_path / "better.pth", best)
+    assert "current model neither of these two, entry 4" in text_of(rendered(workspace))
+    rollback(workspace)
+    assert "current model the finetuned one, entry 5" in text_of(rendered(workspace))
+    rollback(workspace)
     for _ in range(5):
         promoted(workspace, best, old)
         rollback(workspace)
     history = section(rendered(workspace)).split('class="history"')[1].split("</table>")[0]
-    assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(12, 2, -1)]
+    assert re.findall(r"<tr><td>(\d+)</td>", history) == [str(number) for number in range(16, 6, -1)]
 
 
 def test_a_damaged_current_model_or_history_is_noted(workspace: Workspace, tmp_path: Path) -> None:

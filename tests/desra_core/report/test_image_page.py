@@ -21,11 +21,11 @@ from desra_core.detection.detectors import METHODS, DetectorInputs, applied, loa
 from desra_core.detection.similarity import variance_similarity
 from desra_core.errors import ImageError, TransientError
 from desra_core.report import document as document_module
-from desra_core.report import image_page as image_page_module
+from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash
-from desra_core.report.image_page import score_kinds, score_picture
 from desra_core.report.pictures import HUMAN_OUTLINE, OUTLINE, class_shares, heat_map, label_picture
+from desra_core.report.workspace_page import score_kinds, score_picture
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from tests.browser import opened
@@ -146,12 +146,12 @@ def test_a_score_at_its_threshold_has_the_middle_colour(tmp_path: Path) -> None:
     flat = np.zeros((64, 64, 3), np.uint8)
     kinds = {kind.kind: kind for kind in score_kinds(applied())}
     assert list(kinds) == SCORES
-    assert [kinds[method].detector.pictured_threshold for method in METHODS if method in kinds] == [
+    assert [kinds[method].detector.heat_threshold for method in METHODS if method in kinds] == [
         load_detector(method).threshold for method in METHODS if method in kinds
     ]
-    assert kinds["difference"].detector.pictured_threshold == pytest.approx(0.3)
-    assert score_kinds(applied("desra", 0.5))[0].detector.pictured_threshold == 0.5
-    assert {kind.kind: kind.detector.pictured_threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
+    assert kinds["difference"].detector.heat_threshold == pytest.approx(0.3)
+    assert score_kinds(applied("desra", 0.5))[0].detector.heat_threshold == 0.5
+    assert {kind.kind: kind.detector.heat_threshold for kind in score_kinds(applied("ldl", 0.01))}["ldl"] == 0.01
     assert [kind.kind for kind in score_kinds(applied("/a/mine.py", 3.0))] == [*SCORES, "own"]
     for index, (score, brightness) in enumerate([(4.0, 0.5), (8.0, 1.0), (36.0, 1.0), (0.0, 0.0)]):
         file = tmp_path / f"flat{index}.py"
@@ -288,7 +288,7 @@ def test_images_too_small_or_too_large_for_a_detector() -> None:
     assert "is 95x200, smaller than the 96 px that niqe needs" in reason(200, 95, "niqe")
     assert "has results of 10x200, smaller than the 11 px window" in reason(200, 10, "difference")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_page_module, "_MOST_PIXELS", 9999)
+        patch.setattr(page_module, "_MOST_PIXELS", 9999)
         assert "not computed for 100x100 pixels" in reason(100, 100, "ldl")
 
 
@@ -339,7 +339,7 @@ def test_classes_keep_their_colours() -> None:
 
 
 def test_pictures_beyond_the_room_of_a_page_are_left_out(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_page_module, "PICTURE_CHARACTERS", 30_000)
+    monkeypatch.setattr(page_module, "PICTURE_CHARACTERS", 30_000)
     workspace = Workspace(copied / "ws")
     write_report(workspace, pages=1)
     page = next(path for path in (workspace.root / "pages").rglob("*.html") if "Left out, to keep" in path.read_text())

@@ -13,7 +13,7 @@ import pytest
 from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_png
-from desra_core.images.tiling import Rectangle
+from desra_core.images.parts import Rectangle
 from desra_core.report import write_report
 from desra_core.report.pictures import StoredImage, heat_map
 from desra_core.report.results import recorded_detector

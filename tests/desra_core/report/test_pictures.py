@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from desra_core.errors import ImageError
 from desra_core.images.codec import encode_mask, encode_png
-from desra_core.images.crops import window_around
+from desra_core.images.parts import window_around
 from desra_core.report.pictures import OUTLINE, Crops, StoredImage
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.planning.tables import REGIONS
+from desra_core.planning.plan import REGIONS
 from desra_core.report import workspace_page as page_module
 from desra_core.report import write_report
 from desra_core.report.document import csp_hash
@@ -230,6 +230,13 @@ def test_copies_count_as_one_image() -> None:
     rows = [(name, "same", severity) for name in ("b", "a") for severity in (3.0, 2.0)]
     table = regions(*rows)
     columns = [pa.array([0, 10, 0, 10], pa.int32()) if name == "x" else table[name] for name in REGIONS.names]
+    assert chosen(pa.table(columns, schema=REGIONS), 24) == [("a", 3), ("a", 2)]
+
+
+def test_regions_with_one_corner_are_not_copies() -> None:
+    table = regions(("a", "a", 3.0), ("a", "a", 2.0))
+    changed = {"x": pa.array([0, 0], pa.int32()), "width": pa.array([5, 9], pa.int32())}
+    columns = [changed.get(name, table[name]) for name in REGIONS.names]
     assert chosen(pa.table(columns, schema=REGIONS), 24) == [("a", 3), ("a", 2)]
 
 

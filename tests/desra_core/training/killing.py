@@ -1,7 +1,7 @@
-"""Runs finetunes, each once undisturbed and once killed again and again. For a process of its own, which forks.
+"""Runs a finetune once undisturbed and once killed again and again. For a process of its own, which forks.
 
-It takes JSON: by case, the folder of the whole run, that of the killed one, the model and the settings. It prints JSON:
-by case, the steps (warmed up, iterations) that were saved whenever the run was killed.
+It takes JSON: the folder of the whole run, that of the killed one, the model and the settings. It prints JSON: the
+steps (warmed up, iterations) that were saved whenever the run was killed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> lis
     moments: list[tuple[int, int]] = []
     while True:
         # The first time as soon as anything is saved.
-        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(20)) if moments else (0.0, 0.0)
+        save_seconds, delay = (random.choice([0, 0.02]), random.expovariate(8)) if moments else (0.0, 0.0)
         before, pid = saved(run), start(run, model, training, save_seconds)
         ended = (0, 0)
         while saved(run) == before and not ended[0]:
@@ -69,16 +69,13 @@ def kill_again_and_again(run: RunFolder, model: Path, training: Training) -> lis
         moments.append((state["warmed"], state["iteration"]))
 
 
-def main(cases: dict[str, tuple[str, str, str, dict[str, Any]]]) -> dict[str, list[tuple[int, int]]]:
-    """Run all cases; returns the moments of each."""
+def main(whole: str, killed: str, model: str, settings: dict[str, Any]) -> list[tuple[int, int]]:
+    """Run both; returns the steps that were saved at each kill."""
     random.seed(0)
-    found = {}
-    for case, (whole, killed, model, settings) in cases.items():
-        training = Training(**settings)
-        assert os.waitpid(start(RunFolder(Path(whole)), Path(model), training, 60), 0)[1] == 0
-        found[case] = kill_again_and_again(RunFolder(Path(killed)), Path(model), training)
-    return found
+    training = Training(**settings)
+    assert os.waitpid(start(RunFolder(Path(whole)), Path(model), training, 60), 0)[1] == 0
+    return kill_again_and_again(RunFolder(Path(killed)), Path(model), training)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    print(json.dumps(main(*json.loads(sys.argv[1]))))

@@ -23,15 +23,17 @@ from basicsr.archs.swinir_arch import SwinIR  # noqa: E402
 
 CASES: dict[str, dict[str, Any]] = {
     "l1": {"gan_weight": 0, "iterations": 14, "checkpoint_every": 5},
-    "gan": {"warmup": 6, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
+    "gan": {"warmup": 4, "iterations": 11, "checkpoint_every": 5, "accumulate": 2},
     "swinir": {"gan_weight": 0, "iterations": 11, "checkpoint_every": 5},
 }
 MODELS = {"l1": [5, 10, 14], "gan": [5, 10, 11], "swinir": [5, 10, 11]}
+SLOW = pytest.mark.slow
 
 
 class Runs(NamedTuple):
     """A run that was killed many times, an undisturbed run, and the steps (warmed, iteration) at each kill."""
 
+    case: str
     killed: RunFolder
     whole: RunFolder
     moments: list[tuple[int, int]]
@@ -50,31 +52,27 @@ def swinir(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("l1", marks=SLOW), "gan", pytest.param("swinir", marks=SLOW)])
 def runs(
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     prepared: Callable[[Path], RunFolder],
     training: Callable[..., Training],
     gan_model: Path,
-) -> dict[str, Runs]:
-    folder = tmp_path_factory.mktemp("killed")
-    models = {"l1": gan_model, "gan": gan_model, "swinir": swinir(folder / "swinir.pth")}
-    found, asked = {}, {}
-    for case, changes in CASES.items():
-        found[case] = Runs(prepared(folder / case / "killed"), prepared(folder / case / "whole"), [])
-        settings = training(**changes).model_dump(mode="json")
-        asked[case] = str(found[case].whole.root), str(found[case].killed.root), str(models[case]), settings
-    command = [sys.executable, str(Path(__file__).with_name("killing.py")), json.dumps(asked)]
+) -> Runs:
+    case, folder = request.param, tmp_path_factory.mktemp("killed")
+    killed, whole = prepared(folder / "killed"), prepared(folder / "whole")
+    model = swinir(folder / "swinir.pth") if case == "swinir" else gan_model
+    settings = training(**CASES[case]).model_dump(mode="json")
+    asked = json.dumps([str(whole.root), str(killed.root), str(model), settings])
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), asked]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for case, moments in json.loads(result.stdout).items():
-        found[case].moments.extend(map(tuple, moments))
-    return found
+    return Runs(case, killed, whole, [tuple(moment) for moment in json.loads(result.stdout)])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_killed_runs_end_with_the_same_weights(case: str, runs: dict[str, Runs]) -> None:
-    killed, whole, _ = runs[case]
+def test_killed_runs_end_with_the_same_weights(runs: Runs) -> None:
+    case, killed, whole, _ = runs
     assert whole.models() == [whole.model(iteration) for iteration in MODELS[case]]
     files = sorted(path.name for path in (whole.root / "models").iterdir())
     assert sorted(path.name for path in (killed.root / "models").iterdir()) == files
@@ -87,9 +85,8 @@ def test_killed_runs_end_with_the_same_weights(case: str, runs: dict[str, Runs])
                 assert torch.equal(found[kind][key], value), (name, kind, key)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_killed_runs_have_the_same_events(case: str, runs: dict[str, Runs]) -> None:
-    killed, whole, _ = runs[case]
+def test_killed_runs_have_the_same_events(runs: Runs) -> None:
+    case, killed, whole, _ = runs
     assert read_json(killed.losses) == read_json(whole.losses)
     assert [row["iteration"] for row in read_json(killed.losses)] == list(range(10, CASES[case]["iterations"], 10))
     assert read_json(killed.progress) == read_json(whole.progress)
@@ -97,12 +94,12 @@ def test_killed_runs_have_the_same_events(case: str, runs: dict[str, Runs]) -> N
     assert not list(killed.root.rglob("*.unfinished"))
 
 
-def test_the_runs_were_killed_before_their_end(runs: dict[str, Runs]) -> None:
-    for case, found in runs.items():
-        assert len(set(found.moments)) >= 2
-        assert all(warmed <= 6 and iteration <= CASES[case]["iterations"] for warmed, iteration in found.moments)
-    assert any(0 < warmed < 6 for warmed, _ in runs["gan"].moments)
-    assert any(iteration > 0 for _, iteration in runs["gan"].moments)
+def test_the_runs_were_killed_before_their_end(runs: Runs) -> None:
+    assert len(set(runs.moments)) >= 2
+    assert all(warmed <= 4 and iteration <= CASES[runs.case]["iterations"] for warmed, iteration in runs.moments)
+    if runs.case == "gan":
+        assert any(0 < warmed < 4 for warmed, _ in runs.moments)
+        assert any(iteration > 0 for _, iteration in runs.moments)
 
 
 def events(run: RunFolder) -> list[tuple[int, float]]:

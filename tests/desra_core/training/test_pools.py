@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.annotations.selection import select_images
+from desra_core.annotations.export import select_images
 from desra_core.errors import UsageError
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import prepare

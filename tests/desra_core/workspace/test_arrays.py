@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from desra_core.errors import LostError, TransientError
-from desra_core.evaluation import image_agreement
-from desra_core.images.tiling import Rectangle
+from desra_core.evaluation.metrics import read_labels
+from desra_core.images.parts import Rectangle
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
@@ -59,7 +59,7 @@ READERS: dict[str, Callable[[Workspace], object]] = {
     "find": lambda workspace: find_array(workspace, IMAGE, "similarity", key="k"),
     "window": lambda workspace: StoredImage({}, workspace.group(IMAGE), (710, 610)).scores(Rectangle(0, 0, 100, 100)),
     "labels": read_label_window,
-    "evaluate": lambda workspace: image_agreement.read_labels(workspace.group(IMAGE) / "labels"),
+    "evaluate": lambda workspace: read_labels(workspace.group(IMAGE) / "labels"),
 }
 
 

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.annotations.corrections import read_corrections
+from desra_core.annotations.corrections import ImportSummary, publish_corrections, read_corrections
 from desra_core.annotations.export import export_workspace
-from desra_core.annotations.publication import ImportSummary, publish_corrections
 from desra_core.gate.comparison import plan_comparison
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import make_plan

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from desra_core.images.tiling import Rectangle, grid, windows
+from desra_core.images.parts import Rectangle, grid, windows
 
 SIDES = st.integers(1, 40)
 

@@ -1,4 +1,4 @@
-"""Files that are replaced: whole, or left as they were."""
+"""Files are replaced whole, or left as they were; keys of files depend on their content, and need no torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.errors import TransientError
-from desra_core.files.atomic import replace_file, sweep, write_secret
+from desra_core.errors import TransientError, UsageError
+from desra_core.files.content import content_key, digest, replace_file, sweep, write_secret
 
 
 def left(folder: Path) -> set[str]:
@@ -165,7 +165,7 @@ def test_rights_are_those_of_a_new_file(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from desra_core.files.atomic import replace_file
+from desra_core.files.content import replace_file
 
 def write(file):
     file.write(bytes(100_000))
@@ -186,3 +186,24 @@ def test_sweep_deletes_unfinished_files_of_a_killed_process(tmp_path: Path) -> N
     sweep(tmp_path)
     assert left(tmp_path) == {"file"}
     sweep(tmp_path / "nowhere")
+
+
+def test_a_key_follows_the_content(tmp_path: Path) -> None:
+    path, copy = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"content")
+    copy.write_bytes(b"content")
+    assert content_key(path) == content_key(copy) == digest(b"content")
+    copy.write_bytes(b"other")
+    assert content_key(copy) == digest(b"other")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none: does not exist; check the path"):
+        content_key(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\)"):
+        content_key(tmp_path)
+
+
+def test_keys_of_a_run_need_no_torch() -> None:
+    code = "import sys, desra_core.planning.keys; assert not {'torch', 'spandrel'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

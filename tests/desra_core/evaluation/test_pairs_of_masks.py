@@ -14,11 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from desra_core.detection.regions import Components
+from desra_core.detection.mask import Components
 from desra_core.errors import ImageError
-from desra_core.evaluation.image_agreement import MaskRegion, compare_pair, mask_regions, prominent_agreement
-from desra_core.evaluation.mask_pairs import MaskPair
-from desra_core.evaluation.metrics import Agreement, compare_masks
+from desra_core.evaluation.mask_files import MaskPair
+from desra_core.evaluation.metrics import (
+    Agreement,
+    MaskRegion,
+    compare_masks,
+    compare_pair,
+    mask_regions,
+    prominent_agreement,
+)
 from desra_core.images.codec import encode_mask, encode_png
 from tests.desra_core.evaluation.published_scripts import components, lies_inside
 
@@ -45,7 +51,7 @@ def test_one_of_the_masks_lacks_its_frame(tmp_path: Path) -> None:
         found = compare_pair(saved(tmp_path, mask=one, truth=two))
         assert found.agreement == expected
         assert found.shape == (60, 80)
-        assert found.assumed == (one.shape == two.shape)
+        assert found.size_assumed == (one.shape == two.shape)
         assert len(found.marked) == expected.marked
         assert sum(region.covered for region in found.detected) == expected.right
 
@@ -57,15 +63,15 @@ def test_masks_of_one_size(tmp_path: Path) -> None:
     assert cropped != all_of_it
     pair = saved(tmp_path, mask=mask, truth=truth)
     assert compare_pair(pair).agreement == cropped
-    assert compare_pair(pair).framed
+    assert compare_pair(pair).marks_border
     valid = compare_pair(pair, sizes="valid")
-    assert (valid.agreement, valid.shape, valid.assumed) == (all_of_it, (70, 90), True)
+    assert (valid.agreement, valid.shape, valid.size_assumed) == (all_of_it, (70, 90), True)
     assert compare_pair(pair._replace(whole=True), sizes="valid").agreement == cropped
     for kind, pixels in (("labels", np.zeros((70, 90), np.uint8)), ("gan_sr", np.zeros((70, 90, 3), np.uint8))):
-        told = compare_pair(saved(tmp_path, mask=mask, truth=truth, **{kind: pixels}))
-        assert (told.agreement, told.shape, told.assumed, told.framed) == (all_of_it, (70, 90), False, False)
-        told = compare_pair(saved(tmp_path, mask=mask, truth=truth, **{kind: pixels[5:-5, 5:-5]}), sizes="valid")
-        assert (told.agreement, told.shape, told.assumed) == (cropped, (60, 80), False)
+        shown = compare_pair(saved(tmp_path, mask=mask, truth=truth, **{kind: pixels}))
+        assert (shown.agreement, shown.shape, shown.size_assumed) == (all_of_it, (70, 90), False)
+        shown = compare_pair(saved(tmp_path, mask=mask, truth=truth, **{kind: pixels[5:-5, 5:-5]}), sizes="valid")
+        assert (shown.agreement, shown.shape, shown.size_assumed) == (cropped, (60, 80), False)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -83,9 +89,9 @@ def test_a_gan_result_that_is_stored_turned(tmp_path: Path, orientation: int) ->
 def test_whether_the_mask_marks_its_frame(tmp_path: Path) -> None:
     mask = np.zeros((30, 40), bool)
     mask[5:-5, 5:-5] = True
-    assert not compare_pair(saved(tmp_path, mask=mask, truth=~mask)).framed
+    assert not compare_pair(saved(tmp_path, mask=mask, truth=~mask)).marks_border
     mask[4, 20] = True
-    assert compare_pair(saved(tmp_path, mask=mask, truth=~mask)).framed
+    assert compare_pair(saved(tmp_path, mask=mask, truth=~mask)).marks_border
 
 
 def test_coordinates_are_the_images(tmp_path: Path) -> None:

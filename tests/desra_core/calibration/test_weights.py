@@ -14,19 +14,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.calibration.histogram import (
+from desra_core.calibration.weights import (
     BINS,
     ClassHistogram,
     count_image,
+    derive_weights,
     false_alarm_rate,
     false_alarm_threshold,
+    largest_differences,
     merged,
     published_intervals,
     quantile_weights,
+    to_csv,
+    to_toml,
+    weight_values,
 )
-from desra_core.calibration.results import derive_weights, largest_differences, to_csv, to_toml, weight_values
-from desra_core.detection.class_weights import CLASS_COUNT, class_names, load_weights
+from desra_core.detection.class_weights import class_names, load_weights
 from desra_core.errors import UsageError
+from desra_core.images.codec import CLASS_COUNT
 
 few = settings(max_examples=20, deadline=None)
 # Values on the edges of bins, just beside them, and anywhere.
@@ -128,7 +133,7 @@ def test_pixels_of_images_are_pooled() -> None:
 
 def test_other_tables_are_refused() -> None:
     table = count_image(*image(0)).to_table()
-    with pytest.raises(ValueError, match="is no histogram"):
+    with pytest.raises(UsageError, match="is no histogram"):
         merged([table.replace_schema_metadata({})])
 
 
@@ -159,6 +164,14 @@ def test_bins_hold_strictly_more_than_the_percentile(percentile: float, in_top_b
     assert published_intervals(histogram, percentile)[0] == interval
     quantile = 0.97 if interval == 0 else 0.92
     assert 1 / quantile_weights(histogram, percentile)[0] == pytest.approx(quantile, abs=1e-4)
+
+
+def test_a_percentile_just_below_100_has_a_finite_weight() -> None:
+    histogram = of_pixels({0: [0.97] * 9 + [0.0]})
+    assert published_intervals(histogram, 99.9999999999999)[0] == 19
+    (row, *_) = derive_weights(histogram, percentile=99.9999999999999, min_pixels=1, min_images=1)
+    assert row.weight == 20
+    assert quantile_weights(histogram, 99.9999999999999)[0] == BINS
 
 
 def test_the_first_bin_has_a_finite_weight() -> None:

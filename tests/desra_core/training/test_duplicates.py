@@ -12,7 +12,7 @@ import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from desra_core.images.perceptual_hash import MAX_DISTANCE, Duplicates, signature
+from desra_core.training.pools import MAX_DISTANCE, nearest_group, signature
 
 
 def scene(seed: int, height: int = 180, width: int = 240) -> np.ndarray:
@@ -63,11 +63,9 @@ def distance(first: bytes, second: bytes) -> int:
 
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_finds_its_photo(copy: str) -> None:
-    duplicates = Duplicates()
+    signatures = bytearray().join(map(signature, ALL.values()))
     for name, pixels in ALL.items():
-        duplicates.add(signature(pixels), name)
-    for name, pixels in ALL.items():
-        assert duplicates.group(signature(COPIES[copy](pixels))) == name
+        assert nearest_group(signatures, list(ALL), signature(COPIES[copy](pixels))) == name
 
 
 @pytest.mark.parametrize("copy", ["itself", "16 bits"])
@@ -113,13 +111,14 @@ signatures = st.builds(flipped, originals, st.sets(st.integers(0, 255), max_size
 @given(st.lists(signatures, max_size=30), st.lists(signatures, max_size=10))
 @settings(deadline=None, max_examples=150)
 def test_the_nearest_is_that_of_a_plain_search(known: list[bytes], wanted: list[bytes]) -> None:
-    duplicates, pairs = Duplicates(), []
+    signatures, groups, pairs = bytearray(), [], []
     for number, found in enumerate(known):
-        duplicates.add(found, str(number))
+        signatures += found
+        groups.append(str(number))
         pairs.append((found, str(number)))
-        assert duplicates.group(found) == nearest(pairs, found)
+        assert nearest_group(signatures, groups, found) == nearest(pairs, found)
     for each in wanted:
-        assert duplicates.group(each) == nearest(pairs, each)
+        assert nearest_group(signatures, groups, each) == nearest(pairs, each)
 
 
 @pytest.mark.parametrize("bits", [0, 1, MAX_DISTANCE, MAX_DISTANCE + 1])
@@ -127,18 +126,17 @@ def test_the_greatest_distance(bits: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         known = rng.bytes(32)
-        duplicates = Duplicates()
-        duplicates.add(known, "known")
-        found = duplicates.group(flipped(known, set(rng.permutation(256)[:bits].tolist())))
+        found = nearest_group(bytearray(known), ["known"], flipped(known, set(rng.permutation(256)[:bits].tolist())))
         assert found == ("known" if bits <= MAX_DISTANCE else None)
 
 
 def test_thousands_of_photos() -> None:
     rng = np.random.default_rng(0)
-    duplicates = Duplicates()
+    signatures, groups = bytearray(), []
     known = [rng.bytes(32) for _ in range(5000)]
     for number, found in enumerate(known):
-        assert duplicates.group(found) is None
-        duplicates.add(found, str(number))
+        assert nearest_group(signatures, groups, found) is None
+        signatures += found
+        groups.append(str(number))
     for number in (0, 1023, 1024, 1025, 2048, 4999):
-        assert duplicates.group(flipped(known[number], {1, 100, 200})) == str(number)
+        assert nearest_group(signatures, groups, flipped(known[number], {1, 100, 200})) == str(number)
