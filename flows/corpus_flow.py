@@ -25,7 +25,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import DesraError, UsageError, may_pass, printable
@@ -186,7 +186,7 @@ def corpus_flow(function: Callable[P, R]) -> CorpusFlow[P, R]:
     The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
     repeats itself after errors worth a retry, and fails where its result has a ``problem``.
     """
-    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
     return CorpusFlow(
         _ending_in_a_line(function),
         name=function.__name__,

@@ -11,13 +11,7 @@ import pyarrow.compute as pc
 import typer
 
 from deployments.commands.runs import existing_workspace, renew_report, show_failures
-from desra_core.annotations.corrections import (
-    Correction,
-    ImportSummary,
-    publish_corrections,
-    read_corrections,
-    undo_import,
-)
+from desra_core.annotations import corrections
 from desra_core.annotations.export import Exported, export_workspace
 from desra_core.errors import LockedError, UsageError, printable
 from desra_core.evaluation.table import counted
@@ -213,25 +207,25 @@ def import_masks(
     settings, _ = load_settings(place)
     with place.locked():
         if form is None or path is None:
-            undone = undo_import(place)
+            undone = corrections.undo_import(place)
             images = counted(undone.names, "image")
             typer.echo(f"taken back: the masks of {images}, of which {undone.restored} have an earlier mask again")
             _show_renewed(undone.renewed)
             typer.echo(f"masks    {place.human}")
             return
-        corrections, errors = read_corrections(place, form, path, label, unchanged=unchanged)
+        found, errors = corrections.read_corrections(place, form, path, label, unchanged=unchanged)
         if errors:
             say_each("error", errors)
             say("nothing was imported")
             raise typer.Exit(2)
-        taken = [correction for correction in corrections if unchanged or not correction.as_exported]
-        published = publish_corrections(place, taken) if taken else None
+        taken = [correction for correction in found if unchanged or not correction.as_exported]
+        published = corrections.publish_corrections(place, taken) if taken else None
     if published is None:
         typer.echo("nothing to import: every mask is as exported")
-        _show_left_out(taken, len(corrections))
+        _show_left_out(taken, len(found))
         return
     _show_taken(published, taken)
-    _show_left_out(taken, len(corrections) - len(taken))
+    _show_left_out(taken, len(found) - len(taken))
     typer.echo(f"masks    {place.human}, which pseudo-GT, finetune, evaluation and calibration prefer")
     _show_renewed(published.renewed)
     root, waiting = shlex.quote(str(place.root)), counted(published.waiting, "image")
@@ -279,7 +273,7 @@ def _show_export(exported: Exported, form: str, workspace: Workspace, output: Pa
         typer.echo(f"next     {tool}; then desra import {form} {source} --workspace {root}")
 
 
-def _show_taken(published: ImportSummary, taken: Sequence[Correction]) -> None:
+def _show_taken(published: corrections.ImportSummary, taken: Sequence[corrections.Correction]) -> None:
     typer.echo(
         f"{counted(published.images, 'human mask')}, {published.changed} of them other than the detector's and "
         f"{published.clean} without any artifact"
@@ -290,7 +284,7 @@ def _show_taken(published: ImportSummary, taken: Sequence[Correction]) -> None:
     typer.echo(f"regions  {kinds.total()} in {images}" + (f": {drawn}" if drawn else ""))
 
 
-def _show_left_out(taken: Sequence[Correction], as_exported: int) -> None:
+def _show_left_out(taken: Sequence[corrections.Correction], as_exported: int) -> None:
     """Print how many masks and shapes of the files were not imported, and why."""
     if as_exported:
         masks = counted(as_exported, "image, whose mask is", "images, whose masks are")
