@@ -51,9 +51,8 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
         with handing_over((finetuning, plan)):
             finetuned = finetune(finetuning, machine)
         compared = compare(comparing_of(cycling, mining, plan.run.root), machine)
-        promoted: Path | None = None
-        if is_to_promote(cycling, compared.comparison, compared.verdict):
-            promoted = promote_best(compared.comparison, compared.verdict)
+        due = is_to_promote(cycling, compared.comparison, compared.verdict)
+        promoted = promote_best(compared.comparison, compared.verdict) if due else None
         line = compared.in_one_line + (f", promoted as {promoted.name}" if promoted else "")
         publish_report(workspace, line)
     return Cycled(

@@ -146,7 +146,8 @@ def _elsewhere(
     address: str, client: Client, machine: Machine, own: int, admission: Admission, embedded: Embedded | None
 ) -> Dask:
     """Describe the workers of a cluster that was started elsewhere or by desra serve; raises as `open_dask`."""
-    workers = [worker for name, worker in _workers(client).items() if name not in admission.refused]
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    workers = [worker for name, worker in known.items() if name not in admission.refused]
     if not workers:
         raise AbsentError(address, "has no workers", "start some with dask worker")
     memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
@@ -171,7 +172,8 @@ def _await_workers(client: Client, gpus: int) -> None:
     """Wait up to a minute for a worker and for ``gpus`` workers with a GPU, while dead workers are being restarted."""
     deadline = time.monotonic() + _AWAIT_SECONDS
     while True:
-        there = ["GPU" in worker["resources"] for worker in _workers(client).values()]
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        there = ["GPU" in worker["resources"] for worker in workers]
         if there and sum(there) >= gpus:
             return
         if time.monotonic() >= deadline:
@@ -180,11 +182,6 @@ def _await_workers(client: Client, gpus: int) -> None:
             reason = f"are {sum(there)}, where desra serve has started {gpus}"
             raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
         time.sleep(1)
-
-
-def _workers(client: Client) -> dict[str, dict[str, Any]]:
-    """Return the scheduler's description of each worker, by address."""
-    return dict(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def _restart(client: Client) -> None:

@@ -217,7 +217,11 @@ class Dask:
 
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker, leave its result there, and raise what the function raises."""
-        self.follow(partial(_without_result, function), *arguments, resources=resources, on_second=lambda: None)
+
+        def without_result() -> None:
+            function(*arguments)
+
+        self.follow(without_result, resources=resources, on_second=lambda: None)
 
     def follow(
         self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
@@ -308,7 +312,3 @@ def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef,
         return error
     log(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
     return result
-
-
-def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
-    function(*arguments)

@@ -62,11 +62,10 @@ def freeze_images(plan: FinetunePlan) -> int:
     # Retry after a lost worker or a full disk, but not for a model that cannot be used or a loss that is no number.
     retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
-def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
-    """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
+def train(plan: FinetunePlan, machine: Machine) -> int:
+    """Train on one worker, which has all cores or a GPU; return the number of iterations done, in all.
 
-    Returns:
-        The iterations done, and whether they ended early.
+    A retry goes on from the last saved state.
     """
     from desra_core.training.loop import finetune  # here, for only workers need PyTorch
 
@@ -84,7 +83,7 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
                 resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=partial(_show_progress, progress, plan),
             )  # fmt: skip
             _show_progress(progress, plan)
-    return iterations, iterations < plan.training.iterations
+    return iterations
 
 
 def _announce(line: str) -> None:
@@ -139,18 +138,14 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
 
 
 @task(task_run_name="losses", cache_policy=NO_CACHE)
-def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], workspace: Workspace) -> str:
-    """Show the losses in the UI, and how the run ended.
-
-    Returns:
-        How the run ended, in a line.
-    """
+def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Workspace) -> str:
+    """Show the losses in the UI, and how the run ended; return the latter in a line."""
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
     shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
-    line = f"{counted(ended[0], 'iteration')} on {counted(images, 'image')}"
+    line = f"{counted(iterations, 'iteration')} on {counted(images, 'image')}"
     create_table_artifact(shown, key="losses", description=f"Mean losses of {line}.")
-    line += ", stopped early" if ended[1] else ""
+    line += ", stopped early" if iterations < plan.training.iterations else ""
     show_outcome(workspace, line, [f"models: `{plan.run.root / 'models'}`"])
     return line
 

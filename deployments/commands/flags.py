@@ -153,8 +153,7 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
 
 def _source(context: typer.Context, name: str) -> str | None:
     """Return where the value of a flag comes from, in Click's words."""
-    source = context.get_parameter_source(name)
-    return None if source is None else source.name
+    return getattr(context.get_parameter_source(name), "name", None)
 
 
 def _key(name: str) -> str:

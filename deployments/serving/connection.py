@@ -33,7 +33,6 @@ HOSTS = ["127.0.0.1", "localhost"]
 ENTRANCE = "/enter"
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_THIS_MACHINE = (*HOSTS, "::1")
 # A server that does not answer must not keep desra serve from stopping.
 _ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 _ARRIVAL_SECONDS = 20
@@ -81,8 +80,7 @@ def heed_proxies() -> None:
             del os.environ[name]
             say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
-    direct += [host for host in _THIS_MACHINE if host not in direct]
+    direct = dict.fromkeys([*filter(_is_readable, map(str.strip, given.split(","))), *HOSTS, "::1"])  # each once
     hosts = "*" if "*" in direct else ",".join(direct)  # many tools know the star only where it stands alone
     os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 

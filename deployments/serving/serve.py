@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
 from deployments.serving.guarded import report_server
-from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
+from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_training, mining_of
@@ -115,7 +115,6 @@ def look_after(
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
-    starts: dict[str, list[float]] = {process.name: [] for process in processes}
     looked = cleaned = said = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
@@ -124,7 +123,7 @@ def look_after(
             if process.exit_code is not None:
                 _check_there(workspace)
                 try:
-                    start_again(process, starts[process.name], now, time.sleep)
+                    process.start_again(now, time.sleep)
                 except RestlessError:
                     raise
                 except (DesraError, OSError) as error:

@@ -216,14 +216,13 @@ class Server(processes.Child):
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
     """Restart a server that ends by itself; if the restart fails, let the work go on without a server."""
-    starts: list[float] = []
 
     def keep_up() -> None:
         while not server.unwanted.wait(_LOOK_SECONDS):
             if server.exit_code is None:
                 continue
             try:
-                processes.start_again(server, starts, time.monotonic(), server.unwanted.wait)
+                server.start_again(time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
                 say(f"warning: {printable(error)}; the work goes on without the server")
                 _ask_once()

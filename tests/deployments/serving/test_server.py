@@ -26,6 +26,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, Settings,
 from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
 from deployments.serving.connection import CONSOLE
+from deployments.serving.processes import Child
 from deployments.serving.server import HISTORY, Server, ServerLostError, compact, forget_results, server_settings
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
@@ -111,8 +112,8 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
         def wait(self, timeout: float | None = None) -> bool:
             return super().wait(0)
 
-    class Restless:
-        name, log, exit_code, starts = "the Prefect server", Path("server.log"), 1, 0
+    class Restless(Child):
+        name, exit_code, starts = "the Prefect server", 1, 0
         unwanted = Impatient()
 
         def start(self) -> None:
@@ -120,7 +121,7 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
 
     given_up = threading.Event()
     monkeypatch.setattr(servers, "_ask_once", given_up.set)
-    server = Restless()
+    server = Restless(Path("server.log"))
     with servers._kept_up(server):
         assert given_up.wait(60)
     assert server.starts == 5
