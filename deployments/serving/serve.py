@@ -63,7 +63,9 @@ def serve(serving: Serving, machine: Machine) -> int:
     if not serving.photos.is_dir():
         raise UsageError(serving.photos, "does not exist", "name the folder that photos come to")
     workspace = Workspace(serving.workspace)
-    _check(serving)  # first, so that a refused start leaves no new workspace
+    is_new = not workspace.exists()
+    if is_new:
+        _check(serving)  # first, so that a refused start leaves no new workspace
     workspace.create()
     deployments = schedules.deployments_of(serving, machine)
     pool = deployments[0].work_pool
@@ -71,6 +73,8 @@ def serve(serving: Serving, machine: Machine) -> int:
         service = stack.enter_context(standing(workspace))
         with workspace.locked():
             end_leftover_server(workspace)
+            if not is_new:
+                _check(serving)
             check_temporary()
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
