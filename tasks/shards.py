@@ -20,8 +20,7 @@ from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import PRODUCTS, Target, stages_for
-from desra_core.workspace.records import Record, gather_shard, read_shard, to_table
+from desra_core.workspace.products import PRODUCTS, Record, Target, gather_shard, read_shard, stages_for, to_table
 from tasks.dask_map import Dask, ImageJob
 from tasks.logs import record
 from tasks.progress import RunProgress

@@ -22,7 +22,7 @@ from desra_core.training.loop import finetune
 from desra_core.training.plan import begin, check_networks, plan_finetune
 from desra_core.training.run_folder import RunFolder
 from desra_core.workspace import Workspace
-from desra_core.workspace.records import gather_shard
+from desra_core.workspace.products import gather_shard
 from tasks.shards import Run, Shard, stages_of
 
 

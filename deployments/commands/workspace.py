@@ -40,9 +40,9 @@ def status(
     """Count the images that are done, pending and failed, from the workspace alone."""
     place = Workspace(workspace.absolute())
     settings, target = load_settings(place)
-    manifest = read_manifest(place)
-    if manifest is None:
+    if not place.manifest.exists():
         raise UsageError(place.root, "has no manifest", f"run desra {settings.verb}")
+    manifest = read_manifest(place)
     plan = make_plan(place, manifest, target, limit=settings.limit)
     unscanned = read_table(place.scan_failures, FAILURES)
     failed = pa.concat_tables([unscanned, plan.failures])

@@ -113,7 +113,6 @@ def read_corrections(
     """
     settings, target = load_settings(workspace)
     manifest = read_manifest(workspace)
-    assert manifest is not None
     present = manifest.filter(manifest["present"])
     exported = export_document(export_root(path.absolute()) or path) or {}
     ids: dict[str, str] = exported.get("images", {})
@@ -180,7 +179,6 @@ def publish_corrections(workspace: Workspace, corrections: Sequence[Correction])
     """
     _, target = load_settings(workspace)
     manifest = read_manifest(workspace)
-    assert manifest is not None
     names: dict[str, list[str]] = {one.id: [] for one in corrections}  # vanished names too
     for name, image_id in _names_and_ids(manifest):
         if image_id in names:
@@ -243,7 +241,7 @@ def _labelme(
     if not files:
         raise UsageError(path, "holds no LabelMe files", "name the folder of an export that was corrected")
     read, errors = _on_threads(partial(read_labelme, label=label), files)
-    labels = {name for file in read for name in file.labels}
+    labels = {str(shape.get("label")) for file in read for shape in file.shapes}
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]

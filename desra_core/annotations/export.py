@@ -44,8 +44,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
 from desra_core.workspace.inventory import picture_files
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import REGION_FIELDS
+from desra_core.workspace.products import REGION_FIELDS, Target
 
 Form = Literal["coco", "labelme", "folder"]
 
@@ -65,14 +64,14 @@ class Annotation(NamedTuple):
 
 
 class MaskedImage(NamedTuple):
-    """An image to be exported, by its first name, with the detector's regions; ``files`` are its pictures by kind."""
+    """An image to be exported."""
 
-    name: str
+    name: str  # its first name
     id: str
     shape: tuple[int, int]
-    regions: list[dict[str, Any]]
+    regions: list[dict[str, Any]]  # the detector's
     human: HumanMask | None
-    files: dict[str, Path]
+    files: dict[str, Path]  # its pictures by kind
 
     def mask(self) -> Mask:
         """Read the human mask, or else the detector's.
@@ -302,9 +301,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
 def count_resting(workspace: Workspace, gan_sr_key: str | None) -> int:
     """Count the images that are present and have a human mask that counts."""
-    manifest = read_manifest(workspace)
-    if manifest is None or not (human := read_human_masks(workspace, gan_sr_key)):
-        return 0
+    manifest, human = read_manifest(workspace), read_human_masks(workspace, gan_sr_key)
     return len(human.keys() & set(manifest["id"].filter(manifest["present"]).to_pylist()))
 
 

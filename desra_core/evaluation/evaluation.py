@@ -51,15 +51,11 @@ _REGION_COLUMNS = ("image", "region", *_BOX, "area", "share_inside", "class")
 
 
 class Rating(NamedTuple):
-    """A row of severity labels.
+    """A row of severity labels."""
 
-    ``noticed`` is the share of viewers, None where none were asked; ``box`` the region's box, if all of it is given;
-    ``line`` the line of the file.
-    """
-
-    noticed: float | None
-    box: tuple[str, ...] | None
-    line: int
+    noticed: float | None  # the share of viewers; None where none were asked
+    box: tuple[str, ...] | None  # the region's box, if all of it is given
+    line: int  # of the file
 
 
 # By image and number of the region.
@@ -76,26 +72,16 @@ class SeverityLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of comparing a set of masks with its ground truth.
-
-    Attributes:
-        pairing: The pairs, and the files that have no twin.
-        images: The images that could be judged, by name.
-        failures: Files that could not be judged, and names that are ambiguous.
-        sizes: The size that was taken for masks whose files do not show it; None where all files show it.
-        scores: Of all images.
-        classes: The sums over the images with labels, by class; None where no image has labels.
-        severity, prominent: The severity labels, if there are any, and the scores against the prominent regions alone.
-    """
+    """The result of comparing a set of masks with its ground truth."""
 
     pairing: Pairing
-    images: list[ImageAgreement]
-    failures: list[ImageError]
-    sizes: Sizes | None
-    scores: MaskScores
-    classes: dict[int, Agreement] | None
+    images: list[ImageAgreement]  # that could be judged, by name
+    failures: list[ImageError]  # files that could not be judged, and names that are ambiguous
+    sizes: Sizes | None  # the size that was taken for masks whose files do not show it; None where all files do
+    scores: MaskScores  # of all images
+    classes: dict[int, Agreement] | None  # the sums over the images with labels, by class; None without such images
     severity: SeverityLabels | None
-    prominent: MaskScores | None
+    prominent: MaskScores | None  # against the prominent regions alone; None without severity labels
 
     @property
     def lossy(self) -> list[Path]:

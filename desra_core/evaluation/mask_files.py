@@ -39,45 +39,28 @@ _MASK, _GROUND_TRUTH = "mask", "ground-truth"
 
 
 class MaskPair(NamedTuple):
-    """A mask, its ground truth, and further files of their image.
+    """A mask, its ground truth, and further files of their image."""
 
-    Attributes:
-        name: The relative path without suffix.
-        labels: Class labels: an image file, or a zarr array of a workspace.
-        gan_sr: The GAN result.
-        whole: Whether both masks are known to have the image's size; else the files must show the size.
-    """
-
-    name: str
+    name: str  # the relative path without suffix
     mask: Path
     ground_truth: Path
-    labels: Path | None = None
+    labels: Path | None = None  # class labels: an image file, or a zarr array of a workspace
     gan_sr: Path | None = None
-    whole: bool = False
+    whole: bool = False  # both masks are known to have the image's size; else the files must show the size
 
 
 class Pairing(NamedTuple):
-    """The pairs of two sets of masks, by name.
-
-    Attributes:
-        masks, ground_truth: The folders; several may hold ground truth.
-        pairs: Sorted by name.
-        failures: Ambiguous names and unreadable folders.
-        without_ground_truth, without_mask: Masks and ground truths without a twin, by name.
-        not_looked_at: The number of masks of a workspace without a ground truth.
-        outdated: The number of human masks that do not count, see `desra_core.workspace.human_masks`.
-        by_people: The number of pairs whose ground truth is a human mask of the workspace; None for two folders.
-    """
+    """The pairs of two sets of masks, by name."""
 
     masks: Path
-    ground_truth: tuple[Path, ...]
-    pairs: list[MaskPair]
-    failures: list[ImageError]
-    without_ground_truth: dict[str, Path]
-    without_mask: dict[str, Path]
-    not_looked_at: int = 0
-    outdated: int = 0
-    by_people: int | None = None
+    ground_truth: tuple[Path, ...]  # folders
+    pairs: list[MaskPair]  # sorted by name
+    failures: list[ImageError]  # ambiguous names and unreadable folders
+    without_ground_truth: dict[str, Path]  # masks by name
+    without_mask: dict[str, Path]  # ground truths by name
+    not_looked_at: int = 0  # masks of a workspace without a ground truth
+    outdated: int = 0  # human masks that do not count, see `desra_core.workspace.human_masks`
+    by_people: int | None = None  # pairs whose ground truth is a human mask of the workspace; None for two folders
 
 
 def read_mask(path: Path) -> Mask:
@@ -170,7 +153,7 @@ def pair_workspace(
         UsageError: The folder is no workspace, or there is no ground truth.
     """
     manifest = read_manifest(workspace)
-    if manifest is None or not workspace.masks.is_dir():
+    if not workspace.manifest.exists() or not workspace.masks.is_dir():
         raise UsageError(workspace.root, "has no masks", "name the workspace of desra detect or mine")
     folders = {_MASK: workspace.masks} | ({_GROUND_TRUTH: gt} if gt is not None else {})
     files, failures = files_by_name(folders, _MASK)

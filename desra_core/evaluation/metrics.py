@@ -48,22 +48,16 @@ class Agreement:
     """Counts of how far two masks of one image agree, or their sums over several images.
 
     The fields are also columns of the tables and keys of the JSON files that ``desra evaluate`` writes.
-
-    Attributes:
-        intersection, union: Pixels that are marked in both masks, and in at least one mask.
-        detected, right: Regions of the mask, and those of them that the ground truth covers.
-        marked, found: Regions of the ground truth, and those of them that the mask covers.
-        mask_pixels, ground_truth_pixels: Marked pixels of the mask, and of the ground truth.
     """
 
-    intersection: int = 0
-    union: int = 0
-    detected: int = 0
-    right: int = 0
-    marked: int = 0
-    found: int = 0
-    mask_pixels: int = 0
-    ground_truth_pixels: int = 0
+    intersection: int = 0  # pixels that are marked in both masks
+    union: int = 0  # pixels that are marked in at least one mask
+    detected: int = 0  # regions of the mask
+    right: int = 0  # regions of the mask that the ground truth covers
+    marked: int = 0  # regions of the ground truth
+    found: int = 0  # regions of the ground truth that the mask covers
+    mask_pixels: int = 0  # marked pixels of the mask
+    ground_truth_pixels: int = 0  # marked pixels of the ground truth
 
     @property
     def empty(self) -> bool:
@@ -105,19 +99,15 @@ class Agreement:
 
 
 class MaskRegion(NamedTuple):
-    """One 8-connected component of a mask.
-
-    Box and area are in pixels of the image; ``inside`` is the number of its pixels in the other mask;
-    ``dominant_class`` the most frequent ADE20K class, None without labels.
-    """
+    """One 8-connected component of a mask; box and area are in pixels of the image."""
 
     x: int
     y: int
     width: int
     height: int
     area: int
-    inside: int
-    dominant_class: int | None
+    inside: int  # its pixels that are marked in the other mask
+    dominant_class: int | None  # the most frequent ADE20K class; None without labels
 
     @property
     def covered(self) -> bool:
@@ -127,50 +117,34 @@ class MaskRegion(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAgreement:
-    """The comparison of one image's masks.
-
-    Attributes:
-        pair: The masks.
-        shape: ``(H, W)`` of the image.
-        agreement: Over the valid region.
-        marked, detected: The regions of the ground truth and of the mask, each in reading order.
-        classes: The counts by class: a pixel counts for its own class, a region for its dominant class. None without
-            labels.
-        prominent: Against the prominent regions alone, see `prominent_agreement`; None without ratings.
-        lossy: The files that are JPEG or lossy WebP.
-        size_assumed: No file shows the size of the image; ``shape`` follows from the argument ``sizes``.
-        marks_border: The mask's file has marked pixels among its outermost 5 px.
-    """
+    """The comparison of one image's masks."""
 
     pair: MaskPair
-    shape: tuple[int, int]
-    agreement: Agreement
-    marked: list[MaskRegion]
-    detected: list[MaskRegion]
+    shape: tuple[int, int]  # ``(H, W)`` of the image
+    agreement: Agreement  # over the valid region
+    marked: list[MaskRegion]  # the regions of the ground truth, in reading order
+    detected: list[MaskRegion]  # the regions of the mask, in reading order
+    # Counts by class, None without labels: a pixel counts for its own class, a region for its dominant class.
     classes: dict[int, Agreement] | None
-    prominent: Agreement | None
-    lossy: tuple[Path, ...]
-    size_assumed: bool
-    marks_border: bool
+    prominent: Agreement | None  # with the prominent regions alone, see `prominent_agreement`; None without ratings
+    lossy: tuple[Path, ...]  # the files that are JPEG or lossy WebP
+    size_assumed: bool  # no file shows the size of the image: ``shape`` follows from the argument ``sizes``
+    marks_border: bool  # the mask's file has marked pixels among its outermost 5 px
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """The measures of a set of masks.
+    """The measures of a set of masks; by measure, they stand in the order of `MEASURES`.
 
-    Attributes:
-        images, empty_pairs: The number of images, and of those in which neither mask marks a pixel.
-        total: The sums over the images, whose precision, recall and F1 are those of the set.
-        values: By measure, in the order of `MEASURES`; None where undefined. ``iou`` is the published mean over images,
-            without those whose masks are both empty; in ``iou_with_empty`` these count as 1.
-        intervals: The 95 % intervals by measure, see `bootstrap_intervals`.
+    ``iou`` is the published mean over images, without those whose masks are both empty; in ``iou_with_empty`` these
+    count as 1.
     """
 
     images: int
-    empty_pairs: int
-    total: Agreement
-    values: dict[str, float | None]
-    intervals: dict[str, Interval | None]
+    empty_pairs: int  # images in which neither mask marks a pixel
+    total: Agreement  # the sums over the images, whose precision, recall and F1 are those of the set
+    values: dict[str, float | None]  # None where undefined
+    intervals: dict[str, Interval | None]  # of 95 %, see `bootstrap_intervals`
 
     @property
     def undefined(self) -> dict[str, str]:

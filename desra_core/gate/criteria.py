@@ -4,6 +4,7 @@ The verdict is stored with its models, images and pictures in ``gate/verdict.jso
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,29 +48,23 @@ class OldRegion(NewRegion):
 class Judgement:
     """A candidate's result of one held-out image, compared with the old model's.
 
-    Attributes:
-        image, id: Name of the image, and the hash of its content.
-        candidate: Name of the candidate.
-        pixels, outside_pixels: Pixels of the result, and those outside of the mask before.
-        squared_error, ssim, gradient_similarity: Outside of the mask before, see `desra_core.evaluation.fidelity`; the
-            squared error is a sum.
-        lpips: Distance of the whole images, where LPIPS was asked for.
-        sharpness_before, sharpness_after: Of the whole images, in grey levels of 255 per pixel.
+    Squared error, SSIM and similarity of gradients are those of `desra_core.evaluation.fidelity`, outside of the mask
+    before. Sharpness is of the whole images, in grey levels of 255 per pixel.
     """
 
-    image: str
-    id: str
+    image: str  # a name of it
+    id: str  # the hash of its content
     candidate: str
     pixels: int
     regions: list[OldRegion]
     added: list[NewRegion]
     artifact_pixels_before: int
     artifact_pixels_after: int
-    outside_pixels: int
-    squared_error: float
+    outside_pixels: int  # those outside of the mask before
+    squared_error: float  # a sum
     ssim: float
     gradient_similarity: float
-    lpips: float | None
+    lpips: float | None  # of the whole images, where LPIPS was asked for
     sharpness_before: float
     sharpness_after: float
 
@@ -83,62 +78,45 @@ class Judgement:
 class Score:
     """A candidate over all judged images. Shares are in 0..1, areas in pixels, intervals hold 95 %.
 
-    Attributes:
-        images, clean_images: All judged images, and those without an artifact before.
-        regions, gone, removal, removal_interval: Artifact regions before, those of them that are gone, and their share;
-            None without regions.
-        images_added, addition, addition_interval, regions_added: Images with an added region, their share (None without
-            images), and the added regions.
-        area_before, area_after: Artifact pixels of all images.
-        psnr, ssim, gradient_similarity: Against the old model's results, over all pixels outside of the masks before.
-            All are None without images, ``psnr`` also where nothing differs.
-        lpips: The mean over the images with LPIPS; None without such images.
-        detail_loss: The share of the clean images' sharpness that is lost, below 0 where they became sharper; None
-            where there is no sharpness to lose.
-        classes: Regions, and those of them that are gone, by class name (``""`` without labels), the most frequent
-            first.
+    PSNR, SSIM and similarity of gradients compare with the old model's results, over all pixels outside of the masks
+    before; they are None without images.
     """
 
     candidate: str
     images: int
-    clean_images: int
-    regions: int
-    gone: int
-    removal: float | None
+    clean_images: int  # without an artifact before
+    regions: int  # artifact regions before
+    gone: int  # those of them that are gone after
+    removal: float | None  # their share; None without regions
     removal_interval: Interval
-    images_added: int
-    addition: float | None
+    images_added: int  # with an added region
+    addition: float | None  # their share; None without images
     addition_interval: Interval
     regions_added: int
-    area_before: int
+    area_before: int  # artifact pixels of all images
     area_after: int
-    psnr: float | None
+    psnr: float | None  # also None where nothing differs
     ssim: float | None
     gradient_similarity: float | None
-    lpips: float | None
+    lpips: float | None  # the mean over the images with LPIPS; None without such images
+    # The share of the clean images' sharpness that is lost, below 0 where they became sharper; None where they have no
+    # sharpness to lose.
     detail_loss: float | None
+    # Regions, and those of them that are gone, by class name ("" without labels), the most frequent first.
     classes: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's decision on the candidates of one finetune.
+    """The gate's decision on the candidates of one finetune."""
 
-    Attributes:
-        passed, best: Whether a candidate passes, and the name of the best candidate; None without candidates.
-        reasons: A sentence for each criterion that the best candidate does not meet.
-        scores, control: The scores of the candidates in the given order, and of the control.
-        thresholds: ``min_removal`` and ``max_detail_loss`` of the gate.
-        undecided: Whether the best candidate misses no criterion, but no judged image can show one of them.
-    """
-
-    passed: bool
-    best: str | None
-    reasons: tuple[str, ...]
-    scores: tuple[Score, ...]
+    passed: bool  # whether a candidate passes
+    best: str | None  # the name of the best candidate; None without candidates
+    reasons: tuple[str, ...]  # a sentence for each criterion that the best candidate does not meet
+    scores: tuple[Score, ...]  # of the candidates in the given order
     control: Score
-    thresholds: dict[str, float]
-    undecided: bool = False
+    thresholds: dict[str, float]  # ``min_removal`` and ``max_detail_loss`` of the gate
+    undecided: bool = False  # the best candidate misses no criterion, but no judged image can show one of them
 
     @property
     def outcome(self) -> Literal["passed", "failed", "undecided"]:
@@ -223,24 +201,21 @@ class VerdictDocument(BaseModel):
 def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     """Compare candidates with the gate's limits, and choose the best candidate.
 
-    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; ties
-    are decided by merit, then by PSNR to the old model, then by order. Merit is ``removal * (1 - detail_loss /
-    max_detail_loss)``, so that a candidate cannot win by blurring all photos. The verdict is undecided where the best
-    candidate misses no criterion, but no judged image can show one of them.
+    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; of
+    several it is the one with the greatest merit, then with the greatest PSNR to the old model, then the first. Merit
+    is ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
     """
     found = [unmet(candidate, control, gate) for candidate in scores]
-
-    def order(index: int) -> tuple[int, float, float]:
-        candidate, (missed, unshown) = scores[index], found[index]
-        similarity = math.inf if candidate.psnr is None else candidate.psnr
+    ranks = []
+    for candidate, (missed, unshown) in zip(scores, found, strict=True):
         merit = -math.inf
         if candidate.removal is not None and candidate.detail_loss is not None:
             loss = max(candidate.detail_loss, 0.0)
             left = 1 - loss / gate.max_detail_loss if gate.max_detail_loss else float(loss == 0)
             merit = candidate.removal * left
-        return len(missed) + len(unshown), -merit, -similarity
-
-    best = min(range(len(scores)), key=order, default=None)
+        psnr_to_old = math.inf if candidate.psnr is None else candidate.psnr
+        ranks.append((-len(missed) - len(unshown), merit, psnr_to_old))
+    best = ranks.index(max(ranks)) if ranks else None
     missed, unshown = (("There is no candidate.",), ()) if best is None else found[best]
     return Verdict(
         passed=not missed and not unshown,
@@ -300,10 +275,9 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
     gms = sum(judgement.gradient_similarity * judgement.outside_pixels for judgement in judged)
     sharpness = sum(judgement.sharpness_before for judgement in clean)
     kept = sum(judgement.sharpness_after for judgement in clean)
-    classes: dict[str, tuple[int, int]] = {}
-    for region in regions:
-        count, removed = classes.get(region.class_name or "", (0, 0))
-        classes[region.class_name or ""] = count + 1, removed + region.gone
+    classes = Counter(region.class_name or "" for region in regions)
+    gone_of_class = Counter(region.class_name or "" for region in regions if region.gone)
+    by_frequency = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
     return Score(
         candidate=candidate,
         images=len(judged),
@@ -323,7 +297,7 @@ def score(candidate: str, judgements: Iterable[Judgement]) -> Score:
         gradient_similarity=ratio(gms, outside),
         lpips=ratio(sum(distances), len(distances)),
         detail_loss=1 - kept / sharpness if sharpness else None,
-        classes=dict(sorted(classes.items(), key=lambda item: (-item[1][0], item[0]))),
+        classes={name: (count, gone_of_class[name]) for name, count in by_frequency},
     )
 
 

@@ -65,34 +65,26 @@ _kept_lpips = lru_cache(maxsize=1)(load_lpips)
 
 
 class Candidate(NamedTuple):
-    """A model to be judged: one kind of ``weights`` of the checkpoint ``source``, alone in the file ``model``.
-
-    ``key`` names its judgements: they hold for one old model and one set of detection settings. The control has no
-    model.
-    """
+    """A model to be judged: one kind of weights of a checkpoint. The control has no model."""
 
     name: str
-    model: Path | None
-    key: str
-    source: Path | None = None
-    weights: str = ""
+    model: Path | None  # a file with these weights alone
+    key: str  # of its judgements: they hold for one old model and one set of detection settings
+    source: Path | None = None  # the checkpoint
+    weights: str = ""  # the kind
 
 
 @dataclass(frozen=True)
 class ComparedModels:
-    """The models of a comparison.
-
-    ``mse_model`` is None where MSE results are files. ``before_key`` and ``mse_sr_key`` are the cache keys of their
-    results in the workspace; None where its results come from other models. ``lpips`` is a file of weights.
-    """
+    """The models of a comparison."""
 
     candidates: tuple[Candidate, ...]
-    before: Path
-    before_key: str | None
-    mse_model: Path | None
-    mse_sr_key: str | None
+    before: Path  # the old model
+    before_key: str | None  # the cache key of its results in the workspace; None where these are of another model
+    mse_model: Path | None  # None where MSE results are files
+    mse_sr_key: str | None  # as ``before_key``, of the MSE model
     precision: Precision
-    lpips: Path | None
+    lpips: Path | None  # a file of weights
 
 
 class Artifacts(NamedTuple):

@@ -33,25 +33,15 @@ KEY = re.compile(r"[0-9a-f]{32}")  # 128 bits as hex
 
 
 class Item(NamedTuple):
-    """A file or folder of a workspace, and why it may be deleted.
+    """A file or folder of a workspace, and why it may be deleted."""
 
-    Attributes:
-        kind: The name of its folder; `EMPTY` for empty folders, and `UNKNOWN` for items that are not desra's and are
-            never deleted.
-        path: Relative to the workspace.
-        files, bytes: Its size.
-        reason: Why it may be deleted; None where it stays.
-        owner: The name of the image that it belongs to; where ``kind`` is maps, the id of that image.
-        part: The array, where ``kind`` is maps.
-    """
-
-    kind: str
-    path: str
+    kind: str  # the name of its folder; `EMPTY` for empty folders, and `UNKNOWN` for items that are never deleted
+    path: str  # relative to the workspace
     files: int
     bytes: int
-    reason: str | None = None
-    owner: str = ""
-    part: str = ""
+    reason: str | None = None  # why it may be deleted; None where it stays
+    owner: str = ""  # the name of the image that it belongs to; where the kind is maps, the id of that image
+    part: str = ""  # the array, where the kind is maps
 
 
 # A column for each field of `Item`.

@@ -46,8 +46,15 @@ from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.products import Target, kept_arrays
-from desra_core.workspace.records import SCHEMA, finished_shards, flags_of, gather_journals, read_records
+from desra_core.workspace.products import (
+    SCHEMA,
+    Target,
+    finished_shards,
+    flags_of,
+    gather_journals,
+    kept_arrays,
+    read_records,
+)
 
 _UNFINISHED = "left half-written by runs that were cut off"
 _PARTS = {"run.json", "data", "state.pth", "losses.json", "progress.json", "models", "tensorboard", "lock"}
@@ -60,22 +67,14 @@ _STAYS = pa.scalar(None, pa.string())
 
 
 class Garbage(NamedTuple):
-    """The items that may be deleted, and what is left of the tables.
+    """The items that may be deleted, and what is left of the tables."""
 
-    Attributes:
-        table: Items that no run needs, and unknown ones, which stay (schema `desra_core.housekeeping.contents.ITEMS`).
-        manifest: The manifest without the images that go.
-        target: The keys of the latest run.
-        stale: The records that go: columns ``id``, and ``shard``, the shard whose table has the record.
-        unmapped, unlabelled: Ids of images whose maps or labels go, while the images themselves stay.
-    """
-
-    table: pa.Table
-    manifest: pa.Table
-    target: Target
-    stale: pa.Table
-    unmapped: pa.Array
-    unlabelled: pa.Array
+    table: pa.Table  # items that no run needs, and unknown ones, which stay (schema `ITEMS`)
+    manifest: pa.Table  # the manifest without the images that go
+    target: Target  # the keys of the latest run
+    stale: pa.Table  # the records that go: columns ``id``, and ``shard``, the shard whose table has the record
+    unmapped: pa.Array  # ids of images whose similarity maps go, while the images themselves stay
+    unlabelled: pa.Array  # ids of images whose labels go, while the images themselves stay
 
 
 def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
@@ -89,10 +88,9 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
         UsageError: The folder is no workspace, or a table of it is damaged or missing.
     """
     settings, target = load_settings(workspace)
-    manifest = read_manifest(workspace)
-    if manifest is None:
+    if not workspace.manifest.exists():
         raise UsageError(workspace.root, "has no manifest", f"run desra {settings.verb}")
-    staying = manifest
+    manifest = staying = read_manifest(workspace)
     if vanished:
         sources, present = settings.sources, manifest["present"].to_pylist()
         paths = manifest[f"{sources.identity[-1]}_path"].to_pylist()

@@ -33,6 +33,10 @@ class Traits(NamedTuple):
     minimum: int = 1
     last: torch.nn.Module | None = None
 
+    def rounded_up(self, length: int) -> int:
+        """Round a length up to a multiple of ``multiple``."""
+        return -(-length // self.multiple) * self.multiple
+
 
 class Architecture(NamedTuple):
     """A function that returns the traits of a network, and the usual name of an architecture that can be finetuned."""
@@ -56,10 +60,8 @@ def traits_of(architecture: str, network: Any, multiple: int, minimum: int) -> T
         window = getattr(network, "window_size", 1)
         multiple = math.lcm(multiple, window if isinstance(window, int) else 1)
         traits = Traits(halo=48, tile=256, multiple=multiple, minimum=minimum)
-    halo, minimum, tile = (
-        -(-length // traits.multiple) * traits.multiple
-        for length in (traits.halo, traits.minimum, max(traits.tile, 4 * traits.halo))
-    )
+    lengths = traits.halo, traits.minimum, max(traits.tile, 4 * traits.halo)
+    halo, minimum, tile = map(traits.rounded_up, lengths)
     return traits._replace(halo=halo, minimum=minimum, tile=tile)
 
 
@@ -86,8 +88,21 @@ def _rrdb(network: Any) -> Traits:
 
 
 def _swinir(network: Any) -> Traits:
-    """SwinIR: windows lie on the grid of its attention windows."""
-    _share_masks(network)
+    """SwinIR: windows lie on the grid of its attention windows, and all blocks share the same attention masks.
+
+    Otherwise each block computes its masks on the CPU in every call. With a GPU that takes most of the time: 36 masks
+    of 17 MB for a window of 256 pixels.
+    """
+    blocks = [module for module in network.modules() if hasattr(module, "calculate_mask")]
+    calculate = {block.shift_size: block.calculate_mask for block in blocks}
+
+    @lru_cache(maxsize=4)
+    def mask(shift: int, size: tuple[int, int]) -> torch.Tensor:
+        values: torch.Tensor = calculate[shift](size)
+        return values.to(network.conv_first.weight.device)
+
+    for block in blocks:
+        block.calculate_mask = partial(mask, block.shift_size)
     multiple = network.window_size * network.start_unshuffle
     last = getattr(network, "conv_last", None)
     return Traits(halo=48 * network.start_unshuffle, tile=256, multiple=multiple, last=last)
@@ -98,25 +113,6 @@ def _convolutions(network: Any) -> int:
     from torch import nn
 
     return sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in network.modules())
-
-
-def _share_masks(network: Any) -> None:
-    """Let all blocks use the same attention masks.
-
-    Otherwise each block computes its masks on the CPU in every call. With a GPU that takes most of the time: 36 masks
-    of 17 MB for a window of 256 pixels.
-    """
-    blocks = {module.shift_size: module for module in network.modules() if hasattr(module, "calculate_mask")}
-    calculate = {shift: block.calculate_mask for shift, block in blocks.items()}
-
-    @lru_cache(maxsize=4)
-    def mask(shift: int, size: tuple[int, int]) -> torch.Tensor:
-        values: torch.Tensor = calculate[shift](size)
-        return values.to(network.conv_first.weight.device)
-
-    for module in network.modules():
-        if hasattr(module, "calculate_mask"):
-            module.calculate_mask = partial(mask, module.shift_size)
 
 
 ARCHITECTURES = {

@@ -5,6 +5,7 @@ torch is imported where it is used.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import re
 import struct
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from cachetools import LRUCache, cached
 
 from desra_core import third_party
@@ -213,8 +215,7 @@ def _try_out(model: Model) -> None:
     """Run the network on a small image, which shows whether it can be run and enlarges by its scale."""
     import torch
 
-    multiple = model.traits.multiple
-    side = -(-max(16, model.traits.minimum) // multiple) * multiple
+    side = model.traits.rounded_up(max(16, model.traits.minimum))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -242,8 +243,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         UsageError: The file is no checkpoint, only a part of one, would run code, holds several networks, or values
             that are not finite.
     """
-    kinds = _kinds(path)
-    return _finite(kinds["ema" if "ema" in kinds else "raw"], path)
+    return list(_kinds(path).values())[-1]
 
 
 def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
@@ -254,10 +254,10 @@ def read_kinds(path: Path) -> dict[str, dict[str, Any]]:
     """
     import torch
 
-    kinds = {kind: _finite(weights, path) for kind, weights in _kinds(path).items()}
-    raw, ema = next(iter(kinds.values())), kinds.get("ema", {})
-    same = raw.keys() == ema.keys() and all(torch.equal(raw[name], ema[name]) for name in raw)
-    return {"raw": raw} if same or len(kinds) == 1 else kinds
+    kinds = _kinds(path)
+    raw, *rest = kinds.values()
+    alike = (ema.keys() == raw.keys() and all(torch.equal(raw[name], ema[name]) for name in raw) for ema in rest)
+    return {"raw": raw} if all(alike) else kinds
 
 
 def load_checkpoint(path: Path, way: str) -> Any:
@@ -274,7 +274,14 @@ def load_checkpoint(path: Path, way: str) -> Any:
     """
     import torch
 
-    torch.serialization.add_safe_globals(_safe_globals())
+    # Stand-ins for the parts of a training log, and NumPy's own functions under their names in NumPy 1 and 2.
+    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr")
+    named: list[tuple[Any, str]] = [(_TrainingLog, name) for name in names]
+    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        named += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    dtypes = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}
+    torch.serialization.add_safe_globals([*named, np.ndarray, np.dtype, *dtypes])
     try:
         with path.open("rb") as file:  # given a path, torch would judge the file by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -303,20 +310,11 @@ class _TrainingLog:
         """Ignore the state that the unpickler restores."""
 
 
-def _safe_globals() -> list[Any]:
-    """List the classes and functions of a training log: stand-ins, and NumPy's under the names of NumPy 1 and 2."""
-    import numpy as np
-
-    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr")
-    named: list[tuple[Any, str]] = [(_TrainingLog, name) for name in names]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        named += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
-    return [*named, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efdg"}]
-
-
 def _kinds(path: Path) -> dict[str, dict[str, Any]]:
-    """Find the tensors of the network in a file, by its own names: ``raw``, ``ema`` or both."""
+    """Find the tensors of the network in a file, by its own names: ``raw``, ``ema`` or both, in this order."""
+    third_party.mend_torchvision()
+    from spandrel import canonicalize_state_dict
+
     content = _content(path)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for wrappers, tensors in _networks(_flattened(content)):
@@ -326,9 +324,16 @@ def _kinds(path: Path) -> dict[str, dict[str, Any]]:
             reason = f"holds two networks, {other.rstrip('.')} and {wrappers.rstrip('.')}"
             raise UsageError(path, reason, "torch.save the weights of one of them alone")
     kinds: dict[str, dict[str, Any]] = {kind: found[kind][1] for kind in ("raw", "ema") if kind in found}
-    kinds = kinds or {"raw": _without_common_wrappers(content)}
+    if not kinds:  # another network, such as a discriminator: the wrappers around all of its tensors are removed
+        tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
+        while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+        kinds = {"raw": tensors}
     if not all(kinds.values()):
         raise UsageError(path, "holds no weights", _REMEDY)
+    for name, value in itertools.chain.from_iterable(weights.items() for weights in kinds.values()):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UsageError(path, f"has values in {name} that are not finite", "copy or train it again")
     return kinds
 
 
@@ -354,7 +359,6 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
 
     The names of old ESRGAN begin with a wrapper themselves, so a network is looked for before wrappers are removed.
     """
-    third_party.mend_torchvision()
     from spandrel import MAIN_REGISTRY
 
     if any(known.detect(tensors) for known in MAIN_REGISTRY.architectures("detection")):
@@ -368,16 +372,6 @@ def _networks(tensors: dict[str, Any], wrappers: str = "") -> Iterator[tuple[str
             yield from _networks(inner, f"{wrappers}{wrapper}")
 
 
-def _without_common_wrappers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove the dicts and prefixes that are around all tensors of another network, such as a discriminator."""
-    from spandrel import canonicalize_state_dict
-
-    tensors = _flattened(canonicalize_state_dict({str(name): value for name, value in content.items()}))
-    while wrapper := next((w for w in _WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
-    return tensors
-
-
 def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """List all tensors of nested dicts, the name of a dict before their own names."""
     import torch
@@ -389,10 +383,3 @@ def _flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, Mapping):
             found |= _flattened(value, f"{prefix}{name}.")
     return found
-
-
-def _finite(weights: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UsageError(path, f"has values in {name} that are not finite", "copy or train it again")
-    return weights

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +22,14 @@ from desra_core import third_party
 from desra_core.errors import ImageError, UsageError, described
 from desra_core.files.content import content_key
 from desra_core.gpu import exact_on
-from desra_core.images.codec import Labels, Pixels, bgr8
+from desra_core.images.codec import CLASS_COUNT, Labels, Pixels, bgr8
 from desra_core.images.parts import row_strips
 from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
+Segmenter = Callable[[Pixels], Labels]
 Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Up to this height + width, ATen's CPU kernel rounds the classes of one call differently: they are resized together.
@@ -42,20 +43,6 @@ _WAY = (
 )
 
 
-class Segmenter(Protocol):
-    """A segmentation model for ADE20K's 150 classes.
-
-    Attributes:
-        key: Fingerprint of everything that determines the labels.
-    """
-
-    key: str
-
-    def __call__(self, gan_sr: Pixels) -> Labels:
-        """Return the ADE20K class of each pixel, ``(H, W)`` uint8 in 0..149, of ``(H, W, 1 or 3)`` pixels."""
-        ...
-
-
 def segmenter_key(spec: str) -> str:
     """Fingerprint a segmenter: the content of its config, of the configs that this inherits, and of its checkpoint.
 
@@ -65,7 +52,11 @@ def segmenter_key(spec: str) -> str:
     Raises:
         UsageError: The spec is malformed, or a file is missing, unreadable or no Python config.
     """
-    return _key(*_files(spec))
+    config, checkpoint = _files(spec)
+    configs = hashlib.blake2b(digest_size=16)
+    for path in _config_chain(config):
+        configs.update(bytes.fromhex(content_key(path)))
+    return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
 
 
 def load_segmenter(spec: str, device: str) -> Segmenter:
@@ -75,12 +66,15 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         spec: As for `segmenter_key`.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
 
+    Returns:
+        A function that gives the ADE20K class of each pixel, ``(H, W)`` uint8 in 0..149, of ``(H, W, 1 or 3)`` pixels.
+
     Raises:
         UsageError: As `segmenter_key` and `MMSegSegmenter`.
     """
-    config, checkpoint = _files(spec)
+    key = segmenter_key(spec)
     with exact_on(device):
-        return _loaded(config, checkpoint, _key(config, checkpoint), device)
+        return _loaded(*_files(spec), key, device)
 
 
 def try_segmenter(spec: str) -> None:
@@ -117,7 +111,6 @@ class MMSegSegmenter:
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
-        self.key = _key(config, checkpoint)
         self._checkpoint = checkpoint
         self._device = device
         third_party.mend_mmcv()
@@ -134,28 +127,22 @@ class MMSegSegmenter:
         """
         import torch
 
-        with exact_on(self._device), torch.inference_mode():
-            network_input, kept = self._network_input(gan_sr)
-            logits = self._logits(network_input)
-            labels = upsampled_argmax(
-                logits,
-                network_size=network_input.shape[2:],
-                kept_size=kept,
-                size=gan_sr.shape[:2],
-                align_corners=self._model.align_corners,
-            )
-        return labels.cpu().numpy()
-
-    def _network_input(self, gan_sr: Pixels) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Make the network's ``(1, 3, h, w)`` input by the config's test pipeline, and its unpadded size."""
         # In strips: the temporaries of `bgr8` for 16 bits are six times the image.
         bgr = np.empty((*gan_sr.shape[:2], 3), np.uint8)
         for rows in row_strips(gan_sr.shape):
             bgr[rows] = bgr8(gan_sr[rows])
         views = _views(self._pipeline, bgr)
-        height, width = views["img_metas"][0].data["img_shape"][:2]
-        # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not
-        return views["img"][0].data[None].to(self._device), (int(height), int(width))
+        with exact_on(self._device), torch.inference_mode():
+            # `.data` is the tensor, whether the pipeline wraps it into a DataContainer or not.
+            network_input = views["img"][0].data[None].to(self._device)
+            labels = upsampled_argmax(
+                self._logits(network_input),
+                network_size=network_input.shape[2:],
+                kept_size=views["img_metas"][0].data["img_shape"][:2],
+                size=gan_sr.shape[:2],
+                align_corners=self._model.align_corners,
+            )
+        return labels.cpu().numpy()
 
     def _logits(self, network_input: torch.Tensor) -> torch.Tensor:
         model = self._model
@@ -255,13 +242,6 @@ def _files(spec: str) -> tuple[Path, Path]:
     return config, checkpoint
 
 
-def _key(config: Path, checkpoint: Path) -> str:
-    configs = hashlib.blake2b(digest_size=16)
-    for path in _config_chain(config):
-        configs.update(bytes.fromhex(content_key(path)))
-    return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
-
-
 def _config_chain(config: Path) -> list[Path]:
     """List a config and, depth first, the files that it inherits from by ``_base_``."""
     content_key(config)
@@ -315,7 +295,7 @@ def _built(config: Path) -> tuple[Any, Pipeline]:
     if mode != "whole":
         reason = f"infers in {mode} mode, but the class weights assume whole images"
         raise UsageError(config, reason, "set model.test_cfg = dict(mode='whole')")
-    if classes != 150:
+    if classes != CLASS_COUNT:
         raise UsageError(config, f"has a decode head for {classes} classes", "use a config for ADE20K, which has 150")
     _check_single_view(pipeline, config)
     return model, pipeline

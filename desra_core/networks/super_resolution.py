@@ -44,12 +44,19 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
         UsageError: The network gives values that are not finite.
         MemoryError: Not even small windows fit into memory.
     """
-    height, width, channels = pixels.shape
+    (height, width, channels), traits = pixels.shape, model.traits
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
-    source = _padded(pixels, model)
-    tile: int | None = None
-    while not _fill(sr, source, model, tile or model.traits.tile):
-        tile = _smaller(min(tile or model.traits.tile, max(source.shape[:2])), model)
+    # Extend the photo to the right and below to a size that the network takes.
+    margins = [(0, max(traits.minimum, traits.rounded_up(side)) - side) for side in (height, width)]
+    source = np.pad(pixels, (*margins, (0, 0)), mode="reflect") if any(map(any, margins)) else pixels
+    tile, side = None, traits.tile
+    while not _fill(sr, source, model, side):
+        side = min(side, max(source.shape[:2]))
+        # Half the side, but at least 32 px beside the halos.
+        tile = max(side // 2 // traits.multiple * traits.multiple, traits.rounded_up(2 * traits.halo + 32))
+        if tile >= side:
+            raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
+        side = tile
     return Result(sr, tile)
 
 
@@ -58,27 +65,6 @@ def resize_alpha(alpha: Pixels, scale: int) -> Pixels:
     height, width = alpha.shape
     size = width * scale, height * scale
     return cv2.resize(alpha, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
-
-
-def _padded(pixels: Pixels, model: Model) -> Pixels:
-    """Extend an image to the right and below, by reflection, to a size that the network takes."""
-    sizes = (
-        max(model.traits.minimum, -(-side // model.traits.multiple) * model.traits.multiple)
-        for side in pixels.shape[:2]
-    )
-    margins = [(0, size - side) for size, side in zip(sizes, pixels.shape[:2], strict=True)]
-    if not any(map(any, margins)):
-        return pixels
-    return np.pad(pixels, (*margins, (0, 0)), mode="reflect")  # type: ignore[return-value]
-
-
-def _smaller(side: int, model: Model) -> int:
-    """Halve the side of a window, but keep 32 px beside its halos (raises `MemoryError` where it cannot be smaller)."""
-    least = -(-(2 * model.traits.halo + 32) // model.traits.multiple) * model.traits.multiple
-    smaller = max(side // 2 // model.traits.multiple * model.traits.multiple, least)
-    if smaller >= side:
-        raise MemoryError(f"a window of {side} pixels a side does not fit into the memory of {model.device}")
-    return smaller
 
 
 def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:

@@ -23,8 +23,17 @@ from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.products import Target, kept_whole, stages_for
-from desra_core.workspace.records import REGION_FIELDS, SCHEMA, Flags, flags_of, gather_journals, read_records
+from desra_core.workspace.products import (
+    REGION_FIELDS,
+    SCHEMA,
+    Flags,
+    Target,
+    flags_of,
+    gather_journals,
+    kept_whole,
+    read_records,
+    stages_for,
+)
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -127,7 +136,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 
     Args:
         rows: Rows of a manifest.
-        records: Records of any images, columns of `desra_core.workspace.records.SCHEMA`.
+        records: Records of any images, columns of `desra_core.workspace.products.SCHEMA`.
         target: The keys of the run.
         held: The files of the workspace for these rows; a record whose files are gone does not count.
     """
@@ -176,7 +185,6 @@ def done_images(workspace: Workspace, target: Target) -> pa.Table:
     without artifact pixels is clean under these settings, even if it was done under older ones.
     """
     manifest = read_manifest(workspace)
-    assert manifest is not None
     rows = manifest.filter(manifest["present"])
     standing = Standing(rows, read_records(workspace, [*COLUMNS, "regions"]), target)
     columns = {"name": rows["name"], "id": rows["id"]}
@@ -291,13 +299,12 @@ def prepare(
     target, weights = target_of(settings)
     check_models(workspace, settings, target)
     gather_journals(workspace)
-    manifest = None if rescan else read_manifest(workspace)
     scanned = None
-    if manifest is None:
+    if rescan or not workspace.manifest.exists():
         scanned = scan(
             settings.sources, workspace, shard_size=settings.shard_size, limit=settings.limit, on_hashed=on_hashed
         )
-        manifest = scanned.manifest
+    manifest = read_manifest(workspace) if scanned is None else scanned.manifest
     save_settings(workspace, settings, target)
     plan = make_plan(workspace, manifest, target, limit=settings.limit)
     return Prepared(workspace, plan, weights, scanned)
@@ -319,7 +326,6 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
 def publish_tables(workspace: Workspace, target: Target) -> None:
     """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
     manifest = read_manifest(workspace)
-    assert manifest is not None
     records = read_records(workspace, _TABLE_COLUMNS)
     if target.super_resolves:
         workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
@@ -332,7 +338,6 @@ def publish_tables(workspace: Workspace, target: Target) -> None:
 def images_of_several_pages(workspace: Workspace) -> list[str]:
     """Name the images whose file has further full pages, which are not read."""
     manifest = read_manifest(workspace)
-    assert manifest is not None
     records = read_records(workspace, ["id", "further_pages"])
     ids = records["id"].filter(pc.greater(records["further_pages"], 0)).combine_chunks()
     names: list[str] = manifest["name"].filter(pc.and_(manifest["present"], pc.is_in(manifest["id"], ids))).to_pylist()

@@ -17,9 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from desra_core.errors import UsageError
 from desra_core.files.content import replace_file
-from desra_core.report.wording import number_label, shortened, tick
+from desra_core.report.document import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]
 Points = Sequence[tuple[float, float]]
@@ -74,18 +73,14 @@ def line_chart(
     marks: Mapping[str, tuple[float, float]] = {},
     log_x: bool = False,
 ) -> Figure:
-    """Draw up to eight curves by name.
+    """Draw curves by name: the first eight, as many as differ without colour.
 
     Args:
         curves: Points ``(x, y)`` in the order in which they are joined; points that are not finite are left out.
         marks: Single points by their names, which are written beside them.
         log_x: Draw a logarithmic x axis, and leave out points at 0 and below.
-
-    Raises:
-        ValueError: There are more curves than differ without colour.
     """
-    if len(curves) > len(_LINES):
-        raise ValueError(f"{len(curves)} curves cannot be drawn; {len(_LINES)} differ without colour")
+    curves = dict(list(curves.items())[: len(_LINES)])
     figure, axes = _new_axes(_WIDTH, 3.2, xlabel, ylabel)
     if log_x:
         axes.set_xscale("log")
@@ -115,7 +110,7 @@ def bar_chart(values: Mapping[str, float], *, xlabel: str, intervals: Mapping[st
     """Draw horizontal bars from the first at the top to the last, each with its value.
 
     Args:
-        values: Lengths by name; a value that is not finite has a dash in place of a bar.
+        values: Lengths by name, none below 0; a value that is not finite has a dash in place of a bar.
         intervals: The lower and upper end of an interval around some of the values.
     """
     figure, axes = _new_axes(_WIDTH, 0.6 + 0.26 * max(1, len(values)), xlabel)
@@ -132,8 +127,7 @@ def bar_chart(values: Mapping[str, float], *, xlabel: str, intervals: Mapping[st
     _name_rows(axes, list(values))
     _number_axes(axes, y=False)
     axes.margins(x=0.12)
-    if (lengths >= 0).all():
-        axes.set_xlim(left=0)
+    axes.set_xlim(left=0)
     return figure
 
 
@@ -179,22 +173,13 @@ def distributions(
 
 @_in_style
 def heat_table(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
-    """Draw a table whose cells are coloured by their values, brighter where they are larger; NaN is a blank cell.
-
-    Colours go from 0 to 1 where all values lie there, else from the smallest to the largest value.
-    """
-    table = np.array(values, np.float64).reshape(len(rows), len(columns))
-    finite = table[np.isfinite(table)]
-    within = ((finite >= 0) & (finite <= 1)).all()
-    low, high = (0.0, 1.0) if within else (float(finite.min()), float(finite.max()))
+    """Draw a table whose cells are coloured by their values in 0..1, brighter where they are larger; NaN is blank."""
     figure, axes = _new_axes(_WIDTH, 0.5 + 0.3 * max(1, len(rows)))
-    shades = (np.where(np.isfinite(table), table, low) - low) / (high - low or 1)
-    colours = matplotlib.colormaps[_CELLS](shades)
-    for (row, column), value in np.ndenumerate(table):
+    for (row, column), value in np.ndenumerate(np.array(values, np.float64).reshape(len(rows), len(columns))):
         if np.isfinite(value):
             axes.add_patch(matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0,
-                                                        facecolor=colours[row, column]))  # fmt: skip
-            ink = "#000000" if shades[row, column] > 0.5 else "#ffffff"
+                                                        facecolor=matplotlib.colormaps[_CELLS](value)))  # fmt: skip
+            ink = "#000000" if value > 0.5 else "#ffffff"
             axes.text(column, row, number_label(value), ha="center", va="center", color=ink)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.xaxis.tick_top()
@@ -234,9 +219,10 @@ def histogram(values: Values, *, scale: str, xlabel: str, ylabel: str, top: floa
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     axes.stairs(counts, edges, fill=True, color=BAR)
     axes.set_xlim(edges[0], edges[-1])
-    if sum(edges[0] <= place <= edges[-1] for place in ticks) < 3:  # values that are nearly alike
-        ticks = list(MaxNLocator(nbins=5).tick_values(edges[0], edges[-1]))
     shown = [place for place in ticks if edges[0] <= place <= edges[-1]]
+    if len(shown) < 3:  # values that are nearly alike
+        places = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
+        shown = [place for place in places if edges[0] <= place <= edges[-1]]
     axes.set_xticks(shown, [tick(place) for place in shown])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
@@ -303,15 +289,12 @@ def inline(figure: Figure, title: str) -> Markup:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure for print: black on white, PNG of 200 dpi or SVG whose letters are outlines.
+    """Write a figure for print: black on white, by the suffix SVG with letters as outlines or PNG of 200 dpi.
 
     Raises:
-        UsageError: The path has another suffix.
         TransientError: The disk is full or failed.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise UsageError(path, "is neither a PNG nor an SVG file", "name one with the suffix .png or .svg")
+    kind = path.suffix.removeprefix(".")
     metadata = {"Software": None} if kind == "png" else _NO_METADATA
     with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
         replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, metadata=metadata))

@@ -21,6 +21,10 @@ SYNTHETIC = "synthetic"
 
 _LPIPS = "AlexNet weights of torchvision, to measure the LPIPS distance to the old model too."
 _PHOTOS = "Folder of the LR photos, where the latest run recorded none."
+# The values of fields that were not given, with preset cpu.
+_CPU_PRESET = {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
+# Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
+_WARMUP, _WARMUP_SHARE = 200, 0.2
 
 
 def _path_unless(*words: str | None) -> AfterValidator:
@@ -29,7 +33,7 @@ def _path_unless(*words: str | None) -> AfterValidator:
 
 
 class Gate(Frozen):
-    """Limits that a finetuned model must keep before it may replace the old one."""
+    """Limits of the gate: what a finetuned model must reach before it may replace the old one."""
 
     min_removal: float = Field(0.75, ge=0, le=1, description="Share of the artifact regions that must be gone.")
     max_detail_loss: float = Field(
@@ -39,22 +43,14 @@ class Gate(Frozen):
     clean: int = Field(50, ge=1, description="Held-out clean images to judge, at most.")
 
 
-# The values of a preset, for fields that were not given.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"patch": 96, "batch": 8, "discriminator_features": 16, "perceptual": "off", "warmup": None}
-}
-# Warm-up of a discriminator that starts from nothing: steps, and with preset cpu at most this share of the iterations.
-_WARMUP, _WARMUP_SHARE = 200, 0.2
-
-
 def _without_preset_defaults(schema: dict[str, Any]) -> None:
     """Keep the defaults of preset fields out of forms: a form sends all it shows, which would overrule the preset."""
-    for name in _PRESETS["cpu"]:
+    for name in _CPU_PRESET:
         schema["properties"][name].pop("default", None)
 
 
 class Training(Frozen):
-    """How a GAN model is finetuned on pseudo ground truths. The defaults are the authors' but for the batch."""
+    """Settings of a finetune on pseudo ground truths. The defaults are those of the authors, except the batch."""
 
     model_config = ConfigDict(json_schema_extra=_without_preset_defaults)
 
@@ -116,7 +112,7 @@ class Training(Frozen):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the discriminator before the generator moves."""
+        """Steps of the discriminator alone, before those of the generator."""
         if not self.gan_weight or self.discriminator is not None:
             return 0
         return min(_WARMUP, int(_WARMUP_SHARE * self.iterations)) if self.warmup is None else self.warmup
@@ -124,8 +120,7 @@ class Training(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "paper") if isinstance(values, dict) else None
-        return _PRESETS[preset] | values if preset in _PRESETS else values
+        return _CPU_PRESET | values if isinstance(values, dict) and values.get("preset") == "cpu" else values
 
     @field_validator("accumulate")
     @classmethod
@@ -137,7 +132,7 @@ class Training(Frozen):
 
 
 class Finetuning(Training):
-    """A workspace with artifacts, and the model that made them."""
+    """Settings of desra finetune, which trains a GAN model on the artifacts of a workspace."""
 
     verb: ClassVar[str] = "finetune"
 
@@ -154,7 +149,7 @@ class Finetuning(Training):
 
 
 class Comparing(Gate):
-    """A model, its finetuned candidates, and the held-out images of a workspace that judge them."""
+    """Settings of desra compare, which judges finetuned models by the held-out images of a workspace."""
 
     verb: ClassVar[str] = "compare"
 
@@ -173,7 +168,7 @@ class Comparing(Gate):
 
 
 class Cycling(Mining, Training, Gate):
-    """Photos, two models, and the settings of mining, finetuning and the gate."""
+    """Settings of desra cycle, which mines photos, finetunes the GAN model and judges the result."""
 
     verb: ClassVar[str] = "cycle"
 
@@ -234,7 +229,7 @@ class Calibrating(Frozen):
 
 
 class Benchmarking(Frozen):
-    """Detectors, and pairs to measure them on: with human masks, or clean pairs that get injected artifacts."""
+    """Settings of desra benchmark, which measures detectors by human masks, or by artifacts that it injects itself."""
 
     verb: ClassVar[str] = "benchmark"
 
@@ -281,5 +276,5 @@ class Benchmarking(Frozen):
 
     @property
     def synthetic(self) -> bool:
-        """Whether artifacts are injected."""
+        """Whether artifacts are injected into clean pairs."""
         return self.dataset == SYNTHETIC

@@ -34,7 +34,7 @@ class Period(NamedTuple):
 
 
 class FinetuneTrigger(Frozen):
-    """When a mining run starts a finetune."""
+    """The number of new images with artifacts at which a mining run starts a finetune."""
 
     artifacts: int = Field(
         ge=1,
@@ -45,7 +45,7 @@ class FinetuneTrigger(Frozen):
 
 
 class Serving(Cycling):
-    """A corpus that grows, and the times at which it is mined and its model is finetuned."""
+    """Settings of desra serve, which mines a growing folder of photos and finetunes the model at set times."""
 
     verb: ClassVar[str] = "serve"
 

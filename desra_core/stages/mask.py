@@ -14,8 +14,7 @@ from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
 from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import kept_whole
-from desra_core.workspace.records import Record, write_journal
+from desra_core.workspace.products import Record, kept_whole, write_journal
 
 
 def mask_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:

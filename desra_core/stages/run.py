@@ -20,8 +20,7 @@ from desra_core.settings import CorpusSettings, detector_of, min_area_pixels
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.manifest import CHANGED, File, ImageRef
-from desra_core.workspace.products import Target, spared_arrays
-from desra_core.workspace.records import Record, without_arrays, write_journal
+from desra_core.workspace.products import Record, Target, spared_arrays, without_arrays, write_journal
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from desra_core.stages.run import StageJob, read_gan_sr
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 
 
 def network(job: StageJob) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from desra_core.stages.run import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 
 
 def similarity_stage(image: ImageRef, record: Record, workspace: Workspace, job: StageJob) -> Record:

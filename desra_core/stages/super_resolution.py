@@ -16,8 +16,7 @@ from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array
 from desra_core.workspace.human_masks import find_human_mask
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.products import Product, stages_for
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Product, Record, stages_for
 
 
 def network(job: StageJob) -> tuple[Any, ...]:

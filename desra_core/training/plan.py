@@ -205,14 +205,14 @@ def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) 
     image, name = found.image, found.image.names[0]
     human = None if found.human is None else digest(read_bytes(found.human.path))
     if corpus.verb == "mine":
-        files = {kind: workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt", "mse_sr", "gan_sr")}
-        return Sample(name, image.id, found.severity, **files, human=human)
+        lr, mask, pseudo_gt = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))
+        return Sample(name, image.id, found.severity, lr, mask, (pseudo_gt,), human)
     assert image.lr is not None
     assert image.mse_sr is not None
     assert image.gan_sr is not None
     mask = workspace.mask(name) if found.human is None else found.human.path
-    sources = (image.lr.path, mask, None, image.mse_sr.path, image.gan_sr.path)
-    return Sample(name, image.id, found.severity, *sources, human=human)
+    results = image.mse_sr.path, image.gan_sr.path
+    return Sample(name, image.id, found.severity, image.lr.path, mask, results, human)
 
 
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:

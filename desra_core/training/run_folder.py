@@ -34,6 +34,7 @@ from desra_core.files.content import read_bytes, replace_file, storage_errors, s
 from desra_core.files.locks import locked
 from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.networks.checkpoints import LOAD_ERRORS
+from desra_core.settings.models import Training
 
 if TYPE_CHECKING:
     import torch
@@ -130,9 +131,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Sample(NamedTuple):
-    """The files of a training image; a missing ``pseudo_gt`` is assembled from the two results.
+    """The files of a training image.
 
-    ``human`` is the content hash of the mask if that is a human mask, else None.
+    ``results`` is the file of the pseudo-GT, or those of MSE and GAN result, from which it is assembled. ``human`` is
+    the content hash of the mask if that is a human mask, else None.
     """
 
     name: str
@@ -140,9 +142,7 @@ class Sample(NamedTuple):
     severity: float
     lr: Path
     mask: Path
-    pseudo_gt: Path | None
-    mse_sr: Path
-    gan_sr: Path
+    results: tuple[Path, ...]
     human: str | None = None
 
 
@@ -174,8 +174,7 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     """Read LR photo, pseudo-GT and mask of an image (raises `ImageError`: unreadable, or of sizes that do not fit)."""
     lr = decode(read_bytes(sample.lr), sample.lr).pixels
     mask: Mask = decode(read_bytes(sample.mask), sample.mask).pixels[:, :, 0] > 0
-    files = [sample.mse_sr, sample.gan_sr] if sample.pseudo_gt is None else [sample.pseudo_gt]
-    results = [decode(read_bytes(file), file).pixels for file in files]
+    results = [decode(read_bytes(file), file).pixels for file in sample.results]
     height, width = lr.shape[:2]
     for part in (mask, *results):
         if part.shape[:2] != (height * scale, width * scale):
@@ -185,7 +184,7 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     if min(height, width) < least_side(scale):
         reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
         raise ImageError(sample.lr, reason, "it is left out")
-    return lr, results[0] if sample.pseudo_gt else assemble_pseudo_gt(results[0], results[1], mask), mask
+    return lr, results[0] if len(results) == 1 else assemble_pseudo_gt(*results, mask), mask
 
 
 def least_side(scale: int) -> int:
@@ -215,26 +214,24 @@ def open_frozen(folder: Path) -> list[TrainingPair]:
     return pairs
 
 
-def draw_batch(
-    pairs: Sequence[TrainingPair], *, size: int, patch: int, mask_share: float, scale: int, seed: Sequence[int]
-) -> Batch:
+def draw_batch(pairs: Sequence[TrainingPair], training: Training, scale: int, seed: Sequence[int]) -> Batch:
     """Cut out the patches of a step: aligned, each mirrored left to right or not.
 
     Args:
         pairs: The images, each drawn with the same probability.
-        size: Number of patches.
-        patch: Side in SR pixels. It is lowered to the smallest image of the batch, and to a multiple of 8 and of
-            ``scale``.
-        mask_share: Probability that a patch overlaps a mask. Other patches overlap none, where such a place is found.
+        training: With the number of patches (``batch``), their side in SR pixels (``patch``), which is lowered to the
+            smallest image of the batch and to a multiple of 8 and of ``scale``, and the probability that a patch
+            overlaps a mask (``mask_share``). Other patches overlap none, where such a place is found.
         scale: SR pixels per LR pixel and side.
         seed: The same seed gives the same patches.
     """
     rng = np.random.default_rng(list(seed))
-    chosen = [pairs[index] for index in rng.integers(len(pairs), size=size)]
-    side = _floored(min(max(patch // scale, _step(scale)), *(min(pair.lr.shape[:2]) for pair in chosen)), scale)
+    chosen = [pairs[index] for index in rng.integers(len(pairs), size=training.batch)]
+    smallest = min(min(pair.lr.shape[:2]) for pair in chosen)
+    side = _floored(min(max(training.patch // scale, _step(scale)), smallest), scale)
     cuts = []
     for pair in chosen:
-        top, left = _place(pair, side, scale, rng, marked=rng.random() < mask_share)
+        top, left = _place(pair, side, scale, rng, marked=rng.random() < training.mask_share)
         sr = (slice(top * scale, (top + side) * scale), slice(left * scale, (left + side) * scale))
         parts = pair.lr[top : top + side, left : left + side], pair.pseudo_gt[sr], pair.mask[sr]
         step = -1 if rng.random() < 0.5 else 1

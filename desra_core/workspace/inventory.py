@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
-from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.human_masks import human_mask_rows
-from desra_core.workspace.manifest import MANIFEST, image_refs
+from desra_core.workspace.manifest import image_refs, read_manifest
 from desra_core.workspace.matching import ROLES
-from desra_core.workspace.products import ARRAYS
-from desra_core.workspace.records import Flags, flags_of
+from desra_core.workspace.products import ARRAYS, Flags, flags_of
 
 
 class Held(NamedTuple):
@@ -126,7 +125,7 @@ def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict
         kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
         files = {name: {kind: workspace.dataset(kind, name) for kind in kinds} for name in names}
     else:
-        manifest = read_table(workspace.manifest, MANIFEST)
+        manifest = read_manifest(workspace)
         rows = manifest.filter(pc.is_in(manifest["name"], pa.array(names, pa.string())))
         images = [image for row in range(rows.num_rows) for image in image_refs(rows.slice(row, 1))]
         files = {

@@ -20,7 +20,7 @@ from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
 from desra_core.workspace.matching import FAILURES, ROLES, Sources, match, scan_failure
-from desra_core.workspace.records import Flags, flags_of, read_records
+from desra_core.workspace.products import Flags, flags_of, read_records
 
 _BATCH = 65_536
 _HASH_BATCH = 128
@@ -106,7 +106,7 @@ def scan(
     found, failures, passed_over = match(sources, workspace.root)
     found = found.sort_by("name")
     asked = found.slice(0, limit)
-    previous = _under_new_names(workspace, read_table(workspace.manifest, MANIFEST), found, sources)
+    previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
     current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
@@ -140,10 +140,8 @@ def read_passed_over(workspace: Workspace) -> dict[str, int]:
     return passed_over
 
 
-def read_manifest(workspace: Workspace) -> pa.Table | None:
-    """Read the manifest of a workspace, sorted by name; None when it has none yet."""
-    if not workspace.manifest.exists():
-        return None
+def read_manifest(workspace: Workspace) -> pa.Table:
+    """Read the manifest of a workspace, sorted by name; it is empty where there is none yet."""
     return read_table(workspace.manifest, MANIFEST)
 
 

@@ -74,8 +74,8 @@ def _judges(image: ImageRef) -> bool:
 
 
 def _sample(workspace: Workspace, image: ImageRef, severity: float) -> Sample:
-    files = {kind: workspace.dataset(kind, image.names[0]) for kind in ("lr", "mask", "pseudo_gt", "mse_sr", "gan_sr")}
-    return Sample(image.names[0], image.id, severity, **files)
+    lr, mask, pseudo_gt = (workspace.dataset(kind, image.names[0]) for kind in ("lr", "mask", "pseudo_gt"))
+    return Sample(image.names[0], image.id, severity, lr, mask, (pseudo_gt,))
 
 
 def _finetuned(run: RunFolder, training: Training, samples: list[Sample]) -> list[Path]:

@@ -26,7 +26,7 @@ from pairs import photo_files
 from desra_core.networks.checkpoints import Model, load_model
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.workspace import Workspace
-from desra_core.workspace.records import read_records
+from desra_core.workspace.products import read_records
 
 PHOTOS = 24
 WORKERS = 2

@@ -23,7 +23,7 @@ from desra_core.settings import CorpusSettings, Detection, Machine, Mining
 from desra_core.stages import run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs, read_manifest
-from desra_core.workspace.records import Record, read_shard
+from desra_core.workspace.products import Record, read_shard
 from tasks.shards import stages_of
 
 SIDE = 4096

@@ -29,8 +29,7 @@ from desra_core.settings import CorpusSettings, Detection, Machine
 from desra_core.stages import Stage, StageJob
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef, image_refs, read_manifest
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record, gather_shard, write_journal
+from desra_core.workspace.products import Record, Target, gather_shard, write_journal
 
 IMAGES = 2000
 SHARD = 1000

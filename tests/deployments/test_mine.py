@@ -15,7 +15,7 @@ import torch
 from desra_core.images.codec import decode
 from desra_core.planning.plan import IMAGES, REGIONS
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.records import read_records
+from desra_core.workspace.products import read_records
 from tests.conftest import photo, refusal
 
 

@@ -14,7 +14,7 @@ from distributed import get_worker
 
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace.manifest import File, ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 from tasks.dask_map import Dask, ImageJob
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

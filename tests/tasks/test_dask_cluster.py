@@ -20,7 +20,7 @@ from distributed.system import MEMORY_LIMIT
 from desra_core.errors import AbsentError, UsageError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 from tasks import dask_cluster
 from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, NETWORK_WORKER_BYTES, Share, open_dask, share_of
 from tests.tasks.jobs import done, images, job

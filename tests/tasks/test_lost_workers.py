@@ -13,7 +13,7 @@ import pytest
 from desra_core.errors import ImageError, TransientError
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record
 from tasks import lost_workers
 from tasks.dask_cluster import open_dask
 from tasks.dask_map import Dask

@@ -15,7 +15,7 @@ from desra_core.planning.plan import prepare, publish_tables
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs, read_manifest
-from desra_core.workspace.records import Record, gather_shard
+from desra_core.workspace.products import Record, gather_shard
 
 MakeWorkspace = Callable[..., Workspace]
 

@@ -25,7 +25,7 @@ from desra_core.planning.plan import prepare
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, read_human_masks
 from desra_core.workspace.manifest import read_manifest
-from desra_core.workspace.records import Record, gather_shard, read_shard
+from desra_core.workspace.products import Record, gather_shard, read_shard
 from tests.desra_core.annotations.drawn_masks import MASKS, drawing
 
 NAMES = ["set 1/a.v2", "set 1/ünï/b", "c", "d.png.x", "e.json/e.json", "$f'", "images/g", "h\\i", "i"]

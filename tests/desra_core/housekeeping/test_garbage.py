@@ -26,7 +26,7 @@ from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.human_masks import HUMAN_MASKS
-from desra_core.workspace.records import Record, gather_shard, read_records, read_shard, write_journal
+from desra_core.workspace.products import Record, gather_shard, read_records, read_shard, write_journal
 from tests.conftest import photo
 from tests.in_process import process
 from tests.tasks.test_histories import Corpus, results

@@ -19,7 +19,7 @@ from desra_core.stages.mask import mask_stage
 from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import image_refs
-from desra_core.workspace.records import Record, gather_shard
+from desra_core.workspace.products import Record, gather_shard
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -44,7 +44,7 @@ from desra_core.report.results import (
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array, write_array
-from desra_core.workspace.records import SCHEMA, read_records
+from desra_core.workspace.products import SCHEMA, read_records
 from tests.desra_core.report.conftest import SIZE, read
 from tests.desra_core.report.pages import look_at, words
 from tests.in_process import process

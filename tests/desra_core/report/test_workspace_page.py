@@ -22,7 +22,7 @@ from desra_core.report.results import read_results
 from desra_core.report.workspace_page import choose, make_gallery
 from desra_core.workspace import Workspace
 from desra_core.workspace.matching import FAILURES
-from desra_core.workspace.records import SCHEMA
+from desra_core.workspace.products import SCHEMA
 from tests.desra_core.report.conftest import HOSTILE, SIZE, detect, write
 from tests.desra_core.report.pages import EVENTS, Elements, words
 
@@ -73,7 +73,7 @@ def test_the_page_has_numbers_failures_and_settings(page: str) -> None:
     assert "both results of one photo must have the same size" in text
     assert "weight 1 for every class" in text
     assert "run with --segmenter mmseg:CONFIG,CHECKPOINT" in text
-    assert "similarity threshold" in text
+    assert "threshold 0.7 Suspect where" in text
     assert "Suspect where the adjusted similarity is below this." in text
     assert "LR photo: none of this name" in text
 

@@ -23,8 +23,7 @@ from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.manifest import File, ImageRef
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record, read_shard
+from desra_core.workspace.products import Record, Target, read_shard
 
 RNG = np.random.default_rng(3)
 BASE = np.clip(128 + 5 * (cv2.GaussianBlur(RNG.random((64, 72, 3)) * 255, (0, 0), 6) - 128), 40, 210)

@@ -17,7 +17,7 @@ from desra_core.planning.keys import load_settings, target_of
 from desra_core.planning.plan import prepare
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
-from desra_core.workspace.records import read_records
+from desra_core.workspace.products import read_records
 from tests.in_process import process
 
 BY_CLASS = """

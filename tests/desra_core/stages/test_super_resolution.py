@@ -23,8 +23,7 @@ from desra_core.stages.mask import mask_stage
 from desra_core.stages.super_resolution import super_resolution_stage
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.manifest import File, ImageRef
-from desra_core.workspace.products import Target
-from desra_core.workspace.records import Record
+from desra_core.workspace.products import Record, Target
 from tests.conftest import photo
 
 BRIGHT, DARK = photo(1, bright=True), photo(2, bright=False)

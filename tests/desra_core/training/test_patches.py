@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
+from desra_core.settings.models import Training
 from desra_core.training.run_folder import (
     Batch,
     Sample,
@@ -25,6 +26,13 @@ from desra_core.training.run_folder import (
 )
 
 SCALES = st.sampled_from([2, 3, 4])
+
+
+def batch_of(
+    pairs: list[TrainingPair], *, size: int, patch: int, mask_share: float, scale: int, seed: tuple[int, ...]
+) -> Batch:
+    training = Training.model_construct(batch=size, patch=patch, mask_share=mask_share)
+    return draw_batch(pairs, training, scale, seed)
 
 
 def told(height: int, width: int, image: int) -> np.ndarray:
@@ -53,7 +61,7 @@ class Case(NamedTuple):
     seed: tuple[int, int]
 
     def batch(self) -> Batch:
-        return draw_batch(
+        return batch_of(
             self.pairs, size=6, patch=self.patch, mask_share=self.mask_share, scale=self.scale, seed=self.seed
         )
 
@@ -144,7 +152,7 @@ def large(mask: tuple[slice, slice] | None = None, image: int = 0) -> TrainingPa
 
 
 def drawn(pairs: list[TrainingPair], mask_share: float, size: int = 300, seed: int = 0) -> Batch:
-    return draw_batch(pairs, size=size, patch=64, mask_share=mask_share, scale=4, seed=(seed,))
+    return batch_of(pairs, size=size, patch=64, mask_share=mask_share, scale=4, seed=(seed,))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -186,7 +194,7 @@ def test_images_and_flips_come_evenly() -> None:
 
 def test_other_seeds_give_other_patches() -> None:
     first, second, third = (
-        draw_batch([large()], size=4, patch=64, mask_share=0.5, scale=4, seed=seed) for seed in ((1, 0), (1, 1), (2, 0))
+        batch_of([large()], size=4, patch=64, mask_share=0.5, scale=4, seed=seed) for seed in ((1, 0), (1, 1), (2, 0))
     )
     assert not np.array_equal(first.lr, second.lr)
     assert not np.array_equal(first.lr, third.lr)
@@ -197,7 +205,7 @@ def test_other_seeds_give_other_patches() -> None:
 def test_every_scale_has_patches(scale: int, patch: int) -> None:
     side = least_side(scale)
     assert side >= 16
-    batch = draw_batch([pair(side, side, scale)], size=2, patch=patch, mask_share=0.5, scale=scale, seed=(0,))
+    batch = batch_of([pair(side, side, scale)], size=2, patch=patch, mask_share=0.5, scale=scale, seed=(0,))
     assert batch.lr.shape[-1] * scale == batch.mask.shape[-1] > 0
     assert batch.mask.shape[-1] % 8 == 0
 
@@ -209,7 +217,7 @@ def test_gray_and_deep_pixels(dtype: type, channels: int) -> None:
     rng = np.random.default_rng(0)
     lr, pseudo_gt = (rng.integers(0, top, (side, side, channels), dtype, endpoint=True) for side in (16, 64))
     image = TrainingPair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp))
-    batch = draw_batch([image], size=1, patch=64, mask_share=0.5, scale=4, seed=(0,))
+    batch = batch_of([image], size=1, patch=64, mask_share=0.5, scale=4, seed=(0,))
     for array, pixels in ((batch.lr, lr), (batch.pseudo_gt, pseudo_gt)):
         upright = min((array, array[..., ::-1]), key=lambda part: np.abs(part[0, 0] - pixels[:, :, 0] / top).max())
         expected = np.broadcast_to(pixels / top, (*pixels.shape[:2], 3)).transpose(2, 0, 1)
@@ -222,7 +230,7 @@ def test_mixed_kinds_of_images_make_one_batch() -> None:
     for dtype, channels in ((np.uint8, 1), (np.uint16, 3)):
         lr, pseudo_gt = (rng.integers(0, 200, (side, side, channels)).astype(dtype) for side in (16, 64))
         images.append(TrainingPair(lr, pseudo_gt, np.zeros((64, 64), bool), np.array([], np.intp)))
-    assert draw_batch(images, size=8, patch=64, mask_share=0.5, scale=4, seed=(0,)).lr.shape == (8, 3, 16, 16)
+    assert batch_of(images, size=8, patch=64, mask_share=0.5, scale=4, seed=(0,)).lr.shape == (8, 3, 16, 16)
 
 
 class Files:
@@ -240,12 +248,11 @@ class Files:
         for name in ("lr", "mse_sr", "gan_sr"):
             (self.folder / f"{name}.png").write_bytes(encode_png(getattr(self, name)))
         (self.folder / "mask.png").write_bytes(encode_mask(self.mask))
-        paths = {name: self.folder / f"{name}.png" for name in ("lr", "mask", "mse_sr", "gan_sr")}
-        pseudo_gt = None
+        results = self.folder / "mse_sr.png", self.folder / "gan_sr.png"
         if with_pseudo_gt:
-            pseudo_gt = self.folder / "pseudo_gt.png"
-            pseudo_gt.write_bytes(encode_png(np.where(self.mask[:, :, None], self.mse_sr, self.gan_sr)))
-        return Sample("name", "id", 1.0, pseudo_gt=pseudo_gt, **paths)
+            results = (self.folder / "pseudo_gt.png",)
+            results[0].write_bytes(encode_png(np.where(self.mask[:, :, None], self.mse_sr, self.gan_sr)))
+        return Sample("name", "id", 1.0, self.folder / "lr.png", self.folder / "mask.png", results)
 
 
 @pytest.fixture
@@ -296,8 +303,8 @@ def test_a_photo_without_room_for_a_patch(files: Files, scale: int) -> None:
 
 def test_a_file_that_has_gone_or_is_no_image(files: Files) -> None:
     sample = files.sample(with_pseudo_gt=False)
-    sample.mse_sr.write_text("no image")
-    with pytest.raises(ImageError, match=f"{sample.mse_sr}: is not an image"):
+    sample.results[0].write_text("no image")
+    with pytest.raises(ImageError, match=f"{sample.results[0]}: is not an image"):
         read_sample(sample, 4)
     sample.mask.unlink()
     with pytest.raises(TransientError, match=f"{sample.mask}: the file has vanished"):
@@ -323,7 +330,7 @@ def test_frozen_images_come_back(tmp_path: Path) -> None:
             assert array.dtype == wanted.dtype
             np.testing.assert_array_equal(array, wanted)
         assert isinstance(image.pseudo_gt, np.memmap)
-    arrays = [draw_batch(pairs, size=8, patch=64, mask_share=0.5, scale=4, seed=(3,)) for pairs in (written, found)]
+    arrays = [batch_of(pairs, size=8, patch=64, mask_share=0.5, scale=4, seed=(3,)) for pairs in (written, found)]
     for first, second in zip(*arrays, strict=True):
         np.testing.assert_array_equal(first, second)
 

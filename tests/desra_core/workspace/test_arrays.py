@@ -18,7 +18,7 @@ from desra_core.images.parts import Rectangle
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import find_array, read_array, write_array
-from desra_core.workspace.records import SCHEMA, Record, gather_shard, read_shard, to_table, write_journal
+from desra_core.workspace.products import SCHEMA, Record, gather_shard, read_shard, to_table, write_journal
 
 IMAGE = "ab" * 16
 ARRAY = np.random.default_rng(0).random((700, 600)).astype(np.float32)

@@ -30,7 +30,7 @@ from desra_core.workspace.manifest import (
     scan,
 )
 from desra_core.workspace.matching import FAILURES, Sources, with_twins_summed_up
-from desra_core.workspace.records import Record, gather_shard
+from desra_core.workspace.products import Record, gather_shard
 
 BOTH = ("mse_sr", "gan_sr")
 

@@ -11,8 +11,8 @@ import pytest
 
 from desra_core.errors import ImageError
 from desra_core.workspace import Workspace
-from desra_core.workspace.products import FURTHER
-from desra_core.workspace.records import (
+from desra_core.workspace.products import (
+    FURTHER,
     SCHEMA,
     Record,
     gather_journals,
