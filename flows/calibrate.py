@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.evaluation.table import counted
 from desra_core.settings import Machine, Mining
@@ -40,7 +40,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     flow: Callable[..., Summary] = mine if isinstance(corpus, Mining) else detect
     with workspace.locked():
         found = flow(corpus, machine, rescan)
-        counting = plan_counting(corpus, Exclusion(calibrating.exclude))
+        counting = plan_counting(corpus, read_exclusion(calibrating.exclude))
         missing, failures = counting.missing(), 0
         if missing:
             with (

@@ -7,7 +7,7 @@ from deployments.serving.server import end_leftover_server
 from desra_core.benchmarking import AnyBenchmark, plan
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
-from desra_core.report.benchmark_page import publish_results
+from desra_core.report.agreement_pages import publish_results
 from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace

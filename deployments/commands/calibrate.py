@@ -6,7 +6,7 @@ import typer
 
 from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion, unused_masks
 from desra_core.calibration.weights import CalibratedWeights, largest_differences
 from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import printable
@@ -25,11 +25,11 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     """Calibrate, or find that there is nothing to do, and print the weights; returns the exit code."""
     corpus = corpus_of(settings)
     workspace = Workspace(corpus.workspace)
-    exclusion = Exclusion(settings.exclude)
+    exclusion = read_exclusion(settings.exclude)
     if settings.exclude:
         files = image_files(corpus.sources.main, corpus.workspace).files
         # A name keeps its suffix where two files would share it, and masks may be named by either form.
-        if unused := exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist()):
+        if unused := unused_masks(settings.exclude, exclusion, files["name"].to_pylist() + files["path"].to_pylist()):
             belong = "mask of --exclude belongs" if len(unused) == 1 else "masks of --exclude belong"
             say(f"warning: {len(unused)} {belong} to no image, the first is {printable(unused[0])}")
     with workspace.opened():

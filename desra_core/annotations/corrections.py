@@ -241,7 +241,7 @@ def _labelme(
     if not files:
         raise UsageError(path, "holds no LabelMe files", "name the folder of an export that was corrected")
     read, errors = _on_threads(partial(read_labelme, label=label), files)
-    labels = {name for file in read for name in file.labels}
+    labels = {str(shape.get("label")) for file in read for shape in file.shapes}
     if label is not None and labels and label not in labels:
         raise UsageError("--label", f"no shape is labelled {label}", f"labels are {', '.join(sorted(labels))}")
     places = [file.path.absolute().relative_to(root).as_posix().removesuffix(".json") for file in read]

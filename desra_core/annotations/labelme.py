@@ -42,11 +42,6 @@ class LabelMeFile(NamedTuple):
     image_path: str = ""  # the picture's path relative to the file's folder; empty where the file names none
     label: str | None = None  # only shapes with this label count, if given
 
-    @property
-    def labels(self) -> set[str]:
-        """The labels of its shapes."""
-        return {str(shape.get("label")) for shape in self.shapes}
-
     def counts(self, shape: dict[str, Any]) -> bool:
         """Check whether a shape has the label that counts."""
         return self.label is None or shape.get("label") == self.label

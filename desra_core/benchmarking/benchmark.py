@@ -19,7 +19,7 @@ from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
-from desra_core.evaluation.table import Section, as_json, document_as_markdown
+from desra_core.evaluation.table import Section
 from desra_core.files.content import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.models import Benchmarking
@@ -180,14 +180,6 @@ class Tables(NamedTuple):
         if len(failures) > _FAILURES:
             lines.append(f"and {len(failures) - _FAILURES} more, in {self.stem}.json")
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
-
-    def as_files(self, failures: Sequence[ImageError]) -> dict[str, str]:
-        """Format the results as Markdown, CSV and JSON, by file name."""
-        return {
-            f"{self.stem}.md": document_as_markdown(self.title, self.with_failures(failures)),
-            f"{self.stem}.csv": self.csv,
-            f"{self.stem}.json": as_json(self.document),
-        }
 
 
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:

@@ -40,8 +40,6 @@ _LEAST = 31
 _WINDOW = 1024
 _ALEXNET = "give the AlexNet weights of torchvision, alexnet-owt-7be5be79.pth"
 
-Levels = npt.NDArray[np.float64]
-
 
 def squared_error(before: Pixels, after: Pixels, outside: Mask) -> float:
     """Sum up the squared differences over the pixels outside, each the mean over its channels.
@@ -188,7 +186,7 @@ def _with_halo(rows: slice, height: int, halo: int, least: int = 1) -> tuple[sli
     return slice(first, last), slice(rows.start - first, min(rows.stop, height) - first)
 
 
-def _gradient_magnitude(pixels: Pixels, rows: slice) -> Levels:
+def _gradient_magnitude(pixels: Pixels, rows: slice) -> npt.NDArray[np.float64]:
     """Compute ``sqrt(gx^2 + gy^2)`` of a strip of rows, by Prewitt's filters divided by 3, border pixels repeated."""
     source, kept = _with_halo(rows, len(pixels), 1)
     grey = luminance(grey_levels(pixels[source]))

@@ -172,7 +172,7 @@ def test_files_in_other_encodings(encoding: str, tmp_path: Path) -> None:
     path = stored(tmp_path, shape_with(label="\u6548\u679c"), flags={"\u8bf4\u660e": True}, imagePath="\u56fe.png")
     path.write_bytes(json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode(encoding))
     file = read_labelme(path)
-    assert (file.labels, file.image_path) == ({"\u6548\u679c"}, "\u56fe.png")
+    assert ({shape["label"] for shape in file.shapes}, file.image_path) == ({"\u6548\u679c"}, "\u56fe.png")
 
 
 def png(pixels: np.ndarray) -> str:
@@ -235,7 +235,7 @@ def test_files_of_another_kind(text: str, tmp_path: Path) -> None:
 
 def test_odd_but_sound_files(tmp_path: Path) -> None:
     file = read_labelme(stored(tmp_path, shape_with(label=None), imageHeight=None, imageWidth=None))
-    assert (file.width, file.height, file.labels) == (None, None, {"None"})
+    assert (file.width, file.height, file.shapes[0]["label"]) == (None, None, None)
     file = read_labelme(stored(tmp_path, imageHeight=40.0, imageWidth="50", imageData=None, imagePath=None))
     assert (file.width, file.height, file.image_path) == (50, 40, "")
     for width in ("wide", 0, 50.5, [50], True):
