@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD, Components, valid
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME
-from desra_core.images.codec import Mask
+from desra_core.images.codec import CLASS_COUNT, Mask
 from desra_core.images.parts import grid
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import REGIONS, failure_table
