@@ -379,7 +379,10 @@ def _sections(benchmark: Benchmark[LabelledJob], results: LabelledResults) -> li
             }
             for row in results.published
         ]
-        sections.append(Section("Agreement with the data set's DeSRA masks", table=_without_single_part(cells)))
+        note = "IoU is the mean over images, where two empty masks count as 1."
+        sections.append(
+            Section("Agreement with the data set's DeSRA masks", note=note, table=_without_single_part(cells))
+        )
     measures = ("IoU", "precision", "recall")
     paper = [
         {"method": method}
