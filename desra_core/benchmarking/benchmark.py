@@ -107,12 +107,11 @@ class Job(ABC):
         """Return the file of its result."""
 
     @abstractmethod
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
-        """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do."""
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:
+        """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do.
 
-    @abstractmethod
-    def failure(self, workspace: Workspace) -> ImageError | None:
-        """Return the error in its file, if the image would fail again."""
+        Where the image would fail again, return the error in its file.
+        """
 
     @abstractmethod
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
@@ -148,11 +147,12 @@ class Benchmark(Generic[AnyJob]):
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
         """List the images that are left to judge, without those that would fail again."""
         left = ((image, job.left(self.workspace, self.methods)) for image, job in self.work)
-        return [(image, job) for image, job in left if job]
+        return [(image, job) for image, job in left if isinstance(job, Job)]
 
     def failed(self) -> list[ImageError]:
         """List the errors of images that cannot be judged: of lacking files, and of files that are at fault."""
-        return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
+        left = (job.left(self.workspace, self.methods) for _, job in self.work)
+        return self.failures + [error for error in left if isinstance(error, ImageError)]
 
     @property
     def workspace(self) -> Workspace:

@@ -137,8 +137,10 @@ class LabelledJob(Job):
         outdated = record.failure is not None and record.failure[0] != fingerprint(self.keys)
         return replace(record, failure=None) if outdated else record
 
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: D102
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:  # noqa: D102
         record = self.record(workspace)
+        if record and record.failure:
+            return ImageError(*record.failure[1:])
         runs = record.runs if record else {}
         lacking = []
         for method in methods:
@@ -146,12 +148,7 @@ class LabelledJob(Job):
                 done = method.name in runs and runs[method.name].key == self.keys[method.name]
                 if not (done and all(self.mask_path(workspace, point).is_file() for point in method.points)):
                     lacking.append(method.name)
-        failed = record is not None and record.failure is not None
-        return None if failed or not lacking else replace(self, missing=tuple(lacking))
-
-    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
-        record = self.record(workspace)
-        return ImageError(*record.failure[1:]) if record and record.failure else None
+        return replace(self, missing=tuple(lacking)) if lacking else None
 
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)

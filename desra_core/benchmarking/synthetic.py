@@ -90,12 +90,9 @@ class SyntheticJob(Job):
             return None
         return ImageError(*record.failure) if record.failure else record.trial
 
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: ARG002, D102
-        return self if self.result(workspace) is None else None
-
-    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:  # noqa: ARG002, D102
         result = self.result(workspace)
-        return result if isinstance(result, ImageError) else None
+        return None if isinstance(result, Trial) else result or self
 
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
         detectors = {m.name: m.detector(settings.weights) for m in settings.methods if m.name in self.missing}
