@@ -30,8 +30,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
-from desra_core.files.content import read_bytes, replace_file, storage_errors, sweep
-from desra_core.files.locks import locked
+from desra_core.files.content import locked, read_bytes, replace_file, storage_errors, sweep
 from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.networks.checkpoints import LOAD_ERRORS
 from desra_core.settings.models import Training
