@@ -13,9 +13,6 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-OLDEST = (3, 11)
-BELOW = (3, 13)
-
 
 class Library(NamedTuple):
     """A shared library of the system: its file, the Python package that loads it, the packages that bring it."""
@@ -35,20 +32,18 @@ LIBRARIES = (
 
 def interpreter_problems() -> list[str]:
     """Check the version and the modules of the running Python; return a line for each problem."""
-    running = ".".join(map(str, sys.version_info[:3]))
-    if not OLDEST <= sys.version_info[:2] < BELOW:
+    major, minor, patch, *_ = sys.version_info
+    if not (3, 11) <= (major, minor) < (3, 13):
         return [
-            f"{sys.executable} is Python {running}, but 3.11 or 3.12 is needed: mmcv-full and basicsr "
+            f"{sys.executable} is Python {major}.{minor}.{patch}, but 3.11 or 3.12 is needed: mmcv-full and basicsr "
             "do not build on later ones; install one of them, or name it: make PYTHON=/path/to/python3.11"
         ]
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
-    if missing:
-        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
-        return [
-            f"{sys.executable} has no {' and no '.join(missing)}: install {package} (Debian, Ubuntu), "
-            "or name another Python: make PYTHON=/path/to/python3.11"
-        ]
-    return []
+    problem = (
+        f"{sys.executable} has no {' and no '.join(missing)}: install python{major}.{minor}-venv (Debian, Ubuntu), "
+        "or name another Python: make PYTHON=/path/to/python3.11"
+    )
+    return [problem] if missing else []
 
 
 def library_problems(libraries: Iterable[Library] = LIBRARIES) -> list[str]:

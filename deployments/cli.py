@@ -11,10 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import BaseModel
 
-from deployments.commands.annotations import export_masks, import_masks
 from deployments.commands.evaluate import evaluate
 from deployments.commands.flags import paths_at_home, with_flags
-from deployments.commands.workspace import gc, report, roll_back, status
+from deployments.commands.workspace import export_masks, gc, import_masks, report, roll_back, status
 from deployments.serving.connection import AGAIN
 from deployments.serving.server import ServerLostError
 from desra_core import __version__
@@ -72,7 +71,7 @@ def _command(kind: type[BaseModel], run: str, **options: Any) -> Callable[[Calla
             run_and_exit(lambda: function(settings, machine))
 
         command.__name__, command.__doc__ = described.__name__, described.__doc__
-        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(kind, **options)(command))
+        app.command(context_settings={"allow_extra_args": "argument" in options})(with_flags(command, kind, **options))
 
     return add
 
@@ -126,7 +125,7 @@ def cycle() -> None:
     """
 
 
-@_command(Calibrating, "commands.calibrate:run_calibrate")
+@_command(Calibrating, "commands.measure:run_calibrate")
 def calibrate() -> None:
     """Derive class weights from artifact-free pairs of your own models, and suggest a threshold.
 
@@ -136,7 +135,7 @@ def calibrate() -> None:
     """
 
 
-@_command(Benchmarking, "commands.benchmark:run_benchmark", argument="dataset")
+@_command(Benchmarking, "commands.measure:run_benchmark", argument="dataset")
 def benchmark() -> None:
     """Measure detectors on pairs with human masks, or on clean pairs into which artifacts are injected (synthetic).
 
@@ -172,8 +171,10 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
     except BaseException as error:
-        # An error that is raised while a signal stops a run is not a failure of the run.
-        stopped = _stop_before(error)
+        # An error that is raised while an interrupt or an exit ends the run is not a failure of the run.
+        stopped: BaseException | None = error
+        while stopped and not isinstance(stopped, KeyboardInterrupt | SystemExit) and not _is_termination(stopped):
+            stopped = stopped.__context__
         if isinstance(stopped, SystemExit):
             raise stopped from None
         if isinstance(error, ServerLostError) and stopped is None:
@@ -203,13 +204,6 @@ def _begin_again(lost: ServerLostError) -> NoReturn:
     say(f"{warning}; going on")
     os.environ[AGAIN] = "1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
-
-
-def _stop_before(error: BaseException | None) -> BaseException | None:
-    """Return the interrupt or exit that an error is, or during which the error was raised; None without one."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit) and not _is_termination(error):
-        error = error.__context__
-    return error
 
 
 def _is_termination(error: BaseException) -> bool:

@@ -53,7 +53,10 @@ def mend_mmcv() -> None:
         expected = "On January 1, 2023, MMCV will release v2.0.0|``MultiScaleDeformableAttention`` has been moved"
         warnings.filterwarnings("ignore", message=expected)
         if find_spec("mmcv._ext") is None:
-            sys.modules["mmcv._ext"] = _stand_in("mmcv._ext", _missing_op)
+            stand_in = ModuleType("mmcv._ext")
+            stand_in.__spec__ = ModuleSpec("mmcv._ext", loader=None)
+            vars(stand_in)["__getattr__"] = _missing_op
+            sys.modules["mmcv._ext"] = stand_in
         import_module("mmcv.cnn.bricks.transformer")
         import_module("mmcv.ops")
 
@@ -66,8 +69,7 @@ def mend_basicsr() -> None:
     mend_torchvision()
     name = "torchvision.transforms.functional_tensor"
     if find_spec(name) is None:
-        functional = import_module("torchvision.transforms.functional")
-        sys.modules[name] = _stand_in(name, functools.partial(getattr, functional))
+        sys.modules[name] = import_module("torchvision.transforms.functional")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Please import `convolve` from the `scipy.ndimage` namespace")
         import_module("basicsr")
@@ -85,21 +87,10 @@ def _declare_nms() -> torch.library.Library:
     return library
 
 
-def _stand_in(name: str, attribute: Callable[[str], Any]) -> ModuleType:
-    """Make a module whose public attributes are ``attribute(name)``."""
-
-    def lookup(attribute_name: str) -> Any:
-        if attribute_name.startswith("__"):
-            raise AttributeError(attribute_name)
-        return attribute(attribute_name)
-
-    module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, loader=None)
-    vars(module)["__getattr__"] = lookup
-    return module
-
-
 def _missing_op(name: str) -> Callable[..., Any]:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
     def op(*_: object, **__: object) -> Any:
         raise NotImplementedError(f"mmcv-full was installed without compiled ops, and {name} is one of them")
 

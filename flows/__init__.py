@@ -16,9 +16,9 @@ _PLANS: ContextVar[tuple[tuple[BaseModel, object], ...]] = ContextVar("plans", d
 
 
 @contextlib.contextmanager
-def handing_over(settings: BaseModel, plan: object) -> Iterator[None]:
-    """Offer a plan to the flows that the block calls with these settings; None offers nothing."""
-    token = _PLANS.set((*_PLANS.get(), (settings, plan)))
+def handing_over(*plans: tuple[BaseModel, object]) -> Iterator[None]:
+    """Offer plans to the flows that the block calls with the settings beside each; a plan of None offers nothing."""
+    token = _PLANS.set((*_PLANS.get(), *plans))
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from desra_core.benchmarking import plan
 from desra_core.evaluation.table import counted
-from desra_core.report.benchmark_page import PublishedBenchmark
+from desra_core.report.agreement_pages import PublishedBenchmark
 from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace
@@ -20,7 +20,7 @@ class Benchmarked(RunEnd):
     published: PublishedBenchmark
 
 
-@corpus_flow("benchmark")
+@corpus_flow
 def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Benchmarked:  # noqa: B008
     """Run detectors on a data set with a ground truth, or on clean pairs with injected artifacts, and publish tables.
 
@@ -32,9 +32,7 @@ def benchmark(benchmarking: Benchmarking, machine: Machine = Machine()) -> Bench
     planned = plan(benchmarking)
     workspace.create()
     with workspace.locked():
-        missing = bool(planned.missing())
-        if missing:
-            run_detectors(planned, machine)
+        run_detectors(planned, machine)
         published = publish_tables(planned)
     line = f"{counted(published.judged, 'image')} judged"
-    return Benchmarked(in_one_line=line, task_runs=1 + missing, lacking=bool(published.failures), published=published)
+    return Benchmarked(in_one_line=line, task_runs=2, lacking=bool(published.failures), published=published)

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.evaluation.table import counted
 from desra_core.settings import Machine, Mining
 from desra_core.settings.models import Calibrating
-from flows.corpus import opened_workspace
-from flows.corpus_flow import corpus_flow
+from flows.corpus_flow import corpus_flow, opened_workspace
 from flows.detect import detect
 from flows.mine import mine
-from tasks.calibration import count_shard, publish_weights
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
+from tasks.judging import count_shard, publish_weights
 from tasks.progress import RunProgress
 from tasks.run_end import RunEnd, Summary
 
@@ -26,7 +25,7 @@ class Calibrated(RunEnd):
     weights: CalibratedWeights
 
 
-@corpus_flow("calibrate")
+@corpus_flow
 def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bool = True) -> Calibrated:  # noqa: B008
     """Compare all pairs, count their similarity by class, and derive weights and thresholds from the counts.
 
@@ -40,7 +39,7 @@ def calibrate(calibrating: Calibrating, machine: Machine = Machine(), rescan: bo
     flow: Callable[..., Summary] = mine if isinstance(corpus, Mining) else detect
     with workspace.locked():
         found = flow(corpus, machine, rescan)
-        counting = plan_counting(corpus, Exclusion(calibrating.exclude))
+        counting = plan_counting(corpus, read_exclusion(calibrating.exclude))
         missing, failures = counting.missing(), 0
         if missing:
             with (

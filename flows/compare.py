@@ -25,7 +25,7 @@ class Compared(RunEnd):
     promoted: Path | None
 
 
-@corpus_flow("compare")
+@corpus_flow
 def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # noqa: B008
     """Judge finetuned models on held-out images, and promote the best model if it passes and the settings say so.
 
@@ -40,9 +40,7 @@ def compare(comparing: Comparing, machine: Machine = Machine()) -> Compared:  # 
         refresh = bool(comparison.missing())
         failures = judge_images.with_options(refresh_cache=refresh)(comparison.key, comparison, machine)
         verdict = decide_verdict(comparison)
-        promoted: Path | None = None
-        if comparing.promote and verdict.passed:
-            promoted = promote_best(comparison, verdict)
+        promoted = promote_best(comparison, verdict) if comparing.promote and verdict.passed else None
         line = f"{verdict.best} passes the gate" + (" and was promoted" if promoted else "")
         if not verdict.passed:
             outcome = "the gate is undecided" if verdict.undecided else "no model passes the gate"

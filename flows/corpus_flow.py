@@ -1,4 +1,7 @@
-"""Turn functions into flows: named by corpus and date, ending in a line, with retries and reports of failures."""
+"""Turn functions into flows: named by corpus and date, ending in a line, with retries and reports of failures.
+
+`process_corpus` is the body of the flows detect and mine.
+"""
 
 import contextlib
 import inspect
@@ -7,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,26 +25,50 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
-from prefect.task_runners import TaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import DesraError, UsageError, may_pass, printable
-from desra_core.settings import Machine, folder_of
+from desra_core.networks.checkpoints import load_pair
+from desra_core.planning.plan import Plan, Prepared, prepare
+from desra_core.settings import CorpusSettings, Machine, Mining, folder_of
 from desra_core.settings.serving import workspace_of
-from tasks.logs import carry, configure, say
+from desra_core.workspace import Workspace
+from flows import handed_over
+from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask
+from tasks.logs import NowAndThen, carry, configure, say
+from tasks.progress import RunProgress
+from tasks.run_end import Summary, publish_results, show_corpus
+from tasks.shards import Run, process_shard, stages_of
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The environment variable with the URL that gets the message of a failed run.
 WEBHOOK = "DESRA_WEBHOOK"
+_WEBHOOK_SECONDS = 5
 
-_SECONDS = 5
+# Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
+PAUSES = (2, 15, 60)
+
+_REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
+# While the last images of one shard finish, the next one keeps the workers busy.
+_SHARDS_IN_FLIGHT = 3
+# The largest factor by which a network enlarges.
+_LARGEST_SCALE = 16
+
+# An error that is the message of a run's state needs no traceback by Prefect.
+logging.getLogger("prefect.flow_runs").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], DesraError))
+)
 
 
 def report_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write to log, stderr and webhook why a run failed: a hook for ``on_failure`` and ``on_crashed``. Never fails."""
-    logger = flow_run_logger(flow_run, flow)
-    logger.error("%s: %s", state.name, _reason(flow, flow_run, state))
+    logger, message = flow_run_logger(flow_run, flow), failure_message(flow, flow_run, state)
+    logger.error("%s: %s", state.name, message["message"])
     if flow_run.parent_task_run_id:  # the run that called this one reports it
         return
-    message = failure_message(flow, flow_run, state)
     if flow_run.deployment_id:  # a run by hand ends with a message of the command
         _say(f"error: {message['run']} {(state.name or '').lower()}: {message['message']}", flow_run, message)
     if (webhook := os.environ.get(WEBHOOK)) and (trouble := post_to_webhook(webhook, message)):
@@ -75,7 +102,7 @@ def post_to_webhook(address: str, message: Mapping[str, str | None]) -> str | No
         None, or the reason why the webhook was not reached, without the address, which is secret.
     """
     try:
-        httpx.post(address, json=message, timeout=_SECONDS).raise_for_status()
+        httpx.post(address, json=message, timeout=_WEBHOOK_SECONDS).raise_for_status()
     except httpx.HTTPStatusError as error:
         return f"the webhook was not reached: HTTP {error.response.status_code}"
     except Exception as error:  # noqa: BLE001 - no error here may hide the failure that the message reports
@@ -117,21 +144,6 @@ def _reason(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> str:
     return printable(state.message or "no reason is known")
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_REMEDY = "edit the parameters of the deployment, or start desra serve again, which sets them anew"
-
-
-# Seconds before each retry: for a lost packet, for a server that restarts, for a full disk that gets cleared.
-PAUSES = (2, 15, 60)
-
-# An error that is the message of a run's state needs no traceback by Prefect.
-logging.getLogger("prefect.flow_runs").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], DesraError))
-)
-
-
 def runs_by_itself() -> bool:
     """Say whether a deployment started the run, so that it retries by itself; a run by hand fails at once."""
     return bool(deployment.id)
@@ -168,32 +180,23 @@ class CorpusFlow(Flow[P, R]):
         return validated
 
 
-def corpus_flow(
-    name: str, *, task_runner: TaskRunner[Any] | None = None
-) -> Callable[[Callable[P, R]], CorpusFlow[P, R]]:
-    """Turn a function into a flow.
+def corpus_flow(function: Callable[P, R]) -> CorpusFlow[P, R]:
+    """Turn a function into the flow of its name.
 
     The message of its final state is ``in_one_line`` of its result, or the error. A run that comes from a deployment
     repeats itself after errors worth a retry, and fails where its result has a ``problem``.
-
-    Args:
-        name: Name of the flow.
-        task_runner: Prefect's own by default.
     """
-
-    def decorate(function: Callable[P, R]) -> CorpusFlow[P, R]:
-        return CorpusFlow(
-            _ending_in_a_line(function),
-            name=name,
-            description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
-            flow_run_name=run_name,
-            task_runner=task_runner,
-            on_failure=[report_failure],
-            on_crashed=[report_failure],
-            on_cancellation=[report_cancelled],
-        )
-
-    return decorate
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=_SHARDS_IN_FLIGHT)
+    return CorpusFlow(
+        _ending_in_a_line(function),
+        name=function.__name__,
+        description=(inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0],
+        flow_run_name=run_name,
+        task_runner=runner,
+        on_failure=[report_failure],
+        on_crashed=[report_failure],
+        on_cancellation=[report_cancelled],
+    )
 
 
 def run_name() -> str:
@@ -229,29 +232,26 @@ def _ending_in_a_line(function: Callable[P, R]) -> Callable[P, R]:
         outermost = not flow_run.parent_flow_run_id
         if given and outermost:
             carry(run=flow_run.name, workspace=str(folder_of(given[0])))
-        for pause in (*(PAUSES if runs_by_itself() and outermost else ()), None):
+        pauses = list(PAUSES) if runs_by_itself() and outermost else []
+        while True:
             try:
                 if given:
-                    _tag({flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name})
+                    tags = {*flow_run.tags, flow_run.flow_name, corpus_name(given[0]), folder_of(given[0]).name}
+                    with get_client(sync_client=True) as client:
+                        client.update_flow_run(flow_run.id, tags=sorted(tags))
                 return _ended(function(*arguments, **named))
             except Exception as error:
-                if pause is None or not may_pass(error):
+                if not pauses or not may_pass(error):
                     if isinstance(error, DesraError):
                         return Failed(message=printable(error), data=error)
                     raise
-                get_run_logger().warning("%s: %s; tried again in %d s", type(error).__name__, printable(error), pause)
+                pause, kind = pauses.pop(0), type(error).__name__
+                get_run_logger().warning("%s: %s; tried again in %d s", kind, printable(error), pause)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
 
     # Prefect would look the names of annotations up in this module, not in that of the function.
     body.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return body
-
-
-def _tag(tags: set[str]) -> None:
-    """Add tags to the flow run, by which people find it in the UI."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
 def _ended(result: Any) -> Any:
@@ -264,3 +264,55 @@ def _ended(result: Any) -> Any:
         level = "warning: " if getattr(result, "lacking", False) else ""
         say(f"{level}{flow_run.name} completed" + (f": {line}" if line else ""))
     return Completed(message=line, data=result) if line else result
+
+
+def opened_workspace(root: Path) -> Workspace:
+    """Open the workspace of a run; create a missing workspace, except for a run of a deployment.
+
+    Raises:
+        UsageError: The workspace of a run of a deployment has vanished, perhaps with its disk.
+    """
+    workspace = Workspace(root)
+    if runs_by_itself() and not workspace.exists():
+        remedy = f"bring it back, or make a new one: desra serve does when it starts, or touch {workspace.lock}"
+        raise UsageError(root, "is no workspace: all earlier results are gone with it", remedy)
+    workspace.create()
+    return workspace
+
+
+def process_corpus(settings: CorpusSettings, machine: Machine, *, rescan: bool) -> Summary:
+    """Plan a run, take its shards through the stages and publish the results: the body of a flow.
+
+    Args:
+        settings: Settings of the run.
+        machine: Where and how wide to compute.
+        rescan: Look for new and changed files first.
+    """
+    workspace = opened_workspace(settings.workspace)
+    with workspace.locked():
+        prepared = None if rescan else handed_over(settings, Prepared)
+        on_hashed = NowAndThen("reading new files: {} of {}")
+        prepared = prepared or prepare(settings, rescan=rescan, on_hashed=on_hashed)
+        plan = prepared.plan
+        if not plan.pending:
+            show_corpus(settings, prepared)
+            return publish_results(workspace, plan, 1)
+        networks = plan.target.runs_networks
+        gpus, largest = gpus_wanted(networks, machine), partial(_most_pixels, settings, plan)
+        with open_dask(machine, folder=workspace.root, networks=networks, gpus=gpus, most_pixels=largest) as dask:
+            show_corpus(settings, prepared, dask)
+            stages = stages_of(settings, plan.target, prepared.weights, machine, dask)
+            with RunProgress(settings.verb, plan.pending, len(stages)) as progress:
+                run = Run(workspace, plan, stages, dask, progress)
+                broken = progress.follow([process_shard.submit(shard, run) for shard in plan.shards])
+        task_runs = len(plan.shards) * (1 + len(stages)) + 1
+        return publish_results(workspace, plan, task_runs, broken, *progress.failures)
+
+
+def _most_pixels(settings: CorpusSettings, plan: Plan) -> int:
+    """Return the pixels of the largest result to come."""
+    pixels = plan.most_pixels()
+    if not isinstance(settings, Mining) or pixels * _LARGEST_SCALE**2 <= USUAL_PIXELS:
+        return pixels  # fits at any scale; to read the scale would import PyTorch
+    _, model = load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+    return pixels * model.scale**2

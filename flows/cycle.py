@@ -9,8 +9,7 @@ from desra_core.settings.models import Cycling
 from desra_core.training.plan import FinetunePlan, plan_finetune
 from flows import handed_over, handing_over
 from flows.compare import Compared, compare
-from flows.corpus import opened_workspace
-from flows.corpus_flow import corpus_flow, runs_by_itself
+from flows.corpus_flow import corpus_flow, opened_workspace, runs_by_itself
 from flows.finetune import finetune
 from flows.mine import mine
 from tasks.judging import promote_best, publish_report
@@ -27,7 +26,7 @@ class Cycled(RunEnd):
     promoted: Path | None = None
 
 
-@corpus_flow("cycle")
+@corpus_flow
 def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -> Cycled:  # noqa: B008
     """Mine artifacts with the current model, finetune it on them, judge it on held-out images, and promote the best.
 
@@ -49,12 +48,11 @@ def cycle(cycling: Cycling, machine: Machine = Machine(), rescan: bool = True) -
             publish_report(workspace, line)
             return Cycled(in_one_line=line, task_runs=1, lacking=mined.lacking, mined=mined)
         finetuning = finetuning.model_copy(update={"output": plan.run.root})
-        with handing_over(finetuning, plan):
+        with handing_over((finetuning, plan)):
             finetuned = finetune(finetuning, machine)
         compared = compare(comparing_of(cycling, mining, plan.run.root), machine)
-        promoted: Path | None = None
-        if is_to_promote(cycling, compared.comparison, compared.verdict):
-            promoted = promote_best(compared.comparison, compared.verdict)
+        due = is_to_promote(cycling, compared.comparison, compared.verdict)
+        promoted = promote_best(compared.comparison, compared.verdict) if due else None
         line = compared.in_one_line + (f", promoted as {promoted.name}" if promoted else "")
         publish_report(workspace, line)
     return Cycled(

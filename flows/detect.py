@@ -1,12 +1,11 @@
 """Detect: two folders of super-resolution results in, artifact masks out."""
 
 from desra_core.settings import Detection, Machine
-from flows.corpus import process_corpus, shard_runner
-from flows.corpus_flow import corpus_flow
+from flows.corpus_flow import corpus_flow, process_corpus
 from tasks.run_end import Summary
 
 
-@corpus_flow("detect", task_runner=shard_runner())
+@corpus_flow
 def detect(detection: Detection, machine: Machine = Machine(), rescan: bool = True) -> Summary:  # noqa: B008
     """Find the artifacts in every pair of two folders.
 

@@ -13,7 +13,7 @@ from tasks.finetuning import freeze_images, show_losses, train
 from tasks.run_end import RunEnd
 
 
-@corpus_flow("finetune")
+@corpus_flow
 def finetune(
     finetuning: Finetuning,
     machine: Machine = Machine(),  # noqa: B008

@@ -1,4 +1,7 @@
-"""Dask workers on this machine: number, size and GPUs; for one run, or for all runs of desra serve."""
+"""Connect a run to Dask workers: to those of a given scheduler or of desra serve, or to workers of the run's own.
+
+Workers on this machine are started here, for one run or for all runs of desra serve: their number, size and GPUs.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,30 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from ssl import SSLError
 from typing import Any, ClassVar, NamedTuple
 
 from dask import config as dask_config
 from dask.utils import parse_bytes
-from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.comm.core import CommClosedError, connect
+from distributed.core import send_recv
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import LoopRunner
 from pydantic import BaseModel
 from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
 
-from desra_core.errors import UsageError
+from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.files.content import write_secret
 from desra_core.settings import Machine
 from tasks import question
+from tasks.dask_map import Admission, Dask, Share
+from tasks.logs import configure, say
 
 # The largest memory of any stage per pixel of a 16-bit colour pair, measured by `make bench`, with a margin.
 BYTES_PER_PIXEL = 40
@@ -40,6 +50,10 @@ _USABLE_SHARE = 0.75
 # The number of workers leaves each one memory for an image of at least so many pixels.
 USUAL_PIXELS = 2**24
 _MOST_GPUS = 64
+
+_CONNECT_SECONDS = 10
+_RESTART_SECONDS = 60
+_AWAIT_SECONDS = 60
 
 
 class Embedded(BaseModel):
@@ -63,20 +77,163 @@ class Embedded(BaseModel):
         return cls.model_validate_json(given) if (given := os.environ.get(cls.VARIABLE)) else None
 
 
-class Share(NamedTuple):
-    """The share of this machine that each of its workers gets.
+@contextlib.contextmanager
+def open_dask(
+    machine: Machine,
+    *,
+    folder: Path | None = None,
+    networks: bool = False,
+    gpus: int = 0,
+    device: str | None = None,
+    alone: bool = False,
+    most_pixels: Callable[[], int] = lambda: 0,
+) -> Iterator[Dask]:
+    """Connect to the scheduler of a run or of desra serve, or start workers on this machine and stop them at the end.
 
-    Attributes:
-        workers: Number of workers, beside those with a GPU.
-        threads: Threads that the work on one image may use.
-        memory: Bytes of a worker, or of one thread of a worker with a GPU.
-        gpu_threads: Threads of each worker with a GPU.
+    Args:
+        machine: Number and size of the workers; ignored by a scheduler that runs elsewhere.
+        folder: The folder that workers write to, if they do.
+        networks: Whether workers will run networks, and need memory for that beside their images.
+        gpus: Number of additional local workers that own one GPU each and declare the resource ``GPU: 1`` per thread.
+        device: The one GPU to use, of `visible_gpus`.
+        alone: Start workers for this run even where desra serve has a cluster.
+        most_pixels: Returns the pixels of the largest image to come; not called where a scheduler runs elsewhere. For
+            large images this machine gets fewer and larger workers. If the image does not fit into the workers of desra
+            serve, these are restarted to free their memory, and the run starts workers of its own.
+
+    Raises:
+        AbsentError: The scheduler does not answer, or it has no workers, no worker with this version of desra that
+            sees the folder, or fewer GPUs than desra serve has started.
+        UsageError: Workers have too little memory.
     """
+    configure(machine.log_level, machine.log_format)
+    own = NETWORK_WORKER_BYTES if networks else WORKER_BYTES
+    pixels = 0 if machine.scheduler else most_pixels()
+    embedded = None if machine.scheduler or alone else Embedded.find()
+    if embedded:  # its bounds hold where the run has none of its own
+        bounds = {name: getattr(machine, name) or getattr(embedded.machine, name) for name in ("workers", "memory")}
+        machine = machine.model_copy(update=bounds)
+    if address := machine.scheduler or (embedded.address if embedded else None):
+        with (
+            connected(address, embedded.key if embedded else None) as client,
+            contextlib.closing(Admission(client, folder)) as admission,
+        ):
+            admission.ask()
+            if embedded:
+                executing = client.run(lambda dask_worker: len(dask_worker.state.executing))
+                if any(executing.values()):  # left by a killed run, for the workers serve one run at a time
+                    _restart(client)
+                _await_workers(client, embedded.gpus)
+            dask = _elsewhere(address, client, machine, own, admission, embedded)
+            if not embedded or dask.max_pixels >= min(pixels, share_of(machine, own, gpus, pixels).max_pixels):
+                with contextlib.closing(dask):
+                    yield dask
+                return
+            _restart(client)  # to free their memory for workers of the run's own, which can take larger images
+    share = share_of(machine, own, gpus, pixels)
+    if (usual := share_of(machine, own, gpus)) != share:
+        threads = f" and {share.gpu_threads} threads per GPU" if gpus else ""
+        instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
+        say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
+    with (
+        local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
+        contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
+    ):
+        yield dask
 
-    workers: int
-    threads: int
-    memory: int
-    gpu_threads: int
+
+def _elsewhere(
+    address: str, client: Client, machine: Machine, own: int, admission: Admission, embedded: Embedded | None
+) -> Dask:
+    """Describe the workers of a cluster that was started elsewhere or by desra serve; raises as `open_dask`."""
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    workers = [worker for name, worker in known.items() if name not in admission.refused]
+    if not workers:
+        raise AbsentError(address, "has no workers", "start some with dask worker")
+    memory = min((worker["memory_limit"] or MEMORY_LIMIT) // worker["nthreads"] for worker in workers)
+    slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
+    without_gpu = len(workers) - len(slots)
+    threads = threads_of(without_gpu) if embedded else 1
+    share = Share(without_gpu, threads, memory, min(slots, default=0), largest_image(memory, own))
+    dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
+    if embedded:
+        dask.dashboard = embedded.dashboard
+    return dask
+
+
+def release_embedded() -> None:
+    """Restart the workers of desra serve, if there are any, so that they free their memory, on GPUs too."""
+    if embedded := Embedded.find():
+        with connected(embedded.address, embedded.key) as client:
+            _restart(client)
+
+
+def _await_workers(client: Client, gpus: int) -> None:
+    """Wait up to a minute for a worker and for ``gpus`` workers with a GPU, while dead workers are being restarted."""
+    deadline = time.monotonic() + _AWAIT_SECONDS
+    while True:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        there = ["GPU" in worker["resources"] for worker in workers]
+        if there and sum(there) >= gpus:
+            return
+        if time.monotonic() >= deadline:
+            if not there:
+                return  # `_elsewhere` raises where there are no workers
+            reason = f"are {sum(there)}, where desra serve has started {gpus}"
+            raise AbsentError("the workers with a GPU", reason, "see nvidia-smi, and start desra serve again")
+        time.sleep(1)
+
+
+def _restart(client: Client) -> None:
+    try:
+        client.restart(timeout=_RESTART_SECONDS)
+    except TimeoutError:
+        raise TransientError("the Dask workers", "do not restart", "run again, or start desra serve again") from None
+
+
+def connected(address: str, key: str | None = None) -> Client:
+    """Connect to a scheduler, by Dask's own settings, or by the key file of a cluster of desra serve.
+
+    The scheduler is asked before a client is made: a client without a connection prints errors when Python ends.
+    """
+    security = Security(require_encryption=True, tls_ca_file=key, tls_client_cert=key) if key else None
+    runner = LoopRunner()
+    runner.start()
+    try:
+        runner.run_sync(_try_connection, address, security or Security())
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise _unanswered(address, error) from None
+    finally:
+        runner.stop()
+    return Client(address, timeout=_CONNECT_SECONDS, security=security)
+
+
+async def _try_connection(address: str, security: Security) -> None:
+    comm = await connect(address, timeout=_CONNECT_SECONDS, **security.get_connection_args("client"))
+    there = await send_recv(comm, op="identity", close=True)
+    if "workers" not in there:
+        remedy = "give that of the scheduler that it connects to"
+        raise UsageError(address, f"is the address of a {there['type'].lower()}, not of a scheduler", remedy)
+
+
+def _unanswered(address: str, error: Exception) -> UsageError:
+    """Make the error for a scheduler that does not answer; TLS on one side alone raises several kinds of errors."""
+    tls = address.startswith("tls://")
+    if tls and isinstance(error, TypeError):
+        remedy = "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__KEY and …__TLS__CLIENT__CERT"
+        return AbsentError(address, "asks for TLS, and no certificates are configured here", remedy)
+    if tls and isinstance(error, ValueError | SSLError | CommClosedError):
+        reason = f"no connection by TLS ({type(error).__name__})"
+        return AbsentError(address, reason, "give its tcp:// address if it has no TLS, or certificates that it trusts")
+    if isinstance(error, CommClosedError):
+        remedy = "give its tls:// address, with certificates in Dask's configuration"
+        return AbsentError(address, "the server there closes the connection, as a scheduler with TLS does", remedy)
+    if isinstance(error, RuntimeError):
+        return AbsentError(address, f"is refused ({error})", "give its tls:// address, or change that configuration")
+    if isinstance(error, ValueError):
+        return UsageError(address, f"is no address of a scheduler ({error})", "give one such as tcp://HOST:8786")
+    reason = f"no Dask scheduler answers ({type(error).__name__})"
+    return AbsentError(address, reason, "start it, or leave --scheduler out to compute on this machine")
 
 
 def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
@@ -92,30 +249,34 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
         UsageError: The workers have too little memory.
     """
     all_memory = MEMORY_LIMIT * _MEMORY_SHARE
-    # The number of the largest images that fit into memory at a time.
-    at_once = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
-    gpu_threads = max(1, min(GPU_THREADS, (at_once - 1) // gpus)) if gpus else GPU_THREADS
-    workers = machine.workers or max(1, min(_cores(), at_once - gpu_threads * gpus))
+    # Each image at work needs a worker, or a thread of a worker with a GPU. Memory suffices for this number of them.
+    images = int(all_memory * _USABLE_SHARE / (own + max(pixels, USUAL_PIXELS) * BYTES_PER_PIXEL))
+    # Memory for one worker without a GPU stays free.
+    gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
+    workers = machine.workers or max(1, min(_cores(), images - gpu_threads * gpus))
     memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
-    image_bytes(memory, own)
-    return Share(workers, threads_of(workers), memory, gpu_threads)
+    return Share(workers, threads_of(workers), memory, gpu_threads, largest_image(memory, own))
 
 
-def image_bytes(memory: int, own: int) -> int:
-    """Return the bytes of a worker's memory that are left for an image.
+def largest_image(memory: int, own: int) -> int:
+    """Return the pixels of the largest image that fits into the memory of a worker.
 
     Args:
         memory: Bytes of a worker, or of one of its threads.
         own: Bytes that the worker holds without an image.
 
     Raises:
-        UsageError: Nothing is left.
+        UsageError: Nothing is left for an image.
     """
     usable = int(_USABLE_SHARE * memory)
     if usable <= own:
         remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
         raise UsageError("--memory", f"is {memory // 10**6} MB for a worker or a thread of it", remedy)
-    return usable - own
+    return (usable - own) // BYTES_PER_PIXEL
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def threads_of(workers: int) -> int:
@@ -185,8 +346,22 @@ def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Ite
         # Other pages of the scheduler would redirect to the hidden path.
         elsewhere = Rule(PathMatches(rf"/(?!{hidden}/).*"), _Nothing)
         cluster.scheduler.http_application.default_router.rules.insert(0, elsewhere)
-        client.register_plugin(_Prepared())
+        client.register_worker_callbacks(_prepare_worker)
         yield cluster, client
+
+
+class _Nothing(RequestHandler):
+    """Answer every request with 404."""
+
+    def prepare(self) -> None:
+        """Raise 404; Tornado calls this before any method. Dask passes over Tornado's own `ErrorHandler`."""
+        raise HTTPError(404)
+
+
+def _prepare_worker() -> None:
+    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    question.own()
 
 
 class StandingCluster(NamedTuple):
@@ -227,10 +402,6 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
             key.unlink(missing_ok=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[str, dict[str, Any]]:
     options = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.CRITICAL} | tls
 
@@ -241,20 +412,3 @@ def _local_workers(share: Share, gpus: list[str], tls: dict[str, Any]) -> dict[s
     cpu = {f"cpu-{index}": worker(1, {}, "") for index in range(share.workers)}
     slots = {"GPU": float(share.gpu_threads)}
     return cpu | {f"gpu-{gpu}": worker(share.gpu_threads, slots, gpu) for gpu in gpus}
-
-
-class _Nothing(RequestHandler):
-    """Answer every request with 404."""
-
-    def prepare(self) -> None:
-        """Raise 404; Tornado calls this before any method."""
-        raise HTTPError(404)
-
-
-class _Prepared(WorkerPlugin):
-    """Let a worker ignore Ctrl-C, which is for the driver, and fingerprint its code before an update changes it."""
-
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002
-        """Prepare a worker that starts; Dask calls this."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        question.own()

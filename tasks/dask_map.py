@@ -1,31 +1,43 @@
 """Spread images over the workers of a Dask cluster, or follow one long call on a worker.
 
-Only this module and `tasks.dask_connection` (connecting a run), `tasks.dask_cluster` (workers on this machine),
-`tasks.lost_workers`, `tasks.admission` and `tasks.question` (workers of others) know Dask.
+Workers that were started elsewhere work only if they have the desra of the run and see the folder that it writes to.
+
+Only this module, `tasks.dask_cluster` (workers: starting some, or connecting to others), `tasks.lost_workers` and
+`tasks.question` (the check of workers that were started elsewhere) know Dask.
 """
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import cloudpickle
 from distributed import Client, Future, KilledWorker, as_completed
 from prefect.runtime import flow_run
 
-from desra_core.errors import DesraError, TooLargeError, TransientError, printable
+from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError, printable
+from desra_core.files.content import scratch_in, storage_errors
 from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
-from tasks.admission import Admission, Calls
-from tasks.dask_cluster import BYTES_PER_PIXEL, Share, image_bytes
-from tasks.logs import configure, record
+from tasks import question
+from tasks.logs import configure, record, say
 from tasks.lost_workers import Watch, call_on_worker, error_of
 
+# The arguments of each call of a function.
+Calls = Sequence[tuple[Any, ...]]
+
 _RETRIES = 2
+# Workers evaluate these with the source that is sent along, since their own desra may be another version.
+_SOURCE = Path(question.__file__).read_text("utf-8")
+_ASK = "exec(source) or refusal(*question)"
+_WORK = "exec(source) or work(question, function, arguments)"
 
 
 class ImageJob(NamedTuple):
@@ -36,6 +48,95 @@ class ImageJob(NamedTuple):
     resources: dict[str, float]
 
 
+class Admission:
+    """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
+
+    Args:
+        client: The client of the cluster.
+        folder: The folder that workers write to, if they do.
+
+    Attributes:
+        refused: Addresses of the workers that may not work; a warning was printed for each.
+    """
+
+    def __init__(self, client: Client, folder: Path | None) -> None:
+        self._client = client
+        self._sign = scratch_in(folder.absolute()) if folder else None
+        self._question = (question.own(), str(self._sign) if self._sign else None, uuid4().hex)
+        self.refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        """Ask all present workers.
+
+        Raises:
+            AbsentError: None of them may work.
+            TransientError: The folder cannot be written to.
+        """
+        if self._sign:
+            with storage_errors(self._sign.parent):
+                self._sign.write_text(self._question[2])
+        answers = self._refusals(None)
+        failed = {address: answer for address, answer in answers.items() if answer is not None}
+        if failed and failed.keys() == answers.keys():
+            address, (reason, remedy) = next(iter(failed.items()))
+            raise AbsentError(address, reason, remedy)
+        for address, (reason, remedy) in failed.items():
+            self.refuse(address, reason, remedy)
+
+    def ask_again(self) -> None:
+        """Ask the refused workers again: a folder may be back, or a new worker may have the same address."""
+        answers = self._refusals([*self._client.nthreads().keys() & self.refused])
+        with self._lock:
+            self.refused -= {address for address, answer in answers.items() if answer is None}
+
+    def refuse(self, address: str, reason: str, remedy: str) -> None:
+        """Give a worker no more work; print a warning, once."""
+        with self._lock:
+            known = address in self.refused
+            self.refused.add(address)
+        if not known:
+            say(f"warning: {address}: {reason}; {remedy}")
+
+    def before(self, function: Callable[..., Any], calls: Calls) -> tuple[Callable[..., Any], Calls]:
+        """Make each call of a function ask its worker first; the calls return a `question.Answer`."""
+        asked = {"source": _SOURCE, "question": self._question, "function": cloudpickle.dumps(function)}
+        return eval, [(_WORK, asked | {"arguments": cloudpickle.dumps(call)}) for call in calls]
+
+    def close(self) -> None:
+        """Delete the file that workers had to find in the folder."""
+        if self._sign:
+            self._sign.unlink(missing_ok=True)
+
+    def _refusals(self, workers: list[str] | None) -> dict[str, tuple[str, str] | None]:
+        """Return reason and remedy of each refusal by address of the worker; None for a worker that may work."""
+        asked = {"source": _SOURCE, "question": self._question}
+        answers = self._client.run(eval, _ASK, asked, workers=workers, on_error="return")
+        for address, answer in answers.items():
+            if isinstance(answer, Exception):
+                reason = f"this worker cannot be asked ({type(answer).__name__}: {answer})"
+                answers[address] = (reason, "start it again")
+        return dict(answers)
+
+
+class Share(NamedTuple):
+    """The share of this machine that each of its workers gets.
+
+    Attributes:
+        workers: Number of workers, beside those with a GPU.
+        threads: Threads that the work on one image may use.
+        memory: Bytes of a worker, or of one thread of a worker with a GPU.
+        gpu_threads: Threads of each worker with a GPU.
+        max_pixels: Pixels of the largest image that fits into ``memory``.
+    """
+
+    workers: int
+    threads: int
+    memory: int
+    gpu_threads: int
+    max_pixels: int
+
+
 class Dask:
     """A connected cluster.
 
@@ -43,9 +144,8 @@ class Dask:
         client: The client of the cluster.
         machine: Level and format of the log of workers.
         share: The share of each worker in its machine.
-        own: Bytes that a worker holds without an image.
         gpus: Number of workers with a GPU.
-        admission: The question to workers that were started elsewhere.
+        admission: The check of workers that were started elsewhere.
 
     Attributes:
         threads: Threads that the work on one image may use.
@@ -57,20 +157,13 @@ class Dask:
     """
 
     def __init__(
-        self,
-        client: Client,
-        machine: Machine,
-        share: Share,
-        *,
-        own: int,
-        gpus: int,
-        admission: Admission | None = None,
+        self, client: Client, machine: Machine, share: Share, *, gpus: int, admission: Admission | None = None
     ) -> None:
         self._client = client
         self._admission = admission
         self._machine = machine
         self.threads = share.threads
-        self.max_pixels = image_bytes(share.memory, own) // BYTES_PER_PIXEL
+        self.max_pixels = share.max_pixels
         self.workers = share.workers + gpus
         self.gpus = gpus
         self.gpu_slots = share.gpu_threads
@@ -88,7 +181,7 @@ class Dask:
             CancelledError: The run has ended meanwhile.
         """
         run = uuid4().hex[:8]
-        function, calls = self._admitted(partial(_recorded, job, self._machine, flow_run.name), work)
+        function, calls = self._asking(partial(_recorded, job, self._machine, flow_run.name), work)
         futures = self._client.map(
             function,
             *([call[index] for call in calls] for index in range(2)),
@@ -104,41 +197,31 @@ class Dask:
             for future, result in (done for batch in coming.batches() for done in batch):
                 self._watch.check()
                 image, call = waiting.pop(future.key)
-                if self._admission and future.status == "finished":
-                    if others := self._admission.others(result, job.resources):
-                        again = self._submit(function, call, job.resources, retries=_RETRIES, **others)
+                if future.status == "error":
+                    _, result, _ = result  # the type of the error, the error, the traceback
+                elif future.status != "finished":  # it may have been cancelled after it had finished
+                    result = CancelledError()
+                elif self._admission:
+                    refused, result = result
+                    if refused:
+                        again = self._passed_on(refused, function, call, job.resources, retries=_RETRIES)
                         waiting[again.key] = image, call
                         futures.append(again)
                         coming.add(again)
                         future.release()
                         continue
-                    result = result[1]
-                if future.status != "finished" or isinstance(result, DesraError):
-                    # The result of a call that raised is a tuple: type, error and traceback.
-                    result = error_of(image.path, result[1] if isinstance(result, tuple) else result)
+                if isinstance(result, BaseException):
+                    result = error_of(image.path, result)
                 future.release()  # or finished work would be repeated when its worker ends
                 yield image, result
 
-    def _admitted(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Calls:
-        """Make each call of a function ask its worker first, if the workers were started elsewhere."""
-        return self._admission.before(function, calls) if self._admission else (function, calls)
-
-    def _submit(
-        self, function: Callable[..., Any], call: tuple[Any, ...], resources: dict[str, float], **options: Any
-    ) -> Future[Any]:
-        return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
-
-    def _is_any_able(self, resources: dict[str, float]) -> bool:
-        """Say whether a worker has these resources; ask refused workers again if none has."""
-        if self._admission is None:
-            return bool(self._client.nthreads())
-        if not self._admission.able(resources):
-            self._admission.ask_again()
-        return bool(self._admission.able(resources))
-
     def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker, leave its result there, and raise what the function raises."""
-        self.follow(partial(_without_result, function), *arguments, resources=resources, on_second=lambda: None)
+
+        def without_result() -> None:
+            function(*arguments)
+
+        self.follow(without_result, resources=resources, on_second=lambda: None)
 
     def follow(
         self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
@@ -151,7 +234,7 @@ class Dask:
             TransientError: All workers have gone, or the function took down several of them.
             Exception: Any error of the function.
         """
-        called, [call] = self._admitted(partial(call_on_worker, function), [arguments])
+        called, [call] = self._asking(partial(call_on_worker, function), [arguments])
         futures = [self._submit(called, call, resources)]
         try:
             with self._watch.over(futures, resources):
@@ -163,13 +246,53 @@ class Dask:
                     result = futures[-1].result()
                     if self._admission is None:
                         return result
-                    if not (others := self._admission.others(result, resources)):
-                        return result[1]
-                    futures.append(self._submit(called, call, resources, **others))
+                    refused, result = result
+                    if not refused:
+                        return result
+                    futures.append(self._passed_on(refused, called, call, resources))
         except (CancelledError, KilledWorker, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_broken(error):
                 raise
             raise error_of("the computation", error) from None
+
+    def _asking(self, function: Callable[..., Any], calls: Calls) -> tuple[Callable[..., Any], Calls]:
+        """Make each call of a function ask its worker first, if the workers were started elsewhere."""
+        return self._admission.before(function, calls) if self._admission else (function, calls)
+
+    def _submit(
+        self, function: Callable[..., Any], call: tuple[Any, ...], resources: dict[str, float], **options: Any
+    ) -> Future[Any]:
+        return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
+
+    def _passed_on(
+        self,
+        refused: tuple[str, str, str],
+        function: Callable[..., Any],
+        call: tuple[Any, ...],
+        resources: dict[str, float],
+        **options: Any,
+    ) -> Future[Any]:
+        """Submit a call again, to other workers, since a worker has refused it, such as a worker that joined later."""
+        assert self._admission is not None
+        self._admission.refuse(*refused)
+        able = self._able(resources)
+        # Work that needs resources must stay on these workers: others that Dask would choose may lack the resource.
+        others = {"workers": able or None, "allow_other_workers": bool(able) and not resources}
+        return self._submit(function, call, resources, **others, **options)
+
+    def _able(self, resources: dict[str, float]) -> list[str]:
+        """List the addresses of the workers that may do work which needs these resources."""
+        there = self._client.nthreads().keys() - (self._admission.refused if self._admission else set())
+        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
+
+    def _is_any_able(self, resources: dict[str, float]) -> bool:
+        """Say whether a worker may do work which needs these resources; if none, first ask refused workers again."""
+        able = self._able(resources)
+        if not able and self._admission:
+            self._admission.ask_again()
+            able = self._able(resources)
+        return bool(able)
 
 
 def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef, about: Any) -> Any:
@@ -189,7 +312,3 @@ def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef,
         return error
     log(f"done: {printable(image.names[0])}", seconds=round(time.perf_counter() - started, 3))
     return result
-
-
-def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
-    function(*arguments)

@@ -1,10 +1,10 @@
 """The tasks of a finetune: start it, freeze its images, train on one worker, show the losses."""
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,6 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment
@@ -26,8 +25,7 @@ from desra_core.training.plan import FinetunePlan, begin, check_networks, settle
 from desra_core.training.pools import count_new
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
-from tasks.dask_cluster import gpus_wanted, visible_gpus
-from tasks.dask_connection import open_dask, release_embedded
+from tasks.dask_cluster import gpus_wanted, open_dask, release_embedded, visible_gpus
 from tasks.dask_map import Dask
 from tasks.logs import say, say_each
 from tasks.progress import RunProgress
@@ -64,11 +62,10 @@ def freeze_images(plan: FinetunePlan) -> int:
     # Retry after a lost worker or a full disk, but not for a model that cannot be used or a loss that is no number.
     retry_condition_fn=lambda _, __, state: may_pass(state.result(raise_on_failure=False)),
 )
-def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
-    """Train on one worker, which has all cores or a GPU; a retry goes on from the last saved state.
+def train(plan: FinetunePlan, machine: Machine) -> int:
+    """Train on one worker, which has all cores or a GPU; return the number of iterations done, in all.
 
-    Returns:
-        The iterations done, and whether they ended early.
+    A retry goes on from the last saved state.
     """
     from desra_core.training.loop import finetune  # here, for only workers need PyTorch
 
@@ -81,17 +78,12 @@ def train(plan: FinetunePlan, machine: Machine) -> tuple[int, bool]:
         facts = [f"{plan.training.iterations} iterations on {where}, in {precision}"]
         show_overview(f"**desra finetune** of `{plan.gan_model}` into `{plan.run.root}`", facts, dask)
         with RunProgress("train", plan.training.iterations, 1, unit="iterations") as progress:
-
-            def on_second() -> None:
-                _count(progress, plan)
-                progress.show()
-
             iterations: int = dask.follow(
                 finetune, plan.run, plan.gan_model, plan.training, device, dask.threads,
-                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=on_second,
+                resources={"GPU": dask.gpu_slots} if on_gpu else {}, on_second=partial(_show_progress, progress, plan),
             )  # fmt: skip
-            _count(progress, plan)
-    return iterations, iterations < plan.training.iterations
+            _show_progress(progress, plan)
+    return iterations
 
 
 def _announce(line: str) -> None:
@@ -116,7 +108,7 @@ def _open_worker(machine: Machine, folder: Path) -> Iterator[Dask]:
 
 @contextlib.contextmanager
 def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Iterator[str]:
-    """Hold one of several devices for a finetune; wait while another finetune is on each of them.
+    """Hold one of several devices for a finetune; wait while other finetunes, of any user, are on all of them.
 
     The system frees the device of a process that dies.
 
@@ -130,7 +122,12 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
     announced = False
     while True:
         for device in devices:
-            with locked(_lock_file(device), read_only=True) as other:
+            # This file is for all users, and is never deleted, or two processes could hold it.
+            path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
+            with contextlib.suppress(FileExistsError):
+                path.touch(exist_ok=False)
+                path.chmod(0o644)  # whatever the umask
+            with locked(path, read_only=True) as other:
                 if other is None:
                     yield device
                     return
@@ -140,41 +137,28 @@ def training_slot(devices: Sequence[str], on_wait: Callable[[str], None]) -> Ite
         time.sleep(_POLL_SECONDS)
 
 
-def _lock_file(device: str) -> Path:
-    """Return the lock file of a device for all users; it is never deleted, or two processes could hold it."""
-    path = Path(tempfile.gettempdir()) / f"desra-finetune-{device.replace('/', '-')}.lock"
-    with contextlib.suppress(FileExistsError):
-        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
-        os.fchmod(file, 0o644)  # whatever the umask
-        os.close(file)
-    return path
-
-
 @task(task_run_name="losses", cache_policy=NO_CACHE)
-def show_losses(plan: FinetunePlan, images: int, ended: tuple[int, bool], workspace: Workspace) -> str:
-    """Show the losses in the UI, and how the run ended.
-
-    Returns:
-        How the run ended, in a line.
-    """
+def show_losses(plan: FinetunePlan, images: int, iterations: int, workspace: Workspace) -> str:
+    """Show the losses in the UI, and how the run ended; return the latter in a line."""
     rows = read_json(plan.run.losses) or []
     step = max(1, len(rows) // _SHOWN_LOSSES)
     shown = [{name: round(value, 5) for name, value in row.items()} for row in rows[::step]]
-    line = f"{counted(ended[0], 'iteration')} on {counted(images, 'image')}"
+    line = f"{counted(iterations, 'iteration')} on {counted(images, 'image')}"
     create_table_artifact(shown, key="losses", description=f"Mean losses of {line}.")
-    line += ", stopped early" if ended[1] else ""
+    line += ", stopped early" if iterations < plan.training.iterations else ""
     show_outcome(workspace, line, [f"models: `{plan.run.root / 'models'}`"])
     return line
 
 
-def _count(progress: RunProgress, plan: FinetunePlan) -> None:
+def _show_progress(progress: RunProgress, plan: FinetunePlan) -> None:
     """Show the iterations, or the warm-up steps before them, from the progress file of the run."""
     state = read_json(plan.run.progress) or {}
     if state.get("warmed", 0) < state.get("warmup", 0):
         progress.preparing("discriminator warmed up", state["warmed"], state["warmup"])
-        return
-    losses = state.get("losses", {})
-    progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+    else:
+        losses = state.get("losses", {})
+        progress.reached(state.get("iteration", 0), f"pixel loss {losses['pixel']:.4f}" if "pixel" in losses else "")
+    progress.show()
 
 
 @task(task_run_name="start-finetune", cache_policy=NO_CACHE)
@@ -210,11 +194,10 @@ def start_finetune(workspace: Workspace, trigger: FinetuneTrigger) -> int:
 
 def _is_waiting(name: str) -> bool:
     """Say whether a run of the finetune deployment of that name is scheduled."""
+    query = {
+        "flows": {"name": {"any_": ["finetune"]}},
+        "deployments": {"name": {"any_": [name]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}},
+    }
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(
-            flow_filter=FlowFilter.model_validate({"name": {"any_": ["finetune"]}}),
-            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED", "PENDING"]}}}),
-            limit=1,
-        )
-    return bool(waiting)
+        return bool(client.request("POST", "/flow_runs/count", json=query).json())

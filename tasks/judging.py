@@ -1,4 +1,4 @@
-"""The tasks of a benchmark and of the gate: judge detectors and models image by image, publish, promote."""
+"""The tasks of a benchmark, of the gate and of a calibration: judge or count image by image, publish, promote."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
+from desra_core.calibration.counting import Counting, count_stored
+from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
 from desra_core.gate.comparison import Comparison, decide_and_publish
@@ -24,19 +27,22 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.benchmark_page import PublishedBenchmark, publish_results
+from desra_core.report.agreement_pages import PublishedBenchmark, publish_results
+from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from desra_core.report.finetuning import verdict_markdown
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
 from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
-from tasks.dask_cluster import gpus_wanted
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import gpus_wanted, open_dask
 from tasks.dask_map import Dask, ImageJob
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
+
+# Histograms of so many images are written at a time: a killed run loses at most these and those on the workers.
+_AT_A_TIME = 50
 
 
 def each_image(
@@ -92,7 +98,9 @@ def each_image(
 
 @task(task_run_name="detectors", cache_policy=NO_CACHE)
 def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
-    """Run the detectors on the images that lack results."""
+    """Run the detectors on the images that lack results, if there are any."""
+    if not (work := benchmark.missing()):
+        return
 
     def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
         if benchmark.runs_networks:
@@ -104,7 +112,7 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
         return partial(judge_image, workspace=benchmark.workspace, settings=settings)
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
-    for _ in each_image("benchmark", judging, benchmark.missing(), machine, networks=networks, folder=folder):
+    for _ in each_image("benchmark", judging, work, machine, networks=networks, folder=folder):
         pass  # workers store the results
 
 
@@ -184,3 +192,40 @@ def publish_report(workspace: Workspace, line: str) -> None:
     """Write the report of the workspace, with the latest verdict, and show in the UI how the run ended."""
     write_report(workspace)
     show_outcome(workspace, line)
+
+
+@task(task_run_name="histogram-{number:05d}", cache_policy=NO_CACHE)
+def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgress) -> int:
+    """Count the images of a shard that lack a histogram, and add the histograms to the file of the shard.
+
+    Returns:
+        The number of images that could not be counted.
+    """
+    work = counting.work(counting.shard(number))
+    tokens = {image.id: token for token, (image, _) in work.items()}
+    function = partial(count_stored, workspace=counting.workspace, target=counting.target, max_pixels=dask.max_pixels)
+    results: dict[str, pa.Table | ImageError] = {}
+    failures = 0
+    try:
+        for image, result in dask.map(ImageJob("histogram", function, {}), list(work.values())):
+            results[tokens[image.id]] = result
+            if isinstance(result, ImageError):
+                failures += 1
+                progress.failed(result, 1, 1)
+            else:
+                progress.passed(1, last=True)
+            progress.show()
+            if len(results) == _AT_A_TIME:
+                counting.add(number, results)
+                results = {}
+    finally:
+        counting.add(number, results)
+    return failures
+
+
+@task(task_run_name="weights", cache_policy=NO_CACHE)
+def publish_weights(calibrated: CalibratedWeights, output: Path) -> None:
+    """Write the weights, their page and their figure, and show them in the UI."""
+    write_calibration(calibrated, output)
+    text = calibration_markdown(calibrated)
+    create_markdown_artifact(text, key="class-weights", description="Class weights, and thresholds to go with them.")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from desra_core.errors import printable
 
@@ -33,7 +33,7 @@ def say(line: str, **ids: Any) -> None:
     level, _, message = line.partition(": ")
     if level not in ("error", "warning"):
         level, message = "info", line
-    _LINES.log(_level(level), message, extra={"ids": ids})
+    _LINES.log(logging.getLevelNamesMapping()[level.upper()], message, extra={"ids": ids})
 
 
 def say_each(kind: str, troubles: Iterable[object], rest: str = "", *, most: int | None = SHOWN_FAILURES) -> None:
@@ -79,7 +79,7 @@ def record(level: int, message: str, **ids: Any) -> None:
 def configure(level: str, form: str) -> None:
     """Set level and format of the log of this process; see `desra_core.settings.Machine`."""
     _handled().setFormatter(_Json() if form == "json" else _Text())
-    _RECORDS.setLevel(_level(level))
+    _RECORDS.setLevel(level.upper())
 
 
 def is_json() -> bool:
@@ -87,7 +87,7 @@ def is_json() -> bool:
     return isinstance(_handled().formatter, _Json)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.Handler):
     """Write to the current ``sys.stderr``; all lines carry the ids ``about``."""
 
     def __init__(self) -> None:
@@ -96,15 +96,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         record.about = self.about
-        super().emit(record)
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        pass
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:  # noqa: BLE001 - the work goes on without its log
+            self.handleError(record)
 
 
 class _Text(logging.Formatter):
@@ -113,26 +108,20 @@ class _Text(logging.Formatter):
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             return level + record.getMessage()
         ids = " ".join(f"{name}={value}" for name, value in _ids(record, "ids"))
-        return f"{_moment(record):%H:%M:%S} {record.levelname.lower():7} {ids} {record.getMessage()}"
+        moment = self.formatTime(record, "%H:%M:%S")
+        return f"{moment} {record.levelname.lower():7} {ids} {record.getMessage()}"
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = {"time": _moment(record).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+        moment = datetime.fromtimestamp(record.created, UTC).astimezone()
+        fields = {"time": moment.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
         return json.dumps(fields | dict(_ids(record, "about", "ids")) | {"message": record.getMessage()})
-
-
-def _level(name: str) -> int:
-    return logging.getLevelNamesMapping()[name.upper()]
 
 
 def _ids(record: logging.LogRecord, *kinds: str) -> list[tuple[str, Any]]:
     ids = (item for kind in kinds for item in getattr(record, kind, {}).items())
     return [(name, value) for name, value in ids if value is not None]
-
-
-def _moment(record: logging.LogRecord) -> datetime:
-    return datetime.fromtimestamp(record.created, UTC).astimezone()
 
 
 def _handled() -> _Stderr:

@@ -14,7 +14,7 @@ from distributed.core import Status
 from desra_core.errors import DesraError, ImageError, TransientError
 from desra_core.gpu import is_broken
 
-# Work is given up when no worker could do it at two looks, half of this time apart.
+# Work is given up when no worker is able to do it at two looks in a row, half of this time apart.
 LOST_SECONDS = 20
 _END_SECONDS = 10
 # A worker's message about an ended task reaches the scheduler within this time.
@@ -22,7 +22,7 @@ _MESSAGE_SECONDS = 0.2
 
 
 class Watch:
-    """Futures in progress: cancelled when the run ends, or when no worker has been able to compute them for 20 s.
+    """Cancel futures in progress when the run ends, or when no worker has been able to compute them for 20 s.
 
     Args:
         client: The client of the cluster.
@@ -55,7 +55,11 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, futures: list[Future[Any]], resources: dict[str, float]) -> Iterator[None]:
-        """Watch futures, which need these resources, for the block; the list may grow meanwhile.
+        """Watch futures during the block; give up all of them when no worker has been able to compute them for 20 s.
+
+        Args:
+            futures: The futures that this thread waits for. The caller may add to this list during the block.
+            resources: The resources that each of them needs.
 
         Raises:
             CancelledError: The run has ended.
@@ -67,13 +71,13 @@ class Watch:
         ended = threading.Event()
 
         def watch() -> None:
-            alone = 0
+            looks_in_vain = 0
             while not ended.wait(LOST_SECONDS / 2):
-                able = False
-                with contextlib.suppress(OSError, AttributeError):  # a scheduler that has gone, a client that is closed
-                    able = self._is_any_able(resources)
-                alone = 0 if able else alone + 1
-                if alone >= 2:  # again at each look: a resubmitted call is a new future
+                found = False
+                with contextlib.suppress(OSError, AttributeError):  # the scheduler has gone, or the client is closed
+                    found = self._is_any_able(resources)
+                looks_in_vain = 0 if found else looks_in_vain + 1
+                if looks_in_vain >= 2:  # not only at the second: futures may have been added since
                     self._client.cancel(futures)
 
         watcher = threading.Thread(target=watch, daemon=True)

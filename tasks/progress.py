@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from desra_core.errors import DesraError, TransientError, may_pass, printable
-from desra_core.evaluation.table import counted
 from tasks.logs import LINE_SECONDS, SHOWN_FAILURES, is_json, say
 
 _REFRESH_SECONDS = 1.0
@@ -27,50 +26,8 @@ _SILENT_SECONDS = 60.0
 
 @cache
 def _usual_retries() -> int:
-    """Return how often Prefect's client tries again by its settings, before `_Artifact.show` changes them."""
+    """Return how often Prefect's client tries again by its settings, before `RunProgress` changes them."""
     return get_current_settings().client.max_retries
-
-
-class _Artifact:
-    """A progress artifact of the run; the work goes on where the server does not answer."""
-
-    def __init__(self, key: str, line: str) -> None:
-        self._id = cast(UUID, create_progress_artifact(0.0, key=key, description=line))
-        self._silent_until = 0.0
-        _usual_retries()
-
-    def show(self, share: float, line: str) -> str | None:
-        """Refresh the artifact; return a warning where that fails."""
-        if time.monotonic() < self._silent_until:
-            return None
-        client = get_current_settings().client
-        try:
-            update_progress_artifact(self._id, 100.0 * share, line)
-        except httpx.HTTPError:
-            self._silent_until = time.monotonic() + _SILENT_SECONDS
-            client.max_retries = 0  # so that no other call of this run waits a minute for the server
-            return "warning: the Prefect server does not answer; the work goes on"
-        client.max_retries = _usual_retries()
-        return None
-
-
-class ReadingProgress:
-    """Show in the UI how many new files `prepare` has hashed, if that takes more than a second."""
-
-    def __init__(self) -> None:
-        self._artifact: _Artifact | None = None
-        self._shown = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` files were read."""
-        at_once = self._artifact is None and done == total
-        if at_once or (done < total and time.monotonic() - self._shown < _REFRESH_SECONDS):
-            return
-        self._shown = time.monotonic()
-        line = f"{done} of {counted(total, 'new file')} read"
-        self._artifact = self._artifact or _Artifact("reading", line)
-        if warning := self._artifact.show(done / total, line):
-            say(warning)
 
 
 class _Pace:
@@ -139,7 +96,9 @@ class RunProgress:
             disable=not self._drawn,
         )
         self._task = self._bar.add_task("", total=self._steps)
-        self._artifact = _Artifact("progress", self.line())
+        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description=self.line()))
+        self._silent_until = 0.0
+        _usual_retries()
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -206,12 +165,22 @@ class RunProgress:
         return tuple(printable(result) for result in results if isinstance(result, BaseException))
 
     def show(self, *, final: bool = False) -> None:
-        """Refresh the bar and the artifact, and now and then print a line where there is no terminal."""
+        """Refresh the bar and the artifact, and now and then print a line where there is no terminal.
+
+        The work goes on where the server does not answer.
+        """
         line = self.line()
         self._bar.update(self._task, completed=self._steps_done, description=line)
-        if warning := self._artifact.show(self._share(), line):
-            self._print(warning)
         now = time.monotonic()
+        if now >= self._silent_until:
+            client = get_current_settings().client
+            try:
+                update_progress_artifact(self._artifact, 100.0 * self._share(), line)
+                client.max_retries = _usual_retries()
+            except httpx.HTTPError:
+                self._silent_until = time.monotonic() + _SILENT_SECONDS
+                client.max_retries = 0  # so that no other call of this run waits a minute for the server
+                self._print("warning: the Prefect server does not answer; the work goes on")
         if not self._drawn and (final or now - self._last_line >= LINE_SECONDS):
             self._last_line = now
             self._print(line)

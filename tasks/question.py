@@ -1,7 +1,7 @@
 """Check on a worker, before each call, that it has the desra of the run and sees the folder of the results.
 
 This file is sent as source, for a worker may have another desra, another Python or no desra at all: it may import only
-the standard library and Dask. `tasks.admission` sends it.
+the standard library and Dask. `tasks.dask_map.Admission` sends it.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from typing import Any
 
 from distributed import get_worker
 
-# The fingerprint of the run's code; a file in the folder of the results or None; the content of that file.
+# The arguments of `refusal`.
 Question = tuple[str, str | None, str]
-# Address, reason and remedy of a worker that refused, or None; then the result of the call.
+# Address, reason and remedy of a worker that refused a call, or None; the result of the call, or None.
 Answer = tuple[tuple[str, str, str] | None, Any]
 
 _PACKAGES = ("desra_core", "tasks")
@@ -50,22 +50,28 @@ def own() -> str:
     return str(known["own"])
 
 
-def refusal(ours: str, sign: str | None, content: str) -> tuple[str, str] | None:
-    """Return the reason why this worker gets no work, and the remedy; None where it may work."""
-    if (theirs := own()) != ours:
-        return f"this worker has {theirs}, this run {ours}", "install the same there, and start it again"
-    if sign is not None:
+def refusal(code: str, file: str | None, content: str) -> tuple[str, str] | None:
+    """Return the reason why this worker gets no work, and the remedy; None where it may work.
+
+    Args:
+        code: The fingerprint of the run's code.
+        file: A file that the run has written into the folder of its results; None for a run without such a folder.
+        content: The content of that file.
+    """
+    if (here := own()) != code:
+        return f"this worker has {here}, this run {code}", "install the same there, and start it again"
+    if file is not None:
         seen = None
         with contextlib.suppress(OSError):
-            seen = Path(sign).read_text()
+            seen = Path(file).read_text()
         if seen != content:
-            reason = f"this worker does not see {Path(sign).parent}, where the results go"
+            reason = f"this worker does not see {Path(file).parent}, where the results go"
             return reason, "have that folder there under the same path"
     return None
 
 
 def work(question: Question, function: bytes, arguments: bytes) -> Answer:
-    """Call a pickled function with pickled arguments, if this worker gets work."""
+    """Call a pickled function with pickled arguments, unless this worker gets no work."""
     if refused := refusal(*question):
         time.sleep(_PAUSE_SECONDS)  # else it would take and refuse all work while other workers are busy
         return (str(get_worker().contact_address), *refused), None

@@ -20,8 +20,8 @@ from desra_core.images.scanning import kinds_in_words
 from desra_core.planning.keys import load_settings
 from desra_core.planning.plan import Plan, Prepared, publish_tables, worst_regions
 from desra_core.report import write_report
+from desra_core.report.document import stage_name
 from desra_core.report.results import read_results, stage_times
-from desra_core.report.wording import stage_name
 from desra_core.settings import CorpusSettings
 from desra_core.workspace import Workspace
 from tasks.dask_map import Dask

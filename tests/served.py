@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from deployments.serving.processes import MARK
+from deployments.serving.processes import MARK, Child
 from desra_core.errors import UsageError
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
@@ -143,14 +143,14 @@ class HttpProxy(BaseHTTPRequestHandler):
         pass
 
 
-class Failing:
+class Failing(Child):
     """A process that does not even start the first time, or with `always` ever, and else ends at once."""
 
     name = "the process"
-    log = Path("process.log")
     exit_code = -11
 
     def __init__(self, *, always: bool = False) -> None:
+        super().__init__(Path("process.log"))
         self.starts = 0
         self.always = always
 

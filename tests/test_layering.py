@@ -51,10 +51,7 @@ ARROWS = {
 }
 MODULES = {"errors", "gpu", "third_party"}
 DASK = {"dask", "distributed"}
-TALK_TO_DASK = tuple(
-    Path("tasks") / f"{name}.py"
-    for name in ("admission", "dask_cluster", "dask_connection", "dask_map", "lost_workers", "question")
-)
+TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("dask_cluster", "dask_map", "lost_workers", "question"))
 
 
 def imported(path: Path) -> set[str]:

@@ -25,64 +25,64 @@ _CONFIG = (
 
 
 def with_flags(
-    kind: type[Settings], *, argument: str | None = None, config_argument: bool = False
-) -> Callable[[Callable[[Settings, Machine], None]], Callable[..., None]]:
+    run: Callable[[Settings, Machine], None],
+    kind: type[Settings],
+    *,
+    argument: str | None = None,
+    config_argument: bool = False,
+) -> Callable[..., None]:
     """Turn a function of settings and machine into a Typer command with a flag for each field of both.
 
     Args:
+        run: The function; it gives the command its name and help.
         kind: The settings model.
         argument: A field that is given by position instead.
         config_argument: The TOML file is given by position instead.
     """
     labelled = "segmenter" in kind.model_fields and "labels" not in kind.model_fields
 
-    def decorate(run: Callable[[Settings, Machine], None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            context, config = values.pop("context"), values.pop("config")
-            if context.args:
-                reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
-                raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
-            if labelled:
-                values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
-            if values.get("weights") not in (None, "published", "none"):
-                values["weights"] = str(whole_path(values["weights"]))
-            if values.get("method", "").endswith(".py"):
-                values["method"] = str(whole_path(values["method"]))
-            machine = {name: values.pop(name) for name in Machine.model_fields}
-            # A default may depend on other settings, so the model itself fills in the fields that were not given.
-            defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
-            given = {name: value for name, value in values.items() if name not in defaults}
+    def command(**values: Any) -> None:
+        context, config = values.pop("context"), values.pop("config")
+        if context.args:
+            reason = f"{1 + len(context.args)} of them are given, as by a shell that fills in a glob"
+            raise UsageError((argument or "").upper(), reason, "put the glob in quotes, or name the folder")
+        if labelled:
+            values["segmenter"] = _segmenter(context, values.pop("labels"), values["segmenter"])
+        if values.get("weights") not in (None, "published", "none"):
+            values["weights"] = str(whole_path(values["weights"]))
+        if values.get("method", "").endswith(".py"):
+            values["method"] = str(whole_path(values["method"]))
+        machine = {name: values.pop(name) for name in Machine.model_fields}
+        # A default may depend on other settings, so the model itself fills in the fields that were not given.
+        defaults = {name for name in values if _source(context, name) == "DEFAULT" and name != "segmenter"}
+        given = {name: value for name, value in values.items() if name not in defaults}
 
-            def named(name: str) -> str:
-                if _source(context, name) == "DEFAULT_MAP":
-                    return f"{_key(name)} in {config}"
-                return name.upper() if name == argument else f"--{_key(name)}"
+        def named(name: str) -> str:
+            if _source(context, name) == "DEFAULT_MAP":
+                return f"{_key(name)} in {config}"
+            return name.upper() if name == argument else f"--{_key(name)}"
 
-            where = _validated(Machine, machine, named)
-            configure(where.log_level, where.log_format)
-            settings = _validated(kind, given, named)
-            carry(workspace=str(folder_of(settings)))
-            run(settings, where)
+        where = _validated(Machine, machine, named)
+        configure(where.log_level, where.log_format)
+        settings = _validated(kind, given, named)
+        carry(workspace=str(folder_of(settings)))
+        run(settings, where)
 
-        own = set(kind.__annotations__) - {"verb"}
-        # Fields without a default come first, and the kind's own fields before inherited fields.
-        fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
-        look = typer.Argument if config_argument else typer.Option
-        parameters = [
-            _parameter("context", typer.Context, inspect.Parameter.empty),
-            *(_field_parameter(name, field, positional=name == argument) for name, field in fields),
-            *([_parameter("labels", Annotated[Path | None, typer.Option(help=_LABELS)], None)] if labelled else []),
-            *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
-            _parameter(
-                "config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None
-            ),
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        command.__doc__, command.__name__ = run.__doc__, run.__name__
-        return command
-
-    return decorate
+    own = set(kind.__annotations__) - {"verb"}
+    # Fields without a default come first, and the kind's own fields before inherited fields.
+    fields = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] not in own))
+    look = typer.Argument if config_argument else typer.Option
+    parameters = [
+        _parameter("context", typer.Context, inspect.Parameter.empty),
+        *(_field_parameter(name, field, positional=name == argument) for name, field in fields),
+        *([_parameter("labels", Annotated[Path | None, typer.Option(help=_LABELS)], None)] if labelled else []),
+        *(_field_parameter(name, field) for name, field in Machine.model_fields.items()),
+        _parameter("config", Annotated[Path | None, look(callback=_read_config, is_eager=True, help=_CONFIG)], None),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__, command.__name__ = run.__doc__, run.__name__
+    return command
 
 
 def paths_at_home(
@@ -153,8 +153,7 @@ def _segmenter(context: typer.Context, labels: Path | None, segmenter: str) -> s
 
 def _source(context: typer.Context, name: str) -> str | None:
     """Return where the value of a flag comes from, in Click's words."""
-    source = context.get_parameter_source(name)
-    return None if source is None else source.name
+    return getattr(context.get_parameter_source(name), "name", None)
 
 
 def _key(name: str) -> str:

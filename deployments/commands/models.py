@@ -2,19 +2,10 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from deployments.commands.runs import (
-    existing_workspace,
-    prepare_corpus,
-    renew_report,
-    renew_results,
-    run_flow,
-    show_people,
-    sum_up,
-)
+from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
@@ -38,9 +29,6 @@ from desra_core.training.run_folder import RunFolder, read_json
 from desra_core.workspace import Workspace
 from tasks.logs import say
 
-if TYPE_CHECKING:
-    from flows.cycle import Cycled
-
 GATE_FAILED = 3
 
 _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, and nothing was trained"
@@ -48,7 +36,7 @@ _NOTHING_TO_TRAIN_ON = "no artifact in the training pool: nothing to train on, a
 
 def run_finetune(settings: Finetuning, machine: Machine) -> int:
     """Finetune, or find that there is nothing to do, and print how it went; returns the exit code."""
-    workspace = existing_workspace(settings.workspace)
+    workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         plan = plan_finetune(settings)
@@ -59,7 +47,7 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
             typer.echo("nothing to do: this finetune has ended before")
         else:
             check_networks(plan.gan_model, plan.training)
-            run_flow(workspace, settings, machine, (settings, plan))
+            runs.run_flow(workspace, settings, machine, (settings, plan))
         _show_finetune(plan.run, settings.iterations)
         typer.echo(f"next     {_compare_command(settings, plan.run.root)}")
     return 0
@@ -67,19 +55,19 @@ def run_finetune(settings: Finetuning, machine: Machine) -> int:
 
 def run_compare(settings: Comparing, machine: Machine) -> int:
     """Judge, or find that all was judged before, and print the verdict; returns the exit code."""
-    workspace = existing_workspace(settings.workspace)
+    workspace = runs.existing_workspace(settings.workspace)
     with workspace.locked():
         end_leftover_server(workspace)
         comparison = plan_comparison(settings)
         failures = 0
         promoted: Path | None = None
         if comparison.missing() or (settings.promote and verdict_of(comparison).passed):
-            ended = run_flow(workspace, settings, machine, (settings, comparison))
+            ended = runs.run_flow(workspace, settings, machine, (settings, comparison))
             verdict, failures, promoted = ended.verdict, ended.failures, ended.promoted
         else:
             typer.echo("nothing to do: all was judged before")
             verdict = decide_and_publish(comparison)
-            renew_report(workspace)
+            runs.renew_report(workspace)
         _show_verdict(workspace, verdict, promoted, comparison)
     return int(failures > 0) if verdict.passed else GATE_FAILED
 
@@ -87,39 +75,44 @@ def run_compare(settings: Comparing, machine: Machine) -> int:
 def run_cycle(settings: Cycling, machine: Machine) -> int:
     """Mine, finetune, judge and promote, or find that all is done, and print how it went; returns the exit code."""
     workspace = Workspace(settings.workspace)
-    cycled: Cycled | None = None
-    lost: ServerLostError | None = None
+    broken: tuple[str, ...] = ()
+    unjudged = 0
     promoted: Path | None = None
-    comparison: Comparison | None = None
+    lost: ServerLostError | None = None
     with workspace.opened():
         end_leftover_server(workspace)
         mining = mining_of(settings)
         which = "the workspace's current model" if mining.gan_model != settings.gan_model else "--gan-model"
         say(f"finding the artifacts of {which}, {mining.gan_model}")
-        prepared = prepare_corpus(mining)
+        prepared = runs.prepare_corpus(mining)
         finetuning = finetuning_of(settings, mining)
+        # Before all artifacts are known, the finetune cannot be planned.
         plan = None if prepared.plan.pending else plan_finetune(finetuning)
-        if plan and plan.ended:
-            comparison = plan_comparison(comparing_of(settings, mining, plan.run.root))
-        if plan and (plan.empty or (comparison and _is_done(settings, comparison))):
-            renew_results(prepared)
+        comparison = plan_comparison(comparing_of(settings, mining, plan.run.root)) if plan and plan.ended else None
+        if comparison:
+            judged = not comparison.missing()
+            done = judged and not is_to_promote(settings, comparison, verdict_of(comparison))
+        else:
+            done = plan is not None and plan.empty
+        if done:
+            runs.renew_results(prepared)
         else:
             check_training(settings, mining)
             before = current_model(workspace)
             try:
                 plans = (mining, prepared), (finetuning, plan)
-                cycled = run_flow(workspace, settings, machine, *plans, rescan=False)
+                cycled = runs.run_flow(workspace, settings, machine, *plans, rescan=False)
+                broken, promoted = cycled.mined.broken_shards, cycled.promoted
                 comparison = cycled.compared.comparison if cycled.compared else None
-                promoted = cycled.promoted
+                unjudged = cycled.compared.failures if cycled.compared else 0
             except ServerLostError as error:
                 current = current_model(workspace)
                 if current is None or current == before:
                     raise
-                # All is done, so the command must not start anew with another server: that would begin the next cycle.
+                # All is done: the model was promoted. To start anew with another server would begin the next cycle.
                 lost, promoted = error, current.parent
-                run = plan_finetune(finetuning).run
-                comparison = plan_comparison(comparing_of(settings, mining, run.root))
-        code = sum_up(prepared, mining, cycled.mined.broken_shards if cycled else ())
+                comparison = plan_comparison(comparing_of(settings, mining, plan_finetune(finetuning).run.root))
+        code = runs.sum_up(prepared, mining, broken)
         if comparison is None:
             typer.echo(_NOTHING_TO_TRAIN_ON)
             return code
@@ -131,17 +124,11 @@ def run_cycle(settings: Cycling, machine: Machine) -> int:
             again = f"{_compare_command(finetuning, finetuned)} --promote"
             typer.echo(f"not promoted: it was, and was rolled back; {again} brings it back")
             return GATE_FAILED
-    failed = cycled is not None and cycled.compared is not None and cycled.compared.failures > 0
-    code = max(code, int(failed)) if verdict.passed else GATE_FAILED
+    code = max(code, int(unjudged > 0)) if verdict.passed else GATE_FAILED
     if lost is not None:
         lost.code = code
         raise lost
     return code
-
-
-def _is_done(settings: Cycling, comparison: Comparison) -> bool:
-    """Say whether neither a judgement nor a promotion is missing."""
-    return not comparison.missing() and not is_to_promote(settings, comparison, verdict_of(comparison))
 
 
 def _compare_command(settings: Finetuning, output: Path) -> str:
@@ -159,7 +146,7 @@ def _show_finetune(run: RunFolder, iterations: int) -> None:
     early = ", and stopped early: the pixel loss had stopped falling" if last < iterations else ""
     images = document.get("images", [])
     typer.echo(f"{counted(last, 'iteration')} on {counted(len(images), 'image')}{early}")
-    show_people(sum(image.get("mask_by") == "person" for image in images))
+    runs.show_people(sum(image.get("mask_by") == "person" for image in images))
     if losses:
         typer.echo(f"pixel loss {losses[0]['pixel']:.4f} at first, {losses[-1]['pixel']:.4f} at last")
     typer.echo(f"models   {run.root / 'models'}\nlosses   tensorboard --logdir {run.tensorboard}")
@@ -169,7 +156,7 @@ def _show_verdict(workspace: Workspace, verdict: Verdict, promoted: Path | None,
     control = verdict.control
     images, regions = counted(control.images, "held-out image"), counted(control.regions, "artifact region")
     typer.echo(f"judged by {images}, {control.clean_images} of them clean, with {regions}")
-    show_people(comparison.human_masks)
+    runs.show_people(comparison.human_masks)
     typer.echo(as_text(score_rows(verdict)))
     if verdict.passed:
         typer.echo(f"passed   {verdict.best}")

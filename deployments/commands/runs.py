@@ -138,9 +138,7 @@ def run_flow(
     Raises:
         DesraError: As `server_for_run`, and the errors of the flow.
     """
-    with server_for_run(workspace), contextlib.ExitStack() as stack:
-        for given, plan in plans:
-            stack.enter_context(handing_over(given, plan))
+    with server_for_run(workspace), handing_over(*plans):
         flow = getattr(import_module(f"flows.{settings.verb}"), settings.verb)
         ended = flow(settings, machine, **options)
         for run in (*vars(ended).values(), ended):

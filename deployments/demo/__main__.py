@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
-from deployments.demo import MODELS
-from deployments.demo.photos import make_photos
+from deployments.demo.photos import MODELS, make_photos
 from desra_core.errors import DesraError, printable
 from desra_core.files.content import replace_file
 from desra_core.images import codec
@@ -55,11 +54,9 @@ def main(
     code = _cycle(photos, workspace.root)
     if code not in (0, GATE_FAILED):
         raise typer.Exit(code)
-    worst = choose(read_table(workspace.regions, REGIONS), _WORST, per_image=1)
-    if worst:
-        replace_file(output / "demo.png", codec.encode_png(draw(worst, workspace)))
     picture = "none, since there are no artifacts"
-    if worst:
+    if worst := choose(read_table(workspace.regions, REGIONS), _WORST, per_image=1):
+        replace_file(output / "demo.png", codec.encode_png(draw(worst, workspace)))
         picture = f"{output / 'demo.png'}: {len(worst)} of the worst regions: LR, GAN-SR, mask, pseudo-GT"
     typer.echo(f"picture  {picture}\nphotos   {photos}")
     desra = os.path.relpath(Path(sys.executable).with_name("desra"))

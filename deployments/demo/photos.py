@@ -12,15 +12,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from desra_core.files.content import replace_file
 from desra_core.images import codec
 
-_SEED = 2023
+MODELS = Path(__file__).parent / "models"
 
-Floats = npt.NDArray[np.float32]
+_SEED = 2023
 
 
 class Cutout(NamedTuple):
@@ -73,11 +72,16 @@ def make_photos(folder: Path) -> None:
         path = folder / photo.name
         if path.exists():
             continue
-        image = _cut_out(photo)
+        file = resources.files("skimage") / "data" / photo.source
+        left, top, width, height = photo.box
+        part = codec.decode(file.read_bytes(), Path(str(file))).pixels[top : top + height, left : left + width]
+        size = photo.width, round(height * photo.width / width)
+        kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
+        image = cv2.resize(part.astype(np.float32), size, interpolation=kind)  # (H, W) for a gray photo
         if photo.blur:
-            image = _blurred(image, photo.blur)
+            image = cv2.GaussianBlur(image, (0, 0), photo.blur)
         if photo.sharpen:
-            image = image + photo.sharpen * (image - _blurred(image, 1.0))
+            image = image + photo.sharpen * (image - cv2.GaussianBlur(image, (0, 0), 1.0))
         if photo.noise:
             rng = np.random.default_rng([_SEED, index])
             image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
@@ -85,27 +89,6 @@ def make_photos(folder: Path) -> None:
         data = codec.encode_png(pixels)
         if photo.quality is not None:
             buffer = io.BytesIO()
-            Image.fromarray(pixels.squeeze()).save(buffer, "JPEG", quality=photo.quality)
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=photo.quality)
             data = buffer.getvalue()
         replace_file(path, data)
-
-
-def _cut_out(photo: Cutout) -> Floats:
-    """Cut the photo ``(H, W, C)``, 0..255, from its source and resize it to its width."""
-    file = resources.files("skimage") / "data" / photo.source
-    pixels = codec.decode(file.read_bytes(), Path(str(file))).pixels.astype(np.float32)
-    left, top, width, height = photo.box
-    part = pixels[top : top + height, left : left + width]
-    size = photo.width, round(height * photo.width / width)
-    kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
-    return _with_channels(cv2.resize(part, size, interpolation=kind))
-
-
-def _blurred(image: Floats, sigma: float) -> Floats:
-    return _with_channels(cv2.GaussianBlur(image, (0, 0), sigma))
-
-
-def _with_channels(image: npt.ArrayLike) -> Floats:
-    """Give a gray image its channel back, which OpenCV drops."""
-    pixels = np.asarray(image, np.float32)
-    return pixels.reshape(*pixels.shape[:2], -1)

@@ -33,7 +33,6 @@ HOSTS = ["127.0.0.1", "localhost"]
 ENTRANCE = "/enter"
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_THIS_MACHINE = (*HOSTS, "::1")
 # A server that does not answer must not keep desra serve from stopping.
 _ANSWER_SECONDS, _MOST_RETRIES = 20, 1
 _ARRIVAL_SECONDS = 20
@@ -81,8 +80,7 @@ def heed_proxies() -> None:
             del os.environ[name]
             say(f"warning: {name} is no proxy of the kinds http, https, socks5 and socks5h, and is left out")
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    direct = [host for host in map(str.strip, given.split(",")) if _is_readable(host)]
-    direct += [host for host in _THIS_MACHINE if host not in direct]
+    direct = dict.fromkeys([*filter(_is_readable, map(str.strip, given.split(","))), *HOSTS, "::1"])  # each once
     hosts = "*" if "*" in direct else ",".join(direct)  # many tools know the star only where it stands alone
     os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 
@@ -145,20 +143,26 @@ def watch_at(workspace: Workspace, url: str) -> str:
 
 @contextlib.contextmanager
 def connected() -> Iterator[SyncPrefectClient]:
-    """Connect to the configured server, with a short timeout and few retries.
+    """Connect to the server that the environment names, with a short timeout and few retries.
 
     Raises:
         UsageError: The server does not answer, or refuses a request.
     """
+    from prefect import settings
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES}
+    # Prefect may have been imported before the environment was set.
+    named = {name: os.environ[name] for name in ("PREFECT_API_URL", KEY) if name in os.environ}
+    changed = {getattr(settings, name): value for name, value in named.items()} | {
+        settings.PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS,
+        settings.PREFECT_CLIENT_MAX_RETRIES: _MOST_RETRIES,
+    }
     try:
-        with temporary_settings(patience), get_client(sync_client=True) as client:
+        with settings.temporary_settings(changed), get_client(sync_client=True) as client:
             yield client
-    except (httpx.HTTPError, PrefectException, ValueError) as error:  # a proxy answers with a page that is no JSON
+    # A proxy answers with a page that is no JSON; Prefect raises a bare RuntimeError where a server has gone.
+    except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
         reason = f"the Prefect server does not do what it is asked ({printable(error) or type(error).__name__})"
         raise UsageError(os.environ.get("PREFECT_API_URL"), reason, "see its log, and whether it wants a key") from None
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
@@ -31,19 +33,7 @@ if TYPE_CHECKING:
 
 _END_SECONDS = 2
 
-# Prefect's UI looks for the key in the local storage. A browser never sends the part of an address behind the #.
-_PAGE = """<!doctype html><title>desra</title>
-<form><label>Key, from the file that desra named: <input type="password"></label> <button>Enter</button></form>
-<script>
-function enter(key) {
-  if (key) { localStorage.setItem("prefect-password", btoa(key)); location.replace("/"); }
-}
-document.querySelector("form").onsubmit = event => {
-  event.preventDefault();
-  enter(document.querySelector("input").value.trim());
-};
-(onhashchange = () => enter(location.hash.slice(1)))();
-</script>"""
+_PAGE = Path(__file__).with_name("enter.html")
 
 
 def create_app() -> FastAPI:
@@ -51,7 +41,7 @@ def create_app() -> FastAPI:
     from prefect.server.api.server import create_app as create_prefect
 
     def enter(_: Request) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+        return HTMLResponse(_PAGE.read_text(), headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
     app = create_prefect(final=True)
     app.router.routes.insert(0, Route(ENTRANCE, enter))  # before the UI, which answers every other path
@@ -78,16 +68,21 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
         secret = path.read_text()
     if not secret:
         write_secret(path, secret := secrets.token_urlsafe(32))
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
-        try:
-            listener.bind(("127.0.0.1", port))
-            listener.listen()  # early requests wait for the thread
-        except OSError as error:
-            reason = f"the port beside it, {port}, where the report would be, cannot be had ({error.strerror})"
-            raise UsageError(f"--port {port - 1}", reason, "give another one") from None
-        pages = _pages(workspace, secret)
-        config = uvicorn.Config(pages, log_config=None, lifespan="off", timeout_graceful_shutdown=_END_SECONDS)
+    try:
+        listener = socket.create_server(("127.0.0.1", port))  # early requests wait for the thread
+    except OSError as error:
+        cause = os.strerror(error.errno or 0)
+        reason = f"the port beside it, {port}, where the report would be, cannot be had ({cause})"
+        raise UsageError(f"--port {port - 1}", reason, "give another one") from None
+    with listener:
+        config = uvicorn.Config(
+            _pages(workspace, secret),
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=_END_SECONDS,
+            # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
+            headers=[("Cache-Control", "no-cache")],
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="report", daemon=True)
         thread.start()
@@ -101,21 +96,12 @@ def report_server(workspace: Workspace, port: int) -> Iterator[str]:
 def _pages(workspace: Workspace, secret: str) -> Starlette:
     from desra_core.report.workspace_page import FOLDER
 
-    # Each run writes the report and its pages anew, so browsers must ask whether their copies are current.
-    headers = {"Cache-Control": "no-cache"}
-
     def report(_: Request) -> Response:
         if workspace.report.is_file():
-            return FileResponse(workspace.report, headers=headers)
+            return FileResponse(workspace.report)
         return PlainTextResponse("There is no report yet: the first run writes it.", 404)
 
-    class Pages(StaticFiles):
-        def file_response(self, *arguments: Any, **named: Any) -> Response:
-            response = super().file_response(*arguments, **named)
-            response.headers.update(headers)
-            return response
-
-    pages = Pages(directory=workspace.root / FOLDER, check_dir=False)
+    pages = StaticFiles(directory=workspace.root / FOLDER, check_dir=False)
     routes = [Route(f"/{workspace.report.name}", report), Mount(f"/{FOLDER}", pages)]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     return Starlette(routes=[Mount(f"/{secret}", routes=routes)], middleware=[guard])

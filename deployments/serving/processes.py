@@ -42,6 +42,7 @@ class Child:
     def __init__(self, log: Path) -> None:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._restarts: list[float] = []  # the moments of the latest ones
 
     @property
     def exit_code(self) -> int | None:
@@ -65,6 +66,30 @@ class Child:
         finally:
             self.stop()
 
+    def start_again(self, now: float, wait: Callable[[float], object]) -> None:
+        """Start the process, which has ended by itself, after a pause that grows.
+
+        Args:
+            now: The time of `time.monotonic`.
+            wait: Waits for a number of seconds.
+
+        Raises:
+            RestlessError: The process ends again and again, and is not started any more.
+            DesraError, OSError: Errors of the start.
+        """
+        self._restarts = [moment for moment in self._restarts if now - moment < _STEADY_SECONDS] + [now]
+        if len(self._restarts) > _MOST_STARTS:
+            raise RestlessError(self.log, f"{self.name} ends again and again", "read that log")
+        pause = 2 ** len(self._restarts)  # so that the cause may pass
+        ended = f"{self.name} has ended (exit code {self.exit_code})"
+        say(f"warning: {ended}, and is started again in {pause} s; its log is {self.log}")
+        wait(pause)
+        began = time.monotonic()
+        try:
+            self.start()
+        finally:  # a start may take ten minutes, which do not count as steady
+            self._restarts = [moment + time.monotonic() - began for moment in self._restarts]
+
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -77,33 +102,6 @@ class Child:
                 start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
             )
         return self._process
-
-
-def start_again(process: Child, starts: list[float], now: float, wait: Callable[[float], object]) -> None:
-    """Start a process that has ended by itself, after a pause that grows.
-
-    Args:
-        process: The process.
-        starts: Times of the earlier restarts, in seconds of the clock of ``now``; this function updates the list.
-        now: The time.
-        wait: Waits for a number of seconds.
-
-    Raises:
-        RestlessError: The process ends again and again, and is not started any more.
-        DesraError, OSError: Errors of the start.
-    """
-    starts[:] = [start for start in starts if now - start < _STEADY_SECONDS] + [now]
-    if len(starts) > _MOST_STARTS:
-        raise RestlessError(process.log, f"{process.name} ends again and again", "read that log")
-    pause = 2 ** len(starts)  # so that the cause may pass
-    ended = f"{process.name} has ended (exit code {process.exit_code})"
-    say(f"warning: {ended}, and is started again in {pause} s; its log is {process.log}")
-    wait(pause)
-    began = time.monotonic()
-    try:
-        process.start()
-    finally:  # a start may take ten minutes, which do not count as steady
-        starts[:] = [start + time.monotonic() - began for start in starts]
 
 
 def new_mark() -> dict[str, str]:
@@ -125,12 +123,9 @@ def end_marked(mark: dict[str, str]) -> None:
     """
 
     def marked() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.pid != os.getpid() and mark.items() <= process.environ().items():
-                    found.append(process)
-        return found
+        others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
+        # Other users' processes show no environment.
+        return [process for process in others if mark.items() <= (process.info["environ"] or {}).items()]
 
     deadline = time.monotonic() + _END_SECONDS
     # Look again after each kill: a process may just have started another one.
@@ -188,7 +183,8 @@ def standing(workspace: Workspace) -> Iterator[Service]:
         if other is not None:
             reason = f"is served by process {other.get('pid', '?')} already"
             raise LockedError(workspace.root, reason, "stop that one first")
-        _end_those_of(read_note(file))
+        if token := read_note(file).get("token"):
+            end_marked({MARK: token})
         own = Service(file)
         try:
             yield own
@@ -211,14 +207,8 @@ def history_of(workspace: Workspace) -> timedelta | None:
 def end_leftovers(workspace: Workspace) -> None:
     """End the processes of a desra serve that was killed, if there are any."""
     note = read_note(_file(workspace))  # before the look at the lock: a new desra serve has another token
-    if _who_serves(workspace) is None:
-        _end_those_of(note)
-
-
-def _end_those_of(note: dict[str, Any]) -> None:
-    """End the processes of a desra serve by its note."""
-    if token := note.get("token"):
-        end_marked({MARK: token})
+    if note.get("token") and _who_serves(workspace) is None:
+        end_marked({MARK: note["token"]})
 
 
 def _who_serves(workspace: Workspace) -> dict[str, Any] | None:

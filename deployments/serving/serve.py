@@ -27,11 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from deployments.serving import schedules
 from deployments.serving.connection import CONSOLE, check_server, connected, watch_at
-from deployments.serving.flow_runs import Endings, drop_missed, mark_interrupted, mark_killed, resume_interrupted
 from deployments.serving.guarded import report_server
-from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing, start_again
-from deployments.serving.schedules import WORKER, Deployed, check_alone, deployments_of, next_run, register
+from deployments.serving.processes import Child, RestlessError, Served, elsewhere, end_marked, standing
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_training, mining_of
@@ -68,7 +67,7 @@ def serve(serving: Serving, machine: Machine) -> int:
     if is_new:
         _check(serving)  # first, so that a refused start leaves no new workspace
     workspace.create()
-    deployments = deployments_of(serving, machine)
+    deployments = schedules.deployments_of(serving, machine)
     pool = deployments[0].work_pool
     with stoppable(), contextlib.ExitStack() as stack:
         service = stack.enter_context(standing(workspace))
@@ -80,17 +79,16 @@ def serve(serving: Serving, machine: Machine) -> int:
             say("starting Prefect and the workers, which takes some seconds")
             os.environ.setdefault(CONSOLE, "CRITICAL")
             history = parse_span(serving.history)
-            server: Server | None = None
-            if configured := os.environ.get("PREFECT_API_URL"):
-                check_server(configured)
-            else:
-                server = Server(workspace, port=serving.port, history=history, mark=service.mark)
+            own = not os.environ.get("PREFECT_API_URL")
+            server = Server(workspace, port=serving.port, history=history, mark=service.mark) if own else None
+            if server:
                 stack.enter_context(server.running())
-            own = server is not None
+            else:
+                check_server(os.environ["PREFECT_API_URL"])
             with connected() as client:
-                check_alone(pool, client)
-                register(deployments, client, own=own)
-                drop_missed(pool, client, settled=_SETTLED)
+                schedules.check_alone(pool, client)
+                schedules.register(deployments, client, own=own)
+                schedules.drop_missed(pool, client, settled=_SETTLED)
                 _replace_dead(pool, workspace, client, "desra serve was killed", own=own)
             url = os.environ["PREFECT_API_URL"]
             service.announce(Served(url, own=own), history)
@@ -100,7 +98,7 @@ def serve(serving: Serving, machine: Machine) -> int:
         stack.callback(_mark_stopped, pool)
         worker = Worker(pool, environment, service.mark, workspace.prefect_home / "worker.log")
         stack.enter_context(worker.running())
-        endings = Endings(pool)
+        endings = schedules.Endings(pool)
         stack.callback(endings.say_new)  # of runs that end just before it stops
         say(f"watch at {watch_at(workspace, url)}")
         say(f"the report is at {report}")
@@ -111,7 +109,7 @@ def serve(serving: Serving, machine: Machine) -> int:
 
 
 def look_after(
-    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: Endings
+    server: Server | None, worker: Worker, cluster: StandingCluster | None, serving: Serving, endings: schedules.Endings
 ) -> None:
     """Start processes again that end by themselves, find runs that have died, and clean up, until a signal comes.
 
@@ -121,7 +119,6 @@ def look_after(
     """
     workspace, history = Workspace(serving.workspace), parse_span(serving.history)
     processes: list[Child] = [server, worker] if server else [worker]
-    starts: dict[str, list[float]] = {process.name: [] for process in processes}
     looked = cleaned = said = time.monotonic()
     while True:
         time.sleep(_POLL_SECONDS)
@@ -130,7 +127,7 @@ def look_after(
             if process.exit_code is not None:
                 _check_there(workspace)
                 try:
-                    start_again(process, starts[process.name], now, time.sleep)
+                    process.start_again(now, time.sleep)
                 except RestlessError:
                     raise
                 except (DesraError, OSError) as error:
@@ -192,8 +189,7 @@ def stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def _open_cluster(serving: Serving, machine: Machine) -> Iterator[StandingCluster | None]:
     """Check the given Dask scheduler, or start a cluster on this machine."""
-    from tasks.dask_cluster import gpus_wanted, standing_cluster
-    from tasks.dask_connection import open_dask
+    from tasks.dask_cluster import gpus_wanted, open_dask, standing_cluster
 
     if machine.scheduler:
         with open_dask(machine, folder=serving.workspace, networks=True):  # fails now rather than in the first run
@@ -228,7 +224,7 @@ def _environment(serving: Serving, machine: Machine, cluster: StandingCluster | 
 def _mark_stopped(pool: str) -> None:
     """Report to the server that the runs of a pool were stopped."""
     with contextlib.suppress(UsageError), connected() as client:
-        for name in mark_interrupted(pool, client, "desra serve was stopped"):
+        for name in schedules.mark_interrupted(pool, client, "desra serve was stopped"):
             say(f"warning: {name} was cut off; the next start goes on with it", run=name)
 
 
@@ -247,14 +243,14 @@ def _check_there(workspace: Workspace) -> None:
         raise UsageError(workspace.root, "is no workspace any more", "bring it back and start desra serve again")
 
 
-def _say_when(serving: Serving, deployments: list[Deployed]) -> None:
+def _say_when(serving: Serving, deployments: list[schedules.Deployed]) -> None:
     """Print when each flow runs next."""
     when = {"mine": serving.mine_at, "cycle": serving.cycle_at, "finetune": "on demand"}
     if serving.finetune_after:
         when["finetune"] += f", and after {serving.finetune_after} new images with artifacts"
     with connected() as client:
         for deployed in deployments:
-            moment = next_run(deployed, client)
+            moment = schedules.next_run(deployed, client)
             then = f", next on {moment:%Y-%m-%d at %H:%M:%S %Z}" if moment else ", paused" * bool(deployed.schedules)
             say(f"{deployed.full_name}: {when[deployed.flow]}{then}")
     say("Ctrl-C stops; the next start resumes the running runs")
@@ -264,7 +260,7 @@ def _tidy_runs(workspace: Workspace, pool: str, *, own: bool) -> None:
     """Replace runs that have ended without a report to the server; drop the runs that have piled up."""
     try:
         with connected() as client:
-            drop_missed(pool, client, settled=_SETTLED)
+            schedules.drop_missed(pool, client, settled=_SETTLED)
             if not workspace.owner():
                 _replace_dead(pool, workspace, client, "the run died", own=own, settled=_SETTLED)
     except UsageError as error:
@@ -278,10 +274,10 @@ def _replace_dead(
 
     A server that is not the workspace's ``own`` may know of other workspaces at the same path, on other machines.
     """
-    mark_interrupted(pool, client, why, settled=settled)
+    schedules.mark_interrupted(pool, client, why, settled=settled)
     if own:
-        mark_killed(workspace.root, client, settled=settled)
-    for line in resume_interrupted(pool, client):
+        schedules.mark_killed(workspace.root, client, settled=settled)
+    for line in schedules.resume_interrupted(pool, client):
         say(line)
 
 
@@ -301,7 +297,7 @@ class Worker(Child):
         super().__init__(log)
         root, moved = str(Path(__file__).resolve().parents[2]), elsewhere()
         self._command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
-                         "--limit", "1", "--name", WORKER + socket.gethostname()]  # fmt: skip
+                         "--limit", "1", "--name", schedules.WORKER + socket.gethostname()]  # fmt: skip
         self._mark = mark | {"DESRA_SERVE_PART": "runs"}
         self._environment = {CONSOLE: "INFO"} | environment | moved | {
             "PREFECT_WORKER_QUERY_SECONDS": "5",

@@ -23,30 +23,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deployments.serving.connection import (
-    CONSOLE,
-    HOSTS,
-    KEY,
-    check_server,
-    configure,
-    drain,
-    forget,
-    key_file,
-    read_key,
-)
-from deployments.serving.flow_runs import mark_killed
-from deployments.serving.processes import (
-    MARK,
-    Child,
-    elsewhere,
-    end_leftovers,
-    end_marked,
-    end_process,
-    history_of,
-    new_mark,
-    served_at,
-    start_again,
-)
+from deployments.serving import connection, processes
+from deployments.serving.schedules import mark_killed
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.files.content import storage_errors, write_secret
 from desra_core.workspace import Workspace
@@ -90,23 +68,25 @@ def prefect_server(workspace: Workspace) -> Iterator[str]:
             serve cannot be read.
     """
     if configured := os.environ.get("PREFECT_API_URL"):
-        check_server(configured)
+        connection.check_server(configured)
         yield configured
-    elif served := served_at(workspace):
-        key = read_key(workspace) if served.own else None
+    elif served := processes.served_at(workspace):
+        key = connection.read_key(workspace) if served.own else None
         try:
-            configure(workspace, served.url, key)
+            connection.configure(workspace, served.url, key)
             yield served.url
         finally:
-            forget(key)
+            connection.forget(key)
     else:
-        with Server(workspace, history=history_of(workspace) or HISTORY).running() as server:
-            _mark_killed(workspace, server.url)
+        with Server(workspace, history=processes.history_of(workspace) or HISTORY).running() as server:
+            # Report the runs by hand that were killed, unless the server has ended meanwhile.
+            with contextlib.suppress(UsageError), connection.connected() as client:
+                mark_killed(workspace.root, client)
             with _kept_up(server):
                 yield server.url
 
 
-class Server(Child):
+class Server(processes.Child):
     """A Prefect server on this machine, with its home in a workspace; the key in that home lets its owner in.
 
     The workspace must be locked when the server is first started.
@@ -133,17 +113,16 @@ class Server(Child):
         super().__init__(workspace.prefect_home / "server.log")
         self._workspace, self._home = workspace, workspace.prefect_home
         self._history = history
-        self._mark = mark or new_mark()
+        self._mark = mark or processes.new_mark()
         self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._log_start = 0
         self.unwanted = threading.Event()
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the socket of an ended process may linger
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise UsageError(f"--port {port}", f"cannot be had ({error.strerror})", "give another one") from None
-            self._port = probe.getsockname()[1]
+        try:
+            with socket.create_server(("127.0.0.1", port)) as probe:
+                self._port = probe.getsockname()[1]
+        except OSError as error:
+            reason = f"cannot be had ({os.strerror(error.errno or 0)})"
+            raise UsageError(f"--port {port}", reason, "give another one") from None
         self.url = f"http://127.0.0.1:{self._port}/api"
 
     def start(self) -> None:
@@ -159,8 +138,8 @@ class Server(Child):
             raise self._without_room(self._home)
         compact(self._home)
         forget_results(self._home, self._history)
-        write_secret(key_file(self._workspace), self._key)
-        configure(self._workspace, self.url, self._key)
+        write_secret(connection.key_file(self._workspace), self._key)
+        connection.configure(self._workspace, self.url, self._key)
         late = False
         for _ in range(_STARTS):
             if self.unwanted.is_set():
@@ -172,7 +151,10 @@ class Server(Child):
                 return
             late = self.exit_code is None
             self._end()
-        error = self._last_error()
+        written = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        lines = [line for line in written.splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        error = printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
         if late:
             error = f"it did not answer within {_START_SECONDS // 60} minutes"
         if _is_full(self._home) or "disk is full" in error or "No space left" in error:
@@ -182,15 +164,15 @@ class Server(Child):
     def stop(self) -> None:
         """Send the events and logs that Prefect still holds back, and stop the server."""
         if "prefect" in sys.modules and self._process is not None and self.exit_code is None:
-            drain()
-        forget(self._key)
+            connection.drain()
+        connection.forget(self._key)
         self._end()
-        for path in (self._home / "server.json", key_file(self._workspace)):
+        for path in (self._home / "server.json", connection.key_file(self._workspace)):
             path.unlink(missing_ok=True)
 
     def _end(self) -> None:
         if self._process is not None:
-            end_process(self._process.pid)
+            processes.end_process(self._process.pid)
             self._process.poll()
 
     def _answers(self) -> bool:
@@ -215,41 +197,32 @@ class Server(Child):
         reason = f"the disk is full, and {self.name} has no room for its database"
         return TransientError(where, reason, "free some space and run again")
 
-    def _last_error(self) -> str:
-        """Return the last error in the log since the start, as a line."""
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if _ERROR.match(line)]
-        return printable((errors or lines or [f"exit code {self.exit_code}, and nothing in its log"])[-1].strip())
-
     def _launch(self) -> None:
         command = [sys.executable, "-m", "uvicorn", "--factory", "deployments.serving.guarded:create_app",
                    "--app-dir", str(Path(__file__).resolve().parents[2]), "--host", "127.0.0.1",
                    "--port", str(self._port), "--log-level", "warning"]  # fmt: skip
         ours = {
             "PREFECT_SERVER_API_AUTH_STRING": self._key,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in HOSTS),
-            CONSOLE: "WARNING",  # into the log of the server, even where this process silences Prefect
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{self._port}" for host in connection.HOSTS),
+            connection.CONSOLE: "WARNING",  # into the log of the server, even where this process silences Prefect
         }
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # The user's environment wins over the settings of retention, but not over those of access and of the log.
-        environment = server_settings(self._history) | os.environ | elsewhere() | self._mark | ours
+        environment = server_settings(self._history) | os.environ | processes.elsewhere() | self._mark | ours
         process = self._spawn(command, environment)
-        (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[MARK]}))
+        (self._home / "server.json").write_text(json.dumps({"pid": process.pid, "token": self._mark[processes.MARK]}))
 
 
 @contextlib.contextmanager
 def _kept_up(server: Server) -> Iterator[None]:
     """Restart a server that ends by itself; if the restart fails, let the work go on without a server."""
-    starts: list[float] = []
 
     def keep_up() -> None:
         while not server.unwanted.wait(_LOOK_SECONDS):
             if server.exit_code is None:
                 continue
             try:
-                start_again(server, starts, time.monotonic(), server.unwanted.wait)
+                server.start_again(time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
                 say(f"warning: {printable(error)}; the work goes on without the server")
                 _ask_once()
@@ -273,27 +246,13 @@ def _ask_once() -> None:
 
 def end_leftover_server(workspace: Workspace) -> None:
     """Stop the server that a killed run left behind. The workspace must be locked."""
-    if served_at(workspace):
+    if processes.served_at(workspace):
         return
-    end_leftovers(workspace)
+    processes.end_leftovers(workspace)
     left = workspace.prefect_home / "server.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        end_marked({MARK: json.loads(left.read_bytes())["token"]})
+        processes.end_marked({processes.MARK: json.loads(left.read_bytes())["token"]})
     left.unlink(missing_ok=True)
-
-
-def _mark_killed(workspace: Workspace, url: str) -> None:
-    """Report the runs by hand that were killed to the server of a workspace, which must be locked."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
-    with (
-        contextlib.suppress(httpx.HTTPError, RuntimeError),  # Prefect's own, where the server has ended meanwhile
-        # Prefect may have been imported before, with other settings.
-        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: os.environ[KEY]}),
-        get_client(sync_client=True) as client,
-    ):
-        mark_killed(workspace.root, client)
 
 
 def check_temporary() -> None:
@@ -316,10 +275,8 @@ def _is_full(folder: Path) -> bool:
     """Say whether an empty database does not fit into a folder; False where the folder is missing."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(folder)
-        room = (
-            disk.f_bavail * disk.f_frsize >= _DATABASE_BYTES or not disk.f_blocks
-        )  # some disks report no number of blocks
-        return not room or (disk.f_files > 0 and disk.f_favail == 0)
+        no_space = disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < _DATABASE_BYTES  # some disks have no numbers
+        return no_space or (disk.f_files > 0 and disk.f_favail == 0)
     return False
 
 
@@ -338,20 +295,17 @@ def server_settings(history: timedelta) -> dict[str, str]:
     }
 
 
-def forget_results(home: Path, history: timedelta) -> int:
-    """Delete cached results older than ``history`` from the server's folder, and empty long logs; return how many."""
+def forget_results(home: Path, history: timedelta) -> None:
+    """Delete cached results older than ``history`` from the server's folder, and empty long logs."""
     oldest = time.time() - history.total_seconds()
-    deleted = 0
     for path in (home / "storage").glob("*"):
         with contextlib.suppress(OSError):  # another process has deleted it, or writes it
             if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
-                deleted += 1
     for path in home.glob("*.log"):
         with contextlib.suppress(OSError):
             if path.stat().st_size > _LOG_BYTES:
                 os.truncate(path, 0)  # the writer appends
-    return deleted
 
 
 def compact(home: Path) -> None:
@@ -360,7 +314,7 @@ def compact(home: Path) -> None:
     if not database.exists():
         return
     # The server itself reports a damaged or locked database.
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
-        free, pages = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as opened:
+        free, pages = (opened.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
         if free > _FREE_SHARE * pages:
-            connection.execute("VACUUM")
+            opened.execute("VACUUM")

@@ -19,7 +19,7 @@ from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInputs, applied, detector_key, load_detector
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
-from desra_core.evaluation.table import Section, as_json, document_as_markdown
+from desra_core.evaluation.table import Section
 from desra_core.files.content import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.models import Benchmarking
@@ -107,12 +107,11 @@ class Job(ABC):
         """Return the file of its result."""
 
     @abstractmethod
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:
-        """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do."""
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:
+        """Return the job with the methods that its file lacks as ``missing``; None if nothing is left to do.
 
-    @abstractmethod
-    def failure(self, workspace: Workspace) -> ImageError | None:
-        """Return the error in its file, if the image would fail again."""
+        Where the image would fail again, return the error in its file.
+        """
 
     @abstractmethod
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
@@ -148,11 +147,12 @@ class Benchmark(Generic[AnyJob]):
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
         """List the images that are left to judge, without those that would fail again."""
         left = ((image, job.left(self.workspace, self.methods)) for image, job in self.work)
-        return [(image, job) for image, job in left if job]
+        return [(image, job) for image, job in left if isinstance(job, Job)]
 
     def failed(self) -> list[ImageError]:
         """List the errors of images that cannot be judged: of lacking files, and of files that are at fault."""
-        return self.failures + [error for _, job in self.work if (error := job.failure(self.workspace))]
+        left = (job.left(self.workspace, self.methods) for _, job in self.work)
+        return self.failures + [error for error in left if isinstance(error, ImageError)]
 
     @property
     def workspace(self) -> Workspace:
@@ -180,14 +180,6 @@ class Tables(NamedTuple):
         if len(failures) > _FAILURES:
             lines.append(f"and {len(failures) - _FAILURES} more, in {self.stem}.json")
         return [*self.sections, Section("Images that could not be judged", lines)] if failures else self.sections
-
-    def as_files(self, failures: Sequence[ImageError]) -> dict[str, str]:
-        """Format the results as Markdown, CSV and JSON, by file name."""
-        return {
-            f"{self.stem}.md": document_as_markdown(self.title, self.with_failures(failures)),
-            f"{self.stem}.csv": self.csv,
-            f"{self.stem}.json": as_json(self.document),
-        }
 
 
 def plan_benchmark(settings: Benchmarking, data_set: DataSet, make_job: JobMaker[AnyJob]) -> Benchmark[AnyJob]:

@@ -58,7 +58,7 @@ def given_folders(settings: Benchmarking) -> dict[str, Path]:
     return {role: folder for role in roles if (folder := getattr(settings, role)) is not None}
 
 
-def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
+def read_data_set(root: Path | None, given: Mapping[str, Path], skip: Path) -> DataSet:
     """Find the images of a data set.
 
     Files belong together when their relative paths agree without suffix. An ending that all names of a folder share,
@@ -67,7 +67,8 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
     Args:
         root: A folder with ``MSE-SR``, ``GAN-SR`` and ``GT-Mask`` in it, in any spelling (``mse_sr``, ``GT Mask``), and
             perhaps ``LR``, ``DeSRA-Mask`` and ``labels``; a folder of such folders, one per SR model; or a COCO file
-            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``.
+            beside the folders. A COCO file called ``annotations.json`` may take the place of any ``GT-Mask``. None
+            takes the given folders alone, which need no ground truth.
         given: Folders by role that replace those in ``root``. If there are several parts, each given folder has a
             folder of each part's name.
         skip: The folder of the benchmark's results, which may lie inside one of the others. It is not searched.
@@ -76,16 +77,15 @@ def read_data_set(root: Path, given: Mapping[str, Path], skip: Path) -> DataSet:
         UsageError: There is no such data set, a folder holds no images, or the COCO file is damaged.
     """
     data_set = DataSet()
-    for part in _find_parts(root, given):
+    parts: list[Part] = _find_parts(root, given) if root else [("", given, None)]
+    for part in parts:
         _read_part(*part, skip, data_set)
-    return _not_empty(data_set, root)
-
-
-def read_pairs(folders: Mapping[str, Path], skip: Path) -> DataSet:
-    """Find the images of folders by role, which need no ground truth; otherwise as `read_data_set`."""
-    data_set = DataSet()
-    _read_part("", folders, None, skip, data_set)
-    return _not_empty(data_set, folders["gan_sr"])
+    if data_set.failures and not data_set.examples:
+        raise all_failed(data_set.failures)
+    if not data_set.examples:
+        reason = "is an empty data set: no GAN result has a ground truth"
+        raise UsageError(root or given["gan_sr"], reason, "see that their names agree")
+    return data_set
 
 
 def _find_parts(root: Path, given: Mapping[str, Path]) -> list[Part]:
@@ -151,14 +151,6 @@ def _folders_in(place: Path) -> list[Path]:
         return sorted(folder for folder in place.iterdir() if folder.is_dir())
     except OSError as error:
         raise UsageError(place, f"cannot be read ({error.strerror})", "give read permission to it") from None
-
-
-def _not_empty(data_set: DataSet, place: Path) -> DataSet:
-    if data_set.examples:
-        return data_set
-    if data_set.failures:
-        raise all_failed(data_set.failures)
-    raise UsageError(place, "is an empty data set: no GAN result has a ground truth", "see that their names agree")
 
 
 def _read_part(part: str, folders: Mapping[str, Path], coco: Path | None, skip: Path, data_set: DataSet) -> None:

@@ -137,8 +137,10 @@ class LabelledJob(Job):
         outdated = record.failure is not None and record.failure[0] != fingerprint(self.keys)
         return replace(record, failure=None) if outdated else record
 
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: D102
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:  # noqa: D102
         record = self.record(workspace)
+        if record and record.failure:
+            return ImageError(*record.failure[1:])
         runs = record.runs if record else {}
         lacking = []
         for method in methods:
@@ -146,12 +148,7 @@ class LabelledJob(Job):
                 done = method.name in runs and runs[method.name].key == self.keys[method.name]
                 if not (done and all(self.mask_path(workspace, point).is_file() for point in method.points)):
                     lacking.append(method.name)
-        failed = record is not None and record.failure is not None
-        return None if failed or not lacking else replace(self, missing=tuple(lacking))
-
-    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
-        record = self.record(workspace)
-        return ImageError(*record.failure[1:]) if record and record.failure else None
+        return replace(self, missing=tuple(lacking)) if lacking else None
 
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
@@ -331,7 +328,16 @@ def labelled_tables(
 ) -> Tables:
     """Write all results as tables with their explanations, as CSV and as a document for JSON."""
     name = printable(Path(benchmark.settings.dataset).name)
-    lines = [_numbers(row) for row in results.rows]
+    lines = []
+    for row in results.rows:
+        scores = row.scores
+        line: dict[str, Any] = {"part": row.part, "method": row.point.name, "threshold": row.point.threshold}
+        line |= {"images": scores.images, "empty_pairs": scores.empty_pairs}
+        for measure, value in scores.values.items():
+            low, high = scores.intervals[measure] or (None, None)
+            line |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
+        line |= {name: getattr(scores.total, name) for name in ("detected", "right", "marked", "found")}
+        lines.append(line | {"seconds_per_megapixel": round(row.seconds, 4)})
     return Tables(
         stem="benchmark",
         title=f"Benchmark on {name}",
@@ -404,18 +410,6 @@ def _without_single_part(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     if len({row["part"] for row in rows}) > 1:
         return rows
     return [{name: cell for name, cell in row.items() if name != "part"} for row in rows]
-
-
-def _numbers(row: MethodRow) -> dict[str, Any]:
-    """Make a row of the CSV file: measures with the bounds of their intervals, and all counts."""
-    scores, total = row.scores, row.scores.total
-    numbers: dict[str, Any] = {"part": row.part, "method": row.point.name, "threshold": row.point.threshold}
-    numbers |= {"images": scores.images, "empty_pairs": scores.empty_pairs}
-    for measure, value in scores.values.items():
-        low, high = scores.intervals[measure] or (None, None)
-        numbers |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
-    counts = {name: getattr(total, name) for name in ("detected", "right", "marked", "found")}
-    return numbers | counts | {"seconds_per_megapixel": round(row.seconds, 4)}
 
 
 def _document(

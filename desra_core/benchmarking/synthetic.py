@@ -13,9 +13,8 @@ from pydantic import TypeAdapter
 
 from desra_core import __version__
 from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, StageSettings, Tables, plan_benchmark
-from desra_core.benchmarking.data_sets import Example, given_folders, read_pairs
-from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS
-from desra_core.benchmarking.places import SIZES, STRENGTHS
+from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
+from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, SIZES, STRENGTHS
 from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Design, Trial, run_trial
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import Failure, ImageError, UsageError, printable
@@ -91,12 +90,9 @@ class SyntheticJob(Job):
             return None
         return ImageError(*record.failure) if record.failure else record.trial
 
-    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | None:  # noqa: ARG002, D102
-        return self if self.result(workspace) is None else None
-
-    def failure(self, workspace: Workspace) -> ImageError | None:  # noqa: D102
+    def left(self, workspace: Workspace, methods: Sequence[Method]) -> Self | ImageError | None:  # noqa: ARG002, D102
         result = self.result(workspace)
-        return result if isinstance(result, ImageError) else None
+        return None if isinstance(result, Trial) else result or self
 
     def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
         detectors = {m.name: m.detector(settings.weights) for m in settings.methods if m.name in self.missing}
@@ -126,7 +122,7 @@ def plan_synthetic(settings: Benchmarking) -> Benchmark[SyntheticJob]:
             raise UsageError(flag, "is not given", "desra benchmark synthetic needs --mse-sr and --gan-sr")
     if settings.min_area.endswith("%"):
         raise UsageError("--min-area", f"{settings.min_area} differs from image to image", "give pixels")
-    return plan_benchmark(settings, read_pairs(folders, settings.output), _job)
+    return plan_benchmark(settings, read_data_set(None, folders, settings.output), _job)
 
 
 def read_trials(benchmark: Benchmark[SyntheticJob]) -> list[Trial]:
@@ -288,13 +284,31 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
         {"contrast / texture": words} | {method.method: _share(method.by_ratio[number]) for method in methods}
         for number, words in enumerate([*ranges, f"{bounds[-1]:g} and more"])
     ]
+    own, prices = [], []
+    for method in methods:
+        point = method.default
+        own.append({
+            "method": method.method,
+            "threshold": f"{point.threshold:.4g}",
+            "recall": _share(point.rate),
+            "IoU of finds": fixed(method.iou, 2),
+            "marked before": str(method.marked_before),
+            "false regions per MP": fixed(point.regions_per_megapixel, 2),
+            "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
+            "s per MP": fixed(method.seconds_per_megapixel, 2),
+        })  # fmt: skip
+        prices.append({"method": method.method})
+        for budget in BUDGETS:
+            best = method.best(budget)
+            at = f" ({best.threshold:.3g}, {best.min_area})" if best else ""
+            prices[-1][f"{100 * budget:g} %"] = in_percent(best.rate.share if best else None, form=".3g") + at
     return [
         Section(note=preface),
         *unseen,
-        Section("Methods at their own thresholds", note=_NOTES[0], table=[_method_row(method) for method in methods]),
+        Section("Methods at their own thresholds", note=_NOTES[0], table=own),
         Section("Recall by kind", table=kinds),
         Section("Recall by contrast over texture", note=_NOTES[2], table=ratios),
-        Section("Recall at a price", note=_NOTES[1], table=[_budget_row(method) for method in methods]),
+        Section("Recall at a price", note=_NOTES[1], table=prices),
         *(
             Section(f"{method.method}: recall by kind, strength and size", table=_cell_rows(method))
             for method in methods
@@ -443,20 +457,6 @@ def _axes(method: MethodSummary) -> tuple[list[float], list[int]]:
     return sorted({strength for _, strength, _ in method.cells}), sorted({size for *_, size in method.cells})
 
 
-def _method_row(method: MethodSummary) -> dict[str, str]:
-    point = method.default
-    return {
-        "method": method.method,
-        "threshold": f"{point.threshold:.4g}",
-        "recall": _share(point.rate),
-        "IoU of finds": fixed(method.iou, 2),
-        "marked before": str(method.marked_before),
-        "false regions per MP": fixed(point.regions_per_megapixel, 2),
-        "clean pixels marked": in_percent(point.pixel_share, form=".3g"),
-        "s per MP": fixed(method.seconds_per_megapixel, 2),
-    }
-
-
 def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
     strengths, sizes = _axes(method)
 
@@ -466,15 +466,6 @@ def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
         return {"kind": _named(kind)} | {name: _share(rate) for name, rate in cells.items()}
 
     return [row(kind) for kind in (*KINDS, None)]
-
-
-def _budget_row(method: MethodSummary) -> dict[str, str]:
-    row = {"method": method.method}
-    for budget in BUDGETS:
-        point = method.best(budget)
-        at = f" ({point.threshold:.3g}, {point.min_area})" if point else ""
-        row[f"{100 * budget:g} %"] = in_percent(point.rate.share if point else None, form=".3g") + at
-    return row
 
 
 def _point(point: GridPoint) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from desra_core.benchmarking.injection import contrast, inject, texture
-from desra_core.benchmarking.places import SIZES, STRENGTHS, Case, cases
+from desra_core.benchmarking.injection import SIZES, STRENGTHS, Case, cases, contrast, inject, texture
 from desra_core.detection.detectors import Detector, DetectorInputs, Scores
 from desra_core.detection.mask import MIN_AREA, Components, score_mask
 from desra_core.images.codec import Mask, Pixels
@@ -45,10 +44,9 @@ class Design(NamedTuple):
 class Response(NamedTuple):
     """The response of one method to one injected artifact.
 
-    ``found`` says by threshold and minimal area whether at least half of the place is marked, ``already`` whether at
-    least half was marked before the artifact was injected: such a place is no find. ``iou`` is the IoU of the place and
-    the region that fits it best at the default point. `desra_core.benchmarking.injection` defines ``contrast`` and
-    ``texture``.
+    ``found`` says by threshold and minimal area whether at least half of the place is marked. ``already`` says so for
+    the image without the artifact: then a mark proves nothing, and the artifact is not counted. ``iou`` is that of the
+    place and its best region at the default point. See `desra_core.benchmarking.injection` for the other two.
     """
 
     case: Case
@@ -163,64 +161,50 @@ def run_trial(
             smallest minimal area.
         design: Each detector's own threshold and ``min_area`` are added to the grid.
         exclude: ``(H, W)`` bool, known artifacts: nothing is injected near them, and they are no false alarms.
-
-    Raises:
-        ValueError: The images differ in size, or a strength is out of range.
     """
     shape: tuple[int, int] = pair.gan_sr.shape[:2]
-    if pair.mse_sr.shape[:2] != shape:
-        raise ValueError(f"results of the shapes {pair.mse_sr.shape} and {pair.gan_sr.shape} are no pair")
-    there = {role for role in ("lr", "labels") if getattr(pair, role) is not None}
-    usable = {
-        key: detector
-        for key, detector in detectors.items()
-        if there.issuperset(detector.inputs) and min(shape) >= detector.smallest
-    }
+    given = {role for role in ("lr", "labels") if getattr(pair, role) is not None}
     areas = tuple(sorted({*design.min_areas, design.min_area}))
-    grids = {}
-    for key, detector in usable.items():
-        own = float(detector.threshold)
-        thresholds = tuple(sorted({own, *(own * factor for factor in design.factors)}))
-        grids[key] = ScoreGrid(shape, thresholds, areas, own, design.min_area)
-    clean = {key: _score(detector, pair, pair.gan_sr) for key, detector in usable.items()}
     known = np.zeros(shape, np.bool_) if exclude is None else exclude
     drawn: list[Case] = []
-    if usable:
-        first = next(iter(usable))
-        marked = score_mask(clean[first], shape, threshold=grids[first].threshold, min_area=areas[0])
-        drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
-                      exclude=known | marked)  # fmt: skip
-
-    injected: list[Injected] = []
-    found: dict[str, list[tuple[Bits, float]]] = {key: [] for key in usable}
-    seconds, scored_pixels = dict.fromkeys(usable, 0.0), 0
-    for sheet, artifacts in _sheets(pair, drawn):
-        injected += artifacts
-        scored_pixels += known.size
-        for key, detector in usable.items():
+    sheets: list[tuple[Pixels, list[Injected]]] = []
+    thresholds, default, seconds = dict[str, tuple[float, ...]](), dict[str, float](), dict[str, float]()
+    responses, alarms = list[Response](), list[FalseAlarms]()
+    for key, detector in detectors.items():
+        if min(shape) < detector.smallest or not given.issuperset(detector.inputs):
+            continue
+        own = float(detector.threshold)
+        levels = tuple(sorted({own, *(own * factor for factor in design.factors)}))
+        grid = ScoreGrid(shape, levels, areas, own, design.min_area)
+        clean = _score(detector, pair, pair.gan_sr)
+        if not thresholds:
+            marked = score_mask(clean, shape, threshold=own, min_area=areas[0])
+            drawn = cases(name, pair.gan_sr, strengths=design.strengths, sizes=design.sizes, seed=design.seed,
+                          exclude=known | marked)  # fmt: skip
+            sheets = list(_sheets(pair, drawn))
+        thresholds[key], default[key], seconds[key] = levels, own, 0.0
+        alarms.append(FalseAlarms(key, *grid.false_alarms(clean, known)))
+        already = iter(grid.find(clean, [place for _, artifacts in sheets for *_, place in artifacts]))
+        for sheet, artifacts in sheets:
             start = time.thread_time()
             scores = _score(detector, pair, sheet)
             seconds[key] += time.thread_time() - start
-            found[key] += grids[key].find(scores, [place for *_, place in artifacts])
-    responses: list[Response] = []
-    for key, grid in grids.items():
-        already = grid.find(clean[key], [place for *_, place in injected])
-        responses += [
-            Response(case, added, hidden, key, after, before, iou)
-            for (case, added, hidden, _), (after, iou), (before, _) in zip(injected, found[key], already, strict=True)
-        ]
+            found = grid.find(scores, [place for *_, place in artifacts])
+            for (case, added, hidden, _), (after, iou) in zip(artifacts, found, strict=True):
+                before, _ = next(already)
+                responses.append(Response(case, added, hidden, key, after, before, iou))
     return Trial(
         image=name,
         clean_pixels=int(np.count_nonzero(~known)),
-        faint=len(drawn) - len(injected),
-        thresholds={key: grid.thresholds for key, grid in grids.items()},
-        default={key: grid.threshold for key, grid in grids.items()},
+        faint=len(drawn) - sum(len(artifacts) for _, artifacts in sheets),
+        thresholds=thresholds,
+        default=default,
         min_areas=areas,
         min_area=design.min_area,
         responses=tuple(responses),
-        false_alarms=tuple(FalseAlarms(key, *grid.false_alarms(clean[key], known)) for key, grid in grids.items()),
+        false_alarms=tuple(alarms),
         seconds=seconds,
-        scored_pixels=scored_pixels,
+        scored_pixels=known.size * len(sheets),
     )
 
 

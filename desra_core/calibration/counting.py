@@ -99,40 +99,35 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
     return count_image(similarity, valid(labels, frame), exclude).to_table()
 
 
-class Exclusion:
-    """The masks of a folder, whose pixels are not counted; without a folder there are none.
+def read_exclusion(folder: Path | None) -> dict[str, File]:
+    """Hash the masks of a folder, whose pixels are not counted, by normalized name; without a folder there are none.
 
     Raises:
         UsageError: The folder does not exist or cannot be read, or holds two masks of one name.
         TransientError: A mask cannot be read.
     """
+    if folder is None:
+        return {}
+    files: dict[str, File] = {}
+    table, problems, _ = image_files(folder)
+    if problems:
+        raise UsageError(problems[0].subject, problems[0].reason, problems[0].remedy)
+    for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
+        if name in files:
+            reason = f"is a mask of the same image as {files[name].path}"
+            raise UsageError(folder / path, reason, "keep one of them")
+        files[name] = _hashed(folder / path)
+    return files
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._files: dict[str, File] = {}
-        if folder is None:
-            return
-        table, problems, _ = image_files(folder)
-        if problems:
-            raise UsageError(problems[0].subject, problems[0].reason, problems[0].remedy)
-        for name, path in zip(map(normalized, table["name"].to_pylist()), table["path"].to_pylist(), strict=True):
-            if name in self._files:
-                reason = f"is a mask of the same image as {self._files[name].path}"
-                raise UsageError(folder / path, reason, "keep one of them")
-            self._files[name] = _hashed(folder / path)
 
-    def of_image(self, image: ImageRef) -> list[File]:
-        """List the masks of an image, under all its names."""
-        return [self._files[name] for name in map(normalized, image.names) if name in self._files]
-
-    def unused(self, names: Iterable[str]) -> list[Path]:
-        """List the masks that belong to none of the named images (raises `UsageError` if no mask belongs to one)."""
-        known = {normalized(name) for name in names}
-        unused = [file.path for name, file in sorted(self._files.items()) if name not in known]
-        if self._folder is not None and len(unused) == len(self._files):
-            remedy = "name a folder whose files mirror those of the images"
-            raise UsageError(self._folder, "holds no mask of any image", remedy)
-        return unused
+def unused_masks(folder: Path, exclusion: Mapping[str, File], names: Iterable[str]) -> list[Path]:
+    """List the masks that belong to none of the named images (raises `UsageError` if no mask belongs to one)."""
+    known = {normalized(name) for name in names}
+    unused = [file.path for name, file in sorted(exclusion.items()) if name not in known]
+    if len(unused) == len(exclusion):
+        remedy = "name a folder whose files mirror those of the images"
+        raise UsageError(folder, "holds no mask of any image", remedy)
+    return unused
 
 
 class ShardCount(NamedTuple):
@@ -166,7 +161,7 @@ class Counting:
     ``images`` is the number of images that can be counted, equal images once; ``shards`` has their shards by number.
     """
 
-    def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Exclusion) -> None:
+    def __init__(self, workspace: Workspace, target: Target, rows: pa.Table, exclusion: Mapping[str, File]) -> None:
         self.workspace = workspace
         self.target = target
         self._rows = rows
@@ -269,7 +264,8 @@ class Counting:
 
     def _masks(self, image: ImageRef) -> tuple[File, ...]:
         human = [self._human[image.id]] if image.id in self._human else []
-        return (*human, *self._exclusion.of_image(image))
+        names = [name for name in map(normalized, image.names) if name in self._exclusion]
+        return (*human, *(self._exclusion[name] for name in names))
 
 
 def histogram_key(target: Target) -> str:
@@ -313,7 +309,7 @@ def corpus_of(calibrating: Calibrating) -> CorpusSettings:
     return corpus
 
 
-def plan_counting(corpus: CorpusSettings, exclusion: Exclusion) -> Counting:
+def plan_counting(corpus: CorpusSettings, exclusion: Mapping[str, File]) -> Counting:
     """Find the images whose maps and labels are in a workspace. The workspace must be locked.
 
     Raises:

@@ -85,7 +85,7 @@ def variance_similarity(
         similarity[part.slices] = _filtered(rows_x, rows_y, taps, channels)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, grid(*similarity.shape, tile)))
+        list(pool.map(fill, grid(height - 2 * halo, width - 2 * halo, tile)))
     return SimilarityMap(similarity, halo)
 
 

@@ -51,7 +51,7 @@ Image.MAX_IMAGE_PIXELS = None
 # Raised by tifffile and imagecodecs for damaged files.
 _TIFF_DAMAGE = (*_DAMAGE, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
 _REDUCED, _MASK = 1, 4
-_MODELS = {
+_MODELS: dict[int, str] = {
     PHOTOMETRIC.MINISWHITE: "gray", PHOTOMETRIC.MINISBLACK: "gray", PHOTOMETRIC.RGB: "RGB",
     PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.MASK: "transparency mask", PHOTOMETRIC.SEPARATED: "CMYK",
     PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.CIELAB: "LAB", PHOTOMETRIC.ICCLAB: "LAB (ICC)",

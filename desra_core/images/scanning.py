@@ -135,11 +135,11 @@ class _Search:
 
         walked: set[PurePath] = set()
         for path in matches:
-            place = PurePath(self.relative(path))
-            if walked.isdisjoint(place.parents):  # else it was found in a folder that matches, too
+            matched = PurePath(self.relative(path))
+            if walked.isdisjoint(matched.parents):  # else it was found in a folder that matches, too
                 if os.path.isdir(path):
-                    walked.add(place)
-                above = within(place.parent) if place.parts else frozenset()
+                    walked.add(matched)
+                above = within(matched.parent) if matched.parts else frozenset()
                 if above is not None:
                     yield from self._entry(path, above)
 

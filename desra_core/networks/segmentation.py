@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from desra_core.networks.checkpoints import LOAD_ERRORS, load_checkpoint
 if TYPE_CHECKING:
     import torch
 
+Segmenter = Callable[[Pixels], Labels]
 Pipeline = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Up to this height + width, ATen's CPU kernel rounds the classes of one call differently: they are resized together.
@@ -42,20 +43,6 @@ _WAY = (
 )
 
 
-class Segmenter(Protocol):
-    """A segmentation model for ADE20K's 150 classes.
-
-    Attributes:
-        key: Fingerprint of everything that determines the labels.
-    """
-
-    key: str
-
-    def __call__(self, gan_sr: Pixels) -> Labels:
-        """Return the ADE20K class of each pixel, ``(H, W)`` uint8 in 0..149, of ``(H, W, 1 or 3)`` pixels."""
-        ...
-
-
 def segmenter_key(spec: str) -> str:
     """Fingerprint a segmenter: the content of its config, of the configs that this inherits, and of its checkpoint.
 
@@ -65,7 +52,11 @@ def segmenter_key(spec: str) -> str:
     Raises:
         UsageError: The spec is malformed, or a file is missing, unreadable or no Python config.
     """
-    return _key(*_files(spec))
+    config, checkpoint = _files(spec)
+    configs = hashlib.blake2b(digest_size=16)
+    for path in _config_chain(config):
+        configs.update(bytes.fromhex(content_key(path)))
+    return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
 
 
 def load_segmenter(spec: str, device: str) -> Segmenter:
@@ -75,12 +66,15 @@ def load_segmenter(spec: str, device: str) -> Segmenter:
         spec: As for `segmenter_key`.
         device: A torch device, such as ``cpu`` or ``cuda:0``.
 
+    Returns:
+        A function that gives the ADE20K class of each pixel, ``(H, W)`` uint8 in 0..149, of ``(H, W, 1 or 3)`` pixels.
+
     Raises:
         UsageError: As `segmenter_key` and `MMSegSegmenter`.
     """
-    config, checkpoint = _files(spec)
+    key = segmenter_key(spec)
     with exact_on(device):
-        return _loaded(config, checkpoint, _key(config, checkpoint), device)
+        return _loaded(*_files(spec), key, device)
 
 
 def try_segmenter(spec: str) -> None:
@@ -117,7 +111,6 @@ class MMSegSegmenter:
     """
 
     def __init__(self, config: Path, checkpoint: Path, device: str) -> None:
-        self.key = _key(config, checkpoint)
         self._checkpoint = checkpoint
         self._device = device
         third_party.mend_mmcv()
@@ -247,13 +240,6 @@ def _files(spec: str) -> tuple[Path, Path]:
         raise UsageError(f"segmenter {spec!r}", "is not of the form mmseg:CONFIG,CHECKPOINT", remedy)
     config, checkpoint = (Path(name).expanduser().absolute() for name in parts)
     return config, checkpoint
-
-
-def _key(config: Path, checkpoint: Path) -> str:
-    configs = hashlib.blake2b(digest_size=16)
-    for path in _config_chain(config):
-        configs.update(bytes.fromhex(content_key(path)))
-    return f"mmseg:{configs.hexdigest()},{content_key(checkpoint)}"
 
 
 def _config_chain(config: Path) -> list[Path]:

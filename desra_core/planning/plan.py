@@ -181,7 +181,7 @@ def assess(rows: pa.Table, records: pa.Table, target: Target, held: Held) -> Wor
 def done_images(workspace: Workspace, target: Target) -> pa.Table:
     """List the images that are done under the settings of the latest run, a row for each present name, by name.
 
-    Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.records.SCHEMA`). An image
+    Columns are name, id, height, width, artifact_pixels and regions (as in `workspace.products.SCHEMA`). An image
     without artifact pixels is clean under these settings, even if it was done under older ones.
     """
     manifest = read_manifest(workspace)

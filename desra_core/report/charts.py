@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from desra_core.files.content import replace_file
-from desra_core.report.wording import number_label, shortened, tick
+from desra_core.report.document import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]
 Points = Sequence[tuple[float, float]]
@@ -289,13 +289,15 @@ def inline(figure: Figure, title: str) -> Markup:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG for print: black on white, letters as outlines.
+    """Write a figure for print: black on white, by the suffix SVG with letters as outlines or PNG of 200 dpi.
 
     Raises:
         TransientError: The disk is full or failed.
     """
+    kind = path.suffix.removeprefix(".")
+    metadata = {"Software": None} if kind == "png" else _NO_METADATA
     with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path"}):
-        replace_file(path, lambda file: figure.savefig(file, format="svg", metadata=_NO_METADATA))
+        replace_file(path, lambda file: figure.savefig(file, format=kind, dpi=200, metadata=metadata))
 
 
 def _new_axes(width: float, height: float, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:

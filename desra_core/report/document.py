@@ -1,29 +1,44 @@
-"""Render HTML pages from ``templates/``, with one style and one script; a page is one file, pictures included."""
+"""Render HTML pages from ``templates/``, with one style and one script; a page is one file, pictures included.
+
+Settings, stages and numbers are written in words that a reader knows.
+"""
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import matplotlib
 import matplotlib.colors
 from markupsafe import Markup
+from pydantic import BaseModel
 
 from desra_core import __version__
+from desra_core import settings as settings_module
 from desra_core.errors import ImageError, printable
 from desra_core.evaluation.table import counted, fixed
 from desra_core.images.parts import RGB, encode_webp
-from desra_core.report import charts, wording
 from desra_core.report.pictures import FALSE, HEAT, MISSED, OUTLINE, RIGHT
+from desra_core.workspace.products import PRODUCTS
 
 # Number of stops in the CSS gradient that shows the colour map.
 _STOPS = 12
 # Each thread holds a whole decoded picture, of at most 800 MB.
 _THREADS = 2
+# A file name may have 4000 characters; a page has to stay readable, and below its size.
+_LONGEST = 240
+
+STAGES = {product.name: product.title for product in PRODUCTS} | {
+    "inference": "of which inference",
+    "scan": "scan of the folders",
+}
+ROLES = {"lr": "LR photos", "mse_sr": "MSE-SR results", "gan_sr": "GAN-SR results", "labels": "class labels"}
 
 Item = TypeVar("Item")
 
@@ -42,7 +57,7 @@ def render_page(template: str, **content: Any) -> str:
     """Fill in a template of ``templates/``, such as ``report.html.j2``.
 
     ``content`` holds its variables; a lacking one is an error. Text is escaped, `markupsafe.Markup` is not. Filters
-    are the formatters of `desra_core.report.wording` and `charts.inline`. The page asks for no other file.
+    are the formatters of this module. The page asks for no other file.
     """
     folder = resources.files("desra_core.report") / "templates"
     environment = jinja2.Environment(
@@ -53,14 +68,13 @@ def render_page(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     formatters: list[Callable[..., str]] = [
-        charts.inline, counted, fixed, csp_hash, wording.count, wording.percent, wording.decimal, wording.severity,
-        wording.duration, wording.moment, wording.shortened, wording.stage_name, wording.short_path,
+        counted, fixed, csp_hash, count, percent, decimal, severity, duration, moment, shortened, stage_name,
+        short_path,
     ]  # fmt: skip
     environment.filters |= {formatter.__name__: formatter for formatter in formatters}
     colours = [matplotlib.colors.to_hex(matplotlib.colormaps[HEAT](step / _STOPS)) for step in range(_STOPS + 1)]
     environment.globals |= {
         "version": __version__,
-        "charts": charts,
         "style": Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704 our own
         "script": Markup((folder / "viewer.js").read_text("utf-8")),  # noqa: S704 our own
         "heat": ", ".join(colours),
@@ -122,3 +136,102 @@ def cells_within(
 def characters(cells: Sequence[Cell]) -> int:
     """Count the characters of the data URIs of pictures."""
     return sum(len(cell.uri or "") for cell in cells)
+
+
+def settings_rows(settings: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
+    """Write the settings of a run, called as their flags, as rows of name, value and meaning.
+
+    A nested setting gives a row per leaf.
+    """
+    models = [kind for kind in vars(settings_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    meanings = {name: field.description or "" for model in models for name, field in model.model_fields.items()}
+    rows = []
+    for name, value in settings.items():
+        path = (*above, name)
+        if isinstance(value, dict) and value:
+            rows += settings_rows(value, path)
+        else:
+            label = " ".join(part.replace("_", " ") for part in path)
+            text = shortened(value)
+            if name == "weights" and value is None:
+                text = "none, every class has weight 1" if settings.get("segmenter", "none") == "none" else "published"
+            elif value is None:
+                text = "all" if name == "limit" else "not given"
+            elif isinstance(value, bool):
+                text = "yes" if value else "no"
+            elif isinstance(value, list):
+                text = shortened(", ".join(map(str, value)) or "nothing")
+            rows.append((shortened(label), text, meanings.get(path[0], "")))
+    return rows
+
+
+def stage_name(stage: str | None) -> str:
+    """Name a stage in words."""
+    return STAGES.get(stage or "", (stage or "").replace("_", " "))
+
+
+def shortened(text: object, longest: int = _LONGEST) -> str:
+    """Write a text in one printable line; leave out its middle where it is longer than ``longest`` characters."""
+    line = printable("" if text is None else text)
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
+def count(number: int) -> str:
+    """Format a count as ``12,345``."""
+    return f"{number:,}"
+
+
+def percent(share: float | None) -> str:
+    """Format a share with two significant digits; a dash where it is undefined."""
+    if share is None:
+        return "–"
+    value = 100 * share
+    if value == 0 or value >= 10:
+        return f"{value:.1f} %".replace(".0 %", " %")
+    return f"{value:.{max(1, 1 - math.floor(math.log10(value)))}f} %" if value >= 1e-4 else "below 0.0001 %"
+
+
+def decimal(number: float | None) -> str:
+    """Format a measured number with three significant digits; a dash where it is undefined."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    digits = 2 - math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:,.{max(0, min(digits, 4))}f}"
+
+
+def number_label(value: float) -> str:
+    """Format a value in a chart: whole numbers in full, others with three significant digits."""
+    return (f"{value:,.0f}" if value == round(value) else f"{value:.3g}").replace("-", "−")
+
+
+def tick(number: float) -> str:
+    """Format the label of a tick: ``10 k``, ``3 M``, ``−0.5``."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:g}{unit}".replace("-", "−")
+    return f"{number:g}".replace("-", "−")
+
+
+def severity(number: float) -> str:
+    """Format the severity of a region: ``1,234.5``, ``−0.5``."""
+    return f"{number:,.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Format a computing time in the unit that suits it."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{decimal(seconds / length)} {unit}"
+    return f"{decimal(seconds)} s"
+
+
+def moment(time: datetime) -> str:
+    """Format a point in time to the minute."""
+    return f"{time.astimezone(UTC):%-d %B %Y, %H:%M} UTC"
+
+
+def short_path(path: str) -> str:
+    """Write the end of a path: a file and its folder."""
+    parts = PurePath(path).parts
+    return shortened(path if len(parts) <= 3 else "/".join(("…", *parts[-2:])), 90)

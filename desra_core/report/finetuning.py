@@ -12,9 +12,8 @@ from desra_core.files.content import read_bytes
 from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode
-from desra_core.report import wording
 from desra_core.report.charts import inline, loss_curves
-from desra_core.report.document import Cell, as_uri, characters
+from desra_core.report.document import Cell, as_uri, characters, count, moment, percent, settings_rows, shortened
 from desra_core.workspace import Workspace
 
 # A description of each column of `desra_core.gate.criteria.score_rows`.
@@ -59,14 +58,20 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
     if read is None:
         return None
     document, judged = read
-    rows, cards = _rows(document.verdict), _cards(workspace, document, _CARDS)
+    verdict, cards = document.verdict, _cards(workspace, document, _CARDS)
+    cells = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
+             for row in score_rows(verdict)]  # fmt: skip
+    roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
+    scored = list(zip([*roles, "control"], cells, strict=True))
+    # The control is last; of many candidates only the best and the latest are shown.
+    rows = [row for row in scored[:-_ROWS] if row[0] == "best"] + scored[-_ROWS:]
     past: list[Event] | None = None
     notes = []
     try:
         past = history(workspace)
         current_model(workspace)
     except UsageError as error:
-        notes.append(wording.shortened(error, 480))
+        notes.append(shortened(error, 480))
     if mask_key is not None and document.mask_key != mask_key:
         notes.insert(0, "The latest run had other settings, or another model, than this verdict rests on.")
     training = document.finetune.training if document.finetune else {}
@@ -83,14 +88,14 @@ def read_finetuning(workspace: Workspace, mask_key: object) -> dict[str, Any] | 
         "document": document,
         "judged": judged,
         "notes": notes,
-        "tiles": _tiles(document.verdict),
+        "tiles": _tiles(verdict),
         "columns": {name: COLUMNS[name] for name in rows[0][1]},
         "rows": rows,
         "cards": cards,
         "kinds": KINDS,
         "characters": sum(characters(cells) for _, cells in cards),  # characters of the page that the pictures take
         "plots": plots,
-        "training": wording.settings_rows(training),
+        "training": settings_rows(training),
         "current": _current(past, document),
         "history": [_entry(event) for event in (past or [])[: -_EVENTS - 1 : -1]],
     }
@@ -103,25 +108,16 @@ def _tiles(verdict: Verdict) -> list[tuple[str, str, bool]]:
         return []
     asked, noise, lost = verdict.thresholds, verdict.control.images_added, best.detail_loss
     removed = f"of {counted(best.regions, 'artifact region is', 'artifact regions are')} gone"
-    added = f"{wording.count(best.images_added)} of {wording.count(best.images)}"
+    added = f"{count(best.images_added)} of {count(best.images)}"
     left = best.area_after / best.area_before if best.area_before else None
     change = "gained" if lost is not None and lost < 0 else "lost"
-    sharpness = wording.percent(None if lost is None else abs(lost))
+    sharpness = percent(None if lost is None else abs(lost))
     return [
-        (wording.percent(best.removal), removed, best.removal is None or best.removal < asked["min_removal"]),
-        (added, f"images gained a region; by noise alone {wording.count(noise)}", best.images_added > noise),
-        (wording.percent(left), "of the artifact area is left", False),
+        (percent(best.removal), removed, best.removal is None or best.removal < asked["min_removal"]),
+        (added, f"images gained a region; by noise alone {count(noise)}", best.images_added > noise),
+        (percent(left), "of the artifact area is left", False),
         (sharpness, f"of the sharpness of clean images {change}", lost is None or lost > asked["max_detail_loss"]),
     ]
-
-
-def _rows(verdict: Verdict) -> list[tuple[str, dict[str, str]]]:
-    """Write roles and rows of the score table, the control last; of many candidates only the best and the latest."""
-    rows = [{name: cell.replace("-", "−") if name == "detail lost" else cell for name, cell in row.items()}
-            for row in score_rows(verdict)]  # fmt: skip
-    roles = ["best" if score.candidate == verdict.best else "candidate" for score in verdict.scores]
-    shown = list(zip([*roles, "control"], rows, strict=True))
-    return [row for row in shown[:-_ROWS] if row[0] == "best"] + shown[-_ROWS:]
 
 
 def _cards(workspace: Workspace, document: VerdictDocument, most: int) -> list[tuple[PicturedRegion, list[Cell]]]:
@@ -176,7 +172,7 @@ def _entry(event: Event) -> dict[str, str]:
     }
     kind = str(event["kind"])
     try:
-        when = wording.moment(datetime.fromisoformat(str(event.get("time"))))
+        when = moment(datetime.fromisoformat(str(event.get("time"))))
     except (ValueError, OverflowError):
         when = "unknown"
     return {"number": str(event["number"]), "event": kinds.get(kind, kind), "when": when, "key": str(event["model"])}

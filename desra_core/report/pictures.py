@@ -158,12 +158,21 @@ class Crops:
         Raises:
             ImageError: A file or array of it is missing or damaged.
         """
-        if kind == "lr":
-            return fitted(self._lr(), self._largest)
+        if kind == "lr":  # the LR pixels under the window, each repeated for all result pixels above it
+            pixels, (height, width) = rgb8(self._image.picture("lr")), self._image.shape
+            rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
+            columns = np.arange(width)[self._window.slices[1]] * pixels.shape[1] // width
+            return fitted(pixels[rows[:, np.newaxis], columns], self._largest)
         if kind == "difference":
             return heat_map(fitted(self._image.measure.heat(self._image.scores(self._window)), self._largest))
         if kind == "mask":
-            return self._overlay(self._mask("mask"), self._region(), OUTLINE)
+            mask = region = self._mask("mask")
+            if self._box is not None:
+                # No other component has this box; in a mask unlike the table all of it is tinted.
+                parts = Components(mask)
+                wanted = (np.add(parts.boxes, (self._window.x, self._window.y, 0, 0)) == self._box).all(axis=1)
+                region = parts.chosen(wanted) if wanted.any() else mask
+            return self._overlay(mask, region, OUTLINE)
         if kind == "human":
             return self._overlay(self._mask("human"), self._mask("human"), HUMAN_OUTLINE)
         if kind == "pseudo_gt" and kind not in self._image.files:
@@ -180,14 +189,6 @@ class Crops:
     def _mask(self, kind: str) -> Mask:
         return np.asarray(self._result(kind)[:, :, 0] > 127)
 
-    def _lr(self) -> RGB:
-        """Cut out the LR pixels under the window; repeat each for all result pixels above it."""
-        pixels = rgb8(self._image.picture("lr"))
-        height, width = self._image.shape
-        rows = np.arange(height)[self._window.slices[0]] * pixels.shape[0] // height
-        columns = np.arange(width)[self._window.slices[1]] * pixels.shape[1] // width
-        return np.asarray(pixels[rows[:, np.newaxis], columns])
-
     def _overlay(self, mask: Mask, region: Mask, colour: tuple[int, int, int]) -> RGB:
         """Outline a mask and tint a region on the scaled GAN result, so that lines keep their width."""
         image = fitted(self._result("gan_sr"), self._largest).astype(np.float64)
@@ -195,15 +196,6 @@ class Crops:
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0
         opacity = np.where(mask & ~inner, np.where(region, 1.0, _DIM), _TINT * region)
         return np.rint(image + (colour - image) * opacity[..., np.newaxis]).astype(np.uint8)
-
-    def _region(self) -> Mask:
-        """Find the component of the mask that has the box; all of the mask where none has it."""
-        mask = self._mask("mask")
-        if self._box is None:
-            return mask
-        components = Components(mask)
-        wanted = (np.add(components.boxes, (self._window.x, self._window.y, 0, 0)) == self._box).all(axis=1)
-        return components.chosen(wanted) if wanted.any() else mask
 
 
 def heat_map(values: npt.NDArray[np.floating[Any]]) -> RGB:

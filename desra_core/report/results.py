@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.detection.class_weights import CLASS_COUNT, class_names
+from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import DEFAULT, AppliedDetector, applied
 from desra_core.detection.mask import THRESHOLD, Components, valid
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME
-from desra_core.images.codec import Mask
+from desra_core.images.codec import CLASS_COUNT, Mask
 from desra_core.images.parts import grid
 from desra_core.planning.keys import settings_document
 from desra_core.planning.plan import REGIONS, failure_table
@@ -263,13 +263,9 @@ def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 def flat_seconds(maps: pa.ChunkedArray) -> pa.Table:
     """Flatten maps from stage to seconds to the columns ``stage`` and ``seconds``."""
-    schema = pa.schema([("stage", pa.string()), ("seconds", pa.float64())])
-    tables = [schema.empty_table()]
-    for chunk in maps.chunks:
-        if len(chunk):
-            used = slice(chunk.offsets[0].as_py(), chunk.offsets[-1].as_py())
-            tables.append(pa.table([chunk.keys[used], chunk.items[used]], schema=schema))
-    return pa.concat_tables(tables)
+    entry = pa.struct([("stage", pa.string()), ("seconds", pa.float64())])
+    flat = pa.table({"entry": pc.list_flatten(maps.cast(pa.list_(entry)))}).flatten()
+    return flat.rename_columns(["stage", "seconds"])
 
 
 def class_distributions(results: WorkspaceResults, measure: AppliedDetector) -> Distributions | None:

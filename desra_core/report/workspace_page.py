@@ -23,9 +23,19 @@ from desra_core.files.content import check_names, replace_file
 from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.report import charts, wording
+from desra_core.report import charts
 from desra_core.report.charts import inline
-from desra_core.report.document import Cell, cells_within, hex_colour, make_cell, render_page
+from desra_core.report.document import (
+    ROLES,
+    Cell,
+    cells_within,
+    hex_colour,
+    make_cell,
+    render_page,
+    settings_rows,
+    shortened,
+    stage_name,
+)
 from desra_core.report.finetuning import read_finetuning
 from desra_core.report.pictures import HUMAN_OUTLINE, KINDS, Crops, StoredImage, class_shares, heat_map, label_picture
 from desra_core.report.results import (
@@ -189,7 +199,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         finetuning = read_finetuning(results.workspace, keys.get("mask_key"))
     except UsageError as error:
         finetuning = None
-        notes.append(wording.shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
+        notes.append(shortened(f"The verdict on finetuned models is left out: {error}.", _NOTE))
     budget = PICTURE_CHARACTERS - (finetuning["characters"] if finetuning else 0)
     gallery, left_out = make_gallery(results, worst, budget)
     people_chart: Markup | None = None
@@ -201,7 +211,7 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
     return {
         "results": results,
         "workspace": results.workspace.root.absolute(),
-        "sources": {wording.ROLES.get(role, role): folder for role, folder in results.sources.items()},
+        "sources": {ROLES.get(role, role): folder for role, folder in results.sources.items()},
         "summary": summary,
         "notes": notes,
         "finetuning": finetuning,
@@ -221,14 +231,15 @@ def _content(results: WorkspaceResults, worst: int, pages: list[Page]) -> dict[s
         "times": times,
         # Rate: images per second of one worker that runs all stages.
         "total_rate": max(time.images for time in times) / summary.seconds if summary.seconds > 0 else None,
-        "settings": wording.settings_rows(settings),
+        "settings": settings_rows(settings),
         "versions": results.document.get("versions") or {},
         "keys": keys,
         "plots": _histograms(results, measure),
         "people_chart": people_chart,
+        "charts": charts,
         "class_counts": {row["name"] or "no label": float(row["regions"]) for row in classes[:_CLASSES_DRAWN]},
-        "mean_and_median": {wording.stage_name(time.stage): (time.mean, time.median) for time in times},
-        "parts": [wording.stage_name(time.stage) for time in times if time.part],
+        "mean_and_median": {stage_name(time.stage): (time.mean, time.median) for time in times},
+        "parts": [stage_name(time.stage) for time in times if time.part],
     }
 
 

@@ -112,14 +112,16 @@ class Trainer:
         self._run, self._training, self._device = run, training, device
         self._amp: torch.dtype = getattr(torch, precision)
         self.generator = networks.load_generator(gan_model)
-        self._network = _placed(self.generator.network, device)
+        # In the memory format of the fastest convolutions.
+        place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
+        self._network = self.generator.network.to(**place)
         self._ema = copy.deepcopy(self._network).requires_grad_(False)
         self._optimizer = torch.optim.Adam(self._network.parameters(), training.learning_rate, BETAS)
         self._discriminator: nn.Module | None = None
         self._optimizer_d: torch.optim.Optimizer | None = None
         if training.gan_weight:
-            discriminator = networks.load_discriminator(training.discriminator, training.discriminator_features).train()
-            self._discriminator = _placed(discriminator, device)
+            discriminator = networks.load_discriminator(training.discriminator, training.discriminator_features)
+            self._discriminator = discriminator.train().to(**place)
             self._optimizer_d = torch.optim.Adam(self._discriminator.parameters(), training.learning_rate, BETAS)
         self._perceptual: nn.Module | None = None
         if training.perceptual != "off":
@@ -290,11 +292,6 @@ def _log(state: State, losses: Losses, board: Board) -> None:
         state["losses"].append({"iteration": state["iteration"]} | row)
         state["sums"] = {}
         board.scalars(row, state["iteration"])
-
-
-def _placed(module: nn.Module, device: str) -> nn.Module:
-    """Move a module to a device, in the memory format of the fastest convolutions."""
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @contextlib.contextmanager

@@ -59,7 +59,8 @@ def load_generator(path: Path) -> Generator:
         name = descriptor.architecture.name
         raise UsageError(path, f"is a network that cannot be finetuned here ({name})", f"those that can are {known}")
     weights = read_weights(path)
-    # Where spandrel puts each tensor of the checkpoint is seen by loading tensors that are filled with their numbers.
+    # Each tensor of the checkpoint is filled with its number: in spandrel's network, the value of a tensor is then the
+    # number of its name in the checkpoint.
     ordered = list(weights)
     numbered = {name: torch.full_like(weights[name], index, dtype=torch.float32) for index, name in enumerate(ordered)}
     with warnings.catch_warnings():

@@ -63,7 +63,7 @@ class Pools:
     """The images of a workspace that are done under the settings of its latest run, by pool.
 
     A human mask decides whether an image has artifacts; without one, the detector decides. An image is clean where both
-    find no artifact. An image that the detector marks and its human mask does not is in neither group.
+    find no artifact. An image with an empty human mask, but marked by the detector, is neither.
 
     Args:
         workspace: Must be locked: images are assigned to pools when they are first asked for.

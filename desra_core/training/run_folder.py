@@ -184,7 +184,8 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     if min(height, width) < least_side(scale):
         reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
         raise ImageError(sample.lr, reason, "it is left out")
-    return lr, results[0] if len(results) == 1 else assemble_pseudo_gt(*results, mask), mask
+    pseudo_gt = results[0] if len(results) == 1 else assemble_pseudo_gt(results[0], results[1], mask)
+    return lr, pseudo_gt, mask
 
 
 def least_side(scale: int) -> int:

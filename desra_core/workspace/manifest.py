@@ -107,9 +107,11 @@ def scan(
     found = found.sort_by("name")
     asked = found.slice(0, limit)
     previous = _under_new_names(workspace, read_manifest(workspace), found, sources)
+    # Of images in which a run found other content than the manifest records, all files are read again.
     records = read_records(workspace, ["id", "reason"])
     changed = records["id"].filter(pc.equal(records["reason"], CHANGED))
     current, unreadable = _identified(asked, _without(previous, "id", changed), sources, on_hashed)
+    # So are those of images that the manifest contradicts: a damaged manifest must not delete an image's outputs.
     if len(doubted := _changed_without_a_file(current, previous)):
         known = _without(current, "name", doubted).replace_schema_metadata(_roots(sources))
         current, unreadable = _identified(asked, known, sources, on_hashed)

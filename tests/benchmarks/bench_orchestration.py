@@ -92,7 +92,7 @@ def run() -> None:
 
 def _measured(workspace: Workspace, detection: Detection, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
-    from tasks.dask_connection import open_dask
+    from tasks.dask_cluster import open_dask
     from tasks.dask_map import ImageJob
     from tasks.shards import StageSpec
 

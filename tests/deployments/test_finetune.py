@@ -343,11 +343,10 @@ def test_unusable_inputs_cost_one_line_and_no_server(mined, desra_here, monkeypa
 def test_a_preset_gives_defaults_and_what_is_given_wins(config, line, expected, tmp_path) -> None:
     app, asked = typer.Typer(), []
 
-    @app.command()
-    @with_flags(Finetuning)
     def finetune(settings: Finetuning, machine: Machine) -> None:
         asked.append(settings)
 
+    app.command()(with_flags(finetune, Finetuning))
     (tmp_path / "c.toml").write_text(config)
     result = CliRunner().invoke(
         app, ["--workspace", "ws", "--output", "run", "--config", str(tmp_path / "c.toml"), *line]

@@ -16,8 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.demo import MODELS
-from deployments.demo.photos import make_photos
+from deployments.demo.photos import MODELS, make_photos
 from tests.browser import Page, opened
 from tests.served import FINAL, Served, until
 

@@ -17,7 +17,7 @@ from prefect.exceptions import TerminationSignal
 from typer import Exit
 
 from deployments.cli import run_and_exit
-from deployments.serving.flow_runs import INTERRUPTED
+from deployments.serving.schedules import INTERRUPTED
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command
 

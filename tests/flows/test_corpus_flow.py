@@ -111,7 +111,6 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
     """A flow that fails by one error after the other and then succeeds, and how often it was tried."""
     left, tries = list(errors), []
 
-    @corpus_flow(name)
     def flow(machine: Machine = Machine()) -> Ended:  # noqa: B008
         """Fails.
 
@@ -123,7 +122,8 @@ def raising(name: str, *errors: Exception) -> tuple[Any, list[int]]:
             raise left.pop(0)
         return Ended("all is well")
 
-    return flow, tries
+    flow.__name__ = name
+    return corpus_flow(flow), tries
 
 
 def test_a_refusal_is_one_line_without_a_traceback(url, webhook) -> None:
@@ -167,12 +167,12 @@ def said(stderr: str) -> list[tuple[str, str, str, str]]:
 def test_how_a_run_went_is_a_line_on_stderr(flawed, level, url, by_itself, webhook, capsys) -> None:
     """A failed run of a deployment sends one message, also where the run has called others."""
 
-    @corpus_flow("inner")
+    @corpus_flow
     def inner() -> Ended:
         """Is called."""
         return Ended("all is well", lacking=flawed)
 
-    @corpus_flow("night")
+    @corpus_flow
     def night(detection: Detection, machine: Machine = Machine()) -> Ended:  # noqa: B008
         """Calls another one."""
         return inner()
@@ -219,7 +219,7 @@ def test_a_run_by_hand_fails_at_once(url) -> None:
 def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) -> None:
     broken = TransientError("2 shards could not finish", "the disk is full", "run again")
 
-    @corpus_flow("partial")
+    @corpus_flow
     def partial() -> Ended:
         """Ends, but for something."""
         return Ended("nearly", broken)
@@ -233,7 +233,7 @@ def test_an_incomplete_run_of_a_deployment_fails(url, by_itself, monkeypatch) ->
 
 @pytest.mark.parametrize("trouble", ["refuses", "does not answer", "is not there"])
 def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(webhook_module, "_SECONDS", 0.3)
+    monkeypatch.setattr(webhook_module, "_WEBHOOK_SECONDS", 0.3)
     if trouble == "refuses":
         webhook.answer = 500
     elif trouble == "does not answer":
@@ -255,7 +255,7 @@ def test_a_webhook_in_trouble_changes_nothing(trouble, url, webhook, monkeypatch
 def test_a_run_within_a_run_sends_no_message_of_its_own(url, webhook) -> None:
     inner, _ = raising("inner", UsageError("--x", "is bad", "mend it"))
 
-    @corpus_flow("outer")
+    @corpus_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()
@@ -293,7 +293,7 @@ def test_the_worker_reports_a_killed_run(url, webhook, capsys) -> None:
 def test_a_run_within_a_run_is_tried_again_with_the_one_around_it(url, by_itself) -> None:
     inner, tries = raising("inner", *[TransientError("/ws", "the disk is full", "free some space")] * 9)
 
-    @corpus_flow("outer")
+    @corpus_flow
     def outer() -> Ended:
         """Calls another one."""
         return inner()

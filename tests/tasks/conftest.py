@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from desra_core.settings import Machine
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
 from tasks.dask_map import Dask
 
 

@@ -20,7 +20,7 @@ import tasks
 from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import lost_workers
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
 from tasks.dask_map import ImageJob
 from tests.conftest import refusal
 from tests.served import until
@@ -203,7 +203,7 @@ def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> No
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.5)
     address = elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
-        dask._admission._refuse(address, "fails", "wait")
+        dask._admission.refuse(address, "fails", "wait")
         work = job(lambda image, about: time.sleep(2))
         assert [result for _, result in dask.map(work, names(1))] == [None]
 
@@ -214,14 +214,14 @@ def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monke
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
     elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
-        others, cancel, cancelled = dask._admission.others, dask._client.cancel, threading.Event()
+        passed_on, cancel, cancelled = dask._passed_on, dask._client.cancel, threading.Event()
 
-        def late(*about: object) -> object:
-            options = others(*about)
+        def late(*about: object, **options: object) -> object:
+            again = passed_on(*about, **options)
             cancelled.wait()
-            return options
+            return again
 
-        monkeypatch.setattr(dask._admission, "others", late)
+        monkeypatch.setattr(dask, "_passed_on", late)
         monkeypatch.setattr(dask._client, "cancel", lambda futures: (cancel(futures), cancelled.set()))
         dask._admission._sign.unlink()  # as on a worker whose disk is gone for good
         [(_, result)] = dask.map(job(), names(1))

@@ -1,12 +1,29 @@
-"""How a machine is divided among workers, with machines of any size."""
+"""How a machine is divided among workers, with machines of any size; and how a run is connected to workers."""
 
 from __future__ import annotations
 
-import pytest
+import contextlib
+import gc
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import cloudpickle
+import pytest
+from dask import config as dask_config
+from distributed import Scheduler, Security, SpecCluster
+from distributed.system import MEMORY_LIMIT
+
+from desra_core.errors import AbsentError, UsageError
 from desra_core.settings import Machine
+from desra_core.workspace.manifest import ImageRef
+from desra_core.workspace.products import Record
 from tasks import dask_cluster
-from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, NETWORK_WORKER_BYTES, Share, image_bytes, share_of
+from tasks.dask_cluster import BYTES_PER_PIXEL, GPU_THREADS, NETWORK_WORKER_BYTES, Share, open_dask, share_of
+from tests.tasks.jobs import done, images, job
 
 GIB = 2**30
 # A photo of 12 megapixels, four times as large.
@@ -19,10 +36,6 @@ def share(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int, gpus: int, p
     return share_of(Machine(), NETWORK_WORKER_BYTES, gpus, pixels)
 
 
-def fits(share: Share) -> int:
-    return image_bytes(share.memory, NETWORK_WORKER_BYTES) // BYTES_PER_PIXEL
-
-
 MACHINES = {"a CPU": (16, 128, 0), "a GPU": (16, 128, 1), "eight GPUs": (64, 512, 8), "a small one": (4, 32, 1)}
 
 
@@ -30,7 +43,7 @@ MACHINES = {"a CPU": (16, 128, 0), "a GPU": (16, 128, 1), "eight GPUs": (64, 512
 def test_an_ordinary_photo_fits_where_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
     cores, memory, gpus = MACHINES[machine]
     usual, large = share(monkeypatch, cores, memory, gpus), share(monkeypatch, cores, memory, gpus, PHOTO)
-    assert fits(usual) < PHOTO <= fits(large)
+    assert usual.max_pixels < PHOTO <= large.max_pixels
     assert 1 <= large.workers <= usual.workers
     assert 1 <= large.gpu_threads <= usual.gpu_threads == GPU_THREADS
     used = (large.workers + gpus * large.gpu_threads) * large.memory
@@ -49,3 +62,115 @@ def test_given_numbers_of_workers_and_memory_stay(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(dask_cluster, "MEMORY_LIMIT", 128 * GIB)
     assert share_of(Machine(workers=12), NETWORK_WORKER_BYTES, 0, PHOTO).workers == 12
     assert share_of(Machine(memory="5GB"), NETWORK_WORKER_BYTES, 0, PHOTO).memory == 5_000_000_000
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def test_memory_and_workers_bound_the_image_size() -> None:
+    with open_dask(Machine(workers=1, memory="1GB")) as cluster:
+        assert cluster.max_pixels == 11_250_000
+        assert cluster.gpus == 0
+
+
+def test_sizes_that_change_nothing_are_not_read(monkeypatch) -> None:
+    """Of a scheduler that runs elsewhere: its workers are as they are, and a million headers take minutes to read."""
+
+    def unwanted() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
+    with pytest.raises(AbsentError), open_dask(Machine(scheduler="tcp://127.0.0.1:9"), most_pixels=unwanted):
+        pass
+
+
+def test_large_images_get_fewer_workers(capfd) -> None:
+    """Half of what all workers have together is more than one of them has."""
+    pixels = int(0.8 * MEMORY_LIMIT * 0.75 / 2 / BYTES_PER_PIXEL)
+    with open_dask(Machine()) as cluster:
+        usual = cluster.workers
+        assert cluster.max_pixels < pixels or usual == 1
+    with open_dask(Machine(), most_pixels=lambda: pixels) as cluster:
+        assert cluster.workers == 1
+        assert cluster.max_pixels >= pixels
+        [(_, result)] = cluster.map(job(done), images("photo"))
+    assert result == Record("photo", mask_key="done")
+    if usual > 1:
+        assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
+    with (
+        pytest.raises(UsageError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"),
+        open_dask(Machine(scheduler="tcp://127.0.0.1:9")),
+    ):
+        pass
+
+
+@contextlib.contextmanager
+def scheduler(security: Security | None) -> Iterator[str]:
+    """The address of a scheduler without workers, less its scheme."""
+    options: dict[str, Any] = {
+        "host": "tls://127.0.0.1" if security else "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+    }
+    specification = {"cls": Scheduler, "options": options | ({"security": security} if security else {})}
+    with SpecCluster(workers={}, scheduler=specification, security=security, silence_logs=logging.CRITICAL) as cluster:
+        yield str(cluster.scheduler_address).partition("//")[2]
+
+
+def certificates(folder: Path, security: Security) -> dict[str, str]:
+    """Dask's configuration of a client with these certificates."""
+    config = {}
+    for name in ("ca_file", "client_key", "client_cert"):
+        (folder / name).write_text(getattr(security, f"tls_{name}"))
+        config[f"distributed.comm.tls.{name.replace('client_', 'client.').replace('_', '-')}"] = str(folder / name)
+    return config
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that Dask leaves open
+def test_tls_on_one_side_alone_is_one_line(tmp_path: Path) -> None:
+    security = Security.temporary()
+    config = certificates(tmp_path, security)
+    (tmp_path / "others").mkdir()
+    others = certificates(tmp_path / "others", Security.temporary())
+    with scheduler(security) as encrypted, scheduler(None) as plain:
+        cases: list[tuple[str, dict[str, str], str]] = [
+            (f"tcp://{encrypted}", {}, "closes the connection, as a scheduler with TLS does; give its tls:// address"),
+            (f"tls://{encrypted}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
+            (f"tls://{encrypted}", others, r"no connection by TLS \(.*; give its tcp:// .* or certificates that"),
+            (f"tls://{plain}", {}, "asks for TLS, and no certificates are configured here; set DASK_DISTRIBUTED"),
+            (f"tls://{plain}", config, r"no connection by TLS \(.*; give its tcp:// address if it has no TLS"),
+            (f"tls://{encrypted}", config, "has no workers"),
+            (f"tcp://{plain}", {}, "has no workers"),
+            (
+                f"tcp://{plain}",
+                {"distributed.comm.require-encryption": True},
+                r"is refused \(encryption required by",
+            ),
+            ("tcp://127.0.0.1", {}, r"is no address of a scheduler \(missing port number .*; give one such as tcp://"),
+        ]
+        for address, client, reason in cases:
+            with (
+                dask_config.set(client),
+                pytest.raises(UsageError, match=f"^{address}: (the server there )?{reason}"),
+                open_dask(Machine(scheduler=address)),
+            ):
+                pass
+    gc.collect()  # or the next test would be blamed for those sockets
+
+
+def visible_devices(image: ImageRef, outcome: Record) -> Record:
+    return Record(image.id, mask_key=os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
+    """The workers are real, the GPU is not: what they declare and may see is all that this machine can show."""
+    with open_dask(Machine(workers=1, memory="600MB"), gpus=1) as cluster:
+        workers = cluster._client.scheduler_info(n_workers=-1)["workers"].values()
+        slots = sorted((worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers)
+        assert slots == [(1, 0), (GPU_THREADS, GPU_THREADS)]
+        on_gpu = cluster.map(job(visible_devices)._replace(resources={"GPU": 1}), images(*"abcdef"))
+        assert {result.mask_key for _, result in on_gpu} == {"0"}
+        assert cluster.max_pixels == 3_750_000

@@ -15,7 +15,7 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Record
 from tasks import lost_workers
-from tasks.dask_connection import open_dask
+from tasks.dask_cluster import open_dask
 from tasks.dask_map import Dask
 from tests.tasks.jobs import done, follow, images, job, leaves
 

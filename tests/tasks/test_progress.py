@@ -10,7 +10,7 @@ from prefect.settings import get_current_settings
 
 from desra_core.errors import ImageError, TransientError
 from tasks import progress as module
-from tasks.progress import ReadingProgress, RunProgress
+from tasks.progress import RunProgress
 
 
 class Clock:
@@ -30,21 +30,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(module, "update_progress_artifact", lambda *_: None)
     return clock
-
-
-def test_new_files_that_are_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    shown: list[tuple[float, str]] = []
-    monkeypatch.setattr(module, "create_progress_artifact", lambda *_, key, **__: made.append(key))
-    monkeypatch.setattr(module, "update_progress_artifact", lambda _, share, line: shown.append((share, line)))
-    progress = ReadingProgress()
-    progress(20, 20)
-    assert made == []  # before anybody could have looked
-    for done, seconds in ((128, 0.4), (256, 0.4), (384, 0.4), (512, 0)):
-        progress(done, 512)
-        clock.now += seconds
-    assert made == ["reading"]
-    assert shown == [(25.0, "128 of 512 new files read"), (100.0, "512 of 512 new files read")]
 
 
 def test_iterations(clock: Clock) -> None:

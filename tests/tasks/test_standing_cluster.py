@@ -20,14 +20,16 @@ import desra_core
 import tasks
 from desra_core.errors import AbsentError
 from desra_core.settings import Machine
-from tasks import dask_connection
+from tasks import dask_cluster
 from tasks.dask_cluster import (
     Embedded,
     StandingCluster,
+    connected,
+    open_dask,
+    release_embedded,
     standing_cluster,
     visible_gpus,
 )
-from tasks.dask_connection import connected, open_dask, release_embedded
 from tests.browser import opened
 from tests.served import until
 
@@ -48,7 +50,7 @@ def cluster(tmp_path_factory) -> Iterator[StandingCluster]:
 def embedded(cluster, monkeypatch) -> None:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dask_connection, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1)
 
 
 def worker_of(machine: Machine, **options: Any) -> int:
@@ -114,7 +116,7 @@ def test_the_tasks_of_a_killed_run_are_stopped(cluster, tmp_path) -> None:
 @pytest.mark.slow
 def test_a_run_waits_for_the_gpus_that_there_are_to_be(cluster, monkeypatch, tmp_path) -> None:
     """It does not take the CPU for a night because a worker is starting again at two."""
-    monkeypatch.setattr(dask_connection, "_AWAIT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "_AWAIT_SECONDS", 1)
     monkeypatch.setenv(Embedded.VARIABLE, cluster.embedded.model_copy(update={"gpus": 1}).model_dump_json())
     with (
         pytest.raises(AbsentError, match="the workers with a GPU: are 0, where desra serve has started 1; see"),

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion
 from desra_core.calibration.weights import weight_values
 from desra_core.detection import variance_similarity
 from desra_core.detection.class_weights import load_weights
@@ -59,7 +59,7 @@ def counted(pairs, tmp_path_factory) -> Path:
     process(corpus)
     calibrating = Calibrating(workspace=folder, output=folder.with_name("unused.toml"))
     process(corpus_of(calibrating))
-    count_all(plan_counting(corpus_of(calibrating), Exclusion(None)))
+    count_all(plan_counting(corpus_of(calibrating), read_exclusion(None)))
     return folder
 
 
@@ -170,15 +170,15 @@ def test_pairs_with_artifacts_are_warned_about(workspace, desra_here, tmp_path) 
     assert "people " not in run.stdout
     place = Workspace(workspace)
     corpus = corpus_of(Calibrating(workspace=workspace, output=tmp_path / "out.toml"))
-    assert plan_counting(corpus, Exclusion(None)).suspect() == (len(marked), sum(map(np.sum, marked)))
-    assert plan_counting(corpus, Exclusion(place.masks)).suspect() == (0, 0)
+    assert plan_counting(corpus, read_exclusion(None)).suspect() == (len(marked), sum(map(np.sum, marked)))
+    assert plan_counting(corpus, read_exclusion(place.masks)).suspect() == (0, 0)
 
 
 def test_shares_and_thresholds_are_those_of_all_counted_pixels(counted, pairs) -> None:
     settings = Calibrating(workspace=counted, output=Path("a.toml"), rule="quantile", percentile=99, min_pixels=100,
                            false_alarm_rate=0.02)  # fmt: skip
     corpus = corpus_of(settings)
-    found = derive_calibration(settings, corpus, plan_counting(corpus, Exclusion(None)))
+    found = derive_calibration(settings, corpus, plan_counting(corpus, read_exclusion(None)))
     read = [[cv2.imread(str(pairs.root / f"{role}/{name}.png")) for role in ROLES] for name in pairs.names]
     maps = [(variance_similarity(mse_sr, gan_sr), labels[5:-5, 5:-5, 0]) for mse_sr, gan_sr, labels in read]
     ours, published = weight_values(found.rows), load_weights("published").values
@@ -195,7 +195,7 @@ def test_an_image_that_cannot_be_counted_is_named(workspace, pairs, desra_here, 
     write(path, np.zeros((5, 5), np.uint8))
     exclude = tmp_path / "exclude"
     counting = plan_counting(corpus_of(Calibrating(workspace=workspace, output=tmp_path / "a.toml")),
-                             Exclusion(exclude))  # fmt: skip
+                             read_exclusion(exclude))  # fmt: skip
     count_all(counting)
     run = desra_here("calibrate", "--workspace", workspace, "--output", tmp_path / "a.toml", "--exclude", exclude)
     assert run.returncode == 1
@@ -209,7 +209,7 @@ def test_nothing_is_counted_where_masks_cover_all(workspace, pairs, desra_here, 
         write(tmp_path / f"exclude/{name}.png", np.full((HEIGHT, WIDTH), 255, np.uint8))
     exclude = tmp_path / "exclude"
     count_all(plan_counting(corpus_of(Calibrating(workspace=workspace, output=tmp_path / "a.toml")),
-                            Exclusion(exclude)))  # fmt: skip
+                            read_exclusion(exclude)))  # fmt: skip
     run = desra_here("calibrate", "--workspace", workspace, "--output", tmp_path / "a.toml", "--exclude", exclude)
     assert refusal(run).startswith(f"error: {workspace}: holds no pixel to be counted")
     assert not (tmp_path / "a.toml").exists()
@@ -268,7 +268,7 @@ def test_a_mining_workspace_takes_no_pairs(make_models, make_photos, pairs, desr
     calibrating = Calibrating(workspace=tmp_path / "ws", output=tmp_path / "a.toml",
                               segmenter=f"labels:{tmp_path / 'labels'}")  # fmt: skip
     process(corpus_of(calibrating))
-    count_all(plan_counting(corpus_of(calibrating), Exclusion(None)))
+    count_all(plan_counting(corpus_of(calibrating), read_exclusion(None)))
     run = desra_here("calibrate", *output, "--labels", tmp_path / "labels")
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1].startswith(f"next     desra mine {tmp_path / 'photos'} --workspace ")

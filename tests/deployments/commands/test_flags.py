@@ -79,7 +79,7 @@ def run(kind: type[BaseModel], *arguments: str) -> str:
         asked.append(settings)
 
     app = typer.Typer()
-    app.command()(with_flags(kind, **KINDS[kind])(command))
+    app.command()(with_flags(command, kind, **KINDS[kind]))
     ended = CliRunner().invoke(app, arguments)
     assert ended.exit_code == 0, ended.output
     return asked[0].model_dump_json()
@@ -112,7 +112,7 @@ def test_every_command_takes_paths_in_this_way() -> None:
 
     def nothing() -> None: ...
 
-    known = {paths_at_home(nothing).__code__, with_flags(Mining)(lambda settings, machine: None).__code__}
+    known = {paths_at_home(nothing).__code__, with_flags(lambda settings, machine: None, Mining).__code__}
     commands = [command.callback for command in cli.app.registered_commands]
     assert len(commands) == 15
     assert all(command is not None and command.__code__ in known for command in commands)

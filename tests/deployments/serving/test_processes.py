@@ -26,7 +26,6 @@ from deployments.serving.processes import (
     new_mark,
     served_at,
     standing,
-    start_again,
 )
 from deployments.serving.server import end_leftover_server
 from desra_core.errors import LockedError, UsageError
@@ -72,12 +71,12 @@ def test_this_process_goes_on_despite_its_mark() -> None:
 
 
 def test_a_process_that_ends_again_and_again_is_given_up(capsys, monkeypatch) -> None:
-    process, starts, pauses = Failing(), [], []
+    process, pauses = Failing(), []
     for moment in (0, 1, 2, 3, 400, 401, 402, 403, 404):  # now and then is no reason
         with contextlib.nullcontext() if moment else pytest.raises(UsageError, match="did not start"):
-            start_again(process, starts, moment, pauses.append)
+            process.start_again(moment, pauses.append)
     with pytest.raises(UsageError, match=r"process\.log: the process ends again and again; read that log"):
-        start_again(process, starts, 405, pauses.append)
+        process.start_again(405, pauses.append)
     assert process.starts == 9
     assert pauses == [2, 4, 8, 16, 2, 4, 8, 16, 32]
     assert (
@@ -94,13 +93,13 @@ def test_starts_that_take_ten_minutes_and_fail_are_given_up(monkeypatch) -> None
             clock[0] += 1200
             super().start()
 
-    process, starts = Slow(always=True), []
+    process = Slow(always=True)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for _ in range(5):
         with pytest.raises(UsageError, match="did not start"):
-            start_again(process, starts, clock[0], lambda _: None)
+            process.start_again(clock[0], lambda _: None)
     with pytest.raises(UsageError, match="ends again and again"):
-        start_again(process, starts, clock[0], lambda _: None)
+        process.start_again(clock[0], lambda _: None)
 
 
 SERVE = """

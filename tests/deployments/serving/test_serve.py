@@ -20,8 +20,8 @@ import pytest
 from distributed import Client
 
 from deployments.serving import serve
-from deployments.serving.flow_runs import Endings
 from deployments.serving.processes import new_mark, standing
+from deployments.serving.schedules import Endings
 from deployments.serving.serve import Worker, alarm_at_the_end, look_after, stoppable
 from deployments.serving.server import HISTORY, Server
 from desra_core.errors import UsageError

@@ -26,6 +26,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, Settings,
 from deployments.commands.runs import server_for_run
 from deployments.serving import server as servers
 from deployments.serving.connection import CONSOLE
+from deployments.serving.processes import Child
 from deployments.serving.server import HISTORY, Server, ServerLostError, compact, forget_results, server_settings
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace import Workspace
@@ -111,8 +112,8 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
         def wait(self, timeout: float | None = None) -> bool:
             return super().wait(0)
 
-    class Restless:
-        name, log, exit_code, starts = "the Prefect server", Path("server.log"), 1, 0
+    class Restless(Child):
+        name, exit_code, starts = "the Prefect server", 1, 0
         unwanted = Impatient()
 
         def start(self) -> None:
@@ -120,7 +121,7 @@ def test_a_server_that_ends_again_and_again_in_mid_run_is_given_up(environment, 
 
     given_up = threading.Event()
     monkeypatch.setattr(servers, "_ask_once", given_up.set)
-    server = Restless()
+    server = Restless(Path("server.log"))
     with servers._kept_up(server):
         assert given_up.wait(60)
     assert server.starts == 5
@@ -293,11 +294,11 @@ def test_old_results_are_forgotten(tmp_path) -> None:
         os.utime(storage / name, (moment, moment))
     (tmp_path / "worker.log").write_bytes(b"x" * 11_000_000)
     (tmp_path / "server.log").write_bytes(b"kept")
-    assert forget_results(tmp_path, timedelta(days=90)) == 2
+    forget_results(tmp_path, timedelta(days=90))
     assert [path.name for path in storage.iterdir()] == ["new"]
     assert (tmp_path / "worker.log").stat().st_size == 0
     assert (tmp_path / "server.log").read_bytes() == b"kept"
-    assert forget_results(tmp_path / "nowhere", timedelta(days=90)) == 0
+    forget_results(tmp_path / "nowhere", timedelta(days=90))
 
 
 def test_the_writer_of_an_emptied_log_goes_on_at_its_beginning(tmp_path) -> None:

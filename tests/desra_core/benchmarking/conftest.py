@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from desra_core.report import benchmark_page
+from desra_core.report import agreement_pages
 
 
 @pytest.fixture(autouse=True, scope="module")
 def undrawn_pages() -> Iterator[None]:
-    drawn = benchmark_page.render
+    drawn = agreement_pages.render
 
     def undrawn(benchmark, results, *more) -> str:
         return drawn(benchmark, results, *more) if benchmark.settings.synthetic else f"{results}"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_page, "render", undrawn)
+        patch.setattr(agreement_pages, "render", undrawn)
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from desra_core.benchmarking.data_sets import read_data_set, read_pairs
+from desra_core.benchmarking.data_sets import read_data_set
 from desra_core.errors import UsageError
 
 REFUSALS = {
@@ -143,7 +143,7 @@ def test_missing_files_are_reported(tmp_path) -> None:
 def test_pairs_need_no_masks(tmp_path) -> None:
     touch(tmp_path, "m/a.png", "g/a.png", "m/b.png", "g/b.png", "x/a.png")
     folders = {"mse_sr": tmp_path / "m", "gan_sr": tmp_path / "g", "exclude": tmp_path / "x"}
-    found = read_pairs(folders, tmp_path / "out").examples
+    found = read_data_set(None, folders, tmp_path / "out").examples
     assert {example.name: set(example.files) for example in found} == {
         "a": {"mse_sr", "gan_sr", "exclude"}, "b": {"mse_sr", "gan_sr"}}  # fmt: skip
 

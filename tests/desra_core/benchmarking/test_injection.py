@@ -242,18 +242,3 @@ def test_texture_is_the_deviation_in_a_gaussian_window() -> None:
             variances.append((window * (around[:, :, channel] - mean) ** 2).sum())
     assert texture(pixels, place) == pytest.approx(np.sqrt(np.mean(variances)), rel=1e-6)
     assert texture(pixels * np.uint16(257), place) == pytest.approx(texture(pixels, place), rel=1e-6)
-
-
-def test_impossible_injections_are_refused() -> None:
-    pixels, place = photo(), disc((160, 176))
-    gray = pixels[:, :, :1]
-    for wrong, told in (
-        ((pixels, "moire", place, 1), "no kind"),
-        ((pixels, "worms", place, 0), "strength"),
-        ((pixels, "worms", place, 1.1), "strength"),
-        ((pixels, "worms", place[:-1], 1), "place"),
-        ((pixels, "worms", np.zeros_like(place), 1), "place"),
-        ((gray, "colour_shift", place, 1), "colour"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            inject(*wrong[:3], strength=wrong[3], rng=rng())

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.places import Case, blob, cases
+from desra_core.benchmarking.injection import KINDS, Case, blob, cases
 
 SMALL = {"strengths": (0.5, 1.0), "sizes": (16**2, 40**2)}
 

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desra_core.benchmarking import plan
-from desra_core.benchmarking.injection import KINDS
-from desra_core.benchmarking.places import Case
+from desra_core.benchmarking.injection import KINDS, Case
 from desra_core.benchmarking.synthetic import (
     RATIO_BOUNDS,
     Rate,

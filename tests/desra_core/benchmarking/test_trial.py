@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import ndimage
 
-from desra_core.benchmarking.injection import contrast, inject, texture
-from desra_core.benchmarking.places import cases
+from desra_core.benchmarking.injection import cases, contrast, inject, texture
 from desra_core.benchmarking.trial import FAINT, Design, ScoreGrid, Trial, run_trial
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.detectors import DetectorInputs, load_detector
@@ -189,11 +188,6 @@ def test_gray_and_deep(inputs: dict[str, np.ndarray]) -> None:
     assert "worms" in kinds
     assert [row.case for row in shallow.responses] == [row.case for row in exact.responses]
     assert shallow.false_alarms == exact.false_alarms
-
-
-def test_images_of_two_sizes(inputs: dict[str, np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="no pair"):
-        run_trial("a", DetectorInputs(inputs["mse_sr"][1:], inputs["gan_sr"]), METHODS, DESIGN)
 
 
 def test_real_pair(shared_data: Path) -> None:

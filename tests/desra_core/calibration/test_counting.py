@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desra_core.calibration.counting import Counting, Exclusion, plan_counting
+from desra_core.calibration.counting import Counting, plan_counting, read_exclusion, unused_masks
 from desra_core.calibration.weights import BINS, ClassHistogram
 from desra_core.detection import variance_similarity
 from desra_core.errors import UsageError
@@ -88,7 +88,7 @@ def change_labels(place: SimpleNamespace, name: str, changed: np.ndarray) -> Non
 
 
 def plan(place: SimpleNamespace, exclude: Path | None = None) -> Counting:
-    return plan_counting(place.settings, Exclusion(exclude))
+    return plan_counting(place.settings, read_exclusion(exclude))
 
 
 def slow(place: SimpleNamespace, excluded: dict[str, list[np.ndarray]]) -> np.ndarray:
@@ -246,7 +246,7 @@ def test_images_without_map_or_labels_are_not_counted(place) -> None:
     assert counting.images == 5
     assert place.names[2] not in count_all(counting)
     assert counting.histogram().seen == 5
-    without = plan_counting(place.settings.model_copy(update={"window": 13}), Exclusion(None))
+    without = plan_counting(place.settings.model_copy(update={"window": 13}), read_exclusion(None))
     assert (without.images, without.missing()) == (0, {})
 
 
@@ -289,20 +289,24 @@ def test_mined_photos_are_counted(make_models, make_photos, tmp_path) -> None:
     assert plan(SimpleNamespace(settings=models)).images == 0
 
 
+def unused(folder: Path, names: list[str]) -> list[Path]:
+    return unused_masks(folder, read_exclusion(folder), names)
+
+
 def test_folders_of_masks(place) -> None:
     with pytest.raises(UsageError, match="is no folder"):
-        Exclusion(place.root / "nowhere")
+        read_exclusion(place.root / "nowhere")
     write(place.root / "two/a.png", square(0, 0))
-    assert Exclusion(place.root / "two").unused(["a", "b"]) == []
+    assert unused(place.root / "two", ["a", "b"]) == []
     write(place.root / "two/c.png", square(0, 0))
-    assert Exclusion(place.root / "two").unused(["a", "b"]) == [place.root / "two/c.png"]
+    assert unused(place.root / "two", ["a", "b"]) == [place.root / "two/c.png"]
     with pytest.raises(UsageError, match="holds no mask of any image"):
-        Exclusion(place.root / "two").unused(["set/a"])
+        unused(place.root / "two", ["set/a"])
     write(place.root / "two/a.jpg", square(0, 0))
     with pytest.raises(UsageError, match="is a mask of the same image as"):
-        Exclusion(place.root / "two")
+        read_exclusion(place.root / "two")
     # The masks of a workspace can be excluded too.
-    assert Exclusion(place.workspace.masks).unused(place.names) == []
+    assert unused(place.workspace.masks, place.names) == []
 
 
 def test_a_map_that_is_lost_is_made_anew_by_the_next_run(place) -> None:

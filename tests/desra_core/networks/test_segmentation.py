@@ -174,7 +174,6 @@ def test_checkpoint_of_1x_gives_the_same_labels(folder, segmenter):
     pixels = photo("chelsea")
     newer = MMSegSegmenter(folder / "config.py", folder / "v1.pth", "cpu")
     np.testing.assert_array_equal(newer(pixels), segmenter(pixels))
-    assert newer.key != segmenter.key
 
 
 def test_old_file_format_and_data_parallel_names_load(folder, model, tmp_path, segmenter):
@@ -197,10 +196,10 @@ def test_load_segmenter_is_cached_until_a_file_changes(folder, tmp_path):
     spec = f"mmseg:{config},{folder}/v0.pth"
     first = load_segmenter(spec, "cpu")
     assert load_segmenter(spec, "cpu") is first
-    assert first.key == segmenter_key(spec)
+    key = segmenter_key(spec)
     config.write_text(config.read_text() + "\n# a comment\n")
     assert load_segmenter(spec, "cpu") is not first
-    assert segmenter_key(spec) != first.key
+    assert segmenter_key(spec) != key
 
 
 def test_key_follows_content_and_bases_not_paths(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from desra_core.benchmarking import AnyBenchmark, plan
 from desra_core.benchmarking.labelled import labelled_tables, read_records, results_of
-from desra_core.report.benchmark_page import publish_results, render, worst_records
+from desra_core.report.agreement_pages import publish_results, render, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 
@@ -65,7 +65,7 @@ def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
     assert rendered(judged) == page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     # Where nothing has changed the page is not even drawn.
-    monkeypatch.setattr("desra_core.report.benchmark_page.render_page", None)
+    monkeypatch.setattr("desra_core.report.agreement_pages.render_page", None)
     publish_results(plan(judged.settings))
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from PIL import Image
 
 from desra_core.report import charts
 
@@ -127,8 +128,11 @@ def test_in_a_page_charts_take_its_colours_and_names_are_text(kind: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_print_is_black_on_white(kind: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        charts.save(chart(kind), tmp_path / "new" / f"{name}.svg")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.svg", "two.svg"]
+        for suffix in ("png", "svg"):
+            charts.save(chart(kind), tmp_path / "new" / f"{name}.{suffix}")
+    assert (tmp_path / "new" / "one.png").read_bytes() == (tmp_path / "new" / "two.png").read_bytes()
+    with Image.open(tmp_path / "new" / "one.png") as image:
+        assert image.getpixel((0, 0)) == (255, 255, 255, 255)
     svg = (tmp_path / "new" / "one.svg").read_text()
     assert svg == (tmp_path / "new" / "two.svg").read_text()
     ElementTree.fromstring(svg)

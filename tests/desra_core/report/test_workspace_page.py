@@ -73,7 +73,7 @@ def test_the_page_has_numbers_failures_and_settings(page: str) -> None:
     assert "both results of one photo must have the same size" in text
     assert "weight 1 for every class" in text
     assert "run with --segmenter mmseg:CONFIG,CHECKPOINT" in text
-    assert "similarity threshold" in text
+    assert "threshold 0.7 Suspect where" in text
     assert "Suspect where the adjusted similarity is below this." in text
     assert "LR photo: none of this name" in text
 

@@ -1,35 +1,66 @@
-"""`desra calibrate`: plan first, start servers only where something is to be compared or counted."""
+"""`desra benchmark` and `calibrate`: plan first, start servers only where something is to be computed."""
 
 import shlex
+from typing import TYPE_CHECKING
 
 import typer
 
 from deployments.commands.runs import prepare_corpus, renew_results, run_flow, show_people
 from deployments.serving.server import end_leftover_server
-from desra_core.calibration.counting import Exclusion, corpus_of, derive_calibration, plan_counting
+from desra_core.calibration.counting import corpus_of, derive_calibration, plan_counting, read_exclusion, unused_masks
 from desra_core.calibration.weights import CalibratedWeights, largest_differences
 from desra_core.detection.mask import THRESHOLD
-from desra_core.errors import printable
+from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import image_files
 from desra_core.settings import CorpusSettings, Machine
-from desra_core.settings.models import Calibrating
+from desra_core.settings.models import Benchmarking, Calibrating
 from desra_core.workspace import Workspace
 from tasks.logs import say, say_each
 
+if TYPE_CHECKING:
+    from desra_core.benchmarking import AnyBenchmark
+
 _DIFFERENCES = 5
 _NAMED_CLASSES = 8
+
+
+def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
+    """Benchmark, or find that there is nothing to do, and print the tables; returns the exit code."""
+    from desra_core.benchmarking import plan
+    from desra_core.report.agreement_pages import publish_results
+
+    workspace = Workspace(settings.output)
+    if workspace.manifest.exists():
+        raise UsageError(workspace.root, "is a workspace of images", "name another folder with --output")
+    planned = plan(settings)
+    with workspace.opened():
+        end_leftover_server(workspace)
+        _warn(planned)
+        # Failures that are known before anything is computed; the progress shows the others.
+        say_each("failed", planned.failed(), ": the JSON file lists them")
+        if planned.missing():
+            published = run_flow(workspace, settings, machine).published
+        else:
+            typer.echo("nothing to do: all was judged before")
+            published = publish_results(planned)
+        failed = len(published.failures) + len(planned.missing())
+    typer.echo(f"{published.judged} of {counted(published.judged + failed, 'image')} judged, {failed} failed")
+    typer.echo(published.text)
+    *tables, page = published.files
+    typer.echo("\n".join([*(f"table    {path}" for path in tables), f"page     {page}"]))
+    return int(failed > 0)
 
 
 def run_calibrate(settings: Calibrating, machine: Machine) -> int:
     """Calibrate, or find that there is nothing to do, and print the weights; returns the exit code."""
     corpus = corpus_of(settings)
     workspace = Workspace(corpus.workspace)
-    exclusion = Exclusion(settings.exclude)
+    exclusion = read_exclusion(settings.exclude)
     if settings.exclude:
         files = image_files(corpus.sources.main, corpus.workspace).files
-        # A name keeps its suffix where two files would share it, and masks may be named by either form.
-        if unused := exclusion.unused(files["name"].to_pylist() + files["path"].to_pylist()):
+        # A mask may be named after the image's name, which usually lacks the suffix, or after its file: look for both.
+        if unused := unused_masks(settings.exclude, exclusion, files["name"].to_pylist() + files["path"].to_pylist()):
             belong = "mask of --exclude belongs" if len(unused) == 1 else "masks of --exclude belong"
             say(f"warning: {len(unused)} {belong} to no image, the first is {printable(unused[0])}")
     with workspace.opened():
@@ -66,6 +97,19 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
             typer.echo(f"left out {counted(left_out, 'image')} that failed")
         typer.echo(f"next     {_next_command(corpus, settings)}")
     return int(left_out > 0)
+
+
+def _warn(planned: "AnyBenchmark") -> None:
+    """Warn of missing class weights, lossy masks and images without a ground truth, before anything is computed."""
+    weighing = [method for method in planned.methods if method.weighs_classes]
+    if weighing and planned.settings.weights != "none" and not any(method.weighted for method in weighing):
+        say("warning: every class has weight 1; give --labels or --segmenter to have desra with class weights, too")
+    if planned.lossy:
+        masks = counted(len(planned.lossy), "mask is", "masks are")
+        say(f"warning: {masks} JPEG or lossy WebP, thresholded at half: save masks as PNG")
+    if planned.unjudged:
+        results = counted(len(planned.unjudged), "GAN result has", "GAN results have")
+        say(f"left out: {results} no ground truth, the first is {printable(planned.unjudged[0])}")
 
 
 def _show(calibrated: CalibratedWeights, settings: Calibrating) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from desra_core.report import wording
+from desra_core.report import document
 
 
 @pytest.mark.parametrize(
@@ -15,27 +15,27 @@ from desra_core.report import wording
      (1e-9, "below 0.0001 %"), (0.0995, "10.0 %")],
 )  # fmt: skip
 def test_shares_in_words(share: float | None, words: str) -> None:
-    assert wording.percent(share) == words
+    assert document.percent(share) == words
 
 
 def test_numbers_in_words() -> None:
-    assert [wording.decimal(number) for number in (0, 0.0123, 1.234, 12.34, 1234.5, None, math.inf)] == [
+    assert [document.decimal(number) for number in (0, 0.0123, 1.234, 12.34, 1234.5, None, math.inf)] == [
         "0", "0.0123", "1.23", "12.3", "1,234", "–", "–",
     ]  # fmt: skip
-    assert [wording.duration(number) for number in (3.0, 600, 7300, 864_000)] == [
+    assert [document.duration(number) for number in (3.0, 600, 7300, 864_000)] == [
         "3.00 s",
         "10.0 min",
         "2.03 h",
         "10.0 d",
     ]
-    assert [wording.severity(number) for number in (1234.56, -0.25, 0)] == ["1,234.6", "−0.2", "0.0"]
-    assert [wording.tick(number) for number in (10_000, 3e6, -0.5, 0)] == ["10 k", "3 M", "−0.5", "0"]
+    assert [document.severity(number) for number in (1234.56, -0.25, 0)] == ["1,234.6", "−0.2", "0.0"]
+    assert [document.tick(number) for number in (10_000, 3e6, -0.5, 0)] == ["10 k", "3 M", "−0.5", "0"]
 
 
 def test_long_texts_keep_both_ends() -> None:
-    text = wording.shortened("a" * 300 + "\n" + "b" * 300)
+    text = document.shortened("a" * 300 + "\n" + "b" * 300)
     assert len(text) < 250
     assert text.startswith("aaa")
     assert text.endswith("bbb")
-    assert wording.shortened("a\nb") == "a\\nb"
-    assert wording.shortened(None) == ""
+    assert document.shortened("a\nb") == "a\\nb"
+    assert document.shortened(None) == ""

@@ -1,0 +1,376 @@
+"""Pages about masks held against a ground truth: of an evaluation, and of a benchmark, with its tables."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from desra_core.benchmarking import AnyBenchmark
+from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
+from desra_core.benchmarking.injection import KINDS
+from desra_core.benchmarking.labelled import (
+    ImageRecord,
+    LabelledJob,
+    LabelledResults,
+    MethodRow,
+    labelled_tables,
+    read_ground_truth,
+    results_of,
+)
+from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
+from desra_core.detection.class_weights import class_names
+from desra_core.errors import ImageError
+from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
+from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
+from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
+from desra_core.evaluation.table import as_json, counted, document_as_markdown, document_as_text, fixed
+from desra_core.files.content import read_bytes, replace_file
+from desra_core.images.codec import Mask, decode
+from desra_core.images.parts import RGB, fitted, rgb8
+from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart
+from desra_core.report.document import Cell, cells_within, make_cell, render_page
+from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
+from desra_core.stages.run import read_photo
+from desra_core.workspace.manifest import File
+
+PICTURES = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}
+NAMES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1"}
+WORST = 6
+
+_ROWS, _LISTED = 200, 200
+_BINS, _DRAWN_CLASSES = 20, 12
+# Edges of the bins of areas of regions, in pixels.
+_EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
+_FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
+# The share of pictures in the 20 MB of a page.
+PICTURE_CHARACTERS = 16_000_000
+
+
+def write_evaluation_page(evaluation: Evaluation, path: Path) -> Path:
+    """Write the page of an evaluation to ``path``, and return that: one HTML file that needs no other file.
+
+    The same evaluation gives the same bytes.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    prominent = evaluation.prominent
+    worst: dict[str, list[tuple[ImageAgreement, list[Cell]]]] = {}
+    for kind, images in worst_images(evaluation.images).items():
+        for image in images:
+            gan_sr = gan_sr_of(image)
+            cells = [make_cell("gan_sr", partial(fitted, gan_sr, AGREEMENT_SIDE))] if gan_sr is not None else []
+            cells.append(make_cell("agreement", partial(agreement_picture, image, gan_sr)))
+            worst.setdefault(kind, []).append((image, cells))
+    rows = sorted(image_rows(evaluation), key=lambda row: (row["iou"] is None, row["iou"]))
+    ranked = sorted((evaluation.classes or {}).items(), key=lambda item: (-item[1].marked, item[0]))
+    by_class = {class_names()[index]: (counts.found, counts.marked) for index, counts in ranked if counts.marked}
+    page = render_page(
+        "evaluation.html.j2",
+        evaluation=evaluation,
+        masks=evaluation.pairing.masks,
+        tiles=_tiles(evaluation.scores),
+        rated=rated_regions(evaluation),
+        prominent_tiles=_tiles(prominent) if prominent else [],
+        notes=_evaluation_notes(evaluation),
+        plots=_evaluation_charts(evaluation),
+        worst=worst,
+        kinds=PICTURES,
+        rows=rows[:_ROWS],
+        all_rows=len(rows),
+        classes=sorted(class_rows(evaluation), key=lambda row: (-row["marked"] - row["detected"], row["class"])),
+        class_chart=_shares(dict(list(by_class.items())[:_DRAWN_CLASSES]), _FOUND, "by class") if by_class else "",
+        listed=_LISTED,
+    )
+    replace_file(path, page.encode())
+    return path
+
+
+def worst_images(images: Sequence[ImageAgreement], count: int = WORST) -> dict[str, list[ImageAgreement]]:
+    """Choose the images with the lowest IoU, the most missed and the most false regions, each image once.
+
+    Each kind gets at most ``count`` images, and none without its fault.
+    """
+    kinds: dict[str, Callable[[ImageAgreement], float]] = {
+        "Lowest IoU": lambda image: 0 if image.agreement.iou is None else 1 - image.agreement.iou,
+        "Most missed regions": lambda image: image.agreement.marked - image.agreement.found,
+        "Most false regions": lambda image: image.agreement.detected - image.agreement.right,
+    }
+    chosen: dict[str, list[ImageAgreement]] = {}
+    shown: set[str] = set()
+    for kind, badness in kinds.items():
+        left = [image for image in images if badness(image) > 0 and image.pair.name not in shown]
+        # A tie, as between images without any overlap, is decided by the pixels in either mask.
+        chosen[kind] = sorted(left, key=lambda image: (-badness(image), -image.agreement.union))[:count]
+        shown |= {image.pair.name for image in chosen[kind]}
+    return {kind: found for kind, found in chosen.items() if found}
+
+
+def _tiles(scores: MaskScores) -> list[tuple[str, str, bool, str]]:
+    """Write value, name and interval of each measure; a dash and the reason where it is undefined."""
+    tiles = []
+    for measure, name in NAMES.items():
+        value, interval = scores.values[measure], scores.intervals[measure]
+        more = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+        if value is None:
+            more = f"undefined: {scores.undefined[measure]}"
+        tiles.append((fixed(value), name, False, more))
+    return tiles
+
+
+def _evaluation_notes(evaluation: Evaluation) -> list[str]:
+    """Write the notes that a reader needs to judge the numbers."""
+    notes = []
+    if evaluation.scores.images == 1:
+        notes.append("One image was judged: these numbers may not hold for other images.")
+    if evaluation.failures:
+        notes.append(f"{counted(len(evaluation.failures), 'file')} could not be judged: see below.")
+    if evaluation.lossy:
+        lossy = counted(len(evaluation.lossy), "mask is", "masks are")
+        notes.append(f"{lossy} JPEG or lossy WebP, thresholded at half: edges are uncertain.")
+    if evaluation.sizes is not None:
+        taken = {"image": "that of the image, of which 5 px a side are cropped", "valid": "that without the 5 px frame"}
+        notes.append(f"The size of masks as large as their ground truth was taken for {taken[evaluation.sizes]}; "
+                     "--size says otherwise.")  # fmt: skip
+    if evaluation.pairing.outdated:
+        outdated = counted(evaluation.pairing.outdated, "human mask does not count: it was",
+                           "human masks do not count: they were")  # fmt: skip
+        notes.append(f"{outdated} drawn on another photo or on another model's result.")
+    return notes
+
+
+def agreement_picture(image: ImageAgreement, gan_sr: RGB | None) -> RGB:
+    """Read two masks again and draw them with `drawn_agreement`.
+
+    Raises:
+        ImageError: A mask cannot be read any more, or has another size now.
+    """
+    mask, truth = (_read_mask(path, image.shape) for path in (image.pair.mask, image.pair.ground_truth))
+    return drawn_agreement(mask, truth, gan_sr)
+
+
+def gan_sr_of(image: ImageAgreement) -> RGB | None:
+    """Read the whole GAN result of an image; None where its file is not known, cannot be read or has another size."""
+    path = image.pair.gan_sr
+    if path is None:
+        return None
+    try:
+        pixels = decode(read_bytes(path), path, max_pixels=MAX_PIXELS).pixels
+    except ImageError:
+        return None
+    return rgb8(pixels) if pixels.shape[:2] == image.shape else None
+
+
+def _evaluation_charts(evaluation: Evaluation) -> list[Markup]:
+    """Draw the spread of the measures of single images, and recall and precision by area of regions where defined."""
+    histograms: dict[str, npt.NDArray[np.int64]] = {}
+    marks: dict[str, float] = {}
+    for measure in ("iou", "precision", "recall"):
+        values = [getattr(image.agreement, measure) for image in evaluation.images]
+        counts, edges = np.histogram([value for value in values if value is not None], _BINS, (0, 1))
+        histograms[NAMES[measure]] = counts
+        of_set = evaluation.scores.values[measure]
+        if of_set is not None:
+            marks[NAMES[measure]] = of_set
+    figure = distributions(histograms, edges=edges, xlabel="of one image; the line: of all", marks=marks)
+    charts = [inline(figure, "How the measures of single images spread, and those of all")]
+    sides = {_FOUND: [image.marked for image in evaluation.images], _RIGHT: [im.detected for im in evaluation.images]}
+    for title, of_images in sides.items():
+        regions = list(chain.from_iterable(of_images))
+        parts = {}
+        for low, high in pairwise(_EDGES):
+            name = f"{low:,.0f} to {high:,.0f} px" if math.isfinite(high) else f"from {low:,.0f} px"
+            covered = [region.covered for region in regions if low <= region.area < high]
+            parts[name] = sum(covered), len(covered)
+        if regions:
+            charts.append(_shares(parts, title, "by area"))
+    return charts
+
+
+def _shares(parts: Mapping[str, tuple[int, int]], title: str, of_what: str) -> Markup:
+    """Draw a bar for each (part, whole), with its 95 % interval."""
+    named = {f"{name} ({whole:,})": (part, whole) for name, (part, whole) in parts.items() if whole}
+    values = {name: part / whole for name, (part, whole) in named.items()}
+    intervals = {name: wilson_interval(part, whole) for name, (part, whole) in named.items()}
+    return inline(bar_chart(values, xlabel=title, intervals=intervals), f"The {title}, {of_what}")
+
+
+class PublishedBenchmark(NamedTuple):
+    """The results of a benchmark: its files, and its tables for the Prefect UI and for a terminal."""
+
+    files: list[Path]
+    markdown: str
+    text: str
+    judged: int  # number of judged images
+    failures: list[ImageError]  # the reasons of images that could not be judged
+
+
+def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
+    """Add up the records of a benchmark; write tables and page (raises `desra_core.errors.TransientError`)."""
+    failures = benchmark.failed()
+    results: LabelledResults | SyntheticSummary
+    if benchmark.settings.synthetic:
+        results = summarise(read_trials(benchmark))
+        tables, judged = synthetic_tables(benchmark, results, failures), results.images
+    else:
+        results = results_of(benchmark)
+        tables, judged = labelled_tables(benchmark, results, failures), len(results.records)
+    workspace = benchmark.workspace
+    markdown = document_as_markdown(tables.title, tables.with_failures(failures))
+    texts = {"md": markdown, "csv": tables.csv, "json": as_json(tables.document)}
+    contents = {workspace.root / f"{tables.stem}.{suffix}": text.encode() for suffix, text in texts.items()}
+    page = workspace.root / f"{tables.stem}.html"
+    # The page is written before the tables, so that equal tables prove that their page is there.
+    if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
+        workspace.publish(page, render(benchmark, results, tables, failures).encode())
+        for path, data in contents.items():
+            workspace.publish(path, data)
+    text = document_as_text(tables.title, tables.sections)
+    return PublishedBenchmark([*contents, page], markdown, text, judged, failures)
+
+
+def render(
+    benchmark: AnyBenchmark,
+    results: LabelledResults | SyntheticSummary,
+    tables: Tables,
+    failures: Sequence[ImageError],
+) -> str:
+    """Render the page of a benchmark: its tables, charts and pictures of the worst images.
+
+    The same results give the same text.
+    """
+    lead = ""
+    worst: list[tuple[str, str, list[Cell]]] = []
+    if isinstance(results, SyntheticSummary):
+        plots = _synthetic_charts(results) if results.injected else []
+    elif results.rows:
+        lead = f"{counted(len(benchmark.methods), 'detector')} on {counted(len(results.records), 'image')}."
+        rows = [row for row in results.rows if row.part == results.rows[-1].part]
+        plots = _labelled_charts(results, rows)
+        best = max(rows, key=lambda row: row.scores.values["iou"] or 0)
+        if iou := best.scores.values["iou"]:
+            lead += f" The masks of {best.point.name} agree best with the ground truth: IoU {fixed(iou)}."
+        drawn = cells_within(PICTURE_CHARACTERS, worst_records(benchmark, results.records), _drawing(benchmark))
+        for record, cells in drawn:
+            facts = (f"{point.name}: {fixed(iou)}" for point, iou in _points(benchmark, record))
+            worst.append((record.title, " · ".join(facts), cells))
+    else:
+        lead, plots = "No image could be judged.", []
+    return render_page(
+        "benchmark.html.j2",
+        benchmark=benchmark,
+        title=tables.title,
+        lead=lead,
+        sections=tables.with_failures(failures),
+        plots=plots,
+        worst=worst,
+        failed=len(failures),
+    )
+
+
+def worst_records(
+    benchmark: Benchmark[LabelledJob], records: Sequence[ImageRecord], count: int = WORST
+) -> list[ImageRecord]:
+    """Choose the images with the lowest IoU of the first method; a tie is decided by the larger masks.
+
+    Images that the method has not judged and images with two empty masks are left out.
+    """
+    method = benchmark.methods[0]
+    point = method.points[0].name
+    judged = [(record.runs[method.name].agreements[point], record) for record in records if method.name in record.runs]
+    worst = [(agreement.iou, -agreement.union, record.title, record) for agreement, record in judged
+             if agreement.iou is not None and agreement.iou < 1]  # fmt: skip
+    return [record for *_, record in sorted(worst, key=lambda row: row[:3])[:count]]
+
+
+def _labelled_charts(results: LabelledResults, rows: Sequence[MethodRow]) -> list[tuple[str, Markup]]:
+    """Draw precision over recall, with a mark at the threshold of each row, then IoU and time by row; with captions."""
+    drawn = {
+        name: [(agreement.recall, agreement.precision) for _, agreement in points
+               if agreement.recall is not None and agreement.precision is not None]
+        for name, points in results.curves.items()
+    }  # fmt: skip
+    marks = {
+        row.point.name: (row.scores.total.recall, row.scores.total.precision)
+        for row in rows
+        if row.method.name in drawn and row.scores.total.recall is not None and row.scores.total.precision is not None
+    }
+    charts = []
+    if any(drawn.values()):
+        figure = line_chart(drawn, xlabel="recall", ylabel="precision", marks=marks)
+        caption = (
+            "Precision and recall of all regions while the threshold goes from a fifth to five times a method's own; "
+            "the points are the rows of the table."
+        )
+        charts.append((caption, inline(figure, "Precision by recall")))
+    iou = {row.point.name: np.nan if row.scores.values["iou"] is None else row.scores.values["iou"] for row in rows}
+    intervals = {row.point.name: interval for row in rows if (interval := row.scores.intervals["iou"])}
+    agreement = bar_chart(iou, xlabel="IoU, and its 95 % interval", intervals=intervals)
+    seconds = {row.point.name: row.seconds for row in rows}
+    times = bar_chart(seconds, xlabel="computing time in one thread, seconds per megapixel")
+    return [*charts, ("", inline(agreement, "IoU by method")), ("", inline(times, "Seconds per megapixel by method"))]
+
+
+def _drawing(benchmark: Benchmark[LabelledJob]) -> Callable[[ImageRecord], list[Cell]]:
+    """Return a function that draws the results of an image, and its masks over the ground truth."""
+    work = {(job.part, job.name): (image, job) for image, job in benchmark.work}
+
+    def draw(record: ImageRecord) -> list[Cell]:
+        image, job = work[record.part, record.name]
+        shape = record.height, record.width
+
+        @cache
+        def result(file: File | None) -> RGB:
+            assert file is not None
+            return rgb8(read_photo(file, MAX_PIXELS).pixels)
+
+        @cache
+        def truth() -> Mask:
+            return np.pad(read_ground_truth(job.ground_truth, shape, image.path), FRAME)
+
+        def against(point: OperatingPoint) -> RGB:
+            mask = _read_mask(job.mask_path(benchmark.workspace, point), shape)
+            return drawn_agreement(mask, truth(), result(image.gan_sr))
+
+        return [
+            make_cell("GAN-SR", lambda: fitted(result(image.gan_sr), AGREEMENT_SIDE)),
+            make_cell("MSE-SR", lambda: fitted(result(image.mse_sr), AGREEMENT_SIDE)),
+            *(make_cell(point.name, partial(against, point)) for point, _ in _points(benchmark, record)),
+        ]
+
+    return draw
+
+
+def _points(benchmark: Benchmark[LabelledJob], record: ImageRecord) -> Iterator[tuple[OperatingPoint, float | None]]:
+    """Yield the operating points of the methods that were run on an image, each with its IoU."""
+    for method in benchmark.methods:
+        if method.name in record.runs:
+            for point in method.points:
+                yield point, record.runs[method.name].agreements[point.name].iou
+
+
+def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
+    """Draw recall by false alarms, and by method and kind; with captions."""
+    figure = line_chart(curves(summary), xlabel="share of the clean pixels that is marked", ylabel="recall", log_x=True)
+    shares = [[method.recall(kind=kind).share for kind in KINDS] for method in summary.methods]
+    recall = [[np.nan if share is None else share for share in row] for row in shares]
+    kinds = [kind.replace("_", " ") for kind in KINDS]
+    table = heat_table([method.method for method in summary.methods], kinds, recall)
+    caption = (
+        "Recall while the threshold and the minimal area change: the most that is found for a share of clean pixels."
+    )
+    return [
+        (caption, inline(figure, "Recall by false alarms")),
+        ("Recall of each kind at the methods' own thresholds.", inline(table, "Recall by method and kind")),
+    ]
+
+
+def _read_mask(path: Path, shape: tuple[int, int]) -> Mask:
+    """Read the mask of an image of ``(H, W)``, with or without its frame: ``(H, W)`` bool, the frame empty."""
+    return np.pad(on_valid_region(read_mask(path), shape, path), FRAME)
