@@ -208,7 +208,7 @@ def export_workspace(
         remedy = "give --all to export clean ones, which desra mine keeps with --keep all"
         raise UsageError(workspace.root, "has no image to export that is done", remedy)
     source = workspace.dataset("gan_sr", "").parent if mined else settings.sources.main
-    with open_export(output, workspace) as folder:
+    with _open_export(output, workspace) as folder:
         with ThreadPoolExecutor(_THREADS) as pool:
             results = list(pool.map(partial(_write, form=form, folder=folder, pictures=pictures), images))
         written = [result for result in results if isinstance(result, _Written)]
@@ -247,13 +247,8 @@ def export_workspace(
 
 
 @contextlib.contextmanager
-def open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
-    """Begin an export to a folder, in which nothing changes before `ExportFolder.commit`.
-
-    Raises:
-        UsageError: The folder holds other things than an export of this workspace, or lies inside the workspace.
-        TransientError: The folder cannot be written.
-    """
+def _open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
+    """Begin an export to a folder, in which nothing changes before `ExportFolder.commit` (raises `UsageError`)."""
     if root.resolve().is_relative_to(workspace.root.resolve()):
         raise UsageError(root, "lies inside the workspace", "name a folder outside of it as --output")
     if root.exists() and not root.is_dir():

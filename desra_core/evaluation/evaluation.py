@@ -327,8 +327,12 @@ def _judged(
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
             for result in pool.map(partial(_compare, severity=severity, sizes=sizes), pairs):
-                found = isinstance(result, ImageAgreement)
-                if stop_at_border and found and result.size_assumed and result.marks_border:
+                if (
+                    stop_at_border
+                    and isinstance(result, ImageAgreement)
+                    and result.size_assumed
+                    and result.marks_border
+                ):
                     return None
                 results.append(result)
                 if on_judged:

@@ -25,8 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.content import content_key, is_unfinished
-from desra_core.files.locks import holder
+from desra_core.files.content import content_key, holder, is_unfinished
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping.contents import (
     EMPTY,
@@ -108,7 +107,7 @@ def find_garbage(workspace: Workspace, *, vanished: bool = False) -> Garbage:
     others = [
         *_unfinished(workspace),
         *_histograms(workspace, target),
-        *old_finetunes(workspace, settings),
+        *_old_finetunes(workspace, settings),
         *_shrunk_tables(workspace, found),
     ]
     return found._replace(table=pa.concat_tables([going, table_of(others)]).combine_chunks())
@@ -285,16 +284,8 @@ def _drop(workspace: Workspace, table: pa.Table, on_dropped: Callable[[int, int]
                     (workspace.root / each).rmdir()
 
 
-def old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
-    """List finetunes and judgements that may be deleted, whole or in part, and unknown files; nothing is changed.
-
-    Args:
-        workspace: Of any run that has ended.
-        settings: Those of the latest run.
-
-    Raises:
-        UsageError: The history of the models is damaged.
-    """
+def _old_finetunes(workspace: Workspace, settings: CorpusSettings) -> Iterator[Item]:
+    """List finetunes and judgements that may be deleted, whole or in part, and unknown files."""
     runs: dict[str, RunFolder] = {}
     for entry in entries(workspace.finetune("")):
         if KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):

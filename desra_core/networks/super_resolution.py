@@ -48,7 +48,9 @@ def super_resolve(model: Model, pixels: Pixels) -> Result:
     sr: Pixels = np.empty((height * model.scale, width * model.scale, channels), pixels.dtype)
     # Extend the photo to the right and below to a size that the network takes.
     margins = [(0, max(traits.minimum, traits.rounded_up(side)) - side) for side in (height, width)]
-    source = np.pad(pixels, (*margins, (0, 0)), mode="reflect") if any(map(any, margins)) else pixels
+    source = pixels
+    if any(map(any, margins)):
+        source = np.pad(pixels, (*margins, (0, 0)), mode="reflect")  # type: ignore[assignment]
     tile, side = None, traits.tile
     while not _fill(sr, source, model, side):
         side = min(side, max(source.shape[:2]))

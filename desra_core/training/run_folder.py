@@ -30,8 +30,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
-from desra_core.files.content import read_bytes, replace_file, storage_errors, sweep
-from desra_core.files.locks import locked
+from desra_core.files.content import locked, read_bytes, replace_file, storage_errors, sweep
 from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.networks.checkpoints import LOAD_ERRORS
 from desra_core.settings.models import Training
@@ -184,7 +183,8 @@ def read_sample(sample: Sample, scale: int) -> tuple[Pixels, Pixels, Mask]:
     if min(height, width) < least_side(scale):
         reason = f"is {width}x{height}, smaller than the smallest patch of {least_side(scale)} px"
         raise ImageError(sample.lr, reason, "it is left out")
-    return lr, results[0] if len(results) == 1 else assemble_pseudo_gt(*results, mask), mask
+    pseudo_gt = results[0] if len(results) == 1 else assemble_pseudo_gt(results[0], results[1], mask)
+    return lr, pseudo_gt, mask
 
 
 def least_side(scale: int) -> int:

@@ -311,9 +311,9 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
         UsageError: The table is damaged.
         TransientError: Something cannot be read now.
     """
-    records = {record.id: record for record in _records(read_table(workspace.shard_records(shard), SCHEMA))}
-    journaled = _journaled(workspace.shard_journal(shard))
-    return {key: record for key, record in (records | journaled).items() if record is not None}
+    rows = read_table(workspace.shard_records(shard), SCHEMA).to_pylist()
+    records = {row["id"]: _from_row(row) for row in rows} | _journaled(workspace.shard_journal(shard))
+    return {key: record for key, record in records.items() if record is not None}
 
 
 def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
@@ -383,20 +383,13 @@ def _journaled(folder: Path) -> dict[str, Record | None]:
         try:
             with reading_errors(path):
                 data = path.read_bytes()
-            (record,) = _records(to_table([_from_row(json.loads(data))]))
-            records[path.stem] = record if record.id == path.stem else None
+            (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
+            records[path.stem] = _from_row(row) if row["id"] == path.stem else None
         except FileNotFoundError:  # gathered meanwhile
             continue
         except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):  # emptied by a power cut
             records[path.stem] = None
     return records
-
-
-def _records(table: pa.Table) -> list[Record]:
-    return [
-        _from_row(row | {"seconds": dict(row["seconds"] or {}), "regions": row["regions"] or []})
-        for row in table.to_pylist()
-    ]
 
 
 def _as_row(record: Record) -> dict[str, Any]:
@@ -406,5 +399,8 @@ def _as_row(record: Record) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any]) -> Record:
+    """Convert a row of a table or of a journal to a record."""
     keys = {name: row.pop(column, None) for column, name in _FURTHER_COLUMNS.items()}
-    return Record(**row, further={name: key for name, key in keys.items() if key})
+    seconds, regions = dict(row.pop("seconds", None) or {}), row.pop("regions", None) or []
+    further = {name: key for name, key in keys.items() if key}
+    return Record(**row, seconds=seconds, regions=regions, further=further)

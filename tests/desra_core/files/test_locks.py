@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from desra_core.files.locks import holder, locked, read_note
+from desra_core.files.content import holder, locked, read_note
 
 # Holds a lock, and has a child that outlives it.
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from desra_core.files.locks import locked
+from desra_core.files.content import locked
 with locked(Path(sys.argv[1]), {"who": "another"}):
     wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     child = subprocess.Popen(wait, stdin=int(sys.argv[2]), stdout=subprocess.DEVNULL)

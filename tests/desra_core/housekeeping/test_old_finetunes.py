@@ -22,7 +22,7 @@ from desra_core.gate.comparison import (
 )
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, promote, rollback
-from desra_core.housekeeping.garbage import find_garbage, old_finetunes, sweep
+from desra_core.housekeeping.garbage import _old_finetunes, find_garbage, sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
 from desra_core.training.plan import plan_finetune
@@ -230,10 +230,10 @@ class Fake:
                 os.utime(path, (self._time, self._time))
 
     def going(self) -> set[str]:
-        return {found.path for found in old_finetunes(self.workspace, self.settings) if found.kind != "unknown"}
+        return {found.path for found in _old_finetunes(self.workspace, self.settings) if found.kind != "unknown"}
 
     def strangers(self) -> set[str]:
-        return {found.path for found in old_finetunes(self.workspace, self.settings) if found.kind == "unknown"}
+        return {found.path for found in _old_finetunes(self.workspace, self.settings) if found.kind == "unknown"}
 
 
 @pytest.fixture
