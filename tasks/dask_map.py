@@ -120,21 +120,13 @@ class Admission:
 
 
 class Share(NamedTuple):
-    """The share of this machine that each of its workers gets.
+    """The share of this machine that each of its workers gets."""
 
-    Attributes:
-        workers: Number of workers, beside those with a GPU.
-        threads: Threads that the work on one image may use.
-        memory: Bytes of a worker, or of one thread of a worker with a GPU.
-        gpu_threads: Threads of each worker with a GPU.
-        max_pixels: Pixels of the largest image that fits into ``memory``.
-    """
-
-    workers: int
-    threads: int
-    memory: int
-    gpu_threads: int
-    max_pixels: int
+    workers: int  # number of workers, beside those with a GPU
+    threads: int  # threads that the work on one image may use
+    memory: int  # bytes of a worker, or of one thread of a worker with a GPU
+    gpu_threads: int  # threads of each worker with a GPU
+    max_pixels: int  # pixels of the largest image that fits into ``memory``
 
 
 class Dask:

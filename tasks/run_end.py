@@ -106,21 +106,13 @@ def _listed(title: str, facts: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        in_one_line: How it ended, for people.
-        task_runs: Number of task runs of the run, which the server has to record.
-        lacking: Whether the result lacks something that a person should look at.
-        problem: The reason why the run is not complete, or None.
-        flow_run: Prefect's id of the run.
-    """
-
-    in_one_line: str
-    task_runs: int
-    lacking: bool = False
-    problem: TransientError | None = None
-    flow_run: str = field(default_factory=lambda: str(flow_run.id))
+    in_one_line: str  # how it ended, for people
+    task_runs: int  # number of task runs of the run, which the server has to record
+    lacking: bool = False  # whether the result lacks something that a person should look at
+    problem: TransientError | None = None  # the reason why the run is not complete, or None
+    flow_run: str = field(default_factory=lambda: str(flow_run.id))  # Prefect's id of the run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,29 +175,20 @@ class GridPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method over all images that it can be run on.
-
-    Attributes:
-        default: At the method's own threshold and the default minimal area. All other fields but ``curve`` are at this
-            point.
-        cells: The recall by kind, strength and size.
-        by_ratio: The recall of the kinds that add contrast, in the four ranges of contrast over texture between
-            `RATIO_BOUNDS`.
-        marked_before: The number of artifacts that are not counted, because the method marks at least half of their
-            place in the clean pair.
-        iou: The mean over the artifacts that are found; None without any.
-        seconds_per_megapixel: The median over the images of the time to compute scores; None without any.
-        curve: All points, by threshold and minimal area.
-    """
+    """One method over all images that it can be run on."""
 
     method: str
+    # At the method's own threshold and the default minimal area. All other fields but ``curve`` are at this point.
     default: GridPoint
-    cells: dict[tuple[str, float, int], Rate]
+    cells: dict[tuple[str, float, int], Rate]  # the recall by kind, strength and size
+    # The recall of the kinds that add contrast, in the four ranges of contrast over texture between `RATIO_BOUNDS`.
     by_ratio: tuple[Rate, ...]
+    # The number of artifacts that are not counted, because the method marks at least half of their place in the clean
+    # pair.
     marked_before: int
-    iou: float | None
-    seconds_per_megapixel: float | None
-    curve: tuple[GridPoint, ...]
+    iou: float | None  # the mean over the artifacts that are found; None without any
+    seconds_per_megapixel: float | None  # the median over the images of the time to compute scores; None without any
+    curve: tuple[GridPoint, ...]  # all points, by threshold and minimal area
 
     def recall(self, *, kind: str | None = None, strength: float | None = None, size: int | None = None) -> Rate:
         """Add up the recall of the artifacts of a kind, strength and size at the default point; None takes all."""

@@ -45,18 +45,12 @@ _TRANSPOSED = frozenset({5, 6, 7, 8})
 
 
 class Photo(NamedTuple):
-    """A decoded image file.
+    """A decoded image file."""
 
-    Attributes:
-        pixels: ``(H, W, 1 or 3)`` RGB, uint8 or uint16.
-        alpha: ``(H, W)`` of the same dtype, or None.
-        further_pages: The number of unread full pages among the first 256 pages of a TIFF file.
-    """
-
-    pixels: Pixels
-    alpha: Pixels | None
+    pixels: Pixels  # ``(H, W, 1 or 3)`` RGB, uint8 or uint16
+    alpha: Pixels | None  # ``(H, W)`` of the same dtype, or None
     has_icc_profile: bool
-    further_pages: int = 0
+    further_pages: int = 0  # the number of unread full pages among the first 256 pages of a TIFF file
 
 
 def decode(data: bytes, path: Path, *, max_pixels: int = 2**40) -> Photo:

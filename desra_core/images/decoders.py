@@ -79,20 +79,14 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 class Picture:
     """The picture of an image file as stored, not turned upright yet; of an animated file the first frame.
 
-    Attributes:
-        size: ``(H, W)`` as stored.
-        orientation: The EXIF orientation, 1..8; other values mean 1.
-        has_icc_profile: Whether the file has a colour profile.
-        further_pages: The number of full pages beside the first.
-
     Raises:
         ImageError: The header is damaged, or the picture is of a kind that is not read.
     """
 
-    size: tuple[int, int]
-    orientation: int
-    has_icc_profile: bool
-    further_pages = 0
+    size: tuple[int, int]  # ``(H, W)`` as stored
+    orientation: int  # the EXIF orientation, 1..8; other values mean 1
+    has_icc_profile: bool  # whether the file has a colour profile
+    further_pages = 0  # full pages beside the first
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data

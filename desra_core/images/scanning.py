@@ -37,17 +37,13 @@ FILES = pa.schema([("name", pa.string()), ("path", pa.string()), ("size", pa.int
 
 
 class Found(NamedTuple):
-    """The image files of a place.
+    """The image files of a place."""
 
-    Attributes:
-        files: A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and
-            ``mtime`` (ns).
-        problems: Files and folders that cannot be read.
-        passed_over: Counts of other files by kind, and of files that each glob of ``exclude`` leaves out, 0 included.
-    """
-
+    # A row per file: ``name`` (the relative path without suffix), ``path`` (relative), ``size`` (bytes) and ``mtime``
+    # (ns).
     files: pa.Table
-    problems: list[ImageError]
+    problems: list[ImageError]  # files and folders that cannot be read
+    # Counts of other files by kind, and of files that each glob of ``exclude`` leaves out, 0 included.
     passed_over: Counter[str]
 
 

@@ -17,20 +17,14 @@ if TYPE_CHECKING:
 
 
 class Traits(NamedTuple):
-    """How to run a network on windows of an image. Lengths are in LR pixels.
+    """How to run a network on windows of an image. Lengths are in LR pixels."""
 
-    Attributes:
-        halo: The context that a result pixel needs around it.
-        tile: The default side of a window, at most. On a CPU, such a window takes less than 1 GB.
-        multiple: Positions and sizes of windows are multiples of this.
-        minimum: The least side of a window.
-        last: The last module, which computes in float32 where the others compute in bfloat16.
-    """
-
-    halo: int
+    halo: int  # the context that a result pixel needs around it
+    # The default side of a window, at most. On a CPU, such a window takes less than 1 GB.
     tile: int
-    multiple: int = 1
-    minimum: int = 1
+    multiple: int = 1  # positions and sizes of windows are multiples of this
+    minimum: int = 1  # the least side of a window
+    # The last module, which computes in float32 where the others compute in bfloat16.
     last: torch.nn.Module | None = None
 
     def rounded_up(self, length: int) -> int:

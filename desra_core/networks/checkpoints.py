@@ -62,25 +62,15 @@ _WAY = "load it with torch.load(path, weights_only=False) and torch.save its wei
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A super-resolution network, and how to run it on windows of an image.
+    """A super-resolution network, and how to run it on windows of an image."""
 
-    Attributes:
-        path: The checkpoint.
-        network: In evaluation mode, its weights float32 and in channels-last format.
-        architecture: spandrel's name of the architecture.
-        scale: By how much the network enlarges.
-        traits: The sizes of windows.
-        device: The torch device.
-        dtype: The number format in which the network computes.
-    """
-
-    path: Path
-    network: nn.Module
-    architecture: str
-    scale: int
-    traits: Traits
-    device: str
-    dtype: torch.dtype
+    path: Path  # the checkpoint
+    network: nn.Module  # in evaluation mode, its weights float32 and in channels-last format
+    architecture: str  # spandrel's name of the architecture
+    scale: int  # by how much the network enlarges
+    traits: Traits  # the sizes of windows
+    device: str  # the torch device
+    dtype: torch.dtype  # the number format in which the network computes
 
     @property
     def kept_bytes(self) -> int:

@@ -18,15 +18,10 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """An enlarged photo.
+    """An enlarged photo."""
 
-    Attributes:
-        pixels: The photo at ``scale`` times its height and width, of its dtype and number of channels.
-        tile: The side of the windows if memory ran out with the default side, else None.
-    """
-
-    pixels: Pixels
-    tile: int | None
+    pixels: Pixels  # the photo at ``scale`` times its height and width, of its dtype and number of channels
+    tile: int | None  # the side of the windows if memory ran out with the default side, else None
 
 
 def super_resolve(model: Model, pixels: Pixels) -> Result:

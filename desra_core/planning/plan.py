@@ -57,19 +57,13 @@ COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further
 
 
 class Work(NamedTuple):
-    """The work that is left, as flags per manifest row.
+    """The work that is left, as flags per manifest row."""
 
-    Attributes:
-        lacking: The rows for which a stage must run, by stage name. The mask stage runs last, for all these rows.
-        failed: Images that failed for good under the very same settings.
-        dropped: Images that are computed again only because their maps were not kept.
-        whole: Images of which everything is kept, see `kept_whole`.
-    """
-
+    # The rows for which a stage must run, by stage name. The mask stage runs last, for all these rows.
     lacking: dict[str, Flags]
-    failed: Flags
-    dropped: Flags
-    whole: Flags
+    failed: Flags  # images that failed for good under the very same settings
+    dropped: Flags  # images that are computed again only because their maps were not kept
+    whole: Flags  # images of which everything is kept, see `kept_whole`
 
     @property
     def pending(self) -> Flags:

@@ -25,24 +25,18 @@ from desra_core.workspace.products import Record, Target, spared_arrays, without
 
 @dataclass(frozen=True)
 class StageJob:
-    """The inputs of a stage that are the same for all images of a run.
+    """The inputs of a stage that are the same for all images of a run."""
 
-    Attributes:
-        settings, target, weights: The settings of the run, the same settings as keys, and the class weights.
-        key: The cache key of the product that the stage makes.
-        device: ``cpu`` or ``cuda``: where networks run.
-        tile, threads: Side of a tile in pixels, and number of threads, to compute the similarity of one image.
-        max_pixels: Images of more pixels are refused.
-    """
-
+    # The settings of the run, the same settings as keys, and the class weights.
     settings: CorpusSettings
     target: Target
     weights: Weights
-    key: str
-    device: str
+    key: str  # the cache key of the product that the stage makes
+    device: str  # ``cpu`` or ``cuda``: where networks run
+    # Side of a tile in pixels, and number of threads, to compute the similarity of one image.
     tile: int
     threads: int
-    max_pixels: int
+    max_pixels: int  # images of more pixels are refused
 
     @property
     def detector(self) -> AppliedDetector:

@@ -21,19 +21,12 @@ from desra_core.workspace.products import ARRAYS, Flags, flags_of
 
 
 class Held(NamedTuple):
-    """The files of a workspace for some manifest rows, by row.
+    """The files of a workspace for some manifest rows, by row."""
 
-    Attributes:
-        masks: Whether there is a mask.
-        pictures: The number of pictures in the dataset, up to ``len(DATASET)``.
-        arrays: Whether there is an array, by the name of the array.
-        marked: Whether a person has marked an artifact.
-    """
-
-    masks: Flags
-    pictures: npt.NDArray[np.int8]
-    arrays: dict[str, Flags]
-    marked: Flags
+    masks: Flags  # whether there is a mask
+    pictures: npt.NDArray[np.int8]  # the number of pictures in the dataset, up to ``len(DATASET)``
+    arrays: dict[str, Flags]  # whether there is an array, by the name of the array
+    marked: Flags  # whether a person has marked an artifact
 
     def filter(self, flags: Flags) -> Held:
         """Keep some rows."""

@@ -62,17 +62,13 @@ class ImageRef:
 
 
 class Corpus(NamedTuple):
-    """The manifest after a scan, and how the scan changed it.
+    """The manifest after a scan, and how the scan changed it."""
 
-    Attributes:
-        manifest, failures: The images, and the files that could not become images (schema `FAILURES`).
-        passed_over: Counts of the other files, see `desra_core.images.scanning.kinds_in_words`.
-        added, replaced, vanished: Numbers of images.
-    """
-
+    # The images, and the files that could not become images (schema `FAILURES`).
     manifest: pa.Table
     failures: pa.Table
-    passed_over: dict[str, int]
+    passed_over: dict[str, int]  # counts of the other files, see `desra_core.images.scanning.kinds_in_words`
+    # Numbers of images.
     added: int
     replaced: int
     vanished: int

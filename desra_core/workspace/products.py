@@ -86,28 +86,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Product:
-    """Something that a run makes of every image that needs it.
+    """Something that a run makes of every image that needs it."""
 
-    Attributes:
-        name: The name of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the function
-            ``NAME_stage`` and, where it runs networks, ``network``.
-        title: The stage in words for people.
-        key: Gives the cache key under a target, or None where the product is not wanted.
-        arrays: The arrays that the stage stores in the zarr group of the image. The last of them is the product.
-        needs: Gives the arrays that must exist before the stage runs, as far as the run makes them.
-        gpu: Whether the stage runs networks, on a GPU where there is one.
-        column: The column of the record with the key under which the product was made.
-        kept: The column that says whether it was stored; None where the record need not say so.
-    """
-
+    # The name of the stage, on disk and in Dask. The module ``desra_core.stages.NAME`` has the function ``NAME_stage``
+    # and, where it runs networks, ``network``.
     name: str
-    title: str
-    key: Callable[[Target], str | None]
+    title: str  # the stage in words for people
+    key: Callable[[Target], str | None]  # gives the cache key under a target, or None where the product is not wanted
+    # The arrays that the stage stores in the zarr group of the image. The last of them is the product.
     arrays: tuple[str, ...] = ()
+    # Gives the arrays that must exist before the stage runs, as far as the run makes them.
     needs: Callable[[Target], tuple[str, ...]] = lambda _: ()
-    gpu: bool = False
-    column: str = ""
-    kept: str | None = None
+    gpu: bool = False  # whether the stage runs networks, on a GPU where there is one
+    column: str = ""  # the column of the record with the key under which the product was made
+    kept: str | None = None  # the column that says whether it was stored; None where the record need not say so
 
 
 # In an order for readers; `stages_for` puts the products of a run in the order of their needs. A further product is
@@ -204,52 +196,40 @@ REGION_FIELDS = [
 
 @dataclass(frozen=True)
 class Record:
-    """The state of one image in a workspace.
-
-    Attributes:
-        icc_profile: Whether the GAN result, or the photo, has a colour profile, which is ignored.
-        further_pages: Full pages of that file beside the first, which are not read; None in records from before they
-            were counted.
-        tile: Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
-        similarity_key, segmentation_key, mask_key: Settings under which each product was made; None where it was not.
-            ``mask_key`` is set once the mask is published.
-        similarity_kept, labels_kept: Whether the array lies in the image's zarr group.
-        proven_weight: When set, the mask is empty for all class weights from this value up, whatever the labels.
-        threshold, min_area, weighting_key, labels_hash: The settings under which ``artifact_pixels`` was found:
-            ``min_area`` in pixels, ``weighting_key`` for class weights and the origin of the labels.
-        artifact_pixels: Pixels in the mask; None while unknown.
-        regions: One dict per region, fields as in `desra_core.detection.Region`.
-        failed_stage, failed_key, subject, reason, remedy, transient: The failure, if the image failed: the stage, the
-            ``run_key`` of the target, and the words of the error.
-        seconds: Computing time by stage.
-        further: Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
-    """
+    """The state of one image in a workspace."""
 
     id: str
     height: int | None = None
     width: int | None = None
-    icc_profile: bool = False
+    icc_profile: bool = False  # whether the GAN result, or the photo, has a colour profile, which is ignored
+    # Full pages of that file beside the first, which are not read; None in records from before they were counted.
     further_pages: int | None = None
+    # Side in LR pixels of the windows of inference, where memory forced smaller windows than usual.
     tile: int | None = None
-    similarity_key: str | None = None
-    similarity_kept: bool = False
-    segmentation_key: str | None = None
+    similarity_key: str | None = None  # settings under which the map was made; None where it was not made
+    similarity_kept: bool = False  # whether the map lies in the image's zarr group
+    segmentation_key: str | None = None  # the same of the labels
     labels_kept: bool = False
+    # ``artifact_pixels`` was found under the next two, ``threshold`` and ``min_area``.
     labels_hash: str | None = None
-    weighting_key: str | None = None
+    weighting_key: str | None = None  # of the class weights and the origin of the labels
+    # When set, the mask is empty for all class weights from this value up, whatever the labels.
     proven_weight: float | None = None
     threshold: float | None = None
-    min_area: int | None = None
-    mask_key: str | None = None
-    artifact_pixels: int | None = None
+    min_area: int | None = None  # in pixels
+    mask_key: str | None = None  # settings of the mask; set once it is published
+    artifact_pixels: int | None = None  # pixels in the mask; None while unknown
+    # One dict per region, fields as in `desra_core.detection.Region`.
     regions: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    # The failure, if the image failed: the stage, the ``run_key`` of the target, and the words of the error.
     failed_stage: str | None = None
     failed_key: str | None = None
     subject: str | None = None
     reason: str | None = None
     remedy: str | None = None
     transient: bool = False
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # computing time by stage
+    # Keys of the products `FURTHER`, by name; on disk, each of these keys has its own column.
     further: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

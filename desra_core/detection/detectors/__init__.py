@@ -48,17 +48,11 @@ class DetectorInputs(NamedTuple):
 
 @runtime_checkable
 class Detector(Protocol):
-    """Scores the pixels of a GAN result by how much they look like an artifact; more is worse.
+    """Scores the pixels of a GAN result by how much they look like an artifact; more is worse."""
 
-    Attributes:
-        threshold: A pixel is suspect where its score is above this, unless the user gives another threshold.
-        smallest: Images with a shorter side are refused, in pixels.
-        inputs: Which of ``lr`` and ``labels`` the detector needs; it does not get the others.
-    """
-
-    threshold: float
-    smallest: int
-    inputs: tuple[str, ...]
+    threshold: float  # a pixel is suspect where its score is above this, unless the user gives another threshold
+    smallest: int  # images with a shorter side are refused, in pixels
+    inputs: tuple[str, ...]  # which of ``lr`` and ``labels`` the detector needs; it does not get the others
 
     def __call__(self, mse_sr: Pixels, gan_sr: Pixels, lr: Pixels | None, labels: Labels | None, /) -> Scores:
         """Score every pixel of a pair.
@@ -138,23 +132,17 @@ class AppliedDetector:
     A pixel has three numbers: its score, its value, which people give as thresholds and read in tables, and its heat
     value, which heat maps show. They are the same but for DeSRA, where the score is -D, the value is D and the heat
     value is 1 - D.
-
-    Attributes:
-        name: One of `METHODS`, or the path of a user's file.
-        threshold: The value at the border between suspect pixels and others.
-        weighs_classes: Whether class weights (Eq. 9) apply to its scores.
-        usual_threshold: The default threshold; None for that of the `Detector`.
-        highest: The largest possible value, and the largest heat value.
-        limit: All scores lie below this. (A lost chunk of a map reads as zeros; no score of DeSRA is 0.)
-        word, worse: The name of a value in a sentence, and the side of the threshold on which artifacts lie.
     """
 
-    name: str
-    threshold: float
+    name: str  # one of `METHODS`, or the path of a user's file
+    threshold: float  # the value at the border between suspect pixels and others
+    # Whether class weights (Eq. 9) apply to its scores.
     weighs_classes: ClassVar[bool] = False
-    usual_threshold: ClassVar[float | None] = None
-    highest: ClassVar[float | None] = None
+    usual_threshold: ClassVar[float | None] = None  # the default threshold; None for that of the `Detector`
+    highest: ClassVar[float | None] = None  # the largest possible value, and the largest heat value
+    # All scores lie below this. (A lost chunk of a map reads as zeros; no score of DeSRA is 0.)
     limit: ClassVar[float] = math.inf
+    # The name of a value in a sentence, and the side of the threshold on which artifacts lie.
     word: ClassVar[str] = "score"
     worse: ClassVar[str] = "above"
 
