@@ -20,12 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import digest, read_bytes
+from desra_core.files.content import digest, read_bytes, read_json
 from desra_core.images.codec import Pixels, bgr8, decode
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import done_images
+from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining
-from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, image_refs, read_manifest

@@ -233,7 +233,12 @@ def _identified(
     Files that are as ``previous`` records them keep their hash; the others are read. Returns the images, and rows of
     the schema `FAILURES` about those that cannot be read.
     """
-    hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
+    hashes = dict.fromkeys(ROLES, pa.nulls(found.num_rows, pa.string()))
+    before = _aligned(found, previous)
+    for role, folder in sources.folders.items():
+        if _stored_roots(previous).get(role) == str(folder).encode():
+            known = pa.array(_equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")]))
+            hashes[role] = pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
     unknown = {role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()) for role in sources.places}
     total, done = sum(pc.sum(flags).as_py() or 0 for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
@@ -280,15 +285,6 @@ def _equal(one: pa.Table, other: pa.Table, columns: list[str]) -> Flags:
         here, there = one[column].combine_chunks(), other[column].combine_chunks()
         flags &= flags_of(pc.equal(here, there)) | flags_of(pc.and_(here.is_null(), there.is_null()))
     return flags
-
-
-def _known_hashes(found: pa.Table, previous: pa.Table, sources: Sources, role: str) -> pa.Array:
-    """Return the hashes of files whose folder, path, size and time are as before; null for the others."""
-    if _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
-        return pa.nulls(found.num_rows, pa.string())
-    before = _aligned(found, previous)
-    known = _equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")])
-    return pc.if_else(pa.array(known), before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:

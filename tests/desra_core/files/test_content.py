@@ -205,5 +205,5 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_keys_of_a_run_need_no_torch() -> None:
-    code = "import sys, desra_core.planning.keys; assert not {'torch', 'spandrel'} & set(sys.modules)"
+    code = "import sys, desra_core.planning.plan; assert not {'torch', 'spandrel'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

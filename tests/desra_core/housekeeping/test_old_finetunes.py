@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from desra_core.files.content import read_json
 from desra_core.gate.comparison import (
     comparing_of,
     decide_and_publish,
@@ -25,8 +26,7 @@ from desra_core.gate.model_registry import current_model, promote, rollback
 from desra_core.housekeeping.garbage import _old_finetunes, find_garbage, sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
-from desra_core.training.plan import plan_finetune
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.plan import RunFolder, plan_finetune
 from desra_core.workspace import Workspace
 from tests.in_process import judge_all, process, train
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from desra_core.errors import LockedError, TransientError, UsageError
+from desra_core.files.content import read_json, write_json
 from desra_core.networks.checkpoints import load_model, read_weights
 from desra_core.settings.models import Training
 from desra_core.training import loop
-from desra_core.training.loop import finetune
-from desra_core.training.plan import settle_precision
-from desra_core.training.run_folder import RunFolder, load_state, read_json, write_json
+from desra_core.training.loop import finetune, load_state
+from desra_core.training.plan import RunFolder, settle_precision
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
