@@ -18,7 +18,7 @@ from prefect.runtime import deployment
 
 from desra_core.errors import LockedError, may_pass
 from desra_core.evaluation.table import counted
-from desra_core.files.content import locked, read_json
+from desra_core.files import locked, read_json
 from desra_core.settings import Machine
 from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision

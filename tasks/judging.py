@@ -18,7 +18,7 @@ from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
-from desra_core.files.content import read_json
+from desra_core.files import read_json
 from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage

@@ -9,7 +9,7 @@ from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
-from desra_core.files.content import read_json
+from desra_core.files import read_json
 from desra_core.gate.comparison import (
     Comparison,
     check_training,

@@ -17,7 +17,7 @@ from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
 from deployments.demo.photos import MODELS, make_photos
 from desra_core.errors import DesraError, printable
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.images import codec
 from desra_core.images.parts import rgb8
 from desra_core.planning.plan import REGIONS

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.images import codec
 
 MODELS = Path(__file__).parent / "models"

@@ -36,7 +36,7 @@ from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
-from desra_core.files.content import check_names, digest, read_bytes, read_json, replace_file, storage_errors
+from desra_core.files import check_names, digest, read_bytes, read_json, replace_file, storage_errors
 from desra_core.images.codec import Mask, Photo, bgr8, check_size, decode, decode_mask, encode_png
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.workspace import Workspace

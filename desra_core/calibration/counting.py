@@ -34,7 +34,7 @@ from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD, valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.evaluation.mask_files import decode_mask
-from desra_core.files.content import content_key, digest, fingerprint, read_bytes
+from desra_core.files import content_key, digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.plan import check_kind, load_settings, target_of

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.images.codec import Mask, Pixels, check_size, decode
 from desra_core.images.scanning import image_files, no_images, root_of
 from desra_core.planning.plan import settings_document

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import load_lpips
-from desra_core.files.content import content_key, fingerprint, read_json, sweep
+from desra_core.files import content_key, fingerprint, read_json, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.content import content_key, holder, is_unfinished, read_json
+from desra_core.files import content_key, holder, is_unfinished, read_json
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping.contents import (
     EMPTY,

@@ -21,7 +21,7 @@ from cachetools import LRUCache, cached
 
 from desra_core import third_party
 from desra_core.errors import TransientError, UsageError, described
-from desra_core.files.content import content_key, replace_file
+from desra_core.files import content_key, replace_file
 from desra_core.gpu import exact_on, is_broken, is_unusable
 from desra_core.networks.architectures import Traits, traits_of
 

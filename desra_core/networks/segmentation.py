@@ -20,7 +20,7 @@ import numpy as np
 
 from desra_core import third_party
 from desra_core.errors import ImageError, UsageError, described
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.gpu import exact_on
 from desra_core.images.codec import CLASS_COUNT, Labels, Pixels, bgr8
 from desra_core.images.parts import row_strips

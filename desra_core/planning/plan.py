@@ -23,7 +23,7 @@ from desra_core import __version__
 from desra_core.detection.class_weights import Weights, class_names, load_weights
 from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
 from desra_core.errors import Failure, UsageError
-from desra_core.files.content import content_key, fingerprint, read_json
+from desra_core.files import content_key, fingerprint, read_json
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.segmentation import segmenter_key, try_segmenter

@@ -15,7 +15,7 @@ from desra_core.calibration.weights import (
 )
 from desra_core.detection.mask import THRESHOLD
 from desra_core.evaluation.table import as_markdown, counted
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.report import charts
 from desra_core.report.charts import inline
 from desra_core.report.document import render_page

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.files.content import read_json, storage_errors, write_json
+from desra_core.files import read_json, storage_errors, write_json
 from desra_core.gpu import lacks_memory
 from desra_core.networks.checkpoints import LOAD_ERRORS, save_torch
 from desra_core.settings.models import Training
@@ -217,9 +217,12 @@ class Trainer:
 
     def _resumed(self) -> State | None:
         """Restore what `save_now_and_then` saved; returns the counters, None where nothing is saved."""
-        state = load_state(self._run.state)
-        if state is None:
+        if not self._run.state.exists():
             return None
+        try:
+            state: State = torch.load(self._run.state, map_location="cpu", weights_only=True)
+        except LOAD_ERRORS:
+            raise UsageError(self._run.state, "is damaged", "delete it to start this finetune again") from None
         for name, part in self._moving().items():
             part.load_state_dict(state.pop(name))
         torch.set_rng_state(state.pop("rng"))
@@ -265,17 +268,6 @@ class Trainer:
         reason = f"the {bad[0]} loss is not finite" if bad else f"the mean absolute error has grown to {error:.3g}"
         good = f"the last good model is {models[-1]}" if models else "no model had been saved"
         raise UsageError(self._run.root, reason, f"{good}; start another run with a lower --learning-rate")
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """Load the saved state of a run onto the CPU; None where there is no state (raises `UsageError`: damaged)."""
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS:
-        raise UsageError(path, "is damaged", "delete it to start this finetune again") from None
-    return state
 
 
 def compare_with_best(state: State) -> None:

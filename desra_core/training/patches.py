@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from desra_core.detection.mask import assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import read_bytes, replace_file
+from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import Mask, Pixels, decode
 from desra_core.settings.models import Training
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from desra_core import __version__
 from desra_core.errors import ImageError, LockedError, UsageError
-from desra_core.files.content import (
+from desra_core.files import (
     content_key,
     digest,
     fingerprint,

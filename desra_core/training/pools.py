@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import digest, read_bytes, read_json
+from desra_core.files import digest, read_bytes, read_json
 from desra_core.images.codec import Pixels, bgr8, decode
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.content import digest, hash_file
+from desra_core.files import digest, hash_file
 from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
-from desra_core.files.content import fingerprint, reading_errors
+from desra_core.files import fingerprint, reading_errors
 from desra_core.workspace import Workspace, read_table
 
 Flags = npt.NDArray[np.bool_]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from desra_core.evaluation.table import as_markdown
-from desra_core.files.content import write_json
+from desra_core.files import write_json
 from desra_core.gate.criteria import Score, score
 from desra_core.gate.judge import detect, judge
 from desra_core.images.codec import decode

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from deployments.commands.flags import with_flags
 from desra_core.errors import UsageError
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.networks import load_model
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Finetuning

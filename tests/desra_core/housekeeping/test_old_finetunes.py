@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from desra_core.files.content import read_json
+from desra_core.files import read_json
 from desra_core.gate.comparison import (
     comparing_of,
     decide_and_publish,
@@ -251,7 +251,7 @@ def test_the_latest_finetune_stays_and_the_others_are_deleted(fake: Fake) -> Non
 
 
 def test_an_unfinished_finetune_stays_while_its_parent_is_in_use(fake: Fake) -> None:
-    from desra_core.files.content import content_key
+    from desra_core.files import content_key
 
     fake.finetune(KEYS[0], ended=False, parent=content_key(fake.gan))
     fake.finetune(KEYS[1], ended=False, parent="another")
