@@ -462,12 +462,21 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
 
 
 def publish_tables(workspace: Workspace, target: Target) -> None:
-    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`).
+
+    The table of regions has one row per region and name, sorted by name, then from top to bottom.
+    """
     manifest = read_manifest(workspace)
     records = read_records(workspace, _TABLE_COLUMNS)
     if target.super_resolves:
         workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
-    workspace.publish_table(workspace.regions, _regions(manifest, records))
+    rows, regional = with_records(manifest, records)
+    lists = regional["regions"].combine_chunks()
+    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
+    regions = pc.list_flatten(lists)
+    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
+    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
+    workspace.publish_table(workspace.regions, pa.table([*images.columns, *fields, classes], schema=REGIONS))
     failed = failure_table(manifest.filter(manifest["present"]), records)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
     workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
@@ -517,14 +526,3 @@ def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str])
     """Replace the values of those images whose ids are in ``by_id``."""
     index = pc.index_in(ids, pa.array(by_id, pa.string()))
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
-
-
-def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
-    """Make the table of regions: one row per region and name, sorted by name, then from top to bottom."""
-    rows, records = with_records(manifest, records)
-    lists = records["regions"].combine_chunks()
-    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
-    regions = pc.list_flatten(lists)
-    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
-    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
-    return pa.table([*images.columns, *fields, classes], schema=REGIONS)

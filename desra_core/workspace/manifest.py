@@ -268,8 +268,12 @@ def _identified(
         each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
         digests.append(pa.array((digest(" ".join(hashes).encode()) for hashes in each), pa.string()))
     contents, labels = pa.chunked_array(digests, pa.string()).combine_chunks(), table["labels_hash"].combine_chunks()
+    # Images of equal content share an id, unless their labels, and so their masks, differ from those of the first.
+    other = pc.fill_null(pc.not_equal(labels, labels.take(pc.index_in(contents, contents))), False)
+    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
     table = table.append_column("content", contents)
-    return table.append_column("id", _ids_with_labels(contents, labels)), problems
+    return table.append_column("id", pc.replace_with_mask(contents, other, own)), problems
 
 
 def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
@@ -313,15 +317,6 @@ def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, dou
     same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
     ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
     return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
-
-
-def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Compute ids: images of equal content share one, unless their labels (so their masks) differ from the first's."""
-    first = labels.take(pc.index_in(contents, contents))
-    other = pc.fill_null(pc.not_equal(labels, first), False)
-    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
-    return pc.replace_with_mask(contents, other, own)
 
 
 def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:
