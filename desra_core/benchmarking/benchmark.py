@@ -23,7 +23,7 @@ from desra_core.evaluation.table import Section
 from desra_core.files import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.run import read_label_file, read_photo
+from desra_core.stages import read_label_file, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File, ImageRef
 

@@ -34,7 +34,7 @@ from desra_core.files import fingerprint
 from desra_core.images.codec import Mask, encode_mask
 from desra_core.settings import min_area_pixels
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.run import read_content
+from desra_core.stages import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 

@@ -23,7 +23,7 @@ from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.evaluation.table import Section, as_csv, failure_rows, fixed, in_percent
 from desra_core.files import fingerprint
 from desra_core.settings.models import Benchmarking
-from desra_core.stages.run import read_content
+from desra_core.stages import read_content
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import File
 

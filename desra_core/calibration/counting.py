@@ -40,7 +40,7 @@ from desra_core.images.scanning import image_files, normalized
 from desra_core.planning.plan import check_kind, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
-from desra_core.stages.run import read_content, read_labels
+from desra_core.stages import read_content, read_labels
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.arrays import read_array
 from desra_core.workspace.human_masks import read_human_masks

@@ -42,8 +42,7 @@ from desra_core.networks.checkpoints import Precision, load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.settings import min_area_pixels
-from desra_core.stages import StageJob
-from desra_core.stages.run import read_content, read_photo
+from desra_core.stages import StageJob, read_content, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array
 from desra_core.workspace.manifest import ImageRef

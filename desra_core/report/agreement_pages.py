@@ -36,7 +36,7 @@ from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
-from desra_core.stages.run import read_photo
+from desra_core.stages import read_photo
 from desra_core.workspace.manifest import File
 
 PICTURES = {"gan_sr": "GAN-SR", "agreement": "mask against ground truth"}

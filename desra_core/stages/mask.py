@@ -8,7 +8,7 @@ import numpy as np
 from desra_core.detection.mask import assemble_pseudo_gt, find_regions
 from desra_core.images.codec import Mask, Pixels, check_size, encode_mask, encode_png
 from desra_core.networks.super_resolution import resize_alpha
-from desra_core.stages.run import StageJob, read_labels, read_photo
+from desra_core.stages import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask

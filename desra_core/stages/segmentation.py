@@ -5,7 +5,7 @@ from typing import Any
 
 from desra_core.errors import ImageError
 from desra_core.networks.segmentation import load_segmenter
-from desra_core.stages.run import StageJob, read_gan_sr
+from desra_core.stages import StageJob, read_gan_sr
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef

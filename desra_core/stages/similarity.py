@@ -7,7 +7,7 @@ import numpy as np
 from desra_core.detection.detectors import DetectorInputs, Scores
 from desra_core.errors import ImageError
 from desra_core.images.codec import Pixels
-from desra_core.stages.run import StageJob, read_labels, read_photo
+from desra_core.stages import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array
 from desra_core.workspace.manifest import ImageRef

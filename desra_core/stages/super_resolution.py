@@ -10,7 +10,7 @@ from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.super_resolution import super_resolve
 from desra_core.planning.plan import result_key
 from desra_core.settings import Mining
-from desra_core.stages.run import StageJob, read_photo
+from desra_core.stages import StageJob, read_photo
 from desra_core.stages.similarity import compare, is_suspect, proven_clean
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import find_array, write_array

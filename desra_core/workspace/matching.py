@@ -102,7 +102,6 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
             raise UsageError(folder, "lies inside the workspace", "name a folder outside of it")
     remedy = "name a folder with PNG, JPEG, WebP, TIFF or BMP files"
     tables, problems, passed_over = _listed(sources.places, skip, remedy, sources.exclusion())
-    tables, unclear = _with_clear_names(tables)
     unfit = _unfit(pa.concat_tables([table.select(["name"]) for table in tables.values()])["name"].unique(), skip)
     names = pa.array((error.subject for error in unfit), pa.string())
     tables = {role: table.filter(pc.invert(pc.is_in(table["name"], names))) for role, table in tables.items()}
@@ -113,13 +112,13 @@ def match(sources: Sources, skip: Path) -> tuple[pa.Table, pa.Table, Counter[str
         names = tables[main]["name"]
         tables[role] = table.set_column(0, "name", names if single else spelled_like(table["name"], names))
     joined, lacking = _joined(tables, sources)
-    return joined, pa.concat_tables([failure_rows(problems + unclear + unfit), *lacking]), passed_over
+    return joined, pa.concat_tables([failure_rows(problems + unfit), *lacking]), passed_over
 
 
 def _listed(
     places: Mapping[str, Path], skip: Path | None, empty: str | None, exclude: Sequence[str] = ()
 ) -> tuple[dict[str, pa.Table], list[ImageError], Counter[str]]:
-    """List the image files of each role, and put their problems and the counts of other files together.
+    """List the image files of each role with a clear name, the problems of the others, and counts of other files.
 
     ``empty`` is the remedy, with the role as ``{role}``, of the `UsageError` for a place without images; None where a
     place may be empty.
@@ -133,7 +132,8 @@ def _listed(
             raise no_images(place, empty.format(role=role), others)
         problems += own
         passed_over.update(others)
-    return tables, problems, passed_over
+    tables, unclear = _with_clear_names(tables)
+    return tables, problems + unclear, passed_over
 
 
 def _joined(tables: dict[str, pa.Table], sources: Sources) -> tuple[pa.Table, list[pa.Table]]:
@@ -235,13 +235,12 @@ def files_by_name(
         UsageError: A folder does not exist, or is empty and may not be.
     """
     tables, problems, _ = _listed(folders, skip, empty)
-    tables, unclear = _with_clear_names(tables)
     files = {}
     for role, table in tables.items():
         names = spelled_like(table["name"], tables[main]["name"]).to_pylist()
         paths = (root_of(folders[role]) / path for path in table["path"].to_pylist())
         files[role] = dict(zip(names, paths, strict=True))
-    return files, problems + unclear
+    return files, problems
 
 
 def _with_clear_names(tables: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[ImageError]]:
