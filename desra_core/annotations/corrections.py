@@ -28,7 +28,6 @@ from desra_core.images.scanning import ImageNames, normalized
 from desra_core.planning.plan import done_images, load_settings, publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, exported_masks, mask_key, read_human_masks
-from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import Target
 
@@ -422,7 +421,7 @@ def _replace_masks(
         except ImageError:  # the next run makes these pictures again
             return False
         pseudo_gt = assemble_pseudo_gt(mse_sr.pixels, gan_sr.pixels, mask)
-        publish_pseudo_gt(workspace, [name], mask, pseudo_gt, gan_sr.alpha)
+        workspace.publish_pseudo_gt([name], mask, pseudo_gt, gan_sr.alpha)
         return True
 
     with ThreadPoolExecutor(_THREADS) as pool:

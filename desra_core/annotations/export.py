@@ -41,8 +41,7 @@ from desra_core.images.codec import Mask, Photo, bgr8, check_size, decode, decod
 from desra_core.planning.plan import done_images, load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
-from desra_core.workspace.inventory import picture_files
-from desra_core.workspace.manifest import read_manifest
+from desra_core.workspace.manifest import picture_files, read_manifest
 from desra_core.workspace.products import REGION_FIELDS, Target
 
 Form = Literal["coco", "labelme", "folder"]

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from desra_core.errors import UsageError
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import is_text
-from desra_core.workspace.products import ARRAYS
+from desra_core.workspace.products import ARRAYS, is_text
 
 # The folders of a workspace.
 FOLDERS = (

@@ -42,7 +42,6 @@ from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tab
 from desra_core.settings import CorpusSettings
 from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace, read_table
-from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest
 from desra_core.workspace.products import (
     SCHEMA,
@@ -50,6 +49,7 @@ from desra_core.workspace.products import (
     finished_shards,
     flags_of,
     gather_journals,
+    held_by,
     kept_arrays,
     read_records,
 )

@@ -30,16 +30,17 @@ from desra_core.networks.segmentation import segmenter_key, try_segmenter
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
-from desra_core.workspace.inventory import Held, held_by
 from desra_core.workspace.manifest import Corpus, ImageRef, asked_for, image_refs, read_manifest, role_files, scan
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import (
     REGION_FIELDS,
     SCHEMA,
     Flags,
+    Held,
     Target,
     flags_of,
     gather_journals,
+    held_by,
     kept_whole,
     read_records,
     stages_for,

@@ -27,8 +27,7 @@ from desra_core.planning.plan import REGIONS, failure_table, settings_document
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
-from desra_core.workspace.inventory import picture_files
-from desra_core.workspace.manifest import MANIFEST, read_passed_over
+from desra_core.workspace.manifest import MANIFEST, picture_files, read_passed_over
 from desra_core.workspace.matching import FAILURES
 from desra_core.workspace.products import PRODUCTS, read_records
 

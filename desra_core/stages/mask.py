@@ -12,7 +12,6 @@ from desra_core.stages import StageJob, read_labels, read_photo
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import drop_array, read_array
 from desra_core.workspace.human_masks import HumanMask, find_human_mask
-from desra_core.workspace.inventory import publish_pseudo_gt
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Record, kept_whole, write_journal
 
@@ -104,4 +103,4 @@ def _publish_pictures(
     for role in keys:
         publish(role, encode_png(result(role), sr_alpha))
     pseudo_gt = assemble_pseudo_gt(result("mse_sr"), result("gan_sr"), mask)
-    publish_pseudo_gt(workspace, image.names, mask, pseudo_gt, sr_alpha)
+    workspace.publish_pseudo_gt(image.names, mask, pseudo_gt, sr_alpha)

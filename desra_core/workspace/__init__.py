@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, UsageError
 from desra_core.files import fingerprint, holder, locked, reading_errors, replace_file, storage_errors
+from desra_core.images.codec import Mask, Pixels, encode_mask, encode_png
 
 # The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
@@ -193,6 +194,23 @@ class Workspace:
                 return
             scratch = self.scratch()
         replace_file(path, data, durable=durable, scratch=scratch)
+
+    def publish_pseudo_gt(self, names: Iterable[str], mask: Mask, pseudo_gt: Pixels, alpha: Pixels | None) -> None:
+        """Write pseudo-GT and mask of an image to the dataset of a mined workspace, at all its names.
+
+        The mask comes last: where it is there, so is the pseudo-GT that was made with it.
+
+        Args:
+            names: The names of the image.
+            mask, pseudo_gt: As of `assemble_pseudo_gt`.
+            alpha: ``(H, W)`` of the results, or None.
+
+        Raises:
+            TransientError: The disk is full or failed.
+        """
+        for kind, data in (("pseudo_gt", encode_png(pseudo_gt, alpha)), ("mask", encode_mask(mask))):
+            for name in names:
+                self.publish(self.dataset(kind, name), data)
 
     def publish_table(self, path: Path, table: pa.Table) -> None:
         """Write an Arrow table as Parquet, durably (raises `TransientError`)."""

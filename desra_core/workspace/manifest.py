@@ -4,7 +4,7 @@ Images are rows of an Arrow table; no Python object of an image outlives its bat
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,29 @@ def role_files(rows: pa.Table, role: str) -> Iterator[Path]:
     """Return the files of a role in some rows of a manifest."""
     root = Path(_stored_roots(rows)[role].decode())
     return (root / path for path in rows[f"{role}_path"].to_pylist() if path is not None)
+
+
+def picture_files(workspace: Workspace, verb: str, names: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return the files of some images by name and kind, the mask included; a file may have vanished.
+
+    Args:
+        workspace: The workspace.
+        verb: With ``mine``, the files are in the dataset: lr, mse_sr, gan_sr and pseudo_gt. Otherwise they are the
+            sources: mse_sr and gan_sr, and lr and labels where there are any.
+        names: Of images in the manifest.
+    """
+    if verb == "mine":
+        kinds = ("lr", "mse_sr", "gan_sr", "pseudo_gt")
+        files = {name: {kind: workspace.dataset(kind, name) for kind in kinds} for name in names}
+    else:
+        manifest = read_manifest(workspace)
+        rows = manifest.filter(pc.is_in(manifest["name"], pa.array(names, pa.string())))
+        images = [image for row in range(rows.num_rows) for image in image_refs(rows.slice(row, 1))]
+        files = {
+            image.names[0]: {role: file.path for role in ROLES if (file := getattr(image, role)) is not None}
+            for image in images
+        }
+    return {name: of_image | {"mask": workspace.mask(name)} for name, of_image in files.items()}
 
 
 def _under_new_names(workspace: Workspace, previous: pa.Table, found: pa.Table, sources: Sources) -> pa.Table:

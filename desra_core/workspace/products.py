@@ -1,10 +1,11 @@
-"""The products of an image, declared once, and the record of those that an image has.
+"""The products of an image, declared once, the record of those that an image has, and a look at which are there.
 
 Stages, cache keys, columns and arrays all follow from `PRODUCTS`. This module imports no stage: a run finds the stage
 of a product by its name when it begins.
 
 A record is the unit of resuming. A worker writes it as JSON to a journal once a stage has committed its files. When a
 shard is done, its records become one Parquet file, and its journal is deleted. A journaled record is always the newest.
+Because files may get lost, a run compares the records with what the workspace really holds, see `held_by`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,8 @@ import pyarrow.compute as pc
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
 from desra_core.files import fingerprint, reading_errors
-from desra_core.workspace import Workspace, read_table
+from desra_core.workspace import DATASET, Workspace, read_table
+from desra_core.workspace.human_masks import human_mask_rows
 
 Flags = npt.NDArray[np.bool_]
 # One value, or one for each of many images.
@@ -378,3 +382,80 @@ def _from_row(row: dict[str, Any]) -> Record:
     seconds, regions = dict(row.pop("seconds", None) or {}), row.pop("regions", None) or []
     further = {name: key for name, key in keys.items() if key}
     return Record(**row, seconds=seconds, regions=regions, further=further)
+
+
+class Held(NamedTuple):
+    """The files of a workspace for some manifest rows, by row."""
+
+    masks: Flags  # whether there is a mask
+    pictures: npt.NDArray[np.int8]  # the number of pictures in the dataset, up to ``len(DATASET)``
+    arrays: dict[str, Flags]  # whether there is an array, by the name of the array
+    marked: Flags  # whether a person has marked an artifact
+
+    def filter(self, flags: Flags) -> Held:
+        """Keep some rows."""
+        arrays = {name: held[flags] for name, held in self.arrays.items()}
+        return Held(self.masks[flags], self.pictures[flags], arrays, self.marked[flags])
+
+
+def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, each: bool = False) -> Held:
+    """Look up which files a workspace holds for some manifest rows.
+
+    Args:
+        workspace: The workspace.
+        rows: The rows.
+        gan_sr_key: The model in whose results people marked artifacts, if any.
+        each: Look for the files of each row instead of listing the whole workspace; this is faster for few rows.
+    """
+    names, ids = rows["name"].combine_chunks(), rows["id"].combine_chunks()
+    looked_for = names.to_pylist() if each else []
+
+    def pictures(folder: Path) -> Flags:
+        """Flag the rows with a picture in a folder, but for pictures that a power cut has emptied."""
+        found = [] if each or not folder.is_dir() else list(_pngs(folder))
+        for name in looked_for:
+            with contextlib.suppress(OSError):
+                if (folder / f"{name}.png").stat().st_size:
+                    found.append(name)
+        return flags_of(pc.is_in(names, pa.array(found, pa.string())))
+
+    if each:
+        groups = (workspace.group(image_id) for image_id in ids.to_pylist())
+    else:
+        groups = (Path(group.path) for folder in _folders(workspace.maps) for group in _folders(folder))
+    arrays = pa.array((f"{group.stem}/{array.name}" for group in groups for array in _folders(group)), pa.string())
+    marked = np.zeros(len(ids), bool)
+    if gan_sr_key:
+        human = human_mask_rows(workspace, gan_sr_key)
+        marked = flags_of(pc.is_in(ids, human.filter(pc.greater(human["pixels"], 0))["id"].combine_chunks()))
+    return Held(
+        pictures(workspace.masks),
+        np.sum([pictures(workspace.dataset(kind, "").parent) for kind in DATASET], axis=0, dtype=np.int8),
+        {name: flags_of(pc.is_in(pc.binary_join_element_wise(ids, name, "/"), arrays)) for name in ARRAYS},
+        marked,
+    )
+
+
+def is_text(name: str) -> bool:
+    """Check whether the name of a file is valid text, as the names of images are."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """List the folders in a folder; none where that does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir() and is_text(entry.name)]
+    except OSError:
+        return []
+
+
+def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the pictures below a folder, but for those that a power cut has emptied."""
+    for entry in os.scandir(folder):
+        if not is_text(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _pngs(entry.path, f"{prefix}{entry.name}/")
+        elif entry.stat().st_size:
+            yield prefix + entry.name.removesuffix(".png")

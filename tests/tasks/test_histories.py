@@ -20,7 +20,7 @@ from desra_core.errors import UsageError
 from desra_core.planning.plan import load_settings
 from desra_core.settings import Mining
 from desra_core.workspace import DATASET, Workspace
-from desra_core.workspace.inventory import held_by
+from desra_core.workspace.products import held_by
 from tests.conftest import photo
 from tests.in_process import process
 

@@ -34,9 +34,8 @@ from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.stages.mask import mask_stage
 from desra_core.stages.similarity import similarity_stage
 from desra_core.workspace import Workspace
-from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import image_refs
-from desra_core.workspace.products import Record, gather_shard, read_shard, to_table
+from desra_core.workspace.products import Record, gather_shard, held_by, read_shard, to_table
 
 BOTH = ("mse_sr", "gan_sr")
 RNG = np.random.default_rng(3)
