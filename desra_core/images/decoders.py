@@ -210,7 +210,7 @@ class PillowPicture(Picture):
 
     def channels(self, *, indices: bool) -> Pixels:
         """Decode the picture as `Picture` says."""
-        image = self._image
+        image: Image.Image = self._image
         try:
             with warnings.catch_warnings(action="ignore"):  # about damaged metadata: intact images have that too
                 image.load()
