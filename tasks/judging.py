@@ -27,9 +27,8 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.keys import target_of
 from desra_core.report import write_report
-from desra_core.report.agreement_pages import PublishedBenchmark, publish_results
-from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from desra_core.report.finetuning import verdict_markdown
+from desra_core.report.pages import PublishedBenchmark, calibration_markdown, publish_results, write_calibration
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
 from desra_core.training.run_folder import read_json

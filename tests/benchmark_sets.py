@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from desra_core.benchmarking import AnyBenchmark, plan
 from desra_core.benchmarking.benchmark import StageSettings, judge_image
 from desra_core.errors import ImageError
-from desra_core.report.agreement_pages import PublishedBenchmark, publish_results
+from desra_core.report.pages import PublishedBenchmark, publish_results
 from desra_core.settings.models import Benchmarking
 from tests.in_process import one_thread
 
