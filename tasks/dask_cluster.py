@@ -57,18 +57,14 @@ _AWAIT_SECONDS = 60
 
 
 class Embedded(BaseModel):
-    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster.
-
-    ``address`` is that of the scheduler, ``key`` the file with the key of the cluster. A run waits until all ``gpus``
-    have a worker. ``machine`` also bounds the workers that a run starts in place of the cluster's.
-    """
+    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster."""
 
     VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
 
-    address: str
-    gpus: int
-    machine: Machine
-    key: str
+    address: str  # of the scheduler
+    gpus: int  # a run waits until all of them have a worker
+    machine: Machine  # also bounds the workers that a run starts in place of the cluster's
+    key: str  # the file with the key of the cluster
     dashboard: str
 
     @classmethod

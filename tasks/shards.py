@@ -29,13 +29,9 @@ Counts = dict[str, int]
 
 
 class StageSpec(NamedTuple):
-    """A stage of a run.
+    """A stage of a run, as `desra_core.stages.run_stage` takes it, and the resources that each call needs."""
 
-    ``name`` is the name of its product. `desra_core.stages.run_stage` takes ``function`` and ``job``. ``resources`` are
-    Dask's resources, such as ``{"GPU": 1}``.
-    """
-
-    name: str
+    name: str  # of its product
     function: Stage
     job: StageJob
     resources: Resources

@@ -44,20 +44,16 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Cutout(NamedTuple):
-    """A photo to make: ``box`` (left, top, width, height) of the file ``source`` in ``skimage/data``.
-
-    It is resized to ``width``, blurred (sigma of a Gaussian, in pixels), sharpened (share of an unsharp mask, which
-    overshoots at edges as cameras do), grained (noise in grey levels), and saved as a JPEG of ``quality`` or as a PNG.
-    """
+    """A photo to make: a part of another photo, which is resized, blurred, sharpened and grained, in this order."""
 
     name: str
-    source: str
-    box: tuple[int, int, int, int]
-    width: int
-    blur: float = 0.0
-    sharpen: float = 0.0
-    noise: float = 0.0
-    quality: int | None = None
+    source: str  # a file in skimage/data
+    box: tuple[int, int, int, int]  # left, top, width, height of the part
+    width: int  # after resizing
+    blur: float = 0.0  # sigma of a Gaussian, in pixels
+    sharpen: float = 0.0  # share of an unsharp mask, which overshoots at edges as cameras do
+    noise: float = 0.0  # in grey levels
+    quality: int | None = None  # of the JPEG; None for a PNG
 
 
 # None of them shows a training photo of the demo's models (`PHOTOS` of docs/demo_models.py). A name begins with the

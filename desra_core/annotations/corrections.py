@@ -46,11 +46,7 @@ Read = TypeVar("Read")
 
 
 class Correction(NamedTuple):
-    """A human mask, ready to be published.
-
-    ``as_exported``: the mask equals a detector's mask that was exported for this image, and no person confirmed it. If
-    the image has a human mask that counts and lies in the imported export, only that export's mask is compared.
-    """
+    """A human mask, ready to be published."""
 
     source: str  # the file, and for COCO the image in it, for errors
     name: str  # of the image
@@ -61,6 +57,8 @@ class Correction(NamedTuple):
     changed: bool  # the mask differs from the detector's
     kinds: tuple[str, ...]  # of each shape
     left_out: tuple[str, ...]  # a phrase for each shape that does not count
+    # The mask equals a detector's mask that was exported for this image, and no person confirmed it. If the image has a
+    # human mask that counts and lies in the imported export, only that export's mask is compared.
     as_exported: bool
 
 

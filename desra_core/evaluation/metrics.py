@@ -134,16 +134,14 @@ class ImageAgreement:
 
 @dataclass(frozen=True)
 class MaskScores:
-    """The measures of a set of masks; by measure, they stand in the order of `MEASURES`.
-
-    ``iou`` is the published mean over images, without those whose masks are both empty; in ``iou_with_empty`` these
-    count as 1.
-    """
+    """The measures of a set of masks, in the order of `MEASURES`."""
 
     images: int
     empty_pairs: int  # images in which neither mask marks a pixel
     total: Agreement  # the sums over the images, whose precision, recall and F1 are those of the set
-    values: dict[str, float | None]  # None where undefined
+    # None where undefined. iou is the published mean over images, without those whose masks are both empty; in
+    # iou_with_empty these count as 1.
+    values: dict[str, float | None]
     intervals: dict[str, Interval | None]  # of 95 %, see `bootstrap_intervals`
 
     @property
