@@ -50,16 +50,13 @@ class Admission:
     Args:
         client: The client of the cluster.
         folder: The folder that workers write to, if they do.
-
-    Attributes:
-        refused: Addresses of the workers that may not work; a warning was printed for each.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
         self._client = client
         self._sign = scratch_in(folder.absolute()) if folder else None
         self._question = (question.own(), str(self._sign) if self._sign else None, uuid4().hex)
-        self.refused: set[str] = set()
+        self.refused: set[str] = set()  # addresses of workers that may not work; a warning was printed for each
         self._lock = threading.Lock()
 
     def ask(self) -> None:
@@ -134,14 +131,6 @@ class Dask:
         share: The share of each worker in its machine.
         gpus: Number of workers with a GPU.
         admission: The check of workers that were started elsewhere.
-
-    Attributes:
-        threads: Threads that the work on one image may use.
-        max_pixels: The largest image that fits into a worker's share of memory.
-        workers: Number of workers in all.
-        gpus: Number of workers with a GPU of their own.
-        gpu_slots: The resource ``GPU`` of such a worker; a task that takes all of it runs alone on the worker.
-        dashboard: Address of Dask's own page about the cluster.
     """
 
     def __init__(
@@ -150,12 +139,12 @@ class Dask:
         self.client = client
         self.admission = admission
         self._machine = machine
-        self.threads = share.threads
-        self.max_pixels = share.max_pixels
-        self.workers = share.workers + gpus
+        self.threads = share.threads  # that the work on one image may use
+        self.max_pixels = share.max_pixels  # of the largest image that fits into a worker's share of memory
+        self.workers = share.workers + gpus  # number of workers in all
         self.gpus = gpus
-        self.gpu_slots = share.gpu_threads
-        self.dashboard: str = client.dashboard_link
+        self.gpu_slots = share.gpu_threads  # resource of a worker with a GPU: a task that takes all of it runs alone
+        self.dashboard: str = client.dashboard_link  # address of Dask's own page about the cluster
         self._watch = Watch(client, self._is_any_able)
 
     def close(self) -> None:
