@@ -19,8 +19,7 @@ from deployments.serving.server import ServerLostError
 from desra_core import __version__
 from desra_core.errors import DesraError, TransientError, UsageError, printable
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning
-from desra_core.settings.serving import Serving
+from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving
 from tasks.logs import say
 
 app = typer.Typer(

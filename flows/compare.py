@@ -5,7 +5,7 @@ from pathlib import Path
 
 from desra_core.gate.comparison import Comparison, plan_comparison
 from desra_core.gate.criteria import Verdict
-from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing
 from desra_core.workspace import Workspace

@@ -32,7 +32,7 @@ from desra_core.errors import DesraError, UsageError, may_pass, printable
 from desra_core.networks.checkpoints import load_pair
 from desra_core.planning.plan import Plan, Prepared, prepare
 from desra_core.settings import CorpusSettings, Machine, Mining, folder_of
-from desra_core.settings.serving import workspace_of
+from desra_core.settings.models import workspace_of
 from desra_core.workspace import Workspace
 from flows import handed_over
 from tasks.dask_cluster import USUAL_PIXELS, gpus_wanted, open_dask

@@ -1,7 +1,7 @@
 """Finetune: the artifacts of a workspace in, a model that no longer makes them out."""
 
 from desra_core.gate.comparison import finetuning_with_current
-from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import load_settings
 from desra_core.settings import Machine
 from desra_core.settings.models import Finetuning
 from desra_core.training.plan import FinetunePlan, plan_finetune

@@ -2,7 +2,7 @@
 
 from desra_core.gate.comparison import mining_with_current
 from desra_core.settings import Machine, Mining
-from desra_core.settings.serving import FinetuneTrigger
+from desra_core.settings.models import FinetuneTrigger
 from desra_core.workspace import Workspace
 from flows.corpus_flow import corpus_flow, process_corpus
 from tasks.finetuning import start_finetune

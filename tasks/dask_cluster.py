@@ -29,7 +29,7 @@ from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler
 
 from desra_core.errors import AbsentError, TransientError, UsageError
-from desra_core.files.content import write_secret
+from desra_core.files import write_secret
 from desra_core.settings import Machine
 from tasks import question
 from tasks.dask_map import Admission, Dask, Share

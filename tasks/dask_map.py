@@ -22,7 +22,7 @@ from distributed import Client, Future, KilledWorker, as_completed
 from prefect.runtime import flow_run
 
 from desra_core.errors import AbsentError, DesraError, TooLargeError, TransientError, printable
-from desra_core.files.content import scratch_in, storage_errors
+from desra_core.files import scratch_in, storage_errors
 from desra_core.gpu import is_broken
 from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef

@@ -18,12 +18,11 @@ from prefect.runtime import deployment
 
 from desra_core.errors import LockedError, may_pass
 from desra_core.evaluation.table import counted
-from desra_core.files.content import locked
+from desra_core.files import locked, read_json
 from desra_core.settings import Machine
-from desra_core.settings.serving import FinetuneTrigger
+from desra_core.settings.models import FinetuneTrigger
 from desra_core.training.plan import FinetunePlan, begin, check_networks, settle_precision, usual_precision
 from desra_core.training.pools import count_new
-from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from tasks.dask_cluster import gpus_wanted, open_dask, release_embedded, visible_gpus
 from tasks.dask_map import Dask

@@ -18,6 +18,7 @@ from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
+from desra_core.files import read_json
 from desra_core.gate.comparison import Comparison, decide_and_publish
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.judge import judge_stage
@@ -25,13 +26,12 @@ from desra_core.gate.model_registry import promote
 from desra_core.images.codec import most_pixels
 from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
-from desra_core.planning.keys import target_of
+from desra_core.planning.plan import target_of
 from desra_core.report import write_report
 from desra_core.report.finetuning import verdict_markdown
 from desra_core.report.pages import PublishedBenchmark, calibration_markdown, publish_results, write_calibration
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
-from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_cluster import gpus_wanted, open_dask

@@ -17,8 +17,7 @@ from desra_core.annotations.export import count_resting
 from desra_core.errors import TransientError
 from desra_core.evaluation.table import counted
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import Plan, Prepared, publish_tables, worst_regions
+from desra_core.planning.plan import Plan, Prepared, load_settings, publish_tables, worst_regions
 from desra_core.report import write_report
 from desra_core.report.document import stage_name
 from desra_core.report.results import read_results, stage_times

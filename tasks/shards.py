@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import AbsentError, ImageError
 from desra_core.evaluation.table import counted
-from desra_core.files.content import fingerprint
+from desra_core.files import fingerprint
 from desra_core.planning.plan import Plan, assess
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.stages import Stage, StageJob, failure, run_stage

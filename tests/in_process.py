@@ -13,14 +13,12 @@ from desra_core.calibration.counting import Counting, count_stored
 from desra_core.errors import ImageError
 from desra_core.gate.comparison import Comparison
 from desra_core.gate.judge import judge_stage
-from desra_core.planning.keys import target_of
-from desra_core.planning.plan import make_plan, prepare, publish_tables
+from desra_core.planning.plan import make_plan, prepare, publish_tables, target_of
 from desra_core.settings import CorpusSettings, Machine
 from desra_core.settings.models import Finetuning
 from desra_core.stages import StageJob, failure, run_stage
 from desra_core.training.loop import finetune
-from desra_core.training.plan import begin, check_networks, plan_finetune
-from desra_core.training.run_folder import RunFolder
+from desra_core.training.plan import RunFolder, begin, check_networks, plan_finetune
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import gather_shard
 from tasks.shards import Run, Shard, stages_of

@@ -30,26 +30,25 @@ FORBIDDEN = {
     "flows": {"deployments"},
     "deployments": set(),
 }
-# Which packages of desra_core a package may import, besides errors, gpu and third_party; the lower ones come first.
+# Which packages of desra_core a package may import, besides its modules; the lower ones come first.
 ARROWS = {
-    "files": "",
     "images": "",
-    "detection": "files images",
-    "networks": "files images",
-    "workspace": "files images detection",
+    "detection": "images",
+    "networks": "images",
+    "workspace": "images detection",
     "settings": "detection networks workspace",
-    "planning": "files images detection networks workspace settings",
-    "stages": "files images detection networks workspace settings planning",
-    "evaluation": "files images detection networks workspace planning",
-    "annotations": "files images detection workspace planning evaluation",
-    "calibration": "files images detection workspace settings planning stages evaluation",
-    "benchmarking": "files images detection networks workspace settings stages evaluation",
-    "training": "files images detection networks workspace settings planning",
-    "gate": "files images detection networks workspace settings planning stages evaluation training",
-    "housekeeping": "files workspace settings planning calibration training gate",
-    "report": "files images detection workspace settings planning stages evaluation calibration benchmarking gate",
+    "planning": "images detection networks workspace settings",
+    "stages": "images detection networks workspace settings planning",
+    "evaluation": "images detection networks workspace planning",
+    "annotations": "images detection workspace planning evaluation",
+    "calibration": "images detection workspace settings planning stages evaluation",
+    "benchmarking": "images detection networks workspace settings stages evaluation",
+    "training": "images detection networks workspace settings planning",
+    "gate": "images detection networks workspace settings planning stages evaluation training",
+    "housekeeping": "workspace settings planning calibration training gate",
+    "report": "images detection workspace settings planning stages evaluation calibration benchmarking gate",
 }
-MODULES = {"errors", "gpu", "third_party"}
+MODULES = {"errors", "files", "gpu", "third_party"}
 DASK = {"dask", "distributed"}
 TALK_TO_DASK = tuple(Path("tasks") / f"{name}.py" for name in ("dask_cluster", "dask_map", "lost_workers", "question"))
 

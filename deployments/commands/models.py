@@ -9,6 +9,7 @@ from deployments.commands import runs
 from deployments.serving.server import ServerLostError, end_leftover_server
 from desra_core.errors import printable
 from desra_core.evaluation.table import as_text, counted
+from desra_core.files import read_json
 from desra_core.gate.comparison import (
     Comparison,
     check_training,
@@ -24,8 +25,7 @@ from desra_core.gate.criteria import Verdict, score_rows
 from desra_core.gate.model_registry import current_model
 from desra_core.settings import Machine
 from desra_core.settings.models import Comparing, Cycling, Finetuning
-from desra_core.training.plan import check_networks, plan_finetune
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.plan import RunFolder, check_networks, plan_finetune
 from desra_core.workspace import Workspace
 from tasks.logs import say
 

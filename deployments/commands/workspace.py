@@ -19,8 +19,7 @@ from desra_core.gate.model_registry import current_model, history, rollback
 from desra_core.housekeeping.contents import UNKNOWN, sizes
 from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.scanning import kinds_in_words
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import make_plan
+from desra_core.planning.plan import load_settings, make_plan
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.manifest import read_manifest, read_passed_over
 from desra_core.workspace.matching import FAILURES

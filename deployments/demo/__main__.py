@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
 from desra_core.errors import DesraError, printable
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.images import codec
 from desra_core.images.parts import rgb8
 from desra_core.planning.plan import REGIONS

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from deployments.serving.connection import ENTRANCE, HOSTS
 from desra_core.errors import UsageError
-from desra_core.files.content import write_secret
+from desra_core.files import write_secret
 from desra_core.workspace import Workspace
 
 if TYPE_CHECKING:

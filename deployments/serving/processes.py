@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import psutil
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files.content import holder, locked, read_note
+from desra_core.files import holder, locked, read_note
 from desra_core.workspace import Workspace
 from tasks.logs import say
 

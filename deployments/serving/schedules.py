@@ -20,8 +20,7 @@ import psutil
 from deployments.serving.connection import connected
 from desra_core.errors import UsageError, printable
 from desra_core.settings import Machine, Mining
-from desra_core.settings.models import Cycling, Finetuning
-from desra_core.settings.serving import Period, Serving, parse_period, workspace_of
+from desra_core.settings.models import Cycling, Finetuning, Period, Serving, parse_period, workspace_of
 from tasks.logs import say
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ from deployments.serving.processes import Child, RestlessError, Served, elsewher
 from deployments.serving.server import Server, check_temporary, end_leftover_server, forget_results
 from desra_core.errors import DesraError, UsageError, printable
 from desra_core.gate.comparison import check_training, mining_of
-from desra_core.planning.keys import check_kind, check_models, target_of
+from desra_core.planning.plan import check_kind, check_models, target_of
 from desra_core.settings import Machine
-from desra_core.settings.serving import Serving, parse_span
+from desra_core.settings.models import Serving, parse_span
 from desra_core.workspace import Workspace
 from tasks.logs import say
 

@@ -26,7 +26,7 @@ import psutil
 from deployments.serving import connection, processes
 from deployments.serving.schedules import mark_killed
 from desra_core.errors import DesraError, TransientError, UsageError, printable
-from desra_core.files.content import storage_errors, write_secret
+from desra_core.files import storage_errors, write_secret
 from desra_core.workspace import Workspace
 from tasks.logs import say
 

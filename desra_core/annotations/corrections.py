@@ -22,11 +22,10 @@ from desra_core.annotations.labelme import LabelMeFile, draw_shapes, read_labelm
 from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import DesraError, ImageError, UsageError
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask, read_coco
-from desra_core.files.content import digest, read_bytes, storage_errors
+from desra_core.files import digest, read_bytes, storage_errors
 from desra_core.images.codec import decode, decode_mask, encode_mask
 from desra_core.images.scanning import ImageNames, normalized
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import done_images, publish_tables
+from desra_core.planning.plan import done_images, load_settings, publish_tables
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, exported_masks, mask_key, read_human_masks
 from desra_core.workspace.inventory import publish_pseudo_gt

@@ -36,10 +36,9 @@ from desra_core.detection.mask import Components, assemble_pseudo_gt
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.coco_masks import CATEGORY
 from desra_core.evaluation.table import as_csv, counted
-from desra_core.files.content import check_names, digest, read_bytes, replace_file, storage_errors
+from desra_core.files import check_names, digest, read_bytes, read_json, replace_file, storage_errors
 from desra_core.images.codec import Mask, Photo, bgr8, check_size, decode, decode_mask, encode_png
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import done_images
+from desra_core.planning.plan import done_images, load_settings
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import HumanMask, mask_key, read_human_masks, remember_exported
 from desra_core.workspace.inventory import picture_files
@@ -271,10 +270,7 @@ def _open_export(root: Path, workspace: Workspace) -> Iterator[ExportFolder]:
 
 def export_document(folder: Path) -> dict[str, Any] | None:
     """Read the document of an export; None where the folder holds none."""
-    try:
-        document = json.loads((folder / _DOCUMENT).read_bytes())
-    except (OSError, ValueError):
-        return None
+    document = read_json(folder / _DOCUMENT)
     return document if isinstance(document, dict) else None
 
 

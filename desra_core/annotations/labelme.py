@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from desra_core.errors import ImageError
 from desra_core.evaluation.coco_masks import decode_json, whole_number
 from desra_core.evaluation.table import counted
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.images.codec import Mask, decode, encode_png
 
 LABEL = "artifact"

@@ -20,7 +20,7 @@ from desra_core.detection.detectors import NEEDED_INPUTS, Detector, DetectorInpu
 from desra_core.errors import ImageError, TransientError, UsageError, printable
 from desra_core.evaluation.mask_files import is_lossy
 from desra_core.evaluation.table import Section
-from desra_core.files.content import digest, fingerprint, read_bytes
+from desra_core.files import digest, fingerprint, read_bytes
 from desra_core.networks.segmentation import load_segmenter, segmenter_key
 from desra_core.settings.models import Benchmarking
 from desra_core.stages.run import read_label_file, read_photo

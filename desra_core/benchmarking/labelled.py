@@ -30,7 +30,7 @@ from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import Agreement, MaskScores, compare_masks, pooled, score_masks, scores_document
 from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed
-from desra_core.files.content import fingerprint
+from desra_core.files import fingerprint
 from desra_core.images.codec import Mask, encode_mask
 from desra_core.settings import min_area_pixels
 from desra_core.settings.models import Benchmarking

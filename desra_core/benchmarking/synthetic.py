@@ -21,7 +21,7 @@ from desra_core.errors import Failure, ImageError, UsageError, printable
 from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.evaluation.table import Section, as_csv, failure_rows, fixed, in_percent
-from desra_core.files.content import fingerprint
+from desra_core.files import fingerprint
 from desra_core.settings.models import Benchmarking
 from desra_core.stages.run import read_content
 from desra_core.workspace import Workspace

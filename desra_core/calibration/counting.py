@@ -34,10 +34,10 @@ from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD, valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
 from desra_core.evaluation.mask_files import decode_any_mask
-from desra_core.files.content import content_key, digest, fingerprint, read_bytes
+from desra_core.files import content_key, digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
-from desra_core.planning.keys import check_kind, load_settings, target_of
+from desra_core.planning.plan import check_kind, load_settings, target_of
 from desra_core.settings import CorpusSettings, Detection, Mining, detector_of
 from desra_core.settings.models import Calibrating
 from desra_core.stages.run import read_content, read_labels
@@ -313,7 +313,7 @@ def plan_counting(corpus: CorpusSettings, exclusion: Mapping[str, File]) -> Coun
     """Find the images whose maps and labels are in a workspace. The workspace must be locked.
 
     Raises:
-        UsageError: As `desra_core.planning.keys.target_of`; or the workspace has no manifest.
+        UsageError: As `desra_core.planning.plan.target_of`; or the workspace has no manifest.
         TransientError: A mask cannot be read.
     """
     workspace = Workspace(corpus.workspace)

@@ -23,7 +23,7 @@ from desra_core.detection.class_weights import (
 from desra_core.detection.mask import Similarity
 from desra_core.errors import UsageError, printable
 from desra_core.evaluation.table import as_csv
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask
 from desra_core.images.parts import row_strips
 from desra_core.settings.models import MIN_IMAGES, MIN_PIXELS, PERCENTILE, RATE, Fallback, Rule

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import UsageError, described
-from desra_core.files.content import digest
+from desra_core.files import digest
 from desra_core.images.codec import CLASS_COUNT, Labels
 
 # The number of bins of the similarity; an interval is a number of bins.

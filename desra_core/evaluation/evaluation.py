@@ -33,7 +33,7 @@ from desra_core.evaluation.metrics import (
     scores_document,
 )
 from desra_core.evaluation.table import as_csv, as_json, counted, failure_rows
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 
 # Each thread holds two decoded masks and their components.
 _THREADS = 8

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from desra_core.detection.mask import valid
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.images.codec import Mask, Pixels, check_size, decode
 from desra_core.images.scanning import image_files, no_images, root_of
-from desra_core.planning.keys import settings_document
+from desra_core.planning.plan import settings_document
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import image_refs, read_manifest

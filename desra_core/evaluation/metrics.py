@@ -18,7 +18,7 @@ import numpy as np
 from desra_core.detection.mask import Components, Flags, valid
 from desra_core.errors import ImageError, LostError
 from desra_core.evaluation.mask_files import FRAME, SIZES, MaskPair, decode_any_mask, is_lossy, on_valid_region
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask, check_labels, decode_labels, image_size
 
 # The size of masks that are as large as their ground truth: the image's, or that of its valid region.

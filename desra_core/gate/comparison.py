@@ -13,17 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 from desra_core.errors import UsageError
 from desra_core.evaluation.fidelity import load_lpips
-from desra_core.files.content import content_key, fingerprint, sweep
+from desra_core.files import content_key, fingerprint, read_json, sweep
 from desra_core.gate.criteria import Verdict, VerdictDocument, decide, score
 from desra_core.gate.judge import CONTROL, Candidate, ComparedModels, read_judgement, worst_regions
 from desra_core.gate.model_registry import current_model, rolled_back
-from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds
-from desra_core.planning.keys import load_settings, result_key
+from desra_core.networks.checkpoints import KEPT_BYTES, Precision, load_model, load_pair, read_kinds, save_torch
+from desra_core.planning.plan import load_settings, result_key
 from desra_core.settings import CorpusSettings, Mining, detector_of
 from desra_core.settings.models import Comparing, Cycling, Finetuning
-from desra_core.training.plan import check_networks
+from desra_core.training.plan import RunFolder, check_networks
 from desra_core.training.pools import Pools
-from desra_core.training.run_folder import RunFolder, read_json, save_torch
 from desra_core.workspace import Workspace
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.manifest import ImageRef

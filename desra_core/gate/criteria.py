@@ -156,7 +156,7 @@ class TrainedImage(BaseModel):
 
 
 class FinetuneRecord(BaseModel):
-    """The training of the candidates: the run.json of `desra_core.training.run_folder`."""
+    """The training of the candidates: the run.json of `desra_core.training.plan`."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.content import content_key, storage_errors
+from desra_core.files import content_key, storage_errors
 from desra_core.workspace import Workspace
 
 Event = dict[str, Any]

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.content import content_key, holder, is_unfinished
+from desra_core.files import content_key, holder, is_unfinished, read_json
 from desra_core.gate.model_registry import history
 from desra_core.housekeeping.contents import (
     EMPTY,
@@ -38,10 +38,9 @@ from desra_core.housekeeping.contents import (
     item,
     table_of,
 )
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import COLUMNS, assess, publish_tables
+from desra_core.planning.plan import COLUMNS, assess, load_settings, publish_tables
 from desra_core.settings import CorpusSettings
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.inventory import held_by
 from desra_core.workspace.manifest import read_manifest

@@ -184,7 +184,24 @@ class PillowPicture(Picture):
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path)
-        self._image = _identified(data, path)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self._image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            # The first bytes may be those of a usual kind: then the reader of that kind finds the fault.
+            for kind in _NAMED:
+                factory, accepts = Image.OPEN[kind]
+                if accepts is None or not accepts(data[:16]):
+                    continue
+                try:
+                    with warnings.catch_warnings(action="ignore"):
+                        factory(io.BytesIO(data), "")
+                except _DAMAGE as error:
+                    raise ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN) from None
+            raise ImageError(path, "is not an image", "remove it, or give it the suffix of its kind") from None
+        except _DAMAGE as error:
+            reason = f"is truncated, damaged or of a kind that is not read ({error})"
+            raise ImageError(path, reason, _SAVE_AGAIN) from None
         if self._image.mode not in _READ_MODES:
             raise ImageError(path, f"has the colour model {self._image.mode}", "convert it to RGB or gray")
         self.size = self._image.height, self._image.width
@@ -212,26 +229,6 @@ class PillowPicture(Picture):
             image = image.convert("RGB")
         pixels: Pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _identified(data: bytes, path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        pass
-    except _DAMAGE as error:
-        raise ImageError(path, f"is truncated, damaged or of a kind that is not read ({error})", _SAVE_AGAIN) from None
-    # The first bytes may be those of a usual kind: then the reader of that kind finds the fault.
-    for kind in _NAMED:
-        factory, accepts = Image.OPEN[kind]
-        if accepts is not None and accepts(data[:16]):
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    factory(io.BytesIO(data), "")
-            except _DAMAGE as error:
-                raise ImageError(path, f"is a {kind} file that cannot be read ({error})", _SAVE_AGAIN) from None
-    raise ImageError(path, "is not an image", "remove it, or give it the suffix of its kind")
 
 
 def _whole_without_end(opened: Image.Image, data: bytes) -> Image.Image | None:

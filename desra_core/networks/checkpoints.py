@@ -1,4 +1,4 @@
-"""Read the weights of checkpoint files without running code in them, and load super-resolution networks.
+"""Read checkpoint files without running code in them, write them, and load super-resolution networks.
 
 torch is imported where it is used.
 """
@@ -20,8 +20,8 @@ import numpy as np
 from cachetools import LRUCache, cached
 
 from desra_core import third_party
-from desra_core.errors import UsageError, described
-from desra_core.files.content import content_key
+from desra_core.errors import TransientError, UsageError, described
+from desra_core.files import content_key, replace_file
 from desra_core.gpu import exact_on, is_broken, is_unusable
 from desra_core.networks.architectures import Traits, traits_of
 
@@ -288,6 +288,16 @@ def load_checkpoint(path: Path, way: str) -> Any:
 
 def _damaged(path: Path) -> UsageError:
     return UsageError(path, "is not a checkpoint, or only a part of one", "download or copy the checkpoint again")
+
+
+def save_torch(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors durably; after a failure the file is as it was before (raises `TransientError`)."""
+    import torch
+
+    try:
+        replace_file(path, lambda file: torch.save(content, file), durable=True)
+    except RuntimeError as error:  # torch's writer where a write fails
+        raise TransientError(path, "could not be written", "free some space, check the disk and run again") from error
 
 
 class _TrainingLog:

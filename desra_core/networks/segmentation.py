@@ -20,7 +20,7 @@ import numpy as np
 
 from desra_core import third_party
 from desra_core.errors import ImageError, UsageError, described
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.gpu import exact_on
 from desra_core.images.codec import CLASS_COUNT, Labels, Pixels, bgr8
 from desra_core.images.parts import row_strips
@@ -115,7 +115,20 @@ class MMSegSegmenter:
         self._device = device
         third_party.mend_mmcv()
         self._model, self._pipeline = _built(config)
-        _load_weights(self._model, config, checkpoint)
+        content = load_checkpoint(checkpoint, _WAY)
+        if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+            reason = "is not a checkpoint of MMSegmentation: it has no state_dict"
+            raise UsageError(checkpoint, reason, "download or copy the checkpoint again")
+        _check_classes(content.get("meta"), checkpoint)
+        weights = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
+        needed = {name: value.shape for name, value in self._model.state_dict().items()}
+        given = {name: getattr(value, "shape", None) for name, value in weights.items()}
+        names = sorted(needed.keys() | given)
+        wrong = [name for name in names if name not in given or given[name] != needed.get(name, 0)]
+        if wrong:
+            reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
+            raise UsageError(checkpoint, reason, "give the config that it was trained with")
+        self._model.load_state_dict(weights)
         self._model.eval().to(device)
 
     def __call__(self, gan_sr: Pixels) -> Labels:
@@ -331,22 +344,6 @@ def _check_single_view(pipeline: Pipeline, path: Path) -> None:
     if flips != [False] or len(sizes) != 1 or len(sizes[0]) != 3:
         reason = f"has a test pipeline that makes {len(sizes)} views of an image, scaled or flipped"
         raise UsageError(path, reason, "leave it one img_scale, no img_ratios and flip=False")
-
-
-def _load_weights(model: Any, config: Path, path: Path) -> None:
-    content = load_checkpoint(path, _WAY)
-    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        reason = "is not a checkpoint of MMSegmentation: it has no state_dict"
-        raise UsageError(path, reason, "download or copy the checkpoint again")
-    _check_classes(content.get("meta"), path)
-    weights = {str(name).removeprefix("module."): value for name, value in content["state_dict"].items()}
-    needed = {name: value.shape for name, value in model.state_dict().items()}
-    given = {name: getattr(value, "shape", None) for name, value in weights.items()}
-    wrong = [name for name in sorted(needed.keys() | given) if name not in given or given[name] != needed.get(name, 0)]
-    if wrong:
-        reason = f"does not fit {config} (parameters that differ: {len(wrong)}, such as {wrong[0]})"
-        raise UsageError(path, reason, "give the config that it was trained with")
-    model.load_state_dict(weights)
 
 
 def _check_classes(meta: Any, path: Path) -> None:

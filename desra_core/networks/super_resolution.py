@@ -14,7 +14,7 @@ from desra_core.images.parts import Window, windows
 from desra_core.networks.checkpoints import Model
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 class Result(NamedTuple):
@@ -91,32 +91,24 @@ def _fill(sr: Pixels, source: Pixels, model: Model, side: int) -> bool:
 
 
 def _infer(sr: Pixels, source: Pixels, model: Model, batch: list[Window]) -> None:
-    """Enlarge a batch of windows, and write the part that each window keeps."""
+    """Enlarge a batch of windows, round the part that each window keeps, and write it to its place in the image."""
     import torch
 
+    scale, largest = model.scale, np.iinfo(source.dtype).max
     stacked = np.stack([source[window.source.slices] for window in batch]).astype(np.float32)
     # Hold the GPU until the results are in the machine's memory, so that its memory is free for the next batch.
     with torch.inference_mode(), exact_on(model.device):
-        scaled = torch.from_numpy(stacked).to(model.device).div_(np.iinfo(source.dtype).max)
+        scaled = torch.from_numpy(stacked).to(model.device).div_(largest)
         values = scaled.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         results = model(values)
         if not bool(results.isfinite().all()):
             raise UsageError(model.path, "gives values that are not finite", "copy or train it again, or use float32")
-        for window, result in zip(batch, results, strict=True):
-            _write(sr, result, model.scale, window)
-
-
-def _write(sr: Pixels, output: torch.Tensor, scale: int, window: Window) -> None:
-    """Round the part of ``(3, h, w)`` results that a window keeps, and write it to its place in the image."""
-    import torch
-
-    kept = window.kept
-    top, left = (kept.y - window.source.y) * scale, (kept.x - window.source.x) * scale
-    target = sr[kept.y * scale : (kept.y + kept.height) * scale, kept.x * scale : (kept.x + kept.width) * scale]
-    values = output[:, top : top + target.shape[0], left : left + target.shape[1]].clamp(0, 1)
-    if sr.shape[2] == 1:
-        red, green, blue = (share * channel for share, channel in zip(LUMINANCE, values, strict=True))
-        values = (red + green + blue)[None]
-    largest = np.iinfo(sr.dtype).max
-    rounded = values.mul_(largest).round_().to(torch.uint8 if largest == 255 else torch.int32)
-    target[:] = rounded.permute(1, 2, 0).contiguous().cpu().numpy()
+        for (part, kept), result in zip(batch, results, strict=True):
+            top, left = (kept.y - part.y) * scale, (kept.x - part.x) * scale
+            target = sr[kept.y * scale : (kept.y + kept.height) * scale, kept.x * scale : (kept.x + kept.width) * scale]
+            values = result[:, top : top + target.shape[0], left : left + target.shape[1]].clamp(0, 1)
+            if sr.shape[2] == 1:
+                red, green, blue = (share * channel for share, channel in zip(LUMINANCE, values, strict=True))
+                values = (red + green + blue)[None]
+            rounded = values.mul_(largest).round_().to(torch.uint8 if largest == 255 else torch.int32)
+            target[:] = rounded.permute(1, 2, 0).contiguous().cpu().numpy()

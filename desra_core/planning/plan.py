@@ -1,23 +1,33 @@
-"""Plan a run: compare the manifest, the records and the files of a workspace with the target of the run.
+"""Plan a run: resolve its settings to cache keys, and compare these with the records and files of the workspace.
 
-At the end are the tables for readers, which are made from the same manifest and records: regions, failures, dataset.
+First come the keys and the settings that a workspace keeps, then the plan: which images lack which products. At the end
+are the tables for readers, which are made from the same manifest and records: regions, failures, dataset.
 """
 
 from __future__ import annotations
 
+import json
+import platform
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from desra_core.detection.class_weights import Weights, class_names
-from desra_core.errors import Failure
+from desra_core import __version__
+from desra_core.detection.class_weights import Weights, class_names, load_weights
+from desra_core.detection.detectors import DEFAULT, NEEDED_INPUTS, AppliedDetector
+from desra_core.errors import Failure, UsageError
+from desra_core.files import content_key, fingerprint, read_json
 from desra_core.images.codec import most_pixels
-from desra_core.planning.keys import check_kind, check_models, save_settings, target_of
-from desra_core.settings import CorpusSettings, min_area_pixels
+from desra_core.networks.checkpoints import load_pair
+from desra_core.networks.segmentation import segmenter_key, try_segmenter
+from desra_core.settings import CorpusSettings, Detection, Mining, detector_of, min_area_pixels
 from desra_core.workspace import DATASET, Workspace, read_table
 from desra_core.workspace.human_masks import read_human_masks
 from desra_core.workspace.inventory import Held, held_by
@@ -34,6 +44,15 @@ from desra_core.workspace.products import (
     read_records,
     stages_for,
 )
+
+# Raise a version when the meaning or a bit of that product changes: everything that depends on it is made anew.
+DECODING_VERSION = 2
+SUPER_RESOLUTION_VERSION = 1
+MASK_VERSION = 1
+
+_KINDS: dict[str, type[CorpusSettings]] = {kind.verb: kind for kind in (Detection, Mining)}
+# Packages on whose versions results depend.
+_PACKAGES = ("torch", "spandrel", "mmsegmentation", "numpy", "opencv-python", "pillow", "tifffile", "imagecodecs")
 
 REGIONS = pa.schema(
     [pa.field("image", pa.string()), pa.field("id", pa.string()), *REGION_FIELDS, pa.field("class_name", pa.string())]
@@ -54,6 +73,131 @@ _TABLE_COLUMNS = [
 
 # The columns of the records that decide whether there is anything to do.
 COLUMNS = [name for name in SCHEMA.names if name not in ("icc_profile", "further_pages", "tile", "regions", "seconds")]
+
+
+def target_of(settings: CorpusSettings) -> tuple[Target, Weights]:
+    """Resolve settings to keys and class weights.
+
+    Raises:
+        UsageError: Weights without labels, one model in both roles, a method that lacks its inputs, or an unreadable
+            file of weights, config, checkpoint or detector.
+    """
+    detector = detector_of(settings)
+    weights = load_weights(_origin_of_weights(settings, detector))
+    mse_sr_key = gan_sr_key = None
+    if isinstance(settings, Mining):
+        mse_sr_key = result_key(settings.mse_model, settings.precision)
+        gan_sr_key = result_key(settings.gan_model, settings.precision)
+        if mse_sr_key == gan_sr_key:
+            reason = f"is the same as {settings.mse_model}"
+            raise UsageError(settings.gan_model, reason, "give the GAN-trained twin of it")
+    # "none", "labels" where label files are read, or "mmseg:KEY". The key of computed labels covers the GAN results.
+    segmentation_key = settings.segmenter.partition(":")[0]
+    if segmentation_key == "mmseg":
+        segmented = fingerprint(segmenter_key(settings.segmenter), gan_sr_key or DECODING_VERSION)
+        segmentation_key = f"mmseg:{segmented}"
+    # Results that are files need no key: the id of an image is the hash of their content.
+    results = (mse_sr_key, gan_sr_key) if gan_sr_key else ()
+    labels_first = "labels" in detector.inputs
+    labels_key = segmentation_key if labels_first else None
+    similarity_key = fingerprint(*detector.scores_key(DECODING_VERSION, settings.window, labels_key), *results)
+    weighting_key = fingerprint("weighting", segmentation_key, weights.key)
+    threshold = -detector.score_threshold
+    target = Target(
+        similarity_key=similarity_key,
+        segmentation_key=segmentation_key,
+        weighting_key=weighting_key,
+        min_weight=float(weights.values.min()),
+        threshold=threshold,
+        min_area=settings.min_area,
+        keep=settings.keep,
+        keep_mse=isinstance(settings, Mining) and settings.keep_mse,
+        mask_key=fingerprint("mask", MASK_VERSION, similarity_key, weighting_key, threshold, settings.min_area),
+        mse_sr_key=mse_sr_key,
+        gan_sr_key=gan_sr_key,
+        method=detector.name,
+        labels_first=labels_first,
+    )
+    return target, weights
+
+
+def _origin_of_weights(settings: CorpusSettings, detector: AppliedDetector) -> str:
+    """Choose ``published``, ``none`` or a file, after checking that weights and detector get all that they need."""
+    given = {"lr": settings.sources.lr is not None, "labels": settings.segmenter != "none"}
+    for name in detector.inputs:
+        if not given[name]:
+            needed, remedy = NEEDED_INPUTS[name]
+            raise UsageError("--method", f"{detector.name} needs {needed}", remedy)
+    if settings.weights in (None, "none"):
+        return "published" if settings.weights is None and given["labels"] and detector.weighs_classes else "none"
+    if not detector.weighs_classes:
+        raise UsageError("--weights", f"{settings.weights} is for {DEFAULT}, not for {detector.name}", "drop --weights")
+    if not given["labels"]:
+        remedy = "add --labels or --segmenter, or drop --weights"
+        raise UsageError("--weights", f"{settings.weights} needs class labels", remedy)
+    return settings.weights
+
+
+def result_key(model: Path, precision: str) -> str:
+    """Return the cache key of the results of a checkpoint (raises `UsageError` where it cannot be read)."""
+    return fingerprint("super_resolution", SUPER_RESOLUTION_VERSION, DECODING_VERSION, content_key(model), precision)
+
+
+def save_settings(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """Write the settings and keys of a run, and the versions of packages that results depend on."""
+    document = {
+        "verb": settings.verb,
+        "settings": settings.model_dump(mode="json"),
+        "target": asdict(target),
+        "versions": {"desra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+    }
+    workspace.publish(workspace.settings, json.dumps(document, indent=2).encode())
+
+
+def check_kind(workspace: Workspace, settings: CorpusSettings) -> None:
+    """Check that a workspace is new or of this kind of run (raises `UsageError`).
+
+    A run of another kind would take all images of the workspace for replaced ones.
+    """
+    kind = settings_document(workspace).get("verb", settings.verb)
+    if kind != settings.verb:
+        reason = f"belongs to runs of desra {kind}"
+        raise UsageError(workspace.root, reason, f"name another folder as workspace of desra {settings.verb}")
+
+
+def check_models(workspace: Workspace, settings: CorpusSettings, target: Target) -> None:
+    """Check that models can be loaded and run, unless the latest run used them.
+
+    Raises:
+        UsageError: A model cannot be loaded or run, or the scales of the MSE and the GAN model differ.
+    """
+    before = settings_document(workspace).get("target", {})
+    keys = {"mse_sr_key": target.mse_sr_key, "gan_sr_key": target.gan_sr_key}
+    if isinstance(settings, Mining) and not keys.items() <= before.items():
+        load_pair(settings.mse_model, settings.gan_model, precision=settings.precision)
+    if target.segments and before.get("segmentation_key") != target.segmentation_key:
+        try_segmenter(settings.segmenter)
+
+
+def load_settings(workspace: Workspace) -> tuple[CorpusSettings, Target]:
+    """Read the settings and keys of the latest run.
+
+    Raises:
+        UsageError: The folder is no workspace, or no run has got that far.
+    """
+    document = settings_document(workspace)
+    try:
+        settings = _KINDS[document["verb"]].model_validate(document["settings"])
+        return settings, Target(**document["target"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(workspace.root, "is no workspace with a run in it", "name one, or run desra mine") from None
+
+
+def settings_document(workspace: Workspace) -> dict[str, Any]:
+    """Read the document of `save_settings`: verb, settings, target, versions; empty where it cannot be read."""
+    document = read_json(workspace.settings)
+    return document if isinstance(document, dict) and isinstance(document.get("settings"), dict) else {}
 
 
 class Work(NamedTuple):
@@ -318,12 +462,21 @@ def with_records(manifest: pa.Table, records: pa.Table) -> tuple[pa.Table, pa.Ta
 
 
 def publish_tables(workspace: Workspace, target: Target) -> None:
-    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`)."""
+    """Write the tables of regions, of failures and, of a mined corpus, of the dataset (raises `TransientError`).
+
+    The table of regions has one row per region and name, sorted by name, then from top to bottom.
+    """
     manifest = read_manifest(workspace)
     records = read_records(workspace, _TABLE_COLUMNS)
     if target.super_resolves:
         workspace.publish_table(workspace.dataset_manifest, _dataset(workspace, manifest, records, target))
-    workspace.publish_table(workspace.regions, _regions(manifest, records))
+    rows, regional = with_records(manifest, records)
+    lists = regional["regions"].combine_chunks()
+    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
+    regions = pc.list_flatten(lists)
+    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
+    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
+    workspace.publish_table(workspace.regions, pa.table([*images.columns, *fields, classes], schema=REGIONS))
     failed = failure_table(manifest.filter(manifest["present"]), records)
     failures = pa.concat_tables([read_table(workspace.scan_failures, FAILURES), failed]).sort_by("name")
     workspace.publish_table(workspace.failures, failures.replace_schema_metadata(None))
@@ -373,14 +526,3 @@ def _preferring(values: pa.Array, ids: pa.Array, by_id: Mapping[str, int | str])
     """Replace the values of those images whose ids are in ``by_id``."""
     index = pc.index_in(ids, pa.array(by_id, pa.string()))
     return pc.if_else(index.is_valid(), pa.array(by_id.values(), values.type).take(index), values)
-
-
-def _regions(manifest: pa.Table, records: pa.Table) -> pa.Table:
-    """Make the table of regions: one row per region and name, sorted by name, then from top to bottom."""
-    rows, records = with_records(manifest, records)
-    lists = records["regions"].combine_chunks()
-    images = rows.select(["name", "id"]).take(pc.list_parent_indices(lists))
-    regions = pc.list_flatten(lists)
-    fields = [pc.struct_field(regions, field.name) for field in REGION_FIELDS]
-    classes = pa.array(class_names(), pa.string()).take(pc.struct_field(regions, "dominant_class"))
-    return pa.table([*images.columns, *fields, classes], schema=REGIONS)

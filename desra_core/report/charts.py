@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from desra_core.files.content import replace_file
+from desra_core.files import replace_file
 from desra_core.report.document import number_label, shortened, tick
 
 Numbers = Sequence[float] | npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation.table import as_markdown, counted
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.gate.criteria import PicturedRegion, Verdict, VerdictDocument, read_verdict, score_rows
 from desra_core.gate.model_registry import Event, current_model, history
 from desra_core.images.codec import decode

@@ -39,7 +39,7 @@ from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows,
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
 from desra_core.evaluation.table import as_json, as_markdown, counted, document_as_markdown, document_as_text, fixed
-from desra_core.files.content import read_bytes, replace_file
+from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
 from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart, save

@@ -18,7 +18,7 @@ from desra_core.detection.class_weights import class_names
 from desra_core.detection.detectors import AppliedDetector, applied
 from desra_core.detection.mask import Components
 from desra_core.errors import ImageError, LostError
-from desra_core.files.content import read_bytes
+from desra_core.files import read_bytes
 from desra_core.images.codec import Labels, Mask, Pixels, check_labels, decode, decode_labels
 from desra_core.images.parts import LARGEST, RGB, Rectangle, fitted, rgb8, window_around
 from desra_core.workspace.arrays import StoredArray

@@ -23,8 +23,7 @@ from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.mask_files import FRAME
 from desra_core.images.codec import CLASS_COUNT, Mask
 from desra_core.images.parts import grid
-from desra_core.planning.keys import settings_document
-from desra_core.planning.plan import REGIONS, failure_table
+from desra_core.planning.plan import REGIONS, failure_table, settings_document
 from desra_core.report.pictures import StoredImage
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks

@@ -19,7 +19,7 @@ from desra_core.detection.mask import WINDOW, valid
 from desra_core.detection.similarity import TILE
 from desra_core.errors import ImageError, UsageError
 from desra_core.evaluation.table import counted
-from desra_core.files.content import check_names, replace_file
+from desra_core.files import check_names, replace_file
 from desra_core.images.codec import Labels
 from desra_core.images.parts import RGB, Rectangle, fitted
 from desra_core.images.scanning import kinds_in_words

@@ -1,6 +1,6 @@
 """Settings of a run: frozen models behind flags, TOML files and flow parameters.
 
-Gives the settings of a corpus; those of models and benchmarks, and of serving, are in modules of their own.
+Gives the settings of a corpus; `settings.models` gives those of finetuning, benchmarks and serving.
 """
 
 import os

@@ -14,7 +14,7 @@ from desra_core.detection.class_weights import Weights
 from desra_core.detection.detectors import AppliedDetector, Scores
 from desra_core.detection.mask import score_mask
 from desra_core.errors import ImageError, LostError, TooLargeError, TransientError
-from desra_core.files.content import digest, read_bytes
+from desra_core.files import digest, read_bytes
 from desra_core.images.codec import Labels, Mask, Photo, Pixels, check_size, decode, decode_labels
 from desra_core.settings import CorpusSettings, detector_of, min_area_pixels
 from desra_core.workspace import Workspace

@@ -8,7 +8,7 @@ from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import Pixels
 from desra_core.networks.checkpoints import load_pair
 from desra_core.networks.super_resolution import super_resolve
-from desra_core.planning.keys import result_key
+from desra_core.planning.plan import result_key
 from desra_core.settings import Mining
 from desra_core.stages.run import StageJob, read_photo
 from desra_core.stages.similarity import compare, is_suspect, proven_clean

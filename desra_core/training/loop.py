@@ -4,6 +4,8 @@ All that a run needs to go on is in its state, and the patches of a step depend 
 CPU, a run that is killed at any moment and started again ends with the same weights to the bit.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import math
@@ -16,25 +18,19 @@ import torch
 from torch import nn
 
 from desra_core.errors import UsageError
+from desra_core.files import read_json, storage_errors, write_json
 from desra_core.gpu import lacks_memory
+from desra_core.networks.checkpoints import LOAD_ERRORS, save_torch
 from desra_core.settings.models import Training
 from desra_core.training import networks
-from desra_core.training.plan import settle_precision
-from desra_core.training.run_folder import (
-    Board,
-    RunFolder,
-    draw_batch,
-    load_state,
-    open_frozen,
-    read_json,
-    save_torch,
-    write_json,
-)
+from desra_core.training.patches import draw_batch, open_frozen
+from desra_core.training.plan import RunFolder, settle_precision
 
 BETAS = (0.9, 0.99)
 SAVE_SECONDS = 60.0
 PROGRESS_SECONDS = 1.0
 
+_PICTURES = 4  # patches in a picture of the board
 # The log has the means of the losses over this many steps.
 _LOG_EVERY = 10
 # Early stop: a checkpoint is better when its mean pixel loss is lower than the best one's by this share.
@@ -221,9 +217,12 @@ class Trainer:
 
     def _resumed(self) -> State | None:
         """Restore what `save_now_and_then` saved; returns the counters, None where nothing is saved."""
-        state = load_state(self._run.state)
-        if state is None:
+        if not self._run.state.exists():
             return None
+        try:
+            state: State = torch.load(self._run.state, map_location="cpu", weights_only=True)
+        except LOAD_ERRORS:
+            raise UsageError(self._run.state, "is damaged", "delete it to start this finetune again") from None
         for name, part in self._moving().items():
             part.load_state_dict(state.pop(name))
         torch.set_rng_state(state.pop("rng"))
@@ -310,3 +309,46 @@ def _memory_explained(training: Training) -> Iterator[None]:
         if more:
             remedy = f"raise --accumulate to {more}, with which the run goes on, or {remedy}"
         raise UsageError("--batch", reason, remedy) from None
+
+
+class Board:
+    """Write a TensorBoard event file of a run; TensorBoard drops events of older files after the given iteration.
+
+    The thread of torch's own writer dies and loses events when the disk is full. All methods here raise
+    `TransientError` then.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+
+        # TensorBoard reads the files of a run in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns():020d}"
+        self._add(0, file_version="brain.Event:2")
+        self._add(iteration + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, losses: dict[str, float], iteration: int) -> None:
+        """Add the means of some losses."""
+        from torch.utils.tensorboard import summary
+
+        for name, value in losses.items():
+            self._add(iteration, summary=summary.scalar(f"loss/{name}", value))  # type: ignore[no-untyped-call]
+
+    def pictures(self, lr: torch.Tensor, sr: torch.Tensor, pseudo_gt: torch.Tensor, iteration: int) -> None:
+        """Add rows of LR, result and pseudo-GT, ``(N, 3, h, w)`` or ``(N, 3, H, W)`` in 0..1."""
+        from torch.utils.tensorboard import summary
+
+        enlarged = torch.nn.functional.interpolate(lr, size=pseudo_gt.shape[-2:], mode="nearest")
+        rows = torch.cat([enlarged, sr.clamp(0, 1), pseudo_gt], dim=3)[:_PICTURES]
+        panel = torch.cat(list(rows), dim=1).cpu()
+        picture = summary.image("lr, result, pseudo-GT", panel, dataformats="CHW")  # type: ignore[no-untyped-call]
+        self._add(iteration, summary=picture)
+
+    def _add(self, iteration: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        event = Event(wall_time=time.time(), step=iteration, **content)
+        with storage_errors(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())

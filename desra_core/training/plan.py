@@ -1,20 +1,45 @@
-"""Plan a finetune: fix its parent, its settings and its images, and record them in the run's document."""
+"""Plan a finetune: fix its parent, its settings and its images, and record them in the folder of the run.
 
+All files of the folder are written whole or not at all.
+
+::
+
+    RUN/
+      run.json            parents, training images and their hash, settings, versions: the identity of the run
+      data/0000/          lr, pseudo_gt and mask of each training image, as arrays
+      state.pth           all that a killed run needs to go on
+      losses.json         means of the losses since the start
+      progress.json       the iterations done, and those asked for
+      models/iteration_000250.pth, .json, .discriminator.pth   `params` and `params_ema`, their origin, discriminator
+      tensorboard/        losses as scalars, and at each checkpoint pictures of the same patches
+"""
+
+import contextlib
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from desra_core import __version__
-from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import content_key, digest, fingerprint, read_bytes
-from desra_core.planning.keys import load_settings
-from desra_core.settings import CorpusSettings
+from desra_core.errors import ImageError, LockedError, UsageError
+from desra_core.files import (
+    content_key,
+    digest,
+    fingerprint,
+    locked,
+    read_bytes,
+    read_json,
+    storage_errors,
+    sweep,
+    write_json,
+)
+from desra_core.planning.plan import load_settings
 from desra_core.settings.models import Finetuning, Training
-from desra_core.training.pools import ArtifactImage, Pools
-from desra_core.training.run_folder import RunFolder, Sample, freeze, read_json, read_sample, write_json
+from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace
 
 _PACKAGES = ("torch", "spandrel", "basicsr", "numpy")
@@ -24,6 +49,50 @@ _OPEN_ENDED = {"preset", "iterations", "patience"}
 _MAY_DIFFER = _OPEN_ENDED | {"discriminator", "accumulate"}
 # If none of so many first images can be used, no further image is tried.
 _TRIES = 20
+
+
+@dataclass
+class RunFolder:
+    """The paths below the folder of one finetune."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.document = self.root / "run.json"
+        self.data = self.root / "data"
+        self.state = self.root / "state.pth"
+        self.losses = self.root / "losses.json"
+        self.progress = self.root / "progress.json"
+        self.tensorboard = self.root / "tensorboard"
+
+    def model(self, iteration: int) -> Path:
+        """Return the file of the model after some iterations."""
+        return self.root / "models" / f"iteration_{iteration:06d}.pth"
+
+    def models(self) -> list[Path]:
+        """List all saved models, the oldest first."""
+        return sorted((self.root / "models").glob("iteration_??????.pth"))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process, and delete the unfinished files of a killed one.
+
+        Raises `LockedError` where another process holds the folder, `TransientError` where it cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            with storage_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                other = stack.enter_context(locked(self.root / "lock"))
+            if other is not None:
+                raise LockedError(self.root, "is in use by another finetune", "wait until it has ended")
+            for folder in (self.root, self.root / "models"):
+                sweep(folder)
+            yield
+
+    def reached(self, iterations: int, patience: int) -> bool:
+        """Check whether the model of the last iteration is saved, or the run stopped early."""
+        progress = read_json(self.progress) or {}
+        return self.model(iterations).exists() or progress.get("worse", 0) >= patience
 
 
 class FinetunePlan(NamedTuple):
@@ -65,8 +134,22 @@ def plan_finetune(settings: Finetuning) -> FinetunePlan:
     training = Training(**{name: getattr(settings, name) for name in Training.model_fields})
 
     def find_samples() -> tuple[Pools, list[Sample]]:
+        """Find the images to train on, and their files: in the dataset of a mined corpus, else among the sources."""
         pools = Pools(workspace, corpus, target, settings.group_by, settings.lr)
-        return pools, [_sample(workspace, corpus, found) for found in pools.with_artifacts("training")]
+        samples = []
+        for image, severity, human, _ in pools.with_artifacts("training"):
+            name = image.names[0]
+            if corpus.verb == "mine":
+                lr, mask, *results = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))
+            else:
+                assert image.lr is not None
+                assert image.mse_sr is not None
+                assert image.gan_sr is not None
+                lr, mask = image.lr.path, workspace.mask(name) if human is None else human.path
+                results = [image.mse_sr.path, image.gan_sr.path]
+            human_key = None if human is None else digest(read_bytes(human.path))
+            samples.append(Sample(name, image.id, severity, lr, mask, tuple(results), human_key))
+        return pools, samples
 
     found, output = None, settings.output
     if output is None:
@@ -198,21 +281,6 @@ def _check_same(run: RunFolder, document: dict[str, Any], identity: dict[str, An
         if name not in _MAY_DIFFER and value is not None and before != value:
             flag = "--" + name.replace("_", "-")
             raise UsageError(run.root, f"holds a finetune with {flag} {before}, not {value}", remedy)
-
-
-def _sample(workspace: Workspace, corpus: CorpusSettings, found: ArtifactImage) -> Sample:
-    """Find the files of an image: in the dataset of a mined corpus, else among the sources."""
-    image, name = found.image, found.image.names[0]
-    human = None if found.human is None else digest(read_bytes(found.human.path))
-    if corpus.verb == "mine":
-        lr, mask, pseudo_gt = (workspace.dataset(kind, name) for kind in ("lr", "mask", "pseudo_gt"))
-        return Sample(name, image.id, found.severity, lr, mask, (pseudo_gt,), human)
-    assert image.lr is not None
-    assert image.mse_sr is not None
-    assert image.gan_sr is not None
-    mask = workspace.mask(name) if found.human is None else found.human.path
-    results = image.mse_sr.path, image.gan_sr.path
-    return Sample(name, image.id, found.severity, image.lr.path, mask, results, human)
 
 
 def _data_key(made_under: str, samples: Iterable[Sample]) -> str:

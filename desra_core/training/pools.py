@@ -20,12 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError, UsageError
-from desra_core.files.content import digest, read_bytes
+from desra_core.files import digest, read_bytes, read_json
 from desra_core.images.codec import Pixels, bgr8, decode
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import done_images
+from desra_core.planning.plan import done_images, load_settings
 from desra_core.settings import CorpusSettings, Mining
-from desra_core.training.run_folder import read_json
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HumanMask, read_human_masks
 from desra_core.workspace.manifest import File, ImageRef, image_refs, read_manifest
@@ -235,7 +233,19 @@ def assign_pools(workspace: Workspace, images: Sequence[ImageRef], group_by: str
     pools: dict[str, Pool] = {row["id"]: row["pool"] for row in known}
     unique = {image.id: image for image in images if image.id not in pools}
     fresh = [unique[key] for key in sorted(unique)]
-    rows = _by_duplicates(fresh, known) if group_by == "duplicates" else _by_name(fresh, group_by)
+    rows: list[dict[str, Any]] = []
+    if group_by == "duplicates":
+        groups = [row["group"] for row in known]
+        signatures = bytearray().join(row["signature"] for row in known)
+        with ThreadPoolExecutor() as executor:
+            for image, found in zip(fresh, executor.map(_signature, fresh), strict=True):
+                if found is not None:
+                    group = nearest_group(signatures, groups, found) or image.id
+                    signatures += found
+                    groups.append(group)
+                    rows.append({"id": image.id, "group": group, "signature": found})
+    else:
+        rows = _by_name(fresh, group_by)
     for row in rows:
         row |= {"pool": pool_of(row["group"]), "group_by": group_by}
         pools[row["id"]] = row["pool"]
@@ -292,19 +302,6 @@ def signature(pixels: Pixels) -> bytes:
     gray = cv2.cvtColor(bgr8(pixels), cv2.COLOR_BGR2GRAY).astype(np.float32)
     cells = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
-
-
-def _by_duplicates(fresh: list[ImageRef], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    signatures, groups = bytearray().join(row["signature"] for row in known), [row["group"] for row in known]
-    rows = []
-    with ThreadPoolExecutor() as executor:
-        for image, found in zip(fresh, executor.map(_signature, fresh), strict=True):
-            if found is not None:
-                group = nearest_group(signatures, groups, found) or image.id
-                signatures += found
-                groups.append(group)
-                rows.append({"id": image.id, "group": group, "signature": found})
-    return rows
 
 
 def _signature(image: ImageRef) -> bytes | None:

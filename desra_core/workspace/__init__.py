@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desra_core.errors import LockedError, UsageError
-from desra_core.files.content import fingerprint, holder, locked, reading_errors, replace_file, storage_errors
+from desra_core.files import fingerprint, holder, locked, reading_errors, replace_file, storage_errors
 
 # The pictures of an image in the dataset.
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")

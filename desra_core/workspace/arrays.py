@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from desra_core.errors import LostError, TransientError
-from desra_core.files.content import reading_errors, storage_errors
+from desra_core.files import reading_errors, storage_errors
 from desra_core.workspace import Workspace
 
 _CHUNK = 512

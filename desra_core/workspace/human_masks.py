@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from desra_core.files.content import digest, fingerprint, read_bytes, replace_file
+from desra_core.files import digest, fingerprint, read_bytes, replace_file
 from desra_core.images.codec import Mask, decode_mask
 from desra_core.workspace import Workspace, read_table
 

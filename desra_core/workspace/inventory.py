@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,12 +48,12 @@ def held_by(workspace: Workspace, rows: pa.Table, gan_sr_key: str | None, *, eac
     looked_for = names.to_pylist() if each else []
 
     def pictures(folder: Path) -> Flags:
-        if not folder.is_dir():
-            found: Iterable[str] = ()
-        elif each:
-            found = (name for name in looked_for if _holds_data(folder / f"{name}.png"))
-        else:
-            found = _pngs(folder)
+        """Flag the rows with a picture in a folder, but for pictures that a power cut has emptied."""
+        found = [] if each or not folder.is_dir() else list(_pngs(folder))
+        for name in looked_for:
+            with contextlib.suppress(OSError):
+                if (folder / f"{name}.png").stat().st_size:
+                    found.append(name)
         return flags_of(pc.is_in(names, pa.array(found, pa.string())))
 
     if each:
@@ -84,14 +85,6 @@ def _folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if entry.is_dir() and is_text(entry.name)]
     except OSError:
         return []
-
-
-def _holds_data(path: Path) -> bool:
-    """Check whether a file exists, and no power cut has emptied it."""
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
 
 
 def _pngs(folder: Path | str, prefix: str = "") -> Iterator[str]:

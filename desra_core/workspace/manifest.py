@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import ImageError
-from desra_core.files.content import digest, hash_file
+from desra_core.files import digest, hash_file
 from desra_core.images.scanning import image_files, is_selection
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import rename_human_masks
@@ -233,7 +233,12 @@ def _identified(
     Files that are as ``previous`` records them keep their hash; the others are read. Returns the images, and rows of
     the schema `FAILURES` about those that cannot be read.
     """
-    hashes = {role: _known_hashes(found, previous, sources, role) for role in ROLES}
+    hashes = dict.fromkeys(ROLES, pa.nulls(found.num_rows, pa.string()))
+    before = _aligned(found, previous)
+    for role, folder in sources.folders.items():
+        if _stored_roots(previous).get(role) == str(folder).encode():
+            known = pa.array(_equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")]))
+            hashes[role] = pc.if_else(known, before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
     unknown = {role: pc.and_(pc.is_valid(found[f"{role}_path"]), hashes[role].is_null()) for role in sources.places}
     total, done = sum(pc.sum(flags).as_py() or 0 for flags in unknown.values()), 0
     failed: list[dict[str, str]] = []
@@ -263,8 +268,12 @@ def _identified(
         each = zip(*(column.to_pylist() for column in rows.columns), strict=True)
         digests.append(pa.array((digest(" ".join(hashes).encode()) for hashes in each), pa.string()))
     contents, labels = pa.chunked_array(digests, pa.string()).combine_chunks(), table["labels_hash"].combine_chunks()
+    # Images of equal content share an id, unless their labels, and so their masks, differ from those of the first.
+    other = pc.fill_null(pc.not_equal(labels, labels.take(pc.index_in(contents, contents))), False)
+    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
+    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
     table = table.append_column("content", contents)
-    return table.append_column("id", _ids_with_labels(contents, labels)), problems
+    return table.append_column("id", pc.replace_with_mask(contents, other, own)), problems
 
 
 def _aligned(table: pa.Table, manifest: pa.Table) -> pa.Table:
@@ -280,15 +289,6 @@ def _equal(one: pa.Table, other: pa.Table, columns: list[str]) -> Flags:
         here, there = one[column].combine_chunks(), other[column].combine_chunks()
         flags &= flags_of(pc.equal(here, there)) | flags_of(pc.and_(here.is_null(), there.is_null()))
     return flags
-
-
-def _known_hashes(found: pa.Table, previous: pa.Table, sources: Sources, role: str) -> pa.Array:
-    """Return the hashes of files whose folder, path, size and time are as before; null for the others."""
-    if _stored_roots(previous).get(role) != str(sources.folders.get(role)).encode():
-        return pa.nulls(found.num_rows, pa.string())
-    before = _aligned(found, previous)
-    known = _equal(found, before, [f"{role}_{field}" for field in ("path", "size", "mtime")])
-    return pc.if_else(pa.array(known), before[f"{role}_hash"].combine_chunks(), pa.scalar(None, pa.string()))
 
 
 def _hashed(path: Path) -> str | ImageError:
@@ -317,15 +317,6 @@ def _with_right_ids(previous: pa.Table, current: pa.Table, sources: Sources, dou
     same &= flags_of(pc.is_in(previous["name"], doubted.combine_chunks()))
     ids = pc.if_else(pa.array(same), now["id"].combine_chunks(), previous["id"].combine_chunks())
     return previous.set_column(previous.schema.get_field_index("id"), "id", ids)
-
-
-def _ids_with_labels(contents: pa.Array, labels: pa.Array) -> pa.Array:
-    """Compute ids: images of equal content share one, unless their labels (so their masks) differ from the first's."""
-    first = labels.take(pc.index_in(contents, contents))
-    other = pc.fill_null(pc.not_equal(labels, first), False)
-    pairs = zip(contents.filter(other).to_pylist(), labels.filter(other).to_pylist(), strict=True)
-    own = pa.array((digest(f"{content} {label}".encode()) for content, label in pairs), pa.string())
-    return pc.replace_with_mask(contents, other, own)
 
 
 def _unasked(previous: pa.Table, found: pa.Table, sources: Sources, workspace: Workspace) -> pa.Array:

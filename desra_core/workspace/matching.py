@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from desra_core.errors import DesraError, Failure, ImageError, UsageError
-from desra_core.files.content import takes_name
+from desra_core.files import takes_name
 from desra_core.images.scanning import FILES, image_files, is_selection, no_images, root_of
 from desra_core.workspace import Workspace
 

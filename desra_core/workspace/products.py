@@ -9,13 +9,13 @@ shard is done, its records become one Parquet file, and its journal is deleted. 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import ImageError
-from desra_core.files.content import fingerprint, reading_errors
+from desra_core.files import fingerprint, reading_errors
 from desra_core.workspace import Workspace, read_table
 
 Flags = npt.NDArray[np.bool_]
@@ -292,8 +292,23 @@ def read_shard(workspace: Workspace, shard: int) -> dict[str, Record]:
         TransientError: Something cannot be read now.
     """
     rows = read_table(workspace.shard_records(shard), SCHEMA).to_pylist()
-    records = {row["id"]: _from_row(row) for row in rows} | _journaled(workspace.shard_journal(shard))
-    return {key: record for key, record in records.items() if record is not None}
+    records = {row["id"]: _from_row(row) for row in rows}
+    journal = workspace.shard_journal(shard)
+    with reading_errors(journal):
+        paths = sorted(journal.glob("*.json"))
+    for path in paths:
+        try:
+            with reading_errors(path):
+                data = path.read_bytes()
+        except FileNotFoundError:  # gathered meanwhile
+            continue
+        # The image of a record that a power cut has emptied begins anew: its files may be newer than the table.
+        records.pop(path.stem, None)
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):
+            (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
+            if row["id"] == path.stem:
+                records[path.stem] = _from_row(row)
+    return records
 
 
 def gather_shard(workspace: Workspace, shard: int, records: Iterable[Record] = ()) -> None:
@@ -349,27 +364,6 @@ def flags_of(values: pa.Array) -> Flags:
 
 def _journaled_shards(workspace: Workspace) -> list[int]:
     return sorted(int(folder.name) for folder in workspace.journal.glob(_NUMBER))
-
-
-def _journaled(folder: Path) -> dict[str, Record | None]:
-    """Read the records of a journal by image id (raises `TransientError`); None for a record that is damaged.
-
-    The image of a damaged record begins anew: its files may be newer than its older record in the table.
-    """
-    records: dict[str, Record | None] = {}
-    with reading_errors(folder):
-        paths = sorted(folder.glob("*.json"))
-    for path in paths:
-        try:
-            with reading_errors(path):
-                data = path.read_bytes()
-            (row,) = to_table([_from_row(json.loads(data))]).to_pylist()
-            records[path.stem] = _from_row(row) if row["id"] == path.stem else None
-        except FileNotFoundError:  # gathered meanwhile
-            continue
-        except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException):  # emptied by a power cut
-            records[path.stem] = None
-    return records
 
 
 def _as_row(record: Record) -> dict[str, Any]:

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 
 from desra_core.evaluation.table import as_markdown
+from desra_core.files import write_json
 from desra_core.gate.criteria import Score, score
 from desra_core.gate.judge import detect, judge
 from desra_core.images.codec import decode
 from desra_core.networks import load_model, super_resolve
 from desra_core.networks.checkpoints import read_kinds
-from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import load_settings
 from desra_core.settings.models import Training
 from desra_core.training.loop import finetune
+from desra_core.training.patches import Sample, freeze, read_sample
+from desra_core.training.plan import RunFolder
 from desra_core.training.pools import Pools
-from desra_core.training.run_folder import RunFolder, Sample, freeze, read_sample, write_json
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 import flows.cycle
 from deployments.commands.models import run_cycle
 from deployments.serving.server import ServerLostError
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.gate.comparison import finetuning_of, mining_of
 from desra_core.gate.criteria import Verdict
 from desra_core.gate.model_registry import current_model, history

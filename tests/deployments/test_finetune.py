@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 
 from deployments.commands.flags import with_flags
 from desra_core.errors import UsageError
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.networks import load_model
 from desra_core.settings import Detection, Machine, Mining
 from desra_core.settings.models import Finetuning
 from desra_core.third_party import mend_torchvision
 from desra_core.training import plan as planning
-from desra_core.training.run_folder import RunFolder
+from desra_core.training.plan import RunFolder
 from desra_core.workspace import Workspace
 from tests.conftest import desra_command, photo, refusal
 from tests.in_process import process, train

@@ -24,8 +24,7 @@ from prefect.states import Cancelled, Crashed
 from deployments.serving.schedules import deployments_of, register
 from desra_core.errors import ImageError, LockedError, TransientError, UsageError
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Comparing, Cycling, Finetuning
-from desra_core.settings.serving import Serving
+from desra_core.settings.models import Comparing, Cycling, Finetuning, Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as module
 from flows import corpus_flow as webhook_module

@@ -19,10 +19,9 @@ from deployments.serving.schedules import deployments_of, register
 from desra_core.errors import UsageError
 from desra_core.gate.comparison import finetuning_with_current, mining_with_current
 from desra_core.gate.model_registry import promote
-from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import load_settings
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Finetuning
-from desra_core.settings.serving import FinetuneTrigger, Serving
+from desra_core.settings.models import FinetuneTrigger, Finetuning, Serving
 from desra_core.training.plan import plan_finetune
 from desra_core.training.pools import Pools, count_new, note_trained
 from desra_core.workspace import Workspace

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.planning.keys import load_settings
+from desra_core.planning.plan import load_settings
 from desra_core.settings import Mining
 from desra_core.workspace import DATASET, Workspace
 from desra_core.workspace.inventory import held_by

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from desra_core.errors import UsageError
-from desra_core.planning.keys import target_of
+from desra_core.planning.plan import target_of
 from desra_core.settings import Detection, Machine, Mining
 from tasks.shards import StageSpec, stages_of
 

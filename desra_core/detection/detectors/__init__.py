@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from desra_core.errors import ImageError, UsageError, described, printable
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.images.codec import Labels, Pixels
 
 Scores = npt.NDArray[np.floating[Any]]

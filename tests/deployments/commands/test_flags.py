@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from deployments import cli
 from deployments.commands.flags import paths_at_home, with_flags
 from desra_core.settings import Detection, Machine, Mining
-from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning
-from desra_core.settings.serving import Serving
+from desra_core.settings.models import Benchmarking, Calibrating, Comparing, Cycling, Finetuning, Serving
 
 KINDS: dict[type[BaseModel], dict[str, Any]] = {
     Mining: {"argument": "photos"},

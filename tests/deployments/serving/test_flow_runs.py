@@ -29,7 +29,7 @@ from deployments.serving.schedules import (
     resume_interrupted,
 )
 from desra_core.settings import Machine
-from desra_core.settings.serving import Serving
+from desra_core.settings.models import Serving
 from tests.conftest import client_of
 
 Json = dict[str, Any]

@@ -22,7 +22,7 @@ from deployments.serving.guarded import report_server
 from deployments.serving.processes import Served, standing
 from deployments.serving.server import HISTORY, Server, prefect_server
 from desra_core.errors import UsageError
-from desra_core.files.content import write_secret
+from desra_core.files import write_secret
 from desra_core.workspace import Workspace
 from tests.browser import opened
 from tests.conftest import STALE_KEY, keyed

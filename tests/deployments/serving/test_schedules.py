@@ -30,8 +30,7 @@ from deployments.serving.schedules import WORKER, check_alone, deployments_of, n
 from desra_core.errors import UsageError
 from desra_core.gate.comparison import mining_of
 from desra_core.settings import Machine, Mining
-from desra_core.settings.models import Cycling, Finetuning
-from desra_core.settings.serving import FinetuneTrigger, Serving
+from desra_core.settings.models import Cycling, FinetuneTrigger, Finetuning, Serving
 from tests.browser import opened
 from tests.conftest import client_of, keyed
 

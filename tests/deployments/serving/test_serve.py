@@ -26,7 +26,7 @@ from deployments.serving.serve import Worker, alarm_at_the_end, look_after, stop
 from deployments.serving.server import HISTORY, Server
 from desra_core.errors import UsageError
 from desra_core.settings import Mining
-from desra_core.settings.serving import Serving
+from desra_core.settings.models import Serving
 from desra_core.workspace import Workspace
 from flows import corpus_flow as webhooks
 from tasks.dask_cluster import Embedded

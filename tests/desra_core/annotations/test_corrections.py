@@ -20,8 +20,7 @@ from desra_core.annotations.corrections import Correction, publish_corrections, 
 from desra_core.annotations.export import export_workspace
 from desra_core.errors import DesraError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import prepare
+from desra_core.planning.plan import load_settings, prepare
 from desra_core.workspace import Workspace, read_table
 from desra_core.workspace.human_masks import HUMAN_MASKS, read_human_masks
 from desra_core.workspace.manifest import read_manifest

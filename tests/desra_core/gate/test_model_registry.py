@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from desra_core.errors import TransientError, UsageError
-from desra_core.files.content import content_key, digest
+from desra_core.files import content_key, digest
 from desra_core.gate.model_registry import current_model, history, promote, rollback
 from desra_core.workspace import Workspace
 

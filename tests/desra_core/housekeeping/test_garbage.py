@@ -20,8 +20,7 @@ from desra_core.errors import UsageError
 from desra_core.housekeeping import garbage as sweeping
 from desra_core.housekeeping.garbage import find_garbage, sweep
 from desra_core.images.codec import encode_mask
-from desra_core.planning.keys import load_settings, save_settings
-from desra_core.planning.plan import make_plan, publish_tables
+from desra_core.planning.plan import load_settings, make_plan, publish_tables, save_settings
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import write_array

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from desra_core.files import read_json
 from desra_core.gate.comparison import (
     comparing_of,
     decide_and_publish,
@@ -25,8 +26,7 @@ from desra_core.gate.model_registry import current_model, promote, rollback
 from desra_core.housekeeping.garbage import _old_finetunes, find_garbage, sweep
 from desra_core.settings import Mining
 from desra_core.settings.models import Cycling
-from desra_core.training.plan import plan_finetune
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.plan import RunFolder, plan_finetune
 from desra_core.workspace import Workspace
 from tests.in_process import judge_all, process, train
 
@@ -251,7 +251,7 @@ def test_the_latest_finetune_stays_and_the_others_are_deleted(fake: Fake) -> Non
 
 
 def test_an_unfinished_finetune_stays_while_its_parent_is_in_use(fake: Fake) -> None:
-    from desra_core.files.content import content_key
+    from desra_core.files import content_key
 
     fake.finetune(KEYS[0], ended=False, parent=content_key(fake.gan))
     fake.finetune(KEYS[1], ended=False, parent="another")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from desra_core.errors import DesraError, ImageError, LockedError, TransientError, UsageError, printable
-from desra_core.files.content import digest, read_bytes
+from desra_core.files import digest, read_bytes
 from desra_core.images.codec import (
     SUFFIXES,
     Photo,

@@ -21,7 +21,7 @@ from desra_core import third_party
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import bgr8, decode
 from desra_core.networks.segmentation import MMSegSegmenter, load_segmenter, segmenter_key, upsampled_argmax
-from desra_core.planning import keys
+from desra_core.planning import plan as planning
 from desra_core.planning.plan import prepare
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
@@ -446,7 +446,7 @@ def test_a_model_that_cannot_be_run_is_refused_before_anything_is_started(
         assert not workspace.settings.exists()
     assert plan(folder / "config.py", folder / "v0.pth").plan.pending == 2
     tried = []
-    monkeypatch.setattr(keys, "try_segmenter", tried.append)
+    monkeypatch.setattr(planning, "try_segmenter", tried.append)
     assert plan(folder / "config.py", folder / "v0.pth").plan.pending == 2
     assert not tried
 

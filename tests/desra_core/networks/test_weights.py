@@ -15,7 +15,7 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from torch import nn
 
 from desra_core.errors import UsageError
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.networks.checkpoints import load_checkpoint, load_model, read_kinds, read_weights
 from desra_core.training.networks import load_generator
 

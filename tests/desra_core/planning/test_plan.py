@@ -16,9 +16,19 @@ import pytest
 from desra_core.detection.class_weights import Weights
 from desra_core.errors import ImageError, UsageError
 from desra_core.images.codec import CLASS_COUNT, encode_png
-from desra_core.planning import keys as target_module
-from desra_core.planning.keys import load_settings, save_settings, target_of
-from desra_core.planning.plan import REGIONS, Plan, assess, done_images, make_plan, prepare, worst_regions
+from desra_core.planning import plan as target_module
+from desra_core.planning.plan import (
+    REGIONS,
+    Plan,
+    assess,
+    done_images,
+    load_settings,
+    make_plan,
+    prepare,
+    save_settings,
+    target_of,
+    worst_regions,
+)
 from desra_core.settings import Detection, Machine, min_area_pixels
 from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.stages.mask import mask_stage

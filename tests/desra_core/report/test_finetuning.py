@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from desra_core.files.content import content_key
+from desra_core.files import content_key
 from desra_core.gate.criteria import Judgement, NewRegion, OldRegion, Verdict, decide, score, score_rows
 from desra_core.gate.model_registry import promote, rollback
 from desra_core.images.parts import encode_webp

@@ -14,7 +14,7 @@ import pytest
 from desra_core.detection import artifact_mask, find_regions, variance_similarity
 from desra_core.detection.class_weights import Weights, load_weights
 from desra_core.errors import ImageError, TransientError
-from desra_core.files.content import digest
+from desra_core.files import digest
 from desra_core.images.codec import encode_png
 from desra_core.settings import Detection
 from desra_core.stages import StageJob, failure, run_stage

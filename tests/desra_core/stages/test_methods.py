@@ -13,8 +13,7 @@ import pytest
 from desra_core.detection.detectors import load_detector
 from desra_core.detection.mask import score_mask
 from desra_core.errors import UsageError
-from desra_core.planning.keys import load_settings, target_of
-from desra_core.planning.plan import prepare
+from desra_core.planning.plan import load_settings, prepare, target_of
 from desra_core.settings import Detection
 from desra_core.workspace import Workspace
 from desra_core.workspace.products import read_records

@@ -12,10 +12,10 @@ import pytest
 
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import ImageError, TransientError, UsageError
-from desra_core.files.content import digest
+from desra_core.files import digest
 from desra_core.images.codec import decode, encode_png
 from desra_core.networks.checkpoints import load_pair
-from desra_core.planning.keys import result_key
+from desra_core.planning.plan import result_key
 from desra_core.settings import Mining
 from desra_core.stages import StageJob, run_stage
 from desra_core.stages import super_resolution as module

@@ -13,7 +13,8 @@ import torch
 
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_torchvision
-from desra_core.training.run_folder import RunFolder, freeze
+from desra_core.training.patches import freeze
+from desra_core.training.plan import RunFolder
 
 DEMO_MODELS = Path(__file__).resolve().parents[3] / "deployments" / "demo" / "models"
 

@@ -23,7 +23,7 @@ import torch.utils.tensorboard
 
 from desra_core.settings.models import Training
 from desra_core.training import loop
-from desra_core.training.run_folder import RunFolder
+from desra_core.training.plan import RunFolder
 
 
 def start(run: RunFolder, model: Path, training: Training, save_seconds: float) -> int:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from desra_core.files import read_json
 from desra_core.settings.models import Training
 from desra_core.third_party import mend_basicsr
-from desra_core.training.run_folder import RunFolder, read_json
+from desra_core.training.plan import RunFolder
 
 mend_basicsr()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from desra_core.errors import ImageError, TransientError, UsageError
 from desra_core.images.codec import encode_mask, encode_png
 from desra_core.settings.models import Training
-from desra_core.training.run_folder import (
+from desra_core.training.patches import (
     Batch,
     Sample,
     TrainingPair,

@@ -13,8 +13,7 @@ import pytest
 
 from desra_core.annotations.export import select_images
 from desra_core.errors import UsageError
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import prepare
+from desra_core.planning.plan import load_settings, prepare
 from desra_core.settings import Detection, Mining
 from desra_core.training.pools import Pools
 from desra_core.workspace import Workspace

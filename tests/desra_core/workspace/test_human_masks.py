@@ -17,8 +17,7 @@ import pytest
 from desra_core.annotations.corrections import ImportSummary, publish_corrections, read_corrections
 from desra_core.annotations.export import export_workspace
 from desra_core.gate.comparison import plan_comparison
-from desra_core.planning.keys import load_settings
-from desra_core.planning.plan import make_plan
+from desra_core.planning.plan import load_settings, make_plan
 from desra_core.settings import Detection, Mining
 from desra_core.settings.models import Comparing, Finetuning
 from desra_core.training.plan import begin, plan_finetune

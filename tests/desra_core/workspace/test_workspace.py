@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from desra_core.errors import LockedError, TransientError, UsageError
-from desra_core.files.content import fingerprint
+from desra_core.files import fingerprint
 from desra_core.workspace import Workspace
 from desra_core.workspace.arrays import read_array, write_array
 

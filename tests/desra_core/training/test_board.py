@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from desra_core.errors import TransientError
-from desra_core.training.run_folder import Board
+from desra_core.training.loop import Board
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -71,6 +71,19 @@ def write_secret(path: Path, text: str) -> None:
     replace_file(path, text.encode(), mode=0o600)
 
 
+def write_json(path: Path, document: Any, *, durable: bool = False) -> None:
+    """Write a JSON file whole (raises `TransientError`)."""
+    replace_file(path, json.dumps(document, indent=2).encode(), durable=durable)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 def scratch_in(folder: Path) -> Path:
     """Return a new name for an unfinished file, by which `is_unfinished` and `sweep` know it."""
     return folder / f".{uuid.uuid4().hex}{_SCRATCH}"
@@ -259,10 +272,7 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 def read_note(path: Path) -> dict[str, Any]:
     """Read the note in a lock file, whether the lock is held or not; ``{}`` where there is none."""
-    try:
-        note = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
+    note = read_json(path)
     return note if isinstance(note, dict) else {}
 
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from desra_core.errors import UsageError
-from desra_core.settings import serving
-from desra_core.settings.serving import Period, Serving, local_timezone, parse_period, parse_span, workspace_of
+from desra_core.settings import models
+from desra_core.settings.models import Period, Serving, local_timezone, parse_period, parse_span, workspace_of
 
 CORPUS = {"photos": "p", "mse_model": "m", "gan_model": "g", "workspace": "/data/ws"}
 
@@ -93,7 +93,7 @@ def test_a_time_zone_without_a_name_is_not_taken_for_another(set_zone, monkeypat
     with pytest.raises(UsageError, match="--timezone: is not given, and that of this machine has no name; give one"):
         local_timezone()
     set_zone("UTC")
-    monkeypatch.setattr(serving, "get_localzone_name", lambda: None)  # a copied file
+    monkeypatch.setattr(models, "get_localzone_name", lambda: None)  # a copied file
     with pytest.raises(UsageError, match="--timezone"):
         local_timezone()
     monkeypatch.setattr(os.path, "exists", lambda _: False)

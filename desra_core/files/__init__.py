@@ -1,1 +1,0 @@
-"""Whole files: written atomically, locked, and identified by their content."""
