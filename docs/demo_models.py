@@ -34,7 +34,8 @@ from basicsr.archs.srvgg_arch import SRVGGNetCompact  # noqa: E402
 from basicsr.losses.gan_loss import GANLoss  # noqa: E402
 
 SCALE = 4
-# Crisp and full of texture. `deployments.demo.photos` shows none of them: the demo's photos are unseen, like a user's.
+# Crisp and full of texture. `deployments/demo/__main__.py` shows none of them: the demo's photos are unseen, like those
+# of a user.
 PHOTOS = ("astronaut.png", "brick.png", "camera.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
 # A photo made smaller is crisper and shows other textures.
 SIZES = (1.0, 0.7, 0.5)

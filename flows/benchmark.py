@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from desra_core.benchmarking import plan
 from desra_core.evaluation.table import counted
-from desra_core.report.agreement_pages import PublishedBenchmark
+from desra_core.report.pages import PublishedBenchmark
 from desra_core.settings import Machine
 from desra_core.settings.models import Benchmarking
 from desra_core.workspace import Workspace

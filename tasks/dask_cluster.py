@@ -57,18 +57,14 @@ _AWAIT_SECONDS = 60
 
 
 class Embedded(BaseModel):
-    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster.
-
-    ``address`` is that of the scheduler, ``key`` the file with the key of the cluster. A run waits until all ``gpus``
-    have a worker. ``machine`` also bounds the workers that a run starts in place of the cluster's.
-    """
+    """The cluster of desra serve, as JSON in the environment of its runs: their deployments outlive the cluster."""
 
     VARIABLE: ClassVar[str] = "DESRA_SCHEDULER"
 
-    address: str
-    gpus: int
-    machine: Machine
-    key: str
+    address: str  # of the scheduler
+    gpus: int  # a run waits until all of them have a worker
+    machine: Machine  # also bounds the workers that a run starts in place of the cluster's
+    key: str  # the file with the key of the cluster
     dashboard: str
 
     @classmethod
@@ -136,7 +132,7 @@ def open_dask(
         instead = f" instead of {usual.workers}{f' and {usual.gpu_threads}' if gpus else ''}"
         say(f"{share.workers} workers{threads}{instead}, for images of up to {pixels / 1e6:.0f} megapixels")
     with (
-        local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
+        _local_cluster(share, visible_gpus()[:gpus] if device is None else [device]) as (_, client),
         contextlib.closing(Dask(client, machine, share, gpus=gpus)) as dask,
     ):
         yield dask
@@ -154,7 +150,7 @@ def _elsewhere(
     slots = [worker["resources"]["GPU"] for worker in workers if "GPU" in worker["resources"]]
     without_gpu = len(workers) - len(slots)
     threads = threads_of(without_gpu) if embedded else 1
-    share = Share(without_gpu, threads, memory, min(slots, default=0), largest_image(memory, own))
+    share = Share(without_gpu, threads, memory, min(slots, default=0), _largest_image(memory, own))
     dask = Dask(client, machine, share, gpus=len(slots), admission=admission)
     if embedded:
         dask.dashboard = embedded.dashboard
@@ -255,19 +251,11 @@ def share_of(machine: Machine, own: int, gpus: int, pixels: int = 0) -> Share:
     gpu_threads = max(1, min(GPU_THREADS, (images - 1) // gpus)) if gpus else GPU_THREADS
     workers = machine.workers or max(1, min(_cores(), images - gpu_threads * gpus))
     memory = parse_bytes(machine.memory) if machine.memory else int(all_memory / (workers + gpu_threads * gpus))
-    return Share(workers, threads_of(workers), memory, gpu_threads, largest_image(memory, own))
+    return Share(workers, threads_of(workers), memory, gpu_threads, _largest_image(memory, own))
 
 
-def largest_image(memory: int, own: int) -> int:
-    """Return the pixels of the largest image that fits into the memory of a worker.
-
-    Args:
-        memory: Bytes of a worker, or of one of its threads.
-        own: Bytes that the worker holds without an image.
-
-    Raises:
-        UsageError: Nothing is left for an image.
-    """
+def _largest_image(memory: int, own: int) -> int:
+    """Return the pixels of the largest image that fits into ``memory`` bytes beside a worker's ``own`` bytes."""
     usable = int(_USABLE_SHARE * memory)
     if usable <= own:
         remedy = f"it needs more than {int(own / _USABLE_SHARE) // 10**6} MB; raise it or use fewer --workers"
@@ -310,16 +298,9 @@ def gpus_wanted(networks: bool, machine: Machine) -> int:
 
 
 @contextlib.contextmanager
-def local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
-    """Start workers on this machine for the block; yields the cluster and a connection to it.
-
-    Other users of this machine reach neither the scheduler, which would run any code, nor the dashboard.
-
-    Args:
-        share: The share of each worker.
-        gpus: GPUs of `visible_gpus`; each gets its own worker, which declares the resource ``GPU: 1`` per thread.
-        dashboard_port: Port of Dask's page; another port where it is taken, and by default any.
-    """
+def _local_cluster(share: Share, gpus: list[str], dashboard_port: int = 0) -> Iterator[tuple[SpecCluster, Client]]:
+    """Start workers on this machine, also one for each of the ``gpus``; yield the cluster and a connection to it."""
+    # Other users of this machine must reach neither the scheduler, which would run any code, nor the dashboard.
     tls: dict[str, Any] = {"security": Security.temporary(), "protocol": "tls://"}
     hidden = secrets.token_urlsafe(32)
     dashboard = {"dashboard_address": f"127.0.0.1:{dashboard_port}", "http_prefix": f"/{hidden}"}
@@ -388,10 +369,10 @@ def standing_cluster(machine: Machine, *, gpus: int, key: Path, dashboard_port: 
         machine: Number and memory of the workers.
         gpus: As for `open_dask`.
         key: File for the key of the cluster, which only this user may read; it is deleted at the end.
-        dashboard_port: As for `local_cluster`.
+        dashboard_port: Port of Dask's page; another port where it is taken, and by default any.
     """
     share = share_of(machine, NETWORK_WORKER_BYTES, gpus)
-    with local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
+    with _local_cluster(share, visible_gpus()[:gpus], dashboard_port) as (cluster, _):
         security: Any = cluster.security
         write_secret(key, f"{security.tls_client_key}{security.tls_client_cert}")
         try:

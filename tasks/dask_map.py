@@ -30,6 +30,10 @@ from tasks import question
 from tasks.logs import configure, record, say
 from tasks.lost_workers import Watch, call_on_worker, error_of
 
+# Takes an image and something small about it, as Dask pickles both; the result must be small, too.
+ImageFunction = Callable[[ImageRef, Any], Any]
+# Dask's resources, such as {"GPU": 1}.
+Resources = dict[str, float]
 # The arguments of each call of a function.
 Calls = Sequence[tuple[Any, ...]]
 
@@ -40,30 +44,19 @@ _ASK = "exec(source) or refusal(*question)"
 _WORK = "exec(source) or work(question, function, arguments)"
 
 
-class ImageJob(NamedTuple):
-    """A function of two arguments, an image and something small about it; and the Dask resources of each call."""
-
-    name: str
-    function: Callable[[ImageRef, Any], Any]
-    resources: dict[str, float]
-
-
 class Admission:
     """Ask the workers of a cluster, at the beginning and before each call, whether they may work for the run.
 
     Args:
         client: The client of the cluster.
         folder: The folder that workers write to, if they do.
-
-    Attributes:
-        refused: Addresses of the workers that may not work; a warning was printed for each.
     """
 
     def __init__(self, client: Client, folder: Path | None) -> None:
         self._client = client
         self._sign = scratch_in(folder.absolute()) if folder else None
         self._question = (question.own(), str(self._sign) if self._sign else None, uuid4().hex)
-        self.refused: set[str] = set()
+        self.refused: set[str] = set()  # addresses of workers that may not work; a warning was printed for each
         self._lock = threading.Lock()
 
     def ask(self) -> None:
@@ -138,53 +131,49 @@ class Dask:
         share: The share of each worker in its machine.
         gpus: Number of workers with a GPU.
         admission: The check of workers that were started elsewhere.
-
-    Attributes:
-        threads: Threads that the work on one image may use.
-        max_pixels: The largest image that fits into a worker's share of memory.
-        workers: Number of workers in all.
-        gpus: Number of workers with a GPU of their own.
-        gpu_slots: The resource ``GPU`` of such a worker; a task that takes all of it runs alone on the worker.
-        dashboard: Address of Dask's own page about the cluster.
     """
 
     def __init__(
         self, client: Client, machine: Machine, share: Share, *, gpus: int, admission: Admission | None = None
     ) -> None:
-        self._client = client
-        self._admission = admission
+        self.client = client
+        self.admission = admission
         self._machine = machine
-        self.threads = share.threads
-        self.max_pixels = share.max_pixels
-        self.workers = share.workers + gpus
+        self.threads = share.threads  # that the work on one image may use
+        self.max_pixels = share.max_pixels  # of the largest image that fits into a worker's share of memory
+        self.workers = share.workers + gpus  # number of workers in all
         self.gpus = gpus
-        self.gpu_slots = share.gpu_threads
-        self.dashboard: str = client.dashboard_link
+        self.gpu_slots = share.gpu_threads  # resource of a worker with a GPU: a task that takes all of it runs alone
+        self.dashboard: str = client.dashboard_link  # address of Dask's own page about the cluster
         self._watch = Watch(client, self._is_any_able)
 
     def close(self) -> None:
         """Cancel the work in progress; its images do not count as failures."""
         self._watch.end()
 
-    def map(self, job: ImageJob, work: Sequence[tuple[ImageRef, Any]]) -> Iterator[tuple[ImageRef, Any]]:
-        """Start a job on every image, in this order; yield each image with its result or `ImageError` once it is there.
+    def map(
+        self, name: str, function: ImageFunction, resources: Resources, work: Sequence[tuple[ImageRef, Any]]
+    ) -> Iterator[tuple[ImageRef, Any]]:
+        """Call a function on every image, in this order; yield each with its result or `ImageError` once it is there.
+
+        ``work`` gives each image with something small about it; the log shows ``name``; each call needs ``resources``.
 
         Raises:
             CancelledError: The run has ended meanwhile.
         """
         run = uuid4().hex[:8]
-        function, calls = self._asking(partial(_recorded, job, self._machine, flow_run.name), work)
-        futures = self._client.map(
-            function,
+        recorded, calls = self._asking(partial(_recorded, name, function, self._machine, flow_run.name), work)
+        futures = self.client.map(
+            recorded,
             *([call[index] for call in calls] for index in range(2)),
             # Dask computes tasks of equal priority in the order of their keys.
-            key=[f"{job.name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
+            key=[f"{name}-{index:06d}-{image.id}-{run}" for index, (image, _) in enumerate(work)],
             retries=_RETRIES,
-            resources=job.resources or None,
+            resources=resources or None,
             pure=False,
         )
         waiting = {future.key: (image, call) for future, (image, _), call in zip(futures, work, calls, strict=True)}
-        with self._watch.over(futures, job.resources):
+        with self._watch.over(futures, resources):
             coming = as_completed(futures, with_results=True, raise_errors=False)
             for future, result in (done for batch in coming.batches() for done in batch):
                 self._watch.check()
@@ -193,10 +182,10 @@ class Dask:
                     _, result, _ = result  # the type of the error, the error, the traceback
                 elif future.status != "finished":  # it may have been cancelled after it had finished
                     result = CancelledError()
-                elif self._admission:
+                elif self.admission:
                     refused, result = result
                     if refused:
-                        again = self._passed_on(refused, function, call, job.resources, retries=_RETRIES)
+                        again = self._passed_on(refused, recorded, call, resources, retries=_RETRIES)
                         waiting[again.key] = image, call
                         futures.append(again)
                         coming.add(again)
@@ -207,7 +196,7 @@ class Dask:
                 future.release()  # or finished work would be repeated when its worker ends
                 yield image, result
 
-    def call(self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float]) -> None:
+    def call(self, function: Callable[..., Any], *arguments: Any, resources: Resources) -> None:
         """Call a function on one worker, leave its result there, and raise what the function raises."""
 
         def without_result() -> None:
@@ -216,7 +205,7 @@ class Dask:
         self.follow(without_result, resources=resources, on_second=lambda: None)
 
     def follow(
-        self, function: Callable[..., Any], *arguments: Any, resources: dict[str, float], on_second: Callable[[], None]
+        self, function: Callable[..., Any], *arguments: Any, resources: Resources, on_second: Callable[[], None]
     ) -> Any:
         """Call a function on one worker, call ``on_second`` each second meanwhile, and return its small result.
 
@@ -236,7 +225,7 @@ class Dask:
                             futures[-1].result(timeout=1)
                         on_second()
                     result = futures[-1].result()
-                    if self._admission is None:
+                    if self.admission is None:
                         return result
                     refused, result = result
                     if not refused:
@@ -249,54 +238,56 @@ class Dask:
 
     def _asking(self, function: Callable[..., Any], calls: Calls) -> tuple[Callable[..., Any], Calls]:
         """Make each call of a function ask its worker first, if the workers were started elsewhere."""
-        return self._admission.before(function, calls) if self._admission else (function, calls)
+        return self.admission.before(function, calls) if self.admission else (function, calls)
 
     def _submit(
-        self, function: Callable[..., Any], call: tuple[Any, ...], resources: dict[str, float], **options: Any
+        self, function: Callable[..., Any], call: tuple[Any, ...], resources: Resources, **options: Any
     ) -> Future[Any]:
-        return self._client.submit(function, *call, resources=resources or None, pure=False, **options)
+        return self.client.submit(function, *call, resources=resources or None, pure=False, **options)
 
     def _passed_on(
         self,
         refused: tuple[str, str, str],
         function: Callable[..., Any],
         call: tuple[Any, ...],
-        resources: dict[str, float],
+        resources: Resources,
         **options: Any,
     ) -> Future[Any]:
         """Submit a call again, to other workers, since a worker has refused it, such as a worker that joined later."""
-        assert self._admission is not None
-        self._admission.refuse(*refused)
+        assert self.admission is not None
+        self.admission.refuse(*refused)
         able = self._able(resources)
         # Work that needs resources must stay on these workers: others that Dask would choose may lack the resource.
         others = {"workers": able or None, "allow_other_workers": bool(able) and not resources}
         return self._submit(function, call, resources, **others, **options)
 
-    def _able(self, resources: dict[str, float]) -> list[str]:
+    def _able(self, resources: Resources) -> list[str]:
         """List the addresses of the workers that may do work which needs these resources."""
-        there = self._client.nthreads().keys() - (self._admission.refused if self._admission else set())
-        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        there = self.client.nthreads().keys() - (self.admission.refused if self.admission else set())
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
         return [name for name in there & known.keys() if resources.keys() <= known[name]["resources"].keys()]
 
-    def _is_any_able(self, resources: dict[str, float]) -> bool:
+    def _is_any_able(self, resources: Resources) -> bool:
         """Say whether a worker may do work which needs these resources; if none, first ask refused workers again."""
         able = self._able(resources)
-        if not able and self._admission:
-            self._admission.ask_again()
+        if not able and self.admission:
+            self.admission.ask_again()
             able = self._able(resources)
         return bool(able)
 
 
-def _recorded(job: ImageJob, machine: Machine, run: str | None, image: ImageRef, about: Any) -> Any:
-    """Call a job's function on an image, and log the outcome.
+def _recorded(
+    name: str, function: ImageFunction, machine: Machine, run: str | None, image: ImageRef, about: Any
+) -> Any:
+    """Call a function on an image, and log the outcome.
 
     A failure that would repeat is returned. Any other is raised, so that Dask tries again.
     """
     configure(machine.log_level, machine.log_format)
-    log = partial(record, logging.DEBUG, run=run, shard=f"{image.shard:05d}", image=image.id, stage=job.name)
+    log = partial(record, logging.DEBUG, run=run, shard=f"{image.shard:05d}", image=image.id, stage=name)
     started = time.perf_counter()
     try:
-        result = call_on_worker(job.function, image, about)
+        result = call_on_worker(function, image, about)
     except DesraError as error:
         log(f"failed: {printable(error)}")
         if isinstance(error, TransientError) and not isinstance(error, TooLargeError):

@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from desra_core.benchmarking import AnyBenchmark
-from desra_core.benchmarking.benchmark import StageSettings, judge_image
+from desra_core.benchmarking.benchmark import judge_image
 from desra_core.calibration.counting import Counting, count_stored
 from desra_core.calibration.weights import CalibratedWeights
 from desra_core.errors import AbsentError, ImageError
@@ -28,15 +28,14 @@ from desra_core.networks.checkpoints import load_model
 from desra_core.networks.segmentation import load_segmenter
 from desra_core.planning.plan import target_of
 from desra_core.report import write_report
-from desra_core.report.agreement_pages import PublishedBenchmark, publish_results
-from desra_core.report.calibration_page import calibration_markdown, write_calibration
 from desra_core.report.finetuning import verdict_markdown
+from desra_core.report.pages import PublishedBenchmark, calibration_markdown, publish_results, write_calibration
 from desra_core.settings import Machine
 from desra_core.stages import StageJob
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from tasks.dask_cluster import gpus_wanted, open_dask
-from tasks.dask_map import Dask, ImageJob
+from tasks.dask_map import Dask, ImageFunction, Resources
 from tasks.progress import RunProgress
 from tasks.run_end import show_outcome, show_overview
 from tasks.shards import explicit_key
@@ -47,7 +46,7 @@ _AT_A_TIME = 50
 
 def each_image(
     name: str,
-    prepare: Callable[[Dask, str], Callable[[ImageRef, Any], Any]],
+    prepare: Callable[[Dask, str], ImageFunction],
     work: Sequence[tuple[ImageRef, Any]],
     machine: Machine,
     *,
@@ -81,9 +80,9 @@ def each_image(
         ) as dask,
         RunProgress(name, len(turns), stages) as progress,
     ):
-        gpu: dict[str, float] = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
+        gpu: Resources = {"GPU": 1} if networks and dask.gpus and machine.device != "cpu" else {}
         function = prepare(dask, "cuda" if gpu else "cpu")
-        for image, result in dask.map(ImageJob(name, function, gpu), work):
+        for image, result in dask.map(name, function, gpu, work):
             left[image.id] -= 1
             last = not left[image.id]
             if isinstance(result, ImageError) and image.id not in failed:
@@ -102,14 +101,14 @@ def run_detectors(benchmark: AnyBenchmark, machine: Machine) -> None:
     if not (work := benchmark.missing()):
         return
 
-    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+    def judging(dask: Dask, device: str) -> ImageFunction:
         if benchmark.runs_networks:
             if machine.device == "cuda" and device == "cpu":
                 raise AbsentError("--device", "cuda, but no worker declares a GPU", "start one with --resources GPU=1")
-            gpu: dict[str, float] = {"GPU": 1} if device == "cuda" else {}
+            gpu: Resources = {"GPU": 1} if device == "cuda" else {}
             dask.call(load_segmenter, benchmark.settings.segmenter, device, resources=gpu)
-        settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, device, dask.max_pixels)
-        return partial(judge_image, workspace=benchmark.workspace, settings=settings)
+        shared = replace(benchmark, work=[], failures=[], unjudged=[], lossy=[])  # workers need only the methods
+        return partial(judge_image, benchmark=shared, device=device, max_pixels=dask.max_pixels)
 
     folder, networks = benchmark.workspace.root, benchmark.runs_networks
     for _ in each_image("benchmark", judging, work, machine, networks=networks, folder=folder):
@@ -137,7 +136,7 @@ def judge_images(cache_key: str, comparison: Comparison, machine: Machine) -> in
     _, weights = target_of(comparison.corpus)
     missing = counted(len(comparison.missing()), "image")
 
-    def judging(dask: Dask, device: str) -> Callable[[ImageRef, Any], Any]:
+    def judging(dask: Dask, device: str) -> ImageFunction:
         saved = counted(len(comparison.candidates) - 1, "saved model")
         facts = [
             f"{saved}, judged on {counted(len(comparison.images), 'held-out image')}",
@@ -207,7 +206,7 @@ def count_shard(number: int, counting: Counting, dask: Dask, progress: RunProgre
     results: dict[str, pa.Table | ImageError] = {}
     failures = 0
     try:
-        for image, result in dask.map(ImageJob("histogram", function, {}), list(work.values())):
+        for image, result in dask.map("histogram", function, {}, list(work.values())):
             results[tokens[image.id]] = result
             if isinstance(result, ImageError):
                 failures += 1

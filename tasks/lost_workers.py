@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, get_worker
+from distributed import Client, Future, KilledWorker, Worker, get_worker
 from distributed.core import Status
 
 from desra_core.errors import DesraError, ImageError, TransientError
@@ -102,27 +102,23 @@ def call_on_worker(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except RuntimeError as error:
         if is_broken(error):
-            _leave()
+            worker = get_worker()
+            worker.loop.add_callback(_leave, worker)
         raise
 
 
-def _leave() -> None:
-    """End this worker, whose GPU is broken for its process; the nanny starts another worker."""
-    worker = get_worker()
-
-    async def leave() -> None:
-        if worker.status != Status.running:
-            return
-        worker.status = Status.closing_gracefully  # it gets no more tasks, nor a retry of the failed task
-        deadline = time.monotonic() + _END_SECONDS
-        while worker.state.executing and time.monotonic() < deadline:
-            await asyncio.sleep(_MESSAGE_SECONDS)
+async def _leave(worker: Worker) -> None:
+    """End a worker whose GPU is broken for its process; the nanny starts another worker."""
+    if worker.status != Status.running:
+        return
+    worker.status = Status.closing_gracefully  # it gets no more tasks, nor a retry of the failed task
+    deadline = time.monotonic() + _END_SECONDS
+    while worker.state.executing and time.monotonic() < deadline:
         await asyncio.sleep(_MESSAGE_SECONDS)
-        # An expected end: else the scheduler would count the death of the worker against the tasks that waited here.
-        await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
-        await worker.close(nanny=False)
-
-    worker.loop.add_callback(leave)
+    await asyncio.sleep(_MESSAGE_SECONDS)
+    # An expected end: else the scheduler would count the death of the worker against the tasks that waited here.
+    await worker.scheduler.unregister(address=worker.address, expected=True, close=False, stimulus_id="leave")
+    await worker.close(nanny=False)
 
 
 def error_of(name: object, error: Any) -> ImageError:

@@ -21,7 +21,7 @@ from desra_core.stages import Stage, StageJob, failure, run_stage
 from desra_core.workspace import Workspace
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import PRODUCTS, Record, Target, gather_shard, read_shard, stages_for, to_table
-from tasks.dask_map import Dask, ImageJob
+from tasks.dask_map import Dask, Resources
 from tasks.logs import record
 from tasks.progress import RunProgress
 
@@ -29,16 +29,12 @@ Counts = dict[str, int]
 
 
 class StageSpec(NamedTuple):
-    """A stage of a run.
+    """A stage of a run, as `desra_core.stages.run_stage` takes it, and the resources that each call needs."""
 
-    ``name`` is the name of its product. `desra_core.stages.run_stage` takes ``function`` and ``job``. ``resources`` are
-    Dask's resources, such as ``{"GPU": 1}``.
-    """
-
-    name: str
+    name: str  # of its product
     function: Stage
     job: StageJob
-    resources: dict[str, float]
+    resources: Resources
 
 
 class Run:
@@ -116,7 +112,7 @@ def stage_of_shard(cache_key: str, stage: int, shard: Shard, run: Run) -> Counts
     work, failed_before = shard.work, len(shard.failed)
     stages_left = len(run.stages) - stage
     logger = get_run_logger()
-    for image, result in run.dask.map(ImageJob(spec.name, function, spec.resources), work):
+    for image, result in run.dask.map(spec.name, function, spec.resources, work):
         error: ImageError | None
         if isinstance(result, ImageError):  # transient, so Dask has tried again
             record, error = failure(image, shard.record_of(image.id), spec.name, run.plan.target, result), result
@@ -167,7 +163,7 @@ def stages_of(
         module = import_module(f"desra_core.stages.{product.name}")
         key = product.key(target) or ""
         job = StageJob(settings, target, weights, key, device, machine.tile, dask.threads, dask.max_pixels)
-        resources: dict[str, float] = {"GPU": 1} if product.gpu and device == "cuda" else {}
+        resources: Resources = {"GPU": 1} if product.gpu and device == "cuda" else {}
         if product.gpu:
             function, *arguments = module.network(job)
             dask.call(function, *arguments, resources=resources)

@@ -14,9 +14,9 @@ import numpy as np
 from pycocotools import mask as coco
 
 from desra_core.benchmarking import AnyBenchmark, plan
-from desra_core.benchmarking.benchmark import StageSettings, judge_image
+from desra_core.benchmarking.benchmark import judge_image
 from desra_core.errors import ImageError
-from desra_core.report.agreement_pages import PublishedBenchmark, publish_results
+from desra_core.report.pages import PublishedBenchmark, publish_results
 from desra_core.settings.models import Benchmarking
 from tests.in_process import one_thread
 
@@ -104,11 +104,10 @@ def run_here(benchmark: AnyBenchmark) -> list[str]:
     workspace = benchmark.workspace
     workspace.create()
     missing = benchmark.missing()
-    settings = StageSettings(benchmark.methods, benchmark.weights, benchmark.settings, "cpu", 2**26)
     with workspace.locked(), one_thread():
         for image, work in missing:
             with contextlib.suppress(ImageError):  # the record tells it, as a worker's does
-                judge_image(image, work, workspace, settings)
+                judge_image(image, work, benchmark, "cpu", 2**26)
     return [image.names[0] for image, _ in missing]
 
 

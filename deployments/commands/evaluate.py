@@ -78,7 +78,7 @@ def evaluate(
         write_json(evaluation, json)
         typer.echo(f"numbers  {json}")
     if output is not None:
-        from desra_core.report.agreement_pages import write_evaluation_page
+        from desra_core.report.pages import write_evaluation_page
 
         write_json(evaluation, output / "evaluation.json")
         write_tables(evaluation, output)

@@ -28,7 +28,7 @@ _NAMED_CLASSES = 8
 def run_benchmark(settings: Benchmarking, machine: Machine) -> int:
     """Benchmark, or find that there is nothing to do, and print the tables; returns the exit code."""
     from desra_core.benchmarking import plan
-    from desra_core.report.agreement_pages import publish_results
+    from desra_core.report.pages import publish_results
 
     workspace = Workspace(settings.output)
     if workspace.manifest.exists():
@@ -77,7 +77,7 @@ def run_calibrate(settings: Calibrating, machine: Machine) -> int:
             typer.echo("nothing to do: all was counted before")
             renew_results(prepared)
             calibrated = derive_calibration(settings, corpus, counting)
-            from desra_core.report.calibration_page import write_calibration
+            from desra_core.report.pages import write_calibration
 
             write_calibration(calibrated, settings.output)
         images, pixels = counting.suspect()

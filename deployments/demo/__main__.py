@@ -1,11 +1,13 @@
 """The first five minutes, ``make demo``: photos and two small models in, artifacts, pictures and a better model out."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,7 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deployments.commands.flags import paths_at_home
 from deployments.commands.models import GATE_FAILED
-from deployments.demo.photos import MODELS, make_photos
 from desra_core.errors import DesraError, printable
 from desra_core.files import replace_file
 from desra_core.images import codec
@@ -24,6 +25,7 @@ from desra_core.planning.plan import REGIONS
 from desra_core.report.workspace_page import choose
 from desra_core.workspace import Workspace, read_table
 
+MODELS = Path(__file__).parent / "models"
 # A short form of the finetune of docs/delete, which takes 600 iterations. Nothing is promoted, so that the demo shows
 # the same when it runs again.
 RECIPE = ("--preset", "cpu", "--iterations", "150", "--checkpoint-every", "50", "--ema", "0.98", "--mask-share", "0.3",
@@ -32,12 +34,52 @@ RECIPE = ("--preset", "cpu", "--iterations", "150", "--checkpoint-every", "50", 
 CELL_WIDTH, CELL_HEIGHT = 272, 224
 SCALE = 4
 
+_SEED = 2023
 _WORST = 3
 _MARGIN, _CAPTION = 8, 22
 _GREEN = np.array((0, 255, 128))
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class Cutout(NamedTuple):
+    """A photo to make: a part of another photo, which is resized, blurred, sharpened and grained, in this order."""
+
+    name: str
+    source: str  # a file in skimage/data
+    box: tuple[int, int, int, int]  # left, top, width, height of the part
+    width: int  # after resizing
+    blur: float = 0.0  # sigma of a Gaussian, in pixels
+    sharpen: float = 0.0  # share of an unsharp mask, which overshoots at edges as cameras do
+    noise: float = 0.0  # in grey levels
+    quality: int | None = None  # of the JPEG; None for a PNG
+
+
+# None of them shows a training photo of the demo's models (`PHOTOS` of docs/demo_models.py). A name begins with the
+# scene, so that `--group-by` can keep a scene together. Some photos are as clean as the training photos; others are
+# grainy, soft, ringing or strongly compressed, where GAN models invent texture.
+PHOTOS = (
+    Cutout("cat.jpg", "chelsea.png", (60, 0, 330, 300), 165, quality=92),
+    Cutout("cat_eye.jpg", "chelsea.png", (100, 40, 160, 120), 160, quality=40),
+    Cutout("cat_fur.jpg", "chelsea.png", (250, 120, 200, 170), 200, noise=3.0, quality=60),
+    Cutout("coins.jpg", "coins.png", (0, 0, 384, 303), 192, quality=35),
+    Cutout("coins_tray.jpg", "coins.png", (150, 100, 200, 160), 200, quality=45),
+    Cutout("hubble.jpg", "hubble_deep_field.jpg", (400, 300, 400, 320), 200, quality=60),
+    Cutout("moon.jpg", "moon.png", (0, 0, 512, 400), 200, quality=50),
+    Cutout("moon_rim.png", "moon.png", (180, 150, 200, 160), 160),
+    Cutout("motorcycle.jpg", "motorcycle_right.png", (0, 0, 741, 500), 240, quality=90),
+    Cutout("motorcycle_engine.png", "motorcycle_left.png", (300, 170, 240, 200), 200),
+    Cutout("motorcycle_shelf.jpg", "motorcycle_left.png", (420, 0, 300, 200), 240, blur=0.8, sharpen=1.5, quality=40),
+    Cutout("motorcycle_wheel.png", "motorcycle_right.png", (0, 250, 240, 200), 200),
+    Cutout("page.jpg", "page.png", (0, 0, 384, 191), 230, quality=30),
+    Cutout("page_line.jpg", "page.png", (150, 60, 200, 120), 220, quality=40),
+    Cutout("retina.jpg", "retina.jpg", (200, 300, 900, 900), 200, noise=4.0, quality=60),
+    Cutout("slide.png", "cell.png", (250, 200, 300, 240), 200),
+    Cutout("text.jpg", "text.png", (0, 0, 448, 172), 270, quality=35),
+    Cutout("tissue.jpg", "ihc.png", (230, 180, 280, 230), 240, noise=3.0, quality=50),
+    Cutout("tissue_edge.jpg", "ihc.png", (0, 0, 250, 200), 230, quality=35),
+)
 
 
 def main(
@@ -63,6 +105,39 @@ def main(
     typer.echo(f"status   {desra} status --workspace {workspace.root}")
 
 
+def make_photos(folder: Path) -> None:
+    """Write the photos into a folder, which is made if need be; leave files that exist as they are.
+
+    They are cut from the photos inside scikit-image's wheel and degraded like real photos. The same
+    versions of NumPy, OpenCV and Pillow make the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, photo in enumerate(PHOTOS):
+        path = folder / photo.name
+        if path.exists():
+            continue
+        file = resources.files("skimage") / "data" / photo.source
+        left, top, width, height = photo.box
+        part = codec.decode(file.read_bytes(), Path(str(file))).pixels[top : top + height, left : left + width]
+        size = photo.width, round(height * photo.width / width)
+        kind = cv2.INTER_AREA if photo.width < width else cv2.INTER_LANCZOS4
+        image = cv2.resize(part.astype(np.float32), size, interpolation=kind)  # (H, W) for a gray photo
+        if photo.blur:
+            image = cv2.GaussianBlur(image, (0, 0), photo.blur)
+        if photo.sharpen:
+            image = image + photo.sharpen * (image - cv2.GaussianBlur(image, (0, 0), 1.0))
+        if photo.noise:
+            rng = np.random.default_rng([_SEED, index])
+            image = image + photo.noise * rng.standard_normal(image.shape, np.float32)
+        pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        data = codec.encode_png(pixels)
+        if photo.quality is not None:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=photo.quality)
+            data = buffer.getvalue()
+        replace_file(path, data)
+
+
 def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
     """Draw a row of crops at one scale for each region: LR, GAN-SR, the mask over GAN-SR, and pseudo-GT.
 
@@ -78,29 +153,27 @@ def draw(regions: Sequence[dict[str, Any]], workspace: Workspace) -> Pixels:
     picture = Image.new("RGB", size, _PAPER)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
     for row, region in enumerate(regions):
-        captions = (f"{region['image']}: LR, x{SCALE}", "GAN-SR", f"mask: {region['area']:,} px", "pseudo-GT")
-        for column, (caption, cell) in enumerate(zip(captions, _cells(region, workspace), strict=True)):
+        lr, gan_sr, mask, pseudo_gt = (
+            rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
+            for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
+        )
+        marked = mask[:, :, 0] > 0
+        inner = cv2.erode(marked.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # full at the rim, faint inside
+        cells = {
+            f"{region['image']}: LR, x{SCALE}": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1),
+            "GAN-SR": gan_sr,
+            f"mask: {region['area']:,} px": np.asarray(np.rint(gan_sr * (1 - tint) + _GREEN * tint), np.uint8),
+            "pseudo-GT": pseudo_gt,
+        }
+        left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, marked.shape[1])
+        top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, marked.shape[0])
+        for column, (caption, pixels) in enumerate(cells.items()):
             corner = (_MARGIN + column * (CELL_WIDTH + _MARGIN), _MARGIN // 2 + row * row_height)
             pen.text(corner, caption, fill=_INK, font=font)
-            picture.paste(Image.fromarray(cell), (corner[0], corner[1] + _CAPTION))
+            crop = pixels[top : top + CELL_HEIGHT, left : left + CELL_WIDTH]
+            picture.paste(Image.fromarray(crop), (corner[0], corner[1] + _CAPTION))
     return np.asarray(picture)
-
-
-def _cells(region: dict[str, Any], workspace: Workspace) -> tuple[Pixels, Pixels, Pixels, Pixels]:
-    """Cut out the four crops of a row, each ``(CELL_HEIGHT, CELL_WIDTH, 3)``."""
-    lr, gan_sr, mask, pseudo_gt = (
-        rgb8(codec.decode((path := workspace.dataset(kind, region["image"])).read_bytes(), path).pixels)
-        for kind in ("lr", "gan_sr", "mask", "pseudo_gt")
-    )
-    marked = mask[:, :, 0] > 0
-    inner = cv2.erode(marked.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    tint = np.where(inner, 0.25, 1.0)[..., None] * marked[..., None]  # full at the rim, faint inside
-    overlay = np.asarray(np.rint(gan_sr * (1 - tint) + _GREEN * tint), np.uint8)
-    lr = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    left = _start(region["x"] + region["width"] // 2, CELL_WIDTH, marked.shape[1])
-    top = _start(region["y"] + region["height"] // 2, CELL_HEIGHT, marked.shape[0])
-    crop = (slice(top, top + CELL_HEIGHT), slice(left, left + CELL_WIDTH))
-    return lr[crop], gan_sr[crop], overlay[crop], pseudo_gt[crop]
 
 
 def _start(centre: int, extent: int, available: int) -> int:

@@ -43,7 +43,7 @@ def configure(workspace: Workspace, url: str, key: str | None) -> None:
 
     ``key`` is that of a server that desra has started; None keeps the environment's key, for any other server.
     """
-    heed_proxies()
+    _heed_proxies()
     if key is not None:
         os.environ[KEY] = key
     os.environ.update(
@@ -63,12 +63,9 @@ def forget(key: str | None) -> None:
         os.environ.pop(KEY, None)
 
 
-def heed_proxies() -> None:
-    """Use the proxies of the environment for other machines only, in this process and in those that it starts.
-
-    httpx, and with it Prefect, makes a transport for every proxy, needed or not. A proxy that httpx cannot read could
-    not be used anyway, and is left out with a warning.
-    """
+def _heed_proxies() -> None:
+    """Use the proxies of the environment for other machines only, in this process and in those that it starts."""
+    # httpx, and with it Prefect, makes a transport for every proxy, needed or not, and fails where it cannot read one.
     for name in [name for name in os.environ if name.lower() in _PROXIES and os.environ[name].strip()]:
         value = os.environ[name].strip()
         # Desktops write socks:// for version 5.
@@ -101,7 +98,7 @@ def check_server(url: str) -> None:
         TransientError: The server does not answer any more: this command has lost it before.
         UsageError: The server does not answer.
     """
-    heed_proxies()
+    _heed_proxies()
     try:
         httpx.get(f"{url}/health", timeout=10)  # any answer will do: some servers want a key first
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -97,10 +97,6 @@ class Server(processes.Child):
         history: How long to keep runs.
         mark: The environment by which the process is known.
 
-    Attributes:
-        url: Address of the API.
-        unwanted: Once set, the server is not started any more.
-
     Raises:
         UsageError: Another process has the port.
     """
@@ -116,14 +112,14 @@ class Server(processes.Child):
         self._mark = mark or processes.new_mark()
         self._key = f"desra:{secrets.token_urlsafe(32)}"
         self._log_start = 0
-        self.unwanted = threading.Event()
+        self.unwanted = threading.Event()  # once set, the server is not started any more
         try:
             with socket.create_server(("127.0.0.1", port)) as probe:
                 self._port = probe.getsockname()[1]
         except OSError as error:
             reason = f"cannot be had ({os.strerror(error.errno or 0)})"
             raise UsageError(f"--port {port}", reason, "give another one") from None
-        self.url = f"http://127.0.0.1:{self._port}/api"
+        self.url = f"http://127.0.0.1:{self._port}/api"  # address of the API
 
     def start(self) -> None:
         """Start the server, or start it again, and wait until it answers; try twice.
@@ -224,8 +220,10 @@ def _kept_up(server: Server) -> Iterator[None]:
             try:
                 server.start_again(time.monotonic(), server.unwanted.wait)
             except (DesraError, OSError) as error:  # a workspace that has vanished, for instance
+                from prefect.settings import get_current_settings
+
                 say(f"warning: {printable(error)}; the work goes on without the server")
-                _ask_once()
+                get_current_settings().client.max_retries = 0  # calls of Prefect fail at once: the server is lost
                 return
 
     thread = threading.Thread(target=keep_up, name="server", daemon=True)
@@ -235,13 +233,6 @@ def _kept_up(server: Server) -> Iterator[None]:
     finally:
         server.unwanted.set()
         thread.join()
-
-
-def _ask_once() -> None:
-    """Make each further call of Prefect fail at once, because its server is lost for good."""
-    from prefect.settings import get_current_settings
-
-    get_current_settings().client.max_retries = 0
 
 
 def end_leftover_server(workspace: Workspace) -> None:

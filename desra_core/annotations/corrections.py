@@ -44,11 +44,7 @@ Read = TypeVar("Read")
 
 
 class Correction(NamedTuple):
-    """A human mask, ready to be published.
-
-    ``as_exported``: the mask equals a detector's mask that was exported for this image, and no person confirmed it. If
-    the image has a human mask that counts and lies in the imported export, only that export's mask is compared.
-    """
+    """A human mask, ready to be published."""
 
     source: str  # the file, and for COCO the image in it, for errors
     name: str  # of the image
@@ -59,6 +55,8 @@ class Correction(NamedTuple):
     changed: bool  # the mask differs from the detector's
     kinds: tuple[str, ...]  # of each shape
     left_out: tuple[str, ...]  # a phrase for each shape that does not count
+    # The mask equals a detector's mask that was exported for this image, and no person confirmed it. If the image has a
+    # human mask that counts and lies in the imported export, only that export's mask is compared.
     as_exported: bool
 
 
@@ -306,10 +304,7 @@ def _renamed(now: Iterable[tuple[str, str]], then: Iterable[tuple[str, str]]) ->
     """Map the names that images had to the names that they have now, where these differ.
 
     A name changes when a file with the same name and another suffix appears or vanishes: with a second file a.jpg, the
-    image a becomes a.png.
-
-    Args:
-        now, then: The names of images, each with the id of its image.
+    image a becomes a.png. ``now`` and ``then`` are names, each with the id of its image.
     """
     present, former = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for names, pairs in ((present, now), (former, then)):
@@ -325,11 +320,7 @@ def _renamed(now: Iterable[tuple[str, str]], then: Iterable[tuple[str, str]]) ->
 def _row_of(
     source: _Source, rows: dict[str, dict[str, Any]], exported: dict[str, Any], gan_sr_key: str | None, verb: str
 ) -> dict[str, Any]:
-    """Find the image that annotations belong to, among the images that are done.
-
-    Raises:
-        ImageError: The image is ambiguous or not done, has another size, or its GAN result is not the exported one.
-    """
+    """Find the row of the image that annotations belong to, among the images that are done (raises `ImageError`)."""
     if len(source.names) > 1:
         field = "imagePath" if isinstance(source.drawn, LabelMeFile) else "file_name"
         reason = f"may be of {' or of '.join(source.names[:2])}"
@@ -384,13 +375,8 @@ def _replace_masks(
 ) -> dict[str, bool]:
     """Put human masks in place, or remove them, and make the pictures of the dataset anew where their mask changed.
 
-    Args:
-        workspace, target: The workspace, and the cache keys of its latest run.
-        masks: The PNG of the human mask by name; None removes the mask at this name.
-        rows: The rows of these masks in the table of human masks, by name.
-
-    Returns:
-        By each name whose pictures had another mask: whether the pictures could be made anew.
+    ``masks`` has the PNG of each human mask by name, None to remove the mask; ``rows`` are the masks' rows in the table
+    of human masks. Returns by each name whose pictures had another mask whether the pictures could be made anew.
     """
     counting = {name for name, row in rows.items() if row["gan_sr_key"] == target.gan_sr_key}
     outdated: dict[str, bytes] = {}  # the mask that the pictures at a name should have

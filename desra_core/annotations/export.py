@@ -328,7 +328,13 @@ def _write(image: MaskedImage, *, form: Form, folder: ExportFolder, pictures: bo
             files = {f"images/{image.name}.png": _picture(image)} if pictures else {}
             annotations = [_coco_annotation(annotation, image.shape) for annotation in image.annotations()]
         elif form == "labelme":
-            shapes = [labelme_shape(each.x, each.y, each.crop, _described(each.region)) for each in image.annotations()]
+            shapes = []
+            for x, y, crop, region in image.annotations():
+                description = "drawn by a person"
+                if region:
+                    numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
+                    description = ", ".join(filter(None, (_class_name(region), numbers)))
+                shapes.append(labelme_shape(x, y, crop, description))
             document = labelme_document(image.name, image.shape, shapes)
             files = {f"{image.name}.json": document, f"{image.name}.png": _picture(image)}
         else:
@@ -414,14 +420,6 @@ def _coco_annotation(annotation: Annotation, shape: tuple[int, int]) -> dict[str
         **score,
         "attributes": attributes,
     }
-
-
-def _described(region: dict[str, Any] | None) -> str:
-    """Describe a region for people; None stands for one that a person drew."""
-    if region is None:
-        return "drawn by a person"
-    numbers = f"severity {region['severity']:.1f}, mean similarity {region['mean_similarity']:.3f}"
-    return ", ".join(filter(None, (_class_name(region), numbers)))
 
 
 def _class_name(region: dict[str, Any]) -> str | None:

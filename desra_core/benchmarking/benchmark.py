@@ -50,19 +50,15 @@ class OperatingPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A detector, whose score maps are computed once per image, and the operating points at which masks are judged.
-
-    ``spec`` is its name or file as for `desra_core.detection.detectors.load_detector`, ``key`` identifies its scores,
-    ``weighs_classes`` says that class weights can apply to them, and ``weighted`` that they do.
-    """
+    """A detector, whose score maps are computed once per image, and the operating points at which masks are judged."""
 
     name: str
-    spec: str
-    key: str
+    spec: str  # name or file, as for `desra_core.detection.detectors.load_detector`
+    key: str  # identifies its scores
     inputs: tuple[str, ...]
     points: tuple[OperatingPoint, ...]
-    weighs_classes: bool = False
-    weighted: bool = False
+    weighs_classes: bool = False  # class weights can apply to its scores
+    weighted: bool = False  # class weights do apply
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -73,16 +69,6 @@ class Method:
     def detector(self, weights: ClassWeights | None) -> Detector:
         """Load the detector; ``weights`` are the class weights of the benchmark, ``(150,)``."""
         return applied(self.spec).weighted(weights) if self.weighted else load_detector(self.spec)
-
-
-class StageSettings(NamedTuple):
-    """Settings of `judge_image` for all images; ``weights`` is ``(150,)`` float64, None without a weighted method."""
-
-    methods: tuple[Method, ...]
-    weights: ClassWeights | None
-    benchmarking: Benchmarking
-    device: str
-    max_pixels: int
 
 
 class DecodedPair(NamedTuple):
@@ -114,7 +100,7 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:
+    def judge(self, pair: DecodedPair, benchmark: "Benchmark[Any]") -> bytes:
         """Run the missing methods on a pair, and return the new content of the file (raises `ImageError`)."""
 
     @abstractmethod
@@ -129,20 +115,15 @@ JobMaker = Callable[[Benchmarking, Example, dict[str, File], dict[Method, list[s
 
 @dataclass(frozen=True)
 class Benchmark(Generic[AnyJob]):
-    """Images to judge, and the methods in the order of the table.
-
-    ``work`` has every image that can be judged, with its job, and ``failures`` says why others cannot. ``unjudged`` are
-    GAN results without a ground truth, ``lossy`` masks that are JPEG or lossy WebP. ``weights`` is ``(150,)`` float64,
-    None where no method is weighted.
-    """
+    """Images to judge, and the methods in the order of the table."""
 
     settings: Benchmarking
     methods: tuple[Method, ...]
-    work: list[tuple[ImageRef, AnyJob]]
-    failures: list[ImageError]
-    unjudged: list[Path]
-    lossy: list[Path]
-    weights: ClassWeights | None
+    work: list[tuple[ImageRef, AnyJob]]  # every image that can be judged, with its job
+    failures: list[ImageError]  # why others cannot be judged
+    unjudged: list[Path]  # GAN results without a ground truth
+    lossy: list[Path]  # masks that are JPEG or lossy WebP
+    weights: ClassWeights | None  # (150,) float64; None where no method is weighted
 
     def missing(self) -> list[tuple[ImageRef, AnyJob]]:
         """List the images that are left to judge, without those that would fail again."""
@@ -254,16 +235,19 @@ def load_methods(specs: Iterable[str], *, weights_key: str | None) -> list[Metho
     return found
 
 
-def judge_image(image: ImageRef, job: Job, workspace: Workspace, settings: StageSettings) -> None:
+def judge_image(image: ImageRef, job: Job, benchmark: Benchmark[Any], device: str, max_pixels: int) -> None:
     """Run the methods that are missing on an image and publish the result. Workers call this.
+
+    Networks run on ``device``, ``cpu`` or ``cuda``. Files of more than ``max_pixels`` are not decoded.
 
     Raises `ImageError`: the image cannot be judged. Errors other than `TransientError` would come again, and are
     recorded in the file, too.
     """
+    workspace = benchmark.workspace
     try:
-        pair = _read_pair(image, job.missing, settings)
+        pair = _read_pair(image, job.missing, benchmark, device, max_pixels)
         with _one_thread():
-            content = job.judge(pair, workspace, settings)
+            content = job.judge(pair, benchmark)
     except TransientError:
         raise
     except ImageError as error:
@@ -287,21 +271,23 @@ def _hashed(example: Example, used: set[str]) -> tuple[dict[str, File], list[Pat
     return files, lossy
 
 
-def _read_pair(image: ImageRef, missing: tuple[str, ...], settings: StageSettings) -> DecodedPair:
+def _read_pair(
+    image: ImageRef, missing: tuple[str, ...], benchmark: Benchmark[Any], device: str, max_pixels: int
+) -> DecodedPair:
     """Decode a pair and the other inputs of the missing methods."""
     assert image.mse_sr is not None
     assert image.gan_sr is not None
-    inputs = {role for method in settings.methods if method.name in missing for role in method.inputs}
-    mse_sr, gan_sr = (read_photo(file, settings.max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
+    inputs = {role for method in benchmark.methods if method.name in missing for role in method.inputs}
+    mse_sr, gan_sr = (read_photo(file, max_pixels).pixels for file in (image.mse_sr, image.gan_sr))
     if mse_sr.shape[:2] != gan_sr.shape[:2]:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (gan_sr, mse_sr))
         raise ImageError(image.path, f"and its MSE twin are {sizes}", "give results of one size")
-    lr = read_photo(image.lr, settings.max_pixels).pixels if "lr" in inputs and image.lr else None
+    lr = read_photo(image.lr, max_pixels).pixels if "lr" in inputs and image.lr else None
     labels, seconds = None, None
     if "labels" in inputs and image.labels:
-        labels = read_label_file(image.labels, gan_sr.shape[:2], settings.max_pixels)
+        labels = read_label_file(image.labels, gan_sr.shape[:2], max_pixels)
     elif "labels" in inputs:
-        segmenter = load_segmenter(settings.benchmarking.segmenter, settings.device)
+        segmenter = load_segmenter(benchmark.settings.segmenter, device)
         started = time.perf_counter()
         try:
             labels = segmenter(gan_sr)

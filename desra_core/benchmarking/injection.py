@@ -109,19 +109,15 @@ def texture(pixels: Pixels, place: Mask) -> float:
 
 
 class Case(NamedTuple):
-    """One artifact to inject, by `inject`.
-
-    ``size`` is the wanted area in pixels, ``sheet`` the number of the injected image, ``y`` and ``x`` the top left
-    pixel of the box around its place, ``seed`` the seed of its shape and pattern.
-    """
+    """One artifact to inject, by `inject`."""
 
     kind: str
     strength: float
-    size: int
-    sheet: int
-    y: int
-    x: int
-    seed: int
+    size: int  # the wanted area in pixels
+    sheet: int  # the number of the injected image
+    y: int  # top of the box around its place
+    x: int  # left end of that box
+    seed: int  # of its shape and pattern
 
     def place(self, shape: tuple[int, ...]) -> Mask:
         """Mark the pixels of the artifact in an image of this shape: ``(H, W)`` bool."""

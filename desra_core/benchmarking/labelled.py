@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from desra_core import __version__
 from desra_core.benchmarking.benchmark import (
     Benchmark,
+    ClassWeights,
     DecodedPair,
     Job,
     Method,
     OperatingPoint,
-    StageSettings,
     Tables,
     plan_benchmark,
 )
@@ -27,7 +27,7 @@ from desra_core.detection.mask import score_mask, valid
 from desra_core.errors import ImageError, UsageError, printable
 from desra_core.evaluation import metrics
 from desra_core.evaluation.coco_masks import CocoMask, decode_coco_mask
-from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
+from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import Agreement, MaskScores, compare_masks, pooled, score_masks, scores_document
 from desra_core.evaluation.table import Section, as_csv, counted, failure_rows, fixed
 from desra_core.files import fingerprint
@@ -68,36 +68,27 @@ class PixelAgreement:
 
 
 @dataclass(frozen=True)
-class MethodRun:
-    """The results of a method on an image; ``key`` identifies all that they depend on.
+class _MethodRun:
+    """The results of a method on an image; dictionaries are by operating point."""
 
-    By operating point: the computing ``seconds`` for score map and mask in one thread, the ``agreements`` with the
-    ground truth, and the agreements with the ``published`` DeSRA mask of the data set, if there is such a mask.
-    ``curve`` has the agreements with the ground truth at `Method.thresholds`.
-    """
-
-    key: str
-    seconds: dict[str, float]
-    agreements: dict[str, Agreement]
-    curve: tuple[tuple[float, Agreement], ...]
-    published: dict[str, PixelAgreement]
+    key: str  # identifies all that the results depend on
+    seconds: dict[str, float]  # of one thread, for score map and mask
+    agreements: dict[str, Agreement]  # with the ground truth
+    curve: tuple[tuple[float, Agreement], ...]  # with the ground truth, at `Method.thresholds`
+    published: dict[str, PixelAgreement]  # with the DeSRA mask of the data set, if there is such a mask
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of the data set: its runs by method, or why it failed.
-
-    ``labels_seconds`` is the time to compute class labels; None where they were read. ``failure`` has the key, subject,
-    reason and remedy of an error that would come again.
-    """
+    """An image of the data set: its runs by method, or why it failed."""
 
     part: str
     name: str
     height: int = 0
     width: int = 0
-    labels_seconds: float | None = None
-    runs: dict[str, MethodRun] = field(default_factory=dict)
-    failure: tuple[str, str, str, str] | None = None
+    labels_seconds: float | None = None  # time to compute class labels; None where they were read
+    runs: dict[str, _MethodRun] = field(default_factory=dict)
+    failure: tuple[str, str, str, str] | None = None  # key, and subject, reason and remedy of an `ImageError`
 
     @property
     def title(self) -> str:
@@ -115,11 +106,11 @@ _RECORD = TypeAdapter(ImageRecord)
 
 @dataclass(frozen=True)
 class LabelledJob(Job):
-    """An image with its ground truth; ``keys`` has the key of its run by method, ``published`` is its DeSRA mask."""
+    """An image with its ground truth."""
 
     ground_truth: File | CocoMask
-    published: File | None
-    keys: dict[str, str]
+    published: File | None  # its DeSRA mask
+    keys: dict[str, str]  # of its run by method
 
     def path(self, workspace: Workspace) -> Path:  # noqa: D102
         return workspace.root / "records" / self.part / f"{self.name}.json"
@@ -150,20 +141,21 @@ class LabelledJob(Job):
                     lacking.append(method.name)
         return replace(self, missing=tuple(lacking)) if lacking else None
 
-    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: D102
+    def judge(self, pair: DecodedPair, benchmark: Benchmark[Any]) -> bytes:  # noqa: D102
+        workspace = benchmark.workspace
         truth = read_ground_truth(self.ground_truth, pair.shape, pair.path)
         published = None
         if self.published:
             published = on_valid_region(_decoded(self.published), pair.shape, self.published.path)
-        min_area = min_area_pixels(settings.benchmarking.min_area, *pair.shape)
+        min_area = min_area_pixels(benchmark.settings.min_area, *pair.shape)
         runs = {}
-        for method in settings.methods:
+        for method in benchmark.methods:
             if method.name not in self.missing:
                 continue
-            scores, seconds = _timed_scores(method, pair, settings)
+            scores, seconds = _timed_scores(method, pair, benchmark.weights)
             cut = partial(score_mask, scores, pair.shape, min_area=min_area)
             curve = [(level, compare_masks(valid(cut(threshold=level), FRAME), truth)) for level in method.thresholds]
-            run = runs[method.name] = MethodRun(self.keys[method.name], {}, {}, tuple(curve), {})
+            run = runs[method.name] = _MethodRun(self.keys[method.name], {}, {}, tuple(curve), {})
             for point in method.points:
                 started = time.thread_time()
                 mask = cut(threshold=point.threshold)
@@ -219,9 +211,9 @@ def read_ground_truth(source: File | CocoMask, shape: tuple[int, int], image: Pa
     return on_valid_region(decode_coco_mask(source), shape, image)
 
 
-def _timed_scores(method: Method, pair: DecodedPair, settings: StageSettings) -> tuple[Scores, float]:
+def _timed_scores(method: Method, pair: DecodedPair, weights: ClassWeights | None) -> tuple[Scores, float]:
     """Compute the score map of a pair, and measure the seconds of this thread."""
-    detector = method.detector(settings.weights)
+    detector = method.detector(weights)
     if method.key not in _CALLED:  # the first call of a process also loads libraries and compiles
         score_pair(detector, method.name, pair.path, pair.inputs)
         _CALLED.add(method.key)
@@ -246,49 +238,38 @@ def _job(
 
 
 def _decoded(file: File) -> Mask:
-    return decode_mask(read_content(file), file.path)
+    return decode_any_mask(read_content(file), file.path)
 
 
 class MethodRow(NamedTuple):
-    """A method at an operating point over the images of a part.
-
-    ``seconds`` per megapixel are the median over images, for score map and mask in one thread.
-    """
+    """A method at an operating point over the images of a part."""
 
     part: str
     method: Method
     point: OperatingPoint
     scores: MaskScores
-    seconds: float
+    seconds: float  # per megapixel, for score map and mask in one thread: the median over the images
 
 
-class PublishedRow(NamedTuple):
-    """Agreement of the masks at an operating point with the DeSRA masks of the data set.
-
-    ``entry`` names the operating point. ``same`` counts the images whose masks are equal, ``iou`` is the mean over the
-    images, where two empty masks count as 1, and ``equal`` is the share of equal pixels.
-    """
+class _PublishedRow(NamedTuple):
+    """Agreement of the masks at an operating point with the DeSRA masks of the data set."""
 
     part: str
-    entry: str
+    entry: str  # name of the operating point
     images: int
-    same: int
-    iou: float
-    equal: float
+    same: int  # images whose masks are equal
+    iou: float  # mean over the images, where two empty masks count as 1
+    equal: float  # share of equal pixels
 
 
 @dataclass(frozen=True)
 class LabelledResults:
-    """All numbers of a benchmark.
-
-    ``curves`` are by method and ascending threshold, with the sums over all images. ``labels_seconds`` per megapixel is
-    the median over the images whose class labels were computed; None where none were.
-    """
+    """All numbers of a benchmark."""
 
     rows: list[MethodRow]
-    published: list[PublishedRow]
-    curves: dict[str, list[tuple[float, Agreement]]]
-    labels_seconds: float | None
+    published: list[_PublishedRow]
+    curves: dict[str, list[tuple[float, Agreement]]]  # by method and ascending threshold: sums over all images
+    labels_seconds: float | None  # per megapixel: the median over the images whose class labels were computed
     records: list[ImageRecord]
 
 
@@ -312,7 +293,7 @@ def results_of(benchmark: Benchmark[LabelledJob]) -> LabelledResults:
                     ious = [image.intersection / image.union if image.union else 1.0 for image in agreed]
                     same = sum(image.equal == image.pixels for image in agreed)
                     equal = sum(image.equal for image in agreed) / sum(image.pixels for image in agreed)
-                    published.append(PublishedRow(part, point.name, len(agreed), same, sum(ious) / len(ious), equal))
+                    published.append(_PublishedRow(part, point.name, len(agreed), same, sum(ious) / len(ious), equal))
     curves = {}
     for method in benchmark.methods:
         traced = [record.runs[method.name].curve for record in records if method.name in record.runs]

@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from desra_core import __version__
-from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, StageSettings, Tables, plan_benchmark
+from desra_core.benchmarking.benchmark import Benchmark, DecodedPair, Job, Method, Tables, plan_benchmark
 from desra_core.benchmarking.data_sets import Example, given_folders, read_data_set
 from desra_core.benchmarking.injection import FULL_CONTRAST, KINDS, SIZES, STRENGTHS
 from desra_core.benchmarking.trial import FAINT, GRID, MIN_AREAS, Design, Trial, run_trial
 from desra_core.detection.detectors import DEFAULT
 from desra_core.errors import Failure, ImageError, UsageError, printable
-from desra_core.evaluation.mask_files import FRAME, decode_mask, on_valid_region
+from desra_core.evaluation.mask_files import FRAME, decode_any_mask, on_valid_region
 from desra_core.evaluation.metrics import ratio, wilson_interval
 from desra_core.evaluation.table import Section, as_csv, failure_rows, fixed, in_percent
 from desra_core.files import fingerprint
@@ -94,15 +94,14 @@ class SyntheticJob(Job):
         result = self.result(workspace)
         return None if isinstance(result, Trial) else result or self
 
-    def judge(self, pair: DecodedPair, workspace: Workspace, settings: StageSettings) -> bytes:  # noqa: ARG002, D102
-        detectors = {m.name: m.detector(settings.weights) for m in settings.methods if m.name in self.missing}
+    def judge(self, pair: DecodedPair, benchmark: Benchmark[Any]) -> bytes:  # noqa: D102
+        detectors = {m.name: m.detector(benchmark.weights) for m in benchmark.methods if m.name in self.missing}
         exclude = None
         if self.exclude:
-            mask = decode_mask(read_content(self.exclude), self.exclude.path)
+            mask = decode_any_mask(read_content(self.exclude), self.exclude.path)
             valid = on_valid_region(mask, pair.shape, self.exclude.path)
             exclude = mask if mask.shape == pair.shape else np.pad(valid, FRAME)
-        asked = settings.benchmarking
-        design = Design(seed=asked.seed, min_area=int(asked.min_area))
+        design = Design(seed=benchmark.settings.seed, min_area=int(benchmark.settings.min_area))
         trial = run_trial(self.name, pair.inputs, detectors, design, exclude)
         return _RECORD.dump_json(TrialRecord(self.key, trial), exclude_none=True)
 
@@ -148,18 +147,14 @@ class Rate(NamedTuple):
         return wilson_interval(self.found, self.trials)
 
 
-class GridPoint(NamedTuple):
-    """A method at one threshold and minimal area.
-
-    ``rate`` leaves out artifacts whose places are marked even without the artifact. ``false_regions`` and
-    ``false_pixels`` are counted among the ``clean_pixels``.
-    """
+class _GridPoint(NamedTuple):
+    """A method at one threshold and minimal area."""
 
     threshold: float
     min_area: int
-    rate: Rate
+    rate: Rate  # without artifacts whose places are marked even without the artifact
     false_regions: int
-    false_pixels: int
+    false_pixels: int  # of the clean pixels
     clean_pixels: int
 
     @property
@@ -174,12 +169,12 @@ class GridPoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MethodSummary:
+class _MethodSummary:
     """One method over all images that it can be run on."""
 
     method: str
     # At the method's own threshold and the default minimal area. All other fields but ``curve`` are at this point.
-    default: GridPoint
+    default: _GridPoint
     cells: dict[tuple[str, float, int], Rate]  # the recall by kind, strength and size
     # The recall of the kinds that add contrast, in the four ranges of contrast over texture between `RATIO_BOUNDS`.
     by_ratio: tuple[Rate, ...]
@@ -188,7 +183,7 @@ class MethodSummary:
     marked_before: int
     iou: float | None  # the mean over the artifacts that are found; None without any
     seconds_per_megapixel: float | None  # the median over the images of the time to compute scores; None without any
-    curve: tuple[GridPoint, ...]  # all points, by threshold and minimal area
+    curve: tuple[_GridPoint, ...]  # all points, by threshold and minimal area
 
     def recall(self, *, kind: str | None = None, strength: float | None = None, size: int | None = None) -> Rate:
         """Add up the recall of the artifacts of a kind, strength and size at the default point; None takes all."""
@@ -199,7 +194,7 @@ class MethodSummary:
             if all(value is None or value == own for value, own in zip(wanted, cell, strict=True))
         )
 
-    def best(self, pixel_share: float) -> GridPoint | None:
+    def best(self, pixel_share: float) -> _GridPoint | None:
         """Choose the point with the highest recall among those that mark at most this share of the clean pixels."""
         allowed = [point for point in self.curve if point.rate.trials and (point.pixel_share or 0) <= pixel_share]
         return max(allowed, key=lambda point: (point.rate.share or 0, -point.false_pixels), default=None)
@@ -207,16 +202,13 @@ class MethodSummary:
 
 @dataclass(frozen=True)
 class SyntheticSummary:
-    """All methods over all images.
-
-    ``clean_pixels`` counts pixels that are not excluded, ``faint`` the artifacts left out for too little contrast.
-    """
+    """All methods over all images."""
 
     images: int
-    clean_pixels: int
+    clean_pixels: int  # pixels that are not excluded
     injected: int
-    faint: int
-    methods: tuple[MethodSummary, ...]
+    faint: int  # artifacts left out for too little contrast
+    methods: tuple[_MethodSummary, ...]
 
 
 def summarise(trials: Sequence[Trial]) -> SyntheticSummary:
@@ -307,7 +299,7 @@ def sections_of(summary: SyntheticSummary) -> list[Section]:
     ]
 
 
-def statements(method: MethodSummary) -> list[str]:
+def statements(method: _MethodSummary) -> list[str]:
     """Describe in sentences with numbers which artifacts a method sees at its default point, and which not."""
     rates = {kind: method.recall(kind=kind) for kind in KINDS if method.recall(kind=kind).trials}
     lines = []
@@ -381,7 +373,7 @@ def _job(
     return SyntheticJob(example.part, example.name, tuple(method.name for method in inputs), exclude, key)
 
 
-def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
+def _summarise(method: str, trials: Sequence[Trial]) -> _MethodSummary:
     first = trials[0]
     thresholds, min_areas = first.thresholds[method], first.min_areas
     responses = [response for trial in trials for response in trial.responses if response.method == method]
@@ -397,7 +389,7 @@ def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
     for row, threshold in enumerate(thresholds):
         for column, min_area in enumerate(min_areas):
             hits, tries, regions, pixels = (int(table[row, column]) for table in tables)
-            curve[threshold, min_area] = GridPoint(
+            curve[threshold, min_area] = _GridPoint(
                 threshold, min_area, Rate(hits, tries), regions, pixels, clean_pixels
             )
 
@@ -413,7 +405,7 @@ def _summarise(method: str, trials: Sequence[Trial]) -> MethodSummary:
         if hit:
             fits.append(response.iou)
     seconds = [1e6 * trial.seconds[method] / trial.scored_pixels for trial in trials if trial.scored_pixels]
-    return MethodSummary(
+    return _MethodSummary(
         method=method,
         default=curve[first.default[method], first.min_area],
         cells={cell: _total(rows) for cell, rows in sorted(cells.items())},
@@ -444,11 +436,11 @@ def _named(kind: str | None) -> str:
     return (kind or "all").replace("_", " ")
 
 
-def _axes(method: MethodSummary) -> tuple[list[float], list[int]]:
+def _axes(method: _MethodSummary) -> tuple[list[float], list[int]]:
     return sorted({strength for _, strength, _ in method.cells}), sorted({size for *_, size in method.cells})
 
 
-def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
+def _cell_rows(method: _MethodSummary) -> list[dict[str, str]]:
     strengths, sizes = _axes(method)
 
     def row(kind: str | None) -> dict[str, str]:
@@ -459,7 +451,7 @@ def _cell_rows(method: MethodSummary) -> list[dict[str, str]]:
     return [row(kind) for kind in (*KINDS, None)]
 
 
-def _point(point: GridPoint) -> dict[str, Any]:
+def _point(point: _GridPoint) -> dict[str, Any]:
     return {
         "threshold": point.threshold,
         "min_area": point.min_area,

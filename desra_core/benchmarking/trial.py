@@ -28,68 +28,51 @@ Injected = tuple[Case, float, float, npt.NDArray[np.intp]]
 
 
 class Design(NamedTuple):
-    """The artifacts to inject, and the thresholds and minimal areas at which masks are judged.
-
-    ``factors`` are multiples of a detector's own threshold; ``min_area`` is the default among ``min_areas`` (pixels).
-    """
+    """The artifacts to inject, and the thresholds and minimal areas at which masks are judged."""
 
     strengths: tuple[float, ...] = STRENGTHS
     sizes: tuple[int, ...] = SIZES
     seed: int = 0
-    factors: tuple[float, ...] = GRID
-    min_areas: tuple[int, ...] = MIN_AREAS
-    min_area: int = MIN_AREA
+    factors: tuple[float, ...] = GRID  # multiples of a detector's own threshold
+    min_areas: tuple[int, ...] = MIN_AREAS  # in pixels
+    min_area: int = MIN_AREA  # the default among these
 
 
 class Response(NamedTuple):
-    """The response of one method to one injected artifact.
-
-    ``found`` says by threshold and minimal area whether at least half of the place is marked. ``already`` says so for
-    the image without the artifact: then a mark proves nothing, and the artifact is not counted. ``iou`` is that of the
-    place and its best region at the default point. See `desra_core.benchmarking.injection` for the other two.
-    """
+    """The response of one method to one injected artifact."""
 
     case: Case
-    contrast: float
-    texture: float
+    contrast: float  # see `desra_core.benchmarking.injection.contrast`
+    texture: float  # see `desra_core.benchmarking.injection.texture`
     method: str
-    found: Bits
-    already: Bits
-    iou: float
+    found: Bits  # by threshold and minimal area: at least half of the place is marked
+    already: Bits  # the same without the artifact: then a mark proves nothing, and the artifact is not counted
+    iou: float  # of the place and its best region at the default point
 
 
 class FalseAlarms(NamedTuple):
-    """The marks of one method in the pair without artifacts, outside of ``exclude``, by threshold and minimal area.
-
-    A region counts when less than half of it is excluded; pixels count when they are not excluded.
-    """
+    """The marks of one method in the pair without artifacts, outside of ``exclude``, by threshold and minimal area."""
 
     method: str
-    regions: Counts
-    pixels: Counts
+    regions: Counts  # those of which less than half is excluded
+    pixels: Counts  # those that are not excluded
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The responses of all methods to one pair.
-
-    ``clean_pixels`` counts the pixels that are not excluded, ``faint`` the cases that were left out because their
-    contrast in this image is below `FAINT`. ``thresholds`` (ascending) and ``default``, the detector's own, are by
-    method; ``min_areas`` (ascending) and the default ``min_area`` are in pixels. ``seconds`` is the time to score the
-    injected images, by method, and ``scored_pixels`` their total size.
-    """
+    """The responses of all methods to one pair; dictionaries are by method."""
 
     image: str
-    clean_pixels: int
-    faint: int
-    thresholds: dict[str, tuple[float, ...]]
-    default: dict[str, float]
-    min_areas: tuple[int, ...]
-    min_area: int
+    clean_pixels: int  # pixels that are not excluded
+    faint: int  # cases that were left out because their contrast in this image is below `FAINT`
+    thresholds: dict[str, tuple[float, ...]]  # ascending
+    default: dict[str, float]  # the detector's own threshold
+    min_areas: tuple[int, ...]  # in pixels, ascending
+    min_area: int  # the default
     responses: tuple[Response, ...]
     false_alarms: tuple[FalseAlarms, ...]
-    seconds: dict[str, float]
-    scored_pixels: int
+    seconds: dict[str, float]  # time to score the injected images
+    scored_pixels: int  # total size of the injected images
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from desra_core.calibration.weights import (
 from desra_core.detection.class_weights import load_weights
 from desra_core.detection.mask import THRESHOLD, valid
 from desra_core.errors import ImageError, LostError, TransientError, UsageError
-from desra_core.evaluation.mask_files import decode_mask
+from desra_core.evaluation.mask_files import decode_any_mask
 from desra_core.files import content_key, digest, fingerprint, read_bytes
 from desra_core.images.codec import Mask, check_size
 from desra_core.images.scanning import image_files, normalized
@@ -65,14 +65,13 @@ _ABOUT = b"desra.counted"
 _RULE = ("rule", "percentile", "fallback", "min_pixels", "min_images")
 
 
-class HistogramJob(NamedTuple):
-    """An image's record, and the masks of the pixels that are left out of its histogram."""
-
-    record: Record
-    masks: tuple[File, ...]
+# A record, and the masks of the pixels that are left out of the histogram of its image.
+RecordAndMasks = tuple[Record, tuple[File, ...]]
 
 
-def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, target: Target, max_pixels: int) -> pa.Table:
+def count_stored(
+    image: ImageRef, about: RecordAndMasks, workspace: Workspace, target: Target, max_pixels: int
+) -> pa.Table:
     """Count the pixels of an image by its stored map: a table of `ClassHistogram.to_table`. Workers call this.
 
     Label files of more than ``max_pixels`` are not decoded.
@@ -81,17 +80,18 @@ def count_stored(image: ImageRef, job: HistogramJob, workspace: Workspace, targe
         ImageError: A mask has another size, or is no mask.
         TransientError: A map, the labels or a mask have gone or changed.
     """
-    assert job.record.height is not None
-    assert job.record.width is not None
-    shape = job.record.height, job.record.width
+    record, masks = about
+    assert record.height is not None
+    assert record.width is not None
+    shape = record.height, record.width
     similarity = read_array(workspace, image.id, "similarity", key=target.similarity_key)
-    labels = read_labels(image, job.record, workspace, target.segmentation_key, max_pixels)
+    labels = read_labels(image, record, workspace, target.segmentation_key, max_pixels)
     if labels is None:
         raise ImageError(image.path, "has no class labels", "run again with --labels or --segmenter")
     frame = (shape[0] - similarity.shape[0]) // 2
     exclude: Mask | None = None
-    for file in job.masks:
-        mask = decode_mask(read_content(file), file.path)
+    for file in masks:
+        mask = decode_any_mask(read_content(file), file.path)
         remedy = f"masks have the size of the image, or lack a frame of {frame} px"
         check_size(mask, file.path, remedy, shape, similarity.shape)
         mask = valid(mask, frame) if mask.shape == shape else mask
@@ -207,14 +207,14 @@ class Counting:
         counts = {number: len(self.shard(number).missing) for number in self.shards}
         return {number: count for number, count in counts.items() if count}
 
-    def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, HistogramJob]]:
-        """List the images of a shard that are not counted yet, by token, each with its job for `count_stored`."""
+    def work(self, shard: ShardCount) -> dict[str, tuple[ImageRef, RecordAndMasks]]:
+        """List the images of a shard that are not counted yet, by token, each with its argument for `count_stored`."""
         records = read_shard(self.workspace, shard.number)
         work = {}
         for token in shard.missing:
             image, masks = shard.wanted[token]
             # Regions and times may be large, and are not needed.
-            work[token] = (image, HistogramJob(replace(records[image.id], regions=[], seconds={}), masks))
+            work[token] = (image, (replace(records[image.id], regions=[], seconds={}), masks))
         return work
 
     def most_pixels(self) -> int:

@@ -172,16 +172,12 @@ def false_alarm_rate(histogram: ClassHistogram, weights: npt.NDArray[np.float64]
 
 
 class ClassWeight(NamedTuple):
-    """The weight of a class; ``interval`` is that of Eq. 9, or None where the weight does not follow from one.
-
-    A class with too few pixels or images is ``thin``, and a class without any is ``unseen``: both have the fallback's
-    weight.
-    """
+    """The weight of a class."""
 
     class_index: int
     name: str
-    interval: int | None
-    weight: float
+    interval: int | None  # of Eq. 9; None where the weight does not follow from an interval
+    weight: float  # the fallback's for a thin class (too few pixels or images) and for an unseen class (no pixel)
     pixels: int
     images: int
     state: Literal["calibrated", "thin", "unseen"]

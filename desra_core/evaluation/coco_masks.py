@@ -25,18 +25,13 @@ _FORMAT = "give a COCO file whose images have id, file_name, width and height, a
 
 
 class CocoMask(NamedTuple):
-    """The artifacts of an image of ``height`` and ``width`` pixels in a COCO file.
+    """The artifacts of an image in a COCO file."""
 
-    ``counts`` is the compressed run-length encoding, column by column; ``kinds`` has the shape of each region:
-    ``polygon``, ``box``, ``rotated box`` or ``RLE``; ``left_out`` a phrase for each shape that does not count, such as
-    ``region of category text``.
-    """
-
-    height: int
+    height: int  # pixels of the image
     width: int
-    counts: str
-    kinds: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    counts: str  # compressed run-length encoding, column by column
+    kinds: tuple[str, ...] = ()  # the shape of each region: polygon, box, rotated box or RLE
+    left_out: tuple[str, ...] = ()  # a phrase for each shape that does not count, such as "region of category text"
 
 
 @dataclass

@@ -64,11 +64,11 @@ class Pairing(NamedTuple):
 
 
 def read_mask(path: Path) -> Mask:
-    """Read a mask (raises as `decode_mask`, and `TransientError` where the file cannot be read)."""
-    return decode_mask(read_bytes(path), path)
+    """Read a mask (raises as `decode_any_mask`, and `TransientError` where the file cannot be read)."""
+    return decode_any_mask(read_bytes(path), path)
 
 
-def decode_mask(data: bytes, path: Path) -> Mask:
+def decode_any_mask(data: bytes, path: Path) -> Mask:
     """Decode the mask in the whole content of a file to ``(H, W)`` bool; ``path`` is named in errors.
 
     Pixels of one colour or value other than black (255, 1, 65535) are marked; black and transparent pixels are not.

@@ -17,7 +17,7 @@ import numpy as np
 
 from desra_core.detection.mask import Components, Flags, valid
 from desra_core.errors import ImageError, LostError
-from desra_core.evaluation.mask_files import FRAME, SIZES, MaskPair, decode_mask, is_lossy, on_valid_region
+from desra_core.evaluation.mask_files import FRAME, SIZES, MaskPair, decode_any_mask, is_lossy, on_valid_region
 from desra_core.files import read_bytes
 from desra_core.images.codec import CLASS_COUNT, Labels, Mask, check_labels, decode_labels, image_size
 
@@ -134,16 +134,14 @@ class ImageAgreement:
 
 @dataclass(frozen=True)
 class MaskScores:
-    """The measures of a set of masks; by measure, they stand in the order of `MEASURES`.
-
-    ``iou`` is the published mean over images, without those whose masks are both empty; in ``iou_with_empty`` these
-    count as 1.
-    """
+    """The measures of a set of masks, in the order of `MEASURES`."""
 
     images: int
     empty_pairs: int  # images in which neither mask marks a pixel
     total: Agreement  # the sums over the images, whose precision, recall and F1 are those of the set
-    values: dict[str, float | None]  # None where undefined
+    # None where undefined. iou is the published mean over images, without those whose masks are both empty; in
+    # iou_with_empty these count as 1.
+    values: dict[str, float | None]
     intervals: dict[str, Interval | None]  # of 95 %, see `bootstrap_intervals`
 
     @property
@@ -195,7 +193,7 @@ def compare_pair(pair: MaskPair, *, sizes: Sizes = "image", prominent: Collectio
     """
     paths = pair.mask, pair.ground_truth
     contents = [read_bytes(path) for path in paths]
-    whole_mask, whole_truth = (decode_mask(data, path) for data, path in zip(contents, paths, strict=True))
+    whole_mask, whole_truth = (decode_any_mask(data, path) for data, path in zip(contents, paths, strict=True))
     labels = read_labels(pair.labels) if pair.labels else None
     shape = _known_shape(pair, whole_mask, whole_truth, labels)
     size_assumed = shape is None

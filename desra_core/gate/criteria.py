@@ -201,11 +201,13 @@ class VerdictDocument(BaseModel):
 def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     """Compare candidates with the gate's limits, and choose the best candidate.
 
-    A candidate passes when it meets all three criteria of `unmet`. The best candidate leaves the fewest unmet; of
-    several it is the one with the greatest merit, then with the greatest PSNR to the old model, then the first. Merit
-    is ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
+    A candidate passes when it meets three criteria: at least the share ``gate.min_removal`` of the artifact regions are
+    gone, no more images gain a region than with the control, and clean images lose at most the share
+    ``gate.max_detail_loss`` of their sharpness. The best candidate leaves the fewest unmet; of several it is the one
+    with the greatest merit, then with the greatest PSNR to the old model, then the first. Merit is
+    ``removal * (1 - detail_loss / max_detail_loss)``, so that a candidate cannot win by blurring all photos.
     """
-    found = [unmet(candidate, control, gate) for candidate in scores]
+    found = [_unmet(candidate, control, gate) for candidate in scores]
     ranks = []
     for candidate, (missed, unshown) in zip(scores, found, strict=True):
         merit = -math.inf
@@ -228,15 +230,8 @@ def decide(scores: Sequence[Score], control: Score, gate: Gate) -> Verdict:
     )
 
 
-def unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Find the criteria that a candidate misses, and those that no judged image can show.
-
-    At least the share ``gate.min_removal`` of the artifact regions must be gone. No more images may gain a region than
-    with the control. Clean images may lose at most the share ``gate.max_detail_loss`` of their sharpness.
-
-    Returns:
-        A sentence for each criterion that is missed, and for each that cannot be shown.
-    """
+def _unmet(candidate: Score, control: Score, gate: Gate) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write a sentence for each criterion that a candidate misses, and for each that no judged image can show."""
     missed, unshown = [], []
     if candidate.removal is None:
         unshown.append("No held-out image has an artifact region, so nothing shows that artifacts are deleted.")

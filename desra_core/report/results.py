@@ -348,7 +348,18 @@ def judge(mask: Mask, human: Mask, regions: list[dict[str, Any]]) -> JudgedRegio
     parts = Components(mask)
     severity = np.zeros(len(parts) + 1)
     severity[parts.numbers[mask]] = of_component[numbers[mask]]
-    return JudgedRegions(severity[1:], parts.covered(human), _found(parts.numbers, severity, human))
+    # A human region is found from a severity on: where regions of severity 9, 4 and 1 cover 30, 25 and 40 % of it, from
+    # 4 on, since those of at least 4 cover half of it; never (-inf) where all regions together cover less than half.
+    marked = Components(human)
+    order = 1 + np.argsort(-severity[1:], kind="stable")
+    found = np.full(len(marked), -np.inf)
+    for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
+        inside = parts.numbers[y : y + height, x : x + width][marked.crop(index)]
+        covered = np.cumsum(np.bincount(inside, minlength=severity.size)[order])
+        enough = np.flatnonzero(2 * covered >= marked.areas[index])
+        if enough.size:
+            found[index] = severity[order[enough[0]]]
+    return JudgedRegions(severity[1:], parts.covered(human), found)
 
 
 def curve_of(judged: list[JudgedRegions], *, looked_at: int) -> SeverityCurve:
@@ -395,26 +406,3 @@ def _counted(image: StoredImage) -> Counts:
         classes = labels_of(tiles[index])[defined].astype(np.int64)
         counts += np.bincount(classes * BINS + bins, minlength=counts.size)
     return counts.reshape(CLASS_COUNT, BINS)
-
-
-def _found(parts: npt.NDArray[Any], severity: Values, human: Mask) -> Values:
-    """Find for each human region how severe detected regions must be to count, so that half of it is just covered.
-
-    Where regions of severity 9, 4 and 1 cover 30, 25 and 40 % of a human region, the result is 4: those of at least 4
-    cover 55 % of it. It is -inf where all regions together cover less than half.
-
-    Args:
-        parts: ``(H, W)``, the number of the detected region that a pixel is in, or 0.
-        severity: By number; the first value is not used.
-        human: ``(H, W)`` bool.
-    """
-    marked = Components(human)
-    order = 1 + np.argsort(-severity[1:], kind="stable")
-    found = np.full(len(marked), -np.inf)
-    for index, (x, y, width, height) in enumerate(marked.boxes.tolist()):
-        inside = parts[y : y + height, x : x + width][marked.crop(index)]
-        covered = np.cumsum(np.bincount(inside, minlength=severity.size)[order])
-        enough = np.flatnonzero(2 * covered >= marked.areas[index])
-        if enough.size:
-            found[index] = severity[order[enough[0]]]
-    return found

@@ -63,6 +63,7 @@ _FAILURES = 200
 _CLASSES_DRAWN = 15
 _ORDER = [("severity", "descending"), ("image", "ascending"), ("y", "ascending"), ("x", "ascending")]
 _AT_ONCE = 1000
+_FAILED = "The image has failed since."
 _NOTE = 480  # most characters of a note
 _LARGEST = 900
 _REGIONS = 200
@@ -159,7 +160,7 @@ def make_gallery(
     def draw(region: dict[str, Any]) -> list[Cell]:
         image = images[region["image"]]
         if 0 in image.shape:
-            return [Cell(kind, None, reason="The image has failed since.") for kind in kinds]
+            return [Cell(kind, None, reason=_FAILED) for kind in kinds]
         crops = Crops(image, (region["x"], region["y"], region["width"], region["height"]))
         return [make_cell(kind, partial(crops.make, kind)) for kind in kinds]
 
@@ -369,7 +370,7 @@ def _cells(results: WorkspaceResults, image: StoredImage, labels: Labels | None,
     kinds += ["mse_sr", "gan_sr", "mask", *(["human"] if "human" in image.files else []), "pseudo_gt", "labels"]
     if 0 in image.shape:
         kinds += [score.kind for score in scores]
-        return [Cell(kind, None, reason="The image has failed since.") for kind in kinds]
+        return [Cell(kind, None, reason=_FAILED) for kind in kinds]
     crops = Crops(image, largest=_LARGEST)
     draw: dict[str, Callable[[], RGB]] = {kind: partial(crops.make, kind) for kind in kinds}
     draw["labels"] = lambda: label_picture(_labels(image) if labels is None else labels, largest=_LARGEST)

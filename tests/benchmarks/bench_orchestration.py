@@ -93,7 +93,6 @@ def run() -> None:
 def _measured(workspace: Workspace, detection: Detection, plan: Plan) -> dict[str, float]:
     """Seconds by what was done with all images."""
     from tasks.dask_cluster import open_dask
-    from tasks.dask_map import ImageJob
     from tasks.shards import StageSpec
 
     work = [(image, Record(image.id)) for shard in plan.shards for image in image_refs(plan.rows(shard))]
@@ -119,10 +118,9 @@ def _measured(workspace: Workspace, detection: Detection, plan: Plan) -> dict[st
     with ExitStack() as stack:
         started = time.perf_counter()
         dask = stack.enter_context(open_dask(Machine(workers=WORKERS)))
-        job = ImageJob("no-op", no_op, {})
-        list(dask.map(job, work[:100]))
+        list(dask.map("no-op", no_op, {}, work[:100]))
         seconds["cluster"] = time.perf_counter() - started
-        seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map(job, work)))
+        seconds["Dask.map"] = STAGES * _timed(lambda: list(dask.map("no-op", no_op, {}, work)))
         warm_up = make_plan(workspace, manifest, plan.target, limit=10)
         flow_seconds(workspace, warm_up, specs(b""), dask)
         workspace.shard_records(0).unlink()

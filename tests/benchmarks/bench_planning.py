@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markdown import print_table
 
-from deployments.demo.photos import make_photos
+from deployments.demo.__main__ import MODELS, make_photos
 
 IMAGES = 100_000
 FOLDER = 1000  # photos in one
@@ -35,7 +35,6 @@ SIDE = 8
 # Of the images that are done, one of so many has artifacts: with arrays and dataset.
 ARTIFACTS = 10
 REPEATS = 2
-DEMO_MODELS = Path(__file__).resolve().parents[2] / "deployments" / "demo_models"
 DATASET = ("lr", "mse_sr", "gan_sr", "mask", "pseudo_gt")
 # What the driver says in between.
 PLANNED, SERVED = "starting Prefect", "watch at"
@@ -145,7 +144,7 @@ def _kill(driver: psutil.Process) -> None:
 
 
 def _mine(photos: Path, workspace: Path) -> list[str]:
-    models = [f"--{kind}-model={DEMO_MODELS / kind}.pth" for kind in ("mse", "gan")]
+    models = [f"--{kind}-model={MODELS / kind}.pth" for kind in ("mse", "gan")]
     return [sys.executable, "-m", "deployments.cli", "mine", str(photos), *models, f"--workspace={workspace}"]
 
 

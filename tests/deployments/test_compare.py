@@ -17,7 +17,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from deployments.demo.photos import make_photos as make_demo_photos
+from deployments.demo.__main__ import make_photos as make_demo_photos
 from desra_core.files import content_key
 from desra_core.gate.comparison import decide_and_publish, plan_comparison
 from desra_core.gate.criteria import Verdict

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.demo.photos import MODELS, make_photos
+from deployments.demo.__main__ import MODELS, make_photos
 from tests.browser import Page, opened
 from tests.served import FINAL, Served, until
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.demo.photos import MODELS
+from deployments.demo.__main__ import MODELS
 from desra_core.third_party import mend_torchvision
 from desra_core.training.networks import load_discriminator
 from docs import demo_models

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 from distributed import get_worker
@@ -15,14 +16,17 @@ from distributed import get_worker
 from desra_core.errors import TransientError, UsageError
 from desra_core.workspace.manifest import File, ImageRef
 from desra_core.workspace.products import Record
-from tasks.dask_map import Dask, ImageJob
+from tasks.dask_map import Dask
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def job(function: Callable[[ImageRef, Record], Record]) -> ImageJob:
-    """Workers cannot import a test module; what only cloudpickle can pickle travels by value."""
-    return ImageJob(function.__name__, lambda image, outcome: function(image, outcome), {})
+def job(function: Callable[[ImageRef, Record], Record], resources: dict[str, float] | None = None) -> tuple[Any, ...]:
+    """The first arguments of `Dask.map`.
+
+    Workers cannot import a test module; what only cloudpickle can pickle travels by value.
+    """
+    return function.__name__, lambda image, outcome: function(image, outcome), resources or {}
 
 
 def images(*names: str) -> list[tuple[ImageRef, Record]]:

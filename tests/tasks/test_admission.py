@@ -21,7 +21,6 @@ from desra_core.errors import AbsentError, TransientError, UsageError
 from desra_core.settings import Machine
 from tasks import lost_workers
 from tasks.dask_cluster import open_dask
-from tasks.dask_map import ImageJob
 from tests.conftest import refusal
 from tests.served import until
 from tests.tasks.jobs import images
@@ -98,8 +97,8 @@ def who(image, about) -> str:
     return get_worker().name
 
 
-def job(function: Callable = who) -> ImageJob:
-    return ImageJob("who", lambda image, about: function(image, about), {})
+def job(function: Callable = who, resources: dict[str, float] | None = None) -> tuple:
+    return "who", lambda image, about: function(image, about), resources or {}
 
 
 def names(count: int) -> list:
@@ -115,9 +114,9 @@ def test_workers_of_others_are_used(elsewhere, tmp_path, capfd) -> None:
         elsewhere.worker(name)
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         assert (dask.workers, dask.max_pixels) == (2, 11_250_000)
-        assert {result for _, result in dask.map(job(), names(40))} == {"one", "two"}
+        assert {result for _, result in dask.map(*job(), names(40))} == {"one", "two"}
         assert dask.follow(os.getpid, resources={}, on_second=lambda: None) != os.getpid()
-        assert list(dask.map(job(), [])) == []
+        assert list(dask.map(*job(), [])) == []
     assert warnings(capfd) == []
     assert not list(tmp_path.glob(".*"))
 
@@ -144,7 +143,7 @@ def test_a_worker_of_another_version_gets_no_work(elsewhere, other, tmp_path, ca
             [line] = [line for line in told if address in line]
             assert f"{address}: this worker has {has}" in line
             assert line.endswith("; install the same there, and start it again")
-        assert {result for _, result in dask.map(job(), names(40))} == {"good"}
+        assert {result for _, result in dask.map(*job(), names(40))} == {"good"}
         assert dask.follow(lambda: who(None, None), resources={}, on_second=lambda: None) == "good"
     assert warnings(capfd) == []
 
@@ -163,7 +162,7 @@ def test_a_worker_that_joins_later_is_asked_too(elsewhere, other, tmp_path, capf
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
 
         def run() -> None:
-            results.extend(dask.map(job(patient), work))
+            results.extend(dask.map(*job(patient), work))
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -187,7 +186,7 @@ def test_refused_work_for_gpus_goes_to_workers_with_a_gpu(elsewhere, other, tmp_
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
 
         def run() -> None:
-            results.extend(result for _, result in dask.map(job()._replace(resources={"GPU": 1}), names(3)))
+            results.extend(result for _, result in dask.map(*job(resources={"GPU": 1}), names(3)))
 
         elsewhere.worker("old", gpus=1, **other)
         thread = threading.Thread(target=run)
@@ -203,9 +202,9 @@ def test_a_refused_worker_is_asked_again(elsewhere, tmp_path, monkeypatch) -> No
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 0.5)
     address = elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
-        dask._admission.refuse(address, "fails", "wait")
+        dask.admission.refuse(address, "fails", "wait")
         work = job(lambda image, about: time.sleep(2))
-        assert [result for _, result in dask.map(work, names(1))] == [None]
+        assert [result for _, result in dask.map(*work, names(1))] == [None]
 
 
 @pytest.mark.slow
@@ -214,7 +213,7 @@ def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monke
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 1)
     elsewhere.worker("one")
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
-        passed_on, cancel, cancelled = dask._passed_on, dask._client.cancel, threading.Event()
+        passed_on, cancel, cancelled = dask._passed_on, dask.client.cancel, threading.Event()
 
         def late(*about: object, **options: object) -> object:
             again = passed_on(*about, **options)
@@ -222,9 +221,9 @@ def test_work_that_is_passed_on_late_is_cancelled_too(elsewhere, tmp_path, monke
             return again
 
         monkeypatch.setattr(dask, "_passed_on", late)
-        monkeypatch.setattr(dask._client, "cancel", lambda futures: (cancel(futures), cancelled.set()))
-        dask._admission._sign.unlink()  # as on a worker whose disk is gone for good
-        [(_, result)] = dask.map(job(), names(1))
+        monkeypatch.setattr(dask.client, "cancel", lambda futures: (cancel(futures), cancelled.set()))
+        dask.admission._sign.unlink()  # as on a worker whose disk is gone for good
+        [(_, result)] = dask.map(*job(), names(1))
     assert "the Dask workers have gone" in str(result)
 
 
@@ -250,7 +249,7 @@ def test_a_worker_that_does_not_see_the_workspace_gets_no_work(elsewhere, away, 
     elsewhere.worker("good")
     with open_dask(Machine(scheduler=elsewhere.address), folder=workspace) as dask:
         assert warnings(capfd) == [f"warning: {blind}: {told}"]
-        assert {result for _, result in dask.map(job(), names(20))} == {"good"}
+        assert {result for _, result in dask.map(*job(), names(20))} == {"good"}
     # What writes nothing may run there.
     with open_dask(Machine(scheduler=elsewhere.address)) as dask:
         assert dask.workers == 2
@@ -279,6 +278,6 @@ def test_a_run_does_not_wait_without_end_for_refused_workers(elsewhere, other, t
     with open_dask(Machine(scheduler=elsewhere.address), folder=tmp_path) as dask:
         elsewhere.worker("old", **other)
         threading.Timer(1, elsewhere.kill, ["good"]).start()
-        results = [result for _, result in dask.map(job(stuck), names(3))]
+        results = [result for _, result in dask.map(*job(stuck), names(3))]
     assert all(isinstance(result, TransientError) for result in results)
     assert "the Dask workers have gone" in str(results[0])

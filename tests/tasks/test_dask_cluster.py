@@ -93,7 +93,7 @@ def test_large_images_get_fewer_workers(capfd) -> None:
     with open_dask(Machine(), most_pixels=lambda: pixels) as cluster:
         assert cluster.workers == 1
         assert cluster.max_pixels >= pixels
-        [(_, result)] = cluster.map(job(done), images("photo"))
+        [(_, result)] = cluster.map(*job(done), images("photo"))
     assert result == Record("photo", mask_key="done")
     if usual > 1:
         assert f"1 workers instead of {usual}, for images of up to" in capfd.readouterr().err
@@ -168,9 +168,9 @@ def visible_devices(image: ImageRef, outcome: Record) -> Record:
 def test_a_worker_with_a_gpu_has_a_slot_for_each_of_its_threads() -> None:
     """The workers are real, the GPU is not: what they declare and may see is all that this machine can show."""
     with open_dask(Machine(workers=1, memory="600MB"), gpus=1) as cluster:
-        workers = cluster._client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = cluster.client.scheduler_info(n_workers=-1)["workers"].values()
         slots = sorted((worker["nthreads"], worker["resources"].get("GPU", 0)) for worker in workers)
         assert slots == [(1, 0), (GPU_THREADS, GPU_THREADS)]
-        on_gpu = cluster.map(job(visible_devices)._replace(resources={"GPU": 1}), images(*"abcdef"))
+        on_gpu = cluster.map(*job(visible_devices, {"GPU": 1}), images(*"abcdef"))
         assert {result.mask_key for _, result in on_gpu} == {"0"}
         assert cluster.max_pixels == 3_750_000

@@ -16,7 +16,7 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import ImageRef
 from desra_core.workspace.products import Record
 from tasks.dask_cluster import open_dask
-from tasks.dask_map import Dask, ImageJob
+from tasks.dask_map import Dask
 from tasks.logs import configure
 from tests.tasks.jobs import ERRORS, done, follow, images, job
 
@@ -33,10 +33,10 @@ def fails_once(image: ImageRef, outcome: Record) -> Record:
 
 def test_every_image_comes_back_once(dask: Dask) -> None:
     work = images(*(f"photo{index}" for index in range(50)))
-    results = list(dask.map(job(done), work))
+    results = list(dask.map(*job(done), work))
     assert sorted(image.id for image, _ in results) == sorted(image.id for image, _ in work)
     assert all(result == Record(image.id, mask_key="done") for image, result in results)
-    assert list(dask.map(job(done), [])) == []
+    assert list(dask.map(*job(done), [])) == []
 
 
 def moment(image: ImageRef, outcome: Record) -> Record:
@@ -47,7 +47,7 @@ def test_images_are_computed_in_the_order_of_the_work() -> None:
     """One that comes twice too: each time with what goes with it."""
     work = images(*"hgfedcba", *"hgfedcba")
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        results = sorted(cluster.map(job(moment), work), key=lambda result: int(result[1].mask_key))
+        results = sorted(cluster.map(*job(moment), work), key=lambda result: int(result[1].mask_key))
     assert "".join(image.id for image, _ in results) == "hgfedcbahgfedcba"
 
 
@@ -61,7 +61,7 @@ def troubled(image: ImageRef, outcome: Record) -> Record:
 
 def test_troubles_name_their_image_and_spare_the_others(dask: Dask) -> None:
     work = images("surprise", "full", *(f"photo{index}" for index in range(10)))
-    results = {image.id: result for image, result in dask.map(job(troubled), work)}
+    results = {image.id: result for image, result in dask.map(*job(troubled), work)}
     surprise, full = results.pop("surprise"), results.pop("full")
     assert str(surprise).startswith("gan/surprise: failed unexpectedly with ZeroDivisionError (a bug)")
     assert str(full) == "disk: the disk is full; free some space and run again"
@@ -86,7 +86,7 @@ def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Pa
             file.write("x")
         raise error
 
-    [(_, result)] = dask.map(ImageJob("fails", fails, {}), images("photo"))
+    [(_, result)] = dask.map("fails", fails, {}, images("photo"))
     assert isinstance(result, ImageError)
     assert isinstance(result, TransientError) == (failure != "an image that cannot be")
     assert str(result) == str(error)
@@ -96,7 +96,7 @@ def test_a_failure_that_would_repeat_is_not_tried_again(dask: Dask, tmp_path: Pa
 def test_transient_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKERS", str(tmp_path))
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [(_, result)] = cluster.map(job(fails_once), images("photo"))
+        [(_, result)] = cluster.map(*job(fails_once), images("photo"))
     assert result == Record("photo", mask_key="done")
 
 
@@ -115,7 +115,7 @@ def refuse(*_: object) -> Record:
 def test_the_cause_of_an_error_does_not_garble_it(dask: Dask) -> None:
     with pytest.raises(TransientError, match="a: b; c"):
         dask.call(lambda: refuse(), resources={})
-    [(_, result)] = dask.map(job(refuse), images("photo"))
+    [(_, result)] = dask.map(*job(refuse), images("photo"))
     assert isinstance(result, TransientError)
     assert str(result) == "a: b; c"
 
@@ -135,7 +135,7 @@ def test_an_error_of_a_followed_computation_is_raised_at_once(dask: Dask, tmp_pa
 
 def test_every_worker_records_its_images(capfd) -> None:
     with open_dask(Machine(workers=2, memory="1GB", log_level="debug", log_format="json")) as cluster:
-        list(cluster.map(job(done), images("a", "b")))
+        list(cluster.map(*job(done), images("a", "b")))
     configure("warning", "text")
     records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"stage"' in line]
     assert {record["image"] for record in records} == {"a", "b"}

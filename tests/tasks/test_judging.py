@@ -16,7 +16,6 @@ from desra_core.settings import Machine
 from desra_core.workspace.manifest import File, ImageRef
 from tasks import judging as module
 from tasks import progress as progress_module
-from tasks.dask_map import ImageJob
 from tasks.judging import each_image
 
 
@@ -27,10 +26,12 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(progress_module, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(progress_module, "update_progress_artifact", lambda _, share, line: shown.append(line))
 
-    def here(job: ImageJob, work: list[tuple[ImageRef, Any]]) -> Iterator[tuple[ImageRef, Any]]:
+    def here(
+        _: str, function: Callable[[ImageRef, Any], Any], __: dict[str, float], work: list[tuple[ImageRef, Any]]
+    ) -> Iterator[tuple[ImageRef, Any]]:
         for image, about in work:
             try:
-                yield image, job.function(image, about)
+                yield image, function(image, about)
             except ImageError as error:
                 yield image, error
 

@@ -31,7 +31,7 @@ def killer(image: ImageRef, outcome: Record) -> Record:
 def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
     """Images that wait on these workers may be given up with it, since Dask cannot distinguish them."""
     work = images("killer", *(f"photo{index}" for index in range(10)))
-    results = {image.id: result for image, result in dask.map(job(killer), work)}
+    results = {image.id: result for image, result in dask.map(*job(killer), work)}
     assert len(results) == len(work)
     assert "--memory" in str(results["killer"])
     errors = [result for result in results.values() if isinstance(result, ImageError)]
@@ -42,7 +42,7 @@ def test_an_image_that_kills_its_workers_is_named(dask: Dask) -> None:
 def test_a_run_whose_workers_have_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost_workers, "LOST_SECONDS", 4)
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [(_, result)] = cluster.map(job(leaves), images("photo"))
+        [(_, result)] = cluster.map(*job(leaves), images("photo"))
     assert "the Dask workers have gone" in str(result)
 
 
@@ -64,10 +64,10 @@ def test_a_worker_whose_gpu_is_broken_makes_room_for_another(tmp_path: Path, mon
     monkeypatch.setenv("MARKERS", str(tmp_path))
     work = images("breaks", *(f"photo{index}" for index in range(8)))
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        [before] = cluster._client.run(os.getpid).values()
-        results = {image.id: result for image, result in cluster.map(job(on_a_broken_gpu), work)}
-        cluster._client.wait_for_workers(1)
-        assert before not in cluster._client.run(os.getpid).values()
+        [before] = cluster.client.run(os.getpid).values()
+        results = {image.id: result for image, result in cluster.map(*job(on_a_broken_gpu), work)}
+        cluster.client.wait_for_workers(1)
+        assert before not in cluster.client.run(os.getpid).values()
         told = (
             "failed with its GPU \\(CUDA error: device-side assert triggered\\); run again; if it stays, see nvidia-smi"
         )
@@ -85,7 +85,7 @@ def assert_on_the_device() -> None:
 @pytest.mark.slow
 def test_a_followed_computation_without_workers_ends(tmp_path: Path) -> None:
     with open_dask(Machine(workers=1, memory="1GB")) as cluster:
-        list(cluster.map(job(leaves), images("photo")))
+        list(cluster.map(*job(leaves), images("photo")))
         with pytest.raises(TransientError, match="the Dask workers have gone; start some and run again"):
             follow(cluster, tmp_path / "calls", "well")
 

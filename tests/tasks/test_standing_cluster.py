@@ -77,7 +77,7 @@ def test_other_users_of_the_machine_are_kept_out(cluster, monkeypatch) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(logging.getLogger("distributed"), "disabled", True)
     with open_dask(Machine(workers=1, memory="1GB"), alone=True) as own:
-        for address in (cluster.embedded.address, own._client.scheduler.address):
+        for address in (cluster.embedded.address, own.client.scheduler.address):
             for stranger, plain in ((None, address.replace("tls://", "tcp://")), (Security.temporary(), address)):
                 with pytest.raises((OSError, TypeError)):
                     Client(plain, security=stranger, timeout=1)
@@ -205,7 +205,7 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch) -> None:
 def test_a_worker_has_the_gpu_that_it_may_see(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a")
     with open_dask(Machine(workers=1, memory="1GB"), gpus=1, device="GPU-5a", alone=True) as dask:
-        workers = dask._client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = dask.client.scheduler_info(n_workers=-1)["workers"].values()
         assert {worker["name"]: worker["resources"] for worker in workers} == {"cpu-0": {}, "gpu-GPU-5a": {"GPU": 3}}
         assert dask.gpu_slots == 3
         seen = dask.follow(os.getenv, "CUDA_VISIBLE_DEVICES", resources={"GPU": 3}, on_second=lambda: None)

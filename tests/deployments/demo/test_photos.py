@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.demo import photos as demo_photos
+from deployments.demo import __main__ as demo
 from desra_core.images import codec
 from docs import demo_models
 
@@ -10,7 +10,7 @@ from docs import demo_models
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    demo_photos.make_photos(folder)
+    demo.make_photos(folder)
     return folder
 
 
@@ -19,26 +19,26 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_names_no_two_alike_and_nothing_else(photos):
-    names = [photo.name for photo in demo_photos.PHOTOS]
+    names = [photo.name for photo in demo.PHOTOS]
     assert len({Path(name).stem for name in names}) == len(names) == 19
     assert set(content(photos)) == set(names)
 
 
 def test_the_same_bytes_every_time(photos, tmp_path):
-    demo_photos.make_photos(tmp_path)
+    demo.make_photos(tmp_path)
     assert content(tmp_path) == content(photos)
 
 
 def test_what_exists_is_left_alone_and_a_lost_file_comes_back(photos):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.iterdir()}
-    lost = photos / demo_photos.PHOTOS[0].name
+    lost = photos / demo.PHOTOS[0].name
     lost.unlink()
-    demo_photos.make_photos(photos)
+    demo.make_photos(photos)
     assert lost.read_bytes() == before.pop(lost)[0]
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
 
 
-@pytest.mark.parametrize("photo", demo_photos.PHOTOS, ids=lambda photo: photo.name)
+@pytest.mark.parametrize("photo", demo.PHOTOS, ids=lambda photo: photo.name)
 def test_photos_are_small_and_were_not_trained_on(photos, photo):
     path = photos / photo.name
     pixels = codec.decode(path.read_bytes(), path).pixels

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from desra_core.report import agreement_pages
+from desra_core.report import pages
 
 
 @pytest.fixture(autouse=True, scope="module")
 def undrawn_pages() -> Iterator[None]:
-    drawn = agreement_pages.render
+    drawn = pages.render_benchmark
 
     def undrawn(benchmark, results, *more) -> str:
         return drawn(benchmark, results, *more) if benchmark.settings.synthetic else f"{results}"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agreement_pages, "render", undrawn)
+        patch.setattr(pages, "render_benchmark", undrawn)
         yield

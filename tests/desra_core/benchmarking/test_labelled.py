@@ -16,7 +16,7 @@ from desra_core.benchmarking.labelled import ALL, results_of
 from desra_core.detection import artifact_mask, variance_similarity
 from desra_core.detection.class_weights import load_weights
 from desra_core.errors import UsageError
-from desra_core.report.agreement_pages import publish_results
+from desra_core.report.pages import publish_results
 from desra_core.settings.models import Benchmarking
 from tests.benchmark_sets import FAST, as_coco, as_published, ground_truth, judge, make_plain, run_here, write
 from tests.desra_core.evaluation import published_scripts as slow

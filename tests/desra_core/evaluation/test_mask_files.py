@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from desra_core.errors import ImageError, TransientError
-from desra_core.evaluation.mask_files import MaskPair, decode_mask, is_lossy, on_valid_region, read_mask
+from desra_core.evaluation.mask_files import MaskPair, decode_any_mask, is_lossy, on_valid_region, read_mask
 from desra_core.evaluation.metrics import compare_pair
 from desra_core.images.codec import encode_mask
 
@@ -76,7 +76,7 @@ def test_lossless_files(mask: np.ndarray) -> None:
         "WebP": saved(gray * 255, "WEBP", mode="RGB", lossless=True),
     }
     for kind, data in files.items():
-        decoded = decode_mask(data, PATH)
+        decoded = decode_any_mask(data, PATH)
         assert decoded.dtype == np.bool_, kind
         assert np.array_equal(decoded, mask), kind
         assert not is_lossy(data), kind
@@ -84,7 +84,7 @@ def test_lossless_files(mask: np.ndarray) -> None:
 
 def test_nothing_and_everything() -> None:
     for value, marked in ((0, False), (255, True), (1, True)):
-        decoded = decode_mask(saved(np.full((9, 8), value, np.uint8)), PATH)
+        decoded = decode_any_mask(saved(np.full((9, 8), value, np.uint8)), PATH)
         assert (decoded == marked).all()
 
 
@@ -94,9 +94,9 @@ def test_lossy_files_are_thresholded(mask: np.ndarray, kind: str, mode: str, qua
     smooth = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
     data = saved(smooth * np.uint8(255), kind, mode=mode, quality=quality)
     assert is_lossy(data)
-    decoded = decode_mask(data, PATH)
+    decoded = decode_any_mask(data, PATH)
     assert np.count_nonzero(decoded != smooth) < 0.01 * mask.size
-    assert not decode_mask(saved(0 * smooth, kind, mode=mode, quality=quality), PATH).any()
+    assert not decode_any_mask(saved(0 * smooth, kind, mode=mode, quality=quality), PATH).any()
 
 
 def test_lossy_files_with_transparency_or_metadata(mask: np.ndarray) -> None:
@@ -105,7 +105,7 @@ def test_lossy_files_with_transparency_or_metadata(mask: np.ndarray) -> None:
     for pixels, options in ((np.dstack([white, gray]), {}), (painted(mask, 255, 255, 255), {"exif": b"Exif\0\0odd"})):
         data = saved(pixels, "WEBP", quality=90, **options)
         assert is_lossy(data)
-        assert np.count_nonzero(decode_mask(data, PATH) != mask) < 0.03 * mask.size
+        assert np.count_nonzero(decode_any_mask(data, PATH) != mask) < 0.03 * mask.size
         assert not is_lossy(saved(pixels, "WEBP", lossless=True, **options))
 
 
@@ -116,7 +116,7 @@ def test_lossy_files_are_known_by_their_content() -> None:
 
 def refused(data: bytes) -> str:
     with pytest.raises(ImageError) as error:
-        decode_mask(data, PATH)
+        decode_any_mask(data, PATH)
     assert error.value.subject == str(PATH)
     return error.value.reason
 

@@ -12,7 +12,7 @@ import pytest
 
 from desra_core.benchmarking import AnyBenchmark, plan
 from desra_core.benchmarking.labelled import labelled_tables, read_records, results_of
-from desra_core.report.agreement_pages import publish_results, render, worst_records
+from desra_core.report.pages import publish_results, render_benchmark, worst_records
 from tests.benchmark_sets import as_published, judge, make_plain, write
 from tests.browser import opened
 
@@ -34,7 +34,7 @@ def judged(make_pairs, tmp_path_factory) -> AnyBenchmark:
 
 def rendered(benchmark: AnyBenchmark) -> str:
     results, failures = results_of(benchmark), benchmark.failed()
-    return render(benchmark, results, labelled_tables(benchmark, results, failures), failures)
+    return render_benchmark(benchmark, results, labelled_tables(benchmark, results, failures), failures)
 
 
 def text_of(page: str) -> str:
@@ -65,7 +65,7 @@ def test_the_same_bytes_again_and_no_request(judged, monkeypatch) -> None:
     assert rendered(judged) == page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     # Where nothing has changed the page is not even drawn.
-    monkeypatch.setattr("desra_core.report.agreement_pages.render_page", None)
+    monkeypatch.setattr("desra_core.report.pages.render_page", None)
     publish_results(plan(judged.settings))
 
 

@@ -17,12 +17,12 @@ from desra_core.calibration.weights import (
     weight_values,
 )
 from desra_core.detection.class_weights import load_weights
-from desra_core.report.calibration_page import (
+from desra_core.report.pages import (
     calibration_markdown,
     class_distributions,
-    class_rows,
-    render,
+    render_calibration,
     suggestion_rows,
+    weight_rows,
     write_calibration,
 )
 from desra_core.settings.models import Fallback
@@ -54,12 +54,12 @@ def test_page(calibrated: CalibratedWeights, tmp_path: Path) -> None:
     written = write_calibration(calibrated, tmp_path / "mine.toml")
     assert written == [tmp_path / name for name in ("mine.toml", "mine.html", "mine.svg")]
     page = written[1].read_text()
-    assert page == render(calibrated, written[0])
+    assert page == render_calibration(calibrated, written[0])
     before = [path.read_bytes() for path in written]
     write_calibration(calibrated, tmp_path / "mine.toml")
     assert [path.read_bytes() for path in written] == before
     assert len(cells(page)) == 150 + 2
-    assert cells(page)[:3] == [list(row.values()) for row in class_rows(calibrated.rows)[:3]]
+    assert cells(page)[:3] == [list(row.values()) for row in weight_rows(calibrated.rows)[:3]]
     assert cells(page)[-2:] == [list(row.values()) for row in suggestion_rows(calibrated.suggestions)]
     assert "2 of 150 classes have weights of their own, from 9,000\npixels of 3 images" in page
     assert "/a &lt;b&gt; &amp; c" in page
@@ -70,7 +70,7 @@ def test_page(calibrated: CalibratedWeights, tmp_path: Path) -> None:
 
 
 def test_rows_by_pixels(calibrated: CalibratedWeights) -> None:
-    first, second, third, fourth = class_rows(calibrated.rows)[:4]
+    first, second, third, fourth = weight_rows(calibrated.rows)[:4]
     tree = next(row for row in calibrated.rows if row.class_index == 4)
     ratio = f"{tree.weight / tree.published_weight:.2f} x published"
     assert first == {
@@ -84,7 +84,7 @@ def test_rows_by_pixels(calibrated: CalibratedWeights) -> None:
 @pytest.mark.parametrize("fallback", ["published", "one"])
 def test_page_where_nothing_differs(calibrated: CalibratedWeights, fallback: Fallback) -> None:
     rows = derive_weights(calibrated.histogram, min_pixels=10**6, fallback=fallback)
-    page = render(calibrated._replace(rows=rows), Path("a.csv"))
+    page = render_calibration(calibrated._replace(rows=rows), Path("a.csv"))
     assert "No calibrated class differs from the published table." in page
     assert page.count("<svg") == 1
 

@@ -15,7 +15,7 @@ from desra_core.evaluation.evaluation import Evaluation, Rating, SeverityLabels,
 from desra_core.evaluation.mask_files import MaskPair, pair_folders
 from desra_core.evaluation.metrics import compare_pair
 from desra_core.images.codec import encode_mask, encode_png
-from desra_core.report.agreement_pages import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
+from desra_core.report.pages import agreement_picture, gan_sr_of, worst_images, write_evaluation_page
 from desra_core.report.pictures import AGREEMENT_SIDE, FALSE, MISSED, RIGHT
 from tests.browser import opened
 

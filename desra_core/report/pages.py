@@ -1,4 +1,4 @@
-"""Pages about masks held against a ground truth: of an evaluation, and of a benchmark, with its tables."""
+"""Pages of an evaluation, of a benchmark, with its tables, and of a calibration; with what the Prefect UI shows."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from desra_core.benchmarking import AnyBenchmark
 from desra_core.benchmarking.benchmark import Benchmark, OperatingPoint, Tables
@@ -24,16 +25,24 @@ from desra_core.benchmarking.labelled import (
     results_of,
 )
 from desra_core.benchmarking.synthetic import SyntheticSummary, curves, read_trials, summarise, synthetic_tables
+from desra_core.calibration.weights import (
+    CalibratedWeights,
+    ClassWeight,
+    Suggestion,
+    largest_differences,
+    write_weights,
+)
 from desra_core.detection.class_weights import class_names
+from desra_core.detection.mask import THRESHOLD
 from desra_core.errors import ImageError
 from desra_core.evaluation.evaluation import Evaluation, class_rows, image_rows, rated_regions
 from desra_core.evaluation.mask_files import FRAME, on_valid_region, read_mask
 from desra_core.evaluation.metrics import ImageAgreement, MaskScores, wilson_interval
-from desra_core.evaluation.table import as_json, counted, document_as_markdown, document_as_text, fixed
+from desra_core.evaluation.table import as_json, as_markdown, counted, document_as_markdown, document_as_text, fixed
 from desra_core.files import read_bytes, replace_file
 from desra_core.images.codec import Mask, decode
 from desra_core.images.parts import RGB, fitted, rgb8
-from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart
+from desra_core.report.charts import bar_chart, distributions, heat_table, inline, line_chart, save
 from desra_core.report.document import Cell, cells_within, make_cell, render_page
 from desra_core.report.pictures import AGREEMENT_SIDE, MAX_PIXELS, drawn_agreement
 from desra_core.stages import read_photo
@@ -45,6 +54,9 @@ WORST = 6
 
 _ROWS, _LISTED = 200, 200
 _BINS, _DRAWN_CLASSES = 20, 12
+# Bins of the figure of D by class, two for each interval, and its classes, those with most pixels.
+_D_BINS, _D_CLASSES = 40, 24
+_DIFFERENCES = 12
 # Edges of the bins of areas of regions, in pixels.
 _EDGES = (0, 1000, 4000, 16_000, 64_000, math.inf)
 _FOUND, _RIGHT = "share of ground-truth regions that are found", "share of detected regions that are right"
@@ -228,14 +240,14 @@ def publish_results(benchmark: AnyBenchmark) -> PublishedBenchmark:
     page = workspace.root / f"{tables.stem}.html"
     # The page is written before the tables, so that equal tables prove that their page is there.
     if not (page.exists() and all(path.exists() and path.read_bytes() == data for path, data in contents.items())):
-        workspace.publish(page, render(benchmark, results, tables, failures).encode())
+        workspace.publish(page, render_benchmark(benchmark, results, tables, failures).encode())
         for path, data in contents.items():
             workspace.publish(path, data)
     text = document_as_text(tables.title, tables.sections)
     return PublishedBenchmark([*contents, page], markdown, text, judged, failures)
 
 
-def render(
+def render_benchmark(
     benchmark: AnyBenchmark,
     results: LabelledResults | SyntheticSummary,
     tables: Tables,
@@ -374,3 +386,110 @@ def _synthetic_charts(summary: SyntheticSummary) -> list[tuple[str, Markup]]:
 def _read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     """Read the mask of an image of ``(H, W)``, with or without its frame: ``(H, W)`` bool, the frame empty."""
     return np.pad(on_valid_region(read_mask(path), shape, path), FRAME)
+
+
+def write_calibration(calibrated: CalibratedWeights, output: Path) -> list[Path]:
+    """Write the weights file, and beside it a page and the figure of D by class; return these files.
+
+    The same weights give the same bytes.
+
+    Raises:
+        TransientError: The disk is full or failed.
+    """
+    page, picture = output.with_suffix(".html"), output.with_suffix(".svg")
+    write_weights(calibrated, output)
+    save(class_distributions(calibrated), picture)
+    replace_file(page, render_calibration(calibrated, output).encode())
+    return [output, page, picture]
+
+
+def render_calibration(calibrated: CalibratedWeights, output: Path) -> str:
+    """Render the page about the weights in the file ``output``."""
+    rows = calibrated.rows
+    seen = [row for row in rows if row.pixels]
+    changed = largest_differences(rows, _DIFFERENCES)
+    ratios = {row.name: row.weight / row.published_weight for row in changed}
+    differences = bar_chart(ratios, xlabel="weight as a multiple of the published one") if ratios else None
+    return render_page(
+        "calibration.html.j2",
+        name=output.name,
+        calibrated=calibrated,
+        states={state: [row for row in rows if row.state == state] for state in ("calibrated", "thin", "unseen")},
+        distributions=inline(class_distributions(calibrated), "Distribution of the similarity in each class"),
+        drawn=min(len(seen), _D_CLASSES),
+        differences=differences and inline(differences, "Largest differences to the published weights"),
+        classes=weight_rows(seen),
+        unseen=weight_rows([row for row in rows if not row.pixels]),
+        suggestions=suggestion_rows(calibrated.suggestions),
+        threshold=_threshold_text(calibrated.suggested.threshold),
+        default_threshold=THRESHOLD,
+        origin={name.replace("_", " "): value for name, value in calibrated.origin.items() if value is not None},
+    )
+
+
+def class_distributions(calibrated: CalibratedWeights) -> Figure:
+    """Draw D in each class, like figure 10 of the paper; a line marks the D that the weight lifts to 1."""
+    seen = [row for row in _by_pixels(calibrated.rows) if row.pixels]
+    rows = {row.name + (", thin" if row.state == "thin" else ""): row for row in seen[:_D_CLASSES]}
+    counts = calibrated.histogram.counts.reshape(len(calibrated.rows), _D_BINS, -1).sum(axis=2)
+    return distributions(
+        {name: counts[row.class_index] for name, row in rows.items()},
+        edges=np.linspace(0, 1, _D_BINS + 1),
+        xlabel="similarity D; a line where the class's weight lifts it to 1",
+        marks={name: 1 / row.weight for name, row in rows.items()},
+    )
+
+
+def weight_rows(rows: list[ClassWeight]) -> list[dict[str, str]]:
+    """Write classes as rows of a table, the classes with most pixels first."""
+    cells = []
+    for row in _by_pixels(rows):
+        ratio = row.weight / row.published_weight
+        note = "as published" if math.isclose(ratio, 1, rel_tol=5e-4) else f"{ratio:.2f} x published"
+        cells.append({
+            "class": f"{row.class_index} {row.name}",
+            "pixels": f"{row.pixels:,}",
+            "images": f"{row.images:,}",
+            "interval": "–" if row.interval is None else str(row.interval),
+            "published interval": str(row.published_interval),
+            "weight": f"{row.weight:.3f}",
+            "published weight": f"{row.published_weight:.3f}",
+            "note": note if row.state == "calibrated" else f"{row.state}: fallback",
+        })  # fmt: skip
+    return cells
+
+
+def suggestion_rows(suggestions: list[Suggestion]) -> list[dict[str, str]]:
+    """Write thresholds by rate as rows of a table."""
+    return [
+        {
+            "of artifact-free pixels below": f"{100 * suggestion.rate:.12g} %",
+            "threshold": _threshold_text(suggestion.threshold),
+            "threshold with published weights": _threshold_text(suggestion.published_threshold),
+        }
+        for suggestion in suggestions
+    ]
+
+
+def calibration_markdown(calibrated: CalibratedWeights) -> str:
+    """Write the weights of all classes that were seen, and the thresholds, in Markdown."""
+    histogram = calibrated.histogram
+    seen = [row for row in calibrated.rows if row.pixels]
+    unseen = counted(len(calibrated.rows) - len(seen), "class is", "classes are")
+    pixels = int(histogram.pixels.sum())
+    parts = [
+        f"{counted(pixels, 'pixel')} of {counted(histogram.seen, 'image')}; {unseen} unseen.",
+        as_markdown(suggestion_rows(calibrated.suggestions)),
+        "Shares of pixels before erosion, dilation, hole filling and the area filter.",
+        as_markdown(weight_rows(seen)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_pixels(rows: list[ClassWeight]) -> list[ClassWeight]:
+    return sorted(rows, key=lambda row: (-row.pixels, row.class_index))
+
+
+def _threshold_text(value: float | None) -> str:
+    """Write a threshold as it is given to ``--threshold``."""
+    return "none" if value is None else f"{value:.4g}"
