@@ -81,11 +81,19 @@ if __name__ == "__main__":
         for module in pkgutil.walk_packages([f"{sys.path[0]}/{package}"], f"{package}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+    import PIL.Image
     from matplotlib.figure import Figure
 
     from deployments import cli
+    from desra_core import third_party
 
-    Figure().subplots().figure.savefig(io.BytesIO())  # finds the fonts once, for all forks
+    # Commands import these late.
+    third_party.mend_basicsr()
+    for name in ("basicsr.archs.rrdbnet_arch", "fastapi", "prefect.flow_engine", "prefect.task_engine",
+                 "prefect.utilities.visualization", "spandrel", "torch._dynamo", "torchvision.models"):  # fmt: skip
+        importlib.import_module(name)
+    PIL.Image.init()
+    Figure().subplots().figure.savefig(io.BytesIO(), format="svg")  # finds the fonts
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         serve(asked)
     if sys.argv[0] == "desra":
